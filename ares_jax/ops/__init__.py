@@ -1,0 +1,41 @@
+"""The paper's mathematics: arrays in, arrays out. Every function is jitted and stands alone."""
+
+from ares_jax.ops.difficulty import difficulty
+from ares_jax.ops.entropy_reward import entropy_reward, release_reward, track_alpha
+from ares_jax.ops.grpo import (
+  average_loss,
+  group_advantage,
+  importance_weight,
+  policy_loss,
+  token_bonus,
+)
+from ares_jax.ops.kl_controller import control_kl, track_kl_coefficient
+from ares_jax.ops.lagrange import bucket_stats, hwe_multiplier, track_target
+from ares_jax.ops.token_entropy import logprob_and_entropy, token_entropy
+from ares_jax.ops.token_kl import kl_weight, token_kl
+from ares_jax.ops.window_entropy import entropy_threshold, hwe_cover, hwe_flags, window_entropy
+
+__all__ = [
+  "average_loss",
+  "bucket_stats",
+  "control_kl",
+  "difficulty",
+  "entropy_reward",
+  "entropy_threshold",
+  "group_advantage",
+  "hwe_cover",
+  "hwe_flags",
+  "hwe_multiplier",
+  "importance_weight",
+  "kl_weight",
+  "logprob_and_entropy",
+  "policy_loss",
+  "release_reward",
+  "token_bonus",
+  "token_entropy",
+  "token_kl",
+  "track_alpha",
+  "track_kl_coefficient",
+  "track_target",
+  "window_entropy",
+]

@@ -1,0 +1,45 @@
+"""Difficulty of a prompt from the answers to it (paper section 3.2.2, eq. 9 and 10).
+
+B = P*G rows, row b = p*G + g. Buckets are int32: 0 easy, 1 medium, 2 hard.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+@functools.partial(jax.jit, static_argnames=("group", "easy", "medium"))
+def difficulty(correct_B, *, group, easy=0.75, medium=0.375):
+  """Bucket of every row from the pass rate of its group (paper eq. 9, 10).
+
+  Args:
+    correct_B: bool or number, 0 or 1.
+    group: G, rollouts a prompt; divides B.
+    easy, medium: lowest pass rates of the easy and the medium bucket, 0 <= medium <= easy <= 1;
+      of 8 rollouts 6 correct are easy, 3 medium, 2 hard.
+
+  Returns:
+    bucket_B: int32, equal within a group.
+
+  Raises:
+    ValueError: not [B], B not divisible by group, fractions out of order.
+
+  >>> import numpy as np
+  >>> print(difficulty(np.float32([1, 1, 1, 1, 0, 1, 0, 0]), group=2))
+  [0 0 0 0 1 1 2 2]
+  """
+  if correct_B.ndim != 1:
+    raise ValueError(f"correct_B has shape {correct_B.shape}; pass [B], one value a row")
+  if not isinstance(group, int) or group < 1 or correct_B.shape[0] % group:
+    raise ValueError(
+      f"{correct_B.shape[0]} rows do not divide into groups of {group!r}; pass whole groups"
+    )
+  if not 0 <= medium <= easy <= 1:
+    raise ValueError(f"medium = {medium}, easy = {easy}: need 0 <= medium <= easy <= 1")
+  number_P = correct_B.astype(jnp.float32).reshape(-1, group).sum(1)
+  # Whole answers, not fractions: 3/8 must reach 0.375 whatever the rounding of a division.
+  easy_number, medium_number = (math.ceil(rate * group - 1e-6) for rate in (easy, medium))
+  bucket_P = jnp.where(number_P >= easy_number, 0, jnp.where(number_P >= medium_number, 1, 2))
+  return jnp.repeat(bucket_P.astype(jnp.int32), group)

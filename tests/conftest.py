@@ -1,0 +1,11 @@
+"""Every test sees 4 CPU devices; JAX_COMPILATION_CACHE_DIR names a folder of compiled programs."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+_FORCE = "--xla_force_host_platform_device_count"
+_flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(_FORCE)]
+os.environ["XLA_FLAGS"] = " ".join([*_flags, f"{_FORCE}=4"])
+# Tests are many small programs: left alone, JAX keeps only those that compile for over 1 s.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
