@@ -1,0 +1,214 @@
+"""Configs: a file of numbers in, frozen records out, every mistake one clear line.
+
+A config file is Python with `get_config()`, which returns an `ml_collections.ConfigDict`. `load`
+imports it, `build` turns one of its sections into a frozen dataclass. The records are hashable, so
+they go into `jax.jit` as static arguments.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import math
+import os
+import types
+import typing
+from collections.abc import Mapping
+
+from ml_collections import config_dict
+
+
+class ConfigError(ValueError):
+  """A mistake in a config file or on the command line; the message is one line."""
+
+
+def load(path):
+  """Imports the config file `path` and returns what its `get_config()` returns.
+
+  Args:
+    path: a Python file; `path:argument` calls `get_config("argument")`.
+
+  Returns:
+    A locked `ConfigDict`.
+
+  Raises:
+    ConfigError: there is no such file, it does not import, or it has no `get_config()`.
+  """
+  if not path:
+    raise ConfigError("no config given; pass --config=FILE, for example configs/ares_tiny.py")
+  file, *argument = path.split(":", 1)
+  if not os.path.isfile(file):
+    raise ConfigError(f"config file {file!r} does not exist{_suggest_file(file)}")
+  if not file.endswith(".py"):
+    raise ConfigError(f"config file {file!r} is not a Python file (.py)")
+  spec = importlib.util.spec_from_file_location("config_file", file)
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+      raise ConfigError(f"config file {file!r} does not define get_config()")
+    config = module.get_config(*argument)
+  except ConfigError:
+    raise
+  except Exception as error:
+    # Whatever a user's file raises is a mistake in that file; its line says more than our stack.
+    raise ConfigError(
+      f"config file {file!r}{_line_in(error, file)}: {type(error).__name__}: {one_line(error)}"
+    ) from error
+  if not isinstance(config, config_dict.ConfigDict):
+    raise ConfigError(
+      f"get_config() of {file!r} returns {type(config).__name__}; return an "
+      "ml_collections.ConfigDict"
+    )
+  return config.lock()
+
+
+def build(cls, values, where):
+  """Makes the frozen dataclass `cls` from `values`, checking every key and type.
+
+  Args:
+    cls: a frozen dataclass. Its annotations are the schema: bool, int, float, str, `tuple[...]`,
+      `Literal[...]`, `X | None` and other dataclasses. An int is accepted for a float, a bool
+      never for an int, NaN never, a list for a tuple.
+    values: `ConfigDict` or mapping with exactly the fields of `cls`.
+    where: path of `values` for messages, e.g. "config.aepo".
+
+  Raises:
+    ConfigError: unknown or missing key, wrong type, or a ValueError of `cls.__post_init__`;
+      the message names `where.key`.
+  """
+  if not isinstance(values, Mapping | config_dict.ConfigDict):
+    raise ConfigError(f"{where} is {values!r}; expected the fields of {cls.__name__}")
+  hints = typing.get_type_hints(cls)
+  names = [field.name for field in dataclasses.fields(cls)]
+  for key in values:
+    if key not in names:
+      raise ConfigError(f"{where}.{key} is not a field of {cls.__name__}{suggest(key, names)}")
+  built = {}
+  for name in names:
+    if name not in values:
+      raise ConfigError(f"{where}.{name} is missing; {cls.__name__} has no defaults, set it")
+    try:
+      value = values[name]
+    except config_dict.RequiredValueError:
+      raise ConfigError(f"{where}.{name} must be set; pass --{where}.{name}=VALUE") from None
+    built[name] = _convert(hints[name], value, f"{where}.{name}")
+  try:
+    return cls(**built)
+  except ValueError as error:
+    # `group is 1 ...` becomes `config.aepo.group is 1 ...`, any other message gets `where: `.
+    message = one_line(error)
+    names_field = message.split(" ")[0].split("[")[0].split(".")[0] in names
+    raise ConfigError(f"{where}{'.' if names_field else ': '}{message}") from error
+
+
+def suggest(word, known):
+  """'; did you mean "x"?' for the nearest of `known`, else the list of `known`."""
+  near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+  if near:
+    return f"; did you mean {near[0]!r}?"
+  return f"; known: {', '.join(sorted(known))}"
+
+
+def one_line(error):
+  """The message of `error` with every run of white space, newlines too, as one space."""
+  text = str(error) if str(error) else type(error).__name__
+  return " ".join(text.split())
+
+
+def _convert(hint, value, where):
+  origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+  if dataclasses.is_dataclass(hint):
+    return build(hint, value, where)
+  if origin is typing.Literal:
+    for choice in arguments:
+      if type(value) is type(choice) and value == choice:
+        return value
+    choices = [str(choice) for choice in arguments]
+    near = suggest(value, choices) if isinstance(value, str) else f"; known: {', '.join(choices)}"
+    raise ConfigError(f"{where} is {value!r}, not one of its values{near}")
+  if origin in (typing.Union, types.UnionType):
+    return _convert_union(arguments, value, where)
+  if origin is tuple:
+    return _convert_tuple(arguments, value, where)
+  if hint is type(None):
+    if value is not None:
+      raise ConfigError(_wrong_type(hint, value, where))
+    return None
+  if hint is float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+      raise ConfigError(_wrong_type(hint, value, where))
+    if math.isnan(value):
+      raise ConfigError(f"{where} is nan; expected a number")
+    return float(value)
+  if hint is int:
+    if isinstance(value, bool) or not isinstance(value, int):
+      raise ConfigError(_wrong_type(hint, value, where))
+    return int(value)
+  if hint in (bool, str):
+    if not isinstance(value, hint):
+      raise ConfigError(_wrong_type(hint, value, where))
+    return value
+  raise TypeError(f"{where}: the annotation {hint} is not supported in a config record")
+
+
+def _convert_union(arguments, value, where):
+  if value is None and type(None) in arguments:
+    return None
+  others = [hint for hint in arguments if hint is not type(None)]
+  if len(others) == 1:
+    return _convert(others[0], value, where)
+  for hint in others:
+    try:
+      return _convert(hint, value, where)
+    except ConfigError:
+      continue
+  raise ConfigError(_wrong_type(" | ".join(map(_name, arguments)), value, where))
+
+
+def _convert_tuple(arguments, value, where):
+  if not isinstance(value, list | tuple):
+    raise ConfigError(_wrong_type(f"tuple[{', '.join(map(_name, arguments))}]", value, where))
+  if arguments[-1] is Ellipsis:
+    hints = arguments[:1] * len(value)
+  elif len(arguments) != len(value):
+    raise ConfigError(
+      f"{where} has {len(value)} values {tuple(value)!r}; expected {len(arguments)}"
+    )
+  else:
+    hints = arguments
+  return tuple(
+    _convert(hint, item, f"{where}[{i}]")
+    for i, (hint, item) in enumerate(zip(hints, value, strict=True))
+  )
+
+
+def _wrong_type(hint, value, where):
+  return f"{where} is {value!r} ({type(value).__name__}); expected {_name(hint)}"
+
+
+def _name(hint):
+  if hint is Ellipsis:
+    return "..."
+  if hint is type(None):
+    return "None"
+  return hint.__name__ if isinstance(hint, type) else str(hint)
+
+
+def _suggest_file(file):
+  folder = os.path.dirname(file) or "."
+  if not os.path.isdir(folder):
+    return f"; there is no folder {folder!r}"
+  near = difflib.get_close_matches(os.path.basename(file), os.listdir(folder), n=1, cutoff=0.6)
+  return f"; did you mean {os.path.join(os.path.dirname(file), near[0])!r}?" if near else ""
+
+
+def _line_in(error, file):
+  """' line N' where `error` was raised in `file`, deepest frame first; '' if it was not."""
+  if isinstance(error, SyntaxError):
+    return f" line {error.lineno}"
+  line, trace = "", error.__traceback__
+  while trace is not None:
+    if trace.tb_frame.f_code.co_filename == file:
+      line = f" line {trace.tb_lineno}"
+    trace = trace.tb_next
+  return line

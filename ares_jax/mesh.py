@@ -1,0 +1,99 @@
+"""The device mesh, made once, and the few ways arrays get onto it.
+
+Two axes: "data" (rows of a batch, and FSDP shards of the weights) and "model" (tensor parallel).
+Every other room uses the mesh that `jax.set_mesh` made current.
+"""
+
+import math
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+AXES = ("data", "model")
+
+
+def make_mesh(data, model, devices=None):
+  """Arranges all devices as a (data, model) mesh.
+
+  Args:
+    data: devices on the data axis, >= 1; -1 = all that `model` leaves.
+    model: devices on the model axis, >= 1.
+    devices: devices to use; None is `jax.devices()`.
+
+  Raises:
+    ValueError: the product is not exactly the number of devices.
+  """
+  count = len(jax.devices() if devices is None else devices)
+  if model < 1 or (data < 1 and data != -1):
+    raise ValueError(f"mesh data={data} model={model}: sizes are >= 1; only data may be -1 (rest)")
+  if data == -1:
+    if count % model:
+      raise ValueError(f"mesh model={model} does not divide {count} devices; change config.mesh")
+    data = count // model
+  # jax.make_mesh((3,)) on 4 devices takes 3 of them and says nothing.
+  if data * model != count:
+    raise ValueError(
+      f"mesh data={data} x model={model} = {data * model}, but there are {count} devices; "
+      "change config.mesh (data=-1 takes all that is left)"
+    )
+  # make_mesh's own default is Explicit axes, with which gathers and scans need edits everywhere.
+  return jax.make_mesh((data, model), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def shard(x, *spec):
+  """Constrains `x` to `PartitionSpec(*spec)` on the current mesh, on CPU as on TPU.
+
+  Without a current mesh (`jax.set_mesh`) there is nothing to shard over and `x` is returned.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def sharding(*spec):
+  """`NamedSharding` of `PartitionSpec(*spec)` on the current mesh.
+
+  Raises:
+    ValueError: no mesh is current.
+  """
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    raise ValueError("no mesh is current; enter jax.set_mesh(make_mesh(data, model)) first")
+  return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def replicated():
+  """`NamedSharding` of a whole copy on every device of the current mesh."""
+  return sharding()
+
+
+def size(axis):
+  """Devices along `axis` of the current mesh."""
+  return sharding().mesh.shape[axis]
+
+
+def put(tree, *spec):
+  """Moves every leaf of `tree` to `PartitionSpec(*spec)` on the current mesh; no spec replicates.
+
+  Raises:
+    ValueError: no mesh is current, or a leaf's axis does not divide over its mesh axis; names
+      the leaf.
+  """
+  target = sharding(*spec)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    _check_divides(jax.tree_util.keystr(path), leaf.shape, target)
+  return jax.device_put(tree, target)
+
+
+def _check_divides(name, shape, target):
+  if len(target.spec) > len(shape):
+    raise ValueError(f"{name or 'array'} {shape} has fewer axes than {target.spec}")
+  for axis, axes in enumerate(target.spec):
+    if axes is None:
+      continue
+    parts = math.prod(target.mesh.shape[a] for a in ([axes] if isinstance(axes, str) else axes))
+    if shape[axis] % parts:
+      raise ValueError(
+        f"{name or 'array'} {shape}: axis {axis} does not divide over {parts} devices "
+        f"({axes}); change the batch or config.mesh"
+      )

@@ -1,0 +1,212 @@
+"""What a run reports: scalars to files, progress to the terminal, seconds per phase.
+
+`DIR/metrics.jsonl` has one object a step: "stage", "step", then the metric names; a value that is
+not finite is null. `step` counts finished steps: the line of a stage's first step has step 1, and
+a checkpoint at step s holds the work of lines 1..s. TensorBoard files are in DIR/tensorboard/STAGE.
+"""
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+
+import jax
+import numpy as np
+import tensorboardX
+
+
+class MetricWriter:
+  """Writes the scalars of one stage; has the methods of clu's MetricWriter that we use.
+
+  clu.metric_writers itself imports TensorFlow. Only process 0 writes; on others all is a no-op.
+  """
+
+  def __init__(self, workdir, stage, *, step):
+    """Opens the logs and cuts off what a killed run wrote after its last checkpoint.
+
+    Args:
+      workdir: the run's folder, made if missing.
+      stage: name of the stage, on every line.
+      step: finished steps of the stage at which the run goes on; 0 = from the start. Lines of
+        this stage with a larger step are removed, because they will be written again.
+
+    Raises:
+      ValueError: a line of metrics.jsonl other than the last is not a JSON object with stage
+        and step.
+    """
+    self._stage = stage
+    self._file = self._events = None
+    if jax.process_index() != 0:
+      return
+    os.makedirs(workdir, exist_ok=True)
+    path = os.path.join(workdir, "metrics.jsonl")
+    truncate(path, stage, step)
+    self._file = open(path, "a", encoding="utf-8", newline="\n")
+    self._events = tensorboardX.SummaryWriter(
+      os.path.join(workdir, "tensorboard", stage), purge_step=step + 1, flush_secs=30
+    )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exc):
+    self.close()
+
+  def write_scalars(self, step, scalars):
+    """Writes one line.
+
+    Args:
+      step: finished steps, >= 1.
+      scalars: name -> number or array of one element.
+
+    Raises:
+      ValueError: a value has more than one element, or a name is "stage" or "step".
+    """
+    numbers = {name: _number(name, value) for name, value in scalars.items()}
+    if self._file is None:
+      return
+    line = {"stage": self._stage, "step": int(step)}
+    for name, number in numbers.items():
+      if name in line:
+        raise ValueError(f"a metric cannot be called {name!r}; it is a key of every line")
+      line[name] = number if math.isfinite(number) else None
+      self._events.add_scalar(name, number, int(step))
+    # One write of a whole line: a kill leaves at most one torn line, which truncate removes.
+    self._file.write(json.dumps(line, allow_nan=False) + "\n")
+    self._file.flush()
+
+  def flush(self):
+    """Forces everything written to disk."""
+    if self._file is not None:
+      self._file.flush()
+      os.fsync(self._file.fileno())
+      self._events.flush()
+
+  def close(self):
+    """Flushes and closes; the writer is then dead."""
+    if self._file is not None:
+      self.flush()
+      self._file.close()
+      self._events.close()
+      self._file = None
+
+
+class Progress:
+  """A bar with the time left on stderr; plain lines when stderr is not a terminal."""
+
+  def __init__(self, total, stage, *, start=0, stream=None, clock=time.monotonic, every=10.0):
+    """
+    Args:
+      total: steps of the stage.
+      stage: its name, printed first.
+      start: steps finished before this process began (a resumed run).
+      stream: where to write; None is stderr.
+      clock: seconds, for tests.
+      every: seconds between plain lines.
+    """
+    self._total, self._stage, self._start = total, stage, start
+    self._stream = sys.stderr if stream is None else stream
+    self._clock, self._every = clock, every
+    self._began = clock()
+    self._written = -math.inf
+    self._width = 0
+    self._silent = jax.process_index() != 0
+
+  def update(self, step, note=""):
+    """Shows that `step` of `total` are finished, with `note` (e.g. "accuracy 0.61") behind."""
+    if self._silent:
+      return
+    now = self._clock()
+    line = f"{self._stage} {step}/{self._total}"
+    if step > self._start:
+      seconds = (now - self._began) / (step - self._start)
+      line += f" {seconds:.2f} s/step, {_duration(seconds * (self._total - step))} left"
+    line += f"  {note}" if note else ""
+    if self._stream.isatty():
+      filled = int(20 * step / max(self._total, 1))
+      line = f"[{'#' * filled}{'.' * (20 - filled)}] {line}"
+      self._stream.write("\r" + line.ljust(self._width))
+      self._width = len(line)
+    elif now - self._written >= self._every or step >= self._total:
+      self._stream.write(line + "\n")
+      self._written = now
+    self._stream.flush()
+
+  def close(self):
+    """Ends the bar's line."""
+    if not self._silent and self._stream.isatty() and self._width:
+      self._stream.write("\n")
+      self._stream.flush()
+
+
+class PhaseTimer:
+  """Seconds spent in each phase: `with timer("rollout"): ...`.
+
+  jax returns before the device is done: block on the result inside the phase.
+  """
+
+  def __init__(self, clock=time.perf_counter):
+    self._clock = clock
+    self._seconds = {}
+    self.total = {}  # phase -> seconds since the timer was made
+
+  @contextlib.contextmanager
+  def __call__(self, phase):
+    began = self._clock()
+    try:
+      yield
+    finally:
+      spent = self._clock() - began
+      for record in (self._seconds, self.total):
+        record[phase] = record.setdefault(phase, 0.0) + spent
+
+  def take(self):
+    """{"seconds/PHASE": seconds} since the last `take`, as metrics of a step; starts anew."""
+    taken = {f"seconds/{phase}": seconds for phase, seconds in self._seconds.items()}
+    self._seconds = {}
+    return taken
+
+
+def _number(name, value):
+  array = np.asarray(value)
+  if array.size != 1:
+    raise ValueError(f"metric {name!r} has shape {array.shape}; write one number per name")
+  return array.item()
+
+
+def _duration(seconds):
+  hours, seconds = divmod(round(seconds), 3600)
+  minutes, seconds = divmod(seconds, 60)
+  if hours:
+    return f"{hours}h{minutes:02d}m"
+  return f"{minutes}m{seconds:02d}s"
+
+
+def truncate(path, stage, step):
+  """Rewrites `path` without `stage`'s lines after `step` and without a torn last line."""
+  if not os.path.exists(path):
+    return
+  with open(path, "rb") as file:
+    # Not splitlines(): it also splits at U+2028 and U+0085 inside a string.
+    *lines, torn = file.read().split(b"\n")
+  kept = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      record = json.loads(line)
+      keep = record["stage"] != stage or record["step"] <= step
+    except (ValueError, KeyError, TypeError) as error:
+      raise ValueError(
+        f"{path} line {number} is not an object with stage and step ({error}); repair or move it"
+      ) from error
+    if keep:
+      kept.append(line + b"\n")
+  if len(kept) == len(lines) and not torn:
+    return
+  temporary = path + ".tmp"
+  with open(temporary, "wb") as file:
+    file.writelines(kept)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)

@@ -1,0 +1,175 @@
+"""AdamW, its learning rate, and the update that a non-finite gradient skips.
+
+The learning rate is an argument of `apply`, not part of the transformation, so that it can be a
+traced scalar: another rate or another number of steps is not another program to compile.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW and its schedule; every field is required."""
+
+  learning_rate: float  # peak
+  schedule: Literal["constant", "cosine"]  # after the warm-up
+  warmup_steps: int  # linear from 0; 0 = none
+  final_fraction: float  # cosine: rate at the last step over the peak
+  b1: float
+  b2: float
+  eps: float
+  weight_decay: float  # decoupled: times the learning rate
+  clip: float  # global norm of the gradient; inf = no clipping
+
+  def __post_init__(self):
+    if not 0 <= self.learning_rate < float("inf"):
+      raise ValueError(f"learning_rate is {self.learning_rate}; must be finite and >= 0")
+    if self.warmup_steps < 0:
+      raise ValueError(f"warmup_steps is {self.warmup_steps}; must be >= 0")
+    if not 0 <= self.final_fraction <= 1:
+      raise ValueError(f"final_fraction is {self.final_fraction}; must be in [0, 1]")
+    for name, value in (("b1", self.b1), ("b2", self.b2)):
+      if not 0 <= value < 1:
+        raise ValueError(f"{name} is {value}; must be in [0, 1)")
+    if self.eps <= 0:
+      raise ValueError(f"eps is {self.eps}; must be > 0")
+    if self.weight_decay < 0:
+      raise ValueError(f"weight_decay is {self.weight_decay}; must be >= 0")
+    if self.clip <= 0:
+      raise ValueError(f"clip is {self.clip}; must be > 0 (inf = no clipping)")
+
+
+def learning_rate(config, step, total):
+  """The rate of update `step` (0 = the first) of `total`.
+
+  Warm-up: peak (step + 1) / warmup_steps. Then constant, or a cosine from the peak to
+  peak * final_fraction at `total`.
+
+  Args:
+    config: OptimizerConfig.
+    step: int or int32 [], may be traced.
+    total: int or int32 [], may be traced.
+
+  Returns:
+    float32 [].
+  """
+  step, total = jnp.float32(step), jnp.float32(total)
+  warmup = jnp.minimum((step + 1) / max(config.warmup_steps, 1), 1.0)
+  if config.schedule == "constant":
+    return config.learning_rate * warmup
+  # A run shorter than its warm-up has no cosine part: the maximum keeps the division defined.
+  length = jnp.maximum(total - config.warmup_steps, 1.0)
+  progress = jnp.clip((step - config.warmup_steps) / length, 0.0, 1.0)
+  cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+  return config.learning_rate * warmup * (
+    config.final_fraction + (1 - config.final_fraction) * cosine
+  )
+
+
+def make(config, *, decayed=None, trained=None):
+  """AdamW without its learning rate: clip, Adam moments, decoupled weight decay.
+
+  Args:
+    config: OptimizerConfig.
+    decayed: tree of bools like the params: which leaves decay; None is all.
+    trained: tree of bools like the params: the other leaves are frozen: no moments, no update,
+      no part in clipping. None is all.
+
+  Returns:
+    optax.GradientTransformation for `apply`.
+  """
+  chain = optax.chain(
+    optax.clip_by_global_norm(config.clip),
+    optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=jnp.float32),
+    optax.add_decayed_weights(config.weight_decay, mask=decayed),
+  )
+  if trained is None:
+    return chain
+  frozen = jax.tree.map(lambda leaf: not leaf, trained)
+  return optax.chain(optax.masked(optax.set_to_zero(), frozen), optax.masked(chain, trained))
+
+
+def state_shardings(tx, params, shardings):
+  """Shardings of `tx`'s state: moments like their parameters, the rest replicated.
+
+  `jit(tx.init)(params)` under Auto axes gives replicated moments; pass these as `out_shardings`.
+
+  Args:
+    tx: from `make`.
+    params: params, concrete or abstract.
+    shardings: tree like the params; all NamedSharding, or all on one device.
+  """
+  state = jax.eval_shape(tx.init, params)
+  replicated = jax.tree.leaves(shardings)[0]
+  if isinstance(replicated, jax.sharding.NamedSharding):
+    replicated = jax.sharding.NamedSharding(replicated.mesh, jax.sharding.PartitionSpec())
+  return optax.tree_utils.tree_map_params(
+    tx,
+    # A frozen leaf has an empty MaskedNode where its moments would stand: it stays.
+    lambda leaf, sharding: leaf if isinstance(leaf, optax.MaskedNode) else sharding,
+    state,
+    shardings,
+    transform_non_params=lambda _: replicated,
+    is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
+  )
+
+
+def of(config, params, *, frozen=()):
+  """`make` for a dict of weights, all parts trained but those named in `frozen`.
+
+  Raises:
+    ValueError: `frozen` names a part that the weights do not have.
+  """
+  unknown = sorted(set(frozen) - set(params))
+  if unknown:
+    raise ValueError(f"frozen parts {unknown} are not in the params; known: {', '.join(params)}")
+  trained = {
+    name: jax.tree.map(lambda _, on=name not in frozen: on, part) for name, part in params.items()
+  }
+  return make(config, trained=trained)
+
+
+def start(tx, params):
+  """First state of `tx`, sharded like the weights, which are on a mesh."""
+  shardings = jax.tree.map(lambda x: x.sharding, params)
+  return jax.jit(tx.init, out_shardings=state_shardings(tx, params, shardings))(params)
+
+
+def apply(tx, grads, opt_state, params, rate):
+  """One update, or none when the gradient is not finite.
+
+  Args:
+    tx: from `make`.
+    grads: like `params`, any float dtype.
+    opt_state: from `tx.init`.
+    params: float32 leaves.
+    rate: float32 [], the learning rate, e.g. `learning_rate(config, step, total)`.
+
+  Returns:
+    params, opt_state: unchanged bit for bit (moments and count too) when any gradient is NaN or
+      infinite, or the squares overflow.
+    metrics: grad_norm float32 [] (before clipping), skipped float32 [] (0 or 1).
+
+  Raises:
+    ValueError: a parameter is not float32; moments and updates in bfloat16 lose small steps.
+  """
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    if leaf.dtype != jnp.float32:
+      raise ValueError(
+        f"params{jax.tree_util.keystr(path)} is {leaf.dtype}; master weights must be float32"
+      )
+  grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+  grad_norm = optax.tree_utils.tree_norm(grads)
+  finite = jnp.isfinite(grad_norm)
+  # Not optax.apply_if_finite: with a limit of N it applies the (N+1)th NaN.
+  updates, new_state = tx.update(grads, opt_state, params)
+  new_params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
+  params, opt_state = jax.tree.map(
+    lambda new, old: jnp.where(finite, new, old), (new_params, new_state), (params, opt_state)
+  )
+  return params, opt_state, {"grad_norm": grad_norm, "skipped": 1.0 - finite.astype(jnp.float32)}

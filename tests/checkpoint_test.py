@@ -1,0 +1,158 @@
+import os
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ares_jax import checkpoint
+from ares_jax import mesh as mesh_lib
+
+
+@flax.struct.dataclass
+class State:
+  step: jax.Array
+  params: dict
+  opt_state: tuple
+  key: jax.Array
+  keys: jax.Array
+
+
+def make_state(mesh, offset=0.0):
+  params = {
+    "w": jnp.arange(32.0).reshape(8, 4) + offset,
+    "half": jnp.ones((4,), jnp.bfloat16),
+    "nan": jnp.float32([np.nan, np.inf]),
+  }
+  params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+  params["w"] = jax.device_put(params["w"], NamedSharding(mesh, PartitionSpec("data", "model")))
+  whole = NamedSharding(mesh, PartitionSpec())
+  opt_state = optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(0.1)).init(params)
+  return State(
+    step=jax.device_put(jnp.int32(7), whole),
+    params=params,
+    opt_state=jax.device_put(opt_state, whole),
+    key=jax.device_put(jax.random.key(3), whole),
+    keys=jax.device_put(
+      jax.random.split(jax.random.key(4, impl="rbg"), 4),
+      NamedSharding(mesh, PartitionSpec("data")),
+    ),
+  )
+
+
+def assert_same(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    assert x.dtype == y.dtype
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x, y = jax.random.key_data(x), jax.random.key_data(y)
+    np.testing.assert_array_equal(x, y)
+
+
+def test_restores_bit_for_bit_onto_another_mesh(tmp_path):
+  state = make_state(mesh_lib.make_mesh(4, 1))
+  with checkpoint.Checkpoints(str(tmp_path), keep=2) as saved:
+    saved.save(7, state, {"data": {"next": 3}})
+  target = checkpoint.abstract_like(make_state(mesh_lib.make_mesh(2, 2), offset=5.0))
+  with checkpoint.Checkpoints(str(tmp_path), keep=2) as saved:
+    step, restored, extra = saved.restore(target)
+  assert step == 7 and extra == {"data": {"next": 3}}
+  assert_same(restored, state)
+  for wanted, leaf in zip(jax.tree.leaves(target), jax.tree.leaves(restored), strict=True):
+    assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+  assert restored.params["w"].sharding.mesh.shape["model"] == 2
+  # The keys continue the same random numbers.
+  np.testing.assert_array_equal(
+    jax.random.uniform(restored.key, (3,)), jax.random.uniform(state.key, (3,))
+  )
+
+
+def test_an_empty_directory_restores_nothing(tmp_path):
+  with checkpoint.Checkpoints(str(tmp_path / "new"), keep=1) as saved:
+    assert saved.latest() is None
+    assert saved.restore(checkpoint.abstract_like({"a": jnp.ones(3)})) is None
+    with pytest.raises(ValueError, match="no checkpoint 3 in"):
+      saved.restore(checkpoint.abstract_like({"a": jnp.ones(3)}), step=3)
+
+
+def test_donating_the_state_right_after_save_does_not_change_what_is_saved(tmp_path):
+  step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+  state = {"w": jnp.zeros((512, 512))}
+  with checkpoint.Checkpoints(str(tmp_path), keep=5) as saved:
+    for i in range(1, 4):
+      state = step(state)
+      saved.save(i, state, {})
+      state = step(state)
+      jax.block_until_ready(state)
+    for i in range(1, 4):
+      _, restored, _ = saved.restore(checkpoint.abstract_like(state), step=i)
+      np.testing.assert_array_equal(restored["w"], np.full((512, 512), 2.0 * i - 1))
+
+
+def test_keeps_the_newest(tmp_path):
+  with checkpoint.Checkpoints(str(tmp_path), keep=2) as saved:
+    for step in (1, 2, 5):
+      saved.save(step, {"a": np.float32([step])}, {})
+    saved.wait()
+    assert saved.steps() == [2, 5] and saved.latest() == 5
+  with pytest.raises(ValueError, match="keep is 0"):
+    checkpoint.Checkpoints(str(tmp_path), keep=0)
+
+
+def test_a_step_is_never_overwritten_or_saved_out_of_order(tmp_path):
+  with checkpoint.Checkpoints(str(tmp_path), keep=3) as saved:
+    saved.save(4, {"a": np.zeros(2)}, {})
+    for step in (4, 3):
+      with pytest.raises(ValueError, match=f"step {step} is not after the newest checkpoint 4"):
+        saved.save(step, {"a": np.zeros(2)}, {})
+
+
+@pytest.mark.parametrize(
+  "target, message",
+  [
+    ({"a": jnp.zeros(3), "b": jnp.zeros(2)}, r"b is not in it; c/0 is only in it"),
+    ({"a": jnp.zeros(4), "c": [jnp.int32(0)]}, r"a is float32\[3\] in it, .* needs float32\[4\]"),
+    ({"a": jnp.zeros(3, jnp.bfloat16), "c": [jnp.int32(0)]}, r"a is float32\[3\] .* bfloat16\[3\]"),
+    ({"a": jnp.zeros(3), "c": [jnp.float32(0)]}, r"c/0 is int32\[\] in it, .* float32\[\]"),
+    ({"a": jnp.zeros(3), "c": [jax.random.key(0)]}, r"c/0 is int32\[\] in it, .* uint32\[2\]"),
+  ],
+)
+def test_a_leaf_that_does_not_fit_is_named(tmp_path, target, message):
+  with checkpoint.Checkpoints(str(tmp_path), keep=1) as saved:
+    saved.save(1, {"a": jnp.zeros(3), "c": [jnp.int32(0)]}, {})
+    with pytest.raises(ValueError, match=message) as error:
+      saved.restore(checkpoint.abstract_like(target))
+  assert "\n" not in str(error.value)
+
+
+def test_a_target_without_shardings_is_an_error(tmp_path):
+  with checkpoint.Checkpoints(str(tmp_path), keep=1) as saved:
+    saved.save(1, {"a": jnp.zeros(3)}, {})
+    with pytest.raises(ValueError, match="leaf a of the restore target has no sharding"):
+      saved.restore({"a": jax.ShapeDtypeStruct((3,), jnp.float32)})
+
+
+def test_only_arrays_and_json_are_saved(tmp_path):
+  with checkpoint.Checkpoints(str(tmp_path), keep=1) as saved:
+    with pytest.raises(ValueError, match="state leaf b/1 is int"):
+      saved.save(1, {"a": jnp.zeros(3), "b": (jnp.zeros(1), 3)}, {})
+    with pytest.raises(ValueError, match="extra of checkpoint 1 is not JSON"):
+      saved.save(1, {"a": jnp.zeros(3)}, {"x": np.zeros(3)})
+    with pytest.raises(ValueError, match="extra of checkpoint 1 is not JSON"):
+      saved.save(1, {"a": jnp.zeros(3)}, {"x": float("nan")})
+    assert saved.latest() is None
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path):
+  with checkpoint.Checkpoints(str(tmp_path), keep=1) as saved:
+    saved.save(1, {"a": jnp.zeros(3)}, {})
+  left = tmp_path / "2.orbax-checkpoint-tmp"
+  left.mkdir()
+  (left / "part").write_text("x")
+  with checkpoint.Checkpoints(str(tmp_path), keep=1) as saved:
+    assert saved.latest() == 1
+    saved.save(2, {"a": jnp.zeros(3)}, {})
+  assert not os.path.exists(left) and saved.latest() == 2

@@ -1,0 +1,69 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from ares_jax import mesh as mesh_lib
+
+
+def test_takes_all_devices_and_fills_in_the_rest():
+  mesh = mesh_lib.make_mesh(-1, 2)
+  assert dict(mesh.shape) == {"data": 2, "model": 2}
+  assert mesh.axis_types == (AxisType.Auto, AxisType.Auto)
+  assert dict(mesh_lib.make_mesh(4, 1).shape) == {"data": 4, "model": 1}
+
+
+@pytest.mark.parametrize(
+  "data, model, message",
+  [
+    (3, 1, r"3 x model=1 = 3, but there are 4 devices"),
+    (4, 2, r"= 8, but there are 4 devices"),
+    (-1, 3, r"model=3 does not divide 4 devices"),
+    (0, 1, r"sizes are >= 1"),
+    (2, -1, r"sizes are >= 1"),
+  ],
+)
+def test_a_product_that_is_not_the_device_count_is_an_error(data, model, message):
+  with pytest.raises(ValueError, match=message):
+    mesh_lib.make_mesh(data, model)
+
+
+def test_shard_really_splits_on_cpu_devices():
+  with jax.set_mesh(mesh_lib.make_mesh(4, 1)):
+    x = jax.jit(lambda x: mesh_lib.shard(x * 2, "data"))(jnp.ones((8, 3)))
+  assert [shard.data.shape for shard in x.addressable_shards] == [(2, 3)] * 4
+
+
+def test_shard_refuses_an_axis_the_mesh_does_not_have():
+  with jax.set_mesh(mesh_lib.make_mesh(4, 1)), pytest.raises(ValueError, match="date"):
+    jax.jit(lambda x: mesh_lib.shard(x, "date"))(jnp.ones((8, 3)))
+
+
+def test_shard_without_a_mesh_returns_the_array():
+  x = jnp.ones((3,))
+  assert mesh_lib.shard(x, "data") is x
+
+
+def test_put_splits_by_the_spec_and_replicates_without_one():
+  tree = {"tokens": np.arange(8).reshape(4, 2), "id": np.arange(4)}
+  with jax.set_mesh(mesh_lib.make_mesh(2, 2)):
+    placed = mesh_lib.put(tree, "data")
+    whole = mesh_lib.put(tree["id"])
+    assert whole.sharding == mesh_lib.replicated()
+  assert placed["tokens"].addressable_shards[0].data.shape == (2, 2)
+  assert whole.is_fully_replicated
+  np.testing.assert_array_equal(placed["tokens"], tree["tokens"])
+
+
+def test_put_names_the_leaf_that_does_not_divide():
+  with jax.set_mesh(mesh_lib.make_mesh(4, 1)):
+    with pytest.raises(ValueError, match=r"\['b'\] \(6, 2\): axis 0 does not divide over 4"):
+      mesh_lib.put({"a": np.zeros((4,)), "b": np.zeros((6, 2))}, "data")
+    with pytest.raises(ValueError, match="fewer axes"):
+      mesh_lib.put(np.zeros((4,)), "data", "model")
+
+
+def test_put_without_a_mesh_is_an_error():
+  with pytest.raises(ValueError, match="no mesh is current"):
+    mesh_lib.put(np.zeros(4))
