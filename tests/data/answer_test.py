@@ -1,0 +1,122 @@
+import json
+import os
+import time
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ares_jax.data import answer, quantity
+
+PAIRS = [
+  json.loads(line)
+  for line in open(os.path.join(os.path.dirname(__file__), "grade_pairs.jsonl"), encoding="utf-8")
+]
+
+
+def refuse(*_):
+  raise AssertionError("the symbolic parser was asked")
+
+
+def test_the_table_has_no_false_accept_and_at_most_2_percent_false_rejects():
+  assert len(PAIRS) >= 300
+  wrong = {True: [], False: []}
+  for pair in PAIRS:
+    if answer.same_answer(pair["answer"], pair["truth"]) != pair["same"]:
+      wrong[pair["same"]].append((pair["form"], pair["answer"], pair["truth"]))
+  assert wrong[False] == []  # false accepts
+  assert len(wrong[True]) <= 0.02 * len(PAIRS), wrong[True]
+
+
+def test_every_truth_of_the_table_equals_itself():
+  for pair in PAIRS:
+    assert answer.same_answer(pair["truth"], pair["truth"], symbolic=refuse), pair["truth"]
+
+
+def test_no_box_is_not_the_word_none():
+  assert not answer.same_answer(None, "None")
+  assert answer.same_answer("None", "None")
+
+
+def test_any_of_several_accepted_answers_is_right():
+  assert answer.same_answer("6", ["six", "half a dozen"], symbolic=refuse)
+  assert not answer.same_answer("7", ("six", "half a dozen"), symbolic=refuse)
+
+
+@pytest.mark.parametrize("truth", ["", "  ", 8, ["8", None]])
+def test_a_truth_that_is_no_text_is_an_error(truth):
+  with pytest.raises(ValueError, match="is not a text"):
+    answer.same_answer("8", truth)
+
+
+def test_only_formulas_reach_the_symbolic_parser():
+  for said, truth in [("8", "3"), ("pairs", "Paris"), ("B", "C"), ("yes", "no"), ("5 cm", "5 m"),
+                      ("(1, 2)", "(1, 3)"), ("1, 2", "2, 3"), ("4+4", "8")]:  # fmt: skip
+    assert not answer.same_answer(said, truth, symbolic=refuse)
+  asked = []
+  answer.same_answer("x+1", "1+x", symbolic=lambda *pair: asked.append(pair))
+  assert asked == [("x+1", "1+x")]
+
+
+@pytest.mark.parametrize(
+  "said",
+  [
+    "9^{9^{9^9}}", "x^{10000}", "(x^{999})^{999}^{2}", "x" + "1" * 30, "x!", "x+" * 150 + "x",
+    "__import__('os').system('id')+x", "\\input{/etc/passwd}x", "\\sum_{n=1}^{9} x",
+    "x" + "(" * 20 + "x" + ")" * 20, "x\\write18{ls}", "x;y", "x}{x", "\\begin{x}x\\end{x}",
+  ],
+)  # fmt: skip
+def test_hostile_formulas_never_reach_the_symbolic_parser(said):
+  assert not answer.same_answer(said, "x+1", symbolic=refuse)
+
+
+def test_long_hostile_answers_are_fast():
+  began = time.process_time()
+  for said in ("{" * 10**6, "1" * 10**6, "\\boxed{" * 10**5, "(" * 250, "\\frac" * 50,
+               "1,000" * 50, "A, " * 80, " " * 10**6 + "8", "5 " + "m" * 250, "^{" * 120,
+               "1 " * 128, "\\text{" * 40, "x=" * 120):  # fmt: skip
+    for truth in ("7919", "x+1", "A, B", "5 cm", "(1, 2)"):
+      assert not answer.same_answer(said, truth, symbolic=lambda *_: False)
+  assert time.process_time() - began < 5
+
+
+PIECES = [
+  "\\frac", "\\sqrt", "{", "}", "(", ")", "[", "]", "^", "_", "\\text{", "\\boxed{", "$", "%", "°",
+  ",", ";", "=", "x", "A", "B.", " or ", " and ", " cm", "m", "not", "-", "+", "/", ".", "!", "3",
+  "12", "0", "\\{", "\\}", "\\pm", "\\cup", "\\infty", "\u202e", "\x00", "\u200b", "7", "１",
+  "\\left", "\\,", "~", "|", "&", "\\\\", "e", "i", "million", "√", "π", "²",
+]  # fmt: skip
+
+
+@settings(max_examples=1500, deadline=2000, derandomize=True, database=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=25).map("".join))
+def test_no_random_mixture_is_accepted_or_raises(said):
+  # A prime that none of the pieces makes: anything accepted would be a false accept.
+  for truth in ("7919", "Paris", "Yes", "(7919, 2)", "7919 kg"):
+    assert not answer.same_answer(said, truth, symbolic=lambda *_: False)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(st.integers(-(10**9), 10**9), st.integers(1, 10**4))
+def test_numbers_in_any_spelling_are_exact(top, bottom):
+  value = Fraction(top, bottom)
+  for text in (f"{top}/{bottom}", f"\\frac{{{top}}}{{{bottom}}}", f"{2 * top}/{2 * bottom}"):
+    assert quantity.read(text).number == value
+  assert quantity.read(f"{top:,}").number == top
+  assert answer.same_answer(f"{top:,}", str(top), symbolic=refuse)
+  assert not answer.same_answer(f"{top + 1}", str(top), symbolic=refuse)
+
+
+def test_units_convert_exactly():
+  read = quantity.read("36 km/h")
+  assert read.number * read.size == 10 and read.unit == (("length", 1), ("time", -1))
+  assert quantity.read("5 bananas").unit == (("bananas", 1),)
+  assert quantity.read("5 thirds") is None and quantity.read("5 x") is None
+
+
+def test_the_look_of_a_formula_is_normalised():
+  assert answer.normalise("$$\\left(\\dfrac{1}{2},\\ 3\\right)$$.") == "(\\frac{1}{2}, 3)"
+  assert answer.normalise("\\boxed{\\text{５ cm}}") == "5 cm"
+  assert answer.normalise("90^{\\circ}") == "90°"
+  assert answer.normalise("12\\,345") == answer.normalise("12 345") == "12345"
