@@ -1,0 +1,295 @@
+"""Images on the host: file -> resized RGB -> uint8 patches -> windows of a static size.
+
+numpy and PIL only. Sizes, pixels and order are those of Hugging Face's Qwen2.5-VL image processor
+(PIL backend), bit for bit; pixels stay uint8 and are normalised on the device.
+n patches of an image or of a row, C = 3 * temporal_patch * patch^2 values of a patch, R rows,
+W windows of a row, S patch slots of a window.
+"""
+
+import io
+import math
+import os
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+Grid = tuple[int, int, int]  # frames, rows and columns of patches
+
+# 67 MP, 200 MB decoded. PIL itself only warns between 89 and 179 MP: 79 kB can ask for 387 MB.
+MAX_SOURCE_PIXELS = 2**26
+# Decoders that are well tested; the others (EPS, PSD ...) are larger targets than they are useful.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# Beyond this aspect ratio the released processor refuses an image.
+MAX_ASPECT = 200
+
+
+class WindowLayout(NamedTuple):
+  """Where the patches of one row's images go; patches in the processor's order."""
+
+  slot: np.ndarray  # [n] int32, window * S + place in the window
+  hw: np.ndarray  # [n, 2] int32, row and column of the patch in its image
+  image: np.ndarray  # [n] int32, 1 + index of the frame in the row
+  windows: int  # windows in use
+
+
+def resize_size(height: int, width: int, *, min_pixels: int, max_pixels: int,
+                factor: int = 28) -> tuple[int, int]:
+  """Height and width, multiples of `factor`, that an image is resized to.
+
+  Each side is rounded to the nearest multiple (halves to even); if the area then leaves
+  [min_pixels, max_pixels], both sides are scaled to the bound and rounded inwards.
+
+  Args:
+    height: px, of the source.
+    width: px, of the source.
+    min_pixels: least area of the result.
+    max_pixels: largest area of the result.
+    factor: px, side of the square that becomes one token: patch * merge.
+
+  Raises:
+    ValueError: an empty image, or one side more than 200 times the other.
+  """
+  if min(height, width) < 1:
+    raise ValueError(f"image of {width} x {height} px is empty")
+  aspect = max(height, width) / min(height, width)
+  if aspect > MAX_ASPECT:
+    raise ValueError(f"image of {width} x {height} px has aspect ratio {aspect:.0f}, the limit is "
+                     f"{MAX_ASPECT}; crop it or drop the row")
+  rows, columns = round(height / factor), round(width / factor)
+  if rows * columns * factor**2 > max_pixels:
+    shrink = math.sqrt(height * width / max_pixels)
+    rows = max(1, math.floor(height / shrink / factor))
+    columns = max(1, math.floor(width / shrink / factor))
+  elif rows * columns * factor**2 < min_pixels:
+    grow = math.sqrt(min_pixels / (height * width))
+    rows, columns = math.ceil(height * grow / factor), math.ceil(width * grow / factor)
+  return rows * factor, columns * factor
+
+
+def load_image(
+  source: str | os.PathLike | bytes | Image.Image,
+  *,
+  min_pixels: int,
+  max_pixels: int,
+  factor: int = 28,
+  name: str | None = None,
+  alpha: Literal["white", "drop"] = "white",
+) -> np.ndarray:
+  """Decodes an image to RGB and resizes it (bicubic, on uint8).
+
+  Args:
+    source: path, encoded bytes, or an opened PIL image.
+    min_pixels: least area after resizing.
+    max_pixels: largest area after resizing.
+    factor: px, patch * merge.
+    name: what errors call the image, such as "train.jsonl row 7"; the path when None.
+    alpha: "white" blends transparency on white as transformers does; "drop" keeps the hidden
+      colours as older releases do.
+
+  Returns:
+    uint8 [H, W, 3]. EXIF rotation is ignored, as in the released processor.
+
+  Raises:
+    ValueError: missing, corrupt, truncated, of another format, or larger than MAX_SOURCE_PIXELS;
+      the message names the image.
+  """
+  name = _name(source, name)
+  try:
+    with _open(source) as image:
+      height, width = resize_size(image.height, image.width, min_pixels=min_pixels,
+                                  max_pixels=max_pixels, factor=factor)
+      rgb = _to_rgb(image, alpha)
+      return np.asarray(rgb.resize((width, height), Image.Resampling.BICUBIC))
+  # Decoders raise anything from SyntaxError to struct.error on damaged files.
+  except Exception as error:
+    raise _fault(name, error) from error
+
+
+def image_grid(
+  source: str | os.PathLike | bytes | Image.Image,
+  *,
+  min_pixels: int,
+  max_pixels: int,
+  patch: int = 14,
+  merge: int = 2,
+  name: str | None = None,
+) -> Grid:
+  """Grid of patches an image will have, from the file's header alone (0.07 ms).
+
+  Raises:
+    ValueError: as `load_image`, but damage behind the header goes unnoticed.
+  """
+  name = _name(source, name)
+  try:
+    with _open(source) as image:
+      height, width = resize_size(image.height, image.width, min_pixels=min_pixels,
+                                  max_pixels=max_pixels, factor=patch * merge)
+  except Exception as error:
+    raise _fault(name, error) from error
+  return 1, height // patch, width // patch
+
+
+def patchify(image: np.ndarray, *, patch: int = 14, temporal_patch: int = 2,
+             merge: int = 2) -> tuple[np.ndarray, Grid]:
+  """Cuts an image into patches.
+
+  Args:
+    image: uint8 [H, W, 3], sides multiples of patch * merge.
+    patch: px, side of a patch.
+    temporal_patch: frames a patch spans; the image is repeated.
+    merge: patches per side of a merged unit.
+
+  Returns:
+    patches: uint8 [n, C]; merged units in raster order, in each its patches in raster order; the
+      values of a patch in order (channel, temporal, row, column).
+    grid: (1, rows, columns) in patches.
+  """
+  height, width, channels = image.shape
+  side = patch * merge
+  if channels != 3 or image.dtype != np.uint8 or height % side or width % side:
+    raise ValueError(f"image {image.dtype} {image.shape} must be uint8 with 3 channels and sides "
+                     f"that are multiples of {side}; pass it through load_image")
+  rows, columns = height // patch, width // patch
+  x = image.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
+  x = x.transpose(0, 3, 1, 4, 6, 2, 5)[:, :, :, :, :, None]
+  x = np.broadcast_to(x, (*x.shape[:5], temporal_patch, patch, patch))
+  return x.reshape(rows * columns, -1), (1, rows, columns)
+
+
+def window_layout(grids: Sequence[Grid], *, window: int, patch: int, merge: int) -> WindowLayout:
+  """Windows and places of the patches of one row's images.
+
+  Each frame is cut into windows of window x window px from its top left corner; the windows at the
+  right and bottom edge may be partial. A window's units fill its first slots in raster order.
+
+  Args:
+    grids: (frames, rows, columns) in patches of each image, in order.
+    window: px.
+    patch: px.
+    merge: patches per side of a merged unit.
+  """
+  side = window // (patch * merge)  # units per side of a window
+  unit = merge**2
+  slots, places, frame_ids = [], [], []
+  windows = frames_before = 0
+  for frames, rows, columns in grids:
+    frame, row, column = np.indices((frames, rows // merge, columns // merge)).reshape(3, -1)
+    down, across = math.ceil(rows // merge / side), math.ceil(columns // merge / side)
+    index = (frame * down + row // side) * across + column // side
+    # Units per row of this window: fewer than `side` at the right edge.
+    width = np.minimum(side, columns // merge - column // side * side)
+    place = (row % side) * width + column % side
+    slot = ((windows + index) * side**2 + place)[:, None] * unit + np.arange(unit)
+    inner_row, inner_column = np.divmod(np.arange(unit), merge)
+    slots.append(slot.ravel())
+    places.append(np.stack([row[:, None] * merge + inner_row,
+                            column[:, None] * merge + inner_column], axis=-1).reshape(-1, 2))
+    frame_ids.append(np.repeat(1 + frames_before + frame, unit))
+    windows += frames * down * across
+    frames_before += frames
+  if not slots:
+    return WindowLayout(np.zeros(0, np.int32), np.zeros((0, 2), np.int32), np.zeros(0, np.int32), 0)
+  return WindowLayout(np.concatenate(slots).astype(np.int32),
+                      np.concatenate(places).astype(np.int32),
+                      np.concatenate(frame_ids).astype(np.int32), windows)
+
+
+def pack_rows(
+  rows: Sequence[Sequence[tuple[np.ndarray, Grid]]],
+  *,
+  windows: int,
+  window: int,
+  patch: int = 14,
+  merge: int = 2,
+) -> tuple[dict[str, np.ndarray], list[list[np.ndarray]]]:
+  """Packs the images of R rows into arrays of one static shape.
+
+  Args:
+    rows: for each row its images as (patches [n, C], grid), what `patchify` returns.
+    windows: W, windows every row has room for.
+    window: px, side of a window.
+    patch: px, side of a patch.
+    merge: patches per side of a merged unit.
+
+  Returns:
+    vision: the fields of `models.vision.VisionInput`: patches uint8 [R, W, S, C],
+      hw int32 [R, W, S, 2], image int32 [R, W, S].
+    units: for each row, for each image: int32 [n / merge^2], the unit of `vision_features` that
+      feeds each of its image tokens, in token order.
+
+  Raises:
+    ValueError: a row that needs more than `windows` windows.
+  """
+  slots = (window // patch) ** 2
+  width = next((patches.shape[1] for row in rows for patches, _ in row), 6 * patch**2)
+  packed = {
+    "patches": np.zeros((len(rows), windows * slots, width), np.uint8),
+    "hw": np.zeros((len(rows), windows * slots, 2), np.int32),
+    "image": np.zeros((len(rows), windows * slots), np.int32),
+  }
+  units = []
+  for index, row in enumerate(rows):
+    grids = [grid for _, grid in row]
+    layout = window_layout(grids, window=window, patch=patch, merge=merge)
+    if layout.windows > windows:
+      raise ValueError(f"row {index} needs {layout.windows} windows of {window} px, there is room "
+                       f"for {windows}; raise the number of windows or lower max_pixels")
+    for patches, grid in row:
+      if patches.shape[0] != math.prod(grid):
+        raise ValueError(f"row {index}: {patches.shape[0]} patches do not fill a grid of {grid}")
+    if row:
+      packed["patches"][index, layout.slot] = np.concatenate([patches for patches, _ in row])
+      packed["hw"][index, layout.slot] = layout.hw
+      packed["image"][index, layout.slot] = layout.image
+    unit = layout.slot[:: merge**2] // merge**2
+    ends = np.cumsum([math.prod(grid) // merge**2 for grid in grids])
+    units.append(np.split(unit, ends[:-1]) if row else [])
+  return {name: array.reshape(len(rows), windows, slots, *array.shape[2:])
+          for name, array in packed.items()}, units
+
+
+def count_windows(grids: Sequence[Grid], *, window: int, patch: int, merge: int) -> int:
+  """Windows that the images of one row need: what chooses the bucket W of a batch."""
+  side = window // (patch * merge)
+  return sum(frames * math.ceil(rows // merge / side) * math.ceil(columns // merge / side)
+             for frames, rows, columns in grids)
+
+
+def _name(source, name: str | None) -> str:
+  if name is not None:
+    return name
+  return os.fspath(source) if isinstance(source, str | os.PathLike) else "image"
+
+
+def _open(source) -> Image.Image:
+  if isinstance(source, Image.Image):
+    image = source
+  elif isinstance(source, bytes):
+    image = Image.open(io.BytesIO(source), formats=FORMATS)
+  else:
+    image = Image.open(source, formats=FORMATS)
+  # Only the header has been read so far.
+  if image.width * image.height > MAX_SOURCE_PIXELS:
+    raise ValueError(f"{image.width} x {image.height} px exceed the limit of "
+                     f"{MAX_SOURCE_PIXELS / 1e6:.0f} MP; shrink it")
+  # The caller closes what this returns, so an image that is the caller's own is copied.
+  return image.copy() if image is source else image
+
+
+def _to_rgb(image: Image.Image, alpha: str) -> Image.Image:
+  transparent = "A" in image.getbands() or "transparency" in image.info
+  if not transparent or alpha == "drop":
+    return image.convert("RGB")
+  image = image.convert("RGBA")
+  white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+  return Image.alpha_composite(white, image).convert("RGB")
+
+
+def _fault(name: str, error: Exception) -> ValueError:
+  if isinstance(error, UnidentifiedImageError):
+    reason = "not one of " + ", ".join(FORMATS)
+  else:
+    reason = str(error) or type(error).__name__
+  return ValueError(f"{name}: cannot use this image: {reason}")

@@ -1,0 +1,121 @@
+"""Sizes of a model from a Hugging Face config.json: every field is honoured, known to be
+irrelevant, or refused by name.
+
+Both forms are read: flat, as transformers 4 wrote the published folders, and with `text_config`
+nested, as transformers 5 writes them.
+"""
+
+import json
+import os
+import pathlib
+
+from ares_jax.models.config import ModelConfig, VisionConfig
+
+# Fields that cannot change a forward pass over text and images: bookkeeping, special ids the
+# tokenizer knows too, initialisation, length limits, video timing, and window sizes of the text
+# attention, which `use_sliding_window: false` turns off.
+_IRRELEVANT = {
+  "_attn_implementation_autoset", "_name_or_path", "architectures", "bos_token_id", "dtype",
+  "eos_token_id", "initializer_range", "max_position_embeddings", "max_window_layers", "model_type",
+  "pad_token_id", "sliding_window", "spatial_patch_size", "text_config", "tokens_per_second",
+  "torch_dtype", "transformers_version", "use_cache", "video_token_id", "vision_config",
+  "vision_end_token_id", "vision_start_token_id", "vision_token_id",
+}
+# Fields with one value that this model implements.
+_TEXT_FIXED = {"hidden_act": "silu", "use_sliding_window": False, "attention_dropout": 0.0}
+_VISION_FIXED = {"hidden_act": "silu", "in_channels": 3, "in_chans": 3}
+_TEXT_READ = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+              "num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta",
+              "rope_scaling", "rope_parameters", "layer_types", "image_token_id",
+              "tie_word_embeddings"}
+_VISION_READ = {"depth", "hidden_size", "intermediate_size", "num_heads", "patch_size",
+                "spatial_merge_size", "temporal_patch_size", "window_size", "out_hidden_size",
+                "fullatt_block_indexes", "rope_parameters"}
+
+
+def model_config(folder: str | os.PathLike, *, compute_dtype: str, remat: str,
+                 unroll: int) -> ModelConfig:
+  """Reads FOLDER/config.json.
+
+  Args:
+    folder: a Hugging Face folder.
+    compute_dtype: as in ModelConfig, like the two below: how to run, which no folder says.
+    remat: "none", "block" or "dots".
+    unroll: blocks per iteration of the layer scan.
+
+  Raises:
+    ValueError: naming the field that is missing, unknown, or has a value not implemented here.
+  """
+  path = pathlib.Path(folder) / "config.json"
+  if not path.is_file():
+    raise ValueError(f"{path} does not exist; pass a folder in Hugging Face form")
+  try:
+    outer = json.loads(path.read_text(encoding="utf-8"))
+    return _model_config(outer, compute_dtype=compute_dtype, remat=remat, unroll=unroll)
+  except KeyError as error:
+    raise ValueError(f"{path}: field {error} is missing") from error
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
+
+
+def _model_config(outer: dict, **run) -> ModelConfig:
+  if outer["model_type"] != "qwen2_5_vl":
+    raise ValueError(f"model_type is {outer['model_type']!r}; only 'qwen2_5_vl' is implemented")
+  # A nested text_config wins over the same fields left outside, as in transformers 5.
+  text = outer | outer["text_config"] if "text_config" in outer else outer
+  vision = outer["vision_config"]
+  _check(text, _TEXT_READ, _TEXT_FIXED, "")
+  _check(vision, _VISION_READ, _VISION_FIXED, "vision_config.")
+  heads, embed = text["num_attention_heads"], text["hidden_size"]
+  if embed % heads:
+    raise ValueError(f"hidden_size {embed} is no multiple of num_attention_heads {heads}")
+  if any(kind != "full_attention" for kind in text.get("layer_types") or ()):
+    raise ValueError(f"layer_types {text['layer_types']}: only full_attention is implemented")
+  theta, sections = _rope(text)
+  return ModelConfig(
+    vocab=text["vocab_size"], embed=embed, layers=text["num_hidden_layers"], heads=heads,
+    kv_heads=text["num_key_value_heads"], head_dim=embed // heads,
+    mlp=text["intermediate_size"], rope_theta=theta, mrope_sections=sections,
+    norm_eps=text["rms_norm_eps"],
+    # transformers 4 wrote it inside or outside; absent means untied.
+    tied="tie_word_embeddings" in text and text["tie_word_embeddings"]
+    or "tie_word_embeddings" in outer and outer["tie_word_embeddings"],
+    vision=_vision(vision), image_token=outer["image_token_id"], **run)
+
+
+def _vision(vision: dict) -> VisionConfig:
+  if "rope_parameters" in vision:
+    rope = vision["rope_parameters"]
+    if (rope["rope_type"], rope["rope_theta"]) != ("axial", 10_000.0):
+      raise ValueError(f"vision_config.rope_parameters {rope}: only axial, 10000 is implemented")
+  return VisionConfig(
+    depth=vision["depth"], hidden=vision["hidden_size"], heads=vision["num_heads"],
+    mlp=vision["intermediate_size"], patch=vision["patch_size"],
+    temporal_patch=vision["temporal_patch_size"], merge=vision["spatial_merge_size"],
+    window=vision["window_size"], full_attention=tuple(vision["fullatt_block_indexes"]),
+    out=vision["out_hidden_size"])
+
+
+def _rope(text: dict) -> tuple[float, tuple[int, int, int]]:
+  if "rope_parameters" in text:  # transformers 5
+    rope = text["rope_parameters"]
+    kind, theta = rope["rope_type"], rope["rope_theta"]
+  else:
+    rope = text["rope_scaling"]
+    kind = rope["rope_type"] if "rope_type" in rope else rope["type"]
+    theta = text["rope_theta"]
+  extra = rope.keys() - {"rope_type", "type", "rope_theta", "mrope_section"}
+  if kind not in ("default", "mrope") or extra:
+    raise ValueError(f"rotary embedding {rope}: only type default or mrope without scaling is "
+                     "implemented")
+  return float(theta), tuple(rope["mrope_section"])
+
+
+def _check(fields: dict, read: set[str], fixed: dict, prefix: str) -> None:
+  for name, value in fields.items():
+    if name in fixed:
+      if value != fixed[name]:
+        raise ValueError(f"{prefix}{name} is {value!r}; only {fixed[name]!r} is implemented")
+    elif name not in read | _IRRELEVANT:
+      raise ValueError(f"{prefix}{name} = {value!r} is not known here; if it cannot change the "
+                       "model's output, remove it from config.json")

@@ -1,0 +1,138 @@
+"""What the decoder and the vision tower share: norm, rotary embedding, attention, MLP, scan.
+
+B rows, T query positions, S key positions, D width, N query heads, K kv heads, H head size, F mlp,
+L layers. Activations have the compute dtype; statistics of norms and softmax are float32.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# Finite, so that a query which may attend to nothing gets a uniform softmax, not NaN.
+MASKED = -1e30
+
+
+def rms_norm(x: jax.Array, weight_D: jax.Array, eps: float) -> jax.Array:
+  """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32; the result has x's dtype."""
+  x32 = x.astype(jnp.float32)
+  scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+  return (x32 * scale).astype(x.dtype) * weight_D.astype(x.dtype)
+
+
+def rotary(angle: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """cos and sin, float32, of the angles [..., H/2], with an axis for the heads: [..., 1, H/2]."""
+  return jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
+
+
+def rotate(x: jax.Array, rotary_cos_sin: tuple[jax.Array, jax.Array]) -> jax.Array:
+  """Rotates feature i of the first half with feature i of the second half of each head.
+
+  Args:
+    x: [..., heads, H].
+    rotary_cos_sin: what `rotary` returned, [..., 1, H/2] each.
+  """
+  cos, sin = rotary_cos_sin
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin],
+                         axis=-1).astype(x.dtype)
+
+
+def project(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+  """x [..., D] times weight [D, ...], plus bias; both are cast to x's dtype here."""
+  y = jnp.tensordot(x, weight.astype(x.dtype), axes=1)
+  return y if bias is None else y + bias.astype(x.dtype)
+
+
+def attention(
+  q_BTNH: jax.Array,
+  k_BSKH: jax.Array,
+  v_BSKH: jax.Array,
+  *,
+  segment_BT: jax.Array,
+  segment_BS: jax.Array,
+  causal: bool,
+) -> jax.Array:
+  """softmax(q k^T / sqrt(H)) v over the keys of the query's own segment.
+
+  The one place where attention over whole sequences is computed.
+
+  Args:
+    q_BTNH: queries; query heads n share kv head n // (N / K).
+    k_BSKH: keys.
+    v_BSKH: values.
+    segment_BT: int32, segment of each query. Segment 0 is padding: its results mean nothing.
+    segment_BS: int32, segment of each key.
+    causal: attend to keys at or before the query's index only; needs T = S.
+
+  Returns:
+    [B, T, N, H] in q's dtype.
+  """
+  queries = q_BTNH.shape[1]
+  if not causal:
+    allowed_BTS = segment_BT[:, :, None] == segment_BS[:, None, :]
+    return _attend(q_BTNH, k_BSKH, v_BSKH, allowed_BTS)
+  # Each quarter of the queries meets only the keys up to its own end: 3/8 less work than the whole
+  # square; at T=100 on CPU 9.8 ms forward and backward against 16.8.
+  edges = sorted({queries * quarter // 4 for quarter in range(5)})
+  quarters = []
+  for first, last in zip(edges[:-1], edges[1:], strict=True):
+    allowed_BTS = ((segment_BT[:, first:last, None] == segment_BS[:, None, :last])
+                   & (jnp.arange(first, last)[:, None] >= jnp.arange(last)))
+    quarters.append(_attend(q_BTNH[:, first:last], k_BSKH[:, :last], v_BSKH[:, :last], allowed_BTS))
+  return jnp.concatenate(quarters, axis=1)
+
+
+def _attend(q_BTNH, k_BSKH, v_BSKH, allowed_BTS):
+  rows, queries, heads, head_dim = q_BTNH.shape
+  keys, kv_heads = k_BSKH.shape[1:3]
+  group = heads // kv_heads
+  # The query heads of one kv head are folded into the query axis: one larger matmul per kv head.
+  q = (q_BTNH * head_dim**-0.5).reshape(rows, queries, kv_heads, group, head_dim)
+  q = q.transpose(0, 2, 3, 1, 4).reshape(rows, kv_heads, group * queries, head_dim)
+  scores = jnp.einsum("bkth,bskh->bkts", q, k_BSKH, preferred_element_type=jnp.float32)
+  scores = scores.reshape(rows, kv_heads, group, queries, keys)
+  scores = jnp.where(allowed_BTS[:, None, None], scores, MASKED)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
+  weights = weights.reshape(rows, kv_heads, group * queries, keys)
+  mixed = jnp.einsum("bkts,bskh->bkth", weights, v_BSKH)
+  mixed = mixed.reshape(rows, kv_heads, group, queries, head_dim)
+  return mixed.transpose(0, 3, 1, 2, 4).reshape(rows, queries, heads, head_dim)
+
+
+def swiglu(x: jax.Array, weights: dict[str, jax.Array]) -> jax.Array:
+  """(silu(x gate) * (x up)) down, with biases where the weights have them."""
+  gate = project(x, weights["gate"], weights.get("gate_bias"))
+  up = project(x, weights["up"], weights.get("up_bias"))
+  return project(jax.nn.silu(gate) * up, weights["down"], weights.get("down_bias"))
+
+
+def scan_blocks(
+  block: Callable[[jax.Array, Any], tuple[jax.Array, Any]],
+  x: jax.Array,
+  per_layer: Any,
+  *,
+  remat: str,
+  unroll: int,
+) -> tuple[jax.Array, Any]:
+  """Applies `block(x, layer) -> (x, result)` for each slice of `per_layer` along its leading axis.
+
+  Args:
+    block: the function of one layer.
+    x: the residual stream.
+    per_layer: pytree of [L, ...].
+    remat: "none" keeps every intermediate for the backward pass, "block" only the input of each
+      block, "dots" also the results of matmuls with weights.
+    unroll: layers per iteration of the loop.
+
+  Returns:
+    The last x and the results stacked on a leading axis.
+  """
+  if remat == "block":
+    block = jax.checkpoint(block)
+  elif remat == "dots":
+    block = jax.checkpoint(
+      block, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+  layers = jax.tree.leaves(per_layer)[0].shape[0]
+  return jax.lax.scan(block, x, per_layer, unroll=min(unroll, layers))

@@ -1,0 +1,152 @@
+import dataclasses
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend import core as jex
+from models import golden_batch
+
+from ares_jax import mesh as mesh_lib
+from ares_jax.models import weights
+from ares_jax.models.decoder import KVCache, decode_step, expand_cache, hidden, prefill
+
+CONFIG = golden_batch.config("tied")
+PARAMS = weights.init(CONFIG, jax.random.key(0))
+RNG = np.random.default_rng(0)
+B, T = 3, 12
+EMBEDS = RNG.normal(size=(B, T, CONFIG.embed)).astype(np.float32)
+POSITIONS = np.broadcast_to(np.arange(T, dtype=np.int32), (3, B, T))
+ONES = np.ones((B, T), np.int32)
+HIDDEN = jax.jit(hidden, static_argnums=0)
+
+
+def test_prefill_and_single_steps_equal_the_whole_sequence():
+  length = np.int32([4, 1, 7])
+  whole = HIDDEN(CONFIG, PARAMS, EMBEDS, POSITIONS, ONES)
+  states, cache = jax.jit(prefill, static_argnums=0)(
+    CONFIG, PARAMS, EMBEDS[:, :7], POSITIONS[:, :, :7], length)
+  np.testing.assert_allclose(states, whole[np.arange(B), length - 1], atol=1e-5)
+  cache = expand_cache(cache, group=1, slots=T)
+  step = jax.jit(decode_step, static_argnums=0)
+  for _ in range(5):
+    at = np.asarray(cache.length)
+    states, cache = step(CONFIG, PARAMS, EMBEDS[np.arange(B), at][:, None],
+                         np.broadcast_to(at[None, :, None], (3, B, 1)), cache)
+    np.testing.assert_allclose(states, whole[np.arange(B), at], atol=1e-5)
+  np.testing.assert_array_equal(cache.length, length + 5)
+
+
+def test_expand_cache_repeats_rows_next_to_each_other():
+  k = np.arange(2 * 3 * 2, dtype=np.float32).reshape(1, 2, 3, 1, 2)
+  cache = expand_cache(KVCache(k=k, v=-k, length=np.int32([2, 3])), group=2, slots=5)
+  assert cache.k.shape == (1, 4, 5, 1, 2)
+  for b in range(4):
+    np.testing.assert_array_equal(cache.k[0, b, :3], k[0, b // 2])
+    np.testing.assert_array_equal(cache.v[0, b, 3:], 0)
+  np.testing.assert_array_equal(cache.length, [2, 2, 3, 3])
+  with pytest.raises(ValueError, match="the cache has 3 slots, 2 were asked for"):
+    expand_cache(KVCache(k=k, v=k, length=np.int32([2, 3])), group=2, slots=2)
+
+
+def test_a_full_row_is_not_written():
+  cache = KVCache(k=jnp.ones((3, 2, 4, 2, 8)), v=jnp.ones((3, 2, 4, 2, 8)),
+                  length=jnp.array([4, 2]))
+  _, after = jax.jit(decode_step, static_argnums=0)(
+    CONFIG, PARAMS, EMBEDS[:2, :1], POSITIONS[:, :2, :1], cache)
+  np.testing.assert_array_equal(after.k[:, 0], 1)
+  assert np.all(after.k[:, 1, 2] != 1) and np.all(after.k[:, 1, 3] == 1)
+
+
+@pytest.mark.parametrize("unroll", [1, 3])
+def test_a_loop_of_steps_never_copies_the_cache(unroll):
+  config = dataclasses.replace(CONFIG, unroll=unroll)
+  rows, slots = 4, 29
+  shape = f"{config.layers},{rows},{slots},{config.kv_heads},{config.head_dim}"
+
+  @functools.partial(jax.jit, donate_argnums=1)
+  def run(params, cache):
+    def body(carry):
+      count, states, cache = carry
+      states, cache = decode_step(config, params, states[:, None],
+                                  jnp.broadcast_to(cache.length[:, None], (3, rows, 1)), cache)
+      return count + 1, states, cache
+
+    start = 0, jnp.ones((rows, config.embed)), cache
+    return jax.lax.while_loop(lambda carry: carry[0] < 9, body, start)
+
+  like = jax.ShapeDtypeStruct(tuple(map(int, shape.split(","))), jnp.float32)
+  cache = KVCache(k=like, v=like, length=jax.ShapeDtypeStruct((rows,), jnp.int32))
+  text = run.lower(PARAMS, cache).compile().as_text()
+  assert re.search(rf"f32\[{shape}\]", text)
+  assert not re.findall(rf"= f32\[{shape}\]\S* copy\(.*", text)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def gradient(config, params):
+  return jax.grad(lambda params: jnp.sum(jnp.sin(
+    hidden(config, params, EMBEDS[:, :2], POSITIONS[:, :, :2], ONES[:, :2]))))(params)
+
+
+@pytest.mark.parametrize("change", [{"remat": "block"}, {"remat": "dots"}, {"unroll": 2}])
+def test_remat_and_unroll_change_no_gradient(change):
+  want = gradient(CONFIG, PARAMS)
+  got = gradient(dataclasses.replace(CONFIG, **change), PARAMS)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), got, want)
+
+
+def matmul_flops(jaxpr):
+  """Multiply-adds of every matmul of a program, bodies of loops times their length."""
+  total = 0
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "dot_general":
+      (contract, _), _ = equation.params["dimension_numbers"]
+      left = equation.invars[0].aval.shape
+      total += math.prod(equation.outvars[0].aval.shape) * math.prod(left[d] for d in contract)
+    for inner in jex.jaxprs_in_params(equation.params):
+      total += matmul_flops(inner) * equation.params.get("length", 1)
+  return total
+
+
+def test_every_matmul_runs_once_per_needed_pass():
+  def total(config, params, embeds):
+    return jnp.sum(hidden(config, params, embeds, POSITIONS, ONES))
+
+  def flops(remat, differentiate):
+    function = functools.partial(total, dataclasses.replace(CONFIG, remat=remat))
+    function = jax.grad(function, argnums=(0, 1)) if differentiate else function
+    return matmul_flops(jax.make_jaxpr(function)(PARAMS, EMBEDS).jaxpr)
+
+  blocks = PARAMS["blocks"]
+  matrices = sum(blocks[name].size for name in ("q", "k", "v", "o", "gate", "up", "down")) * B * T
+  # Queries 0-2, 3-5, 6-8, 9-11 against 3, 6, 9, 12 keys, scores and values.
+  mixing = 2 * CONFIG.layers * B * CONFIG.heads * CONFIG.head_dim * 3 * (3 + 6 + 9 + 12)
+  assert flops("none", False) == matrices + mixing
+  assert flops("none", True) == 3 * (matrices + mixing)
+  # The backward pass of a block repeats its forward pass, without the last matmul, whose result
+  # only the next block needs.
+  last = blocks["down"].size * B * T
+  assert flops("block", True) == 4 * (matrices + mixing) - last
+  assert flops("dots", True) == 3 * matrices + 4 * mixing
+
+
+def test_decoding_on_2_x_2_devices_equals_one():
+  def run(params, embeds, length):
+    states, cache = prefill(CONFIG, params, embeds, positions, length)
+    cache = expand_cache(cache, group=2, slots=T + 1)
+    return decode_step(CONFIG, params, jnp.repeat(states, 2, 0)[:, None],
+                       jnp.broadcast_to(cache.length[:, None], (3, 8, 1)), cache)
+
+  embeds = RNG.normal(size=(4, T, CONFIG.embed)).astype(np.float32)
+  positions = np.broadcast_to(np.arange(T, dtype=np.int32), (3, 4, T))
+  length = np.int32([3, T, 5, 1])
+  want, _ = jax.jit(run)(PARAMS, embeds, length)
+  mesh = mesh_lib.make_mesh(2, 2)
+  with jax.set_mesh(mesh):
+    params = jax.device_put(PARAMS, weights.shardings(CONFIG, mesh))
+    got, cache = jax.jit(run)(params, mesh_lib.put(embeds, "data"), mesh_lib.put(length, "data"))
+  assert cache.k.sharding.shard_shape(cache.k.shape)[1] == 4  # rows split over "data"
+  np.testing.assert_allclose(got, want, atol=1e-5)

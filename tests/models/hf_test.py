@@ -1,0 +1,196 @@
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import golden_batch, make_golden
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from ares_jax import mesh as mesh_lib
+from ares_jax.models import hf, weights
+
+TIED, UNTIED = make_golden.folder("tied"), make_golden.folder("untied")
+
+
+def read(folder):
+  out = {}
+  for file in sorted(folder.glob("*.safetensors")):
+    out |= load_file(file)
+  return out
+
+
+@pytest.mark.parametrize("variant", make_golden.VARIANTS)
+def test_a_round_trip_gives_the_same_bytes_in_the_same_files(tmp_path, variant):
+  base, config = make_golden.folder(variant), golden_batch.config(variant)
+  hf.to_hf(hf.from_hf(base, config, None), config, tmp_path / "out", base)
+  before, after = read(base), read(tmp_path / "out")
+  assert before.keys() == after.keys()
+  for name in before:
+    assert before[name].dtype == after[name].dtype
+    assert before[name].tobytes() == after[name].tobytes(), name
+  for path in base.glob("*.json"):
+    assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+  assert {path.name for path in (tmp_path / "out").iterdir()} \
+    == {path.name for path in base.iterdir()} - {"references.npz"}
+  with safe_open(next((tmp_path / "out").glob("*.safetensors")), "np") as file:
+    assert file.metadata() == {"format": "pt"}  # transformers refuses files without it
+
+
+def test_trained_weights_come_back_in_the_bases_dtype(tmp_path):
+  config = golden_batch.config("untied")
+  params = jax.tree.map(lambda leaf: 2 * leaf, hf.from_hf(UNTIED, config, None))
+  hf.to_hf(params, config, tmp_path / "out", UNTIED)
+  name = "model.layers.1.self_attn.o_proj.weight"
+  after = read(tmp_path / "out")[name]
+  assert after.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(after.astype(np.float32), 2 * read(UNTIED)[name].astype(np.float32))
+
+
+def test_a_linear_layer_of_theirs_is_the_transpose_of_ours():
+  params = hf.from_hf(TIED, golden_batch.config("tied"), None)
+  theirs = read(TIED)
+  # Row 2 * 8 + 5 of q_proj makes feature 5 of head 2.
+  np.testing.assert_array_equal(params["blocks"]["q"][1, :, 2, 5],
+                                theirs["model.layers.1.self_attn.q_proj.weight"][21])
+  np.testing.assert_array_equal(params["blocks"]["o"][1, 2, 5],
+                                theirs["model.layers.1.self_attn.o_proj.weight"][:, 21])
+  # Values (query, key, value), heads of 16: row 2 * 32 + 16 + 3 is value 3 of head 1.
+  np.testing.assert_array_equal(params["vision"]["blocks"]["qkv"][2, :, 2, 1, 3],
+                                theirs["visual.blocks.2.attn.qkv.weight"][83])
+
+
+def test_shards_read_on_four_devices_equal_the_whole():
+  config = golden_batch.config("untied")
+  want = hf.from_hf(UNTIED, config, None)
+  mesh = mesh_lib.make_mesh(2, 2)
+  got = hf.from_hf(UNTIED, config, mesh)
+  assert jax.tree.map(lambda leaf: leaf.sharding, got) == weights.shardings(config, mesh)
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_every_missing_unknown_and_misshaped_tensor_is_named(tmp_path):
+  tensors = read(TIED)
+  del tensors["model.norm.weight"], tensors["visual.blocks.3.norm2.weight"]
+  tensors["model.layers.0.self_attn.q_norm.weight"] = np.ones(8, np.float32)
+  tensors["visual.merger.ln_q.weight"] = np.ones(31, np.float32)
+  save_file(tensors, tmp_path / "model.safetensors")
+  with pytest.raises(ValueError) as caught:
+    hf.from_hf(tmp_path, golden_batch.config("tied"), None)
+  assert str(caught.value) == (
+    f"{tmp_path} does not hold this model: missing model.norm.weight; "
+    "missing visual.blocks.3.norm2.weight; unknown model.layers.0.self_attn.q_norm.weight; "
+    "visual.merger.ln_q.weight is (31,) instead of (32,)")
+
+
+def test_names_nested_one_level_deeper_are_read_and_written_back(tmp_path):
+  deeper = {}
+  for name, tensor in read(TIED).items():
+    if name.startswith("model."):
+      deeper["model.language_model." + name.removeprefix("model.")] = tensor
+    else:
+      deeper["model." + name] = tensor
+  (tmp_path / "base").mkdir()
+  save_file(deeper, tmp_path / "base" / "model.safetensors")
+  config = golden_batch.config("tied")
+  params = hf.from_hf(tmp_path / "base", config, None)
+  jax.tree.map(np.testing.assert_array_equal, params, hf.from_hf(TIED, config, None))
+  hf.to_hf(params, config, tmp_path / "out", tmp_path / "base")
+  assert read(tmp_path / "out").keys() == deeper.keys()
+
+
+def test_a_tied_head_stored_twice_must_equal_the_embedding(tmp_path):
+  tensors, config = read(TIED), golden_batch.config("tied")
+  (tmp_path / "base").mkdir()
+  tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+  save_file(tensors, tmp_path / "base" / "model.safetensors")
+  params = hf.from_hf(tmp_path / "base", config, None)
+  params["embed"] = params["embed"] + 1
+  hf.to_hf(params, config, tmp_path / "out", tmp_path / "base")
+  after = read(tmp_path / "out")
+  np.testing.assert_array_equal(after["lm_head.weight"], after["model.embed_tokens.weight"])
+  tensors["lm_head.weight"][3, 4] += 1
+  save_file(tensors, tmp_path / "base" / "model.safetensors")
+  with pytest.raises(ValueError, match="ties lm_head.weight to the embedding, but they differ"):
+    hf.from_hf(tmp_path / "base", config, None)
+
+
+def test_an_export_never_overwrites_and_leaves_nothing_half_done(tmp_path):
+  config = golden_batch.config("tied")
+  params = hf.from_hf(TIED, config, None)
+  (tmp_path / "out").mkdir()
+  with pytest.raises(ValueError, match="out exists; export to a new folder"):
+    hf.to_hf(params, config, tmp_path / "out", TIED)
+  del params["final_norm"]
+  with pytest.raises(KeyError):
+    hf.to_hf(params, config, tmp_path / "other", TIED)
+  assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_shard_that_was_not_downloaded_is_named(tmp_path):
+  for path in UNTIED.iterdir():
+    shutil.copy(path, tmp_path)
+  (tmp_path / "model-00002-of-00003.safetensors").unlink()
+  with pytest.raises(ValueError, match="no model-00002-of-00003.safetensors"):
+    hf.from_hf(tmp_path, golden_batch.config("untied"), None)
+
+
+def config_of(tmp_path, base, change):
+  fields = json.loads((base / "config.json").read_text())
+  change(fields)
+  (tmp_path / "config.json").write_text(json.dumps(fields))
+  return hf.model_config(tmp_path, compute_dtype="bfloat16", remat="block", unroll=1)
+
+
+def test_both_forms_of_config_give_the_same_sizes(tmp_path):
+  flat, nested = (config_of(tmp_path, base, lambda fields: fields.update(tie_word_embeddings=True))
+                  for base in (TIED, UNTIED))
+  assert flat == nested
+  assert (flat.vocab, flat.embed, flat.head_dim, flat.kv_heads) == (128, 32, 8, 2)
+  assert (flat.mrope_sections, flat.rope_theta, flat.image_token) == ((1, 1, 2), 1e6, 6)
+  assert flat.vision.full_attention == (1, 3) and flat.vision.window == 56
+  # Older nested folders keep it inside text_config.
+  def move(fields):
+    fields["text_config"]["tie_word_embeddings"] = True
+  assert config_of(tmp_path, UNTIED, move) == flat
+
+
+@pytest.mark.parametrize("change, message", [
+  (dict(hidden_act="gelu"), "hidden_act is 'gelu'; only 'silu' is implemented"),
+  (dict(use_sliding_window=True), "use_sliding_window is True"),
+  (dict(attention_dropout=0.1), "attention_dropout is 0.1"),
+  (dict(model_type="qwen3_vl"), "model_type is 'qwen3_vl'"),
+  (dict(logit_scale=2.0), "logit_scale = 2.0 is not known here"),
+  (dict(rope_scaling={"type": "yarn", "factor": 4.0, "mrope_section": [1, 1, 2]}), "rotary .*yarn"),
+  (dict(rope_scaling={"type": "mrope", "factor": 4.0, "mrope_section": [1, 1, 2]}), "rotary .*4"),
+  (dict(layer_types=["sliding_attention"] * 3), "layer_types"),
+  (dict(num_attention_heads=5), "hidden_size 32 is no multiple of num_attention_heads 5"),
+])
+def test_what_is_not_implemented_is_refused_by_name(tmp_path, change, message):
+  with pytest.raises(ValueError, match=message):
+    config_of(tmp_path, TIED, lambda fields: fields.update(change))
+
+
+@pytest.mark.parametrize("change, message", [
+  (dict(hidden_act="gelu"), "vision_config.hidden_act is 'gelu'"),
+  (dict(in_chans=1), "vision_config.in_chans is 1"),
+  (dict(deepstack=[1]), r"vision_config.deepstack = \[1\] is not known here"),
+  (dict(rope_parameters={"rope_type": "axial", "rope_theta": 5.0}), "vision_config.rope_para"),
+  (dict(out_hidden_size=48), "vision.out 48 differs from embed 32"),
+])
+def test_vision_fields_are_refused_by_name(tmp_path, change, message):
+  with pytest.raises(ValueError, match=message):
+    config_of(tmp_path, TIED, lambda fields: fields["vision_config"].update(change))
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "rms_norm_eps", "rope_theta", "vision_config"])
+def test_a_missing_field_is_named(tmp_path, name):
+  with pytest.raises(ValueError, match=f"config.json: field '{name}' is missing"):
+    config_of(tmp_path, TIED, lambda fields: fields.pop(name))
+
+
+def test_a_folder_without_config_is_an_error(tmp_path):
+  with pytest.raises(ValueError, match="config.json does not exist"):
+    hf.model_config(tmp_path, compute_dtype="float32", remat="none", unroll=1)

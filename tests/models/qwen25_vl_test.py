@@ -1,0 +1,184 @@
+"""Against transformers (committed references), padded, packed and sharded."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import golden_batch, make_golden
+
+from ares_jax import mesh as mesh_lib
+from ares_jax.data import images
+from ares_jax.models import hf, weights
+from ares_jax.models.qwen25_vl import (
+  decode_step,
+  embed,
+  expand_cache,
+  hidden,
+  prefill,
+  unembedding,
+  vision_features,
+)
+
+VARIANTS = make_golden.VARIANTS
+
+
+@functools.cache
+def load(variant):
+  return hf.from_hf(make_golden.folder(variant), golden_batch.config(variant), None)
+
+
+def forward(config, params, tokens, unit, positions, segment, vision):
+  features = vision_features(config, params, vision)
+  states = hidden(config, params, embed(config, params, tokens, unit, features), positions, segment)
+  return features, states @ unembedding(config, params).astype(states.dtype).T
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def gradient(config, params, weight_B, batch):
+  return jax.grad(logprob, argnums=1)(config, params, weight_B, batch)
+
+
+def logprob(config, params, weight_B, batch):
+  """Log-likelihood of the responses, weighted by row."""
+  _, logits = forward(config, params, batch.tokens, batch.unit, batch.positions, batch.segment,
+                      batch.vision)
+  each = jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)[:, :-1]),
+                             batch.tokens[:, 1:, None], axis=2)[..., 0]
+  return jnp.sum(weight_B[:, None] * jnp.where(batch.response[:, 1:], each, 0))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_features_and_logits_equal_transformers(variant):
+  config, batch = golden_batch.config(variant), golden_batch.batch()
+  features, logits = jax.jit(functools.partial(forward, config))(
+    load(variant), batch.tokens, batch.unit, batch.positions, batch.segment, batch.vision)
+  with golden_batch.references(variant) as reference:
+    for b, name in enumerate(golden_batch.NAMES):
+      want = reference[f"{name}/logits"]
+      np.testing.assert_allclose(logits[b, :len(want)], want, rtol=0, atol=1e-4)
+      if batch.units[b]:
+        got = np.asarray(features[b])[np.concatenate(batch.units[b])]
+        np.testing.assert_allclose(got, reference[f"{name}/features"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_equal_torch(variant):
+  config, batch = golden_batch.config(variant), golden_batch.batch()
+  inputs = batch.replace(units=())
+  with golden_batch.references(variant) as reference:
+    for b, name in enumerate(golden_batch.NAMES):
+      grads = gradient(config, load(variant), jnp.eye(len(golden_batch.NAMES))[b], inputs)
+      flat = {weights.name_of(path): np.asarray(leaf)
+              for path, leaf in jax.tree_util.tree_leaves_with_path(grads)}
+      for key, (path, layer) in hf.sources_of(config).items():
+        if config.tied and key == "lm_head.weight":
+          continue
+        key = key.replace("model.", "model.language_model.").replace("visual.", "model.visual.")
+        norm, *spread = reference[f"{name}/gradient/{key}"]
+        ours = hf.to_theirs(flat[path] if layer is None else flat[path][layer], path).ravel()
+        got = ours[np.linspace(0, ours.size - 1, 16).astype(int)]
+        np.testing.assert_allclose(np.linalg.norm(ours), norm, rtol=1e-3, atol=1e-6, err_msg=key)
+        # Entries against the size of a typical one: the smallest are sums that nearly cancel.
+        np.testing.assert_allclose(got, spread, rtol=1e-3, atol=1e-3 * norm / ours.size**0.5,
+                                   err_msg=key)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_greedy_decoding_of_64_tokens_equals_transformers(variant):
+  config, params = golden_batch.config(variant), load(variant)
+  batch = golden_batch.batch(("text", "image"), length=40)
+  group, steps = 2, make_golden.GREEDY
+
+  @jax.jit
+  def sample(params):
+    features = vision_features(config, params, batch.vision)
+    embeds = embed(config, params, batch.tokens, batch.unit, features)
+    states, cache = prefill(config, params, embeds, batch.positions, batch.length)
+    cache = expand_cache(cache, group, slots=40 + steps)
+    start = jnp.repeat(batch.positions.max((0, 2)) + 1, group)
+
+    def step(carry, count):
+      states, cache = carry
+      token = jnp.argmax(states @ unembedding(config, params).T, -1)
+      positions = jnp.broadcast_to(start + count, (3, *start.shape))[..., None]
+      states, cache = decode_step(config, params, embed(config, params, token[:, None], None, None),
+                                  positions, cache)
+      return (states, cache), token
+
+    carry = jnp.repeat(states, group, axis=0), cache
+    (_, cache), tokens = jax.lax.scan(step, carry, jnp.arange(steps))
+    return tokens.T, cache.length
+
+  tokens, length = sample(params)
+  np.testing.assert_array_equal(length, np.repeat(batch.length, group) + steps)
+  with golden_batch.references(variant) as reference:
+    for b, name in enumerate(("text", "image")):
+      for g in range(group):
+        np.testing.assert_array_equal(tokens[b * group + g], reference[f"{name}/greedy"])
+
+
+def test_rows_packed_behind_each_other_do_not_see_each_other():
+  config, params, batch = golden_batch.config("tied"), load("tied"), golden_batch.batch()
+  names = ("images", "image")
+  packed = golden_batch.batch(names[:1], length=128, windows=30)
+  rows = [make_golden.case(name) for name in names]
+  cut = [[images.patchify(picture) for picture in pictures] for _, pictures in rows]
+  vision, units = images.pack_rows([cut[0] + cut[1]], windows=30, window=56)
+  start, end = len(rows[0][0]), len(rows[0][0]) + len(rows[1][0])
+  packed.tokens[0, start:end] = rows[1][0]
+  packed.positions[:, 0, start:end] = batch.positions[:, 1, :end - start]
+  packed.segment[0, start:end] = 2
+  packed.unit[0][packed.tokens[0] == make_golden.IMAGE] = np.concatenate(units[0])
+  _, logits = jax.jit(functools.partial(forward, config))(
+    params, packed.tokens, packed.unit, packed.positions, packed.segment,
+    type(packed.vision)(**vision))
+  with golden_batch.references("tied") as reference:
+    np.testing.assert_allclose(logits[0, :start], reference["images/logits"], atol=1e-4)
+    np.testing.assert_allclose(logits[0, start:end], reference["image/logits"], atol=1e-4)
+
+
+def test_gradients_on_2_x_2_devices_equal_those_on_one():
+  config, params = golden_batch.config("untied"), load("untied")
+  batch = golden_batch.batch().replace(units=())
+  every = jnp.ones(len(golden_batch.NAMES))
+  want = gradient(config, params, every, batch)
+  mesh = mesh_lib.make_mesh(2, 2)
+  with jax.set_mesh(mesh):
+    shards = weights.shardings(config, mesh)
+    positions = mesh_lib.put(batch.positions, None, "data")
+    inputs = mesh_lib.put(batch.replace(positions=positions[0]), "data")
+    got = gradient(config, jax.device_put(params, shards), mesh_lib.put(every, "data"),
+                   inputs.replace(positions=positions))
+  flat = dict(jax.tree_util.tree_leaves_with_path(got))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(want):
+    np.testing.assert_allclose(flat[path], leaf, rtol=0, atol=1e-5 * max(1, np.abs(leaf).max()),
+                               err_msg=weights.name_of(path))
+
+
+def test_bfloat16_stays_near_float32():
+  batch = golden_batch.batch()
+  logits = {}
+  for dtype in ("float32", "bfloat16"):
+    config = golden_batch.config("tied", compute_dtype=dtype)
+    _, value = jax.jit(functools.partial(forward, config))(
+      load("tied"), batch.tokens, batch.unit, batch.positions, batch.segment, batch.vision)
+    assert value.dtype == dtype
+    logits[dtype] = jax.nn.log_softmax(value.astype(jnp.float32))
+  real = batch.segment > 0
+  error = np.abs(logits["bfloat16"] - logits["float32"])[real]
+  assert error.mean() < 0.05 and np.quantile(error, 0.99) < 0.2
+
+
+def test_image_tokens_take_the_unit_they_name():
+  config, params = golden_batch.config("tied"), load("tied")
+  features = jnp.arange(2 * 3 * 32, dtype=jnp.float32).reshape(2, 3, 32)
+  tokens = np.int32([[9, 6, 6], [6, 9, 6]])
+  unit = np.int32([[-1, 2, 0], [1, -1, 1]])
+  got = embed(config, params, tokens, unit, features)
+  np.testing.assert_array_equal(got[0, 1], features[0, 2])
+  np.testing.assert_array_equal(got[0, 2], features[0, 0])
+  np.testing.assert_array_equal(got[1, 0], features[1, 1])
+  np.testing.assert_array_equal(got[0, 0], params["embed"][9])
+  np.testing.assert_array_equal(got[1, 1], embed(config, params, tokens, None, None)[1, 1])

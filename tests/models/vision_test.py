@@ -1,0 +1,69 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from models import golden_batch, make_golden
+
+from ares_jax.data import images
+from ares_jax.models import vision, weights
+
+CONFIG = golden_batch.config("tied")
+PARAMS = weights.init(CONFIG, jax.random.key(0))
+FEATURES = jax.jit(vision.vision_features, static_argnums=0)
+
+
+def pack(rows, windows):
+  packed, units = images.pack_rows(
+    [[images.patchify(picture) for picture in row] for row in rows], windows=windows, window=56)
+  return vision.VisionInput(**packed), units
+
+
+def test_normalise_is_the_image_processors_float32_bit_for_bit():
+  level = np.repeat(np.arange(256, dtype=np.uint8)[:, None], CONFIG.vision.patch_dim, axis=1)
+  got = np.asarray(jax.jit(functools.partial(vision.normalise, size=CONFIG.vision))(level))
+  rescaled = (level.astype(np.float64) * (1 / 255)).astype(np.float32)
+  channel = np.arange(CONFIG.vision.patch_dim) // (CONFIG.vision.patch_dim // 3)
+  want = (rescaled - np.float32(vision.MEAN)[channel]) / np.float32(vision.STD)[channel]
+  np.testing.assert_array_equal(got.view(np.int32), want.view(np.int32))
+
+
+def test_features_of_an_image_depend_on_no_other_row_image_or_padding():
+  one, two = make_golden.picture(84, 140, 1), make_golden.picture(56, 84, 2)
+  alone, alone_units = pack([[one]], windows=12)
+  both, both_units = pack([[two, one], [one, one]], windows=12)
+  want = FEATURES(CONFIG, PARAMS, alone)[0][alone_units[0][0]]
+  got = FEATURES(CONFIG, PARAMS, both)
+  np.testing.assert_allclose(got[0][both_units[0][1]], want, atol=1e-5)
+  np.testing.assert_allclose(got[1][both_units[1][0]], want, atol=1e-5)
+  np.testing.assert_allclose(got[1][both_units[1][1]], want, atol=1e-5)
+
+
+def test_window_layers_alone_keep_windows_apart():
+  config = dataclasses.replace(CONFIG, vision=dataclasses.replace(CONFIG.vision, full_attention=()))
+  packed, _ = pack([[make_golden.picture(56, 112, 0)]], windows=3)  # windows 0 and 1
+  changed = packed.replace(patches=packed.patches.copy())
+  changed.patches[0, 1] ^= 255
+  before, after = (np.asarray(FEATURES(config, PARAMS, x))[0] for x in (packed, changed))
+  np.testing.assert_array_equal(before[:4], after[:4])
+  assert np.abs(before[4:8] - after[4:8]).max() > 0.01
+  with_full = [np.asarray(FEATURES(CONFIG, PARAMS, x))[0] for x in (packed, changed)]
+  assert np.abs(with_full[0][:4] - with_full[1][:4]).max() > 1e-4
+
+
+def test_cost_of_window_layers_is_linear_in_the_patches():
+  config = dataclasses.replace(CONFIG, vision=dataclasses.replace(CONFIG.vision, full_attention=()))
+
+  def flops(windows):
+    packed, _ = pack([[]], windows)
+    return FEATURES.lower(config, PARAMS, packed).compile().cost_analysis()["flops"]
+
+  small, middle, large = flops(8), flops(16), flops(32)
+  np.testing.assert_allclose((large - middle) / (middle - small), 2, rtol=0.02)
+
+
+def test_gradients_are_finite_when_a_row_has_no_image():
+  packed, _ = pack([[], [make_golden.picture(28, 28, 0)]], windows=2)
+  gradient = jax.jit(jax.grad(lambda params: vision.vision_features(CONFIG, params, packed).sum()))
+  assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(PARAMS)))
