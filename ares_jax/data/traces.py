@@ -1,0 +1,96 @@
+"""Rows with a response to packed rows for supervised fine-tuning.
+
+R packed rows, T tokens a row. Several examples share a row; segment ids keep them apart.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from ares_jax.data import images
+from ares_jax.data.prompts import EncodedPrompt
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceBatch:
+  """Packed examples."""
+
+  tokens: np.ndarray  # int32 [R, T]
+  segment: np.ndarray  # int32 [R, T]: 0 = padding, else 1 + place of the example in its row
+  loss_mask: np.ndarray  # bool [R, T]: True on response tokens
+  positions: np.ndarray  # int32 [3, R, T]
+  unit: np.ndarray  # int32 [R, T]
+  vision: dict
+
+
+def encode_example(encoder, row):
+  """(EncodedPrompt of prompt + response, prompt length) of a row that has a "response"."""
+  prompt = encoder.encode(row)
+  response = np.int32(encoder.chat.response(row["response"]))
+  after = prompt.positions.max(initial=-1) + 1 + np.arange(len(response), dtype=np.int32)
+  tokens = np.concatenate([prompt.tokens, response])
+  positions = np.concatenate([prompt.positions, np.broadcast_to(after, (3, len(after)))], axis=1)
+  return EncodedPrompt(tokens, positions, prompt.images), len(prompt.tokens)
+
+
+def trace_batch(encoder, rows, *, row_tokens, row_windows, row_multiple):
+  """Packs examples into as few rows as first-fit-decreasing finds.
+
+  Args:
+    encoder: a prompts.Encoder.
+    rows: rows with a "response".
+    row_tokens: T.
+    row_windows: vision windows a packed row has room for.
+    row_multiple: the number of rows is rounded up to a multiple, so that few shapes occur and
+      devices divide it.
+
+  Raises:
+    ValueError: an example alone is longer than a row.
+  """
+  examples = [encode_example(encoder, row) for row in rows]
+  sizes = [(len(sequence.tokens), _windows(encoder, sequence)) for sequence, _ in examples]
+  for row, (tokens, windows) in zip(rows, sizes, strict=True):
+    if tokens > row_tokens or windows > row_windows:
+      raise ValueError(f"row {row['id']}: {tokens} tokens and {windows} vision windows, a packed "
+                       f"row holds {row_tokens} and {row_windows}; raise row_tokens or row_windows")
+  packed = first_fit(sizes, (row_tokens, row_windows))
+  packed += [[] for _ in range(-len(packed) % row_multiple)]
+  tokens, positions, unit, vision = encoder.pack(
+    [[examples[index][0] for index in row] for row in packed], row_tokens, row_windows)
+  segment = np.zeros(tokens.shape, np.int32)
+  loss_mask = np.zeros(tokens.shape, bool)
+  for number, row in enumerate(packed):
+    start = 0
+    for place, index in enumerate(row):
+      sequence, prompt_length = examples[index]
+      end = start + len(sequence.tokens)
+      segment[number, start:end] = 1 + place
+      loss_mask[number, start + prompt_length : end] = True
+      start = end
+  return TraceBatch(tokens, segment, loss_mask, positions, unit, vision)
+
+
+def first_fit(sizes, room):
+  """First-fit-decreasing bins: a list of lists of indices, ties by index.
+
+  Args:
+    sizes: a tuple of sizes for every item; the first one orders them.
+    room: the tuple of what a bin holds.
+  """
+  bins, left = [], []
+  for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index][0], index)):
+    number = next((number for number, free in enumerate(left)
+                   if all(size <= space for size, space in zip(sizes[index], free, strict=True))),
+                  len(bins))
+    if number == len(bins):
+      bins.append([])
+      left.append(room)
+    bins[number].append(index)
+    left[number] = tuple(space - size
+                         for space, size in zip(left[number], sizes[index], strict=True))
+  return bins
+
+
+def _windows(encoder, sequence):
+  return images.count_windows([grid for _, grid in sequence.images], window=encoder.window,
+                              patch=encoder.patch, merge=encoder.merge)

@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+
+from ares_jax.data import digits
+
+PROBLEM = digits.DigitsConfig(rows=2, columns=2, levels=5, operators=("+",), noise=0.02)
+TEACHER = digits.TeacherConfig(slip=0.2, responses=3, first_level=(1.0, 0.0, 0.0),
+                               last_level=(0.0, 0.0, 1.0), first_lesson=(0.2, 0.7, 0.1),
+                               last_lesson=(0.0, 0.0, 1.0), captions=(0.6, 0.0))
+
+
+def source(split="train", seed=0, **changes):
+  config = digits.DigitsConfig(**{**PROBLEM.__dict__, **changes})
+  return digits.DigitsSource(config, split, seed, 500)
+
+
+def test_answer_is_the_chain_modulo_ten():
+  assert digits.partial_sums([7, 8, 9], ["+", "+", "+"]) == [7, 5, 4]
+  assert digits.partial_sums([2, 8, 9], ["+", "-", "+"]) == [2, 4, 3]
+  assert digits.question(["red", "blue"], ["+", "-"]) == "Compute red - blue, modulo 10"
+
+
+def test_rows_are_a_function_of_seed_and_index():
+  first, again = source()[17], source()[17]
+  np.testing.assert_array_equal(first.pop("images"), again.pop("images"))
+  assert first == again
+  assert source(seed=1)[17]["digits"] != first["digits"]
+
+
+def test_levels_come_in_equal_numbers_and_answers_are_near_uniform():
+  rows = [source()[index] for index in range(500)]
+  assert np.bincount([row["level"] for row in rows]).tolist() == [0] + [100] * 5
+  counts = np.bincount([int(row["answer"]) for row in rows], minlength=10)
+  assert counts.min() >= 25  # 50 each on average, s.d. 7
+
+
+def test_colours_name_the_cells_that_show_their_digits():
+  row = source(noise=0.0)[3]
+  for cell, (name, digit) in enumerate(row["cells"]):
+    top, left = 28 * (cell // 2), 28 * (cell % 2)
+    patch = row["images"][0][top : top + 28, left : left + 28]
+    assert tuple(patch[0, 0]) == digits.COLOURS[name]
+    ink = (patch[2:-2:3, 2:-2:3].astype(float) - digits.COLOURS[name]) / (
+      255 - np.array(digits.COLOURS[name]))
+    drawn = np.round(ink.mean(-1) * 16)
+    assert any(np.abs(drawn - image).max() <= 1 for image in digits.handwriting("train")[digit])
+
+
+def test_handwriting_is_split_by_image():
+  train, test = digits.handwriting("train"), digits.handwriting("test")
+  assert sum(map(len, train)) + sum(map(len, test)) == 1797
+  assert sum(map(len, test)) == 359
+  seen = {image.tobytes() for pool in train for image in pool}
+  assert not any(image.tobytes() in seen for pool in test for image in pool)
+
+
+def test_traces_have_their_lengths_and_end_in_the_answer():
+  row, rng = source()[4], np.random.default_rng(0)
+  texts = {kind: digits.trace(row, kind, slip=0.0, rng=rng) for kind in digits.KINDS}
+  assert texts["direct"] == f"<think> </think> \\boxed{{{row['answer']}}}"
+  assert len(texts["direct"]) < len(texts["stepwise"]) < len(texts["check"])
+  assert texts["check"].count("wait check") == 1
+  for text in texts.values():
+    assert text.endswith(f"\\boxed{{{row['answer']}}}")
+
+
+def test_slips_are_corrected():
+  row = source()[4]
+  text = digits.trace(row, "stepwise", slip=1.0, rng=np.random.default_rng(0))
+  assert text.count(" wait") == 4  # every partial sum of a chain of five
+  sums = digits.partial_sums(row["digits"], row["operators"])
+  for number, step in zip(sums[1:], text.split(" wait")[1:], strict=True):
+    assert step.startswith(str(number))
+
+
+def test_tokenizer_gives_texts_back():
+  tokenizer, rng = digits.tokenizer(), np.random.default_rng(0)
+  rows = [source(operators=("+", "-"))[index] for index in range(30)]
+  texts = [digits.trace(row, kind, slip=0.3, rng=rng) for row in rows for kind in digits.KINDS]
+  texts += [row["question"] for row in rows] + [digits.caption(row, rng)[1] for row in rows]
+  for text in texts:
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids) == text
+  assert tokenizer("a zebra")["input_ids"] == [tokenizer.unk_token_id] * 2
+
+
+def test_teacher_thinks_longer_on_higher_levels():
+  rows = digits.Teacher(source(), TEACHER)
+  assert all("> </think>" in text for text in rows[0]["responses"])  # level 1: direct
+  assert all("wait check" in text for text in rows[4]["responses"])  # level 5: check
+
+
+def test_captions_give_way_to_traces():
+  lessons = digits.Lessons(source(), TEACHER)
+  rows = [lessons[index] for index in range(len(lessons))]
+  described = np.array([row["question"] == "Describe" for row in rows])
+  assert 0.45 < described[:100].mean() < 0.65 and described[-100:].mean() < 0.15
+  assert all(row["response"].startswith("<think>") for row in rows)
+
+
+@pytest.mark.parametrize("changes, word", [
+  ({"rows": 3, "columns": 3}, "colours"), ({"levels": 9}, "levels"),
+  ({"operators": ("*",)}, "operators"),
+])
+def test_refuses_what_it_cannot_draw(changes, word):
+  with pytest.raises(ValueError, match=word):
+    source(**changes)

@@ -1,0 +1,195 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from models import make_golden
+from PIL import Image
+
+from ares_jax.data import images
+
+LIMITS = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 40}
+
+
+def encode(image, **options):
+  buffer = io.BytesIO()
+  image.save(buffer, **({"format": "PNG"} | options))
+  return buffer.getvalue()
+
+
+def noise(height, width, seed=0):
+  return Image.fromarray(make_golden.picture(height, width, seed))
+
+
+def test_sides_become_multiples_of_28_within_the_pixel_limits():
+  def size(height, width):
+    return images.resize_size(height, width, min_pixels=3136, max_pixels=12544)
+
+  assert size(56, 56) == (56, 56)
+  assert size(70, 98) == (56, 112)  # 2.5 and 3.5: halves to even
+  assert size(10, 10) == (56, 56)  # too small: up
+  assert size(224, 224) == (112, 112)  # too big: down
+  assert size(300, 100) == (168, 56)  # 28 * 4 = 112 by rounding is 32928 px; sqrt(30000 / 12544)
+
+
+@pytest.mark.parametrize("height, width, message", [
+  (1, 201, "201 x 1 px has aspect ratio 201, the limit is 200"), (0, 5, "5 x 0 px is empty")])
+def test_extreme_shapes_are_errors(height, width, message):
+  with pytest.raises(ValueError, match=message):
+    images.resize_size(height, width, **LIMITS)
+
+
+def test_patches_come_in_blocks_of_four_with_both_frames_of_each_channel():
+  image = np.arange(28 * 56 * 3, dtype=np.uint32).reshape(28, 56, 3).astype(np.uint8)
+  patches, grid = images.patchify(image)
+  assert grid == (1, 2, 4) and patches.shape == (8, 1176)
+  # Patch 2 is the lower left one of the first unit, 5 the upper right one of the second.
+  for index, row, column in ((2, 14, 0), (5, 0, 42)):
+    part = patches[index].reshape(3, 2, 14, 14)
+    want = image[row:row + 14, column:column + 14].transpose(2, 0, 1)
+    np.testing.assert_array_equal(part[:, 0], want)
+    np.testing.assert_array_equal(part[:, 1], want)
+  with pytest.raises(ValueError, match="multiples of 28; pass it through load_image"):
+    images.patchify(image[:27])
+
+
+def sources():
+  rgb = noise(61, 90)
+  alpha = rgb.copy()
+  alpha.putalpha(Image.fromarray(make_golden.picture(61, 90, 5)[..., 0]))
+  palette = rgb.quantize(16)
+  see_through = encode(palette, transparency=3)
+  grey = rgb.convert("L")
+  deep = Image.fromarray(make_golden.picture(61, 90, 2)[..., 0].astype(np.uint16) * 257)
+  turned = Image.Exif()
+  turned[0x0112] = 6
+  return {
+    "rgb": encode(rgb), "alpha": encode(alpha), "palette": encode(palette),
+    "palette with a transparent colour": see_through, "grey": encode(grey),
+    "grey with alpha": encode(alpha.convert("LA")), "1 bit": encode(grey.convert("1")),
+    "16 bit": encode(deep), "cmyk": encode(rgb.convert("CMYK"), format="JPEG"),
+    "jpeg": encode(rgb, format="JPEG"), "rotated by exif": encode(rgb, format="JPEG", exif=turned),
+    "webp": encode(alpha, format="WEBP", lossless=True), "gif": encode(palette, format="GIF"),
+    "one pixel wide": encode(noise(90, 1)), "wide": encode(noise(3, 400)),
+    "large": encode(noise(400, 333)), "tiny": encode(noise(1, 1)),
+  }
+
+
+SOURCES = sources()
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_pixels_grid_and_order_are_bit_identical_with_transformers(kind):
+  from transformers import Qwen2VLImageProcessorPil
+
+  from ares_jax.models import vision
+
+  processor = Qwen2VLImageProcessorPil(size={"shortest_edge": LIMITS["min_pixels"],
+                                             "longest_edge": LIMITS["max_pixels"]})
+  want = processor(images=[Image.open(io.BytesIO(SOURCES[kind]))], return_tensors="np")
+  patches, grid = images.patchify(images.load_image(SOURCES[kind], **LIMITS))
+  assert grid == tuple(want["image_grid_thw"][0])
+  assert images.image_grid(SOURCES[kind], **LIMITS) == grid
+  level = (np.arange(256) * (1 / 255)).astype(np.float32)
+  table = (level[:, None] - np.float32(vision.MEAN)) / np.float32(vision.STD)
+  got = table[patches, np.repeat(np.arange(3), 392)]
+  np.testing.assert_array_equal(got.view(np.int32), want["pixel_values"].view(np.int32))
+
+
+def test_dropping_alpha_shows_the_hidden_colour():
+  clear_red = Image.new("RGBA", (56, 56), (255, 0, 0, 0))
+  white = images.load_image(clear_red, **LIMITS)
+  red = images.load_image(clear_red, alpha="drop", **LIMITS)
+  np.testing.assert_array_equal(white, 255)
+  np.testing.assert_array_equal(red[0, 0], [255, 0, 0])
+
+
+def bomb(width, height):
+  """A PNG of a few kB whose header promises width x height px."""
+  def chunk(kind, data):
+    return (struct.pack(">I", len(data)) + kind + data
+            + struct.pack(">I", zlib.crc32(kind + data)))
+  header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+  return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+          + chunk(b"IDAT", zlib.compress(b"\0" * 10**6)) + chunk(b"IEND", b""))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("content, reason", [
+  (bomb(9000, 9000), "9000 x 9000 px exceed the limit of 67 MP"),
+  (bomb(10_000, 10_000), "10000 x 10000 px exceed the limit of 67 MP"),
+  (bomb(60_000, 60_000), "decompression bomb"),
+  (bomb(50_000, 10), "aspect ratio 5000, the limit is 200"),
+  (SOURCES["jpeg"][: len(SOURCES["jpeg"]) // 2], "truncated"),
+  (SOURCES["rgb"][: len(SOURCES["rgb"]) // 2], "truncated|broken"),
+  (SOURCES["rgb"][:20], ""),
+  (b"", "not one of PNG, JPEG"),
+  (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not one of PNG, JPEG"),
+  (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not one of PNG, JPEG"),
+])
+def test_a_bad_image_is_one_error_that_names_it(content, reason):
+  with pytest.raises(ValueError, match=f"^train.jsonl row 7: cannot use this image: .*({reason})"):
+    images.load_image(content, name="train.jsonl row 7", **LIMITS)
+
+
+def test_a_file_is_named_by_its_path(tmp_path):
+  with pytest.raises(ValueError, match="missing.png: cannot use this image: .*No such file"):
+    images.load_image(tmp_path / "missing.png", **LIMITS)
+  (tmp_path / "fine.png").write_bytes(SOURCES["rgb"])
+  assert images.load_image(str(tmp_path / "fine.png"), **LIMITS).shape == (56, 84, 3)
+
+
+def test_flipped_bits_give_an_image_or_a_valueerror():
+  rng = np.random.default_rng(0)
+  for kind in ("rgb", "jpeg", "webp", "gif", "palette"):
+    for _ in range(20):
+      damaged = bytearray(SOURCES[kind])
+      damaged[rng.integers(8, len(damaged))] ^= 1 << rng.integers(8)
+      try:
+        images.load_image(bytes(damaged), name="x", **LIMITS)
+      except ValueError as error:
+        assert str(error).startswith("x: cannot use this image")
+
+
+def test_windows_by_hand():
+  # 2 x 3 units in windows of 2 x 2: one full window, one of a single column.
+  layout = images.window_layout([(1, 4, 6)], window=56, patch=14, merge=2)
+  assert layout.windows == 2
+  np.testing.assert_array_equal(layout.slot[::4] // 4, [0, 1, 4, 2, 3, 5])
+  np.testing.assert_array_equal(layout.hw[:4], [[0, 0], [0, 1], [1, 0], [1, 1]])
+  np.testing.assert_array_equal(layout.hw[4:6], [[0, 2], [0, 3]])
+
+
+def test_every_frame_has_its_own_windows_and_segment():
+  layout = images.window_layout([(2, 2, 2), (1, 2, 2)], window=56, patch=14, merge=2)
+  assert layout.windows == 3
+  np.testing.assert_array_equal(layout.image, np.repeat([1, 2, 3], 4))
+  np.testing.assert_array_equal(layout.slot, [0, 1, 2, 3, 16, 17, 18, 19, 32, 33, 34, 35])
+
+
+def test_no_slot_is_used_twice_and_counts_agree():
+  rng = np.random.default_rng(0)
+  for _ in range(30):
+    grids = [(int(rng.integers(1, 3)), *(2 * rng.integers(1, 12, 2)).tolist()) for _ in range(3)]
+    layout = images.window_layout(grids, window=112, patch=14, merge=2)
+    assert len(set(layout.slot.tolist())) == len(layout.slot) == sum(map(np.prod, grids))
+    assert layout.slot.max() < 64 * layout.windows
+    assert images.count_windows(grids, window=112, patch=14, merge=2) == layout.windows
+
+
+def test_pack_rows_pads_and_says_which_unit_feeds_which_token():
+  small, wide = (images.patchify(np.asarray(noise(*size))) for size in ((28, 28), (56, 84)))
+  vision, units = images.pack_rows([[small, wide], [], [wide]], windows=4, window=56)
+  assert vision["patches"].shape == (3, 4, 16, 1176) and vision["patches"].dtype == np.uint8
+  np.testing.assert_array_equal(units[0][0], [0])
+  np.testing.assert_array_equal(units[0][1], [4, 5, 8, 6, 7, 9])
+  assert units[1] == []
+  np.testing.assert_array_equal(vision["image"][1], 0)
+  np.testing.assert_array_equal((vision["image"][0] > 0).sum(1), [4, 16, 8, 0])
+  np.testing.assert_array_equal(vision["patches"][0].reshape(16, 4, 1176)[units[0][1]],
+                                wide[0].reshape(6, 4, 1176))
+  with pytest.raises(ValueError, match="row 1 needs 3 windows of 56 px, there is room for 2"):
+    images.pack_rows([[small], [small, wide]], windows=2, window=56)
+  with pytest.raises(ValueError, match=r"row 0: 4 patches do not fill a grid of \(1, 4, 4\)"):
+    images.pack_rows([[(small[0], (1, 4, 4))]], windows=2, window=56)

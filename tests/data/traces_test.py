@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+
+from ares_jax.data import digits
+from ares_jax.data.chat import Chat
+from ares_jax.data.prompts import Encoder, PromptConfig
+from ares_jax.data.traces import encode_example, first_fit, trace_batch
+
+TOKENIZER = digits.tokenizer()
+
+
+def encoder(max_tokens=26):
+  chat = Chat(TOKENIZER, "", TOKENIZER.convert_tokens_to_ids("<|image_pad|>"))
+  return Encoder(chat, PromptConfig("", max_tokens, 4, 784, 12544), window=28, patch=14, merge=2)
+
+
+def rows(count):
+  config = digits.DigitsConfig(rows=2, columns=2, levels=5, operators=("+",), noise=0.0)
+  teacher = digits.TeacherConfig(0.1, 1, (1, 0, 0), (0, 1, 0), (0.3, 0.4, 0.3), (0.3, 0.4, 0.3),
+                                   (0.2, 0.2))
+  lessons = digits.Lessons(digits.DigitsSource(config, "train", 0, count), teacher)
+  return [lessons[index] for index in range(count)]
+
+
+def test_first_fit_fills_bins_in_decreasing_order():
+  assert first_fit([(5,), (4,), (3,), (2,)], (7,)) == [[0, 3], [1, 2]]
+  assert first_fit([(2, 9), (2, 9)], (8, 10)) == [[0], [1]]  # the second resource is full
+
+
+def test_every_example_is_packed_once_and_unpacks_to_itself():
+  examples = rows(30)
+  batch = trace_batch(encoder(), examples, row_tokens=160, row_windows=24, row_multiple=4)
+  assert len(batch.tokens) % 4 == 0
+  expected = sorted(tuple(encode_example(encoder(), row)[0].tokens) for row in examples)
+  unpacked = [tuple(tokens[segments == segment])
+              for tokens, segments in zip(batch.tokens, batch.segment, strict=True)
+              for segment in range(1, segments.max() + 1)]
+  assert sorted(unpacked) == expected
+  assert (batch.segment > 0).mean() > 0.6
+
+
+def test_loss_covers_the_response_and_its_end_only():
+  row = rows(3)[2]
+  batch = trace_batch(encoder(), [row], row_tokens=160, row_windows=4, row_multiple=1)
+  covered = batch.tokens[0][batch.loss_mask[0]]
+  assert TOKENIZER.decode(covered) == row["response"] + "<|im_end|>"
+
+
+def test_positions_restart_and_image_tokens_are_fed_in_order():
+  examples = rows(6)
+  batch = trace_batch(encoder(), examples, row_tokens=400, row_windows=24, row_multiple=1)
+  for segment in range(1, 7):
+    inside = batch.segment[0] == segment
+    assert batch.positions[0, 0][inside].min() == 0
+  image = batch.tokens[0] == encoder().chat.image_token
+  np.testing.assert_array_equal(batch.unit[0][image], np.arange(24))
+  assert (batch.unit[0][~image] == -1).all()
+  assert (np.unique(batch.vision["image"][0]) == np.arange(1, 7)).all()
+
+
+def test_refuses_a_row_too_long_and_names_it():
+  with pytest.raises(ValueError, match="digits-train-0-0.*row_tokens"):
+    trace_batch(encoder(), rows(1), row_tokens=20, row_windows=4, row_multiple=1)
+  with pytest.raises(ValueError, match="digits-train-0-0.*max_tokens"):
+    trace_batch(encoder(max_tokens=5), rows(1), row_tokens=90, row_windows=4, row_multiple=1)
