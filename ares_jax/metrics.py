@@ -110,6 +110,7 @@ class Progress:
     self._stream = sys.stderr if stream is None else stream
     self._clock, self._every = clock, every
     self._began = clock()
+    self._first = (total, 0.0)  # step and time of the first update
     self._written = -math.inf
     self._width = 0
     self._silent = jax.process_index() != 0
@@ -121,7 +122,12 @@ class Progress:
     now = self._clock()
     line = f"{self._stage} {step}/{self._total}"
     if step > self._start:
-      seconds = (now - self._began) / (step - self._start)
+      first, began = self._first
+      # The first step compiles: from the second on it does not count.
+      if step <= first:
+        first, began = self._start, self._began
+        self._first = (step, now)
+      seconds = (now - began) / (step - first)
       line += f" {seconds:.2f} s/step, {_duration(seconds * (self._total - step))} left"
     line += f"  {note}" if note else ""
     if self._stream.isatty():

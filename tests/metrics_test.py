@@ -106,6 +106,16 @@ def test_progress_tells_the_time_left_of_a_resumed_stage():
   assert stream.getvalue() == "aepo 40/100\naepo 50/100 2.00 s/step, 1m40s left  accuracy 0.61\n"
 
 
+def test_the_first_step_compiles_and_does_not_count_later():
+  clock, stream = Clock(), io.StringIO()
+  progress = metrics.Progress(10, "aepo", stream=stream, clock=clock, every=0.0)
+  for clock.now, step in ((30.0, 1), (31.0, 2), (32.0, 3)):
+    progress.update(step)
+  lines = stream.getvalue().splitlines()
+  assert "30.00 s/step" in lines[0]
+  assert "1.00 s/step, 0m08s left" in lines[1] and "1.00 s/step, 0m07s left" in lines[2]
+
+
 def test_plain_lines_come_every_ten_seconds_and_at_the_end():
   clock, stream = Clock(), io.StringIO()
   progress = metrics.Progress(30, "aepo", stream=stream, clock=clock)
