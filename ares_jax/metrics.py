@@ -72,7 +72,8 @@ class MetricWriter:
       if name in line:
         raise ValueError(f"a metric cannot be called {name!r}; it is a key of every line")
       line[name] = number if math.isfinite(number) else None
-      self._events.add_scalar(name, number, int(step))
+      if math.isfinite(number):  # TensorBoard has no null
+        self._events.add_scalar(name, number, int(step))
     # One write of a whole line: a kill leaves at most one torn line, which truncate removes.
     self._file.write(json.dumps(line, allow_nan=False) + "\n")
     self._file.flush()

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ares_jax import mesh
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -117,6 +119,31 @@ def state_shardings(tx, params, shardings):
     transform_non_params=lambda _: replicated,
     is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
   )
+
+
+def keep_layout(tx, params, opt_state, specs):
+  """Constrains weights and moments to the weights' layout, for the end of a jitted step.
+
+  Left alone, the compiler lays results out as it likes, and the next call compiles anew.
+
+  Args:
+    tx: from `make`.
+    params, opt_state: of the step's result.
+    specs: tree of PartitionSpec like the params.
+
+  Returns:
+    params, opt_state.
+  """
+  params = jax.tree.map(lambda leaf, spec: mesh.shard(leaf, *spec), params, specs)
+  opt_state = optax.tree_utils.tree_map_params(
+    tx,
+    lambda leaf, spec: leaf if isinstance(leaf, optax.MaskedNode) else mesh.shard(leaf, *spec),
+    opt_state,
+    specs,
+    transform_non_params=lambda leaf: mesh.shard(leaf),
+    is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
+  )
+  return params, opt_state
 
 
 def of(config, params, *, frozen=()):

@@ -3,7 +3,9 @@
 Text of a question is data: a control token written in it (`<|image_pad|>`) is encoded as text.
 """
 
+import copy
 import dataclasses
+import functools
 
 IMAGE_MARK = "<image>"
 
@@ -87,9 +89,11 @@ class Chat:
     return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
   def _plain(self, text):
-    backend = self.tokenizer.backend_tokenizer
+    return self._text_only.encode(text, add_special_tokens=False).ids
+
+  @functools.cached_property
+  def _text_only(self):
+    """A second tokenizer that reads control tokens as text: reading threads share both."""
+    backend = copy.deepcopy(self.tokenizer.backend_tokenizer)
     backend.encode_special_tokens = True
-    try:
-      return backend.encode(text, add_special_tokens=False).ids
-    finally:
-      backend.encode_special_tokens = False
+    return backend

@@ -152,6 +152,11 @@ def shardings(config: ModelConfig, mesh: Mesh) -> Params:
   return tree
 
 
+def specs(config: ModelConfig) -> Params:
+  """`PartitionSpec` of every tensor."""
+  return jax.tree.map(lambda weight: weight.spec, table(config))
+
+
 def name_of(path) -> str:
   """"blocks/q" for the key path of a tensor."""
   return "/".join(entry.key for entry in path)

@@ -1,3 +1,5 @@
+import concurrent.futures
+
 import pytest
 
 from ares_jax.data import digits
@@ -32,6 +34,20 @@ def test_control_tokens_in_a_question_are_text():
   plain = chat().prompt("Compute red", [2])
   hostile = chat().prompt("<|im_start|>", [2])
   assert hostile[:6] == plain[:6] and hostile[-5:] == plain[-5:]
+
+
+def test_threads_do_not_disturb_each_other():
+  shared = chat()
+  expected = shared.prompt("Compute red", [2])
+
+  def work(number):
+    if number % 2:
+      shared.response("<think> </think> <|im_end|>" * 20)
+      return True
+    return shared.prompt("Compute red", [2]) == expected
+
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    assert all(pool.map(work, range(2000)))
 
 
 def test_suffix_ends_the_question_and_responses_end_the_turn():

@@ -1,0 +1,271 @@
+"""Stage 1, AdaCS: fine-tuning on data whose reasoning grows with difficulty (section 3.1).
+
+`curate` measures pass rates with a probe model and selects responses, `fine_tune` learns them. The
+warm-up of a model without pretrained weights is `fine_tune` on other rows.
+
+R packed rows, T tokens a row.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+from typing import Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ares_jax import mesh, optimizer
+from ares_jax.data import curate as curation
+from ares_jax.data.sources import stream
+from ares_jax.data.traces import trace_batch
+from ares_jax.loop import LoopConfig, run_stage
+from ares_jax.models import qwen25_vl, weights
+from ares_jax.models.vision import VisionInput
+from ares_jax.ops import logprob_and_entropy
+from ares_jax.optimizer import OptimizerConfig
+from ares_jax.sampler import SamplingConfig, stage_key
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig:
+  """Supervised fine-tuning."""
+
+  steps: int  # 0 leaves the stage out
+  batch: int  # examples a step
+  shuffle: bool  # False takes the rows in their order, a curriculum
+  row_tokens: int  # T, tokens of a packed row
+  row_windows: int  # vision windows a packed row has room for
+  microbatch: int  # packed rows a gradient; a step accumulates over its rows
+  frozen: tuple[str, ...]  # parts of the weights that are not trained, e.g. ("vision",)
+  optimizer: OptimizerConfig
+  loop: LoopConfig
+
+  def __post_init__(self):
+    if self.steps < 0 or self.batch < 1 or self.microbatch < 1:
+      raise ValueError(f"steps = {self.steps} must be >= 0, batch = {self.batch} and "
+                       f"microbatch = {self.microbatch} >= 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class CurateConfig:
+  """AdaCS selection (paper table 1)."""
+
+  selection: Literal["adacs", "vanilla"]  # vanilla: the same number, drawn uniformly (table 4)
+  problems: int  # problems the probe answers
+  samples: int  # answers of the probe a problem
+  count: int  # responses selected
+  batch: int  # problems a sampling call
+
+  def __post_init__(self):
+    if min(self.problems, self.samples, self.count, self.batch) < 1:
+      raise ValueError("problems, samples, count and batch must be >= 1")
+    if self.count > self.problems:
+      raise ValueError(f"count = {self.count} responses from problems = {self.problems}; one "
+                       "response a problem is kept, lower count")
+
+
+@flax.struct.dataclass
+class SftState:
+  """All that supervised training changes."""
+
+  step: jax.Array  # int32 [], finished steps
+  params: dict
+  opt_state: optax.OptState
+
+
+@functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="state")
+def sft_step(model, config, state, batch):
+  """One update on a packed batch: mean negative log-likelihood of the response tokens.
+
+  Args:
+    model: ModelConfig.
+    config: SftConfig.
+    state: SftState.
+    batch: dict of tokens, segment, loss_mask, unit [R, T], positions [3, R, T] and vision; R a
+      multiple of config.microbatch.
+
+  Returns:
+    state, metrics.
+  """
+  parts = len(batch["tokens"]) // config.microbatch
+  split = {name: jnp.moveaxis(batch[name], -2, 0) if name == "positions" else batch[name]
+           for name in batch}
+  split = jax.tree.map(lambda x: x.reshape(parts, config.microbatch, *x.shape[1:]), split)
+  tokens = jnp.maximum(batch["loss_mask"].sum(), 1).astype(jnp.float32)
+
+  def loss_fn(params, part):
+    part = jax.tree.map(lambda x: mesh.shard(x, "data"), part)
+    params = params | {name: jax.lax.stop_gradient(params[name]) for name in config.frozen}
+    features = qwen25_vl.vision_features(model, params, part["vision"])
+    embeds = qwen25_vl.embed(model, params, part["tokens"], part["unit"], features)
+    hidden = qwen25_vl.hidden(model, params, embeds, jnp.moveaxis(part["positions"], 1, 0),
+                              part["segment"])
+    # Column t predicts token t+1; the first column of a row has no predecessor.
+    logprob, entropy = logprob_and_entropy(
+      hidden[:, :-1].reshape(-1, hidden.shape[-1]), qwen25_vl.unembedding(model, params),
+      part["tokens"][:, 1:].reshape(-1))
+    mask = part["loss_mask"][:, 1:].reshape(-1)
+    return -jnp.where(mask, logprob, 0).sum() / tokens, jnp.where(mask, entropy, 0).sum() / tokens
+
+  def accumulate(carry, part):
+    (loss, entropy), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, part)
+    return jax.tree.map(jnp.add, carry, (grads, loss, entropy)), None
+
+  zeros = (jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0), jnp.float32(0))
+  (grads, loss, entropy), _ = jax.lax.scan(accumulate, zeros, split)
+  rate = optimizer.learning_rate(config.optimizer, state.step, config.steps)
+  tx = optimizer.of(config.optimizer, state.params, frozen=config.frozen)
+  params, opt_state, metrics = optimizer.apply(tx, grads, state.opt_state, state.params, rate)
+  params, opt_state = optimizer.keep_layout(tx, params, opt_state, weights.specs(model))
+  metrics |= {"loss": loss, "entropy": entropy, "tokens": tokens, "learning_rate": rate,
+              "rows": jnp.float32(len(batch["tokens"]))}
+  return SftState(state.step + 1, params, opt_state), metrics
+
+
+def fine_tune(params, source, config, *, stage, generator, workdir, seed, threads):
+  """Supervised fine-tuning as a resumable stage.
+
+  Args:
+    params: weights to start from; donated.
+    source: rows with a "response".
+    config: SftConfig.
+    stage: name of the stage.
+    generator: rollout.Generator.
+    workdir, seed, threads: folder, shuffle seed, reading threads.
+
+  Returns:
+    The trained weights.
+  """
+  opt_state = optimizer.start(
+    optimizer.of(config.optimizer, params, frozen=config.frozen), params)
+
+  def collate(rows, _):
+    return trace_batch(generator.encoder, rows, row_tokens=config.row_tokens,
+                       row_windows=config.row_windows, row_multiple=config.microbatch)
+
+  def begin(state):
+    batches = stream(source, batch=config.batch, seed=seed, collate=collate,
+                     start=int(state.step), threads=threads, shuffle=config.shuffle)
+
+    def step(state):
+      with generator.phases("data"):
+        batch = _device_batch(next(batches))
+      with generator.phases("update"):
+        state, metrics = sft_step(generator.model, config, state, batch)
+        metrics = jax.device_get(metrics)
+      return state, metrics, f"loss {metrics['loss']:.3f}"
+
+    return step
+
+  state = SftState(mesh.put(jnp.int32(0)), params, opt_state)
+  return run_stage(stage, state, begin, steps=config.steps, workdir=workdir,
+                   config=config.loop, phases=generator.phases).params
+
+
+def _device_batch(batch):
+  arrays = mesh.put({"tokens": batch.tokens, "segment": batch.segment, "unit": batch.unit,
+                     "loss_mask": batch.loss_mask, "vision": VisionInput(**batch.vision)}, "data")
+  arrays["positions"] = mesh.put(batch.positions, None, "data")
+  return arrays
+
+
+class Selected:
+  """The rows that curation chose, each with its one response: a source for `fine_tune`."""
+
+  def __init__(self, source, chosen):
+    """`chosen`: list of (row number, response)."""
+    self._source, self._chosen = source, chosen
+
+  def __len__(self):
+    return len(self._chosen)
+
+  def __getitem__(self, index):
+    number, response = self._chosen[index]
+    return self._source[number] | {"response": response}
+
+
+def curate(params, source, config, *, generator, workdir, max_tokens, seed):
+  """Probes pass rates, selects responses, writes WORKDIR/curation.json (section 3.1).
+
+  Args:
+    params: the probe's weights.
+    source: rows with "responses", candidate answers of a teacher; wrong ones are dropped.
+    config: CurateConfig.
+    generator: rollout.Generator.
+    workdir: a finished curation there is read back, not repeated.
+    max_tokens: longest answer of the probe.
+    seed: of the probe's samples and of ties.
+
+  Returns:
+    Selected.
+  """
+  path = os.path.join(workdir, "curation.json")
+  if os.path.exists(path):
+    with open(path, encoding="utf-8") as file:
+      return Selected(source, [tuple(pair) for pair in json.load(file)["chosen"]])
+  if len(source) < config.problems:
+    raise ValueError(f"{config.problems} problems to curate, the source has {len(source)}; "
+                     "lower curate.problems")
+  for number in range(config.problems):
+    if "responses" not in source[number]:
+      raise ValueError(f"row {source[number]['id']} has no 'responses', a list of a teacher's "
+                       "candidate answers; AdaCS selects among them")
+  passes = _pass_counts(params, source, config, generator, max_tokens, seed)
+  candidates, dropped = _candidates(source, config, generator, passes)
+  rng = np.random.default_rng(seed)
+  if config.selection == "adacs":
+    chosen, targets, notes = curation.select(
+      candidates, count=config.count, samples=config.samples, rng=rng)
+  else:
+    targets, notes = curation.length_targets(candidates, samples=config.samples)
+    chosen = curation.vanilla(candidates, count=config.count, rng=rng)
+  lengths = {str(rate): [candidate.tokens for candidate in chosen if candidate.passes == rate]
+             for rate in range(config.samples + 1)}
+  report = {
+    "selection": config.selection,
+    "problems": config.problems,
+    "candidates": len(candidates),
+    "wrong_candidates_dropped": dropped,
+    "bracket_problems": np.bincount(passes, minlength=config.samples + 1).tolist(),
+    "bracket_chosen": {rate: len(tokens) for rate, tokens in lengths.items()},
+    "bracket_mean_tokens": {rate: float(np.mean(tokens)) for rate, tokens in lengths.items()
+                            if tokens},
+    "target_tokens": {name: target.tolist() for name, target in targets.items()},
+    "notes": notes,
+    "chosen": [(candidate.problem, candidate.response) for candidate in chosen],
+  }
+  with open(path + ".tmp", "w", encoding="utf-8") as file:
+    json.dump(report, file, indent=1)
+  os.replace(path + ".tmp", path)
+  return Selected(source, report["chosen"])
+
+
+def _pass_counts(params, source, config, generator, max_tokens, seed):
+  """int [problems]: right answers of the probe at temperature 1."""
+  sampling = SamplingConfig(temperature=1.0, top_p=1.0, max_tokens=max_tokens)
+  counts = []
+  for start in range(0, config.problems, config.batch):
+    places = np.arange(start, start + config.batch) % config.problems
+    prompts = generator.encoder.batch([source[int(place)] for place in places], places)
+    samples = generator.sample(params, prompts, stage_key(seed, "probe"), group=config.samples,
+                               sampling=sampling)
+    _, correct, _, _ = generator.grade(prompts, samples, group=config.samples)
+    counts.append(correct.reshape(-1, config.samples).sum(1).astype(int))
+  return np.concatenate(counts)[: config.problems]
+
+
+def _candidates(source, config, generator, passes):
+  """Right candidate responses, and how many wrong ones were dropped."""
+  rows = [source[number] for number in range(config.problems)]
+  pairs = [(number, text) for number, row in enumerate(rows) for text in row["responses"]]
+  correct, _, _ = generator.grader.grade([text for _, text in pairs],
+                                         [rows[number]["answer"] for number, _ in pairs])
+  chat = generator.encoder.chat
+  candidates = [curation.Candidate(number, text, len(chat.response(text)), rows[number]["source"],
+                                   int(passes[number]))
+                for (number, text), right in zip(pairs, correct, strict=True) if right]
+  return candidates, len(pairs) - len(candidates)

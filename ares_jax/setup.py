@@ -1,0 +1,239 @@
+"""From a config to the parts of a run: model, tokenizer, data, grader. Used by every command."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+from typing import Literal
+
+import jax
+import numpy as np
+
+from ares_jax import mesh
+from ares_jax.adacs import CurateConfig, SftConfig
+from ares_jax.aepo import AepoConfig
+from ares_jax.config import ConfigError, build
+from ares_jax.data import digits
+from ares_jax.data.chat import Chat
+from ares_jax.data.grade import GradingPool
+from ares_jax.data.prompts import Encoder, PromptConfig
+from ares_jax.data.sources import JsonlSource
+from ares_jax.data.trigger_words import semantic_table
+from ares_jax.evaluate import EvaluateConfig
+from ares_jax.metrics import PhaseTimer
+from ares_jax.models import weights
+from ares_jax.models.config import ModelConfig, VisionConfig
+from ares_jax.rollout import Generator
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  data: int  # devices on the "data" axis; -1 = all that `model` leaves
+  model: int  # devices on the "model" axis
+
+
+@dataclasses.dataclass(frozen=True)
+class SizesConfig:
+  """Sizes of a fresh model; vocabulary and ids come from the tokenizer."""
+
+  embed: int
+  layers: int
+  heads: int
+  kv_heads: int
+  head_dim: int
+  mlp: int
+  rope_theta: float
+  mrope_sections: tuple[int, int, int]
+  norm_eps: float
+  tied: bool
+  vision: VisionConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSection:
+  path: str  # Hugging Face folder; "" = a fresh model of `sizes`
+  sizes: SizesConfig | None
+  compute_dtype: Literal["float32", "bfloat16"]
+  remat: Literal["none", "block", "dots"]
+  unroll: int  # layers per iteration of the layer loop
+
+
+@dataclasses.dataclass(frozen=True)
+class DigitsData:
+  """The embedded problem: how many rows each stage draws from."""
+
+  problem: digits.DigitsConfig
+  teacher: digits.TeacherConfig
+  curated: int
+  prompts: int
+  test: int
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonlData:
+  """JSONL files (data/sources.py has the schema); "" where a stage does not run."""
+
+  lessons: str
+  curated: str
+  prompts: str
+  test: str
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  digits: DigitsData | None
+  jsonl: JsonlData | None
+
+  def __post_init__(self):
+    if (self.digits is None) == (self.jsonl is None):
+      raise ValueError("exactly one of digits and jsonl must be set, the other None")
+
+
+@dataclasses.dataclass(frozen=True)
+class GradeConfig:
+  workers: int
+  timeout: float  # seconds an answer
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """Everything a run needs; configs/*.py hold the numbers."""
+
+  seed: int
+  threads: int  # data reading threads
+  mesh: MeshConfig
+  model: ModelSection
+  data: DataConfig
+  prompt: PromptConfig
+  grade: GradeConfig
+  warmup: SftConfig
+  curate: CurateConfig
+  adacs: SftConfig
+  aepo: AepoConfig
+  evaluate: EvaluateConfig
+
+  def __post_init__(self):
+    if self.threads < 1:
+      raise ValueError(f"threads = {self.threads} must be >= 1")
+    if (self.data.digits is None) == (self.model.path == ""):
+      raise ValueError("model.path and data.digits exclude each other: the digits problem trains "
+                       "a fresh model, other data need a pretrained one")
+
+
+def read_config(values):
+  """TrainConfig of an ml_collections config; one-line ConfigError for every mistake."""
+  config = build(TrainConfig, values, "config")
+  if config.model.path and not os.path.isdir(config.model.path):
+    raise ConfigError(f"config.model.path {config.model.path!r} is no folder; give the folder of a "
+                      "Hugging Face Qwen2.5-VL model")
+  return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """The parts of a run."""
+
+  config: TrainConfig
+  model: ModelConfig
+  tokenizer: object
+  generator: Generator
+  words: np.ndarray  # bool [V], tokens of V_sem
+
+  def source(self, name):
+    """Rows of "lessons", "curated", "prompts" or "test"."""
+    data, seed = self.config.data, self.config.seed
+    if data.jsonl is not None:
+      return JsonlSource.open({"lessons": data.jsonl.lessons, "curated": data.jsonl.curated,
+                               "prompts": data.jsonl.prompts, "test": data.jsonl.test}[name])
+    # Training rows differ by seed and stage; the test rows are the same for every seed.
+    split, seed = ("test", 0) if name == "test" else (
+      "train", 10 * seed + ("lessons", "curated", "prompts").index(name))
+    warmup = self.config.warmup
+    # The course has an order: it is exactly as long as the warm-up.
+    size = {"lessons": max(1, warmup.steps * warmup.batch), "curated": data.digits.curated,
+            "prompts": data.digits.prompts, "test": data.digits.test}[name]
+    problems = digits.DigitsSource(data.digits.problem, split, seed, size)
+    if name == "lessons":
+      return digits.Lessons(problems, data.digits.teacher)
+    return digits.Teacher(problems, data.digits.teacher) if name == "curated" else problems
+
+  def init_params(self):
+    """First weights, on the current mesh: from the Hugging Face folder, or fresh."""
+    devices = jax.sharding.get_mesh()
+    if self.config.model.path:
+      from ares_jax.models import hf
+
+      return hf.from_hf(self.config.model.path, self.model, devices)
+    return jax.jit(functools.partial(weights.init, self.model),
+                   out_shardings=weights.shardings(self.model, devices))(
+                     jax.random.key(self.config.seed))
+
+
+  def check(self):
+    """Refuses, before anything runs, data that are missing or too few and sizes that do not divide.
+
+    Raises:
+      ValueError: names the key, its value, the limit and the remedy.
+    """
+    config, devices = self.config, mesh.size("data")
+    sizes = {"evaluate.problems": ("test", config.evaluate.problems)}
+    if config.warmup.steps:
+      sizes["warmup.batch"] = ("lessons", 1)
+    if config.adacs.steps:
+      sizes["curate.problems"] = ("curated", config.curate.problems)
+    if config.aepo.steps:
+      sizes["aepo.prompts"] = ("prompts", 1)
+    for key, (name, need) in sizes.items():
+      have = len(self.source(name))
+      if have < need:
+        raise ValueError(f"config.{key} needs {need} rows of the {name!r} data, which has {have}; "
+                         f"lower it or give more data")
+    rows = {"warmup.microbatch": config.warmup.microbatch if config.warmup.steps else 0,
+            "adacs.microbatch": config.adacs.microbatch if config.adacs.steps else 0,
+            "aepo.prompts": config.aepo.prompts if config.aepo.steps else 0,
+            "aepo.microbatch / aepo.group":
+              config.aepo.microbatch // config.aepo.group if config.aepo.steps else 0}
+    for key, count in rows.items():
+      if count % devices:
+        raise ValueError(f"config.{key} = {count} does not divide over {devices} devices of the "
+                         "\"data\" axis; change it or config.mesh")
+
+
+@contextlib.contextmanager
+def open_run(config):
+  """Run of a TrainConfig, with a grading pool that ends with it; checked against the mesh."""
+  if jax.process_count() > 1:
+    raise ValueError(f"{jax.process_count()} processes: runs on several hosts are not supported "
+                     "yet; use one host")
+  section = config.model
+  if section.path:
+    import transformers
+
+    from ares_jax.models import hf
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(section.path)
+    model = hf.model_config(section.path, compute_dtype=section.compute_dtype,
+                            remat=section.remat, unroll=section.unroll)
+  else:
+    tokenizer = digits.tokenizer()
+    # Rounded up, so that 8 devices divide the embedding.
+    model = ModelConfig(
+      **{field.name: getattr(section.sizes, field.name)
+         for field in dataclasses.fields(section.sizes)},
+      vocab=-(-len(tokenizer) // 8) * 8,
+      image_token=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+      compute_dtype=section.compute_dtype, remat=section.remat, unroll=section.unroll)
+  chat = Chat(tokenizer, config.prompt.suffix, model.image_token)
+  vision = model.vision
+  encoder = Encoder(chat, config.prompt, vision.window, vision.patch, vision.merge)
+  # Image and vision marks have no place in an answer, ids beyond the tokenizer no text.
+  allowed = np.zeros(model.vocab, bool)
+  allowed[: len(tokenizer)] = True
+  end = (tokenizer.eos_token_id,)
+  allowed[[index for index in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder)
+           if index not in end and tokenizer.added_tokens_decoder[index].special]] = False
+  with GradingPool(config.grade.workers, config.grade.timeout) as grader:
+    generator = Generator(model, encoder, allowed, end, grader, PhaseTimer())
+    run = Run(config, model, tokenizer, generator, semantic_table(tokenizer, model.vocab))
+    run.check()
+    yield run

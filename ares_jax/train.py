@@ -1,0 +1,141 @@
+"""Trains a model through both stages of ARES.
+
+    python -m ares_jax.train --config=configs/ares_tiny.py
+    python -m ares_jax.train --config=configs/aepo_7b.py --config.model.path=DIR --workdir=DIR
+
+Any number of a config can be set on the command line: --config.aepo.steps=20. The same command in
+the same workdir goes on where the last one stopped. Needs no data for configs/ares_tiny.py.
+"""
+
+import json
+import os
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from ares_jax import adacs, aepo, mesh
+from ares_jax.command import require_config, run
+from ares_jax.evaluate import evaluate, level_table, table
+from ares_jax.setup import open_run, read_config
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, see configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/CONFIG_NAME.")
+
+
+def main():
+  values = require_config(_CONFIG.value)
+  config = read_config(values)
+  name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))
+  workdir = os.path.abspath(_WORKDIR.value or os.path.join("runs", name[0]))
+  with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model)), open_run(config) as parts:
+    keep_config(workdir, values)
+    train(parts, workdir)
+
+
+def keep_config(workdir, values):
+  """Writes WORKDIR/config.json; refuses a workdir that was made with other numbers.
+
+  Only how often a run saves, how it reads and where it runs may change.
+
+  Raises:
+    ValueError: names the keys that differ.
+  """
+  os.makedirs(workdir, exist_ok=True)
+  path, new = os.path.join(workdir, "config.json"), json.loads(values.to_json_best_effort())
+  if os.path.exists(path):
+    with open(path, encoding="utf-8") as file:
+      before, after = _flat(json.load(file)), _flat(new)
+    free = ("threads", "mesh.", "grade.", "warmup.loop.", "adacs.loop.", "aepo.loop.")
+    different = sorted(key for key in before.keys() | after.keys() if not key.startswith(free)
+                       and (key not in before or key not in after or before[key] != after[key]))
+    if different:
+      raise ValueError(f"{workdir} was made with another config: {', '.join(different)} "
+                       "differ; use another --workdir")
+  with open(path + ".tmp", "w", encoding="utf-8") as file:
+    json.dump(new, file, indent=1)
+  os.replace(path + ".tmp", path)
+
+
+def _flat(values, prefix=""):
+  flat = {}
+  for key, value in values.items():
+    flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+  return flat
+
+
+def train(parts, workdir):
+  """Runs the stages that have steps; prints and writes WORKDIR/results.json.
+
+  Args:
+    parts: setup.Run.
+    workdir: folder of the run; what is finished there is not done again.
+  """
+  config, generator = parts.config, parts.generator
+  shared = {"generator": generator, "workdir": workdir, "seed": config.seed,
+            "threads": config.threads}
+  results = _Results(parts, workdir)
+  params = parts.init_params()
+  if config.warmup.steps:
+    params = adacs.fine_tune(params, parts.source("lessons"), config.warmup, stage="warmup",
+                             **shared)
+    results.add("warmup", params)
+  if config.adacs.steps:
+    source = parts.source("curated")
+    selected = adacs.curate(params, source, config.curate, generator=generator, workdir=workdir,
+                            max_tokens=config.aepo.sampling.max_tokens, seed=config.seed)
+    params = adacs.fine_tune(params, selected, config.adacs, stage="adacs", **shared)
+    results.add("adacs", params)
+  if config.aepo.steps:
+    params = aepo.run(params, parts.source("prompts"), config.aepo, words=parts.words,
+                      **shared)
+    results.add("aepo", params)
+  results.show()
+  return params
+
+
+class _Results:
+  """Evaluations of finished stages, in WORKDIR/results.json."""
+
+  def __init__(self, parts, workdir):
+    self._parts, self._workdir = parts, workdir
+    self._path = os.path.join(workdir, "results.json")
+    self._results = {}
+    if os.path.exists(self._path):
+      with open(self._path, encoding="utf-8") as file:
+        self._results = json.load(file)
+
+  def add(self, stage, params):
+    """Evaluates `params` unless that was done before the run was stopped."""
+    config, generator = self._parts.config, self._parts.generator
+    if stage in self._results:
+      return
+    result = evaluate(generator, params, self._parts.source("test"), config.evaluate,
+                      max_tokens=config.aepo.sampling.max_tokens, easy=config.aepo.reward.easy,
+                      medium=config.aepo.reward.medium, seed=0)
+    self._results[stage] = result | {"seconds": self._seconds(stage)}
+    with open(self._path + ".tmp", "w", encoding="utf-8") as file:
+      json.dump(self._results, file, indent=1)
+    os.replace(self._path + ".tmp", self._path)
+
+  def _seconds(self, stage):
+    """Seconds of the stage's steps by phase, over all processes that worked on it."""
+    spent = {}
+    with open(os.path.join(self._workdir, "metrics.jsonl"), encoding="utf-8") as file:
+      for line in map(json.loads, file):
+        for name, value in line.items() if line["stage"] == stage else ():
+          if name.startswith("seconds/"):
+            spent[name[8:]] = spent.setdefault(name[8:], 0.0) + value
+    return spent
+
+  def show(self):
+    """Prints the tables of all stages."""
+    print(table(self._results))
+    print(level_table(self._results))
+    for stage, result in self._results.items():
+      spent = ", ".join(f"{name} {seconds:.0f}" for name, seconds in result["seconds"].items())
+      print(f"{stage} seconds in its steps: {spent}")
+
+
+if __name__ == "__main__":
+  run(main)

@@ -1,0 +1,67 @@
+"""AEPO of Qwen2.5-VL-7B after an AdaCS cold start: the paper's recipe (section 4, appendix A).
+
+    python -m ares_jax.train --config=configs/aepo_7b.py --workdir=DIR \\
+      --config.model.path=HF_FOLDER --config.data.jsonl.prompts=train.jsonl \\
+      --config.data.jsonl.test=test.jsonl
+
+Hardware: a TPU pod slice. Hours and expected score: not measured. Today the sampler decodes all
+rows of a prompt batch together and pads them to the longest response, so 512 x 8 rows of 20k tokens
+do not fit: lower aepo.prompts and aepo.sampling.max_tokens.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+  c = ConfigDict()
+  c.seed = 0
+  c.threads = 16  # data reading threads a host
+  c.mesh = dict(data=-1, model=1)
+
+  c.model = dict(path="Qwen2.5-VL-7B-Instruct", sizes=None, compute_dtype="bfloat16",
+                 remat="block", unroll=1)
+
+  c.data = ConfigDict(dict(digits=None))
+  c.data.jsonl = dict(lessons="", curated="curated.jsonl", prompts="prompts.jsonl",
+                      test="test.jsonl")
+
+  c.prompt = dict(
+    suffix=" First think, inside <think> and </think>. Then give the final answer in \\boxed{}.",
+    max_tokens=4096, windows=384,  # 4194304 px in 112-px windows: 334, and partial ones at edges
+    min_pixels=262144, max_pixels=4194304)
+  c.grade = dict(workers=8, timeout=2.0)  # seconds an answer
+
+  adam = dict(b1=0.9, b2=0.999, eps=1e-8, clip=1.0)
+  loop = dict(save_every=5, keep=2)
+  sft = dict(shuffle=True, row_tokens=32768, row_windows=768, microbatch=64, frozen=("vision",),
+             loop=loop)
+  c.warmup = dict(steps=0, batch=256, **sft, optimizer=dict(
+    learning_rate=2e-5, schedule="cosine", warmup_steps=0, final_fraction=0.0, weight_decay=0.0,
+    **adam))
+  c.curate = dict(selection="adacs", problems=224_000, samples=8, count=34_000, batch=512)
+  # Stage 1: 2 epochs of 34k responses in batches of 256 are 266 steps; 0 starts at stage 2.
+  c.adacs = dict(steps=0, batch=256, **sft, optimizer=dict(
+    learning_rate=2e-5, schedule="cosine", warmup_steps=13, final_fraction=0.0, weight_decay=0.0,
+    **adam))
+
+  c.aepo = ConfigDict(dict(
+    steps=100, prompts=512, group=8, minibatch=128, microbatch=64, frozen=("vision",),
+    log_responses=64))
+  c.aepo.sampling = dict(temperature=1.0, top_p=0.99, max_tokens=16384)
+  c.aepo.filter = dict(batches=20, low=0.01, high=0.99)
+  c.aepo.entropy = dict(window=4, quantile=0.95, quantile_of="window", reduce="mean", decay=0.9,
+                        detector="window", cover="window")
+  c.aepo.reward = dict(
+    kind="aepo", easy=0.75, medium=0.375, rule="signed", target="ema", target_scale=(0.8, 1.0, 1.2),
+    target_decay=0.9, var_floor=1.0, cap=0.5, penalize="wrong", alpha_rate=0.05, token_bonus=0.0)
+  c.aepo.loss = dict(advantage="std", equal_groups="zero", clip_low=0.2, clip_high=0.3,
+                     clip_dual=3.0, average="token", old_logprob="recompute", importance_cap=2.0)
+  # beta, rho and the controller's numbers are ours: the paper does not print them.
+  c.aepo.kl = dict(estimator="k3", dynamic=True, start=(1.0, 1.0, 1.0), beta=(0.01, 0.01, 0.01),
+                   rho=0.5, target=(0.02, 0.02, 0.02), rate=0.1, low=0.1, high=10.0)
+  c.aepo.optimizer = dict(learning_rate=1e-6, schedule="constant", warmup_steps=0,
+                          final_fraction=1.0, weight_decay=0.01, **adam)
+  c.aepo.loop = loop
+
+  c.evaluate = dict(problems=512, samples=8, batch=64, temperature=1.0, top_p=1.0)
+  return c

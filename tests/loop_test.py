@@ -1,0 +1,89 @@
+import json
+import os
+import signal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ares_jax.loop import LoopConfig, run_stage
+
+
+@flax.struct.dataclass
+class Counter:
+  step: jax.Array
+  total: jax.Array
+
+
+def fresh():
+  return Counter(jnp.int32(0), jnp.float32(0))
+
+
+def begin_adding(log, stop_at=None, fail_at=None):
+  def begin(state):
+    log.append(int(state.step))
+
+    def step(state):
+      number = int(state.step)
+      if number == fail_at:
+        raise RuntimeError("power cut")
+      if number == stop_at:
+        os.kill(os.getpid(), signal.SIGTERM)
+      return Counter(state.step + 1, state.total + number), {"number": number}, ""
+
+    return step
+
+  return begin
+
+
+def run(workdir, steps=5, log=None, save_every=2, **events):
+  return run_stage("stage", fresh(), begin_adding([] if log is None else log, **events),
+                   steps=steps, workdir=str(workdir), config=LoopConfig(save_every, 1))
+
+
+def lines(workdir):
+  return [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_runs_all_steps_and_a_second_run_does_nothing(tmp_path):
+  assert run(tmp_path).total == 0 + 1 + 2 + 3 + 4
+  log = []
+  state = run(tmp_path, log=log)
+  assert state.total == 10 and log == []
+  assert lines(tmp_path) == [1, 2, 3, 4, 5]
+
+
+def test_goes_on_from_the_last_checkpoint_without_repeating_log_lines(tmp_path):
+  with pytest.raises(RuntimeError, match="power cut"):
+    run(tmp_path, fail_at=3)
+  log = []
+  assert run(tmp_path, log=log).total == 10
+  assert log == [2]  # saved at 2, step 3 was lost and repeated
+  assert lines(tmp_path) == [1, 2, 3, 4, 5]
+
+
+def test_a_stop_request_finishes_the_step_and_saves_it(tmp_path):
+  before = signal.getsignal(signal.SIGTERM)
+  with pytest.raises(KeyboardInterrupt, match="saved at step 2 of 5"):
+    run(tmp_path, stop_at=1, save_every=100)
+  assert signal.getsignal(signal.SIGTERM) == before
+  log = []
+  assert run(tmp_path, log=log).total == 10 and log == [2]
+
+
+def test_a_stop_request_in_the_last_step_is_not_lost(tmp_path):
+  with pytest.raises(KeyboardInterrupt, match="saved at step 5 of 5"):
+    run(tmp_path, stop_at=4)
+  assert run(tmp_path).total == 10
+
+
+def test_a_checkpoint_beyond_the_last_step_is_refused(tmp_path):
+  run(tmp_path)
+  with pytest.raises(ValueError, match="step 5, beyond the 3 steps"):
+    run(tmp_path, steps=3)
+
+
+def test_refuses_never_saving():
+  with pytest.raises(ValueError, match="save_every"):
+    LoopConfig(0, 1)

@@ -1,0 +1,106 @@
+
+import jax
+import numpy as np
+import pytest
+
+from ares_jax.data.prompts import PromptBatch
+from ares_jax.metrics import PhaseTimer
+from ares_jax.rollout import FilterConfig, collect, rollout_batch
+from ares_jax.sampler import Samples
+
+
+def prompts(first, count=2):
+  vision = {"patches": np.zeros((count, 1, 4, 6), np.uint8), "hw": np.zeros((count, 1, 4, 2)),
+            "image": np.zeros((count, 1, 4), np.int32)}
+  tokens = np.array([[11, 12, 13], [21, 22, 0]] * count, np.int32)[:count]
+  positions = np.tile(np.where(tokens > 0, np.arange(3), 0), (3, 1, 1)).astype(np.int32)
+  unit = np.where(tokens == 12, 0, -1).astype(np.int32)
+  length = (tokens > 0).sum(1).astype(np.int32)
+  rows = [{"id": first + index, "answer": "1"} for index in range(count)]
+  return PromptBatch(tokens, length, positions, unit, vision,
+                     first + np.arange(count, dtype=np.int32), rows)
+
+
+def samples(rows):
+  lengths = np.array([2, 1] * rows)[:rows]
+  mask = np.arange(2) < lengths[:, None]
+  tokens = np.where(mask, 100 + np.arange(rows)[:, None] * 10 + np.arange(2), 0)
+  return Samples(tokens.astype(np.int32), mask, np.where(mask, -0.5, 0).astype(np.float32),
+                 np.where(mask, 1.5, 0).astype(np.float32))
+
+
+def test_prompt_and_response_are_contiguous():
+  batch = rollout_batch(prompts(0), samples(4), np.zeros(4), np.zeros(4), group=2)
+  np.testing.assert_array_equal(batch.tokens, [
+    [11, 12, 13, 100, 101], [11, 12, 13, 110, 0], [21, 22, 120, 121, 0], [21, 22, 130, 0, 0]])
+  np.testing.assert_array_equal(batch.response_mask.astype(int), [
+    [0, 0, 0, 1, 1], [0, 0, 0, 1, 0], [0, 0, 1, 1, 0], [0, 0, 1, 0, 0]])
+  np.testing.assert_array_equal(batch.mask, batch.tokens > 0)
+  np.testing.assert_array_equal(batch.positions[0], [
+    [0, 1, 2, 3, 4], [0, 1, 2, 3, 0], [0, 1, 2, 3, 0], [0, 1, 2, 0, 0]])
+  np.testing.assert_array_equal(batch.sampler_logprob, np.where(batch.response_mask, -0.5, 0))
+  np.testing.assert_array_equal(batch.entropy, np.where(batch.response_mask, 1.5, 0))
+  np.testing.assert_array_equal(batch.unit[0], [-1, 0, -1, -1, -1])
+
+
+class Fake:
+  """A generator whose answers are right for the prompts and samples it is told."""
+
+  def __init__(self, right):
+    self.right, self.phases, self.end = right, PhaseTimer(), (101,)
+
+  def sample(self, params, batch, key, *, group, sampling):
+    return samples(len(batch.rows) * group)
+
+  def grade(self, batch, drawn, *, group):
+    correct = np.concatenate([self.right[row["id"]] for row in batch.rows]).astype(np.float32)
+    return [str(row["id"]) for row in batch.rows for _ in range(group)], correct, correct, 1
+
+
+def gather(right, config):
+  batches = iter([prompts(0), prompts(2), prompts(4)])
+  return collect(Fake(right), None, batches, jax.random.key(0), group=2, sampling=None,
+                 config=config)
+
+
+ALL, NONE, HALF = [1, 1], [0, 0], [1, 0]
+
+
+def test_filtering_keeps_sampling_until_enough_groups_teach():
+  rollout = gather([ALL, HALF, NONE, ALL, HALF, NONE], FilterConfig(3, 0.01, 0.99))
+  assert [row["id"] for row in rollout.prompts.rows] == [1, 4]
+  assert rollout.texts == ["1", "1", "4", "4"]
+  np.testing.assert_array_equal(rollout.batch.correct, [1, 0, 1, 0])
+  assert rollout.batches == 3 and rollout.metrics["rollout/filled"] == 0
+  assert rollout.metrics["rollout/timed_out"] == 3
+
+
+def test_dropped_groups_fill_up_when_the_limit_is_reached():
+  rollout = gather([ALL, HALF, NONE, ALL, ALL, NONE], FilterConfig(2, 0.01, 0.99))
+  assert [row["id"] for row in rollout.prompts.rows] == [1, 0]
+  assert rollout.batches == 2 and rollout.metrics["rollout/filled"] == 0.5
+
+
+def test_one_batch_means_no_filtering():
+  rollout = gather([ALL, NONE], FilterConfig(1, 0.01, 0.99))
+  assert [row["id"] for row in rollout.prompts.rows] == [0, 1]
+  assert rollout.metrics["rollout/useful"] == 0  # neither group has both right and wrong answers
+
+
+def test_share_of_truncated_answers():
+  rollout = gather([ALL, NONE], FilterConfig(1, 0.01, 0.99))
+  # Row 0 ends with 101, the end token; the other three do not.
+  assert rollout.metrics["rollout/truncated"] == pytest.approx(0.75)
+
+
+def test_needs_at_least_one_batch():
+  with pytest.raises(ValueError, match="batches"):
+    FilterConfig(0, 0.01, 0.99)
+
+
+def test_joined_prompts_are_those_taken():
+  both = PromptBatch.join([prompts(0).take([1]), prompts(2).take([0])])
+  assert [row["id"] for row in both.rows] == [1, 2]
+  np.testing.assert_array_equal(both.tokens, [[21, 22, 0], [11, 12, 13]])
+  np.testing.assert_array_equal(both.prompt_id, [1, 2])
+  assert both.positions.shape == (3, 2, 3)

@@ -1,0 +1,35 @@
+"""The smallest run of both stages that tests share: configs/ares_tiny.py with smaller numbers."""
+
+import pathlib
+
+from ares_jax import config as config_lib
+from ares_jax import setup
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def values(**changes):
+  """The ConfigDict; `changes` are dotted keys with `__` for the dot."""
+  config = config_lib.load(str(ROOT / "configs" / "ares_tiny.py"))
+  small = {
+    "model.unroll": 1, "model.sizes.embed": 32, "model.sizes.layers": 2, "model.sizes.heads": 2,
+    "model.sizes.head_dim": 16, "model.sizes.mlp": 64, "model.sizes.mrope_sections": (2, 3, 3),
+    "model.sizes.vision.hidden": 32, "model.sizes.vision.mlp": 32, "model.sizes.vision.out": 32,
+    "data.digits.problem.levels": 2, "data.digits.curated": 8,
+    "data.digits.prompts": 64, "data.digits.test": 8,
+    "warmup.steps": 2, "warmup.batch": 8, "warmup.row_tokens": 80, "adacs.steps": 2,
+    "adacs.batch": 4, "adacs.row_tokens": 80, "curate.problems": 8, "curate.samples": 4,
+    "curate.count": 8, "curate.batch": 8,
+    "aepo.steps": 3, "aepo.prompts": 4, "aepo.group": 4, "aepo.minibatch": 8, "aepo.microbatch": 4,
+    "aepo.sampling.max_tokens": 12, "aepo.log_responses": 2, "aepo.loop.save_every": 1,
+    "evaluate.problems": 6, "evaluate.samples": 2, "evaluate.batch": 4,
+  }
+  small |= {key.replace("__", "."): value for key, value in changes.items()}
+  with config.unlocked():
+    config.update_from_flattened_dict(small)
+  return config
+
+
+def read(**changes):
+  """TrainConfig of `values(**changes)`."""
+  return setup.read_config(values(**changes))

@@ -1,0 +1,63 @@
+"""Both stages end to end, at the smallest size."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from ares_jax import aepo, mesh, setup, train
+
+
+def run(workdir):
+  workdir.mkdir(exist_ok=True)
+  with jax.set_mesh(mesh.make_mesh(-1, 1)), setup.open_run(tiny.read()) as parts:
+    return train.train(parts, str(workdir))
+
+
+def lines(workdir, name):
+  return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("finished")
+  return workdir, run(workdir)
+
+
+def test_all_stages_leave_their_records(finished):
+  workdir, _ = finished
+  metrics = lines(workdir, "metrics.jsonl")
+  assert [(line["stage"], line["step"]) for line in metrics] == [
+    ("warmup", 1), ("warmup", 2), ("adacs", 1), ("adacs", 2), ("aepo", 1), ("aepo", 2), ("aepo", 3)]
+  for name in ("hwe/share/easy", "hwe/multiplier/hard", "kl/kappa/medium", "seconds/rollout"):
+    assert name in metrics[-1]
+  responses = lines(workdir, "rollouts.jsonl")
+  assert [line["step"] for line in responses] == [1, 1, 2, 2, 3, 3]
+  results = json.loads((workdir / "results.json").read_text())
+  assert list(results) == ["warmup", "adacs", "aepo"]
+  assert results["aepo"]["n"] == 6 and set(results["aepo"]["level"]) == {"1", "2"}
+  curation = json.loads((workdir / "curation.json").read_text())
+  assert len(curation["chosen"]) == 8 and sum(curation["bracket_problems"]) == 8
+
+
+def test_a_run_cut_off_anywhere_ends_like_one_that_was_not(finished, tmp_path, monkeypatch):
+  straight, params = finished
+  step, calls = aepo.aepo_step, []
+
+  def cut(*args):
+    calls.append(1)
+    if len(calls) == 2:
+      raise RuntimeError("power cut")
+    return step(*args)
+
+  monkeypatch.setattr(aepo, "aepo_step", cut)
+  with pytest.raises(RuntimeError, match="power cut"):
+    run(tmp_path)
+  resumed = run(tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, resumed, params)
+  for name in ("metrics.jsonl", "rollouts.jsonl"):
+    kept = [[{key: value for key, value in line.items() if not key.startswith("seconds")}
+             for line in lines(workdir, name)] for workdir in (straight, tmp_path)]
+    assert kept[0] == kept[1]
