@@ -1,13 +1,16 @@
 """Entropy of every token, and its log-probability straight from hidden states.
 
-B rows, T tokens of a row, N = B*T tokens, D embed, V vocabulary; c suffixes mark one chunk.
+B rows, T tokens of a row, N = B*T tokens, D embed, V vocabulary; a chunk is S tokens, K of them.
 """
 
 import functools
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 
 @functools.partial(jax.jit, static_argnames="temperature")
@@ -43,9 +46,11 @@ def token_entropy(logits_BTV, *, temperature=1.0):
   return jnp.log(total_BT) - (weight_BTV * shifted_BTV).sum(-1) / total_BT
 
 
-@functools.partial(jax.jit, static_argnames=("temperature", "token_chunk", "vocab_chunk"))
+@functools.partial(
+  jax.jit, static_argnames=("temperature", "token_chunk", "vocab_chunk", "axes")
+)
 def logprob_and_entropy(
-  hidden_ND, unembed_VD, token_N, *, temperature=1.0, token_chunk=2048, vocab_chunk=4096
+  hidden_ND, unembed_VD, token_N, *, temperature=1.0, token_chunk=2048, vocab_chunk=4096, axes=None
 ):
   """ln pi(token) and entropy (paper eq. 3) of softmax(hidden @ unembed^T / temperature).
 
@@ -53,21 +58,32 @@ def logprob_and_entropy(
   pass: maximum, sum and weighted sum run along, and gradients recompute each chunk (only what
   fits in a single chunk is kept for them). Both outputs are differentiable in hidden and unembed.
 
+  With `axes` each device works on its own tokens against its own rows of the unembedding: the
+  statistics meet in one maximum and one sum over the vocabulary's axis, the gradient of the
+  unembedding in one sum over the tokens' axis. Those rows are gathered whole first, in hidden's
+  dtype (7B, 4-way vocabulary: 260 MiB), and their gradient is float32 until it is summed. On a TPU
+  the chunks are then blocks of a kernel (token_entropy_tpu.py); without `axes` only where there is
+  one device, as the compiler cannot split a kernel.
+
   Args:
     hidden_ND: floating; products are taken in this dtype and summed in float32.
-    unembed_VD: floating; cast to hidden's dtype chunk by chunk.
+    unembed_VD: floating; cast to hidden's dtype.
     token_N: integers in [0, V); others give a meaningless log-probability.
     temperature: divides the logits, > 0.
     token_chunk, vocab_chunk: a chunk holds at most their product of logits; where the vocabulary
-      is smaller than vocab_chunk it holds more tokens instead. Both count tokens of the whole
-      array: when N is sharded over devices, multiply token_chunk by their number.
+      is smaller than vocab_chunk it holds more tokens instead. They count what a device holds
+      with `axes`, and the whole array without: when N is then sharded over devices, multiply
+      token_chunk by their number.
+    axes: (axis that splits the tokens, axis that splits the vocabulary), names of axes of the
+      current mesh (`jax.set_mesh`) or None for not split. V must divide over its axis.
 
   Returns:
     logprob_N: float32, nats.
     entropy_N: float32, nats, >= 0.
 
   Raises:
-    ValueError: shapes that do not fit, wrong dtypes, temperature or chunks not positive.
+    ValueError: shapes that do not fit, wrong dtypes, temperature or chunks not positive, axes that
+      the current mesh has not.
 
   >>> import numpy as np
   >>> hidden_ND, unembed_VD = np.zeros((1, 3), np.float32), np.ones((4, 3), np.float32)
@@ -90,63 +106,203 @@ def logprob_and_entropy(
     raise ValueError(f"token_N has dtype {token_N.dtype}; pass integers")
   _check_positive(temperature=temperature, token_chunk=token_chunk, vocab_chunk=vocab_chunk)
   tokens, vocab = hidden_ND.shape[0], unembed_VD.shape[0]
+  token_axis, vocab_axis, token_parts, vocab_parts, own = _split(axes, vocab)
   if tokens == 0:
     return jnp.zeros(0, jnp.float32), jnp.zeros(0, jnp.float32)
-  token_N = token_N.astype(jnp.int32)
-  if tokens * vocab <= token_chunk * vocab_chunk:
-    return _whole(temperature, hidden_ND, unembed_VD, token_N)
-  # Token i*chunks + j is in chunk j: each chunk takes some tokens of every device.
-  chunks = -(-tokens // max(token_chunk, token_chunk * vocab_chunk // vocab))
-  padding = -tokens % chunks
-  hidden_SKD = jnp.pad(hidden_ND, ((0, padding), (0, 0))).reshape(-1, chunks, hidden_ND.shape[1])
-  token_SK = jnp.pad(token_N, (0, padding)).reshape(-1, chunks)
-  logprob_SK, entropy_SK = _chunked(
-    temperature, min(vocab, vocab_chunk), hidden_SKD, unembed_VD, token_SK
+  here = -(-tokens // token_parts), vocab // vocab_parts  # tokens and vocabulary of a device
+  plan = _Plan(
+    temperature=temperature,
+    token_chunk=max(token_chunk, token_chunk * vocab_chunk // here[1]),
+    vocab_chunk=min(vocab_chunk, here[1]),
+    token_axis=token_axis,
+    vocab_axis=vocab_axis,
+    whole=math.prod(here) <= token_chunk * vocab_chunk,
+    kernel=own or (jax.default_backend() == "tpu" and jax.device_count() == 1),
   )
-  return logprob_SK.reshape(-1)[:tokens], entropy_SK.reshape(-1)[:tokens]
+  token_N = token_N.astype(jnp.int32)
+  padding = -tokens % token_parts
+  if padding:
+    hidden_ND, token_N = jnp.pad(hidden_ND, ((0, padding), (0, 0))), jnp.pad(token_N, (0, padding))
+  logprob_N, entropy_N = _both(plan, hidden_ND, unembed_VD, token_N)
+  return (logprob_N[:tokens], entropy_N[:tokens]) if padding else (logprob_N, entropy_N)
+
+
+class _Plan(NamedTuple):
+  temperature: float
+  token_chunk: int
+  vocab_chunk: int
+  token_axis: str | None  # mesh axes; with neither the program is not mapped over devices
+  vocab_axis: str | None
+  whole: bool  # a device's logits fit in one chunk, and stay for the backward pass
+  kernel: bool  # on a TPU the kernels may be used: arrays here are whole arrays of a device
+
+  def map(self, function, in_specs, out_specs):
+    function = functools.partial(function, self)
+    if self.token_axis is None and self.vocab_axis is None:
+      return function
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def _split(axes, vocab):
+  """Token and vocabulary axis, devices along each, whether arrays will be a device's own."""
+  if axes is None:
+    return None, None, 1, 1, False
+  mesh = jax.sharding.get_abstract_mesh()
+  if len(axes) != 2 or not set(axes) - {None} <= set(mesh.axis_names):
+    raise ValueError(
+      f"axes = {axes!r}, but the current mesh has {mesh.axis_names or 'none'}; pass (token axis, "
+      "vocabulary axis) of it, and enter jax.set_mesh(mesh) first"
+    )
+  if axes[0] is not None and axes[0] == axes[1]:
+    raise ValueError(f"axes = {axes!r}: tokens and vocabulary need different axes; pass None once")
+  token_parts, vocab_parts = (1 if axis is None else mesh.shape[axis] for axis in axes)
+  if vocab % vocab_parts:
+    raise ValueError(
+      f"unembed has {vocab} rows, which do not divide over {vocab_parts} devices of "
+      f"{axes[1]!r}; pad it, or pass axes = ({axes[0]!r}, None)"
+    )
+  if mesh.size == 1:
+    return None, None, 1, 1, True
+  return *axes, token_parts, vocab_parts, axes != (None, None)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _whole(temperature, hidden_ND, unembed_VD, token_N):
-  return _whole_forward(temperature, hidden_ND, unembed_VD, token_N)[0]
+def _both(plan, hidden_ND, unembed_VD, token_N):
+  return _both_forward(plan, hidden_ND, unembed_VD, token_N)[0]
 
 
-def _whole_forward(temperature, hidden_ND, unembed_VD, token_N):
-  logits_NV = _logits(hidden_ND, unembed_VD, temperature)
-  shifted_NV = logits_NV - logits_NV.max(-1, keepdims=True)
-  weight_NV = jnp.exp(shifted_NV)
-  total_N = weight_NV.sum(-1)
-  log_total_N = jnp.log(total_N)
-  entropy_N = log_total_N - (weight_NV * shifted_NV).sum(-1) / total_N
-  logprob_NV = shifted_NV - log_total_N[:, None]
-  logprob_N = jnp.take_along_axis(logprob_NV, token_N[:, None], -1)[:, 0]
-  p_NV = weight_NV / total_N[:, None]
-  return (logprob_N, entropy_N), (hidden_ND, unembed_VD, token_N, logprob_NV, p_NV, entropy_N)
-
-
-def _whole_backward(temperature, kept, gradients):
-  hidden_ND, unembed_VD, token_N, logprob_NV, p_NV, entropy_N = kept
-  slope_NV = _slope(logprob_NV, p_NV, token_N, entropy_N, *gradients, temperature)
-  slope_NV = slope_NV.astype(hidden_ND.dtype)
-  hidden_gradient_ND = _dot(slope_NV, unembed_VD.astype(hidden_ND.dtype), "nv,vd->nd")
-  unembed_gradient_VD = _dot(slope_NV, hidden_ND, "nv,nd->vd")
-  return (
-    hidden_gradient_ND.astype(hidden_ND.dtype),
-    unembed_gradient_VD.astype(unembed_VD.dtype),
-    None,
+def _both_forward(plan, hidden_ND, unembed_VD, token_N):
+  n, v = plan.token_axis, plan.vocab_axis
+  forward = plan.map(
+    _forward, (P(n), P(v), P(n)), ((P(n), P(n)), P(n, v) if plan.whole else P(n))
   )
+  outputs, kept = forward(hidden_ND, _gathered(plan, unembed_VD, hidden_ND.dtype), token_N)
+  return outputs, (hidden_ND, unembed_VD, token_N, outputs[1], kept)
 
 
-_whole.defvjp(_whole_forward, _whole_backward)
+def _both_backward(plan, kept, gradients):
+  hidden_ND, unembed_VD, token_N, entropy_N, kept = kept
+  n, v = plan.token_axis, plan.vocab_axis
+  # Weights are often split along D over the tokens' axis (FSDP): their gradient can arrive so.
+  parts = jax.sharding.get_abstract_mesh().shape[n] if n else 1
+  scattered = n if hidden_ND.shape[1] % parts == 0 else None
+  backward = plan.map(
+    functools.partial(_backward, scattered=scattered),
+    (P(n), P(v), P(n), P(n), P(n, v) if plan.whole else P(n), (P(n), P(n))),
+    (P(n), P(v, scattered)),
+  )
+  hidden_gradient_ND, unembed_gradient_VD = backward(
+    hidden_ND, _gathered(plan, unembed_VD, hidden_ND.dtype), token_N, entropy_N, kept, gradients
+  )
+  return hidden_gradient_ND, unembed_gradient_VD.astype(unembed_VD.dtype), None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _chunked(temperature, vocab_chunk, hidden_SKD, unembed_VD, token_SK):
-  """`_whole` for K chunks of S tokens, each a loop over chunks of the vocabulary."""
-  return _chunked_forward(temperature, vocab_chunk, hidden_SKD, unembed_VD, token_SK)[0]
+_both.defvjp(_both_forward, _both_backward)
 
 
-def _chunked_forward(temperature, vocab_chunk, hidden_SKD, unembed_VD, token_SK):
+def _gathered(plan, unembed_VD, dtype):
+  """The unembedding as it travels to the devices of the tokens' axis: in the products' dtype."""
+  return unembed_VD.astype(dtype) if plan.token_axis else unembed_VD
+
+
+def _forward(plan, hidden_ND, unembed_VD, token_N):
+  """(logprob, entropy) and what is kept for `_backward`, of one device's arrays."""
+  token_N = _own(plan, token_N, unembed_VD)
+  if plan.whole:
+    logits_NV = _logits(hidden_ND, unembed_VD, plan.temperature)
+    shifted_NV = logits_NV - _all_max(plan, logits_NV.max(-1))[:, None]
+    weight_NV = jnp.exp(shifted_NV)
+    total_N, weighted_N, chosen_N = _all_sum(
+      plan, (weight_NV.sum(-1), (weight_NV * shifted_NV).sum(-1), _chosen(shifted_NV, token_N, 0))
+    )
+    log_total_N = jnp.log(total_N)
+    kept = shifted_NV - log_total_N[:, None], weight_NV / total_N[:, None]
+    return (chosen_N - log_total_N, log_total_N - weighted_N / total_N), kept
+  statistics = functools.partial(_statistics, plan)
+  if _kernel_suits(plan, hidden_ND, unembed_VD):
+    local = lax.platform_dependent(
+      hidden_ND, unembed_VD, token_N,
+      tpu=functools.partial(_tpu().statistics, temperature=plan.temperature),
+      default=statistics,
+    )
+  else:
+    local = statistics(hidden_ND, unembed_VD, token_N)
+  max_N, total_N, weighted_N, chosen_N = local
+  if plan.vocab_axis:
+    local_N, max_N = max_N, _all_max(plan, max_N)
+    weighted_N, total_N = _rise(weighted_N, total_N, max_N - local_N)
+    total_N, weighted_N, chosen_N = _all_sum(plan, (total_N, weighted_N, chosen_N))
+  log_total_N = jnp.log(total_N)
+  lse_N = max_N + log_total_N
+  return (chosen_N - lse_N, log_total_N - weighted_N / total_N), lse_N
+
+
+def _backward(plan, hidden_ND, unembed_VD, token_N, entropy_N, kept, slopes, *, scattered):
+  """Gradients in hidden and unembed, of one device's arrays; `scattered` as in `_all_rows`."""
+  token_N = _own(plan, token_N, unembed_VD)
+  if plan.whole:
+    slope_NV = _slope(*kept, token_N, entropy_N, *slopes, plan.temperature)
+    slope_NV = slope_NV.astype(hidden_ND.dtype)
+    hidden_gradient_ND = _dot(slope_NV, unembed_VD.astype(hidden_ND.dtype), "nv,vd->nd")
+    hidden_gradient_ND = _all_sum(plan, hidden_gradient_ND).astype(hidden_ND.dtype)
+    unembed_gradient_VD = _dot(slope_NV, hidden_ND, "nv,nd->vd")
+  else:
+    arguments = hidden_ND, unembed_VD, token_N, kept, entropy_N, *slopes
+    gradients = functools.partial(_gradients, plan)
+    if _kernel_suits(plan, hidden_ND, unembed_VD):
+      hidden_gradient_ND, unembed_gradient_VD = lax.platform_dependent(
+        *arguments, tpu=functools.partial(_tpu_gradients, plan), default=gradients
+      )
+    else:
+      hidden_gradient_ND, unembed_gradient_VD = gradients(*arguments)
+  return hidden_gradient_ND, _all_rows(plan, unembed_gradient_VD, scattered)
+
+
+def _kernel_suits(plan, hidden_ND, unembed_VD):
+  return plan.kernel and _tpu().suits(hidden_ND, unembed_VD)
+
+
+def _tpu():
+  # Imported where it is used: small models never need Pallas (0.1 s).
+  from ares_jax.ops import token_entropy_tpu
+
+  return token_entropy_tpu
+
+
+def _tpu_gradients(plan, hidden_ND, unembed_VD, *known_N):
+  hidden_gradient_ND, unembed_gradient_VD = _tpu().gradients(
+    hidden_ND, unembed_VD, *known_N, temperature=plan.temperature,
+    hidden_dtype=jnp.dtype(jnp.float32 if plan.vocab_axis else hidden_ND.dtype),
+    unembed_dtype=_sum_dtype(plan, 1, unembed_VD),
+  )
+  return _all_sum(plan, hidden_gradient_ND).astype(hidden_ND.dtype), unembed_gradient_VD
+
+
+def _own(plan, token_N, unembed_VD):
+  """Tokens counted from this device's first row; the others' are negative or too large."""
+  if plan.vocab_axis is None:
+    return token_N
+  return token_N - lax.axis_index(plan.vocab_axis) * unembed_VD.shape[0]
+
+
+def _all_max(plan, array):
+  return lax.pmax(array, plan.vocab_axis) if plan.vocab_axis else array
+
+
+def _all_sum(plan, arrays):
+  return lax.psum(arrays, plan.vocab_axis) if plan.vocab_axis else arrays
+
+
+def _all_rows(plan, unembed_gradient_VD, scattered):
+  """Sum over the devices of the tokens' axis; with `scattered` each gets its columns only."""
+  if scattered:
+    return lax.psum_scatter(unembed_gradient_VD, scattered, scatter_dimension=1, tiled=True)
+  return lax.psum(unembed_gradient_VD, plan.token_axis) if plan.token_axis else unembed_gradient_VD
+
+
+def _statistics(plan, hidden_ND, unembed_VD, token_N):
+  """max l, sum e^(l - max), sum (l - max) e^(l - max) and l[token] in float32, chunk by chunk."""
+  hidden_SKD, token_SK = _in_chunks(plan, hidden_ND), _in_chunks(plan, token_N)
   size, chunks, _ = hidden_SKD.shape
 
   def one_chunk(chunk):
@@ -155,57 +311,47 @@ def _chunked_forward(temperature, vocab_chunk, hidden_SKD, unembed_VD, token_SK)
 
     def fold(start, rows_VD, running):
       max_S, total_S, weighted_S, chosen_S = running
-      logits_SV = _logits(hidden_SD, rows_VD, temperature)
+      logits_SV = _logits(hidden_SD, rows_VD, plan.temperature)
       new_S = jnp.maximum(max_S, logits_SV.max(-1))
       shifted_SV = logits_SV - new_S[:, None]
       weight_SV = jnp.exp(shifted_SV)
-      rise_S = new_S - max_S
-      decay_S = jnp.exp(-rise_S)
-      # weighted = sum (l - max) e^(l - max): moving the maximum by `rise` moves every term.
-      weighted_S = decay_S * (weighted_S - rise_S * total_S) + (weight_SV * shifted_SV).sum(-1)
-      total_S = decay_S * total_S + weight_SV.sum(-1)
-      local_S = token_S - start
-      inside_S = (local_S >= 0) & (local_S < rows_VD.shape[0])
-      index_S = jnp.clip(local_S, 0, rows_VD.shape[0] - 1)
-      logit_S = jnp.take_along_axis(logits_SV, index_S[:, None], -1)[:, 0]
-      return new_S, total_S, weighted_S, jnp.where(inside_S, logit_S, chosen_S)
+      weighted_S, total_S = _rise(weighted_S, total_S, new_S - max_S)
+      weighted_S = weighted_S + (weight_SV * shifted_SV).sum(-1)
+      total_S = total_S + weight_SV.sum(-1)
+      return new_S, total_S, weighted_S, _chosen(logits_SV, token_S - start, chosen_S)
 
     # A finite lowest maximum, so that the first rise is finite and times total = 0 gives 0.
     zero_S = jnp.zeros(size, jnp.float32)
     lowest_S = jnp.full(size, jnp.finfo(jnp.float32).min / 4)
-    running = _over_vocab(fold, (lowest_S, zero_S, zero_S, zero_S), unembed_VD, vocab_chunk)
-    max_S, total_S, weighted_S, chosen_S = running
-    log_total_S = jnp.log(total_S)
-    lse_S = max_S + log_total_S
-    return chosen_S - lse_S, log_total_S - weighted_S / total_S, lse_S
+    running = lowest_S, zero_S, zero_S, zero_S
+    return _over_vocab(fold, running, unembed_VD, plan.vocab_chunk)
 
   if chunks == 1:
-    outputs = [x[:, None] for x in one_chunk(0)]
-  else:
-    outputs = [x.T for x in lax.map(one_chunk, jnp.arange(chunks))]
-  logprob_SK, entropy_SK, lse_SK = outputs
-  return (logprob_SK, entropy_SK), (hidden_SKD, unembed_VD, token_SK, lse_SK, entropy_SK)
+    return tuple(x[: len(token_N)] for x in one_chunk(0))
+  return tuple(x.T.reshape(-1)[: len(token_N)] for x in lax.map(one_chunk, jnp.arange(chunks)))
 
 
-def _chunked_backward(temperature, vocab_chunk, kept, gradients):
-  hidden_SKD, unembed_VD, token_SK, lse_SK, entropy_SK = kept
+def _gradients(plan, hidden_ND, unembed_VD, token_N, lse_N, entropy_N, *slopes_N):
+  """Gradients in hidden, summed over the vocabulary's axis, and in unembed, chunk by chunk."""
+  hidden_SKD, token_SK, lse_SK, entropy_SK, *slopes_SK = (
+    _in_chunks(plan, x) for x in (hidden_ND, token_N, lse_N, entropy_N, *slopes_N)
+  )
   size, chunks, embed = hidden_SKD.shape
-  # With one chunk of tokens every row of the gradient is written once: no float32 sum is needed.
-  sum_dtype = unembed_VD.dtype if chunks == 1 else jnp.float32
+  sum_dtype = _sum_dtype(plan, chunks, unembed_VD)
 
   def one_chunk(chunk, carry):
     hidden_gradient_SKD, unembed_gradient_VD = carry
-    hidden_SD, token_S, lse_S, entropy_S, *gradients_S = (
+    hidden_SD, token_S, lse_S, entropy_S, *slopes_S = (
       lax.dynamic_index_in_dim(x, chunk, 1, keepdims=False)
-      for x in (hidden_SKD, token_SK, lse_SK, entropy_SK, *gradients)
+      for x in (hidden_SKD, token_SK, lse_SK, entropy_SK, *slopes_SK)
     )
 
     def fold(start, rows_VD, running):
       gradient_SD, unembed_gradient_VD = running
       rows_VD = rows_VD.astype(hidden_SD.dtype)
-      logprob_SV = _logits(hidden_SD, rows_VD, temperature) - lse_S[:, None]
+      logprob_SV = _logits(hidden_SD, rows_VD, plan.temperature) - lse_S[:, None]
       slope_SV = _slope(
-        logprob_SV, jnp.exp(logprob_SV), token_S - start, entropy_S, *gradients_S, temperature
+        logprob_SV, jnp.exp(logprob_SV), token_S - start, entropy_S, *slopes_S, plan.temperature
       )
       slope_SV = slope_SV.astype(hidden_SD.dtype)
       gradient_SD = gradient_SD + _dot(slope_SV, rows_VD, "nv,vd->nd")
@@ -218,19 +364,46 @@ def _chunked_backward(temperature, vocab_chunk, kept, gradients):
 
     zero_SD = jnp.zeros((size, embed), jnp.float32)
     gradient_SD, unembed_gradient_VD = _over_vocab(
-      fold, (zero_SD, unembed_gradient_VD), unembed_VD, vocab_chunk
+      fold, (zero_SD, unembed_gradient_VD), unembed_VD, plan.vocab_chunk
     )
-    hidden_gradient_SKD = lax.dynamic_update_index_in_dim(
-      hidden_gradient_SKD, gradient_SD.astype(hidden_SKD.dtype), chunk, 1
+    gradient_SD = _all_sum(plan, gradient_SD).astype(hidden_SKD.dtype)
+    return (
+      lax.dynamic_update_index_in_dim(hidden_gradient_SKD, gradient_SD, chunk, 1),
+      unembed_gradient_VD,
     )
-    return hidden_gradient_SKD, unembed_gradient_VD
 
   carry = jnp.zeros_like(hidden_SKD), jnp.zeros(unembed_VD.shape, sum_dtype)
   carry = one_chunk(0, carry) if chunks == 1 else lax.fori_loop(0, chunks, one_chunk, carry)
-  return carry[0], carry[1].astype(unembed_VD.dtype), None
+  hidden_gradient_ND = carry[0].reshape(-1, embed)[: len(token_N)]
+  return hidden_gradient_ND, carry[1].astype(_sum_dtype(plan, 1, unembed_VD))
 
 
-_chunked.defvjp(_chunked_forward, _chunked_backward)
+def _sum_dtype(plan, chunks, unembed_VD):
+  # With one chunk of tokens every row of the gradient is written once: no float32 sum is needed.
+  several = chunks > 1 or plan.token_axis is not None
+  return jnp.dtype(jnp.float32) if several else unembed_VD.dtype
+
+
+def _in_chunks(plan, array):
+  """[N, ...] as [S, K, ...], padded: token i*K + j is in chunk j, so that each chunk takes some
+  tokens of every device where N is sharded without `axes`."""
+  chunks = -(-array.shape[0] // plan.token_chunk)
+  padding = [(0, -array.shape[0] % chunks)] + [(0, 0)] * (array.ndim - 1)
+  return jnp.pad(array, padding).reshape(-1, chunks, *array.shape[1:])
+
+
+def _rise(weighted_S, total_S, rise_S):
+  """sum (l - max) e^(l - max) and sum e^(l - max) after the maximum rose: every term moves."""
+  decay_S = jnp.exp(-rise_S)
+  return decay_S * (weighted_S - rise_S * total_S), decay_S * total_S
+
+
+def _chosen(logits_SV, token_S, otherwise_S):
+  """logits[token] where the token is one of these, else `otherwise`."""
+  inside_S = (token_S >= 0) & (token_S < logits_SV.shape[1])
+  index_S = jnp.clip(token_S, 0, logits_SV.shape[1] - 1)
+  logit_S = jnp.take_along_axis(logits_SV, index_S[:, None], -1)[:, 0]
+  return jnp.where(inside_S, logit_S, otherwise_S)
 
 
 def _over_vocab(fold, running, unembed_VD, vocab_chunk):

@@ -277,3 +277,114 @@ def test_runs_under_a_two_axis_mesh():
     token_chunk=4, vocab_chunk=4,
   )
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), sharded, expected)
+
+
+def test_a_vocabulary_split_over_two_devices_by_hand():
+  # Odds 3 to 1, one of the two tokens on each device.
+  mesh = jax.make_mesh((1, 2), ("data", "model"), (AxisType.Auto,) * 2, devices=jax.devices()[:2])
+  hidden_ND, unembed_VD = np.ones((2, 1), np.float32), np.log(np.float32([[3], [1]]))
+  with jax.set_mesh(mesh):
+    logprob_N, entropy_N = logprob_and_entropy(
+      hidden_ND, unembed_VD, np.int32([0, 1]), axes=("data", "model")
+    )
+  np.testing.assert_allclose(logprob_N, np.log([0.75, 0.25]), rtol=1e-6)
+  np.testing.assert_allclose(entropy_N, [0.5623351] * 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("token_chunk,vocab_chunk", [(2048, 4096), (3, 4)])
+@pytest.mark.parametrize(
+  "shape,axes",
+  [
+    ((1, 1), ("data", "model")),
+    ((1, 2), ("data", "model")),
+    ((1, 4), ("data", "model")),
+    ((2, 2), ("data", "model")),
+    ((4, 1), ("data", "model")),
+    ((2, 2), (None, "model")),
+    ((4, 1), ("data", None)),
+  ],
+)
+def test_split_over_1_2_and_4_devices_equals_unsplit(shape, axes, token_chunk, vocab_chunk):
+  # 14 tokens over 4 devices need padding; 5 columns do not divide over 2 devices.
+  for embed in (4, 5) if axes[0] and shape == (2, 2) else (4,):
+    hidden_ND, unembed_VD, token_N = example(tokens=14, embed=embed, vocab=20)
+    weight_N, other_N = np.float32(np.random.default_rng(1).normal(size=(2, 14)))
+
+    def loss(hidden_ND, unembed_VD, token_N, axes, weight_N=weight_N, other_N=other_N):
+      both = logprob_and_entropy(
+        hidden_ND, unembed_VD, token_N, temperature=0.7, token_chunk=token_chunk,
+        vocab_chunk=vocab_chunk, axes=axes,
+      )
+      return (both[0] * weight_N + both[1] * other_N).sum(), both
+
+    step = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), static_argnums=3)
+    expected = step(hidden_ND, unembed_VD, token_N, None)
+    devices = jax.devices()[: shape[0] * shape[1]]
+    mesh = jax.make_mesh(shape, ("data", "model"), (AxisType.Auto,) * 2, devices=devices)
+    with jax.set_mesh(mesh):
+      split = step(hidden_ND, unembed_VD, token_N, axes)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), split, expected)
+
+
+def test_split_bfloat16_has_float32_statistics_and_gradients_of_its_inputs_dtype():
+  mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+  hidden_ND, unembed_VD, token_N = example(tokens=8, embed=4, vocab=20)
+  hidden_ND = jnp.asarray(hidden_ND, jnp.bfloat16)
+
+  def loss(hidden_ND, unembed_VD, axes):
+    both = logprob_and_entropy(
+      hidden_ND, unembed_VD, token_N, token_chunk=2, vocab_chunk=4, axes=axes
+    )
+    return both[0].sum() + both[1].sum(), both
+
+  step = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), static_argnums=2)
+  (_, expected), expected_gradients = step(hidden_ND, unembed_VD, None)
+  with jax.set_mesh(mesh):
+    (_, split), gradients = step(hidden_ND, unembed_VD, ("data", "model"))
+  for value_N, expected_N in zip(split, expected, strict=True):
+    assert value_N.dtype == jnp.float32
+    np.testing.assert_allclose(value_N, expected_N, atol=3e-6)
+  assert [x.dtype for x in gradients] == [jnp.bfloat16, jnp.float32]
+  for gradient, expected in zip(gradients, expected_gradients, strict=True):
+    np.testing.assert_allclose(np.float32(gradient), np.float32(expected), rtol=0.02, atol=0.02)
+
+
+def test_split_statistics_meet_once_and_hidden_states_never():
+  mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+  tokens, embed, vocab = 512, 8, 4096
+  specs = [((tokens, embed), P("data")), ((vocab, embed), P("model")), ((tokens,), P("data"))]
+  arguments = [
+    jax.ShapeDtypeStruct(
+      shape, jnp.int32 if len(shape) == 1 else jnp.float32, sharding=NamedSharding(mesh, spec)
+    )
+    for shape, spec in specs
+  ]
+
+  def both(hidden_ND, unembed_VD, token_N):
+    return logprob_and_entropy(
+      hidden_ND, unembed_VD, token_N, token_chunk=64, vocab_chunk=256, axes=("data", "model")
+    )
+
+  with jax.set_mesh(mesh):
+    forward = jax.jit(both).lower(*arguments).compile()
+    backward = jax.jit(jax.grad(lambda *x: sum(y.sum() for y in both(*x)), (0, 1)))
+    backward = backward.lower(*arguments).compile()
+  program = forward.as_text()
+  assert program.count(" all-reduce(") == 2  # a maximum; three sums in one
+  assert "all-gather" not in program and "all-gather" not in backward.as_text()
+  for compiled in (forward, backward):
+    # Chunks of 64 KiB, of what a device holds: without `axes` they would be of the whole array.
+    assert compiled.memory_analysis().temp_size_in_bytes < 5 * 64 * 256 * 4
+
+
+def test_wrong_axes():
+  case = example(vocab=11)
+  with pytest.raises(ValueError, match="current mesh has none; .*enter jax.set_mesh"):
+    logprob_and_entropy(*case, axes=("data", "model"))
+  with jax.set_mesh(jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)):
+    with pytest.raises(ValueError, match="axes = .'data', 'tensor'.*'data', 'model'"):
+      logprob_and_entropy(*case, axes=("data", "tensor"))
+    with pytest.raises(ValueError, match="need different axes"):
+      logprob_and_entropy(*case, axes=("data", "data"))
+    with pytest.raises(ValueError, match="11 rows, which do not divide over 2 devices of 'model'"):
+      logprob_and_entropy(*case, axes=("data", "model"))
