@@ -14,8 +14,8 @@ from ares_jax.rollout import collect
 class Prepared:
   """A tiny run with one graded rollout; half of the answers of each prompt count as right."""
 
-  def __init__(self, devices=1, **changes):
-    self.config = tiny.read(**changes)
+  def __init__(self, devices=1, minibatch=8, microbatch=4):
+    self.config = tiny.read(aepo__minibatch=minibatch, aepo__microbatch=microbatch)
     self.mesh = mesh.make_mesh(-1, 1, devices=jax.devices()[:devices])
     with jax.set_mesh(self.mesh), setup.open_run(self.config) as run:
       self.run, config = run, self.config.aepo
@@ -93,6 +93,9 @@ def test_microbatches_do_not_change_the_update(prepared, whole):
   assert distance(state.opt_state, parts.opt_state) < 1e-5
   for name in ("loss/policy", "loss/kl", "kl/mean", "loss/entropy", "loss/ratio"):
     np.testing.assert_allclose(part_metrics[name], metrics[name], atol=1e-5, err_msg=name)
+  for name in ("loss/ratio_max", "update/grad_norm"):
+    np.testing.assert_allclose(part_metrics[name], metrics[name], rtol=1e-3, err_msg=name)
+  assert metrics["loss/ratio_max"] >= 1
 
 
 def test_sequence_average_weighs_responses_not_tokens(prepared, whole):
@@ -108,10 +111,10 @@ def test_sequence_average_weighs_responses_not_tokens(prepared, whole):
   assert abs(by_token) > 1e-3
 
 
-def test_one_device_and_four_give_the_same_first_step(prepared):
-  four = Prepared(devices=4)
+def test_one_device_and_four_give_the_same_first_step(prepared, whole):
+  four = Prepared(devices=4, minibatch=16, microbatch=16)
   np.testing.assert_array_equal(four.batch.tokens, prepared.batch.tokens)
-  _, one_metrics = prepared.step()
+  _, one_metrics = prepared.step(whole[0])
   state, four_metrics = four.step()
   for name, value in one_metrics.items():
     np.testing.assert_allclose(four_metrics[name], value, atol=1e-4, rtol=1e-4, err_msg=name)
@@ -178,7 +181,7 @@ def test_refuses_sizes_that_do_not_divide(changes, words):
     tiny.read(**changes)
 
 
-def test_responses_are_logged_once(prepared, tmp_path):
+def test_all_samples_of_the_first_prompts_are_logged(prepared, tmp_path):
   path = tmp_path / "rollouts.jsonl"
   aepo._log_responses(path, 1, prepared.rollout, prepared.config.aepo)
   lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -145,3 +145,5 @@ def test_ends_at_the_end_token(run):
     assert end not in tokens[: length - 1]
     assert length == 8 or tokens[length - 1] == end
     assert (tokens[length:] == 0).all()
+  lengths = samples.mask.sum(1)
+  assert lengths.min() < 8 and lengths.max() == 8  # both kinds occurred

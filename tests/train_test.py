@@ -12,7 +12,9 @@ from ares_jax import aepo, mesh, setup, train
 
 def run(workdir):
   workdir.mkdir(exist_ok=True)
-  with jax.set_mesh(mesh.make_mesh(-1, 1)), setup.open_run(tiny.read()) as parts:
+  # With filtering: the place in the data is not the step, and has to be restored too.
+  config = tiny.read(aepo__filter__batches=2)
+  with jax.set_mesh(mesh.make_mesh(-1, 1)), setup.open_run(config) as parts:
     return train.train(parts, str(workdir))
 
 
@@ -35,6 +37,11 @@ def test_all_stages_leave_their_records(finished):
     assert name in metrics[-1]
   responses = lines(workdir, "rollouts.jsonl")
   assert [line["step"] for line in responses] == [1, 1, 2, 2, 3, 3]
+  aepo_lines = metrics[-3:]
+  assert [line["rollout/batches"] for line in aepo_lines] == [2, 2, 2]
+  for line in metrics[2:]:
+    assert sum(line.get(f"seconds/{name}", 0) for name in ("data", "rollout", "grading", "update")
+               ) <= line["seconds/step"] + 0.1
   results = json.loads((workdir / "results.json").read_text())
   assert list(results) == ["warmup", "adacs", "aepo"]
   assert results["aepo"]["n"] == 6 and set(results["aepo"]["level"]) == {"1", "2"}
@@ -42,7 +49,7 @@ def test_all_stages_leave_their_records(finished):
   assert len(curation["chosen"]) == 8 and sum(curation["bracket_problems"]) == 8
 
 
-def test_a_run_cut_off_anywhere_ends_like_one_that_was_not(finished, tmp_path, monkeypatch):
+def test_a_run_cut_off_in_an_update_ends_like_one_that_was_not(finished, tmp_path, monkeypatch):
   straight, params = finished
   step, calls = aepo.aepo_step, []
 
@@ -61,3 +68,11 @@ def test_a_run_cut_off_anywhere_ends_like_one_that_was_not(finished, tmp_path, m
     kept = [[{key: value for key, value in line.items() if not key.startswith("seconds")}
              for line in lines(workdir, name)] for workdir in (straight, tmp_path)]
     assert kept[0] == kept[1]
+
+
+def test_a_workdir_belongs_to_one_config(tmp_path):
+  train.keep_config(str(tmp_path), tiny.values())
+  train.keep_config(str(tmp_path), tiny.values(threads=3, aepo__loop__save_every=7))
+  with pytest.raises(ValueError, match="made with another config: aepo.kl.dynamic, seed differ"):
+    train.keep_config(str(tmp_path), tiny.values(seed=1, aepo__kl__dynamic=False))
+  assert json.loads((tmp_path / "config.json").read_text())["threads"] == 3

@@ -1,0 +1,121 @@
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from ares_jax import adacs, mesh, optimizer, setup
+from ares_jax.data.traces import trace_batch
+from ares_jax.models import qwen25_vl
+from ares_jax.models.vision import VisionInput
+
+
+class Prepared:
+  """Packed lessons and one supervised step on them."""
+
+  def __init__(self, devices=1):
+    self.mesh = mesh.make_mesh(-1, 1, devices=jax.devices()[:devices])
+    config = tiny.read()
+    with jax.set_mesh(self.mesh), setup.open_run(config) as run:
+      self.run, self.config = run, config.warmup
+      self.params = run.init_params()
+      lessons = run.source("lessons")
+      self.batch = trace_batch(run.generator.encoder, [lessons[i] for i in range(8)],
+                               row_tokens=80, row_windows=24, row_multiple=8)
+
+  def step(self, **changes):
+    config = dataclasses.replace(self.config, **changes)
+    with jax.set_mesh(self.mesh):
+      params = jax.tree.map(jnp.copy, self.params)
+      tx = optimizer.of(config.optimizer, params, frozen=config.frozen)
+      state = adacs.SftState(mesh.put(jnp.int32(0)), params, optimizer.start(tx, params))
+      return adacs.sft_step(self.run.model, config, state, adacs._device_batch(self.batch))
+
+
+@pytest.fixture(scope="module")
+def prepared():
+  return Prepared()
+
+
+@pytest.fixture(scope="module")
+def stepped(prepared):
+  return prepared.step()
+
+
+def test_loss_is_the_mean_over_response_tokens_of_the_whole_batch(prepared, stepped):
+  batch, model = prepared.batch, prepared.run.model
+
+  @jax.jit
+  def log_softmax(params):
+    features = qwen25_vl.vision_features(model, params, VisionInput(**batch.vision))
+    embeds = qwen25_vl.embed(model, params, batch.tokens, batch.unit, features)
+    hidden = qwen25_vl.hidden(model, params, embeds, batch.positions, batch.segment)
+    return jax.nn.log_softmax(hidden @ qwen25_vl.unembedding(model, params).T)
+
+  logp = np.float64(log_softmax(prepared.params))
+  nll = [-logp[row, column - 1, batch.tokens[row, column]]
+         for row, column in zip(*np.nonzero(batch.loss_mask), strict=True)]
+  _, metrics = stepped
+  np.testing.assert_allclose(metrics["loss"], np.mean(nll), rtol=1e-5)
+  assert metrics["tokens"] == len(nll) > 50
+
+
+def test_microbatches_do_not_change_the_gradient(prepared, stepped):
+  state, metrics = prepared.step(microbatch=8)
+  np.testing.assert_allclose(metrics["grad_norm"], stepped[1]["grad_norm"], rtol=1e-4)
+  for one, other in zip(jax.tree.leaves(state.opt_state), jax.tree.leaves(stepped[0].opt_state),
+                        strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_frozen_parts_stay(prepared):
+  state, _ = prepared.step(frozen=("vision",))
+  jax.tree.map(np.testing.assert_array_equal, state.params["vision"], prepared.params["vision"])
+  assert (state.params["embed"] != prepared.params["embed"]).any()
+
+
+def test_one_device_and_four_give_the_same_first_step(stepped):
+  _, metrics = Prepared(devices=4).step()
+  for name, value in stepped[1].items():
+    np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
+
+
+class Source:
+  """Problems whose teacher answers right briefly, right at length, and wrong."""
+
+  def __len__(self):
+    return 4
+
+  def __getitem__(self, index):
+    return {"id": str(index), "source": "s", "answer": "1",
+            "responses": ["<think> </think> \\boxed{1}", "<think> wait wait </think> \\boxed{1}",
+                          "<think> </think> \\boxed{2}"]}
+
+
+def curate(prepared, tmp_path, monkeypatch, passes, selection):
+  monkeypatch.setattr(adacs, "_pass_counts", lambda *_: np.array(passes))
+  config = adacs.CurateConfig(selection=selection, problems=4, samples=8, count=4, batch=4)
+  with setup.open_run(tiny.read()) as run:
+    return adacs.curate(None, Source(), config, generator=run.generator, workdir=str(tmp_path),
+                        max_tokens=8, seed=0)
+
+
+def test_curation_drops_wrong_answers_and_is_kept(prepared, tmp_path, monkeypatch):
+  with jax.set_mesh(prepared.mesh):
+    selected = curate(prepared, tmp_path, monkeypatch, [0, 8, 8, 4], "adacs")
+    report = json.loads((tmp_path / "curation.json").read_text())
+    assert report["candidates"] == 8 and report["wrong_candidates_dropped"] == 4
+    assert report["bracket_problems"] == [1, 0, 0, 0, 1, 0, 0, 0, 2]
+    assert all("boxed{1}" in selected[index]["response"] for index in range(4))
+    again = curate(prepared, tmp_path, monkeypatch, None, "adacs")
+  assert [again[i]["response"] for i in range(4)] == [selected[i]["response"] for i in range(4)]
+
+
+def test_rows_without_candidates_are_named_before_the_probe(prepared, tmp_path):
+  config = adacs.CurateConfig(selection="adacs", problems=1, samples=8, count=1, batch=1)
+  with pytest.raises(ValueError, match="row 7 has no 'responses'"):
+    adacs.curate(None, [{"id": "7"}], config, generator=None, workdir=str(tmp_path), max_tokens=8,
+                 seed=0)

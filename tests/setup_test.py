@@ -1,0 +1,51 @@
+import jax
+import pytest
+import tiny
+
+from ares_jax import mesh, setup
+from ares_jax.config import ConfigError
+
+
+@pytest.mark.parametrize("changes, words", [
+  ({"aepo.entropy.window": 0}, "config.aepo.entropy.window = 0"),
+  ({"aepo.entropy.quantile": 1.5}, "quantile = 1.5"),
+  ({"aepo.reward.medium": 0.9}, "medium = 0.9, easy = 0.75"),
+  ({"aepo.reward.kind": "grpo"}, "config.aepo.reward.kind is 'grpo'"),
+  ({"aepo.loss.clip_dual": 1.0}, "clip_dual = 1.0"),
+  ({"aepo.kl.rate": 2.0}, "rate = 2.0"),
+  ({"aepo.kl.start": (0.01, 1.0, 1.0)}, "low = 0.1"),
+  ({"aepo.filter.low": 1.0}, "low = 1.0, high = 0.99"),
+  ({"aepo.sampling.top_p": 0.0}, "top_p = 0.0"),
+  ({"aepo.steps": True}, "config.aepo.steps is True"),
+  ({"curate.count": 9}, "count = 9 responses from problems = 8"),
+  ({"data.digits.problem.levels": 9}, "levels = 9"),
+  ({"threads": 0}, "threads = 0"),
+  ({"model.path": "nowhere"}, "model.path and data.digits exclude each other"),
+  ({"model.path": "nowhere", "data.digits": None, "data.jsonl": dict(
+    lessons="", curated="", prompts="", test="")}, "config.model.path 'nowhere' is no folder"),
+])
+def test_a_mistake_in_a_config_is_one_line(changes, words):
+  with pytest.raises(ConfigError) as error:
+    tiny.read(**changes)
+  assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("devices, changes, words", [
+  (1, {"evaluate.problems": 9}, "config.evaluate.problems needs 9 rows of the 'test' data, which "
+                                "has 8"),
+  (1, {"curate.problems": 9}, "config.curate.problems needs 9"),
+  (4, {"warmup.microbatch": 2}, "config.warmup.microbatch = 2 does not divide over 4 devices"),
+  (4, {"aepo.microbatch": 8}, "config.aepo.microbatch / aepo.group = 2 does not divide over 4"),
+])
+def test_what_cannot_run_is_refused_before_anything_does(devices, changes, words):
+  config = tiny.read(**changes)
+  with jax.set_mesh(mesh.make_mesh(-1, 1, devices=jax.devices()[:devices])):
+    with pytest.raises(ValueError, match=words), setup.open_run(config):
+      pass
+
+
+def test_configs_of_the_repository_are_complete():
+  tiny.read()
+  values = tiny.config_lib.load(str(tiny.ROOT / "configs" / "aepo_7b.py"))
+  with pytest.raises(ConfigError, match="config.model.path 'Qwen2.5-VL-7B-Instruct' is no folder"):
+    setup.read_config(values)
