@@ -30,6 +30,9 @@ from ares_jax.rollout import FilterConfig, collect
 from ares_jax.sampler import SamplingConfig, stage_key
 from ares_jax.shaping import Controllers, EntropyConfig, RewardConfig, by_bucket, shape
 
+# Share of high-window-entropy tokens below which AEPO is GRPO, above which it relaxes everything.
+HWE_SHARE = (0.001, 0.2)
+
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
@@ -317,6 +320,9 @@ def run(params, source, config, *, generator, words, workdir, seed, threads):
       metrics |= rollout.metrics
       note = (f"accuracy {metrics['reward/accuracy']:.2f} "
               f"tokens {metrics['response/tokens']:.1f} hwe {metrics['hwe/share']:.1%}")
+      # Outside this band windows say nothing about when to explore (section 3.2.1).
+      if not HWE_SHARE[0] <= metrics["hwe/share"] <= HWE_SHARE[1]:
+        note += f" (outside {HWE_SHARE[0]:.1%}..{HWE_SHARE[1]:.0%}: change entropy.quantile)"
       return state, metrics, note
 
     return step

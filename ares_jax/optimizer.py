@@ -1,7 +1,7 @@
 """AdamW, its learning rate, and the update that a non-finite gradient skips.
 
-The learning rate is an argument of `apply`, not part of the transformation, so that it can be a
-traced scalar: another rate or another number of steps is not another program to compile.
+The learning rate is an argument of `apply`, not part of the transformation: it may be traced, and
+no schedule counts steps of its own.
 """
 
 import dataclasses

@@ -4,9 +4,10 @@
       --config.model.path=HF_FOLDER --config.data.jsonl.prompts=train.jsonl \\
       --config.data.jsonl.test=test.jsonl
 
-Hardware: a TPU pod slice. Hours and expected score: not measured. Today the sampler decodes all
-rows of a prompt batch together and pads them to the longest response, so 512 x 8 rows of 20k tokens
-do not fit: lower aepo.prompts and aepo.sampling.max_tokens.
+Hardware: the TPU chips of one host. Hours and expected score: not measured. What stands in the way
+of the paper's sizes today: the sampler decodes all rows of a prompt batch together and pads them to
+the longest response; attention over a training row is dense, quadratic in its tokens; runs on
+several hosts are refused. Lower aepo.prompts, aepo.sampling.max_tokens and row_tokens accordingly.
 """
 
 from ml_collections import ConfigDict
