@@ -79,7 +79,8 @@ def test_refuses_impossible_settings(bad):
 def run():
   with jax.set_mesh(mesh.make_mesh(-1, 1)), setup.open_run(tiny.read()) as parts:
     params = parts.init_params()
-    params["embed"] = 3 * params["embed"]  # tied: uneven distributions
+    # Tied weights repeat the last token: weaker ones let others, and the end, have their turn.
+    params["embed"] = 0.5 * params["embed"]
     rows = [parts.source("test")[index] for index in range(4)]
     yield parts, params, parts.generator.encoder.batch(rows, np.arange(4))
 

@@ -66,6 +66,14 @@ def test_later_batches_penalise_wrong_answers_that_miss_the_target():
   np.testing.assert_allclose(after.threshold, 1.75, rtol=1e-6)
 
 
+def test_targets_are_scaled_by_bucket():
+  controllers = FRESH.replace(hwe_target=jnp.float32([jnp.nan, 1, 1]))
+  # Hard: target 2 x 1, mean 1, variance 1: lambda = 1; counts 0 and 2 fall short by 2 and 0.
+  shaping, _, metrics = shaped(CORRECT, ROWS, controllers, target_scale=(1.0, 1.0, 2.0))
+  np.testing.assert_allclose(shaping.reward, [-0.5, 0, 1, 0])
+  assert metrics["hwe/target/hard"] == 2
+
+
 def test_threshold_follows_past_batches():
   _, after, _ = shaped(CORRECT, ROWS, FRESH.replace(threshold=jnp.float32(2.75)))
   np.testing.assert_allclose(after.threshold, 0.9 * 2.75 + 0.1 * 1.75)
