@@ -142,8 +142,8 @@ class TeacherConfig:
 class Lessons:
   """A course that teaches a fresh model to read, then to add; to be taken in its order.
 
-  Captions give way to traces: reading is learnt three times faster from captions, which name four
-  digits each, than from traces alone.
+  Captions, which name four digits each, give way to traces. So taken, reading was learnt in about
+  150 steps of 64 rows; with a fixed quarter of captions it once was not in 1,200 steps of 32.
   """
 
   problems: DigitsSource
