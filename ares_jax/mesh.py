@@ -62,11 +62,6 @@ def sharding(*spec):
   return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def replicated():
-  """`NamedSharding` of a whole copy on every device of the current mesh."""
-  return sharding()
-
-
 def size(axis):
   """Devices along `axis` of the current mesh."""
   return sharding().mesh.shape[axis]

@@ -157,7 +157,6 @@ class PhaseTimer:
   def __init__(self, clock=time.perf_counter):
     self._clock = clock
     self._seconds = {}
-    self.total = {}  # phase -> seconds since the timer was made
 
   @contextlib.contextmanager
   def __call__(self, phase):
@@ -166,8 +165,7 @@ class PhaseTimer:
       yield
     finally:
       spent = self._clock() - began
-      for record in (self._seconds, self.total):
-        record[phase] = record.setdefault(phase, 0.0) + spent
+      self._seconds[phase] = self._seconds.setdefault(phase, 0.0) + spent
 
   def take(self):
     """{"seconds/PHASE": seconds} since the last `take`, as metrics of a step; starts anew."""

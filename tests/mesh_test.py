@@ -50,7 +50,7 @@ def test_put_splits_by_the_spec_and_replicates_without_one():
   with jax.set_mesh(mesh_lib.make_mesh(2, 2)):
     placed = mesh_lib.put(tree, "data")
     whole = mesh_lib.put(tree["id"])
-    assert whole.sharding == mesh_lib.replicated()
+    assert whole.sharding == mesh_lib.sharding()
   assert placed["tokens"].addressable_shards[0].data.shape == (2, 2)
   assert whole.is_fully_replicated
   np.testing.assert_array_equal(placed["tokens"], tree["tokens"])
