@@ -12,6 +12,7 @@ import signal
 import jax
 
 from ares_jax.checkpoint import Checkpoints, abstract_like
+from ares_jax.data.grade import GraderError
 from ares_jax.metrics import MetricWriter, PhaseTimer, Progress
 
 
@@ -45,6 +46,7 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
 
   Raises:
     KeyboardInterrupt: Ctrl-C or SIGTERM came; the state is saved up to the last finished step.
+    GraderError: grading cannot go on; saved likewise.
     ValueError: the checkpoint is of another model or of a longer run.
   """
   phases = phases or PhaseTimer()
@@ -65,9 +67,16 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
       phases.take()  # what ran between the stages belongs to none of their steps
       step = begin(state)
       while done < steps and not stopped:
-        with phases("step"):
-          state, metrics, note = step(state)
-          metrics = jax.device_get(metrics)
+        try:
+          with phases("step"):
+            state, metrics, note = step(state)
+            metrics = jax.device_get(metrics)
+        except GraderError as error:
+          # Grading comes before the update, which is what uses the state up.
+          if done and checkpoints.latest() != done:
+            checkpoints.save(done, state, {})
+          checkpoints.wait()
+          raise GraderError(f"{error}; {name} is saved at step {done} of {steps}") from error
         done += 1
         writer.write_scalars(done, metrics | phases.take())
         progress.update(done, note)

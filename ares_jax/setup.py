@@ -91,8 +91,17 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GradeConfig:
-  workers: int
+  """How answers are graded (data/grade.py)."""
+
+  workers: int  # processes; they start at the first answer that needs one
   timeout: float  # seconds an answer
+  timeout_share: float  # a batch of which a larger share times out stops the run
+  grader: str  # "layered", "release" (mathruler) or "package.module:function"
+
+  def __post_init__(self):
+    if self.workers < 1 or self.timeout <= 0 or not 0 <= self.timeout_share <= 1:
+      raise ValueError(f"workers = {self.workers} must be >= 1, timeout = {self.timeout} > 0 and "
+                       f"timeout_share = {self.timeout_share} in 0..1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,9 +177,9 @@ class Run:
                    out_shardings=weights.shardings(self.model, devices))(
                      jax.random.key(self.config.seed))
 
-
   def check(self):
-    """Refuses, before anything runs, data that are missing or too few and sizes that do not divide.
+    """Refuses, before anything runs, data that are missing or too few, truths that no answer can
+    meet, and sizes that do not divide.
 
     Raises:
       ValueError: names the key, its value, the limit and the remedy.
@@ -188,6 +197,10 @@ class Run:
       if have < need:
         raise ValueError(f"config.{key} needs {need} rows of the {name!r} data, which has {have}; "
                          f"lower it or give more data")
+    # The digits' truths are digits; a file's are read once, batch by batch.
+    if self.config.data.jsonl is not None:
+      for name in sorted({name for name, _ in sizes.values()} - {"lessons"}):
+        self._check_truths(name)
     rows = {"warmup.microbatch": config.warmup.microbatch if config.warmup.steps else 0,
             "adacs.microbatch": config.adacs.microbatch if config.adacs.steps else 0,
             "aepo.prompts": config.aepo.prompts if config.aepo.steps else 0,
@@ -197,6 +210,16 @@ class Run:
       if count % devices:
         raise ValueError(f"config.{key} = {count} does not divide over {devices} devices of the "
                          "\"data\" axis; change it or config.mesh")
+
+
+  def _check_truths(self, name):
+    source = self.source(name)
+    rows = (source[number] for number in range(len(source)))
+    bad = list(self.generator.grader.bad_truths(rows))
+    if bad:
+      shown = ", ".join(f"{row}: {truth!r}" for row, truth in bad[:8])
+      raise ValueError(f"{len(bad)} of {len(source)} truths of the {name!r} data count as wrong "
+                       f"when a model writes them: {shown}; mend or remove these rows")
 
 
 @contextlib.contextmanager
@@ -232,7 +255,9 @@ def open_run(config):
   end = (tokenizer.eos_token_id,)
   allowed[[index for index in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder)
            if index not in end and tokenizer.added_tokens_decoder[index].special]] = False
-  with GradingPool(config.grade.workers, config.grade.timeout) as grader:
+  grade = config.grade
+  with GradingPool(grade.workers, grade.timeout, grader=grade.grader,
+                   timeout_share=grade.timeout_share) as grader:
     generator = Generator(model, encoder, allowed, end, grader, PhaseTimer())
     run = Run(config, model, tokenizer, generator, semantic_table(tokenizer, model.vocab))
     run.check()

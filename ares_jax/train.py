@@ -46,7 +46,8 @@ def keep_config(workdir, values):
   if os.path.exists(path):
     with open(path, encoding="utf-8") as file:
       before, after = _flat(json.load(file)), _flat(new)
-    free = ("threads", "mesh.", "grade.", "warmup.loop.", "adacs.loop.", "aepo.loop.")
+    free = ("threads", "mesh.", "grade.workers", "grade.timeout", "warmup.loop.",
+            "adacs.loop.", "aepo.loop.")
     different = sorted(key for key in before.keys() | after.keys() if not key.startswith(free)
                        and (key not in before or key not in after or before[key] != after[key]))
     if different:

@@ -30,7 +30,7 @@ def get_config():
     suffix=" First think, inside <think> and </think>. Then give the final answer in \\boxed{}.",
     max_tokens=4096, windows=384,  # 4194304 px in 112-px windows: 334, and partial ones at edges
     min_pixels=262144, max_pixels=4194304)
-  c.grade = dict(workers=8, timeout=2.0)  # seconds an answer
+  c.grade = dict(workers=8, timeout=2.0, timeout_share=0.1, grader="layered")  # s an answer
 
   adam = dict(b1=0.9, b2=0.999, eps=1e-8, clip=1.0)
   loop = dict(save_every=5, keep=2)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from ares_jax.data.grade import GraderError
 from ares_jax.loop import LoopConfig, run_stage
 
 
@@ -61,6 +62,24 @@ def test_goes_on_from_the_last_checkpoint_without_repeating_log_lines(tmp_path):
   assert run(tmp_path, log=log).total == 10
   assert log == [2]  # saved at 2, step 3 was lost and repeated
   assert lines(tmp_path) == [1, 2, 3, 4, 5]
+
+
+def test_a_grader_that_fails_loses_no_finished_step(tmp_path):
+  def begin(state):
+    def step(state):
+      if int(state.step) == 3:
+        raise GraderError("grader 'a:b' returns nan")
+      return Counter(state.step + 1, state.total + state.step), {}, ""
+
+    return step
+
+  config = LoopConfig(100, 1)
+  with pytest.raises(GraderError, match="'a:b' returns nan; adding is saved at step 3 of 5"):
+    run_stage("adding", fresh(), begin, steps=5, workdir=str(tmp_path), config=config)
+  log = []
+  state = run_stage("adding", fresh(), begin_adding(log), steps=5, workdir=str(tmp_path),
+                    config=config)
+  assert log == [3] and state.total == 10
 
 
 def test_a_stop_request_finishes_the_step_and_saves_it(tmp_path):

@@ -6,11 +6,12 @@ only formulas reach the symbolic parser (math-verify), which takes anagrams of w
 products of letters. No tolerance: 0.33 is not 1/3.
 """
 
-import logging
 import re
 import unicodedata
 
-from ares_jax.data import quantity
+from ares_jax.data import option, quantity
+from ares_jax.data.collection import closes_at_end, collection, inequality
+from ares_jax.data.formula import FUNCTIONS, is_safe, same_formula, variables
 
 MAX_LENGTH = 256  # characters of an answer; nothing longer is compared but by equality
 
@@ -26,29 +27,27 @@ _TEXT = re.compile(
   r"\\(?:text|textbf|textit|textrm|textsf|mathrm|mathbf|mathit|mathsf|mbox|operatorname)"
   r"\s*\{([^{}]*)\}"
 )
-_NUMBER_WORDS = {
-  word: str(number)
-  for number, word in enumerate(
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-    "fifteen sixteen seventeen eighteen nineteen twenty".split()
-  )
-}
-_FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "pi", "infty"}
-_COMMANDS = _FUNCTIONS | {
-  "frac", "cdot", "times", "div", "pm", "mp", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh",
-  "cup", "cap", "in", "le", "ge", "leq", "geq", "ne", "neq", "lt", "gt", "Omega", "alpha", "beta",
-  "gamma", "delta", "theta", "lambda", "mu", "phi", "omega", "sigma", "rho", "varphi", "emptyset",
+_SMALL = (
+  "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+  "sixteen seventeen eighteen nineteen"
+).split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_NUMBER_WORDS = {word: number for number, word in enumerate(_SMALL)}
+_NUMBER_WORDS |= {word: 20 + 10 * number for number, word in enumerate(_TENS)}
+_NUMBER_WORDS |= {
+  f"{tens}{joint}{_SMALL[one]}": 20 + 10 * number + one
+  for number, tens in enumerate(_TENS) for one in range(1, 10) for joint in "- "
 }  # fmt: skip
-_FUNCTION = re.compile(r"\\[A-Za-z]+|" + "|".join(sorted(_FUNCTIONS, key=len, reverse=True)))
+_SPELLED = re.compile(
+  rf"({'|'.join(sorted(_NUMBER_WORDS, key=len, reverse=True))})(?![\w-])", re.IGNORECASE
+)
+# x, x_1, \theta, f(x), segments and angles (AB, m\angle ABC), sums asked for (m + n).
 _NAMED = re.compile(
-  r"([A-Za-z](?:_\{?\w\}?)?|\\[a-z]+|[A-Za-z]\([a-z]\))\s*(?:=|\\in\b)\s*(.+)"
+  r"([A-Za-z](?:_\{?\w\}?)?|\\(?!no?t|ne)[a-z]+|\([a-z](?:,\s*[a-z])+\)|[A-Za-z]\([a-z]\)|(?:m\s*)?\\angle\s*[A-Z0-9]{1,3}"
+  r"|[A-Z]{2,3}|\\overline\s*\{[A-Z]{2}\}|[a-z](?:\s*[+-]\s*[a-z])+)\s*(?:=|\\in\b)\s*(.+)"
 )
+_BASED = re.compile(r"\(?([0-9A-F]+)\)?\s*_\s*(?:\{\s*([0-9]{1,2})\s*\}|([0-9]{1,2}))")
 _ARITHMETIC = re.compile(r"[0-9A-Za-z)}]\s*[-+*(]|\)\s*[0-9A-Za-z\\]|\\(?:times|cdot|div|pm|mp)\b")
-_UNSAFE_POWER = re.compile(
-  r"\^\s*\{?\s*[+-]?\s*[0-9]{4,}"  # x^{1000}
-  r"|\^\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\^"  # a power of a power
-  r"|\^\s*(?:\{[^{}]*\}|.)\s*\^"
-)
 
 
 def same_answer(answer, truth, symbolic=None):
@@ -70,6 +69,10 @@ def same_answer(answer, truth, symbolic=None):
   if answer is None or not answer.strip():
     return False
   symbolic = same_formula if symbolic is None else symbolic
+  if len(truths) > 1 and len(answer) <= MAX_LENGTH and (
+    option.contradicts(normalise(answer), [normalise(accepted) for accepted in truths])
+  ):
+    return False
   return any(_same_text(answer, accepted, symbolic) for accepted in truths)
 
 
@@ -77,7 +80,7 @@ def normalise(text):
   """`text` without what only changes its look: math delimiters, spacing, text commands."""
   text = text.translate(_CHARACTERS).strip()
   for _ in range(4):  # \boxed inside $...$ inside \text: a few layers are all that is met
-    before = text = text.rstrip(" .") or text
+    before = text = text.rstrip(" .,;") or text
     for left, right in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
       inner = text[len(left) : len(text) - len(right)]
       if len(text) > len(left + right) and text == left + inner + right and left not in inner:
@@ -90,31 +93,14 @@ def normalise(text):
   text = re.sub(r"\\(?:left|right|displaystyle|big|Big)(?![a-zA-Z])", "", text)
   text = re.sub(r"(?<=[0-9])(?:\\[,!]|\{,\}(?=[0-9]))+(?=[0-9])", _join_digits, text)
   text = re.sub(r"^([+-]?[0-9]{1,3})((?: [0-9]{3})+)(?! ?[0-9/])", _join_thousands, text)
-  text = re.sub(r"\\[,;:! ]|\\quad\b|\\qquad\b|~", " ", text)
+  text = re.sub(r"(?<!\\)\\[,;:! ]|\\quad\b|\\qquad\b|~", " ", text)
   text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b|\\textdegree\b", "°", text)
   text = re.sub(r"\\([%$#&])", r"\1", text)
-  text = re.sub(r"\\leq\b", r"\\le", re.sub(r"\\geq\b", r"\\ge", text))
+  text = re.sub(r"\\(l|g)e(?:q|qslant)\b", r"\\\1e", text)
+  text = re.sub(r"\\lt\b", "<", re.sub(r"\\gt\b", ">", text))
+  text = re.sub(r"^(?:\\varnothing|\\\{\s*\\\}|∅)$", r"\\emptyset", text)
   text = " ".join(text.split())
   return text
-
-
-def same_formula(answer, truth):
-  """Whether math-verify finds two LaTeX formulas equal. No time limit, memory as it comes."""
-  # Imported here: it takes half a second, and only a formula needs it.
-  from math_verify import LatexExtractionConfig, parse, verify
-
-  # It warns at every call without its own time limit, which works in main threads only.
-  logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-  # Only its LaTeX grammar: the plain-expression reader is sympy's, which executes what it reads.
-  config = [LatexExtractionConfig(boxed_match_priority=-1)]
-  parsed = [
-    parse(f"${text}$", config, fallback_mode="no_fallback", parsing_timeout=None)
-    for text in (truth, answer)
-  ]
-  if not all(parsed):
-    return False
-  # Rounded at 6 digits, its default, 1.414214 would be the square root of 2.
-  return bool(verify(*parsed, float_rounding=12, timeout_seconds=None))
 
 
 def _same_text(answer, truth, symbolic):
@@ -132,12 +118,13 @@ def _same(answer, truth, symbolic, depth):
   if depth > 2:
     return False
   if depth == 0:
-    verdict = _same_option(answer, truth, symbolic)
-    if verdict is not None:
-      return verdict
-    verdict = _same_yes_no(answer, truth)
-    if verdict is not None:
-      return verdict
+    announced = option.ANNOUNCED.match(answer)
+    answer = answer[announced.end() :] if announced else answer
+    for verdict in (_same_option(answer, truth, symbolic), _same_yes_no(answer, truth),
+                    _same_based(answer, truth), _same_chemical(answer, truth)):  # fmt: skip
+      if verdict is not None:
+        return verdict
+    answer, truth = _as_intervals(answer, truth)
   answer, truth = _spelled(answer), _spelled(truth)
   answer, truth = _without_name(answer, truth, depth)
   read_answer, read_truth = quantity.read(answer), quantity.read(truth)
@@ -146,8 +133,8 @@ def _same(answer, truth, symbolic, depth):
   # "4+4" restates the question whose answer is 8; "3-1" as a truth is a score or a range.
   if (read_truth and _ARITHMETIC.search(answer)) or re.fullmatch(r"[0-9]+( ?- ?[0-9]+)+", truth):
     return False
-  parts_answer = None if read_answer else _collection(answer)  # 1,234 is no list
-  parts_truth = None if read_truth else _collection(truth)
+  parts_answer = None if read_answer else collection(answer)  # 1,234 is no list
+  parts_truth = None if read_truth else collection(truth)
   if parts_answer and parts_truth:
     return _same_collection(parts_answer, parts_truth, symbolic, depth)
   if _is_words(truth) or _is_words(answer):
@@ -162,36 +149,38 @@ def _same_formula_with_unit(answer, truth, symbolic):
   if answer[1] and truth[1] and answer[1] != truth[1]:
     return False
   answer, truth = answer[0], truth[0]
-  if not (_is_safe(answer) and _is_safe(truth)) or answer.count("=") != truth.count("="):
+  if not (is_safe(answer) and is_safe(truth)) or answer.count("=") != truth.count("="):
+    return False
+  # 1/2x is x/2 to some and 1/(2x) to others.
+  if any(re.search(r"/\s*[0-9]+\s*[A-Za-z\\]", text) for text in (answer, truth)):
     return False
   # Letters alone name a thing: the segment AB, not a product. Nor may an answer bring its own
   # variables (5 + 0x), and X is not x, though math-verify says so.
-  if re.fullmatch(r"[A-Za-z' ]*", truth) or _variables(answer) != _variables(truth):
+  if re.fullmatch(r"[A-Za-z' ]*", truth) or variables(answer) != variables(truth):
     return False
   return symbolic(answer, truth)
 
 
 def _same_option(answer, truth, symbolic):
   """Truth "B", "(B)" or "B. 12": the letter decides; None when the truth is no option."""
-  letters = re.fullmatch(r"[A-J](?:\s*(?:,|and|&)\s*[A-J])+", truth)
-  if letters:
-    found = re.fullmatch(r"\(?[A-J]\)?(?:\s*(?:,|and|&|\s)?\s*\(?[A-J]\)?)*", answer)
-    return bool(found) and set(re.findall(r"[A-J]", answer)) == set(re.findall(r"[A-J]", truth))
-  option = re.fullmatch(r"\(([A-Ja-j])\)\s*(.*)|([A-J])(?:[.:)]\s*(.*))?", truth)
-  said = re.fullmatch(r"\(([A-Ja-j])\)\s*(.*)|([A-Ja-j])(?:[.:)]\s*(.*))?",
-                      re.sub(r"^(?:option|choice)\s+", "", answer, flags=re.I))  # fmt: skip
-  if option is None:
+  wanted, said = option.letters(truth), option.letters(answer)
+  # "ABD" may be three options or a triangle: only an answer that separates letters means options.
+  if wanted is None and said and re.fullmatch(r"[A-J]{2,10}", truth):
+    wanted = frozenset(truth) if len(set(truth)) == len(truth) else None
+  if wanted:
+    plain = re.fullmatch(r"\(?[A-J]\)?(?:\s*(?:,|and|&|\s)?\s*\(?[A-J]\)?)*", answer)
+    return bool(plain) and set(re.findall(r"[A-J]", answer)) == wanted
+  wanted, said = option.read(truth), option.read(answer)
+  if wanted is None or wanted[0].islower():
     # A truth that is an option's text: "C. 12" says 12.
-    if said and (said[2] or said[4]) and not (said[3] or "A").islower():
-      return _same(said[2] or said[4], truth, symbolic, depth=1) or None
+    if said and said[1] and not said[0].islower():
+      return _same(said[1], truth, symbolic, depth=1) or None
     return None
-  letter, text = (option[1] or option[3]).upper(), (option[2] or option[4] or "").strip()
   if said is None:
-    return _same(answer, text, symbolic, depth=1) if text else False
-  if (said[1] or said[3]).upper() != letter:
+    return _same(answer, wanted[1], symbolic, depth=1) if wanted[1] else False
+  if said[0].upper() != wanted[0]:
     return False
-  said_text = (said[2] or said[4] or "").strip()
-  return not (said_text and text) or _same(said_text, text, symbolic, depth=1)
+  return not (said[1] and wanted[1]) or _same(said[1], wanted[1], symbolic, depth=1)
 
 
 def _same_yes_no(answer, truth):
@@ -202,7 +191,43 @@ def _same_yes_no(answer, truth):
   words = re.findall(r"[a-z]+", answer.lower())
   said = [word for word in words if word in ("yes", "no", "not", "true", "false")]
   first = re.match(r"[a-z]+(?=$|[.,;:!])", answer.lower())
+  if wanted in ("no", "false"):
+    said = [word for word in said if word != "not"]  # "No, it is not"
   return said == [wanted] and first is not None and first[0] == wanted
+
+
+def _same_based(answer, truth):
+  """2516_8: the digits and the base; a bare answer has the question's. None without a base."""
+  wanted, said = _BASED.fullmatch(truth), _BASED.fullmatch(answer)
+  if wanted is None:
+    return None if said is None or not re.fullmatch(r"[0-9]+", truth) else False
+  digits = said[1] if said else answer
+  return digits.lstrip("0") == wanted[1].lstrip("0") and (
+    said is None or (said[2] or said[3]) == (wanted[2] or wanted[3])
+  )
+
+
+def _same_chemical(answer, truth):
+  """True for H2O and H_2O, False for CO and Co, where capitals tell; else None."""
+  said, wanted = (re.sub(r"[_{}\s]", "", text) for text in (answer, truth))
+  formula = r"(?:[A-Z][a-z]?[0-9]*)+"
+  if not (re.fullmatch(formula, said) and re.fullmatch(formula, wanted)):
+    return None
+  if said == wanted and re.search(r"[0-9]", said):
+    return True
+  return False if said != wanted and said.lower() == wanted.lower() else None
+
+
+def _as_intervals(answer, truth):
+  """Inequalities as intervals, where both are, or one is and the other an interval already."""
+  said, wanted = inequality(answer), inequality(truth)
+  if said and wanted:
+    return (said[1], wanted[1]) if said[0] == wanted[0] else (answer, truth)
+  if said and re.fullmatch(r"(?:[A-Za-z]\s*\\in\s*)?[(\[].*,.*[)\]]", truth):
+    return said[1], truth
+  if wanted and re.fullmatch(r"(?:[A-Za-z]\s*\\in\s*)?[(\[].*,.*[)\]]", answer):
+    return answer, wanted[1]
+  return answer, truth
 
 
 def _tight(text):
@@ -213,8 +238,11 @@ def _tight(text):
 
 
 def _spelled(text):
-  word = text.lower()
-  return _NUMBER_WORDS[word] if word in _NUMBER_WORDS else re.sub(r"^(?:\\approx|≈)\s*", "", text)
+  """ "seventy-two dollars" -> "72 dollars"; signs that say nothing go, "4 = n" -> "n = 4"."""
+  if match := _SPELLED.match(text):
+    text = f"{_NUMBER_WORDS[match[1].lower()]}{text[match.end() :]}"
+  text = re.sub(r"^([^=A-Za-z\\]+?)\s*=\s*([A-Za-z])$", r"\2 = \1", text)
+  return re.sub(r"^(?:\\approx|≈|\+(?=\s*\\infty))\s*", "", text)
 
 
 def _without_name(answer, truth, depth):
@@ -248,11 +276,7 @@ def _is_words(text):
   # Two letters beside digits or signs are a product: 4ac.
   least = 3 if re.search(r"[0-9+*/^=<>]|\\[A-Za-z]", text) else 2
   runs = re.findall(rf"[^\W\d_]{{{least},}}", bare)
-  return any(run.lower() not in _FUNCTIONS for run in runs)
-
-
-def _variables(text):
-  return set(re.findall(r"[A-Za-z]", _FUNCTION.sub(" ", text))) - {"e", "i"}
+  return any(run.lower() not in FUNCTIONS for run in runs)
 
 
 def _cut_unit(text):
@@ -263,26 +287,10 @@ def _cut_unit(text):
 
 
 def _words(text):
-  text = re.sub(r"[\s_]+", " ", text.casefold()).strip(" .,;:!?\"'")
+  # In a unit capitals tell: 5 mW, 5 MW.
+  text = text if re.fullmatch(r"[+-]?[0-9.,]+ ?[A-Za-z]{2,3}", text) else text.casefold()
+  text = re.sub(r"[\s_]+", " ", text).strip(" .,;:!?\"'")
   return re.sub(r"^(?:the|an|a) ", "", text)
-
-
-def _collection(text):
-  """(kind, items): kind is "list" (bare or in braces), the two brackets, or "union"; or None."""
-  parts = _split(text, (r"\cup",))
-  if len(parts) > 1:
-    return "union", parts
-  if text.startswith(("\\pm", "+-")):
-    rest = re.sub(r"^(?:\\pm|\+-)\s*", "", text)
-    return ("list", [rest, f"-{rest}"]) if re.fullmatch(r"[0-9./]+|\\frac.*", rest) else None
-  for left, right in (("\\{", "\\}"), ("{", "}"), ("(", ")"), ("[", "]"), ("(", "]"), ("[", ")")):
-    if text.startswith(left) and text.endswith(right) and _closes_at_end(text, left):
-      items = _split(text[len(left) : len(text) - len(right)], (",", ";"))
-      if "{" in left:
-        return "list", items
-      return (left + right, items) if len(items) > 1 else None
-  items = _split(text, (",", ";", " or ", " and "))
-  return ("list", [item for item in items if item]) if len(items) > 1 else None
 
 
 def _same_collection(answer, truth, symbolic, depth):
@@ -303,56 +311,6 @@ def _same_collection(answer, truth, symbolic, depth):
   return True
 
 
-def _split(text, separators):
-  """`text` cut at separators that stand outside all brackets; "and" after a comma joins it."""
-  parts, depth, start, position = [], 0, 0, 0
-  while position < len(text):
-    if text[position] in "([{":
-      depth += 1
-    elif text[position] in ")]}":
-      depth -= 1
-    elif depth == 0:
-      hit = [word for word in separators if text.startswith(word, position)]
-      if hit:
-        parts.append(text[start:position].strip())
-        position += len(hit[0])
-        start = position
-        continue
-    position += 1
-  parts.append(re.sub(r"^(?:and|or)\s+", "", text[start:].strip()) if parts else text.strip())
-  return [part for part in parts if part] if len(parts) > 1 else parts
-
-
-def _closes_at_end(text, left):
-  """Whether the bracket that `text` starts with is the one that ends it."""
-  depth = 0
-  for position, letter in enumerate(text):
-    if letter in "([{":
-      depth += 1
-    elif letter in ")]}":
-      depth -= 1
-    if depth == 0 and position >= len(left) - 1:
-      return position == len(text) - 1
-  return False
-
-
-def _is_safe(text):
-  """Whether the symbolic parser may see `text`: short, known commands, small powers."""
-  if not re.fullmatch(r"[A-Za-z0-9+\-*/^_()\[\]{},.=<>|\\ '°%]+", text):
-    return False
-  if any(command not in _COMMANDS for command in re.findall(r"\\([A-Za-z]*)", text)):
-    return False
-  if re.search(r"[0-9]{21,}", text) or _UNSAFE_POWER.search(text):
-    return False
-  depth = deepest = 0
-  for letter in text:
-    depth += (letter in "({[") - (letter in ")}]")
-    deepest = max(deepest, depth)
-    if depth < 0:
-      return False
-  return depth == 0 and deepest <= 8
-
-
 def _has_control(text):
   """Whether there are control, invisible or direction marks: they make a text look like another."""
   hidden = ("Cc", "Cf", "Co", "Cs")
@@ -361,7 +319,7 @@ def _has_control(text):
 
 def _unbox(text):
   match = re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.*)\}", text, flags=re.DOTALL)
-  if match and _closes_at_end(text[text.index("{") :], "{"):
+  if match and closes_at_end(text[text.index("{") :], "{"):
     return match[1].strip()
   # Some data sets lost the closing brace of their answer's box.
   match = re.fullmatch(r"\\boxed\s*\{([^{}]*)", text)

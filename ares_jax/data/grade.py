@@ -6,24 +6,22 @@ go to worker processes that are killed after a time limit.
 
 import collections
 import concurrent.futures
-import contextlib
-import multiprocessing
+import hashlib
+import itertools
 import os
 import re
-import resource
-import sys
-import threading
 
 import numpy as np
 import pebble
 
-from ares_jax.data.answer import normalise, same_answer, same_formula
+from ares_jax.data import sandbox
+from ares_jax.data.answer import MAX_LENGTH, normalise, same_answer, same_formula
 
-__all__ = ["GradingPool", "extract_boxed", "normalise", "same_answer", "thought", "well_formed"]
+__all__ = ["GraderError", "GradingPool", "extract_boxed", "normalise", "same_answer", "thought",
+           "well_formed"]
 
 _LOOKED_AT = 20_000  # last characters of a response in which the box is searched
 _CACHED = 100_000  # verdicts kept, about 20 MB
-_MEMORY = 2 << 30  # bytes of address space of a worker
 _BRACE = re.compile(r"(\\boxed\s*\{)|\\.|([{}])", re.DOTALL)
 
 
@@ -63,28 +61,41 @@ def thought(text):
   return bool(opened) and bool(rest.partition("</think>")[0].strip())
 
 
+class GraderError(ValueError):
+  """Grading cannot go on: the user's grader fails, or too many answers time out."""
+
+
 class GradingPool:
-  """Grades batches; formulas in killable worker processes, all else in this one.
+  """Grades batches; what may hang or execute in killable worker processes, all else in this one.
 
   Workers start at the first formula, so a run whose answers are numbers never pays for them. They
   import neither jax nor the program that made the pool. Use as a context manager.
   """
 
-  def __init__(self, workers=None, timeout=2.0):
+  def __init__(self, workers=None, timeout=2.0, *, grader="layered", timeout_share=1.0):
     """
     Args:
       workers: processes; None is one a core, at most 8.
-      timeout: seconds one formula may take; then the answer is wrong and counted.
+      timeout: seconds one answer may take in a worker; then it is wrong and counted.
+      grader: "layered" (answer.py), "release" (mathruler) or "package.module:function", a function
+        of (response, truth), the truth as the data have it, that returns a number in 0..1.
+      timeout_share: a batch of which more than this share times out stops the run.
 
     Raises:
-      ValueError: `workers` < 1 or `timeout` <= 0.
+      ValueError: a number is out of range, or there is no such grader.
     """
     self._workers = min(8, os.cpu_count()) if workers is None else workers
-    if self._workers < 1 or timeout <= 0:
-      raise ValueError(f"workers is {workers} and timeout {timeout} s; must be >= 1 and > 0")
-    self._timeout = timeout
+    if self._workers < 1 or timeout <= 0 or not 0 <= timeout_share <= 1:
+      raise ValueError(f"workers is {workers}, timeout {timeout} s and timeout_share "
+                       f"{timeout_share}; must be >= 1, > 0 and in 0..1")
+    if grader == "release" and not sandbox.has_release():
+      raise ValueError("grader 'release' needs the package mathruler: pip install mathruler "
+                       "pylatexenc, or use grader 'layered'")
+    if grader not in ("layered", "release"):
+      sandbox.load(grader)
+    self._timeout, self._grader, self._timeout_share = timeout, grader, timeout_share
     self._pool = None
-    self._verdicts = collections.OrderedDict()  # (answer, truth) -> bool, None = timed out
+    self._verdicts = collections.OrderedDict()  # _key -> 0..1, None = timed out
 
   def __enter__(self):
     return self
@@ -107,53 +118,106 @@ class GradingPool:
       truths: n right answers, each a string or a list or tuple of accepted ones.
 
     Returns:
-      correct: float32 [n], 1 where the boxed answer is the truth.
+      correct: float32 [n], 1 where the boxed answer is the truth (a user's grader: in 0..1).
       formatted: float32 [n], 1 where `well_formed`.
       timed_out: int, answers that ran out of time or memory; they count as wrong.
 
     Raises:
       ValueError: the lengths differ, or a truth is not a text.
+      GraderError: the user's grader fails, or more than `timeout_share` of the answers time out.
     """
     if len(texts) != len(truths):
       raise ValueError(f"{len(texts)} responses but {len(truths)} truths")
     pairs = [
-      (extract_boxed(text), tuple(truth) if isinstance(truth, list) else truth)
+      (extract_boxed(text) if self._grader == "layered" else text,
+       tuple(truth) if isinstance(truth, list) else truth)
       for text, truth in zip(texts, truths, strict=True)
     ]
     verdicts = self._settle(dict.fromkeys(pairs))
-    correct = np.float32([verdicts[pair] is True for pair in pairs])
+    late = [pair for pair in pairs if verdicts[pair] is None]
+    if len(late) > self._timeout_share * len(pairs):
+      raise GraderError(f"{len(late)} of {len(pairs)} answers timed out, more than the share of "
+                        f"{self._timeout_share} (grade.timeout_share); the first is "
+                        f"{late[0][0][-80:]!r} for {late[0][1]!r}; raise grade.timeout or "
+                        "grade.workers")
+    correct = np.float32([verdicts[pair] or 0 for pair in pairs])
     formatted = np.float32([well_formed(text) for text in texts])
-    return correct, formatted, sum(verdicts[pair] is None for pair in pairs)
+    return correct, formatted, len(late)
+
+  def bad_truths(self, rows, batch=1024):
+    """Yields (id, truth) of every row whose truth, boxed, is not graded as right.
+
+    Args:
+      rows: iterable of dicts with "id" and "answer"; read batch by batch.
+      batch: rows graded together.
+    """
+    rows = iter(rows)
+    while chunk := list(itertools.islice(rows, batch)):
+      firsts = [row["answer"] if isinstance(row["answer"], str) else row["answer"][0]
+                for row in chunk]
+      correct, _, _ = self.grade([f"<think> </think> \\boxed{{{truth}}}" for truth in firsts],
+                                 [row["answer"] for row in chunk])
+      yield from ((row["id"], row["answer"])
+                  for row, right in zip(chunk, correct, strict=True) if right < 1)
 
   def _settle(self, pairs):
-    """{pair: True, False or None (timed out)}."""
+    """{pair: a number in 0..1, or None (timed out)}."""
     verdicts, waiting = {}, {}
     for pair in pairs:
-      if pair in self._verdicts:
-        verdicts[pair] = self._verdicts[pair]
-        self._verdicts.move_to_end(pair)
+      key = _key(*pair)
+      if key in self._verdicts:
+        verdicts[pair] = self._verdicts[key]
+        self._verdicts.move_to_end(key)
         continue
       try:
-        verdicts[pair] = same_answer(*pair, symbolic=_needs_worker)
+        verdicts[pair] = float(self._here(pair))
       except _NeedsWorker:
         waiting[pair] = self._submit(pair)
     for pair, future in waiting.items():
       try:
         verdicts[pair] = future.result()
-      except (concurrent.futures.TimeoutError, pebble.ProcessExpired, MemoryError):
+      except (concurrent.futures.TimeoutError, pebble.ProcessExpired, MemoryError) as error:
+        if self._is_users:
+          raise GraderError(f"grader {self._grader!r} hangs or dies ({type(error).__name__}, limit "
+                            f"{self._timeout} s) on {pair[0][-80:]!r} for {pair[1]!r}") from error
         verdicts[pair] = None
+      else:
+        if isinstance(verdicts[pair], str):
+          raise GraderError(f"grader {self._grader!r} {verdicts[pair]} on {pair[0][-80:]!r} for "
+                            f"{pair[1]!r}")
     for pair in pairs:
-      self._verdicts[pair] = verdicts[pair]
+      self._verdicts[_key(*pair)] = verdicts[pair]
     while len(self._verdicts) > _CACHED:
       self._verdicts.popitem(last=False)
     return verdicts
 
+  @property
+  def _is_users(self):
+    return self._grader not in ("layered", "release")
+
+  def _here(self, pair):
+    """The verdict where this process may find it."""
+    if self._grader == "layered":
+      return same_answer(*pair, symbolic=_needs_worker)
+    raise _NeedsWorker
+
   def _submit(self, pair):
+    module, task, arguments = "math_verify", _same_in_worker, pair
+    if self._grader == "release":
+      module, task = "mathruler.grader", sandbox.release
+    elif self._is_users:
+      module, task = self._grader.partition(":")[0], sandbox.call
+      arguments = (self._grader, pair[0], list(pair[1]) if isinstance(pair[1], tuple) else pair[1])
     if self._pool is None:
-      self._pool = pebble.ProcessPool(
-        max_workers=self._workers, initializer=_prepare_worker, context=_Context()
-      )
-    return self._pool.schedule(_same_in_worker, args=pair, timeout=self._timeout)
+      self._pool = sandbox.make_pool(self._workers, module)
+    return self._pool.schedule(task, args=arguments, timeout=self._timeout)
+
+
+def _key(answer, truth):
+  """What a verdict is remembered under: of a whole response its digest, not its text."""
+  if answer is None or len(answer) <= MAX_LENGTH:
+    return answer, truth
+  return hashlib.sha256(answer.encode("utf-8", "surrogatepass")).digest(), truth
 
 
 class _NeedsWorker(Exception):
@@ -172,32 +236,3 @@ def _same_in_worker(answer, truth):
   except Exception:
     # A formula that the parser or sympy stumbles over is not the truth.
     return False
-
-
-def _prepare_worker():
-  """Runs first in a worker: memory limit, no secrets, imports before the clock of a task starts."""
-  import math_verify  # noqa: F401
-
-  os.environ.clear()
-  resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-  resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-class _Process(multiprocessing.context.SpawnProcess):
-  """A spawned process that does not import the parent's `__main__` (train.py, and with it jax)."""
-
-  _lock = threading.Lock()
-
-  def start(self):
-    main = sys.modules["__main__"]
-    hidden = {name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)}
-    with self._lock, contextlib.ExitStack() as stack:
-      # multiprocessing finds the main module by these two; without them it imports none.
-      stack.callback(vars(main).update, hidden)
-      main.__spec__ = None
-      vars(main).pop("__file__", None)
-      super().start()
-
-
-class _Context(multiprocessing.context.SpawnContext):
-  Process = _Process

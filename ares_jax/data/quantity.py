@@ -17,18 +17,18 @@ _FRACTION = rf"\\frac\s*{_PART}\s*{_PART}"
 _MIXED_LATEX = re.compile(rf"([0-9]+)\s*{_FRACTION}")
 _MIXED_PLAIN = re.compile(r"([0-9]+)\s+([0-9]+)\s*/\s*([0-9]+)")
 _LATEX_FRACTION = re.compile(_FRACTION)
-_SCIENTIFIC = re.compile(
-  rf"({_DECIMAL})\s*(?:(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*(?:\{{\s*([+-]?[0-9]{{1,3}})\s*\}}|"
-  rf"([0-9]))|[eE]([+-]?[0-9]{{1,3}})(?![0-9A-Za-z]))"
-)
+_EXPONENT = r"(?:\{\s*([+-]?[0-9]{1,3})\s*\}|([+-]?[0-9]{1,3}))(?![0-9^])"
+_SCIENTIFIC = re.compile(rf"(?:({_DECIMAL})\s*(?:\\times|\\cdot|\*|x)\s*)?10\s*\^\s*{_EXPONENT}")
+_WITH_E = re.compile(rf"({_DECIMAL})\s*[eE]([+-]?[0-9]{{1,3}})(?![0-9A-Za-z])")
+_REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\overline\s*\{([0-9]+)\}")
 _PLAIN_FRACTION = re.compile(rf"({_DECIMAL})\s*/\s*({_DECIMAL})")
 _PLAIN = re.compile(_DECIMAL)
 _SIGN = re.compile(r"\s*([+-]?)\s*([$€£¥]?)\s*([+-]?)\s*")
 
 _MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "dozen": 12}
 
-# name -> (dimension, size in the dimension's base); one letter is read as written, longer names in
-# lower case, with or without a plural "s".
+# name -> (dimension, size in the dimension's base); a name is read as written, or in lower case
+# where it has several letters, with or without a plural "s".
 _UNITS = {
   "m": ("length", 1), "cm": ("length", "1/100"), "mm": ("length", "1/1000"),
   "km": ("length", 1000), "dm": ("length", "1/10"), "nm": ("length", "1/1000000000"),
@@ -46,6 +46,12 @@ _UNITS = {
   "J": ("joule", 1), "kj": ("joule", 1000), "W": ("watt", 1), "kw": ("watt", 1000),
   "V": ("volt", 1), "A": ("ampere", 1), "ma": ("ampere", "1/1000"), "hz": ("hertz", 1),
   "khz": ("hertz", 1000), "pa": ("pascal", 1), "kpa": ("pascal", 1000), "\\omega": ("ohm", 1),
+  "MPa": ("pascal", 10**6), "mPa": ("pascal", "1/1000"), "GPa": ("pascal", 10**9),
+  "MW": ("watt", 10**6), "mW": ("watt", "1/1000"), "MJ": ("joule", 10**6),
+  "mJ": ("joule", "1/1000"), "MHz": ("hertz", 10**6), "GHz": ("hertz", 10**9),
+  "mV": ("volt", "1/1000"), "kV": ("volt", 1000), "k\\Omega": ("ohm", 1000),
+  "M\\Omega": ("ohm", 10**6), "eV": ("electronvolt", 1), "keV": ("electronvolt", 1000),
+  "MeV": ("electronvolt", 10**6), "GeV": ("electronvolt", 10**9), "meV": ("electronvolt", "1/1000"),
   "C": ("coulomb", 1), "%": ("percent", 1), "unit": ("unit", 1),
 }  # fmt: skip
 _SPELLINGS = {
@@ -70,7 +76,7 @@ _NOT_COUNTED = {
 }  # fmt: skip
 _COUNTED = {"people", "children", "men", "women", "fish", "sheep", "mice", "person", "feet"}
 _UNIT_PART = re.compile(
-  r"(\\Omega|°\s?[CF]\b|[A-Za-z]+|[%°$€£¥])\s*(?:\^\s*\{?\s*(-?[1-9])\s*\}?)?"
+  r"([kM]?\\Omega|°\s?[CF]\b|[A-Za-z]+|[%°$€£¥])\s*(?:\^\s*\{?\s*(-?[1-9])\s*\}?)?"
 )
 _UNIT_WORDS = {"squared": 2, "cubed": 3}
 
@@ -144,8 +150,14 @@ def _read_number(text, start):
     bottom = _decimal(parts[2] or parts[3])
     return (_decimal(parts[0] or parts[1]) / bottom, match.end()) if bottom else (None, start)
   if match := _SCIENTIFIC.match(text, start):
-    digits, braced, single, letter = match.groups()
-    return _decimal(digits) * Fraction(10) ** int(braced or single or letter), match.end()
+    digits, braced, bare = match.groups()
+    return _decimal(digits or "1") * Fraction(10) ** int(braced or bare), match.end()
+  if match := _WITH_E.match(text, start):
+    return _decimal(match[1]) * Fraction(10) ** int(match[2]), match.end()
+  if match := _REPEATING.match(text, start):
+    whole, once, again = match.groups()
+    nines = (10 ** len(again) - 1) * 10 ** len(once)
+    return _decimal(f"{whole}.{once}") + Fraction(int(again), nines), match.end()
   if match := _PLAIN_FRACTION.match(text, start):
     bottom = _decimal(match[2])
     return (_decimal(match[1]) / bottom, match.end()) if bottom else (None, start)
@@ -175,7 +187,7 @@ def _read_unit(text):
       return None
     position = match.end()
     name, power = match[1].replace(" ", ""), int(match[2] or 1)
-    name = name if len(name) == 1 else name.lower()
+    name = name if len(name) == 1 or name in _UNITS else name.lower()
     if name in ("square", "sq", "cubic"):
       pending = 3 if name == "cubic" else 2
       continue

@@ -5,8 +5,10 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from ares_jax.data import grade
+from ares_jax.data import grade, sandbox
 
 
 @pytest.mark.parametrize(
@@ -156,6 +158,117 @@ def test_truths_are_checked():
     assert correct[0] == 1
   with pytest.raises(ValueError, match="workers is 0"):
     grade.GradingPool(workers=0)
+
+
+def test_a_batch_of_time_outs_stops_the_run(monkeypatch):
+  monkeypatch.setattr(grade, "_same_in_worker", _hang)
+  texts, truths = [box("x+1"), box("x+2"), box("8"), box("9")], ["1+x", "2+x", "8", "8"]
+  with grade.GradingPool(workers=2, timeout=0.2, timeout_share=0.4) as pool:
+    with pytest.raises(grade.GraderError, match=r"2 of 4 answers timed out.* 'x\+1' for '1\+x'"):
+      pool.grade(texts, truths)
+    correct, _, timed_out = pool.grade(texts * 2 + [box("8")] * 4, truths * 2 + ["8"] * 4)
+    assert timed_out == 4 and correct.sum() == 6  # 4 of 12 are bearable
+
+
+USERS = """
+import time
+
+def half(response, truth):
+  return 0.5 * (truth == ["1", "one"]) + 0.5 * response.endswith("1")
+
+def breaks(response, truth):
+  raise KeyError("no such unit")
+
+def nan(response, truth):
+  return float("nan")
+
+def hangs(response, truth):
+  time.sleep(60)
+
+number = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def users(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("users")
+  (folder / "my_grader.py").write_text(USERS)
+  sys.path.insert(0, str(folder))
+  yield
+  sys.path.remove(str(folder))
+
+
+def test_a_users_grader_sees_the_response_and_the_truth_as_in_the_data(users):
+  with grade.GradingPool(workers=1, grader="my_grader:half") as pool:
+    correct, formatted, _ = pool.grade(["says 1", "says 2", box("1")], [["1", "one"], "2", "1"])
+    long = "x" * 10**5
+    assert pool.grade([long + "1"], ["1"])[0] == 0.5 == pool.grade([long + "1"], ["1"])[0]
+    assert sum(len(key[0]) for key in pool._verdicts) < 200  # digests of long responses
+  np.testing.assert_array_equal(correct, [1, 0, 0])
+  np.testing.assert_array_equal(formatted, [0, 0, 1])
+
+
+@pytest.mark.parametrize("name, words", [
+  ("breaks", "grader 'my_grader:breaks' raises KeyError: 'no such unit'"),
+  ("nan", "grader 'my_grader:nan' returns nan, not a number"),
+  ("hangs", "grader 'my_grader:hangs' hangs or dies .*limit 0.3 s. on 'says 8' for '8'"),
+])
+def test_a_users_grader_that_fails_is_named(users, name, words):
+  with grade.GradingPool(workers=1, timeout=0.3, grader=f"my_grader:{name}") as pool:
+    with pytest.raises(grade.GraderError, match=words):
+      pool.grade(["says 8"], ["8"])
+
+
+@pytest.mark.parametrize("name, words", [
+  ("layerd", "is neither 'layered' nor 'release'"), ("my_grader:number", "is int, not a function"),
+  ("my_grader:nothing", "does not load: AttributeError"), ("no_module:f", "ModuleNotFoundError"),
+])
+def test_a_grader_that_is_none_is_refused_at_once(users, name, words):
+  with pytest.raises(ValueError, match=words):
+    grade.GradingPool(grader=name)
+
+
+def test_the_releases_grader_in_the_same_sandbox():
+  if not sandbox.has_release():
+    with pytest.raises(ValueError, match="needs the package mathruler"):
+      grade.GradingPool(grader="release")
+    pytest.skip("mathruler is not installed")
+  with grade.GradingPool(workers=1, timeout=3.0, grader="release") as pool:
+    correct, _, timed_out = pool.grade(
+      [box("8"), box("9"), box(r"\frac{1}{2}"), "8", box("9^{9^{9^9}}+1")],
+      ["8", "8", "1/2", "8", "3+x"])
+  np.testing.assert_array_equal(correct, [1, 0, 1, 0, 0])
+  assert timed_out <= 1
+
+
+def test_truths_that_no_answer_meets_are_found(pool):
+  rows = [{"id": "good", "answer": "8"}, {"id": "formula", "answer": r"2\sqrt{3}"},
+          {"id": "list", "answer": ["A", "12 cm"]}, {"id": "open", "answer": r"\frac{1}{2"},
+          {"id": "lost brace", "answer": r"\boxed{8"}, {"id": "shut", "answer": "8}"}]
+  assert [name for name, _ in pool.bad_truths(iter(rows), batch=4)] == ["open", "shut"]
+
+
+PIECES = [
+  "\\frac", "\\sqrt", "\\sum_", "\\int", "\\prod", "\\binom", "\\begin{pmatrix}",
+  "\\end{pmatrix}", "{", "}", "(", ")", "[", "]", "^", "^{", "_{", "!", "\\boxed{", "\\text{",
+  "\\mathrm{", "\\left(", "\\right)", "$", "%", "&", "\\\\", "=", "<", "\\le", "\\pm", "\\cup",
+  "\\infty", "\\overline{", "\\log", "\\sin", "+", "-", "*", "/", ".", ",", ";", " ", "x", "y",
+  "e", "i", "\\pi", "A", "B.", "or", "not", "12", "3", "0", "10^{10}", "__import__('os')",
+  "eval(", "lambda:", "\x00", "\u202e", "\u200b", "\u0663", "\uff15", "\u0430", "\ud800",
+  "9" * 50, "(" * 9, "{" * 9, "^{9" * 4, "!" * 4,
+]  # fmt: skip
+
+
+# 10,000 of them: ARES_FUZZ=10000 python -m pytest tests/data/grade_test.py -k hostile_mixture
+@settings(max_examples=int(os.environ.get("ARES_FUZZ", 500)), deadline=None, derandomize=True,
+          database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(PIECES), max_size=20).map("".join))
+def test_no_hostile_mixture_is_accepted_or_hangs(pool, said):
+  truths = ["7919", "7919+x", r"7919\sqrt{3}", "Paris", "(7919, 2)", "7919 cm"]
+  began = time.perf_counter()
+  correct, _, _ = pool.grade([box(said)] * len(truths), truths)
+  assert not correct.any(), said
+  assert time.perf_counter() - began < 10
 
 
 def test_a_program_that_imports_jax_is_not_imported_by_its_workers(tmp_path):

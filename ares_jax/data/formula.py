@@ -1,0 +1,58 @@
+"""What of LaTeX the symbolic parser may see, and its comparison of two formulas."""
+
+import logging
+import re
+
+FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "pi", "infty"}
+_COMMANDS = FUNCTIONS | {
+  "frac", "cdot", "times", "div", "pm", "mp", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh",
+  "cup", "cap", "in", "le", "ge", "leq", "geq", "ne", "neq", "lt", "gt", "Omega", "alpha", "beta",
+  "gamma", "delta", "theta", "lambda", "mu", "phi", "omega", "sigma", "rho", "varphi", "emptyset",
+}  # fmt: skip
+_FUNCTION = re.compile(r"\\[A-Za-z]+|" + "|".join(sorted(FUNCTIONS, key=len, reverse=True)))
+_UNSAFE_POWER = re.compile(
+  r"\^\s*\{?\s*[+-]?\s*[0-9]{4,}"  # x^{1000}
+  r"|\^\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\^"  # a power of a power
+  r"|\^\s*(?:\{[^{}]*\}|.)\s*\^"
+)
+
+
+def same_formula(answer, truth):
+  """Whether math-verify finds two LaTeX formulas equal. No time limit, memory as it comes."""
+  # Imported here: it takes half a second, and only a formula needs it.
+  from math_verify import LatexExtractionConfig, parse, verify
+
+  # It warns at every call without its own time limit, which works in main threads only.
+  logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+  # Only its LaTeX grammar: the plain-expression reader is sympy's, which executes what it reads.
+  config = [LatexExtractionConfig(boxed_match_priority=-1)]
+  parsed = [
+    parse(f"${text}$", config, fallback_mode="no_fallback", parsing_timeout=None)
+    for text in (truth, answer)
+  ]
+  if not all(parsed):
+    return False
+  # Rounded at 6 digits, its default, 1.414214 would be the square root of 2.
+  return bool(verify(*parsed, float_rounding=12, timeout_seconds=None))
+
+
+def is_safe(text):
+  """Whether the symbolic parser may see `text`: short, known commands, small powers."""
+  if not re.fullmatch(r"[A-Za-z0-9+\-*/^_()\[\]{},.=<>|\\ '°%]+", text):
+    return False
+  if any(command not in _COMMANDS for command in re.findall(r"\\([A-Za-z]*)", text)):
+    return False
+  if re.search(r"[0-9]{21,}", text) or _UNSAFE_POWER.search(text):
+    return False
+  depth = deepest = 0
+  for letter in text:
+    depth += (letter in "({[") - (letter in ")}]")
+    deepest = max(deepest, depth)
+    if depth < 0:
+      return False
+  return depth == 0 and deepest <= 8
+
+
+def variables(text):
+  """Letters of `text` that are neither a function's nor a constant's."""
+  return set(re.findall(r"[A-Za-z]", _FUNCTION.sub(" ", text))) - {"e", "i"}

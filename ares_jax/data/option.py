@@ -1,0 +1,46 @@
+"""Multiple choice: which option a text names, "B", "(B)", "B. 12", "A, C"."""
+
+import re
+
+_LETTERS = re.compile(r"[A-J](?:\s*(?:,|and|&)\s*[A-J])+")
+_OPTION = re.compile(
+  r"\(([A-Ja-j])\)[.:]?\s*(.*)|([A-Ja-j])(?:[.:)]\s*(.*))?"
+  r"|([A-J])\s*(\([A-Za-z]{3}.*\)|\s-\s[A-Za-z]{3}.*)"
+)
+# A second option in the same answer: "A. or B.", "(A) or (B)", "A: yes, B: yes".
+_ANOTHER = re.compile(r"\([A-J]\)|(?<![A-Za-z])[A-J][.:)](?!\w)|^(?:or|and|nor)\b|^\(?or\b|^[&/]")
+ANNOUNCED = re.compile(
+  r"(?:the\s+|my\s+)?(?:final\s+|correct\s+|right\s+)?(?:answer|option|choice)\s*(?:is|:|=)\s*:?\s*",
+  re.IGNORECASE,
+)
+
+
+def letters(text):
+  """The set of letters of "A, C" or "A and C"; None where `text` is no such list."""
+  return frozenset(re.findall(r"[A-J]", text)) if _LETTERS.fullmatch(text) else None
+
+
+def read(text):
+  """(letter, text of the option or "") of a normalised text, or None where it names none.
+
+  The letter is "?" where another one follows: whoever names two options names none. A small letter
+  without brackets, which may be a variable, is returned as it is.
+  """
+  match = _OPTION.fullmatch(re.sub(r"^(?:option|choice)\s+", "", text, flags=re.IGNORECASE))
+  if match is None:
+    return None
+  letter = (match[1] or match[5] or "").upper() or match[3]
+  rest = next((part for part in (match[2], match[4], match[6]) if part), "").strip()
+  return ("?" if _ANOTHER.search(rest) else letter), rest
+
+
+def contradicts(text, truths):
+  """Whether an answer names an option (C. 12) that is not among the truths ("B" and "12").
+
+  Args:
+    text: the answer, normalised.
+    truths: normalised truths, an option's letter and its text among them.
+  """
+  right = {truth for truth in truths if re.fullmatch(r"[A-J]", truth)}
+  said = read(ANNOUNCED.sub("", text, count=1))
+  return bool(right) and text not in truths and said is not None and said[0].upper() not in right

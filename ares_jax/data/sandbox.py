@@ -1,0 +1,105 @@
+"""Worker processes for graders: killed at their time limit, short of memory, without secrets."""
+
+import contextlib
+import importlib
+import importlib.util
+import math
+import multiprocessing
+import os
+import resource
+import sys
+import threading
+
+import pebble
+
+_MEMORY = 2 << 30  # bytes of address space of a worker
+_LOOKED_AT = 20_000  # last characters of a response that the release's grader sees
+
+
+def make_pool(workers, module):
+  """A pebble.ProcessPool whose workers import neither jax nor the program that made it.
+
+  Args:
+    workers: processes.
+    module: name of a module that the tasks need, imported before the clock of a task starts.
+  """
+  return pebble.ProcessPool(max_workers=workers, initializer=_prepare, initargs=[module],
+                            context=_Context())
+
+
+def load(name):
+  """The function "package.module:function".
+
+  Raises:
+    ValueError: the name has another form, the module does not import, or has no such function.
+  """
+  module, _, attribute = name.partition(":")
+  if not module or not attribute:
+    raise ValueError(f"grader {name!r} is neither 'layered' nor 'release' nor of the form "
+                     "'package.module:function'")
+  try:
+    found = getattr(importlib.import_module(module), attribute)
+  except Exception as error:
+    raise ValueError(f"grader {name!r} does not load: {type(error).__name__}: {error}") from error
+  if not callable(found):
+    raise ValueError(f"grader {name!r} is {type(found).__name__}, not a function")
+  return found
+
+
+def call(name, response, truth):
+  """What the user's grader says of a response, a number in 0..1, or a text: what is wrong."""
+  try:
+    value = load(name)(response, truth)
+  except MemoryError:
+    raise
+  except Exception as error:
+    return f"raises {type(error).__name__}: {error}"[:300]
+  if isinstance(value, bool | int | float) and math.isfinite(value) and 0 <= value <= 1:
+    return float(value)
+  return f"returns {value!r}"[:300] + ", not a number in 0..1"
+
+
+def release(response, truth):
+  """The verdict of the release's grader (mathruler) on a response."""
+  from mathruler.grader import extract_boxed_content, grade_answer
+
+  truths = truth if isinstance(truth, tuple) else (truth,)
+  answer = extract_boxed_content(response[-_LOOKED_AT:])
+  try:
+    return any(bool(grade_answer(answer, accepted)) for accepted in truths)
+  except (MemoryError, RecursionError):
+    raise MemoryError from None
+  except Exception:
+    return False
+
+
+def has_release():
+  """Whether the release's grader is installed."""
+  return importlib.util.find_spec("mathruler") is not None
+
+
+def _prepare(module):
+  importlib.import_module(module)
+  os.environ.clear()
+  resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+  resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+class _Process(multiprocessing.context.SpawnProcess):
+  """A spawned process that does not import the parent's `__main__` (train.py, and with it jax)."""
+
+  _lock = threading.Lock()
+
+  def start(self):
+    main = sys.modules["__main__"]
+    hidden = {name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)}
+    with self._lock, contextlib.ExitStack() as stack:
+      # multiprocessing finds the main module by these two; without them it imports none.
+      stack.callback(vars(main).update, hidden)
+      main.__spec__ = None
+      vars(main).pop("__file__", None)
+      super().start()
+
+
+class _Context(multiprocessing.context.SpawnContext):
+  Process = _Process
