@@ -1,146 +1,242 @@
-"""Accuracy on held-out problems: greedy and sampled, with intervals, lengths by difficulty."""
+"""Evaluates a run, or a Hugging Face folder, on a benchmark.
 
-import collections
+    python -m ares_jax.evaluate --config=configs/ares_tiny.py --workdir=runs/ares_tiny
+    python -m ares_jax.evaluate --config=configs/aepo_7b.py --model=HF_FOLDER --workdir=DIR \\
+      --benchmark=mathvista --data=testmini.parquet [--compare=OTHER/results.json]
+    python -m ares_jax.evaluate --ablation=runs/table4/0/*,runs/table4/1/*
+
+Without --benchmark the config's own held-out data are asked. --benchmark is a name of
+ares_jax/data/benchmarks.json, with --data its file or folder, or the path of a file of your own.
+Everything lies in WORKDIR/evaluate/BENCHMARK; the same command goes on where it was stopped.
+"""
+
 import dataclasses
-import math
+import glob
+import importlib.resources
+import json
+import os
 
-import numpy as np
+import jax
+from absl import flags
+from ml_collections import config_flags
 
-from ares_jax.data.grade import thought
-from ares_jax.sampler import SamplingConfig, stage_key
-
-BUCKETS = ("easy", "medium", "hard")
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
-  """How a model is evaluated."""
-
-  problems: int  # held-out problems
-  samples: int  # answers a problem, besides the greedy one
-  batch: int  # problems a sampling call
-  temperature: float
-  top_p: float
-
-  def __post_init__(self):
-    if min(self.problems, self.samples, self.batch) < 1:
-      raise ValueError(f"problems = {self.problems}, samples = {self.samples} and "
-                       f"batch = {self.batch} must be >= 1")
+from ares_jax import ablation, adacs, aepo, mesh, optimizer, predictions
+from ares_jax.checkpoint import Checkpoints, abstract_like
+from ares_jax.command import UsageError, require_config, run
+from ares_jax.data import scores
+from ares_jax.data.benchmarks import Benchmark, open_benchmark, schemas
+from ares_jax.sampler import SamplingConfig
+from ares_jax.setup import open_run, read_config
 
 
-def evaluate(generator, params, source, config, *, max_tokens, easy, medium, seed):
-  """Evaluates `params` on the first `config.problems` rows of a source.
+def main():
+  words = flags.FLAGS
+  if words.ablation:
+    table, page = ablate(words.ablation)
+    print(json.dumps(table) if words.json else page)
+    return
+  values = require_config(words.config)
+  if not words.workdir:
+    raise UsageError("no --workdir given; it holds the run, and the results")
+  if words.model:
+    values = values.copy_and_resolve_references()
+    with values.unlocked():
+      values.model.path = words.model
+  config, workdir = read_config(values), os.path.abspath(words.workdir)
+  with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model)), (
+      open_run(config, check=False)) as parts:
+    benchmark = choose(parts, words.benchmark, words.data)
+    name, params = (words.model, parts.init_params()) if words.model else newest(parts, workdir)
+    result = evaluate(parts, params, benchmark, model=name, compare=words.compare,
+                      folder=os.path.join(workdir, "evaluate", benchmark.name))
+  print(json.dumps(result) if words.json else text(result))
 
-  Args:
-    generator: rollout.Generator.
-    params: weights.
-    source: random access to rows; a row's `level`, where it has one, gives the table by level.
-    config: EvaluateConfig.
-    max_tokens: longest response.
-    easy, medium: fractions of right answers from which a problem counts as easy, as medium.
-    seed: of the samples.
 
-  Returns:
-    dict: n, samples, and for "greedy" and "sampled" accuracy with the half-width of its 95%
-    interval over problems (a problem's samples are not independent); pass_at_k, formatted,
-    length (tokens, mean of the sampled answers), thought (share of answers with working);
-    `bucket` and `level`: the same by pass rate and by level, for the sampled answers.
-  """
+def choose(parts, name, path):
+  """The Benchmark that --benchmark and --data mean."""
+  if name in schemas():
+    if not path:
+      raise ValueError(f"--benchmark={name} needs --data=FILE, its published file or folder")
+    return open_benchmark(name, path)
+  if name and not os.path.exists(name):
+    open_benchmark(name, path)  # says which names there are
+  if name:
+    stem = os.path.splitext(os.path.basename(name.rstrip("/")))[0]
+    return dataclasses.replace(open_benchmark("generic", name), name=stem)
+  config, source = parts.config.evaluate, parts.source("test")
   if len(source) < config.problems:
     raise ValueError(f"{config.problems} problems to evaluate on, the source has {len(source)}; "
                      "lower evaluate.problems")
-  greedy = SamplingConfig(temperature=0.0, top_p=1.0, max_tokens=max_tokens)
-  sampled = SamplingConfig(config.temperature, config.top_p, max_tokens)
-  answers, levels = collections.defaultdict(list), []
-  for start in range(0, config.problems, config.batch):
-    # The last batch is filled with rows from the front, which are then dropped: one shape.
-    places = np.arange(start, start + config.batch) % config.problems
-    fresh = min(config.batch, config.problems - start)
-    prompts = generator.encoder.batch([source[int(place)] for place in places], places)
-    for name, sampling, group in (("greedy", greedy, 1), ("sampled", sampled, config.samples)):
-      samples = generator.sample(params, prompts, stage_key(seed, "evaluate"), group=group,
-                                 sampling=sampling)
-      texts, correct, formatted, _ = generator.grade(prompts, samples, group=group)
-      thoughts = [thought(text) for text in texts]
-      for field, values in (("correct", correct), ("formatted", formatted), ("thought", thoughts),
-                            ("length", samples.mask.sum(1))):
-        answers[name, field].append(np.float64(values).reshape(-1, group)[:fresh])
-    levels += [row.get("level") for row in prompts.rows[:fresh]]
-  answers = {key: np.concatenate(parts) for key, parts in answers.items()}
+  return Benchmark("test", [source[index] for index in range(config.problems)], "avg@n",
+                   config.samples)
 
-  everything = np.ones(config.problems, bool)
-  rate = answers["sampled", "correct"].mean(1)
-  buckets = np.where(rate >= easy, 0, np.where(rate >= medium, 1, 2))
-  result = {"n": config.problems, "samples": config.samples,
-            "greedy": _summary(answers, "greedy", everything),
-            "sampled": _summary(answers, "sampled", everything)}
-  result["bucket"] = {name: _summary(answers, "sampled", buckets == index)
-                      for index, name in enumerate(BUCKETS)}
-  result["level"] = {str(level): _summary(answers, "sampled", np.array(levels) == level)
-                     for level in sorted(set(levels) - {None})}
+
+def newest(parts, workdir):
+  """(name, weights) of the newest checkpoint of the latest stage; the run must not be going on.
+
+  Raises:
+    ValueError: there is none.
+  """
+  config = parts.config
+  for stage in reversed(ablation.STAGES):
+    folder = os.path.join(workdir, stage)
+    if not os.path.isdir(folder):
+      continue
+    params = parts.init_params()
+    if stage == "aepo":
+      state = aepo.init_state(config.aepo, params)
+    else:
+      own = config.adacs if stage == "adacs" else config.warmup
+      state = adacs.SftState(mesh.put(jax.numpy.int32(0)), params, optimizer.start(
+        optimizer.of(own.optimizer, params, frozen=own.frozen), params))
+    abstract = abstract_like(state)
+    jax.tree.map(lambda x: x.delete(), state)
+    with Checkpoints(folder, keep=1_000_000) as checkpoints:
+      restored = checkpoints.restore(abstract)
+    if restored is not None:
+      return f"{workdir} {stage} step {restored[0]}", restored[1].params
+  raise ValueError(f"{workdir} holds no checkpoint of {', '.join(ablation.STAGES)}; train there "
+                   "first, or pass --model=HF_FOLDER")
+
+
+def evaluate(parts, params, benchmark, *, folder, model, compare=""):
+  """Answers, scores and writes predictions.jsonl, results.json and results.md in `folder`.
+
+  Args:
+    parts: setup.Run.
+    params: weights.
+    benchmark: Benchmark.
+    folder: is made.
+    model: name of the weights.
+    compare: path of an earlier results.json, or "".
+
+  Returns:
+    The dict of results.json.
+  """
+  config = parts.config
+  greedy = benchmark.n == 1
+  sampling = SamplingConfig(0.0 if greedy else config.evaluate.temperature,
+                            1.0 if greedy else config.evaluate.top_p,
+                            config.aepo.sampling.max_tokens)
+  os.makedirs(folder, exist_ok=True)
+  head, problems = predictions.predict(
+    parts.generator, params, benchmark, path=os.path.join(folder, "predictions.jsonl"),
+    sampling=sampling, batch=config.evaluate.batch, seed=0, model=model)
+  tokens = sum(sample["tokens"] for problem in problems for sample in problem["samples"])
+  result = head | scores.score(problems, benchmark.metric, easy=config.aepo.reward.easy,
+                               medium=config.aepo.reward.medium)
+  result |= {"timed_out": sum(problem["timed_out"] for problem in problems),
+             "tokens_per_second": tokens / sum(problem["seconds"] for problem in problems)}
+  if compare:
+    result["compare"] = _compare(result, compare)
+  for name, content in (("results.json", json.dumps(result, indent=1)), ("results.md",
+                                                                         markdown(result))):
+    path = os.path.join(folder, name)
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+      file.write(content + "\n")
+    os.replace(path + ".tmp", path)
   return result
 
 
-def _summary(answers, name, chosen):
-  """Means over the chosen problems; None where there are none."""
-  count = int(chosen.sum())
-  if count == 0:
-    return {"n": 0, "share": 0.0, "accuracy": None, "interval": None, "pass_at_k": None,
-            "formatted": None, "length": None, "thought": None}
-  field = {key: answers[name, key][chosen] for key in ("correct", "formatted", "length", "thought")}
-  rate = field["correct"].mean(1)
-  spread = rate.std(ddof=1) / math.sqrt(count) if count > 1 else float("inf")
-  return {
-    "n": count,
-    "share": count / len(chosen),
-    "accuracy": float(rate.mean()),
-    "interval": 1.96 * float(spread) if math.isfinite(spread) else None,
-    "pass_at_k": float((field["correct"].max(1) > 0).mean()),
-    "formatted": float(field["formatted"].mean()),
-    "length": float(field["length"].mean()),
-    "thought": float(field["thought"].mean()),
-  }
+def ablate(patterns):
+  """(table, its Markdown) of finished runs by arm; see ablation.rows."""
+  folders = sorted({folder for pattern in patterns for folder in glob.glob(pattern)
+                    if os.path.isfile(os.path.join(folder, "results.json"))})
+  if not folders:
+    raise ValueError(f"no finished run (results.json) in {', '.join(patterns)}")
+  table = ablation.rows(ablation.collect(folders))
+  paper = importlib.resources.files("ares_jax.data") / "paper_tables.json"
+  return table, ablation.markdown(table, json.loads(paper.read_text(encoding="utf-8")))
 
 
-def table(results):
-  """The text table of {stage: evaluation}, one row a stage."""
-  first = next(iter(results.values()))
-  head = ["stage", "greedy", "sampled", f"pass@{first['samples']}", "format", "tokens"]
-  head += [f"{bucket} n/tokens" for bucket in BUCKETS]
-  rows = [head]
-  for stage, result in results.items():
-    rows.append([stage, _with_interval(result["greedy"]), _with_interval(result["sampled"]),
-                 _percent(result["sampled"]["pass_at_k"]),
-                 _percent(result["sampled"]["formatted"]), f"{result['sampled']['length']:.1f}"]
-                + [_bucket(result["bucket"][bucket]) for bucket in BUCKETS])
-  widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-  lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-           for row in rows]
-  return "\n".join(lines) + (
-    f"\n{first['n']} held-out problems, {first['samples']} samples each; ± is a 95% interval over "
-    "problems; tokens are means of the sampled answers")
-
-
-def level_table(results):
-  """Accuracy, length and share of answers with working by level, one row a stage and level."""
-  lines = ["stage / level: sampled accuracy, tokens, answers with working"]
-  for stage, result in results.items():
-    cells = []
-    for level, part in result["level"].items():
-      accuracy, working = _percent(part["accuracy"]), _percent(part["thought"])
-      cells.append(f"{level}: {accuracy} {part['length']:.1f} {working}")
-    lines.append(f"{stage}  " + "   ".join(cells))
+def markdown(result):
+  """The results as a Markdown page."""
+  lines = [f"# {result['benchmark']}: {_percent(result['score'])}{_interval(result['interval'])}",
+           "", f"{result['metric']} of {result['model']} (weights {result['weights']}); "
+           f"{result['problems']} problems, {result['n']} sample(s) each at temperature "
+           f"{result['temperature']:g}, top-p {result['top_p']:g}, at most {result['max_tokens']} "
+           f"tokens, seed {result['seed']}, prompts {result['prompts']}. Interval: 95%, bootstrap "
+           f"over {len(result['units'])} problems or groups.", ""]
+  lines += ["| | problems | accuracy | tokens mean / median | truncated | well formed |",
+            "|" + " --- |" * 6]
+  lines += ["| " + " | ".join(row) + " |" for row in _rows(result)]
+  lines += ["", f"{result['timed_out']} answers timed out in grading; "
+            f"{result['tokens_per_second']:.0f} tokens/s."]
+  if "compare" in result:
+    lines += ["", _versus(result["compare"])]
   return "\n".join(lines)
 
 
+def text(result):
+  """The results as a table for a terminal."""
+  rows = [["", "problems", "accuracy", "tokens mean / median", "truncated", "well formed"]]
+  rows += _rows(result)
+  widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+  lines = [f"{result['benchmark']} {result['metric']}, n = {result['n']}: "
+           f"{_percent(result['score'])}{_interval(result['interval'])}  ({result['model']})"]
+  lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows]
+  lines.append(f"{result['timed_out']} timed out, {result['tokens_per_second']:.0f} tokens/s")
+  return "\n".join(lines + ([_versus(result["compare"])] if "compare" in result else []))
+
+
+def _rows(result):
+  parts = {"all": result}
+  for field in ("source", "level", "bucket"):
+    if field != "source" or len(result["by_source"]) > 1:
+      parts |= {f"{field} {name}": part for name, part in result[f"by_{field}"].items()}
+  return [[name, str(part["problems"]), _percent(part["accuracy"]),
+           f"{part['length_mean']:.1f} / {part['length_median']:.0f}", _percent(part["truncated"]),
+           _percent(part["formatted"])] for name, part in parts.items()]
+
+
+def _compare(result, path):
+  try:
+    with open(path, encoding="utf-8") as file:
+      other = json.load(file)
+    same = (other["benchmark"], other["metric"]) == (result["benchmark"], result["metric"])
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"{path} is no results.json of an evaluation: {error!r}") from error
+  if not same:
+    raise ValueError(f"{path} is {other['metric']} of {other['benchmark']}, not "
+                     f"{result['metric']} of {result['benchmark']}")
+  difference, interval, paired = scores.compare(result, other)
+  return {"with": path, "model": other["model"], "score": other["score"], "difference": difference,
+          "interval": interval, "paired": paired,
+          "same_prompts": other["prompts"] == result["prompts"],
+          "length_difference": result["length_mean"] - other["length_mean"]}
+
+
+def _versus(compare):
+  interval = compare["interval"]
+  ends = "" if interval is None else f" ({100 * interval[0]:+.1f} to {100 * interval[1]:+.1f})"
+  return (f"against {compare['model']} ({_percent(compare['score'])}): "
+          f"{100 * compare['difference']:+.1f} points{ends}, "
+          f"{'paired by problem' if compare['paired'] else 'not paired'}, "
+          f"{compare['length_difference']:+.1f} tokens"
+          + ("" if compare["same_prompts"] else "; the prompts differ"))
+
+
 def _percent(value):
-  return "-" if value is None else f"{100 * value:.1f}%"
+  return f"{100 * value:.1f}%"
 
 
-def _with_interval(part):
-  interval = "" if part["interval"] is None else f" ±{100 * part['interval']:.1f}"
-  return _percent(part["accuracy"]) + interval
+def _interval(interval):
+  return "" if interval is None else f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
 
 
-def _bucket(part):
-  return f"{part['n']} / {part['length']:.1f}" if part["n"] else "0 / -"
+def define_flags():
+  """Not at import: two commands in one process would define --config twice."""
+  config_flags.DEFINE_config_file("config", help_string="Config file, see configs/.")
+  flags.DEFINE_string("workdir", None, "Folder of the run, and of the results.")
+  flags.DEFINE_string("benchmark", "", "Name of a benchmark, or a file of your own.")
+  flags.DEFINE_string("data", "", "File or folder of the named benchmark.")
+  flags.DEFINE_string("model", "", "Hugging Face folder; default the newest checkpoint.")
+  flags.DEFINE_string("compare", "", "results.json of an earlier evaluation.")
+  flags.DEFINE_list("ablation", [], "Folders of finished runs, or patterns of them.")
+  flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
+
+
+if __name__ == "__main__":
+  define_flags()
+  run(main)

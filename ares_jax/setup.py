@@ -19,7 +19,7 @@ from ares_jax.data.grade import GradingPool
 from ares_jax.data.prompts import Encoder, PromptConfig
 from ares_jax.data.sources import JsonlSource
 from ares_jax.data.trigger_words import semantic_table
-from ares_jax.evaluate import EvaluateConfig
+from ares_jax.measure import EvaluateConfig
 from ares_jax.metrics import PhaseTimer
 from ares_jax.models import weights
 from ares_jax.models.config import ModelConfig, VisionConfig
@@ -223,8 +223,13 @@ class Run:
 
 
 @contextlib.contextmanager
-def open_run(config):
-  """Run of a TrainConfig, with a grading pool that ends with it; checked against the mesh."""
+def open_run(config, *, check=True):
+  """Run of a TrainConfig, with a grading pool that ends with it.
+
+  Args:
+    config: TrainConfig.
+    check: whether the run trains, so that its data and sizes have to fit the mesh.
+  """
   if jax.process_count() > 1:
     raise ValueError(f"{jax.process_count()} processes: runs on several hosts are not supported "
                      "yet; use one host")
@@ -260,5 +265,6 @@ def open_run(config):
                    timeout_share=grade.timeout_share) as grader:
     generator = Generator(model, encoder, allowed, end, grader, PhaseTimer())
     run = Run(config, model, tokenizer, generator, semantic_table(tokenizer, model.vocab))
-    run.check()
+    if check:
+      run.check()
     yield run

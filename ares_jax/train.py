@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from ares_jax import adacs, aepo, mesh
 from ares_jax.command import require_config, run
-from ares_jax.evaluate import evaluate, level_table, table
+from ares_jax.measure import evaluate, level_table, table
 from ares_jax.setup import open_run, read_config
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, see configs/.")

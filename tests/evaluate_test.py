@@ -1,69 +1,115 @@
-import types
+"""The command on a run of ours and on a Hugging Face folder, at the smallest size."""
 
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
 import numpy as np
 import pytest
+import tiny
 
-from ares_jax.evaluate import EvaluateConfig, evaluate, level_table, table
+from ares_jax import adacs, evaluate, mesh, optimizer, setup, train
+from ares_jax.checkpoint import Checkpoints
+from ares_jax.data import digits
 
-CONFIG = EvaluateConfig(problems=5, samples=4, batch=2, temperature=1.0, top_p=1.0)
-
-
-class Fake:
-  """Sampled answers of row i: `RIGHT[i]` of 4 right, length 10 (i + 1); greedy right for even i."""
-
-  RIGHT = [4, 3, 2, 0, 0]
-
-  def __init__(self):
-    self.encoder = types.SimpleNamespace(
-      batch=lambda rows, places: types.SimpleNamespace(rows=rows, places=places))
-
-  def sample(self, params, prompts, key, *, group, sampling):
-    lengths = [10 * (row["number"] + 1) for row in prompts.rows for _ in range(group)]
-    return types.SimpleNamespace(mask=np.arange(60) < np.array(lengths)[:, None])
-
-  def grade(self, prompts, samples, *, group):
-    correct = []
-    for row in prompts.rows:
-      number = row["number"]
-      correct += [float(number % 2 == 0)] if group == 1 else (
-        [1.0] * self.RIGHT[number] + [0.0] * (4 - self.RIGHT[number]))
-    texts = ["<think> x </think>" if row["number"] else "<think> </think>"
-             for row in prompts.rows for _ in range(group)]
-    return texts, np.float32(correct), np.ones(len(correct), np.float32), 0
+SHORT = {"warmup__steps": 1, "adacs__steps": 0, "aepo__steps": 0, "evaluate__problems": 3,
+         "evaluate__batch": 2}
 
 
-def result():
-  source = [{"number": number, "level": 1 + number // 3} for number in range(6)]
-  return evaluate(Fake(), None, source, CONFIG, max_tokens=60, easy=0.75, medium=0.375, seed=0)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A workdir as one step of the warm-up leaves it, but for the step itself."""
+  workdir = tmp_path_factory.mktemp("trained")
+  train.keep_config(str(workdir), tiny.values(**SHORT))
+  config = tiny.read(**SHORT)
+  with jax.set_mesh(mesh.make_mesh(-1, 1)), setup.open_run(config) as parts:
+    params = parts.init_params()
+    start = optimizer.start(optimizer.of(config.warmup.optimizer, params, frozen=()), params)
+    with Checkpoints(str(workdir / "warmup"), 1) as checkpoints:
+      checkpoints.save(1, adacs.SftState(mesh.put(jax.numpy.int32(1)), params, start), {})
+    yield workdir, parts
 
 
-def test_means_over_the_problems_by_hand():
-  got = result()
-  assert got["greedy"]["accuracy"] == pytest.approx(3 / 5)
-  assert got["sampled"]["accuracy"] == pytest.approx(9 / 20)
-  assert got["sampled"]["pass_at_k"] == pytest.approx(3 / 5)
-  assert got["sampled"]["length"] == pytest.approx(30)
-  assert got["sampled"]["thought"] == pytest.approx(4 / 5)
-  # Interval over problems: rates 1, .75, .5, 0, 0.
-  rates = np.array([1, 0.75, 0.5, 0, 0])
-  assert got["sampled"]["interval"] == pytest.approx(1.96 * rates.std(ddof=1) / 5**0.5)
+def test_a_run_is_evaluated_on_its_own_data_and_resumed(trained, monkeypatch):
+  workdir, parts = trained
+  name, params = evaluate.newest(parts, str(workdir))
+  assert name.endswith("warmup step 1")
+  jax.tree.map(np.testing.assert_array_equal, params, parts.init_params())
+  benchmark, folder = evaluate.choose(parts, "", ""), str(workdir / "evaluate" / "test")
+  first = evaluate.evaluate(parts, params, benchmark, folder=folder, model=name)
+  assert first["n"] == 2 and first["problems"] == 3 and len(first["interval"]) == 2
+  assert first["max_tokens"] == 12 and set(first["by_level"]) == {"1", "2"}
+
+  def refuse(*_, **__):
+    raise AssertionError("a finished evaluation is not repeated")
+
+  monkeypatch.setattr(type(parts.generator), "sample", refuse)
+  again = evaluate.evaluate(parts, params, benchmark, folder=folder, model=name,
+                            compare=f"{folder}/results.json")
+  assert again["compare"]["difference"] == 0 and again["compare"]["paired"]
+  page = (workdir / "evaluate" / "test" / "results.md").read_text()
+  assert "| level 2 | 1 |" in page and "+0.0 points (+0.0 to +0.0), paired by problem" in page
+  assert evaluate.text(again).count("\n") >= 5
+  with pytest.raises(ValueError, match="results.md is no results.json of an evaluation"):
+    evaluate.evaluate(parts, params, benchmark, folder=folder, model=name,
+                      compare=f"{folder}/results.md")
 
 
-def test_buckets_by_pass_rate_and_levels():
-  got = result()
-  assert [got["bucket"][name]["n"] for name in ("easy", "medium", "hard")] == [2, 1, 2]
-  assert got["bucket"]["hard"]["length"] == pytest.approx(45)
-  assert got["level"]["1"]["n"] == 3 and got["level"]["2"]["accuracy"] == 0
+def test_a_workdir_without_a_checkpoint_is_named(trained, tmp_path):
+  with pytest.raises(ValueError, match="holds no checkpoint of warmup, adacs, aepo"):
+    evaluate.newest(trained[1], str(tmp_path))
 
 
-def test_tables_hold_every_stage():
-  text = table({"adacs": result(), "aepo": result()})
-  assert [line.split()[0] for line in text.splitlines()] == ["stage", "adacs", "aepo", "5"]
-  assert "pass@4" in text and "5 held-out problems, 4 samples each" in text
-  assert "60.0%" in text and "2 / 45.0" in text
-  assert "1: 75.0% 20.0" in level_table({"adacs": result()})
+def test_a_hugging_face_folder_answers_a_file_of_ones_own(tmp_path):
+  folder = tmp_path / "model"
+  shutil.copytree(tiny.ROOT / "tests" / "models" / "golden" / "tied", folder)
+  tokenizer = digits.tokenizer()
+  tokenizer.save_pretrained(folder)
+  config = json.loads((folder / "config.json").read_text())
+  config["image_token_id"] = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+  (folder / "config.json").write_text(json.dumps(config))
+  (tmp_path / "mine.jsonl").write_text(
+    json.dumps({"question": "Compute red + blue, modulo 10", "answer": "7", "level": 2}) + "\n"
+    + json.dumps({"question": "Compute red, modulo 10", "answer": "3", "level": 1}) + "\n")
+  values = tiny.values(**SHORT, model__path=str(folder), data__digits=None, data__jsonl=dict(
+    lessons="", curated="", prompts="", test=""))
+  with jax.set_mesh(mesh.make_mesh(1, 1, devices=jax.devices()[:1])), setup.open_run(
+      setup.read_config(values), check=False) as parts:
+    benchmark = evaluate.choose(parts, str(tmp_path / "mine.jsonl"), "")
+    result = evaluate.evaluate(parts, parts.init_params(), benchmark,
+                               folder=str(tmp_path / "out"), model=str(folder))
+  assert (result["benchmark"], result["n"], result["temperature"]) == ("mine", 1, 0.0)
+  assert result["by_level"]["2"]["problems"] == 1 and result["by_bucket"] == {}
+  lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+  assert len(lines) == 3 and json.loads(lines[1])["answer"] == ["7"]
 
 
-def test_needs_enough_problems():
-  with pytest.raises(ValueError, match="5 problems to evaluate on, the source has 3"):
-    evaluate(Fake(), None, [{}] * 3, CONFIG, max_tokens=9, easy=0.75, medium=0.375, seed=0)
+@pytest.mark.parametrize("name, path, words", [
+  ("mathvista", "", "--benchmark=mathvista needs --data=FILE"),
+  ("mathvsta", "", "did you mean 'mathvista'"),
+])
+def test_a_benchmark_that_cannot_be_read_is_named(trained, name, path, words):
+  with pytest.raises(ValueError, match=words):
+    evaluate.choose(trained[1], name, path)
+
+
+def test_ablation_needs_finished_runs(tmp_path):
+  with pytest.raises(ValueError, match="no finished run"):
+    evaluate.ablate([f"{tmp_path}/*"])
+
+
+def test_the_command_finds_the_checkpoint_and_what_is_answered(trained):
+  workdir = trained[0]
+  config = workdir / "config.py"
+  config.write_text(
+    "import json\nfrom ml_collections import ConfigDict\n"
+    f"def get_config():\n  return ConfigDict(json.load(open({str(workdir / 'config.json')!r})))\n")
+  written = (workdir / "evaluate" / "test" / "predictions.jsonl").read_text()
+  result = subprocess.run(
+    [sys.executable, "-m", "ares_jax.evaluate", f"--config={config}", f"--workdir={workdir}",
+     "--json"], cwd=tiny.ROOT, capture_output=True, text=True, timeout=300)
+  assert result.returncode == 0, result.stderr
+  assert json.loads(result.stdout)["problems"] == 3
+  assert (workdir / "evaluate" / "test" / "predictions.jsonl").read_text() == written

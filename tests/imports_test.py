@@ -9,10 +9,10 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "ares_jax"
 
 # A module may import from rows below its own; inside models/, data/ and ops/ sideways too.
 ROWS = (
-  ("train", "generate", "plan", "report", "diagnose"),
-  ("setup",),
+  ("train", "evaluate", "generate", "plan", "report", "diagnose"),
+  ("setup", "ablation"),
   ("adacs", "aepo"),
-  ("evaluate", "rollout", "loop"),
+  ("measure", "predictions", "rollout", "loop"),
   ("sampler", "shaping", "checkpoint", "optimizer", "metrics"),
   ("models", "data"),
   ("ops", "mesh", "command"),

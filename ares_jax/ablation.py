@@ -1,0 +1,174 @@
+"""Finished runs by arm: the paper's tables 4 and 5 and figure 6 for one's own runs."""
+
+import json
+import os
+
+import numpy as np
+from scipy import stats
+
+from ares_jax.measure import BUCKETS
+
+# What two runs of the same arm may differ in.
+_FREE = ("seed", "threads", "mesh.", "grade.", "evaluate.", "warmup.loop.", "adacs.loop.",
+         "aepo.loop.")
+STAGES = ("warmup", "adacs", "aepo")
+
+
+def collect(workdirs):
+  """{arm: {seed: result}} of every finished stage of the runs.
+
+  An arm is what a stage was trained with: its own settings and those of the stages before it. The
+  same stage with the same seed in two folders (a copied start) counts once.
+
+  Raises:
+    ValueError: a folder holds no finished run, or one seed of an arm has two different results.
+  """
+  found = {}
+  for workdir in workdirs:
+    files = [os.path.join(workdir, name) for name in ("config.json", "results.json")]
+    missing = [name for name in files if not os.path.isfile(name)]
+    if missing:
+      raise ValueError(f"{missing[0]} does not exist; give folders of finished runs")
+    config, results = [_read(name) for name in files]
+    settings = {key: value for key, value in _flat(config).items() if not key.startswith(_FREE)}
+    for index, stage in enumerate(STAGES):
+      if stage not in results:
+        continue
+      later = tuple(f"{name}." for name in STAGES[index + 1 :])
+      # Curation comes between the warm-up and stage 1.
+      later += ("curate.",) if stage == "warmup" else ()
+      own = {key: value for key, value in settings.items() if not key.startswith(later)}
+      arm = found.setdefault(json.dumps(own, sort_keys=True), (label(config, stage), own, {}))
+      before = arm[2].get(config["seed"])
+      if before is not None and before["sampled"] != results[stage]["sampled"]:
+        raise ValueError(f"{workdir}: seed {config['seed']} of {arm[0]!r} is there twice, with "
+                         "different results; give one folder a seed")
+      arm[2][config["seed"]] = results[stage]
+  return _distinct(list(found.values()))
+
+
+def label(config, stage):
+  """The paper's name of what a stage of this config is."""
+  if stage == "warmup":
+    return "warm-up"
+  start = {"adacs": "AdaCS", "vanilla": "vanilla"}[config["curate"]["selection"]]
+  start = start if config["adacs"]["steps"] else "no cold start"
+  if stage == "adacs":
+    return f"{start} cold start"
+  kind, dynamic = config["aepo"]["reward"]["kind"], config["aepo"]["kl"]["dynamic"]
+  if kind == "release":
+    return f"{start} + release reward"
+  # DAPO is GRPO that replaces groups of equal answers.
+  group = "DAPO" if config["aepo"]["filter"]["batches"] > 1 else "GRPO"
+  name = {("accuracy", False): group, ("accuracy", True): f"{group} + dynamic KL",
+          ("aepo", False): f"{group} + entropy shaping", ("aepo", True): "AEPO"}[kind, dynamic]
+  return f"{start} + {name}" + (" (ARES)" if (start, name) == ("AdaCS", "AEPO") else "")
+
+
+def rows(arms):
+  """One dict an arm: seeds, means over seeds with their 95% t-intervals, lengths by difficulty.
+
+  `versus` is the accuracy less that of the GRPO arm with the most seeds, over the seeds of both:
+  runs of one seed share their start, so the difference varies less than either.
+  """
+  table = []
+  plain = [arm for arm in arms if arm.partition(" (")[0].endswith((" + GRPO", " + DAPO"))]
+  reference = arms[max(plain, key=lambda arm: len(arms[arm]))] if plain else {}
+  for arm, by_seed in arms.items():
+    results = [by_seed[seed] for seed in sorted(by_seed)]
+    row = {"arm": arm, "seeds": sorted(by_seed)}
+    for name, pick in (("greedy", lambda r: r["greedy"]["accuracy"]),
+                       ("accuracy", lambda r: r["sampled"]["accuracy"]),
+                       ("pass_at_k", lambda r: r["sampled"]["pass_at_k"]),
+                       ("formatted", lambda r: r["sampled"]["formatted"]),
+                       ("length", lambda r: r["sampled"]["length"])):
+      row[name] = _mean([pick(result) for result in results])
+    row["versus"] = _mean([by_seed[seed]["sampled"]["accuracy"]
+                           - reference[seed]["sampled"]["accuracy"]
+                           for seed in by_seed if seed in reference])
+    for field, names in (("bucket", BUCKETS), ("level", sorted(results[0]["level"]))):
+      row[field] = {}
+      for name in names:
+        parts = [r[field][name] for r in results if r[field][name]["n"]]
+        row[field][name] = {"n": sum(part["n"] for part in parts), **{
+          key: _mean([part[key] for part in parts]) for key in ("accuracy", "length")}}
+    table.append(row)
+  return table
+
+
+def markdown(table, paper):
+  """Three Markdown tables: accuracy (tables 4, 5), length by difficulty (figure 6), by level.
+
+  Args:
+    table: of `rows`.
+    paper: paper_tables.json.
+  """
+  head = ["arm", "seeds", "greedy", "sampled", "less GRPO's, same seeds", "pass@k", "format",
+          "tokens"]
+  lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+  for row in table:
+    cells = [_cell(row[name], 100)
+             for name in ("greedy", "accuracy", "versus", "pass_at_k", "formatted")]
+    lines.append(f"| {row['arm']} | {len(row['seeds'])} | {' | '.join(cells)} | "
+                 f"{_cell(row['length'], 1)} |")
+  for title, field in (("pass rate", "bucket"), ("level", "level")):
+    names = list(table[0][field])
+    lines += ["", f"By {title}: accuracy / tokens.", "",
+              "| arm | " + " | ".join(names) + " |", "|" + " --- |" * (1 + len(names))]
+    for row in table:
+      cells = [f"{_cell(part['accuracy'], 100)} / {_cell(part['length'], 1)}" if part["n"] else "-"
+               for part in (row[field].get(name, {"n": 0}) for name in names)]
+      lines.append(f"| {row['arm']} | " + " | ".join(cells) + " |")
+  lines += ["", "Means over seeds ± 95% t-interval; a single seed has none. Arms are compared on "
+            "the same problems.", "",
+            f"The paper's table 5 ({paper['table_5']['what']}): " + ", ".join(
+              f"{arm} {value}" for arm, value in paper["table_5"]["rows"].items())
+            + f". {paper['source']}; other models and data, so only the order compares."]
+  return "\n".join(lines)
+
+
+def _distinct(arms):
+  """{label: {seed: result}}; arms of one label are told apart by the settings that differ."""
+  named = {}
+  for name, own, by_seed in arms:
+    others = [other for label, other, _ in arms if label == name]
+    keys = sorted({key for other in others for key in other.keys() | own.keys()
+                   if other.get(key) != own.get(key)})
+    differing = ", ".join(f"{key}={own.get(key)}" for key in keys)
+    named[f"{name} ({differing})" if differing else name] = by_seed
+  return dict(sorted(named.items(), key=lambda item: _rank(item[0])))
+
+
+def _rank(name):
+  order = ("warm-up", "no cold start", "vanilla cold", "AdaCS cold", "vanilla", "AdaCS")
+  return next(index for index, start in enumerate(order) if name.startswith(start)), name
+
+
+def _mean(values):
+  """(mean, half-width of the 95% t-interval over seeds or None)."""
+  if not values:
+    return None, None
+  half = None
+  if len(values) > 1:
+    deviation = np.std(values, ddof=1) / len(values) ** 0.5
+    half = float(stats.t.ppf(0.975, len(values) - 1) * deviation)
+  return float(np.mean(values)), half
+
+
+def _cell(pair, factor):
+  mean, half = pair
+  if mean is None:
+    return "-"
+  return f"{factor * mean:.1f}" + ("" if half is None else f" ± {factor * half:.1f}")
+
+
+def _flat(values, prefix=""):
+  flat = {}
+  for key, value in values.items():
+    flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+  return flat
+
+
+def _read(path):
+  with open(path, encoding="utf-8") as file:
+    return json.load(file)

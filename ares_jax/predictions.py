@@ -1,0 +1,138 @@
+"""Answers to a benchmark, one line a problem in a file that a second run goes on with."""
+
+import hashlib
+import json
+import os
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ares_jax.data import quantity
+from ares_jax.data.answer import normalise
+from ares_jax.data.grade import extract_boxed
+from ares_jax.sampler import stage_key
+
+
+def predict(generator, params, benchmark, *, path, sampling, batch, seed, model):
+  """Answers every problem, or those an earlier run left; returns all problems with their samples.
+
+  A problem's answers depend on its place in the benchmark and on the seed alone, so a run in pieces
+  says the same as one in one piece.
+
+  Args:
+    generator: rollout.Generator.
+    params: weights.
+    benchmark: data.benchmarks.Benchmark.
+    path: predictions.jsonl; its first line says what answered what.
+    sampling: SamplingConfig.
+    batch: problems a sampling call.
+    seed: of the samples.
+    model: name of the weights for people; their digest decides.
+
+  Raises:
+    ValueError: the file holds answers of another model, other prompts or another sampling.
+  """
+  rows = benchmark.rows
+  asked = hashlib.sha256()
+  for row in rows:
+    asked.update(json.dumps([row["id"], row["question"] + generator.encoder.chat.suffix,
+                             row["answer"], _digest_images(row)]).encode())
+  head = {"benchmark": benchmark.name, "problems": len(rows), "n": benchmark.n, "seed": seed,
+          "model": model, "weights": digest(params), "prompts": asked.hexdigest()[:16],
+          "temperature": sampling.temperature, "top_p": sampling.top_p,
+          "max_tokens": sampling.max_tokens}
+  done = _resume(path, head)
+  for start in range(0, len(rows), batch):
+    fresh = range(start, min(start + batch, len(rows)))
+    if all(rows[place]["id"] in done for place in fresh):
+      continue
+    # The last batch is filled with rows from the front, which are then dropped: one shape.
+    places = np.arange(start, start + batch) % len(rows)
+    prompts = generator.encoder.batch([rows[place] for place in places], places)
+    began = time.perf_counter()
+    samples = generator.sample(params, prompts, stage_key(seed, "evaluate"), group=benchmark.n,
+                               sampling=sampling)
+    seconds = (time.perf_counter() - began) / len(fresh)
+    texts, correct, formatted, timed_out = generator.grade(prompts, samples, group=benchmark.n)
+    lengths = samples.mask.sum(1)
+    last = samples.tokens[np.arange(len(texts)), np.maximum(lengths, 1) - 1]
+    with open(path, "a", encoding="utf-8") as file:
+      for index, place in enumerate(fresh):
+        row = rows[place]
+        problem = {field: row.get(field) for field in ("id", "source", "level", "group", "step")}
+        problem["level"] = None if problem["level"] is None else str(problem["level"])
+        problem |= {"answer": row["answer"], "seconds": seconds,
+                    "timed_out": timed_out if index == 0 else 0, "samples": []}
+        for number in range(index * benchmark.n, (index + 1) * benchmark.n):
+          right = float(correct[number])
+          if right < 1 and row.get("tolerance"):
+            right = float(within(extract_boxed(texts[number]), row["answer"], row["tolerance"]))
+          problem["samples"].append({
+            "correct": right, "formatted": float(formatted[number]),
+            "truncated": float(last[number] not in generator.end),
+            "tokens": int(lengths[number]), "response": texts[number]})
+        file.write(json.dumps(problem, ensure_ascii=True) + "\n")
+        done[row["id"]] = problem
+  return head, [done[row["id"]] for row in rows]
+
+
+def digest(params):
+  """16 hex digits of all weights' bits, whatever their sharding."""
+  sums = jax.device_get(jax.jit(lambda tree: jax.tree.map(_sum_bits, tree))(params))
+  named = [(jax.tree_util.keystr(name), int(value))
+           for name, value in jax.tree_util.tree_leaves_with_path(sums)]
+  return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
+
+
+def within(said, truths, tolerance):
+  """Whether a number is at most `tolerance` off one of the truths, in the same unit."""
+  said = None if said is None else quantity.read(normalise(said)) if len(said) < 100 else None
+  for truth in [truths] if isinstance(truths, str) else truths:
+    right = quantity.read(normalise(truth))
+    if said and right and abs(said.number - right.number) <= tolerance and (
+        said.unit == right.unit and said.size == right.size or None in (said.unit, right.unit)):
+      return True
+  return False
+
+
+def _sum_bits(leaf):
+  bits = jax.lax.bitcast_convert_type(
+    leaf, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]).astype(jnp.uint32)
+  # Odd factors that depend on the place: two swapped weights change the sum.
+  place = jnp.zeros((), jnp.uint32)
+  for axis, size in enumerate(leaf.shape):
+    place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+  return jnp.sum(bits * ((place * jnp.uint32(2654435761)) | 1), dtype=jnp.uint32)
+
+
+def _digest_images(row):
+  parts = []
+  for image in row["images"]:
+    if isinstance(image, str):
+      parts.append(os.path.basename(image))
+    else:
+      data = image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
+      parts.append(hashlib.sha256(data).hexdigest()[:16])
+  return parts
+
+
+def _resume(path, head):
+  """{id: problem} of whole lines; writes the head of a new file."""
+  done = {}
+  if os.path.exists(path):
+    with open(path, encoding="utf-8", newline="\n") as file:
+      lines = file.read().split("\n")
+    before = json.loads(lines[0])
+    different = [f"{key} was {before.get(key)!r}, is {head[key]!r}" for key in head
+                 if before.get(key) != head[key] and key != "model"]
+    if different:
+      raise ValueError(f"{path} holds other answers: {'; '.join(different)}; remove it or use "
+                       "another --workdir")
+    # What follows the last line end was cut off in writing.
+    done = {problem["id"]: problem for problem in map(json.loads, lines[1:-1])}
+  with open(path + ".tmp", "w", encoding="utf-8") as file:
+    file.write("".join(json.dumps(line) + "\n" for line in [head, *done.values()]))
+  os.replace(path + ".tmp", path)
+  return done

@@ -1,0 +1,79 @@
+import json
+
+import pytest
+import tiny
+
+from ares_jax import ablation
+
+PAPER = {"source": "somewhere", "table_5": {"what": "accuracy", "rows": {"cold start": 50.7}}}
+
+
+def result(accuracy, length=10.0):
+  part = {"n": 4, "share": 1.0, "accuracy": accuracy, "interval": 0.1, "pass_at_k": 1.0,
+          "formatted": 1.0, "length": length, "thought": 1.0}
+  none = {"n": 0, "accuracy": None, "length": None}
+  return {"n": 4, "samples": 8, "greedy": part, "sampled": part,
+          "bucket": {"easy": part, "medium": none, "hard": part}, "level": {"1": part}}
+
+
+def finish(folder, seed, results, **changes):
+  folder.mkdir()
+  values = tiny.values(seed=seed, **changes)
+  (folder / "config.json").write_text(values.to_json_best_effort())
+  (folder / "results.json").write_text(json.dumps(results))
+  return str(folder)
+
+
+def runs(folder):
+  grpo = {"aepo__reward__kind": "accuracy", "aepo__kl__dynamic": False}
+  return [
+    finish(folder / "a0", 0, {"warmup": result(0.2), "adacs": result(0.4), "aepo": result(0.8)}),
+    finish(folder / "a1", 1, {"warmup": result(0.3), "adacs": result(0.5), "aepo": result(0.6)}),
+    finish(folder / "g0", 0, {"warmup": result(0.2), "adacs": result(0.4), "aepo": result(0.7)},
+           **grpo, grade__workers=3),
+    finish(folder / "g1", 1, {"aepo": result(0.5)}, **grpo),
+    finish(folder / "long", 0, {"adacs": result(0.9)}, adacs__steps=77),
+  ]
+
+
+def test_arms_are_named_and_their_seeds_averaged(tmp_path):
+  table = {row["arm"]: row for row in ablation.rows(ablation.collect(runs(tmp_path)))}
+  assert list(table) == ["warm-up", "AdaCS cold start (adacs.steps=2)",
+                         "AdaCS cold start (adacs.steps=77)", "AdaCS + AEPO (ARES)", "AdaCS + GRPO"]
+  assert table["warm-up"]["seeds"] == [0, 1]  # the copied start counts once
+  mean, half = table["AdaCS + AEPO (ARES)"]["accuracy"]
+  assert mean == pytest.approx(0.7)
+  # t quantile at 1 degree of freedom 12.706, standard deviation .1 sqrt 2, over sqrt 2.
+  assert half == pytest.approx(12.706 * 0.1, rel=1e-4)
+  assert table["AdaCS cold start (adacs.steps=77)"]["accuracy"] == (0.9, None)
+  mean, half = table["AdaCS + AEPO (ARES)"]["versus"]
+  assert mean == pytest.approx(0.1) and half == pytest.approx(0, abs=1e-9)
+
+
+def test_tables_hold_every_arm_and_the_paper(tmp_path):
+  text = ablation.markdown(ablation.rows(ablation.collect(runs(tmp_path))), PAPER)
+  assert text.count("AdaCS + GRPO |") == 3 and "60.0 ± 127.1" in text and "cold start 50.7" in text
+  assert "| 70.0 ± 127.1 / 10.0 ± 0.0 | - | 70.0" in text
+
+
+@pytest.mark.parametrize("selection, kind, dynamic, batches, name", [
+  ("vanilla", "accuracy", False, 1, "vanilla + GRPO"),
+  ("vanilla", "accuracy", False, 9, "vanilla + DAPO"),
+  ("vanilla", "accuracy", True, 9, "vanilla + DAPO + dynamic KL"),
+  ("vanilla", "aepo", False, 1, "vanilla + GRPO + entropy shaping"),
+  ("vanilla", "aepo", True, 1, "vanilla + AEPO"), ("adacs", "aepo", True, 1, "AdaCS + AEPO (ARES)"),
+  ("adacs", "release", True, 1, "AdaCS + release reward"),
+])
+def test_labels(selection, kind, dynamic, batches, name):
+  values = tiny.values(curate__selection=selection, aepo__reward__kind=kind,
+                       aepo__kl__dynamic=dynamic, aepo__filter__batches=batches)
+  assert ablation.label(json.loads(values.to_json_best_effort()), "aepo") == name
+
+
+def test_two_results_of_one_seed_are_refused(tmp_path):
+  folders = [finish(tmp_path / "a", 0, {"warmup": result(0.2)}),
+             finish(tmp_path / "b", 0, {"warmup": result(0.3)})]
+  with pytest.raises(ValueError, match="b: seed 0 of 'warm-up' is there twice"):
+    ablation.collect(folders)
+  with pytest.raises(ValueError, match="config.json does not exist; give folders of finished"):
+    ablation.collect([str(tmp_path)])

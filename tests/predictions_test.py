@@ -1,0 +1,110 @@
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ares_jax import predictions
+from ares_jax.data.benchmarks import Benchmark
+from ares_jax.sampler import SamplingConfig
+
+ROWS = [{"id": f"r{number}", "source": "s", "question": f"q{number}", "answer": [str(number)],
+         "images": [], "level": 1, "group": None, "step": None, "tolerance": 0.5 * (number == 4)}
+        for number in range(5)]
+SAMPLING = SamplingConfig(1.0, 1.0, 6)
+PARAMS = {"w": jnp.arange(6.0).reshape(2, 3)}
+
+
+class Fake:
+  """Row i says i where i is even, else i + .25; i + 1 tokens; only row 4 is cut off."""
+
+  end = (9,)
+
+  def __init__(self, fail_at=None):
+    chat = types.SimpleNamespace(suffix=" Think.")
+    self.encoder = types.SimpleNamespace(chat=chat, batch=lambda rows, places: (
+      types.SimpleNamespace(rows=rows, places=places)))
+    self.calls, self.fail_at = [], fail_at
+
+  def sample(self, params, prompts, key, *, group, sampling):
+    self.calls.append(list(prompts.places))
+    if len(self.calls) == self.fail_at:
+      raise KeyboardInterrupt
+    lengths = np.repeat(np.int32(prompts.places) + 1, group)
+    tokens = np.ones((len(lengths), 6), np.int32)
+    tokens[np.arange(len(lengths)), lengths - 1] = np.where(lengths == 5, 1, 9)
+    return types.SimpleNamespace(tokens=tokens, mask=np.arange(6) < lengths[:, None])
+
+  def grade(self, prompts, samples, *, group):
+    places = np.repeat(prompts.places, group)
+    texts = [f"<think> </think> \\boxed{{{place + (0 if place < 3 else 0.25)}}}"
+             for place in places]
+    return texts, np.float32(places < 3), np.ones(len(places), np.float32), 1
+
+
+def predict(path, generator, rows=ROWS, params=PARAMS, n=2, sampling=SAMPLING):
+  return predictions.predict(generator, params, Benchmark("mine", rows, "avg@n", n),
+                             path=str(path), sampling=sampling, batch=2, seed=0, model="m")
+
+
+def test_every_problem_gets_its_samples(tmp_path):
+  head, problems = predict(tmp_path / "p.jsonl", Fake())
+  assert [problem["id"] for problem in problems] == ["r0", "r1", "r2", "r3", "r4"]
+  assert [len(problem["samples"]) for problem in problems] == [2] * 5
+  # 4.25 is within the .5 that row 4 allows; 3.25 is not 3.
+  assert [problem["samples"][0]["correct"] for problem in problems] == [1, 1, 1, 0, 1]
+  assert [problem["samples"][1]["truncated"] for problem in problems] == [0, 0, 0, 0, 1]
+  assert [problem["samples"][0]["tokens"] for problem in problems] == [1, 2, 3, 4, 5]
+  assert sum(problem["timed_out"] for problem in problems) == 3  # one a batch
+  assert json.loads((tmp_path / "p.jsonl").read_text().splitlines()[0]) == head
+
+
+def test_a_run_cut_off_goes_on_and_says_the_same(tmp_path):
+  whole = predict(tmp_path / "whole.jsonl", Fake())[1]
+  with pytest.raises(KeyboardInterrupt):
+    predict(tmp_path / "p.jsonl", Fake(fail_at=3))
+  text = (tmp_path / "p.jsonl").read_text()
+  (tmp_path / "p.jsonl").write_text(text[:-20])  # the last line was cut off too
+  again = Fake()
+  problems = predict(tmp_path / "p.jsonl", again)[1]
+  assert again.calls == [[2, 3], [4, 0]]
+  for problem, other in zip(problems, whole, strict=True):
+    assert problem | {"seconds": 0} == other | {"seconds": 0}
+  finished = Fake()
+  predict(tmp_path / "p.jsonl", finished)
+  assert finished.calls == []
+
+
+@pytest.mark.parametrize("changes, word", [
+  ({"params": {"w": jnp.arange(6.0).reshape(2, 3)[::-1]}}, "weights was"),
+  ({"rows": [*ROWS[:4], ROWS[4] | {"question": "other"}]}, "prompts was"),
+  ({"rows": [*ROWS[:4], ROWS[4] | {"images": [b"x"]}]}, "prompts was"),
+  ({"n": 3}, "n was 2, is 3"), ({"sampling": SamplingConfig(0.5, 1.0, 6)}, "temperature was 1.0"),
+])
+def test_answers_of_something_else_are_refused(tmp_path, changes, word):
+  predict(tmp_path / "p.jsonl", Fake())
+  with pytest.raises(ValueError, match=f"p.jsonl holds other answers: .*{word}"):
+    predict(tmp_path / "p.jsonl", Fake(), **changes)
+
+
+def test_the_digest_sees_every_bit_and_no_sharding():
+  first = predictions.digest(PARAMS)
+  assert predictions.digest(jax.tree.map(lambda x: x + 0, PARAMS)) == first
+  for other in (PARAMS["w"].at[1, 2].add(1e-6), PARAMS["w"][:, ::-1], PARAMS["w"].T):
+    assert predictions.digest({"w": other}) != first
+  assert predictions.digest({"v": PARAMS["w"]}) != first
+  mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,),
+                       devices=jax.devices()[:2])
+  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+  assert predictions.digest({"w": jax.device_put(PARAMS["w"], sharding)}) == first
+  assert predictions.digest({"w": jnp.arange(4, dtype=jnp.bfloat16)}) != first
+
+
+@pytest.mark.parametrize("said, near", [
+  ("0.571", True), ("0.575", True), ("0.576", False), ("0.571 cm", True), ("57.1", False),
+  ("about", False), (None, False), ("9" * 500, False)])
+def test_a_number_within_the_tolerance(said, near):
+  assert predictions.within(said, ["0.57"], 0.005) is near
+  assert not predictions.within("0.57 m", ["0.57 cm"], 0.005)
