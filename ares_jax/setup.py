@@ -99,9 +99,10 @@ class GradeConfig:
   grader: str  # "layered", "release" (mathruler) or "package.module:function"
 
   def __post_init__(self):
-    if self.workers < 1 or self.timeout <= 0 or not 0 <= self.timeout_share <= 1:
-      raise ValueError(f"workers = {self.workers} must be >= 1, timeout = {self.timeout} > 0 and "
-                       f"timeout_share = {self.timeout_share} in 0..1")
+    if not 0 <= self.timeout_share <= 1:
+      raise ValueError(f"timeout_share = {self.timeout_share} is outside 0..1")
+    if self.workers < 1 or self.timeout <= 0:
+      raise ValueError(f"workers = {self.workers} must be >= 1, timeout = {self.timeout} s > 0")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,13 @@
+import json
+import types
+
 import jax
 import pytest
 import tiny
 
 from ares_jax import mesh, setup
 from ares_jax.config import ConfigError
+from ares_jax.data import grade
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -20,6 +24,7 @@ from ares_jax.config import ConfigError
   ({"curate.count": 9}, "count = 9 responses from problems = 8"),
   ({"data.digits.problem.levels": 9}, "levels = 9"),
   ({"threads": 0}, "threads = 0"),
+  ({"grade.timeout_share": 1.5}, "config.grade.timeout_share = 1.5"),
   ({"model.path": "nowhere"}, "model.path and data.digits exclude each other"),
   ({"model.path": "nowhere", "data.digits": None, "data.jsonl": dict(
     lessons="", curated="", prompts="", test="")}, "config.model.path 'nowhere' is no folder"),
@@ -42,6 +47,21 @@ def test_what_cannot_run_is_refused_before_anything_does(devices, changes, words
   with jax.set_mesh(mesh.make_mesh(-1, 1, devices=jax.devices()[:devices])):
     with pytest.raises(ValueError, match=words), setup.open_run(config):
       pass
+
+
+def test_truths_that_no_answer_meets_are_found_before_training(tmp_path):
+  for name, answers in (("prompts", ["3", "\\frac{1}{2"]), ("test", ["4"] * 6)):
+    (tmp_path / f"{name}.jsonl").write_text("".join(
+      json.dumps({"question": "q", "answer": answer}) + "\n" for answer in answers))
+  files = {name: str(tmp_path / f"{name}.jsonl") for name in ("prompts", "test")}
+  values = tiny.values(
+    model__path=str(tmp_path), data__digits=None, warmup__steps=0, adacs__steps=0,
+    data__jsonl=files | {"lessons": "", "curated": ""})
+  with jax.set_mesh(mesh.make_mesh(-1, 1)), grade.GradingPool(workers=1) as pool:
+    run = setup.Run(setup.read_config(values), None, None, types.SimpleNamespace(grader=pool), None)
+    with pytest.raises(ValueError, match="1 of 2 truths of the 'prompts' data count as wrong when "
+                                         "a model writes them: prompts.jsonl:1: "):
+      run.check()
 
 
 def test_configs_of_the_repository_are_complete():

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import re
 
 FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "pi", "infty"}
@@ -24,10 +25,29 @@ def same_formula(answer, truth):
   from math_verify import verify
 
   parsed = [_parse(text) for text in (truth, answer)]
-  if not all(parsed):
+  if not all(parsed) or _differ(parsed[0][0], parsed[1][0]):
     return False
   # Rounded at 6 digits, its default, 1.414214 would be the square root of 2.
   return bool(verify(*parsed, float_rounding=12, timeout_seconds=None))
+
+
+def _differ(truth, answer):
+  """Whether two expressions have different values at a point; False where that says nothing.
+
+  A wrong answer is settled here in 1 ms, where simplifying the difference takes 8.
+  """
+  import sympy
+
+  if not (isinstance(truth, sympy.Expr) and isinstance(answer, sympy.Expr)):
+    return False
+  names = sorted(truth.free_symbols | answer.free_symbols, key=str)
+  point = {name: sympy.Float(0.37 + 0.29 * place) for place, name in enumerate(names)}
+  try:
+    first, second = (complex(side.subs(point).evalf(15)) for side in (truth, answer))
+  except (TypeError, ValueError, ArithmeticError):
+    return False
+  difference = abs(first - second)
+  return math.isfinite(difference) and difference > 1e-6 * max(abs(first), abs(second), 1e-3)
 
 
 # A truth comes back with every sample of its prompt, and reading it is half of a comparison.
