@@ -4,7 +4,7 @@ A row is a dict:
   id        str, stable across runs
   source    str, the data set it belongs to (AdaCS draws its length targets per source)
   question  str; `<image>` marks where an image goes, or no mark and all images come first
-  answer    str, the accepted truth
+  answer    str, the accepted truth, or a list of them: an option's letter and its text
   images    list of uint8 arrays [H, W, 3] or file names
   response  str, only for supervised examples
 Anything else is metadata.
@@ -53,8 +53,11 @@ class JsonlSource:
     record.setdefault("images", [])
     if "problem" in record:
       record["question"] = record.pop("problem")
-    for key in ("question", "answer"):
-      if not isinstance(record.get(key), str) or not record[key].strip():
+    answers = record.get("answer")
+    texts = {"question": [record.get("question")],
+             "answer": answers if isinstance(answers, list) and answers else [answers]}
+    for key, values in texts.items():
+      if not all(isinstance(value, str) and value.strip() for value in values):
         raise ValueError(f"row {name}: '{key}' is missing or empty")
     record["images"] = [str(_inside(folder, image, name)) for image in record["images"]]
     return record

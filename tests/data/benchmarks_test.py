@@ -22,6 +22,7 @@ def png(shade=0):
 IMAGE = {"bytes": png(), "path": None}
 OPEN = {
   "mathverse": {"sample_index": "7", "problem_version": "Text Lite", "question": "<image>x?",
+                "query_cot": "Reason first.\nQuestion: <image>x?\nChoices:\nA:1",
                 "answer": "A", "image": IMAGE, "question_type": "multi-choice"},
   "charxiv": {"figure_id": 3, "reasoning_q": "Which?", "reasoning_a": "blue", "image": IMAGE},
   "mmstar": {"index": 3, "question": "Which?\nOptions: A: 1, B: 2", "answer": "B",
@@ -48,7 +49,9 @@ ACCEPTED = {"mathverse": ["A"], "charxiv": ["blue"], "mmstar": ["B"], "aime24": 
 CHOICES = {
   "mathvision": {"id": "1", "question": "Which? <image1>", "options": ["3", "4"], "answer": "B",
                  "image": "images/1.jpg", "decoded_image": IMAGE, "level": 2, "subject": "algebra"},
-  "mathvista": {"pid": "1", "question": "Which?", "choices": ["3", "4"], "answer": "4",
+  "mathvista": {"pid": "1", "question": "Which?", "query":
+                "Hint: give the letter.\nQuestion: Which?\nChoices:\n(A) 3\n(B) 4",
+                "choices": ["3", "4"], "answer": "4",
                 "precision": None, "decoded_image": IMAGE, "image": "images/1.jpg"},
   "mmmu": {"id": "dev_1", "question": "Which? <image 1>", "options": "['3', \"4\"]", "answer": "B",
            "image_1": IMAGE, **{f"image_{n}": None for n in range(2, 8)},
@@ -78,14 +81,16 @@ def test_reads_open_questions(tmp_path, name):
   assert row["question"].count("<image>") in (0, len(row["images"]))
   has_image = any(key.startswith(("image", "decoded")) for key in OPEN[name])
   assert row["images"] == ([png()] if has_image else [])
-  assert "{" not in row["question"]
+  assert "{" not in row["question"] and (name != "mathverse" or "Reason" in row["question"])
 
 
 @pytest.mark.parametrize("name", sorted(CHOICES))
 def test_reads_choices_and_accepts_letter_or_text(tmp_path, name):
   (row,) = open_benchmark(name, parquet(tmp_path / "data.parquet", CHOICES[name])).rows
   assert row["answer"] == ["B", "4"]
-  assert "A. 3\nB. 4" in row["question"] and "Which?" in row["question"]
+  # MathVista's query holds them already.
+  assert "Which?" in row["question"] and row["question"].count("4") == 1
+  assert name == "mathvista" or "A. 3\nB. 4" in row["question"]
   for said, right in (("B", True), ("4", True), ("B. 4", True), ("A. 4", False), ("3", False)):
     assert answer.same_answer(said, row["answer"]) is right
 
@@ -149,7 +154,7 @@ def test_numbered_marks_place_their_own_image(tmp_path):
 def test_tolerance_is_only_what_the_data_say(tmp_path):
   vista = CHOICES["mathvista"] | {"choices": None, "answer": "0.57", "precision": 2.0}
   (row,) = open_benchmark("mathvista", parquet(tmp_path / "v.parquet", vista)).rows
-  assert row["tolerance"] == pytest.approx(0.005) and row["question"] == "Question: Which?"
+  assert row["tolerance"] == pytest.approx(0.005) and row["question"] == vista["query"]
   (row,) = open_benchmark("olympiadbench", jsonl(tmp_path / "o.jsonl", {
     "question": "r?", "final_answer": ["2"], "error": None})).rows
   assert row["tolerance"] == 0

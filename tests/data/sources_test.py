@@ -14,16 +14,18 @@ def test_reads_rows_in_the_schema(tmp_path):
   (tmp_path / "a.png").write_bytes(b"")
   path = write(tmp_path / "d.jsonl", [
     {"problem": "line\u2028break", "answer": "3", "images": ["a.png"]},
-    {"id": "mine", "question": "q", "answer": "4", "source": "s"}])
+    {"id": "mine", "question": "q", "answer": ["4", "four"], "source": "s"}])
   source = JsonlSource.open(path)
   assert len(source) == 2
   assert source[0] == {"id": "d.jsonl:0", "source": "d", "question": "line\u2028break",
                        "answer": "3", "images": [str(tmp_path / "a.png")]}
+  assert source[1]["answer"] == ["4", "four"]
   assert source[1]["id"] == "mine" and source[1]["images"] == []
 
 
 @pytest.mark.parametrize("record, word", [
   ({"answer": "3"}, "question"), ({"question": "q", "answer": " "}, "answer"),
+  ({"question": "q", "answer": ["4", ""]}, "answer"), ({"question": "q", "answer": []}, "answer"),
   ({"question": "q", "answer": "1", "images": ["../x.png"]}, "outside"),
   ({"question": "q", "answer": "1", "images": ["/etc/passwd"]}, "outside"),
 ])
