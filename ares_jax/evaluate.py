@@ -25,7 +25,6 @@ from ares_jax.checkpoint import Checkpoints, abstract_like
 from ares_jax.command import UsageError, require_config, run
 from ares_jax.data import scores
 from ares_jax.data.benchmarks import Benchmark, open_benchmark, schemas
-from ares_jax.sampler import SamplingConfig
 from ares_jax.setup import open_run, read_config
 
 
@@ -115,9 +114,9 @@ def evaluate(parts, params, benchmark, *, folder, model, compare=""):
   """
   config = parts.config
   greedy = benchmark.n == 1
-  sampling = SamplingConfig(0.0 if greedy else config.evaluate.temperature,
-                            1.0 if greedy else config.evaluate.top_p,
-                            config.aepo.sampling.max_tokens)
+  sampling = dataclasses.replace(config.aepo.sampling,
+                                 temperature=0.0 if greedy else config.evaluate.temperature,
+                                 top_p=1.0 if greedy else config.evaluate.top_p)
   os.makedirs(folder, exist_ok=True)
   head, problems = predictions.predict(
     parts.generator, params, benchmark, path=os.path.join(folder, "predictions.jsonl"),

@@ -1,5 +1,6 @@
 """Answers to a benchmark, one line a problem in a file that a second run goes on with."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -41,8 +42,7 @@ def predict(generator, params, benchmark, *, path, sampling, batch, seed, model)
                              row["answer"], _digest_images(row)]).encode())
   head = {"benchmark": benchmark.name, "problems": len(rows), "n": benchmark.n, "seed": seed,
           "model": model, "weights": digest(params), "prompts": asked.hexdigest()[:16],
-          "temperature": sampling.temperature, "top_p": sampling.top_p,
-          "max_tokens": sampling.max_tokens}
+          **dataclasses.asdict(sampling)}
   done = _resume(path, head)
   for start in range(0, len(rows), batch):
     fresh = range(start, min(start + batch, len(rows)))

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import types
 
@@ -5,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from ares_jax import predictions
 from ares_jax.data.benchmarks import Benchmark
-from ares_jax.sampler import SamplingConfig
 
 ROWS = [{"id": f"r{number}", "source": "s", "question": f"q{number}", "answer": [str(number)],
          "images": [], "level": 1, "group": None, "step": None, "tolerance": 0.5 * (number == 4)}
         for number in range(5)]
-SAMPLING = SamplingConfig(1.0, 1.0, 6)
+SAMPLING = dataclasses.replace(tiny.read().aepo.sampling, temperature=1.0, max_tokens=6)
 PARAMS = {"w": jnp.arange(6.0).reshape(2, 3)}
 
 
@@ -81,7 +82,8 @@ def test_a_run_cut_off_goes_on_and_says_the_same(tmp_path):
   ({"params": {"w": jnp.arange(6.0).reshape(2, 3)[::-1]}}, "weights was"),
   ({"rows": [*ROWS[:4], ROWS[4] | {"question": "other"}]}, "prompts was"),
   ({"rows": [*ROWS[:4], ROWS[4] | {"images": [b"x"]}]}, "prompts was"),
-  ({"n": 3}, "n was 2, is 3"), ({"sampling": SamplingConfig(0.5, 1.0, 6)}, "temperature was 1.0"),
+  ({"n": 3}, "n was 2, is 3"),
+  ({"sampling": dataclasses.replace(SAMPLING, temperature=0.5)}, "temperature was 1.0"),
 ])
 def test_answers_of_something_else_are_refused(tmp_path, changes, word):
   predict(tmp_path / "p.jsonl", Fake())

@@ -69,10 +69,8 @@ def same_answer(answer, truth, symbolic=None):
   if answer is None or not answer.strip():
     return False
   symbolic = same_formula if symbolic is None else symbolic
-  if len(truths) > 1 and len(answer) <= MAX_LENGTH and (
-    option.contradicts(normalise(answer), [normalise(accepted) for accepted in truths])
-  ):
-    return False
+  if len(truths) > 1 and len(answer) <= MAX_LENGTH:
+    truths = option.joined(normalise(answer), [normalise(accepted) for accepted in truths])
   return any(_same_text(answer, accepted, symbolic) for accepted in truths)
 
 
@@ -151,8 +149,9 @@ def _same_formula_with_unit(answer, truth, symbolic):
   answer, truth = answer[0], truth[0]
   if not (is_safe(answer) and is_safe(truth)) or answer.count("=") != truth.count("="):
     return False
-  # 1/2x is x/2 to some and 1/(2x) to others.
-  if any(re.search(r"/\s*[0-9]+\s*[A-Za-z\\]", text) for text in (answer, truth)):
+  # 1/2x is x/2 to some and 1/(2x) to others; "2 10^3" is no number.
+  unclear = r"/\s*[0-9]+\s*[A-Za-z\\]|(?<![_^0-9])[0-9]+ +[0-9]"
+  if re.search(unclear, answer) or re.search(unclear, truth):
     return False
   # Letters alone name a thing: the segment AB, not a product. Nor may an answer bring its own
   # variables (5 + 0x), and X is not x, though math-verify says so.

@@ -34,13 +34,19 @@ def read(text):
   return ("?" if _ANOTHER.search(rest) else letter), rest
 
 
-def contradicts(text, truths):
-  """Whether an answer names an option (C. 12) that is not among the truths ("B" and "12").
+def joined(text, truths):
+  """The truths against which an answer that names an option and its text ("B. 12") is held.
+
+  Where the truths are an option's letter and its text, both have to be right: with "B" and "12"
+  neither "C. 12" nor "B. 13" is.
 
   Args:
     text: the answer, normalised.
-    truths: normalised truths, an option's letter and its text among them.
+    truths: normalised truths.
   """
-  right = {truth for truth in truths if re.fullmatch(r"[A-J]", truth)}
+  names = [truth for truth in truths if re.fullmatch(r"[A-J]", truth)]
+  texts = [truth for truth in truths if truth not in names]
   said = read(ANNOUNCED.sub("", text, count=1))
-  return bool(right) and text not in truths and said is not None and said[0].upper() not in right
+  if not names or not texts or text in truths or said is None or said[0].islower() or not said[1]:
+    return truths
+  return [f"{letter}. {words}" for letter in names for words in texts]
