@@ -107,7 +107,7 @@ def test_a_worker_has_no_jax_no_main_module_and_no_environment(pool):
   loaded = pool._pool.schedule(_modules, timeout=10).result()
   assert not {"jax", "torch", "tensorflow", "transformers"} & set(loaded)
   assert "math_verify" in loaded and "ares_jax" in loaded
-  assert pool._pool.schedule(_environment, timeout=10).result() == []
+  assert pool._pool.schedule(_environment, timeout=10).result() == ([], "")
 
 
 @pytest.mark.parametrize("fault", ["_hang", "_die", "_eat"])
@@ -132,7 +132,8 @@ def _modules():
 
 
 def _environment():
-  return sorted(os.environ)
+  with open("/proc/self/environ", encoding="utf-8") as file:
+    return sorted(os.environ), file.read().strip("\x00")
 
 
 def _hang(answer, truth):
