@@ -9,8 +9,8 @@ from scipy import stats
 from ares_jax.measure import BUCKETS
 
 # What two runs of the same arm may differ in.
-_FREE = ("seed", "threads", "mesh.", "grade.", "evaluate.", "warmup.loop.", "adacs.loop.",
-         "aepo.loop.")
+_FREE = ("seed", "threads", "mesh.", "grade.workers", "grade.timeout", "evaluate.", "warmup.loop.",
+         "adacs.loop.", "aepo.loop.")
 STAGES = ("warmup", "adacs", "aepo")
 
 

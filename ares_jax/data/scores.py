@@ -85,8 +85,11 @@ def bootstrap(values):
   """95% interval [low, high] of the mean over resampled units; None for a single one."""
   if len(values) < 2:
     return None
-  rng = np.random.default_rng(0)
-  means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES)]
+  # Drawing how often each unit comes is drawing units with replacement; 10 MB at 12,000 units.
+  rng, count = np.random.default_rng(0), len(values)
+  means = np.concatenate([
+    rng.multinomial(count, np.full(count, 1 / count), size=100) @ values / count
+    for _ in range(RESAMPLES // 100)])
   return [float(end) for end in np.percentile(means, [2.5, 97.5])]
 
 
