@@ -117,6 +117,7 @@ def evaluate(parts, params, benchmark, *, folder, model, compare=""):
   sampling = dataclasses.replace(config.aepo.sampling,
                                  temperature=0.0 if greedy else config.evaluate.temperature,
                                  top_p=1.0 if greedy else config.evaluate.top_p)
+  other = _earlier(compare, benchmark) if compare else None
   os.makedirs(folder, exist_ok=True)
   head, problems = predictions.predict(
     parts.generator, params, benchmark, path=os.path.join(folder, "predictions.jsonl"),
@@ -126,8 +127,8 @@ def evaluate(parts, params, benchmark, *, folder, model, compare=""):
                                medium=config.aepo.reward.medium)
   result |= {"timed_out": sum(problem["timed_out"] for problem in problems),
              "tokens_per_second": tokens / sum(problem["seconds"] for problem in problems)}
-  if compare:
-    result["compare"] = _compare(result, compare)
+  if other:
+    result["compare"] = _compare(result, other, compare)
   for name, content in (("results.json", json.dumps(result, indent=1)), ("results.md",
                                                                          markdown(result))):
     path = os.path.join(folder, name)
@@ -189,16 +190,21 @@ def _rows(result):
            _percent(part["formatted"])] for name, part in parts.items()]
 
 
-def _compare(result, path):
+def _earlier(path, benchmark):
+  """The results.json at `path`, read before anything is answered."""
   try:
     with open(path, encoding="utf-8") as file:
       other = json.load(file)
-    same = (other["benchmark"], other["metric"]) == (result["benchmark"], result["metric"])
+    same = (other["benchmark"], other["metric"]) == (benchmark.name, benchmark.metric)
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f"{path} is no results.json of an evaluation: {error!r}") from error
   if not same:
     raise ValueError(f"{path} is {other['metric']} of {other['benchmark']}, not "
-                     f"{result['metric']} of {result['benchmark']}")
+                     f"{benchmark.metric} of {benchmark.name}")
+  return other
+
+
+def _compare(result, other, path):
   difference, interval, paired = scores.compare(result, other)
   return {"with": path, "model": other["model"], "score": other["score"], "difference": difference,
           "interval": interval, "paired": paired,

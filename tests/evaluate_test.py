@@ -53,8 +53,9 @@ def test_a_run_is_evaluated_on_its_own_data_and_resumed(trained, monkeypatch):
   assert "| level 2 | 1 |" in page and "+0.0 points (+0.0 to +0.0), paired by problem" in page
   assert evaluate.text(again).count("\n") >= 5
   with pytest.raises(ValueError, match="results.md is no results.json of an evaluation"):
-    evaluate.evaluate(parts, params, benchmark, folder=folder, model=name,
+    evaluate.evaluate(parts, params, benchmark, folder=str(workdir / "none"), model=name,
                       compare=f"{folder}/results.md")
+  assert not (workdir / "none").exists()  # seen before anything is answered
 
 
 def test_a_workdir_without_a_checkpoint_is_named(trained, tmp_path):
