@@ -1,11 +1,12 @@
 import json
 import shutil
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import golden_batch, make_golden
+from models import golden_batch, make_golden, random_folder
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -194,3 +195,40 @@ def test_a_missing_field_is_named(tmp_path, name):
 def test_a_folder_without_config_is_an_error(tmp_path):
   with pytest.raises(ValueError, match="config.json does not exist"):
     hf.model_config(tmp_path, compute_dtype="float32", remat="none", unroll=1)
+
+
+@pytest.mark.parametrize("devices", [None, (2, 2)])
+def test_loading_holds_one_tensor_of_the_folder_at_a_time(tmp_path, devices):
+  config = random_folder.SMALL
+  shapes = random_folder.write(tmp_path, config)
+  largest = 2 * max(map(np.prod, shapes.values()))  # bytes: 4 MiB of 32; a stack of ours has 16
+  mesh = None if devices is None else mesh_lib.make_mesh(*devices)
+  hf.from_hf(tmp_path, config, mesh)  # compiled now: only arrays are counted below
+  tracemalloc.start()
+  params = hf.from_hf(tmp_path, config, mesh)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  # What a slice copies, and its turned copy for the device; parameters are not numpy's memory.
+  assert largest < peak < 2 * largest + 2**20
+  theirs = read(tmp_path)
+  np.testing.assert_array_equal(
+    params["blocks"]["down"][7].T, theirs["model.layers.7.mlp.down_proj.weight"].astype(np.float32))
+
+
+def test_a_host_reads_a_part_once_and_only_its_own(tmp_path, monkeypatch):
+  config = random_folder.SMALL
+  random_folder.write(tmp_path, config)
+  reads, read_part = [], hf._read
+
+  def count(slices, tensor, *rest):
+    part = read_part(slices, tensor, *rest)
+    reads.append((tensor.stored, part.size))
+    return part
+
+  monkeypatch.setattr(hf, "_read", count)
+  hf.from_hf(tmp_path, config, mesh_lib.make_mesh(2, 2))
+  # Split over both axes: a quarter a device; k is the same on both "model" devices: two halves.
+  assert [size for name, size in reads if name == "model.layers.3.mlp.gate_proj.weight"] \
+    == [256 * 2048 // 4] * 4
+  assert [size for name, size in reads if name == "model.layers.3.self_attn.k_proj.weight"] \
+    == [256 * 128 // 2] * 2
