@@ -2,8 +2,8 @@
 
     python -m tests.bench.load_memory [--mesh=2x2]
 
-Writes a folder of 489 MiB of random bfloat16 tensors and reads it as float32. Prints the peak of the
-process's anonymous memory (what malloc and the CPU's "device" hold, not the pages of mapped files,
+Writes a folder of 489 MiB of random bfloat16 tensors and reads it as float32. Prints the peak of
+the process's anonymous memory (what malloc and the CPU's "device" hold, not pages of mapped files,
 which the kernel takes back) minus the parameters, and the peak of numpy's arrays alone.
 """
 
