@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "ares_jax"
 
 # A module may import from rows below its own; inside models/, data/ and ops/ sideways too.
 ROWS = (
-  ("train", "generate", "plan", "report", "diagnose"),
+  ("train", "generate", "export", "plan", "report", "diagnose"),
   ("setup",),
   ("adacs", "aepo"),
   ("evaluate", "rollout", "loop"),

@@ -7,6 +7,7 @@ base folder's dtypes, names and files, so a model that was not trained comes bac
 
 import contextlib
 import functools
+import json
 import math
 import pathlib
 import shutil
@@ -20,13 +21,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from ares_jax.models import hf_files
+from ares_jax.models import hf_files, hf_processor
 from ares_jax.models.config import ModelConfig
-from ares_jax.models.hf_config import model_config
+from ares_jax.models.hf_config import config_fields, model_config
 from ares_jax.models.hf_files import RULES, Folder, Rule, Tensor, sources_of
 from ares_jax.models.weights import Params, name_of, shardings, table
 
-__all__ = ["from_hf", "model_config", "to_hf"]
+__all__ = ["from_hf", "model_config", "to_hf", "to_new_hf"]
 
 
 def from_hf(folder: Folder, config: ModelConfig, mesh: Mesh | None,
@@ -142,13 +143,52 @@ def to_hf(params: Params, config: ModelConfig, folder: Folder, base: Folder) -> 
   Raises:
     ValueError: the folder exists, or base holds other tensors than config asks for.
   """
-  folder, base = pathlib.Path(folder), pathlib.Path(base)
+  base = pathlib.Path(base)
+  tensors = hf_files.tensors_of(base)
+  hf_files.check(tensors, config, base)
+
+  def rest(partial):
+    for path in base.iterdir():
+      if path.suffix in (".json", ".txt", ".jinja", ".model") and path.is_file():
+        shutil.copyfile(path, partial / path.name)
+
+  _write(params, config, pathlib.Path(folder), tensors, rest)
+
+
+def to_new_hf(params: Params, config: ModelConfig, folder: Folder, *, tokenizer, min_pixels: int,
+              max_pixels: int) -> None:
+  """Writes a folder for a model that came from none: float32 weights in one file.
+
+  Args:
+    params: the weights.
+    config: sizes.
+    folder: must not exist yet; like `to_hf` in this, too.
+    tokenizer: a `transformers` fast tokenizer with the control tokens of Qwen2.5-VL.
+    min_pixels, max_pixels: areas that images are resized to.
+
+  Raises:
+    ValueError: the folder exists, or the sizes have no form in their config.json.
+  """
+  files = {"config.json": config_fields(config, tokenizer),
+           "generation_config.json": {"eos_token_id": tokenizer.eos_token_id,
+                                      "pad_token_id": tokenizer.pad_token_id},
+           hf_processor.FILE: hf_processor.processor_fields(
+             config.vision, min_pixels=min_pixels, max_pixels=max_pixels)}
+
+  def rest(partial):
+    tokenizer.save_pretrained(partial)
+    for name, fields in files.items():
+      (partial / name).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+  _write(params, config, pathlib.Path(folder), hf_files.tensors_for(config), rest)
+
+
+def _write(params, config, folder: pathlib.Path, tensors: dict[str, Tensor], rest) -> None:
+  """Writes `tensors` file by file, then what `rest` does, and only then gives it the name."""
   if folder.exists():
     raise ValueError(f"{folder} exists; export to a new folder")
-  tensors, sources = hf_files.tensors_of(base), sources_of(config)
-  hf_files.check(tensors, config, base)
+  flat, sources = hf_files.by_name(params), sources_of(config)
   with contextlib.ExitStack() as stack:
-    flat = hf_files.by_name(params)
     writes = jax.process_index() == 0
     if writes:
       folder.parent.mkdir(parents=True, exist_ok=True)
@@ -165,9 +205,7 @@ def to_hf(params: Params, config: ModelConfig, folder: Folder, base: Folder) -> 
       if writes:
         save_file(shard, partial / file, metadata={"format": "pt"})
     if writes:
-      for path in base.iterdir():
-        if path.suffix in (".json", ".txt", ".jinja", ".model") and path.is_file():
-          shutil.copyfile(path, partial / path.name)
+      rest(partial)
       partial.chmod(0o755)  # mkdtemp's folders are private
       partial.rename(folder)
 

@@ -1,4 +1,4 @@
-"""Sizes of a model from a Hugging Face config.json: every field is honoured, known to be
+"""Sizes of a model from a Hugging Face config.json and back: every field is honoured, known to be
 irrelevant, or refused by name.
 
 Both forms are read: flat, as transformers 4 wrote the published folders, and with `text_config`
@@ -56,6 +56,41 @@ def model_config(folder: str | os.PathLike, *, compute_dtype: str, remat: str,
     raise ValueError(f"{path}: field {error} is missing") from error
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from error
+
+
+def config_fields(config: ModelConfig, tokenizer) -> dict:
+  """The fields of a config.json, flat as transformers 4 wrote them: servers read both forms.
+
+  Args:
+    config: sizes.
+    tokenizer: gives the ids of the control tokens.
+
+  Raises:
+    ValueError: embed is not heads * head_dim, which config.json cannot say.
+  """
+  if config.embed != config.heads * config.head_dim:
+    raise ValueError(f"embed {config.embed} is not heads {config.heads} * head_dim "
+                     f"{config.head_dim}; a Hugging Face Qwen2.5-VL has no other sizes")
+  vision = config.vision
+  start, end, video = tokenizer.convert_tokens_to_ids(
+    ["<|vision_start|>", "<|vision_end|>", "<|video_pad|>"])
+  return {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl",
+    "torch_dtype": "float32", "vocab_size": config.vocab, "hidden_size": config.embed,
+    "intermediate_size": config.mlp, "num_hidden_layers": config.layers,
+    "num_attention_heads": config.heads, "num_key_value_heads": config.kv_heads,
+    "hidden_act": "silu", "rms_norm_eps": config.norm_eps, "rope_theta": config.rope_theta,
+    "rope_scaling": {"type": "mrope", "mrope_section": list(config.mrope_sections)},
+    "use_sliding_window": False, "attention_dropout": 0.0, "tie_word_embeddings": config.tied,
+    "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
+    "pad_token_id": tokenizer.pad_token_id, "image_token_id": config.image_token,
+    "video_token_id": video, "vision_start_token_id": start, "vision_end_token_id": end,
+    "vision_config": {
+      "model_type": "qwen2_5_vl", "depth": vision.depth, "hidden_size": vision.hidden,
+      "hidden_act": "silu", "intermediate_size": vision.mlp, "num_heads": vision.heads,
+      "in_channels": 3, "patch_size": vision.patch, "spatial_merge_size": vision.merge,
+      "temporal_patch_size": vision.temporal_patch, "window_size": vision.window,
+      "out_hidden_size": vision.out, "fullatt_block_indexes": list(vision.full_attention)}}
 
 
 def _model_config(outer: dict, **run) -> ModelConfig:

@@ -133,6 +133,18 @@ def tensors_of(folder: Folder) -> dict[str, Tensor]:
   return tensors
 
 
+def tensors_for(config: ModelConfig) -> dict[str, Tensor]:
+  """The tensors of a folder still to be written: float32, in one file."""
+  shapes = {name: weight.shape for name, weight in by_name(table(config)).items()}
+  tensors = {}
+  for name, (path, layer) in sources_of(config).items():
+    if name != HEAD or not config.tied:
+      ours = shapes[path] if layer is None else shapes[path][1:]
+      tensors[name] = Tensor("model.safetensors", name, their_shape(path, ours, config),
+                             np.dtype(np.float32))
+  return tensors
+
+
 def check(tensors: dict[str, Tensor], config: ModelConfig, folder: Folder) -> None:
   """ValueError naming every tensor that is missing, unknown or of another shape."""
   shapes = {name: weight.shape for name, weight in by_name(table(config)).items()}
