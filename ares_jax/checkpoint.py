@@ -190,7 +190,7 @@ def _reader(directory):
   return ocp.CheckpointManager(
     os.path.abspath(directory),
     options=ocp.CheckpointManagerOptions(read_only=True, create=False),
-    item_handlers={"state": ocp.PyTreeCheckpointHandler()})
+    item_handlers={"state": ocp.PyTreeCheckpointHandler(), "extra": ocp.JsonCheckpointHandler()})
 
 
 def abstract_like(state):

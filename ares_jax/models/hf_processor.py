@@ -29,16 +29,11 @@ def pixel_limits(folder: str | os.PathLike, vision: VisionConfig) -> tuple[int, 
     path, fields = nested, json.loads(nested.read_text(encoding="utf-8"))["image_processor"]
   else:
     raise ValueError(f"{path} does not exist; it says how large images are")
-  fixed = processor_fields(vision, min_pixels=0, max_pixels=0)
-  for name, want in fixed.items():
-    if name not in ("size", "image_processor_type") and name in fields:
-      have = fields[name]
-      close = have == want
-      if name in ("image_mean", "image_std", "rescale_factor"):
-        pairs = zip(have, want, strict=True) if isinstance(want, list) else [(have, want)]
-        close = all(math.isclose(one, other, rel_tol=1e-6) for one, other in pairs)
-      if not close:
-        raise ValueError(f"{path}: {name} is {have!r}; only {want!r} is implemented")
+  for name, want in processor_fields(vision, min_pixels=0, max_pixels=0).items():
+    if name in ("size", "image_processor_type") or name not in fields:
+      continue
+    if not _same(fields[name], want):
+      raise ValueError(f"{path}: {name} is {fields[name]!r}; only {want!r} is implemented")
   # transformers 4 wrote two fields of their own, which win over `size` as there.
   size = fields["size"] if "size" in fields else {}
   limits = []
@@ -48,6 +43,13 @@ def pixel_limits(folder: str | os.PathLike, vision: VisionConfig) -> tuple[int, 
       raise ValueError(f"{path}: neither {old} nor size.{new} is there")
     limits.append(value)
   return tuple(limits)
+
+
+def _same(have, want) -> bool:
+  """Equal, numbers as far as JSON writes them."""
+  if isinstance(want, list):
+    return len(have) == len(want) and all(map(_same, have, want))
+  return math.isclose(have, want, rel_tol=1e-6) if isinstance(want, float) else have == want
 
 
 def processor_fields(vision: VisionConfig, *, min_pixels: int, max_pixels: int) -> dict:
