@@ -35,10 +35,13 @@ def run(tmp_path_factory):
   train.keep_config(str(workdir), tiny.values())
   _, model, _ = parts()
   with jax.set_mesh(mesh.make_mesh(2, 2)):
-    start = jax.jit(lambda key: weights.init(model, key),
-                    out_shardings=weights.shardings(model, jax.sharding.get_mesh()))
     for stage, step in (("warmup", 2), ("adacs", 4)):
-      params = start(jax.random.key(step))
+      rng = np.random.default_rng(step)
+      # Every parameter is random: norms of 1 and biases of 0 would hide mistakes.
+      params = jax.tree.map(
+        lambda x, rng=rng: jax.device_put(np.float32(0.2 * rng.standard_normal(x.shape)),
+                                          x.sharding),
+        weights.abstract(model, jax.sharding.get_mesh(), jnp.float32))
       moment = jax.tree.map(jnp.ones_like, params)
       state = State(mesh.put(jnp.int32(step)), params, {"moment": moment})
       with checkpoint.Checkpoints(str(workdir / stage), keep=1) as checkpoints:
