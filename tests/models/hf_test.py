@@ -72,6 +72,16 @@ def test_shards_read_on_four_devices_equal_the_whole():
   jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
+def test_weights_are_cast_to_the_dtype_asked_for():
+  theirs = read(TIED)
+  params = hf.from_hf(TIED, golden_batch.config("tied"), None, jnp.bfloat16)
+  assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+  np.testing.assert_array_equal(params["embed"],
+                                theirs["model.embed_tokens.weight"].astype(jnp.bfloat16))
+  np.testing.assert_array_equal(
+    params["blocks"]["up"][2].T, theirs["model.layers.2.mlp.up_proj.weight"].astype(jnp.bfloat16))
+
+
 def test_every_missing_unknown_and_misshaped_tensor_is_named(tmp_path):
   tensors = read(TIED)
   del tensors["model.norm.weight"], tensors["visual.blocks.3.norm2.weight"]
