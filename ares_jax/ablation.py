@@ -6,12 +6,12 @@ import os
 import numpy as np
 from scipy import stats
 
+from ares_jax.loop import STAGES
 from ares_jax.measure import BUCKETS
 
 # What two runs of the same arm may differ in.
 _FREE = ("seed", "threads", "mesh.", "grade.workers", "grade.timeout", "evaluate.", "warmup.loop.",
          "adacs.loop.", "aepo.loop.")
-STAGES = ("warmup", "adacs", "aepo")
 
 
 def collect(workdirs):

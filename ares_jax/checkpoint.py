@@ -146,6 +146,53 @@ class Checkpoints:
     self._manager.close()
 
 
+def newest(directory):
+  """Step of the newest checkpoint of a directory, or None; changes nothing there."""
+  if not os.path.isdir(directory):
+    return None
+  with _reader(directory) as manager:
+    return manager.latest_step()
+
+
+def read_part(directory, part, abstract):
+  """Reads one part of the newest checkpoint of a directory, and changes nothing there.
+
+  Args:
+    directory: what a `Checkpoints` was made with.
+    part: the state's field, e.g. "params": what else was saved is not read.
+    abstract: pytree of that part, as for `Checkpoints.restore`; no PRNG keys.
+
+  Returns:
+    (step, the part).
+
+  Raises:
+    ValueError: there is no checkpoint, or a leaf of `part` is missing, extra, or of another shape
+      or dtype.
+  """
+  step = newest(directory)
+  if step is None:
+    raise ValueError(f"there is no checkpoint in {directory}")
+  targets = {f"{part}/{name}": _target(name, leaf) for name, leaf in _flatten(abstract).items()}
+  with _reader(directory) as manager:
+    stored = manager.item_metadata(step)["state"]
+    _check_match(targets, {name: leaf for name, leaf in stored.items()
+                           if name.startswith(f"{part}/")}, f"checkpoint {step} in {directory}")
+    arguments = ocp.args.PyTreeRestore(
+      item=targets, restore_args=ocp.checkpoint_utils.construct_restore_args(targets),
+      partial_restore=True)
+    restored = manager.restore(step, args=ocp.args.Composite(state=arguments))["state"]
+  leaves = [restored[name] for name in targets]
+  return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+
+def _reader(directory):
+  """A manager that neither saves nor cleans up: a run may be saving there."""
+  return ocp.CheckpointManager(
+    os.path.abspath(directory),
+    options=ocp.CheckpointManagerOptions(read_only=True, create=False),
+    item_handlers={"state": ocp.PyTreeCheckpointHandler(), "extra": ocp.JsonCheckpointHandler()})
+
+
 def abstract_like(state):
   """`state` as `jax.ShapeDtypeStruct`s with its arrays' shardings, for `Checkpoints.restore`."""
   return jax.tree.map(

@@ -17,14 +17,17 @@ import json
 import os
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
-from ares_jax import ablation, adacs, aepo, mesh, optimizer, predictions
-from ares_jax.checkpoint import Checkpoints, abstract_like
+from ares_jax import ablation, mesh, predictions
+from ares_jax.checkpoint import read_part
 from ares_jax.command import UsageError, require_config, run
 from ares_jax.data import scores
 from ares_jax.data.benchmarks import Benchmark, open_benchmark, schemas
+from ares_jax.loop import latest_stage
+from ares_jax.models import weights
 from ares_jax.setup import open_run, read_config
 
 
@@ -71,31 +74,15 @@ def choose(parts, name, path):
 
 
 def newest(parts, workdir):
-  """(name, weights) of the newest checkpoint of the latest stage; the run must not be going on.
+  """(name, weights) of the newest checkpoint of the latest stage.
 
   Raises:
     ValueError: there is none.
   """
-  config = parts.config
-  for stage in reversed(ablation.STAGES):
-    folder = os.path.join(workdir, stage)
-    if not os.path.isdir(folder):
-      continue
-    params = parts.init_params()
-    if stage == "aepo":
-      state = aepo.init_state(config.aepo, params)
-    else:
-      own = config.adacs if stage == "adacs" else config.warmup
-      state = adacs.SftState(mesh.put(jax.numpy.int32(0)), params, optimizer.start(
-        optimizer.of(own.optimizer, params, frozen=own.frozen), params))
-    abstract = abstract_like(state)
-    jax.tree.map(lambda x: x.delete(), state)
-    with Checkpoints(folder, keep=1_000_000) as checkpoints:
-      restored = checkpoints.restore(abstract)
-    if restored is not None:
-      return f"{workdir} {stage} step {restored[0]}", restored[1].params
-  raise ValueError(f"{workdir} holds no checkpoint of {', '.join(ablation.STAGES)}; train there "
-                   "first, or pass --model=HF_FOLDER")
+  stage = latest_stage(workdir)
+  step, params = read_part(os.path.join(workdir, stage), "params",
+                           weights.abstract(parts.model, jax.sharding.get_mesh(), jnp.float32))
+  return f"{workdir} {stage} step {step}", params
 
 
 def evaluate(parts, params, benchmark, *, folder, model, compare=""):

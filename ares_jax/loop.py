@@ -11,9 +11,11 @@ import signal
 
 import jax
 
-from ares_jax.checkpoint import Checkpoints, abstract_like
+from ares_jax.checkpoint import Checkpoints, abstract_like, newest
 from ares_jax.data.grade import GraderError
 from ares_jax.metrics import MetricWriter, PhaseTimer, Progress
+
+STAGES = ("warmup", "adacs", "aepo")  # in the order of a run; each saves in a folder of its name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,18 @@ class LoopConfig:
   def __post_init__(self):
     if self.save_every < 1 or self.keep < 1:
       raise ValueError(f"save_every = {self.save_every} and keep = {self.keep} must be >= 1")
+
+
+def latest_stage(workdir):
+  """Name of the last stage of a run that has a checkpoint.
+
+  Raises:
+    ValueError: none has.
+  """
+  for stage in reversed(STAGES):
+    if newest(os.path.join(workdir, stage)) is not None:
+      return stage
+  raise ValueError(f"{workdir} has no checkpoint of {', '.join(STAGES)} yet; train there first")
 
 
 def run_stage(name, state, begin, *, steps, workdir, config, phases=None):

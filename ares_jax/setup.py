@@ -212,7 +212,6 @@ class Run:
         raise ValueError(f"config.{key} = {count} does not divide over {devices} devices of the "
                          "\"data\" axis; change it or config.mesh")
 
-
   def _check_truths(self, name):
     source = self.source(name)
     rows = (source[number] for number in range(len(source)))
@@ -221,6 +220,36 @@ class Run:
       shown = ", ".join(f"{row}: {truth!r}" for row, truth in bad[:8])
       raise ValueError(f"{len(bad)} of {len(source)} truths of the {name!r} data count as wrong "
                        f"when a model writes them: {shown}; mend or remove these rows")
+
+
+def model_and_tokenizer(section):
+  """(ModelConfig, tokenizer) of a ModelSection: its Hugging Face folder's, or the digits'."""
+  if section.path:
+    import transformers
+
+    from ares_jax.models import hf
+
+    return (hf.model_config(section.path, compute_dtype=section.compute_dtype,
+                            remat=section.remat, unroll=section.unroll),
+            transformers.AutoTokenizer.from_pretrained(section.path))
+  tokenizer = digits.tokenizer()
+  # Rounded up, so that 8 devices divide the embedding.
+  return ModelConfig(
+    **{field.name: getattr(section.sizes, field.name)
+       for field in dataclasses.fields(section.sizes)},
+    vocab=-(-len(tokenizer) // 8) * 8,
+    image_token=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+    compute_dtype=section.compute_dtype, remat=section.remat, unroll=section.unroll), tokenizer
+
+
+def allowed_tokens(tokenizer, vocab, end):
+  """bool [V]: tokens an answer may hold. Image and vision marks have no place in one, ids beyond
+  the tokenizer no text."""
+  allowed = np.zeros(vocab, bool)
+  allowed[: len(tokenizer)] = True
+  allowed[[index for index in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder)
+           if index not in end and tokenizer.added_tokens_decoder[index].special]] = False
+  return allowed
 
 
 @contextlib.contextmanager
@@ -234,33 +263,12 @@ def open_run(config, *, check=True):
   if jax.process_count() > 1:
     raise ValueError(f"{jax.process_count()} processes: runs on several hosts are not supported "
                      "yet; use one host")
-  section = config.model
-  if section.path:
-    import transformers
-
-    from ares_jax.models import hf
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(section.path)
-    model = hf.model_config(section.path, compute_dtype=section.compute_dtype,
-                            remat=section.remat, unroll=section.unroll)
-  else:
-    tokenizer = digits.tokenizer()
-    # Rounded up, so that 8 devices divide the embedding.
-    model = ModelConfig(
-      **{field.name: getattr(section.sizes, field.name)
-         for field in dataclasses.fields(section.sizes)},
-      vocab=-(-len(tokenizer) // 8) * 8,
-      image_token=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
-      compute_dtype=section.compute_dtype, remat=section.remat, unroll=section.unroll)
+  model, tokenizer = model_and_tokenizer(config.model)
   chat = Chat(tokenizer, config.prompt.suffix, model.image_token)
   vision = model.vision
   encoder = Encoder(chat, config.prompt, vision.window, vision.patch, vision.merge)
-  # Image and vision marks have no place in an answer, ids beyond the tokenizer no text.
-  allowed = np.zeros(model.vocab, bool)
-  allowed[: len(tokenizer)] = True
   end = (tokenizer.eos_token_id,)
-  allowed[[index for index in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder)
-           if index not in end and tokenizer.added_tokens_decoder[index].special]] = False
+  allowed = allowed_tokens(tokenizer, model.vocab, end)
   grade = config.grade
   with GradingPool(grade.workers, grade.timeout, grader=grade.grader,
                    timeout_share=grade.timeout_share) as grader:

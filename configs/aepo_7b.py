@@ -28,7 +28,9 @@ def get_config():
 
   c.prompt = dict(
     suffix=" First think, inside <think> and </think>. Then give the final answer in \\boxed{}.",
-    max_tokens=4096, windows=384,  # 4194304 px in 112-px windows: 334, and partial ones at edges
+    # Shapes of a prompt batch: 784 px are a token and 12544 px a window, partial ones at the edges.
+    # An image of 4194304 px alone has 5329 tokens: rows beyond the last shape are an error.
+    max_tokens=(1024, 2048, 4096), windows=(96, 192, 384),
     min_pixels=262144, max_pixels=4194304)
   c.grade = dict(workers=8, timeout=2.0, timeout_share=0.1, grader="layered")  # s an answer
 

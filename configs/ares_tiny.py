@@ -38,7 +38,8 @@ def get_config():
                  last_lesson=(0.25, 0.70, 0.05), captions=(0.9, 0.1)),
     curated=640, prompts=100_000, test=256)
 
-  c.prompt = dict(suffix="", max_tokens=26, windows=4, min_pixels=28 * 28, max_pixels=112 * 112)
+  c.prompt = dict(suffix="", max_tokens=(26,), windows=(4,), min_pixels=28 * 28,
+                  max_pixels=112 * 112)
   c.grade = dict(workers=1, timeout=2.0, timeout_share=0.1, grader="layered")  # s an answer
 
   adam = dict(schedule="cosine", warmup_steps=30, final_fraction=0.1, b1=0.9, b2=0.98, eps=1e-8,

@@ -156,3 +156,22 @@ def test_what_a_killed_save_left_is_removed(tmp_path):
     assert saved.latest() == 1
     saved.save(2, {"a": jnp.zeros(3)}, {})
   assert not os.path.exists(left) and saved.latest() == 2
+
+
+def test_reads_one_part_and_leaves_the_folder_alone(tmp_path):
+  mesh = mesh_lib.make_mesh(2, 2)
+  state = make_state(mesh)
+  with checkpoint.Checkpoints(str(tmp_path), keep=2) as saved:
+    saved.save(7, state, {})
+  half_done = tmp_path / "9.orbax-checkpoint-tmp"  # of a run that is saving just now
+  half_done.mkdir()
+  assert checkpoint.newest(str(tmp_path)) == 7
+  step, params = checkpoint.read_part(str(tmp_path), "params",
+                                      checkpoint.abstract_like(state.params))
+  assert step == 7 and half_done.is_dir()
+  assert_same(params, state.params)
+  assert checkpoint.newest(str(tmp_path / "none")) is None and not (tmp_path / "none").exists()
+  wrong = checkpoint.abstract_like(state.params)
+  del wrong["nan"]
+  with pytest.raises(ValueError, match="params/nan is only in it"):
+    checkpoint.read_part(str(tmp_path), "params", wrong)

@@ -59,7 +59,7 @@ def test_a_run_is_evaluated_on_its_own_data_and_resumed(trained, monkeypatch):
 
 
 def test_a_workdir_without_a_checkpoint_is_named(trained, tmp_path):
-  with pytest.raises(ValueError, match="holds no checkpoint of warmup, adacs, aepo"):
+  with pytest.raises(ValueError, match="has no checkpoint of warmup, adacs, aepo"):
     evaluate.newest(trained[1], str(tmp_path))
 
 

@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "ares_jax"
 
 # A module may import from rows below its own; inside models/, data/ and ops/ sideways too.
 ROWS = (
-  ("train", "evaluate", "generate", "plan", "report", "diagnose"),
+  ("train", "evaluate", "generate", "export", "plan", "report", "diagnose"),
   ("setup", "ablation"),
   ("adacs", "aepo"),
   ("measure", "predictions", "rollout", "loop"),

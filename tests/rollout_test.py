@@ -1,3 +1,4 @@
+import dataclasses
 
 import jax
 import numpy as np
@@ -96,6 +97,21 @@ def test_share_of_truncated_answers():
 def test_needs_at_least_one_batch():
   with pytest.raises(ValueError, match="batches"):
     FilterConfig(0, 0.01, 0.99)
+
+
+def test_batches_of_several_shapes_are_filtered_into_one():
+  wide = prompts(2)
+  pad = ((0, 0), (0, 2))
+  wide = dataclasses.replace(
+    wide, tokens=np.pad(wide.tokens, pad), unit=np.pad(wide.unit, pad, constant_values=-1),
+    positions=np.pad(wide.positions, ((0, 0), *pad)))
+  rollout = collect(Fake([ALL, HALF, HALF, ALL]), None, iter([prompts(0), wide]),
+                    jax.random.key(0), group=2, sampling=None, config=FilterConfig(2, 0.01, 0.99))
+  assert [row["id"] for row in rollout.prompts.rows] == [1, 2]
+  np.testing.assert_array_equal(rollout.batch.tokens, [
+    [21, 22, 120, 121, 0, 0, 0], [21, 22, 130, 0, 0, 0, 0],
+    [11, 12, 13, 100, 101, 0, 0], [11, 12, 13, 110, 0, 0, 0]])
+  np.testing.assert_array_equal(rollout.batch.unit[2], [-1, 0, -1, -1, -1, -1, -1])
 
 
 def test_joined_prompts_are_those_taken():

@@ -6,8 +6,10 @@ Text of a question is data: a control token written in it (`<|image_pad|>`) is e
 import copy
 import dataclasses
 import functools
+import re
 
-IMAGE_MARK = "<image>"
+# Where an image goes: the next one, or the one of that number (counted from 1).
+IMAGE_MARK = re.compile(r"<image(?: ?(\d+))?>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,21 +26,45 @@ class Chat:
   suffix: str
   image_token: int
 
+  def order(self, question, images):
+    """Which image stands where: numbers of the images (from 0) in the order of the prompt.
+
+    Args:
+      question: text; `<image>` marks where the next image goes, `<image 2>` or `<image2>` where
+        the second one does. Without any mark, all images come first, in order.
+      images: how many the row has.
+
+    Raises:
+      ValueError: the question has marks, but not one an image.
+    """
+    marks = [mark.group(1) for mark in IMAGE_MARK.finditer(question + self.suffix)]
+    if not marks:
+      return list(range(images))
+    if len(marks) != images:
+      raise ValueError(f"the question has {len(marks)} image marks but {images} images; give one "
+                       "mark (<image> or <image 1>) an image, or none")
+    if all(number is None for number in marks):
+      return list(range(images))
+    if sorted(map(str, marks)) != sorted(str(1 + index) for index in range(images)):
+      raise ValueError(f"the question's image marks have the numbers {', '.join(map(str, marks))}; "
+                       f"each of 1..{images} must stand once, or none")
+    return [int(number) - 1 for number in marks]
+
   def prompt(self, question, image_tokens):
     """Token ids of one user turn, ready for the assistant's answer.
 
     Args:
-      question: text; `<image>` marks where an image goes. Without any mark, all images come first.
-      image_tokens: for each image, how many tokens it takes (merged vision units).
+      question: text with marks, as in `order`.
+      image_tokens: for each image in that order, how many tokens it takes (merged vision units).
 
     Returns:
       list of int.
 
     Raises:
-      ValueError: the question has marks, but not one an image.
+      ValueError: as in `order`.
     """
-    content = self._content(question + self.suffix, len(image_tokens))
-    ids = self._encode(content)
+    self.order(question, len(image_tokens))
+    ids = self._encode(self._content(question + self.suffix, len(image_tokens)))
     expanded, images = [], iter(image_tokens)
     for token in ids:
       expanded += [token] * (next(images) if token == self.image_token else 1)
@@ -53,12 +79,9 @@ class Chat:
     return self.tokenizer.decode(tokens, skip_special_tokens=True)
 
   def _content(self, text, images):
-    pieces = text.split(IMAGE_MARK)
+    pieces = IMAGE_MARK.split(text)[::2]  # between them stand the numbers
     if len(pieces) == 1:
       return [{"type": "image"}] * images + [{"type": "text", "text": text}]
-    if len(pieces) - 1 != images:
-      raise ValueError(f"the question has {len(pieces) - 1} {IMAGE_MARK} marks but {images} "
-                       "images; give one mark an image, or none")
     content = []
     for piece in pieces:
       content += [{"type": "text", "text": piece}] if piece else []
@@ -66,20 +89,20 @@ class Chat:
     return content[:-1]
 
   def _encode(self, content):
-    added = self.tokenizer.added_tokens_decoder.values()
-    special = [str(token) for token in added if token.special]
-    if not any(token in part.get("text", "") for part in content for token in special):
+    if not any(self._special.search(part.get("text", "")) for part in content):
       return self._ids(self._render(content))
-    # Rendered with stand-ins, so that only the template's own control tokens are read as such.
-    marks = {f"\x00{index}\x00": part["text"] for index, part in enumerate(content)
-             if part["type"] == "text"}
-    stand_ins = [dict(part, text=f"\x00{index}\x00") if part["type"] == "text" else part
-                 for index, part in enumerate(content)]
-    rendered, ids = self._render(stand_ins), []
-    for mark, text in marks.items():
-      before, rendered = rendered.split(mark)
-      ids += self._ids(before) + self._plain(text)
-    return ids + self._ids(rendered)
+    # Rendered with stand-ins for the tokens a user wrote, so that only the template's own are read
+    # as such. The text between keeps its neighbours: the template's newline before it may join it.
+    content = [dict(part, text=part["text"].replace("\0", "")) if part["type"] == "text" else part
+               for part in content]
+    found = [token for part in content for token in self._special.findall(part.get("text", ""))]
+    stand_ins = [dict(part, text=self._special.sub("\0", part["text"])) if part["type"] == "text"
+                 else part for part in content]
+    first, *others = self._render(stand_ins).split("\0")
+    ids = self._ids(first)
+    for token, text in zip(found, others, strict=True):
+      ids += self._plain(token) + self._ids(text)
+    return ids
 
   def _render(self, content):
     return self.tokenizer.apply_chat_template(
@@ -90,6 +113,13 @@ class Chat:
 
   def _plain(self, text):
     return self._text_only.encode(text, add_special_tokens=False).ids
+
+  @functools.cached_property
+  def _special(self):
+    """Finds control tokens, the longest where one begins with another."""
+    added = self.tokenizer.added_tokens_decoder.values()
+    special = sorted((str(token) for token in added if token.special), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, special)) or "(?!)")
 
   @functools.cached_property
   def _text_only(self):

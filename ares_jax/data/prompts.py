@@ -4,6 +4,8 @@ P prompts, T prompt tokens, W vision windows, S patches a window.
 """
 
 import dataclasses
+import functools
+import sys
 
 import numpy as np
 from PIL import Image
@@ -15,17 +17,26 @@ from ares_jax.data.positions import mrope_positions
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-  """How a row becomes a prompt of fixed shape."""
+  """How a row becomes a prompt of fixed shape.
+
+  Shape i has room for max_tokens[i] tokens and windows[i] vision windows in every row. A batch
+  takes the first shape that holds all its rows: programs are compiled for these shapes and no more.
+  """
 
   suffix: str  # appended to every question
-  max_tokens: int  # T: a longer prompt is an error
-  windows: int  # W: vision windows a row has room for
+  max_tokens: tuple[int, ...]  # T of each shape, ascending; a longer prompt is an error
+  windows: tuple[int, ...]  # W of each shape, as many as max_tokens and ascending too
   min_pixels: int  # images are resized to an area within these bounds (HF's rule)
   max_pixels: int
 
   def __post_init__(self):
-    if self.max_tokens < 1 or self.windows < 1:
-      raise ValueError(f"max_tokens = {self.max_tokens} and windows = {self.windows} must be >= 1")
+    if len(self.max_tokens) != len(self.windows) or not self.max_tokens:
+      raise ValueError(f"max_tokens = {self.max_tokens} and windows = {self.windows} must have the "
+                       "same number of sizes, one or more: shape i is made of the i-th of both")
+    for name in ("max_tokens", "windows"):
+      sizes = getattr(self, name)
+      if min(sizes) < 1 or list(sizes) != sorted(sizes):
+        raise ValueError(f"{name} = {sizes} must be >= 1 and ascending")
     if not 0 < self.min_pixels <= self.max_pixels:
       raise ValueError(f"min_pixels = {self.min_pixels}, max_pixels = {self.max_pixels}: "
                        "0 < min_pixels <= max_pixels is needed")
@@ -42,7 +53,7 @@ class EncodedPrompt:
 
 @dataclasses.dataclass(frozen=True)
 class PromptBatch:
-  """P prompts, right-padded, with their images and the rows they came from."""
+  """P prompts of one shape, right-padded, with their images and the rows they came from."""
 
   tokens: np.ndarray  # int32 [P, T]
   length: np.ndarray  # int32 [P]
@@ -61,7 +72,11 @@ class PromptBatch:
 
   @classmethod
   def join(cls, batches):
-    """One batch of several of the same shapes."""
+    """One batch of several; those of a smaller shape are padded to the largest."""
+    tokens = max(batch.tokens.shape[1] for batch in batches)
+    windows = max(batch.vision["image"].shape[1] for batch in batches)
+    batches = [batch._padded(tokens, windows) for batch in batches]
+
     def stack(field, axis=0):
       return np.concatenate([getattr(batch, field) for batch in batches], axis)
 
@@ -69,6 +84,17 @@ class PromptBatch:
               for name in batches[0].vision}
     return cls(stack("tokens"), stack("length"), stack("positions", 1), stack("unit"), vision,
                stack("prompt_id"), [row for batch in batches for row in batch.rows])
+
+  def _padded(self, tokens, windows):
+    def pad(array, axis, size, value=0):
+      more = size - array.shape[axis]
+      widths = [(0, more if place == axis else 0) for place in range(array.ndim)]
+      return np.pad(array, widths, constant_values=value) if more else array
+
+    vision = {name: pad(array, 1, windows) for name, array in self.vision.items()}
+    return dataclasses.replace(
+      self, tokens=pad(self.tokens, 1, tokens), positions=pad(self.positions, 2, tokens),
+      unit=pad(self.unit, 1, tokens, -1), vision=vision)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,24 +115,47 @@ class Encoder:
 
   def encode(self, row):
     """EncodedPrompt of one row; ValueError naming the row where it cannot be one."""
+    limit = self.config.max_tokens[-1], self.config.windows[-1]
     try:
-      pictures = [self._picture(image) for image in row["images"]]
-      units = [int(np.prod(grid)) // self.merge**2 for _, grid in pictures]
+      order = self.chat.order(row["question"], len(row["images"]))
+      pictures = [self._picture(row["images"][index]) for index in order]
+      grids = [grid for _, grid in pictures]
+      units = [int(np.prod(grid)) // self.merge**2 for grid in grids]
       tokens = np.int32(self.chat.prompt(row["question"], units))
+      prompt = EncodedPrompt(
+        tokens, mrope_positions(tokens, self.chat.image_token, grids, self.merge), pictures)
     except ValueError as error:
       raise ValueError(f"row {row['id']}: {error}") from error
-    if len(tokens) > self.config.max_tokens:
-      raise ValueError(f"row {row['id']}: the prompt has {len(tokens)} tokens, the limit is "
-                       f"{self.config.max_tokens}; raise prompt.max_tokens or lower max_pixels")
-    grids = [grid for _, grid in pictures]
-    return EncodedPrompt(tokens, mrope_positions(tokens, self.chat.image_token, grids, self.merge),
-                         pictures)
+    need = len(tokens), self.windows(prompt)
+    for name, size, room in zip(("max_tokens", "windows"), need, limit, strict=True):
+      if size > room:
+        raise ValueError(f"row {row['id']}: the prompt has {need[0]} tokens and {need[1]} vision "
+                         f"windows, the limit is {limit[0]} and {limit[1]}; raise prompt.{name} or "
+                         "lower max_pixels")
+    return prompt
+
+  def windows(self, prompt):
+    """Vision windows that an EncodedPrompt needs."""
+    return images.count_windows([grid for _, grid in prompt.images], window=self.window,
+                                patch=self.patch, merge=self.merge)
 
   def batch(self, rows, prompt_id):
-    """PromptBatch of `rows`; `prompt_id` int32 [P] says where in the stream they stand."""
+    """PromptBatch of `rows` in the first shape that holds them all.
+
+    Args:
+      rows: list of rows.
+      prompt_id: int32 [P], where in the stream they stand.
+    """
     encoded = [self.encode(row) for row in rows]
-    tokens, positions, unit, vision = self.pack([[prompt] for prompt in encoded],
-                                                self.config.max_tokens, self.config.windows)
+    need = (max(len(prompt.tokens) for prompt in encoded),
+            max(self.windows(prompt) for prompt in encoded))
+    shapes = list(zip(self.config.max_tokens, self.config.windows, strict=True))
+    shape = next(shape for shape in shapes if need[0] <= shape[0] and need[1] <= shape[1])
+    if shape not in self._seen:
+      self._seen.add(shape)
+      print(f"prompts of {shape[0]} tokens and {shape[1]} vision windows: shape {len(self._seen)} "
+            f"of {len(shapes)}, compiled at its first use", file=sys.stderr, flush=True)
+    tokens, positions, unit, vision = self.pack([[prompt] for prompt in encoded], *shape)
     return PromptBatch(tokens, np.int32([len(prompt.tokens) for prompt in encoded]), positions,
                        unit, vision, np.int32(prompt_id), list(rows))
 
@@ -138,6 +187,11 @@ class Encoder:
       if units[index]:
         unit[index, tokens[index] == self.chat.image_token] = np.concatenate(units[index])
     return tokens, positions, unit, vision
+
+  @functools.cached_property
+  def _seen(self):
+    """Shapes that batches have had; two reading threads may at worst both report one."""
+    return set()
 
   def _picture(self, image):
     if isinstance(image, np.ndarray):

@@ -3,7 +3,8 @@
 A row is a dict:
   id        str, stable across runs
   source    str, the data set it belongs to (AdaCS draws its length targets per source)
-  question  str; `<image>` marks where an image goes, or no mark and all images come first
+  question  str; `<image>` marks where the next image goes, `<image 2>` where the second one does;
+            without any mark all images come first
   answer    str, the accepted truth, or a list of them: an option's letter and its text
   images    list of uint8 arrays [H, W, 3] or file names
   response  str, only for supervised examples

@@ -7,7 +7,6 @@ import dataclasses
 
 import numpy as np
 
-from ares_jax.data import images
 from ares_jax.data.prompts import EncodedPrompt
 
 
@@ -48,7 +47,7 @@ def trace_batch(encoder, rows, *, row_tokens, row_windows, row_multiple):
     ValueError: an example alone is longer than a row.
   """
   examples = [encode_example(encoder, row) for row in rows]
-  sizes = [(len(sequence.tokens), _windows(encoder, sequence)) for sequence, _ in examples]
+  sizes = [(len(sequence.tokens), encoder.windows(sequence)) for sequence, _ in examples]
   for row, (tokens, windows) in zip(rows, sizes, strict=True):
     if tokens > row_tokens or windows > row_windows:
       raise ValueError(f"row {row['id']}: {tokens} tokens and {windows} vision windows, a packed "
@@ -89,8 +88,3 @@ def first_fit(sizes, room):
     left[number] = tuple(space - size
                          for space, size in zip(left[number], sizes[index], strict=True))
   return bins
-
-
-def _windows(encoder, sequence):
-  return images.count_windows([grid for _, grid in sequence.images], window=encoder.window,
-                              patch=encoder.patch, merge=encoder.merge)

@@ -1,95 +1,41 @@
 """Hugging Face folders in and out: config.json, safetensors, and one rule table for both ways.
 
-Importing this needs neither torch nor transformers. Tensors are read in slices, so a host holds
-only its own shards, and written in the base folder's dtypes, names and files, so a model that was
-not trained comes back byte for byte.
+Importing this needs neither torch nor transformers. Files are read one after the other and tensor
+by tensor, in slices: a host holds its own part of one tensor at a time. Weights are written in the
+base folder's dtypes, names and files, so a model that was not trained comes back byte for byte.
 """
 
-import collections
 import contextlib
-import dataclasses
+import functools
 import json
 import math
-import os
 import pathlib
 import shutil
 import tempfile
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from ares_jax.models import hf_files, hf_processor
 from ares_jax.models.config import ModelConfig
-from ares_jax.models.hf_config import model_config
-from ares_jax.models.weights import Params, Weight, name_of, shardings, table
+from ares_jax.models.hf_config import config_fields, model_config
+from ares_jax.models.hf_files import RULES, Folder, Rule, Tensor, sources_of
+from ares_jax.models.weights import Params, name_of, shardings, table
 
-__all__ = ["RULES", "from_hf", "model_config", "sources_of", "to_hf", "to_theirs"]
-
-Folder = str | os.PathLike
-INDEX = "model.safetensors.index.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-  """How one of our tensors and its Hugging Face tensors relate.
-
-  name: theirs, {layer} where ours is stacked over blocks.
-  inputs: how many leading dimensions of ours (behind the layer axis) a matmul contracts. Theirs is
-    a matrix [outputs, inputs], ours [inputs..., outputs...]; 0: same order, only reshaped.
-  """
-
-  name: str
-  inputs: int
-
-
-_TEXT, _TOWER = "model.layers.{layer}.", "visual.blocks.{layer}."
-RULES = {
-  "embed": Rule("model.embed_tokens.weight", 0),
-  "unembed": Rule("lm_head.weight", 0),
-  "final_norm": Rule("model.norm.weight", 0),
-  "blocks/attention_norm": Rule(_TEXT + "input_layernorm.weight", 0),
-  "blocks/q": Rule(_TEXT + "self_attn.q_proj.weight", 1),
-  "blocks/q_bias": Rule(_TEXT + "self_attn.q_proj.bias", 0),
-  "blocks/k": Rule(_TEXT + "self_attn.k_proj.weight", 1),
-  "blocks/k_bias": Rule(_TEXT + "self_attn.k_proj.bias", 0),
-  "blocks/v": Rule(_TEXT + "self_attn.v_proj.weight", 1),
-  "blocks/v_bias": Rule(_TEXT + "self_attn.v_proj.bias", 0),
-  "blocks/o": Rule(_TEXT + "self_attn.o_proj.weight", 2),
-  "blocks/mlp_norm": Rule(_TEXT + "post_attention_layernorm.weight", 0),
-  "blocks/gate": Rule(_TEXT + "mlp.gate_proj.weight", 1),
-  "blocks/up": Rule(_TEXT + "mlp.up_proj.weight", 1),
-  "blocks/down": Rule(_TEXT + "mlp.down_proj.weight", 1),
-  "vision/patch": Rule("visual.patch_embed.proj.weight", 1),
-  "vision/blocks/attention_norm": Rule(_TOWER + "norm1.weight", 0),
-  "vision/blocks/qkv": Rule(_TOWER + "attn.qkv.weight", 1),
-  "vision/blocks/qkv_bias": Rule(_TOWER + "attn.qkv.bias", 0),
-  "vision/blocks/o": Rule(_TOWER + "attn.proj.weight", 2),
-  "vision/blocks/o_bias": Rule(_TOWER + "attn.proj.bias", 0),
-  "vision/blocks/mlp_norm": Rule(_TOWER + "norm2.weight", 0),
-  "vision/blocks/gate": Rule(_TOWER + "mlp.gate_proj.weight", 1),
-  "vision/blocks/gate_bias": Rule(_TOWER + "mlp.gate_proj.bias", 0),
-  "vision/blocks/up": Rule(_TOWER + "mlp.up_proj.weight", 1),
-  "vision/blocks/up_bias": Rule(_TOWER + "mlp.up_proj.bias", 0),
-  "vision/blocks/down": Rule(_TOWER + "mlp.down_proj.weight", 1),
-  "vision/blocks/down_bias": Rule(_TOWER + "mlp.down_proj.bias", 0),
-  "vision/merger/norm": Rule("visual.merger.ln_q.weight", 0),
-  "vision/merger/up": Rule("visual.merger.mlp.0.weight", 1),
-  "vision/merger/up_bias": Rule("visual.merger.mlp.0.bias", 0),
-  "vision/merger/down": Rule("visual.merger.mlp.2.weight", 1),
-  "vision/merger/down_bias": Rule("visual.merger.mlp.2.bias", 0),
-}
-# transformers in memory, and folders some tools write, nest the two halves one level deeper.
-_NESTED = (("model.language_model.", "model."), ("model.visual.", "visual."))
+__all__ = ["from_hf", "model_config", "to_hf", "to_new_hf"]
 
 
 def from_hf(folder: Folder, config: ModelConfig, mesh: Mesh | None,
             dtype: jnp.dtype = jnp.float32) -> Params:
   """Reads the weights of a folder, each device's part straight to that device.
+
+  Besides the parameters a host holds its part of one tensor of the folder at a time, in the file's
+  dtype: blocks go one by one into the stacked arrays on the devices, where they are cast.
 
   Args:
     folder: holds model.safetensors or the shards an index names.
@@ -100,23 +46,86 @@ def from_hf(folder: Folder, config: ModelConfig, mesh: Mesh | None,
   Raises:
     ValueError: naming every tensor that is missing, unknown or of another shape.
   """
-  weights = table(config)
-  targets = jax.tree.map(lambda _: None, weights) if mesh is None else shardings(config, mesh)
-  with contextlib.ExitStack() as stack:
-    tensors = _open(folder, stack)
-    _check(tensors, config, folder)
+  weights, tensors, sources = table(config), hf_files.tensors_of(folder), sources_of(config)
+  hf_files.check(tensors, config, folder)
+  weight_of = hf_files.by_name(weights)
+  target_of = (dict.fromkeys(weight_of) if mesh is None
+               else hf_files.by_name(shardings(config, mesh)))
+  loaded = {}
+  for file, names in hf_files.by_file(tensors).items():
+    with safe_open(pathlib.Path(folder) / file, framework="np") as opened:
+      for name in names:
+        path, layer = sources[name]
+        if name == hf_files.HEAD and config.tied:  # a second copy of the embedding
+          continue
+        weight, target = weight_of[path], target_of[path]
+        slices = opened.get_slice(tensors[name].stored)
+        if layer is None:
+          part = _put(slices, tensors[name], RULES[path], weight.shape, target)
+          loaded[path] = part.astype(dtype)
+        else:
+          if path not in loaded:
+            loaded[path] = jnp.zeros(weight.shape, dtype, device=target)
+          block = None if mesh is None else NamedSharding(mesh, PartitionSpec(*weight.spec[1:]))
+          part = _put(slices, tensors[name], RULES[path], weight.shape[1:], block)
+          loaded[path] = _set_layer(loaded[path], part, layer, target=target)
+        # Without waiting, host copies of many tensors would queue for the devices.
+        jax.block_until_ready(loaded[path])
+  return jax.tree_util.tree_map_with_path(lambda path, _: loaded[name_of(path)], weights)
 
-    def tensor(path, weight: Weight, target):
-      rule = RULES[name_of(path)]
 
-      def part(index) -> np.ndarray:
-        return _read(tensors, rule, weight.shape, index, dtype)
+@functools.partial(jax.jit, static_argnames="target", donate_argnames="stack")
+def _set_layer(stack, part, layer, *, target):
+  """`stack` with one block replaced, in place; the cast happens here, on the device."""
+  stack = jax.lax.dynamic_update_index_in_dim(stack, part.astype(stack.dtype), layer, 0)
+  return stack if target is None else jax.lax.with_sharding_constraint(stack, target)
 
-      if target is None:
-        return jnp.asarray(part((slice(None),) * len(weight.shape)))
-      return jax.make_array_from_callback(weight.shape, target, part)
 
-    return jax.tree_util.tree_map_with_path(tensor, weights, targets)
+def _put(slices, tensor, rule: Rule, shape, target) -> jax.Array:
+  """One tensor of theirs, in our order of values and its own dtype, on the devices."""
+  if target is None:
+    return jnp.asarray(_read(slices, tensor, rule.inputs, shape, (slice(None),) * len(shape)))
+  parts = {}
+
+  def part(index) -> np.ndarray:
+    # Devices that hold the same part share one copy.
+    key = tuple(slice(*s.indices(size)).start for s, size in zip(index, shape, strict=True))
+    if key not in parts:
+      parts[key] = _read(slices, tensor, rule.inputs, shape, index)
+    return parts[key]
+
+  return jax.make_array_from_callback(shape, target, part)
+
+
+def _read(slices, tensor: Tensor, inputs: int, shape, index) -> np.ndarray:
+  """The part `index` of a tensor in our order of values, from safetensors' lazy `slices`.
+
+  Args:
+    slices: what `get_slice` gave.
+    tensor: its shape in the file.
+    inputs: as in `Rule`.
+    shape: ours, without the layer axis.
+    index: slices, one a dimension of ours.
+  """
+  index = tuple(slice(*part.indices(size)) for part, size in zip(index, shape, strict=True))
+  if not inputs:
+    if len(tensor.shape) == len(shape):
+      return slices[index]
+    return slices[:].reshape(shape)[index]
+  # Ours is [inputs..., outputs...], theirs the matrix [outputs, inputs]: the first dimension of
+  # either group is read in part, the others, which no sharding splits, are cut behind.
+  first, second = index[0], index[inputs]
+  inner = math.prod(shape[1:inputs])
+  outer = math.prod(shape[inputs + 1:])
+  rows = slice(second.start * outer, second.stop * outer)
+  if len(tensor.shape) == 2:
+    matrix = slices[rows, first.start * inner:first.stop * inner]
+  else:
+    matrix = slices[rows].reshape(rows.stop - rows.start, -1)[:, first]
+  part = matrix.T.reshape(first.stop - first.start, *shape[1:inputs],
+                          second.stop - second.start, *shape[inputs + 1:])
+  whole = slice(None)
+  return part[(whole, *index[1:inputs], whole, *index[inputs + 1:])]
 
 
 def to_hf(params: Params, config: ModelConfig, folder: Folder, base: Folder) -> None:
@@ -134,161 +143,71 @@ def to_hf(params: Params, config: ModelConfig, folder: Folder, base: Folder) -> 
   Raises:
     ValueError: the folder exists, or base holds other tensors than config asks for.
   """
-  folder, base = pathlib.Path(folder), pathlib.Path(base)
+  base = pathlib.Path(base)
+  tensors = hf_files.tensors_of(base)
+  hf_files.check(tensors, config, base)
+
+  def rest(partial):
+    for path in base.iterdir():
+      if path.suffix in (".json", ".txt", ".jinja", ".model") and path.is_file():
+        shutil.copyfile(path, partial / path.name)
+
+  _write(params, config, pathlib.Path(folder), tensors, rest)
+
+
+def to_new_hf(params: Params, config: ModelConfig, folder: Folder, *, tokenizer, min_pixels: int,
+              max_pixels: int) -> None:
+  """Writes a folder for a model that came from none: float32 weights in one file.
+
+  Args:
+    params: the weights.
+    config: sizes.
+    folder: must not exist yet; like `to_hf` in this, too.
+    tokenizer: a `transformers` fast tokenizer with the control tokens of Qwen2.5-VL.
+    min_pixels, max_pixels: areas that images are resized to.
+
+  Raises:
+    ValueError: the folder exists, or the sizes have no form in their config.json.
+  """
+  files = {"config.json": config_fields(config, tokenizer),
+           "generation_config.json": {"eos_token_id": tokenizer.eos_token_id,
+                                      "pad_token_id": tokenizer.pad_token_id},
+           hf_processor.FILE: hf_processor.processor_fields(
+             config.vision, min_pixels=min_pixels, max_pixels=max_pixels)}
+
+  def rest(partial):
+    tokenizer.save_pretrained(partial)
+    for name, fields in files.items():
+      (partial / name).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+  _write(params, config, pathlib.Path(folder), hf_files.tensors_for(config), rest)
+
+
+def _write(params, config, folder: pathlib.Path, tensors: dict[str, Tensor], rest) -> None:
+  """Writes `tensors` file by file, then what `rest` does, and only then gives it the name."""
   if folder.exists():
     raise ValueError(f"{folder} exists; export to a new folder")
+  flat, sources = hf_files.by_name(params), sources_of(config)
   with contextlib.ExitStack() as stack:
-    tensors = _open(base, stack)
-    _check(tensors, config, base)
-    sources = sources_of(config)
-    flat = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     writes = jax.process_index() == 0
     if writes:
       folder.parent.mkdir(parents=True, exist_ok=True)
       partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
       stack.callback(shutil.rmtree, partial, ignore_errors=True)
-    for file, names in _by_file(tensors).items():
+    for file, names in hf_files.by_file(tensors).items():
       shard = {}
       for name in names:
         path, layer = sources[name]
         ours = _fetch(flat[path], layer)
         if writes:
-          theirs = to_theirs(ours, path).reshape(tensors[name].shape)
+          theirs = hf_files.to_theirs(ours, path).reshape(tensors[name].shape)
           shard[tensors[name].stored] = np.ascontiguousarray(theirs.astype(tensors[name].dtype))
       if writes:
         save_file(shard, partial / file, metadata={"format": "pt"})
     if writes:
-      for path in base.iterdir():
-        if path.suffix in (".json", ".txt", ".jinja", ".model") and path.is_file():
-          shutil.copyfile(path, partial / path.name)
+      rest(partial)
       partial.chmod(0o755)  # mkdtemp's folders are private
       partial.rename(folder)
-
-
-def sources_of(config: ModelConfig) -> dict[str, tuple[str, int | None]]:
-  """Their name -> our path and block of every tensor the config asks for."""
-  sources = {}
-  for path, weight in jax.tree_util.tree_leaves_with_path(table(config)):
-    rule = RULES[name_of(path)]
-    if "{layer}" in rule.name:
-      for layer in range(weight.shape[0]):
-        sources[rule.name.format(layer=layer)] = name_of(path), layer
-    else:
-      sources[rule.name] = name_of(path), None
-  if config.tied:
-    # Some tied folders store the matrix twice.
-    sources["lm_head.weight"] = "embed", None
-  return sources
-
-
-def to_theirs(ours: np.ndarray, path: str) -> np.ndarray:
-  """One tensor of ours, without the layer axis, in their order of values."""
-  inputs = RULES[path].inputs
-  return ours.reshape(math.prod(ours.shape[:inputs]), -1).T if inputs else ours
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-  """One tensor of a folder, not read yet."""
-
-  file: str
-  stored: str  # its name in the file
-  shape: tuple[int, ...]
-  dtype: np.dtype
-  slices: Any  # safetensors' lazy slice
-
-
-def _open(folder: Folder, stack: contextlib.ExitStack) -> dict[str, _Tensor]:
-  """All tensors of a folder by their flat name; files stay open until `stack` closes."""
-  folder = pathlib.Path(folder)
-  if (folder / INDEX).exists():
-    files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-  else:
-    files = ["model.safetensors"]
-  tensors = {}
-  for file in files:
-    if not (folder / file).is_file():
-      raise ValueError(f"{folder}: no {file}; this is no folder of safetensors weights, or a shard "
-                       "was not downloaded")
-    opened = stack.enter_context(safe_open(folder / file, framework="np"))
-    for stored in opened.keys():
-      slices = opened.get_slice(stored)
-      name = stored
-      for nested, flat in _NESTED:
-        if name.startswith(nested):
-          name = flat + name[len(nested):]
-      dtype = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16}.get(slices.get_dtype())
-      if dtype is None:
-        raise ValueError(f"{folder}/{file}: {stored} is {slices.get_dtype()}; only F32, BF16 and "
-                         "F16 weights can be read (quantised folders cannot)")
-      tensors[name] = _Tensor(file, stored, tuple(slices.get_shape()), np.dtype(dtype), slices)
-  return tensors
-
-
-def _check(tensors: dict[str, _Tensor], config: ModelConfig, folder: Folder) -> None:
-  shapes = {name_of(path): weight.shape
-            for path, weight in jax.tree_util.tree_leaves_with_path(table(config))}
-  sources = sources_of(config)
-  missing = sources.keys() - tensors.keys() - ({"lm_head.weight"} if config.tied else set())
-  unknown = tensors.keys() - sources.keys()
-  faults = [f"missing {name}" for name in sorted(missing)]
-  faults += [f"unknown {tensors[name].stored}" for name in sorted(unknown)]
-  for name in sorted(sources.keys() & tensors.keys()):
-    path, layer = sources[name]
-    ours = shapes[path] if layer is None else shapes[path][1:]
-    want = _their_shape(path, ours, config)
-    if tensors[name].shape != want:
-      faults.append(f"{name} is {tensors[name].shape} instead of {want}")
-  if faults:
-    raise ValueError(f"{folder} does not hold this model: " + "; ".join(faults))
-  if config.tied and "lm_head.weight" in tensors:
-    head, embed = (tensors[name].slices[:] for name in ("lm_head.weight", RULES["embed"].name))
-    if not np.array_equal(head, embed):
-      raise ValueError(f"{folder}: config.json ties lm_head.weight to the embedding, but they "
-                       "differ; set tie_word_embeddings to false")
-
-
-def _their_shape(path: str, shape: tuple[int, ...], config: ModelConfig) -> tuple[int, ...]:
-  inputs = RULES[path].inputs
-  if path == "vision/patch":  # a 3-D convolution there
-    vision = config.vision
-    return vision.hidden, 3, vision.temporal_patch, vision.patch, vision.patch
-  if inputs:
-    return math.prod(shape[inputs:]), math.prod(shape[:inputs])
-  return shape if path in ("embed", "unembed") else (math.prod(shape),)
-
-
-def _read(tensors, rule: Rule, shape, index, dtype) -> np.ndarray:
-  """The part `index` of one of our tensors, read from their files."""
-  index = tuple(slice(*part.indices(size)) for part, size in zip(index, shape, strict=True))
-  if "{layer}" not in rule.name:
-    return _read_one(tensors[rule.name], rule.inputs, shape, index).astype(dtype)
-  out = np.empty([part.stop - part.start for part in index], dtype)
-  for place, layer in enumerate(range(index[0].start, index[0].stop)):
-    tensor = tensors[rule.name.format(layer=layer)]
-    out[place] = _read_one(tensor, rule.inputs, shape[1:], index[1:])
-  return out
-
-
-def _read_one(tensor: _Tensor, inputs: int, shape, index) -> np.ndarray:
-  if not inputs:
-    if len(tensor.shape) == len(shape):
-      return tensor.slices[index]
-    return tensor.slices[:].reshape(shape)[index]
-  # Ours is [inputs..., outputs...], theirs the matrix [outputs, inputs]: the first dimension of
-  # either group is read in part, the others, which no sharding splits, are cut behind.
-  first, second = index[0], index[inputs]
-  inner = math.prod(shape[1:inputs])
-  outer = math.prod(shape[inputs + 1:])
-  rows = slice(second.start * outer, second.stop * outer)
-  if len(tensor.shape) == 2:
-    matrix = tensor.slices[rows, first.start * inner:first.stop * inner]
-  else:
-    matrix = tensor.slices[rows].reshape(rows.stop - rows.start, -1)[:, first]
-  part = matrix.T.reshape(first.stop - first.start, *shape[1:inputs],
-                          second.stop - second.start, *shape[inputs + 1:])
-  whole = slice(None)
-  return part[(whole, *index[1:inputs], whole, *index[inputs + 1:])]
 
 
 def _fetch(array: jax.Array, layer: int | None) -> np.ndarray:
@@ -297,10 +216,3 @@ def _fetch(array: jax.Array, layer: int | None) -> np.ndarray:
   if isinstance(array, jax.Array) and not array.is_fully_addressable:
     return multihost_utils.process_allgather(array, tiled=True)
   return np.asarray(array)
-
-
-def _by_file(tensors: dict[str, _Tensor]) -> dict[str, list[str]]:
-  files = collections.defaultdict(list)
-  for name, tensor in tensors.items():
-    files[tensor.file].append(name)
-  return files

@@ -1,4 +1,4 @@
-"""Sizes of a model from a Hugging Face config.json: every field is honoured, known to be
+"""Sizes of a model from a Hugging Face config.json and back: every field is honoured, known to be
 irrelevant, or refused by name.
 
 Both forms are read: flat, as transformers 4 wrote the published folders, and with `text_config`
@@ -58,57 +58,104 @@ def model_config(folder: str | os.PathLike, *, compute_dtype: str, remat: str,
     raise ValueError(f"{path}: {error}") from error
 
 
+def config_fields(config: ModelConfig, tokenizer) -> dict:
+  """The fields of a config.json, flat as transformers 4 wrote them: servers read both forms.
+
+  Args:
+    config: sizes.
+    tokenizer: gives the ids of the control tokens.
+
+  Raises:
+    ValueError: embed is not heads * head_dim, which config.json cannot say.
+  """
+  if config.embed != config.heads * config.head_dim:
+    raise ValueError(f"embed {config.embed} is not heads {config.heads} * head_dim "
+                     f"{config.head_dim}; a Hugging Face Qwen2.5-VL has no other sizes")
+  vision = config.vision
+  start, end, video = tokenizer.convert_tokens_to_ids(
+    ["<|vision_start|>", "<|vision_end|>", "<|video_pad|>"])
+  return {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl",
+    "torch_dtype": "float32", "vocab_size": config.vocab, "hidden_size": config.embed,
+    "intermediate_size": config.mlp, "num_hidden_layers": config.layers,
+    "num_attention_heads": config.heads, "num_key_value_heads": config.kv_heads,
+    "hidden_act": "silu", "rms_norm_eps": config.norm_eps, "rope_theta": config.rope_theta,
+    "rope_scaling": {"type": "mrope", "mrope_section": list(config.mrope_sections)},
+    "use_sliding_window": False, "attention_dropout": 0.0, "tie_word_embeddings": config.tied,
+    "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
+    "pad_token_id": tokenizer.pad_token_id, "image_token_id": config.image_token,
+    "video_token_id": video, "vision_start_token_id": start, "vision_end_token_id": end,
+    "vision_config": {
+      "model_type": "qwen2_5_vl", "depth": vision.depth, "hidden_size": vision.hidden,
+      "hidden_act": "silu", "intermediate_size": vision.mlp, "num_heads": vision.heads,
+      "in_channels": 3, "patch_size": vision.patch, "spatial_merge_size": vision.merge,
+      "temporal_patch_size": vision.temporal_patch, "window_size": vision.window,
+      "out_hidden_size": vision.out, "fullatt_block_indexes": list(vision.full_attention)}}
+
+
 def _model_config(outer: dict, **run) -> ModelConfig:
   if outer["model_type"] != "qwen2_5_vl":
     raise ValueError(f"model_type is {outer['model_type']!r}; only 'qwen2_5_vl' is implemented")
-  # A nested text_config wins over the same fields left outside, as in transformers 5.
-  text = outer | outer["text_config"] if "text_config" in outer else outer
+  # As in transformers 5: a nested text_config is all that counts for the text model. What stands
+  # outside too is only looked through for fields that are not known.
+  text = outer["text_config"] if "text_config" in outer else outer
   vision = outer["vision_config"]
-  _check(text, _TEXT_READ, _TEXT_FIXED, "")
+  _check(outer | text, _TEXT_READ, _TEXT_FIXED, "")
   _check(vision, _VISION_READ, _VISION_FIXED, "vision_config.")
-  heads, embed = text["num_attention_heads"], text["hidden_size"]
+  heads, embed = _whole(text, "num_attention_heads"), _whole(text, "hidden_size")
   if embed % heads:
     raise ValueError(f"hidden_size {embed} is no multiple of num_attention_heads {heads}")
-  if any(kind != "full_attention" for kind in text.get("layer_types") or ()):
-    raise ValueError(f"layer_types {text['layer_types']}: only full_attention is implemented")
+  layers, kinds = _whole(text, "num_hidden_layers"), text.get("layer_types")
+  if kinds is not None and list(kinds) != ["full_attention"] * layers:
+    raise ValueError(f"layer_types {kinds}: only full_attention in all {layers} layers is "
+                     "implemented")
   theta, sections = _rope(text)
   return ModelConfig(
-    vocab=text["vocab_size"], embed=embed, layers=text["num_hidden_layers"], heads=heads,
-    kv_heads=text["num_key_value_heads"], head_dim=embed // heads,
-    mlp=text["intermediate_size"], rope_theta=theta, mrope_sections=sections,
-    norm_eps=text["rms_norm_eps"],
+    vocab=_whole(text, "vocab_size"), embed=embed, layers=layers, heads=heads,
+    # null: every query head has its own.
+    kv_heads=heads if text["num_key_value_heads"] is None else _whole(text, "num_key_value_heads"),
+    head_dim=embed // heads, mlp=_whole(text, "intermediate_size"), rope_theta=theta,
+    mrope_sections=sections, norm_eps=_number(text, "rms_norm_eps"),
     # transformers 4 wrote it inside or outside; absent means untied.
     tied="tie_word_embeddings" in text and text["tie_word_embeddings"]
     or "tie_word_embeddings" in outer and outer["tie_word_embeddings"],
-    vision=_vision(vision), image_token=outer["image_token_id"], **run)
+    vision=_vision(vision), image_token=_whole(outer, "image_token_id"), **run)
 
 
 def _vision(vision: dict) -> VisionConfig:
-  if "rope_parameters" in vision:
-    rope = vision["rope_parameters"]
-    if (rope["rope_type"], rope["rope_theta"]) != ("axial", 10_000.0):
-      raise ValueError(f"vision_config.rope_parameters {rope}: only axial, 10000 is implemented")
-  return VisionConfig(
-    depth=vision["depth"], hidden=vision["hidden_size"], heads=vision["num_heads"],
-    mlp=vision["intermediate_size"], patch=vision["patch_size"],
-    temporal_patch=vision["temporal_patch_size"], merge=vision["spatial_merge_size"],
-    window=vision["window_size"], full_attention=tuple(vision["fullatt_block_indexes"]),
-    out=vision["out_hidden_size"])
+  rope = vision.get("rope_parameters")
+  if rope is not None and rope != {"rope_type": "axial", "rope_theta": 10_000}:
+    raise ValueError(f"vision_config.rope_parameters {rope}: only axial, 10000 is implemented")
+  sizes = {ours: _whole(vision, theirs, "vision_config.") for ours, theirs in (
+    ("depth", "depth"), ("hidden", "hidden_size"), ("heads", "num_heads"),
+    ("mlp", "intermediate_size"), ("patch", "patch_size"),
+    ("temporal_patch", "temporal_patch_size"), ("merge", "spatial_merge_size"),
+    ("window", "window_size"), ("out", "out_hidden_size"))}
+  return VisionConfig(full_attention=tuple(vision["fullatt_block_indexes"]), **sizes)
 
 
 def _rope(text: dict) -> tuple[float, tuple[int, int, int]]:
-  if "rope_parameters" in text:  # transformers 5
-    rope = text["rope_parameters"]
-    kind, theta = rope["rope_type"], rope["rope_theta"]
-  else:
-    rope = text["rope_scaling"]
-    kind = rope["rope_type"] if "rope_type" in rope else rope["type"]
-    theta = text["rope_theta"]
+  # rope_scaling (transformers 4) wins over rope_parameters (5), and a base inside over one outside.
+  rope = text.get("rope_scaling") or text["rope_parameters"]
+  kind = rope["rope_type"] if "rope_type" in rope else rope["type"]
+  theta = _number(rope if "rope_theta" in rope else text, "rope_theta")
   extra = rope.keys() - {"rope_type", "type", "rope_theta", "mrope_section"}
   if kind not in ("default", "mrope") or extra:
     raise ValueError(f"rotary embedding {rope}: only type default or mrope without scaling is "
                      "implemented")
-  return float(theta), tuple(rope["mrope_section"])
+  return theta, tuple(rope["mrope_section"])
+
+
+def _whole(fields: dict, name: str, prefix: str = "") -> int:
+  if type(fields[name]) is not int:
+    raise ValueError(f"{prefix}{name} is {fields[name]!r}; it must be one whole number")
+  return fields[name]
+
+
+def _number(fields: dict, name: str) -> float:
+  if type(fields[name]) not in (int, float):
+    raise ValueError(f"{name} is {fields[name]!r}; it must be one number")
+  return float(fields[name])
 
 
 def _check(fields: dict, read: set[str], fixed: dict, prefix: str) -> None:

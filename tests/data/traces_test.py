@@ -11,7 +11,8 @@ TOKENIZER = digits.tokenizer()
 
 def encoder(max_tokens=26):
   chat = Chat(TOKENIZER, "", TOKENIZER.convert_tokens_to_ids("<|image_pad|>"))
-  return Encoder(chat, PromptConfig("", max_tokens, 4, 784, 12544), window=28, patch=14, merge=2)
+  config = PromptConfig("", (max_tokens,), (4,), 784, 12544)
+  return Encoder(chat, config, window=28, patch=14, merge=2)
 
 
 def rows(count):

@@ -1,16 +1,17 @@
 import json
 import shutil
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import golden_batch, make_golden
+from models import golden_batch, make_golden, random_folder
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from ares_jax import mesh as mesh_lib
-from ares_jax.models import hf, weights
+from ares_jax.models import hf, hf_config, weights
 
 TIED, UNTIED = make_golden.folder("tied"), make_golden.folder("untied")
 
@@ -69,6 +70,16 @@ def test_shards_read_on_four_devices_equal_the_whole():
   got = hf.from_hf(UNTIED, config, mesh)
   assert jax.tree.map(lambda leaf: leaf.sharding, got) == weights.shardings(config, mesh)
   jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_weights_are_cast_to_the_dtype_asked_for():
+  theirs = read(TIED)
+  params = hf.from_hf(TIED, golden_batch.config("tied"), None, jnp.bfloat16)
+  assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+  np.testing.assert_array_equal(params["embed"],
+                                theirs["model.embed_tokens.weight"].astype(jnp.bfloat16))
+  np.testing.assert_array_equal(
+    params["blocks"]["up"][2].T, theirs["model.layers.2.mlp.up_proj.weight"].astype(jnp.bfloat16))
 
 
 def test_every_missing_unknown_and_misshaped_tensor_is_named(tmp_path):
@@ -166,7 +177,15 @@ def test_both_forms_of_config_give_the_same_sizes(tmp_path):
   (dict(rope_scaling={"type": "yarn", "factor": 4.0, "mrope_section": [1, 1, 2]}), "rotary .*yarn"),
   (dict(rope_scaling={"type": "mrope", "factor": 4.0, "mrope_section": [1, 1, 2]}), "rotary .*4"),
   (dict(layer_types=["sliding_attention"] * 3), "layer_types"),
+  (dict(layer_types=["full_attention"] * 2), "full_attention in all 3 layers"),
   (dict(num_attention_heads=5), "hidden_size 32 is no multiple of num_attention_heads 5"),
+  (dict(use_sliding_window=None), "use_sliding_window is None"),
+  (dict(rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2]},
+        rope_scaling={"type": "linear", "factor": 2.0}), "rotary .*linear"),
+  (dict(head_dim=16), "head_dim = 16 is not known here"),
+  (dict(quantization_config={"bits": 4}), "quantization_config = .* is not known here"),
+  (dict(num_hidden_layers="3"), "num_hidden_layers is '3'; it must be one whole number"),
+  (dict(rope_theta=[1e6]), "rope_theta is .*; it must be one number"),
 ])
 def test_what_is_not_implemented_is_refused_by_name(tmp_path, change, message):
   with pytest.raises(ValueError, match=message):
@@ -178,6 +197,8 @@ def test_what_is_not_implemented_is_refused_by_name(tmp_path, change, message):
   (dict(in_chans=1), "vision_config.in_chans is 1"),
   (dict(deepstack=[1]), r"vision_config.deepstack = \[1\] is not known here"),
   (dict(rope_parameters={"rope_type": "axial", "rope_theta": 5.0}), "vision_config.rope_para"),
+  (dict(rope_parameters={"rope_type": "axial", "rope_theta": 1e4, "factor": 2}), "factor"),
+  (dict(patch_size=[14, 14]), r"vision_config.patch_size is \[14, 14\]; it must be one whole"),
   (dict(out_hidden_size=48), "vision.out 48 differs from embed 32"),
 ])
 def test_vision_fields_are_refused_by_name(tmp_path, change, message):
@@ -191,6 +212,99 @@ def test_a_missing_field_is_named(tmp_path, name):
     config_of(tmp_path, TIED, lambda fields: fields.pop(name))
 
 
+def test_every_field_of_transformers_config_classes_is_read_fixed_or_known_to_be_irrelevant():
+  from transformers.models.qwen2_5_vl import configuration_qwen2_5_vl as theirs
+
+  irrelevant = hf_config._IRRELEVANT
+  for name in (*theirs.Qwen2_5_VLConfig.__annotations__,
+               *theirs.Qwen2_5_VLTextConfig.__annotations__):
+    assert name in hf_config._TEXT_READ | hf_config._TEXT_FIXED.keys() | irrelevant, name
+  for name in theirs.Qwen2_5_VLVisionConfig.__annotations__:
+    assert name in hf_config._VISION_READ | hf_config._VISION_FIXED.keys() | irrelevant, name
+
+
+CHANGES = {
+  "text": dict(
+    vocab_size=256, hidden_size=64, intermediate_size=65, num_hidden_layers=4,
+    num_attention_heads=2, num_key_value_heads=4, rms_norm_eps=1e-5, rope_theta=1e4,
+    rope_scaling={"type": "mrope", "mrope_section": [2, 1, 1]},
+    rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+    layer_types=["sliding_attention"] * 3, image_token_id=7, tie_word_embeddings=False),
+  "vision": dict(
+    depth=5, hidden_size=64, intermediate_size=49, num_heads=4, patch_size=7,
+    spatial_merge_size=1, temporal_patch_size=1, window_size=112, out_hidden_size=64,
+    fullatt_block_indexes=[0], rope_parameters={"rope_type": "axial", "rope_theta": 5.0}),
+}
+
+
+def test_every_field_that_is_read_changes_the_model_or_is_refused(tmp_path):
+  assert CHANGES["text"].keys() == hf_config._TEXT_READ
+  assert CHANGES["vision"].keys() == hf_config._VISION_READ
+  before = config_of(tmp_path, TIED, lambda fields: None)
+  for part, changes in CHANGES.items():
+    for name, value in changes.items():
+      def change(fields, part=part, name=name, value=value):
+        if name == "rope_parameters" and part == "text":
+          del fields["rope_scaling"]
+        (fields["vision_config"] if part == "vision" else fields)[name] = value
+      try:
+        assert config_of(tmp_path, TIED, change) != before, (part, name)
+      except ValueError as error:
+        assert str(error).startswith(str(tmp_path)), (part, name, error)
+
+
+def test_a_nested_text_config_alone_counts_as_in_transformers(tmp_path):
+  before = config_of(tmp_path, UNTIED, lambda fields: None)
+  both = config_of(tmp_path, UNTIED, lambda fields: fields.update(hidden_size=64, rope_theta=1.5))
+  assert both == before
+  with pytest.raises(ValueError, match="field 'hidden_size' is missing"):
+    def outside(fields):
+      fields["hidden_size"] = fields["text_config"].pop("hidden_size")
+    config_of(tmp_path, UNTIED, outside)
+
+
+def test_no_number_of_key_heads_means_one_a_query_head(tmp_path):
+  assert config_of(tmp_path, TIED,
+                   lambda fields: fields.update(num_key_value_heads=None)).kv_heads == 4
+
+
 def test_a_folder_without_config_is_an_error(tmp_path):
   with pytest.raises(ValueError, match="config.json does not exist"):
     hf.model_config(tmp_path, compute_dtype="float32", remat="none", unroll=1)
+
+
+@pytest.mark.parametrize("devices", [None, (2, 2)])
+def test_loading_holds_one_tensor_of_the_folder_at_a_time(tmp_path, devices):
+  config = random_folder.SMALL
+  shapes = random_folder.write(tmp_path, config)
+  largest = 2 * max(map(np.prod, shapes.values()))  # bytes: 4 MiB of 32; a stack of ours has 16
+  mesh = None if devices is None else mesh_lib.make_mesh(*devices)
+  hf.from_hf(tmp_path, config, mesh)  # compiled now: only arrays are counted below
+  tracemalloc.start()
+  params = hf.from_hf(tmp_path, config, mesh)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  # What a slice copies, and its turned copy for the device; parameters are not numpy's memory.
+  assert largest < peak < 2 * largest + 2**20
+  theirs = read(tmp_path)
+  np.testing.assert_array_equal(
+    params["blocks"]["down"][7].T, theirs["model.layers.7.mlp.down_proj.weight"].astype(np.float32))
+
+
+def test_a_host_reads_a_part_once_and_only_its_own(tmp_path, monkeypatch):
+  config = random_folder.SMALL
+  random_folder.write(tmp_path, config)
+  reads, read_part = [], hf._read
+
+  def count(slices, tensor, *rest):
+    part = read_part(slices, tensor, *rest)
+    reads.append((tensor.stored, part.size))
+    return part
+
+  monkeypatch.setattr(hf, "_read", count)
+  hf.from_hf(tmp_path, config, mesh_lib.make_mesh(2, 2))
+  # Split over both axes: a quarter a device; k is the same on both "model" devices: two halves.
+  assert [size for name, size in reads if name == "model.layers.3.mlp.gate_proj.weight"] \
+    == [256 * 2048 // 4] * 4
+  assert [size for name, size in reads if name == "model.layers.3.self_attn.k_proj.weight"] \
+    == [256 * 128 // 2] * 2

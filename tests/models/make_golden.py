@@ -120,6 +120,22 @@ def summary(reference: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   return out
 
 
+def randomise(model, seed: int) -> None:
+  """Draws every parameter anew, so that none can be left out unnoticed."""
+  import torch
+
+  generator = torch.Generator().manual_seed(seed)
+  with torch.no_grad():
+    for name, weight in model.named_parameters():
+      noise = torch.randn(weight.shape, generator=generator)
+      if "norm" in name or "ln_q" in name:
+        weight.copy_(1 + 0.2 * noise)
+      elif name.endswith("bias"):
+        weight.copy_(0.3 * noise)
+      else:
+        weight.copy_(noise / weight[0].numel() ** 0.5)
+
+
 def write_models() -> None:
   import torch
   from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -139,16 +155,7 @@ def write_models() -> None:
       image_token_id=IMAGE, vision_start_token_id=START, vision_end_token_id=END,
       tie_word_embeddings=variant == "tied")
     model = Qwen2_5_VLForConditionalGeneration(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-      for name, weight in model.named_parameters():
-        noise = torch.randn(weight.shape, generator=generator)
-        if "norm" in name or "ln_q" in name:
-          weight.copy_(1 + 0.2 * noise)
-        elif name.endswith("bias"):
-          weight.copy_(0.3 * noise)
-        else:
-          weight.copy_(noise / weight[0].numel() ** 0.5)
+    randomise(model, seed)
     if variant == "tied":
       model.save_pretrained(folder(variant))
       _flatten_config(folder(variant) / "config.json")

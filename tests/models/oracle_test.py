@@ -8,7 +8,7 @@ import pytest
 from models import golden_batch, make_golden
 from models.qwen25_vl_test import forward, gradient, load
 
-from ares_jax.models import hf, weights
+from ares_jax.models import hf, hf_files, weights
 
 torch = pytest.importorskip("torch")
 
@@ -27,12 +27,12 @@ def test_references_and_whole_gradients_are_those_of_transformers(variant):
                      batch)
     flat = {weights.name_of(path): np.asarray(leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(grads)}
-    for key, (path, layer) in hf.sources_of(config).items():
+    for key, (path, layer) in hf_files.sources_of(config).items():
       if config.tied and key == "lm_head.weight":
         continue
       theirs = want[f"{name}/gradient/" + key.replace("model.", "model.language_model.")
                     .replace("visual.", "model.visual.")]
-      ours = hf.to_theirs(flat[path] if layer is None else flat[path][layer], path)
+      ours = hf_files.to_theirs(flat[path] if layer is None else flat[path][layer], path)
       error = np.linalg.norm(ours.ravel() - theirs.ravel())
       assert error <= 1e-3 * np.linalg.norm(theirs) + 1e-6, (name, key, error)
 

@@ -10,7 +10,7 @@ from models import golden_batch, make_golden
 
 from ares_jax import mesh as mesh_lib
 from ares_jax.data import images
-from ares_jax.models import hf, weights
+from ares_jax.models import hf, hf_files, weights
 from ares_jax.models.qwen25_vl import (
   decode_step,
   embed,
@@ -72,12 +72,12 @@ def test_gradients_equal_torch(variant):
       grads = gradient(config, load(variant), jnp.eye(len(golden_batch.NAMES))[b], inputs)
       flat = {weights.name_of(path): np.asarray(leaf)
               for path, leaf in jax.tree_util.tree_leaves_with_path(grads)}
-      for key, (path, layer) in hf.sources_of(config).items():
+      for key, (path, layer) in hf_files.sources_of(config).items():
         if config.tied and key == "lm_head.weight":
           continue
         key = key.replace("model.", "model.language_model.").replace("visual.", "model.visual.")
         norm, *spread = reference[f"{name}/gradient/{key}"]
-        ours = hf.to_theirs(flat[path] if layer is None else flat[path][layer], path).ravel()
+        ours = hf_files.to_theirs(flat[path] if layer is None else flat[path][layer], path).ravel()
         got = ours[np.linspace(0, ours.size - 1, 16).astype(int)]
         np.testing.assert_allclose(np.linalg.norm(ours), norm, rtol=1e-3, atol=1e-6, err_msg=key)
         # Entries against the size of a typical one: the smallest are sums that nearly cancel.

@@ -1,0 +1,78 @@
+"""Writes the weights of a run as a Hugging Face folder that transformers and vLLM load.
+
+    python -m ares_jax.export --workdir=runs/aepo_7b --out=FOLDER
+    python -m ares_jax.export --workdir=runs/ares_tiny --out=FOLDER --stage=adacs
+
+Takes the newest checkpoint of the last stage that has one, or of --stage; the run may go on
+meanwhile. A model that came from a Hugging Face folder keeps its names, files, dtypes, tokenizer
+and processor; a fresh one is written in float32.
+"""
+
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from ml_collections import ConfigDict
+
+from ares_jax import mesh
+from ares_jax.checkpoint import read_part
+from ares_jax.command import UsageError, run
+from ares_jax.loop import STAGES, latest_stage
+from ares_jax.models import hf, weights
+from ares_jax.setup import model_and_tokenizer, read_config
+
+# Other commands have flags of these names; a process that imports two of them is none of either.
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", allow_override=True)
+_OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist yet.")
+_STAGE = flags.DEFINE_enum("stage", None, STAGES, "Stage to take; default the last one saved.")
+_JSON = flags.DEFINE_bool("json", False, "One JSON object on stdout.", allow_override=True)
+
+
+def main():
+  if not _WORKDIR.value or not _OUT.value:
+    raise UsageError("pass --workdir=DIR, a run's folder, and --out=FOLDER, where to write")
+  with jax.set_mesh(mesh.make_mesh(-1, 1)):
+    result = export(_WORKDIR.value, _OUT.value, _STAGE.value)
+  print(json.dumps(result) if _JSON.value else
+        "wrote {folder}: {stage} at step {step}, {parameters:,} parameters".format(**result))
+
+
+def export(workdir, out, stage=None):
+  """Writes the weights of one stage to a new folder, on the current mesh.
+
+  Args:
+    workdir: folder of the run.
+    out: folder to write.
+    stage: one of STAGES; None is the last one that has a checkpoint.
+
+  Returns:
+    dict of folder, stage, step, parameters.
+
+  Raises:
+    ValueError: `workdir` is no run, has no checkpoint of the stage, or `out` exists.
+  """
+  path = os.path.join(workdir, "config.json")
+  if not os.path.isfile(path):
+    raise ValueError(f"{path} does not exist; --workdir is the folder of a run of ares_jax.train")
+  if os.path.exists(out):
+    raise ValueError(f"{out} exists; export to a new folder")
+  with open(path, encoding="utf-8") as file:
+    config = read_config(ConfigDict(json.load(file)))
+  if stage is None:
+    stage = latest_stage(workdir)
+  model, tokenizer = model_and_tokenizer(config.model)
+  step, params = read_part(os.path.join(workdir, stage), "params",
+                           weights.abstract(model, jax.sharding.get_mesh(), jnp.float32))
+  if config.model.path:
+    hf.to_hf(params, model, out, config.model.path)
+  else:
+    hf.to_new_hf(params, model, out, tokenizer=tokenizer, min_pixels=config.prompt.min_pixels,
+                 max_pixels=config.prompt.max_pixels)
+  return {"folder": os.fspath(out), "stage": stage, "step": step,
+          "parameters": weights.count(model)}
+
+
+if __name__ == "__main__":
+  run(main)

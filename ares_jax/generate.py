@@ -1,0 +1,136 @@
+"""Answers one question about any number of images: reasoning and answer out.
+
+    python -m ares_jax.generate --model=FOLDER --image=x.png --question="How many sides?"
+    python -m ares_jax.generate --model=FOLDER --image=a.png --image=b.png --temperature=1 \\
+      --question="Is <image 2> larger than <image 1>?" --json
+
+FOLDER is a Hugging Face Qwen2.5-VL folder, published or written by ares_jax.export. A model trained
+with prompt.suffix wants it here too: --suffix=" First think, ...".
+"""
+
+import json
+import os
+import time
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from ares_jax import mesh
+from ares_jax.command import UsageError, run
+from ares_jax.data.chat import Chat
+from ares_jax.data.grade import extract_boxed
+from ares_jax.data.prompts import Encoder, PromptConfig
+from ares_jax.metrics import PhaseTimer
+from ares_jax.models import hf, hf_processor
+from ares_jax.rollout import Generator
+from ares_jax.sampler import SamplingConfig
+from ares_jax.setup import allowed_tokens
+
+# Powers of two, so that a compilation cache finds most prompts' programs: (tokens, windows).
+SHAPES = tuple((2**power, 2 ** (power - 3)) for power in range(7, 16))
+
+_MODEL = flags.DEFINE_string("model", None, "Hugging Face folder of the model.")
+_IMAGE = flags.DEFINE_multi_string("image", [], "File of an image; may be given several times.")
+_QUESTION = flags.DEFINE_string("question", None, "The question; <image> marks where images go.")
+_SUFFIX = flags.DEFINE_string("suffix", "", "Text behind the question, as in training.")
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 1024, "Longest answer.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the most probable token.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Nucleus.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the sample.")
+_MAX_PIXELS = flags.DEFINE_integer("max_pixels", None, "Area of an image; default the folder's.")
+_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Weights and arithmetic.")
+# Other commands have a flag of this name; a process that imports two of them is none of either.
+_JSON = flags.DEFINE_bool("json", False, "One JSON object on stdout.", allow_override=True)
+
+
+def main():
+  if not _MODEL.value or _QUESTION.value is None:
+    raise UsageError("pass --model=FOLDER and --question=TEXT")
+  sampling = SamplingConfig(_TEMPERATURE.value, _TOP_P.value, _MAX_TOKENS.value)
+  began = time.monotonic()
+  with jax.set_mesh(mesh.make_mesh(-1, 1)):
+    generator, params = load(_MODEL.value, dtype=_DTYPE.value, suffix=_SUFFIX.value,
+                             max_pixels=_MAX_PIXELS.value)
+    result = generate(generator, params, _QUESTION.value, _IMAGE.value, sampling=sampling,
+                      seed=_SEED.value)
+  if _JSON.value:
+    print(json.dumps(result | {"seconds": round(time.monotonic() - began, 2)}))
+  else:
+    print(result["response"])
+
+
+def load(folder, *, dtype, suffix, max_pixels=None):
+  """(rollout.Generator without a grader, weights) of a Hugging Face folder, on the current mesh.
+
+  Args:
+    folder: the folder.
+    dtype: "float32" or "bfloat16", of weights and arithmetic.
+    suffix: text appended to every question.
+    max_pixels: largest area of an image; None is the folder's.
+
+  Raises:
+    ValueError: the folder is no Qwen2.5-VL model.
+  """
+  import transformers
+
+  if not os.path.isdir(folder):
+    raise ValueError(f"{folder} is no folder; give the folder of a Hugging Face Qwen2.5-VL model")
+  model = hf.model_config(folder, compute_dtype=dtype, remat="none", unroll=1)
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  low, high = hf_processor.pixel_limits(folder, model.vision)
+  high = high if max_pixels is None else max_pixels
+  tokens, windows = zip(*SHAPES, strict=True)
+  vision = model.vision
+  encoder = Encoder(Chat(tokenizer, suffix, model.image_token),
+                    PromptConfig(suffix, tokens, windows, min(low, high), high),
+                    vision.window, vision.patch, vision.merge)
+  end = _end_tokens(folder, tokenizer)
+  generator = Generator(model, encoder, allowed_tokens(tokenizer, model.vocab, end), end,
+                        grader=None, phases=PhaseTimer())
+  return generator, hf.from_hf(folder, model, jax.sharding.get_mesh(), jnp.dtype(dtype))
+
+
+def generate(generator, params, question, images, *, sampling, seed):
+  """Answers one question.
+
+  Args:
+    generator, params: what `load` returned.
+    question: text, with or without marks for the images.
+    images: list of file names.
+    sampling: SamplingConfig.
+    seed: of the sample.
+
+  Returns:
+    dict: response (the whole text), reasoning (between <think> and </think>, "" without), answer
+    (what is in the last \\boxed{...} behind it, None without), tokens (how many), finished (False
+    where max_tokens cut it off), token_ids.
+
+  Raises:
+    ValueError: an image cannot be used, or the prompt is too long.
+  """
+  row = {"id": "on the command line", "question": question, "images": list(images)}
+  prompts = generator.encoder.batch([row], [0])
+  samples = generator.sample(params, prompts, jax.random.key(seed), group=1, sampling=sampling)
+  ids = samples.tokens[0][samples.mask[0]].tolist()
+  text = generator.encoder.chat.text(ids)
+  before, closed, _ = text.rpartition("</think>")
+  reasoning = before.partition("<think>")[2] or before if closed else ""
+  return {"response": text, "reasoning": reasoning.strip(), "answer": extract_boxed(text),
+          "tokens": len(ids), "finished": bool(ids) and ids[-1] in generator.end, "token_ids": ids}
+
+
+def _end_tokens(folder, tokenizer):
+  """Ids that end an answer: those of generation_config.json, as in transformers."""
+  path = os.path.join(folder, "generation_config.json")
+  ids = None
+  if os.path.isfile(path):
+    with open(path, encoding="utf-8") as file:
+      ids = json.load(file).get("eos_token_id")
+  if ids is None:
+    ids = tokenizer.eos_token_id
+  return tuple(ids) if isinstance(ids, list) else (ids,)
+
+
+if __name__ == "__main__":
+  run(main)

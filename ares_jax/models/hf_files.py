@@ -1,0 +1,203 @@
+"""The files of a Hugging Face folder: which of its tensors is which of ours, and what they hold."""
+
+import collections
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import safe_open
+
+from ares_jax.models.config import ModelConfig
+from ares_jax.models.weights import Params, name_of, table
+
+Folder = str | os.PathLike
+INDEX = "model.safetensors.index.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """How one of our tensors and its Hugging Face tensors relate.
+
+  name: theirs, {layer} where ours is stacked over blocks.
+  inputs: how many leading dimensions of ours (behind the layer axis) a matmul contracts. Theirs is
+    a matrix [outputs, inputs], ours [inputs..., outputs...]; 0: same order, only reshaped.
+  """
+
+  name: str
+  inputs: int
+
+
+_TEXT, _TOWER = "model.layers.{layer}.", "visual.blocks.{layer}."
+RULES = {
+  "embed": Rule("model.embed_tokens.weight", 0),
+  "unembed": Rule("lm_head.weight", 0),
+  "final_norm": Rule("model.norm.weight", 0),
+  "blocks/attention_norm": Rule(_TEXT + "input_layernorm.weight", 0),
+  "blocks/q": Rule(_TEXT + "self_attn.q_proj.weight", 1),
+  "blocks/q_bias": Rule(_TEXT + "self_attn.q_proj.bias", 0),
+  "blocks/k": Rule(_TEXT + "self_attn.k_proj.weight", 1),
+  "blocks/k_bias": Rule(_TEXT + "self_attn.k_proj.bias", 0),
+  "blocks/v": Rule(_TEXT + "self_attn.v_proj.weight", 1),
+  "blocks/v_bias": Rule(_TEXT + "self_attn.v_proj.bias", 0),
+  "blocks/o": Rule(_TEXT + "self_attn.o_proj.weight", 2),
+  "blocks/mlp_norm": Rule(_TEXT + "post_attention_layernorm.weight", 0),
+  "blocks/gate": Rule(_TEXT + "mlp.gate_proj.weight", 1),
+  "blocks/up": Rule(_TEXT + "mlp.up_proj.weight", 1),
+  "blocks/down": Rule(_TEXT + "mlp.down_proj.weight", 1),
+  "vision/patch": Rule("visual.patch_embed.proj.weight", 1),
+  "vision/blocks/attention_norm": Rule(_TOWER + "norm1.weight", 0),
+  "vision/blocks/qkv": Rule(_TOWER + "attn.qkv.weight", 1),
+  "vision/blocks/qkv_bias": Rule(_TOWER + "attn.qkv.bias", 0),
+  "vision/blocks/o": Rule(_TOWER + "attn.proj.weight", 2),
+  "vision/blocks/o_bias": Rule(_TOWER + "attn.proj.bias", 0),
+  "vision/blocks/mlp_norm": Rule(_TOWER + "norm2.weight", 0),
+  "vision/blocks/gate": Rule(_TOWER + "mlp.gate_proj.weight", 1),
+  "vision/blocks/gate_bias": Rule(_TOWER + "mlp.gate_proj.bias", 0),
+  "vision/blocks/up": Rule(_TOWER + "mlp.up_proj.weight", 1),
+  "vision/blocks/up_bias": Rule(_TOWER + "mlp.up_proj.bias", 0),
+  "vision/blocks/down": Rule(_TOWER + "mlp.down_proj.weight", 1),
+  "vision/blocks/down_bias": Rule(_TOWER + "mlp.down_proj.bias", 0),
+  "vision/merger/norm": Rule("visual.merger.ln_q.weight", 0),
+  "vision/merger/up": Rule("visual.merger.mlp.0.weight", 1),
+  "vision/merger/up_bias": Rule("visual.merger.mlp.0.bias", 0),
+  "vision/merger/down": Rule("visual.merger.mlp.2.weight", 1),
+  "vision/merger/down_bias": Rule("visual.merger.mlp.2.bias", 0),
+}
+# transformers in memory, and folders some tools write, nest the two halves one level deeper.
+_NESTED = (("model.language_model.", "model."), ("model.visual.", "visual."))
+HEAD = RULES["unembed"].name
+
+
+def sources_of(config: ModelConfig) -> dict[str, tuple[str, int | None]]:
+  """Their name -> our path and block of every tensor the config asks for."""
+  sources = {}
+  for path, weight in by_name(table(config)).items():
+    rule = RULES[path]
+    if "{layer}" in rule.name:
+      for layer in range(weight.shape[0]):
+        sources[rule.name.format(layer=layer)] = path, layer
+    else:
+      sources[rule.name] = path, None
+  if config.tied:
+    # Some tied folders store the matrix twice.
+    sources[HEAD] = "embed", None
+  return sources
+
+
+def to_theirs(ours: np.ndarray, path: str) -> np.ndarray:
+  """One tensor of ours, without the layer axis, in their order of values."""
+  inputs = RULES[path].inputs
+  return ours.reshape(math.prod(ours.shape[:inputs]), -1).T if inputs else ours
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """One tensor of a folder, not read yet."""
+
+  file: str
+  stored: str  # its name in the file
+  shape: tuple[int, ...]
+  dtype: np.dtype
+
+
+def tensors_of(folder: Folder) -> dict[str, Tensor]:
+  """All tensors of a folder by their flat name, from the headers of its files."""
+  folder = pathlib.Path(folder)
+  if (folder / INDEX).exists():
+    files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+  else:
+    files = ["model.safetensors"]
+  tensors = {}
+  for file in files:
+    if not (folder / file).is_file():
+      raise ValueError(f"{folder}: no {file}; this is no folder of safetensors weights, or a shard "
+                       "was not downloaded")
+    with safe_open(folder / file, framework="np") as opened:
+      for stored in opened.keys():
+        slices = opened.get_slice(stored)
+        name = stored
+        for nested, flat in _NESTED:
+          if name.startswith(nested):
+            name = flat + name[len(nested):]
+        dtype = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16}.get(slices.get_dtype())
+        if dtype is None:
+          raise ValueError(f"{folder}/{file}: {stored} is {slices.get_dtype()}; only F32, BF16 and "
+                           "F16 weights can be read (quantised folders cannot)")
+        tensors[name] = Tensor(file, stored, tuple(slices.get_shape()), np.dtype(dtype))
+  return tensors
+
+
+def tensors_for(config: ModelConfig) -> dict[str, Tensor]:
+  """The tensors of a folder still to be written: float32, in one file."""
+  shapes = {name: weight.shape for name, weight in by_name(table(config)).items()}
+  tensors = {}
+  for name, (path, layer) in sources_of(config).items():
+    if name != HEAD or not config.tied:
+      ours = shapes[path] if layer is None else shapes[path][1:]
+      tensors[name] = Tensor("model.safetensors", name, their_shape(path, ours, config),
+                             np.dtype(np.float32))
+  return tensors
+
+
+def check(tensors: dict[str, Tensor], config: ModelConfig, folder: Folder) -> None:
+  """ValueError naming every tensor that is missing, unknown or of another shape."""
+  shapes = {name: weight.shape for name, weight in by_name(table(config)).items()}
+  sources = sources_of(config)
+  missing = sources.keys() - tensors.keys() - ({HEAD} if config.tied else set())
+  unknown = tensors.keys() - sources.keys()
+  faults = [f"missing {name}" for name in sorted(missing)]
+  faults += [f"unknown {tensors[name].stored}" for name in sorted(unknown)]
+  for name in sorted(sources.keys() & tensors.keys()):
+    path, layer = sources[name]
+    ours = shapes[path] if layer is None else shapes[path][1:]
+    want = their_shape(path, ours, config)
+    if tensors[name].shape != want:
+      faults.append(f"{name} is {tensors[name].shape} instead of {want}")
+  if faults:
+    raise ValueError(f"{folder} does not hold this model: " + "; ".join(faults))
+  if config.tied and HEAD in tensors:
+    head, embed = tensors[HEAD], tensors[RULES["embed"].name]
+    if not _same(pathlib.Path(folder), head, embed):
+      raise ValueError(f"{folder}: config.json ties lm_head.weight to the embedding, but they "
+                       "differ; set tie_word_embeddings to false")
+
+
+def _same(folder: pathlib.Path, one: Tensor, other: Tensor, rows: int = 4096) -> bool:
+  """Whether two matrices of a folder are equal, read `rows` rows at a time."""
+  with (safe_open(folder / one.file, framework="np") as first,
+        safe_open(folder / other.file, framework="np") as second):
+    left, right = first.get_slice(one.stored), second.get_slice(other.stored)
+    # safetensors refuses a slice that ends behind the tensor.
+    parts = [slice(start, min(start + rows, one.shape[0]))
+             for start in range(0, one.shape[0], rows)]
+    return all(np.array_equal(left[part], right[part]) for part in parts)
+
+
+def their_shape(path: str, shape: tuple[int, ...], config: ModelConfig) -> tuple[int, ...]:
+  """Shape in their files of our tensor of `shape`, without the layer axis."""
+  inputs = RULES[path].inputs
+  if path == "vision/patch":  # a 3-D convolution there
+    vision = config.vision
+    return vision.hidden, 3, vision.temporal_patch, vision.patch, vision.patch
+  if inputs:
+    return math.prod(shape[inputs:]), math.prod(shape[:inputs])
+  return shape if path in ("embed", "unembed") else (math.prod(shape),)
+
+
+def by_name(tree: Params) -> dict[str, Any]:
+  """The leaves of a tree of parameters by our names, such as "blocks/q"."""
+  return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def by_file(tensors: dict[str, Tensor]) -> dict[str, list[str]]:
+  """Names of the tensors in each file."""
+  files = collections.defaultdict(list)
+  for name, tensor in tensors.items():
+    files[tensor.file].append(name)
+  return files

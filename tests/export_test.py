@@ -1,0 +1,134 @@
+import json
+import os
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from ares_jax import checkpoint, export, mesh, setup, train
+from ares_jax.data.chat import Chat
+from ares_jax.data.prompts import Encoder
+from ares_jax.models import hf, hf_processor, qwen25_vl, weights
+
+
+@flax.struct.dataclass
+class State:
+  """What a stage saves: weights among other things."""
+
+  step: jax.Array
+  params: dict
+  opt_state: dict
+
+
+def parts():
+  config = tiny.read()
+  return (config, *setup.model_and_tokenizer(config.model))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """(workdir, weights): a run whose warm-up is saved at step 2, its adacs at 4, aepo not yet."""
+  workdir = tmp_path_factory.mktemp("run")
+  train.keep_config(str(workdir), tiny.values())
+  _, model, _ = parts()
+  with jax.set_mesh(mesh.make_mesh(2, 2)):
+    for stage, step in (("warmup", 2), ("adacs", 4)):
+      rng = np.random.default_rng(step)
+      # Every parameter is random: norms of 1 and biases of 0 would hide mistakes.
+      params = jax.tree.map(
+        lambda x, rng=rng: jax.device_put(np.float32(0.2 * rng.standard_normal(x.shape)),
+                                          x.sharding),
+        weights.abstract(model, jax.sharding.get_mesh(), jnp.float32))
+      moment = jax.tree.map(jnp.ones_like, params)
+      state = State(mesh.put(jnp.int32(step)), params, {"moment": moment})
+      with checkpoint.Checkpoints(str(workdir / stage), keep=1) as checkpoints:
+        checkpoints.save(step, state, {})
+  (workdir / "aepo").mkdir()
+  return workdir, params
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+  out = tmp_path_factory.mktemp("out") / "hf"
+  with jax.set_mesh(mesh.make_mesh(-1, 1)):
+    result = export.export(str(run[0]), str(out))
+  return out, result
+
+
+def test_the_last_saved_stage_is_written_without_its_optimizer(run, exported):
+  out, result = exported
+  _, model, _ = parts()
+  assert result == {"folder": str(out), "stage": "adacs", "step": 4,
+                    "parameters": weights.count(model)}
+  again = hf.model_config(out, compute_dtype="float32", remat="none", unroll=1)
+  assert again == model
+  jax.tree.map(np.testing.assert_array_equal, hf.from_hf(out, again, None), run[1])
+  config, _, _ = parts()
+  assert hf_processor.pixel_limits(out, model.vision) == (config.prompt.min_pixels,
+                                                          config.prompt.max_pixels)
+
+
+def test_transformers_loads_the_export_and_gives_our_logits(run, exported):
+  torch = pytest.importorskip("torch")
+  import transformers
+
+  out, _ = exported
+  config, model, tokenizer = parts()
+  chat = Chat(tokenizer, "", model.image_token)
+  encoder = Encoder(chat, config.prompt, model.vision.window, model.vision.patch,
+                    model.vision.merge)
+  source = setup.digits.DigitsSource(config.data.digits.problem, "test", 0, 4)
+  rows = [source[index] for index in range(2)]
+  batch = encoder.batch(rows, np.arange(2))
+  vision = qwen25_vl.VisionInput(**batch.vision)
+  features = qwen25_vl.vision_features(model, run[1], vision)
+  embeds = qwen25_vl.embed(model, run[1], batch.tokens, batch.unit, features)
+  segment = (np.arange(batch.tokens.shape[1]) < batch.length[:, None]).astype(np.int32)
+  states = qwen25_vl.hidden(model, run[1], embeds, batch.positions, segment)
+  ours = np.asarray(states @ qwen25_vl.unembedding(model, run[1]).T)
+
+  theirs = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    out, dtype=torch.float32, attn_implementation="eager").eval()
+  saved = transformers.AutoTokenizer.from_pretrained(out)
+  processor = transformers.Qwen2VLImageProcessorPil.from_pretrained(out)
+  for number, row in enumerate(rows):
+    length = int(batch.length[number])
+    image = processor(images=row["images"], return_tensors="pt")
+    count = int(image["image_grid_thw"].prod()) // 4
+    text = saved.apply_chat_template(
+      [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row["question"]}]}],
+      tokenize=False, add_generation_prompt=True)
+    text = text.replace("<|image_pad|>", "<|image_pad|>" * count)
+    ids = saved(text, return_tensors="pt").input_ids
+    assert ids[0].tolist() == batch.tokens[number, :length].tolist()
+    theirs.model.rope_deltas = None
+    logits = theirs(input_ids=ids, attention_mask=torch.ones_like(ids),
+                    mm_token_type_ids=(ids == model.image_token).int(), **image).logits
+    np.testing.assert_allclose(ours[number, :length], logits[0].detach().numpy(), atol=1e-4)
+
+
+def test_a_stage_can_be_chosen(run, tmp_path):
+  with jax.set_mesh(mesh.make_mesh(-1, 1)):
+    assert export.export(str(run[0]), str(tmp_path / "hf"), "warmup")["step"] == 2
+
+
+def test_what_cannot_be_exported_is_one_error(run, exported, tmp_path):
+  with jax.set_mesh(mesh.make_mesh(-1, 1)):
+    with pytest.raises(ValueError, match="config.json does not exist"):
+      export.export(str(tmp_path), str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="exists; export to a new folder"):
+      export.export(str(run[0]), str(exported[0]))
+    with pytest.raises(ValueError, match="no checkpoint in .*/aepo"):
+      export.export(str(run[0]), str(tmp_path / "out"), "aepo")
+    config = json.loads((run[0] / "config.json").read_text())
+    config["model"]["sizes"]["mlp"] = 65
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="no checkpoint of warmup, adacs, aepo yet"):
+      export.export(str(tmp_path), str(tmp_path / "out"))
+    os.symlink(run[0] / "warmup", tmp_path / "warmup")
+    with pytest.raises(ValueError, match="checkpoint 2 in .* does not fit this run: .*blocks/down"):
+      export.export(str(tmp_path), str(tmp_path / "out"))
+  assert not (tmp_path / "out").exists()

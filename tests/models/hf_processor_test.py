@@ -1,0 +1,54 @@
+import json
+
+import pytest
+from models import golden_batch
+
+from ares_jax.models import hf_processor
+
+VISION = golden_batch.config("tied").vision
+
+
+def write(folder, name="preprocessor_config.json", **changes):
+  fields = hf_processor.processor_fields(VISION, min_pixels=784, max_pixels=7840)
+  fields = {key: value for key, value in (fields | changes).items() if value != "left out"}
+  (folder / name).write_text(json.dumps(
+    fields if name == hf_processor.FILE else {"image_processor": fields}))
+  return hf_processor.pixel_limits(folder, VISION)
+
+
+def test_limits_come_in_the_forms_of_both_transformers(tmp_path):
+  assert write(tmp_path) == (784, 7840)
+  # The published folders: two fields of their own, and none of those with one usual value.
+  assert write(tmp_path, size="left out", min_pixels=3136, max_pixels=12845056,
+               do_resize="left out", rescale_factor="left out") == (3136, 12845056)
+  assert write(tmp_path, max_pixels=1568) == (784, 1568)
+  (tmp_path / "preprocessor_config.json").unlink()
+  assert write(tmp_path, "processor_config.json") == (784, 7840)
+
+
+@pytest.mark.parametrize("changes, message", [
+  (dict(image_mean=[0.5, 0.5, 0.5]), r"preprocessor_config.json: image_mean is \[0.5, 0.5, 0.5\]"),
+  (dict(image_std=[0.5]), "image_std is"),
+  (dict(do_normalize=False), "do_normalize is False; only True is implemented"),
+  (dict(resample=2), "resample is 2"),
+  (dict(patch_size=16), "patch_size is 16; only 14"),
+  (dict(merge_size=1), "merge_size is 1"),
+  (dict(size={"shortest_edge": 784}), "neither max_pixels nor size.longest_edge is there"),
+])
+def test_other_pixels_than_ours_are_refused_by_name(tmp_path, changes, message):
+  with pytest.raises(ValueError, match=message):
+    write(tmp_path, **changes)
+
+
+def test_what_is_written_is_transformers_processor(tmp_path):
+  from transformers import Qwen2VLImageProcessorPil
+
+  write(tmp_path)
+  processor = Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
+  default = Qwen2VLImageProcessorPil(size={"shortest_edge": 784, "longest_edge": 7840})
+  assert processor.to_dict() == default.to_dict()
+
+
+def test_a_folder_without_it_is_an_error(tmp_path):
+  with pytest.raises(ValueError, match="preprocessor_config.json does not exist"):
+    hf_processor.pixel_limits(tmp_path, VISION)
