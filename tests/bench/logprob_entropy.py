@@ -14,8 +14,8 @@ the tokens.
 google-tunix 0.1.7 is not in the requirements, as its safetensors < 0.8 excludes ours. Its row says
 "not installed" without it; to measure it, in a virtual environment of its own:
     pip install -r requirements.txt
-    pip install --no-deps google-tunix==0.1.7 google-metrax==0.2.4 jaxtyping wadler_lindig \
-      sentencepiece perfetto pandas python-dateutil
+    pip install --no-deps google-tunix==0.1.7 google-metrax==0.2.4 jaxtyping wadler_lindig
+    pip install --no-deps sentencepiece perfetto pandas python-dateutil
 """
 
 import argparse
