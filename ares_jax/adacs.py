@@ -107,7 +107,7 @@ def sft_step(model, config, state, batch):
     # Column t predicts token t+1; the first column of a row has no predecessor.
     logprob, entropy = logprob_and_entropy(
       hidden[:, :-1].reshape(-1, hidden.shape[-1]), qwen25_vl.unembedding(model, params),
-      part["tokens"][:, 1:].reshape(-1))
+      part["tokens"][:, 1:].reshape(-1), axes=mesh.AXES)
     mask = part["loss_mask"][:, 1:].reshape(-1)
     return -jnp.where(mask, logprob, 0).sum() / tokens, jnp.where(mask, entropy, 0).sum() / tokens
 

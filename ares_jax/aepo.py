@@ -231,7 +231,7 @@ def _logprob(model, params, part):
                             part["segment"])
   both = ops.logprob_and_entropy(
     hidden[:, :-1].reshape(-1, hidden.shape[-1]), qwen25_vl.unembedding(model, params),
-    part["tokens"][:, 1:].reshape(-1))
+    part["tokens"][:, 1:].reshape(-1), axes=mesh.AXES)
   # The first token of a row has no predecessor.
   return tuple(jnp.pad(x.reshape(rows, -1), ((0, 0), (1, 0))) for x in both)
 

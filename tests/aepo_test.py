@@ -28,13 +28,13 @@ class Prepared:
       right = np.float32([1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 1, 0, 1, 0])
       self.batch = self.rollout.batch.replace(correct=right)
 
-  def step(self, config=None, batch=None, reference=None):
+  def step(self, config=None, batch=None, reference=None, step=aepo.aepo_step):
     config = config or self.config.aepo
     with jax.set_mesh(self.mesh):
       state = aepo.init_state(config, jax.tree.map(jnp.copy, self.params))
       rollout = dataclasses.replace(self.rollout, batch=batch or self.batch)
-      return aepo.aepo_step(self.run.model, config, state, reference or self.params,
-                            rollout.to_device(), mesh.put(self.run.words))
+      return step(self.run.model, config, state, reference or self.params,
+                  rollout.to_device(), mesh.put(self.run.words))
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,8 @@ def test_one_device_and_four_give_the_same_first_step(prepared, whole):
   for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(state),
                               strict=True):
     assert new.sharding.is_equivalent_to(old.sharding, old.ndim), jax.tree_util.keystr(path)
+  # The logits of each device's own tokens: the form that TPU kernels and a split vocabulary need.
+  assert "shard_map" in str(four.step(step=aepo.aepo_step.trace).jaxpr)
 
 
 def test_groups_of_equal_correctness_teach_nothing(prepared):

@@ -1,6 +1,9 @@
 """Entropy of every token, and its log-probability straight from hidden states.
 
-B rows, T tokens of a row, N = B*T tokens, D embed, V vocabulary; a chunk is S tokens, K of them.
+Here is what is public, the custom gradient and the split over a mesh; what a device computes on its
+own arrays is in token_entropy_xla.py, and for TPUs in token_entropy_tpu.py.
+
+B rows, T tokens of a row, N = B*T tokens, D embed, V vocabulary.
 """
 
 import functools
@@ -11,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
+
+from ares_jax.ops import token_entropy_xla as xla
 
 
 @functools.partial(jax.jit, static_argnames="temperature")
@@ -209,16 +214,18 @@ def _forward(plan, hidden_ND, unembed_VD, token_N):
   """(logprob, entropy) and what is kept for `_backward`, of one device's arrays."""
   token_N = _own(plan, token_N, unembed_VD)
   if plan.whole:
-    logits_NV = _logits(hidden_ND, unembed_VD, plan.temperature)
+    logits_NV = xla.logits(hidden_ND, unembed_VD, plan.temperature)
     shifted_NV = logits_NV - _all_max(plan, logits_NV.max(-1))[:, None]
     weight_NV = jnp.exp(shifted_NV)
-    total_N, weighted_N, chosen_N = _all_sum(
-      plan, (weight_NV.sum(-1), (weight_NV * shifted_NV).sum(-1), _chosen(shifted_NV, token_N, 0))
-    )
+    weighted_N, chosen_N = (weight_NV * shifted_NV).sum(-1), xla.chosen(shifted_NV, token_N, 0)
+    total_N, weighted_N, chosen_N = _all_sum(plan, (weight_NV.sum(-1), weighted_N, chosen_N))
     log_total_N = jnp.log(total_N)
     kept = shifted_NV - log_total_N[:, None], weight_NV / total_N[:, None]
     return (chosen_N - log_total_N, log_total_N - weighted_N / total_N), kept
-  statistics = functools.partial(_statistics, plan)
+  statistics = functools.partial(
+    xla.statistics, temperature=plan.temperature, token_chunk=plan.token_chunk,
+    vocab_chunk=plan.vocab_chunk,
+  )
   if _kernel_suits(plan, hidden_ND, unembed_VD):
     local = lax.platform_dependent(
       hidden_ND, unembed_VD, token_N,
@@ -230,7 +237,7 @@ def _forward(plan, hidden_ND, unembed_VD, token_N):
   max_N, total_N, weighted_N, chosen_N = local
   if plan.vocab_axis:
     local_N, max_N = max_N, _all_max(plan, max_N)
-    weighted_N, total_N = _rise(weighted_N, total_N, max_N - local_N)
+    weighted_N, total_N = xla.rise(weighted_N, total_N, max_N - local_N)
     total_N, weighted_N, chosen_N = _all_sum(plan, (total_N, weighted_N, chosen_N))
   log_total_N = jnp.log(total_N)
   lse_N = max_N + log_total_N
@@ -241,14 +248,18 @@ def _backward(plan, hidden_ND, unembed_VD, token_N, entropy_N, kept, slopes, *, 
   """Gradients in hidden and unembed, of one device's arrays; `scattered` as in `_all_rows`."""
   token_N = _own(plan, token_N, unembed_VD)
   if plan.whole:
-    slope_NV = _slope(*kept, token_N, entropy_N, *slopes, plan.temperature)
+    slope_NV = xla.slope(*kept, token_N, entropy_N, *slopes, plan.temperature)
     slope_NV = slope_NV.astype(hidden_ND.dtype)
-    hidden_gradient_ND = _dot(slope_NV, unembed_VD.astype(hidden_ND.dtype), "nv,vd->nd")
+    hidden_gradient_ND = xla.dot(slope_NV, unembed_VD.astype(hidden_ND.dtype), "nv,vd->nd")
     hidden_gradient_ND = _all_sum(plan, hidden_gradient_ND).astype(hidden_ND.dtype)
-    unembed_gradient_VD = _dot(slope_NV, hidden_ND, "nv,nd->vd")
+    unembed_gradient_VD = xla.dot(slope_NV, hidden_ND, "nv,nd->vd")
   else:
     arguments = hidden_ND, unembed_VD, token_N, kept, entropy_N, *slopes
-    gradients = functools.partial(_gradients, plan)
+    gradients = functools.partial(
+      xla.gradients, temperature=plan.temperature, token_chunk=plan.token_chunk,
+      vocab_chunk=plan.vocab_chunk, vocab_axis=plan.vocab_axis,
+      unembed_dtype=_partial_dtype(plan, unembed_VD),
+    )
     if _kernel_suits(plan, hidden_ND, unembed_VD):
       hidden_gradient_ND, unembed_gradient_VD = lax.platform_dependent(
         *arguments, tpu=functools.partial(_tpu_gradients, plan), default=gradients
@@ -273,7 +284,7 @@ def _tpu_gradients(plan, hidden_ND, unembed_VD, *known_N):
   hidden_gradient_ND, unembed_gradient_VD = _tpu().gradients(
     hidden_ND, unembed_VD, *known_N, temperature=plan.temperature,
     hidden_dtype=jnp.dtype(jnp.float32 if plan.vocab_axis else hidden_ND.dtype),
-    unembed_dtype=_sum_dtype(plan, 1, unembed_VD),
+    unembed_dtype=_partial_dtype(plan, unembed_VD),
   )
   return _all_sum(plan, hidden_gradient_ND).astype(hidden_ND.dtype), unembed_gradient_VD
 
@@ -300,144 +311,9 @@ def _all_rows(plan, unembed_gradient_VD, scattered):
   return lax.psum(unembed_gradient_VD, plan.token_axis) if plan.token_axis else unembed_gradient_VD
 
 
-def _statistics(plan, hidden_ND, unembed_VD, token_N):
-  """max l, sum e^(l - max), sum (l - max) e^(l - max) and l[token] in float32, chunk by chunk."""
-  hidden_SKD, token_SK = _in_chunks(plan, hidden_ND), _in_chunks(plan, token_N)
-  size, chunks, _ = hidden_SKD.shape
-
-  def one_chunk(chunk):
-    hidden_SD = lax.dynamic_index_in_dim(hidden_SKD, chunk, 1, keepdims=False)
-    token_S = lax.dynamic_index_in_dim(token_SK, chunk, 1, keepdims=False)
-
-    def fold(start, rows_VD, running):
-      max_S, total_S, weighted_S, chosen_S = running
-      logits_SV = _logits(hidden_SD, rows_VD, plan.temperature)
-      new_S = jnp.maximum(max_S, logits_SV.max(-1))
-      shifted_SV = logits_SV - new_S[:, None]
-      weight_SV = jnp.exp(shifted_SV)
-      weighted_S, total_S = _rise(weighted_S, total_S, new_S - max_S)
-      weighted_S = weighted_S + (weight_SV * shifted_SV).sum(-1)
-      total_S = total_S + weight_SV.sum(-1)
-      return new_S, total_S, weighted_S, _chosen(logits_SV, token_S - start, chosen_S)
-
-    # A finite lowest maximum, so that the first rise is finite and times total = 0 gives 0.
-    zero_S = jnp.zeros(size, jnp.float32)
-    lowest_S = jnp.full(size, jnp.finfo(jnp.float32).min / 4)
-    running = lowest_S, zero_S, zero_S, zero_S
-    return _over_vocab(fold, running, unembed_VD, plan.vocab_chunk)
-
-  if chunks == 1:
-    return tuple(x[: len(token_N)] for x in one_chunk(0))
-  return tuple(x.T.reshape(-1)[: len(token_N)] for x in lax.map(one_chunk, jnp.arange(chunks)))
-
-
-def _gradients(plan, hidden_ND, unembed_VD, token_N, lse_N, entropy_N, *slopes_N):
-  """Gradients in hidden, summed over the vocabulary's axis, and in unembed, chunk by chunk."""
-  hidden_SKD, token_SK, lse_SK, entropy_SK, *slopes_SK = (
-    _in_chunks(plan, x) for x in (hidden_ND, token_N, lse_N, entropy_N, *slopes_N)
-  )
-  size, chunks, embed = hidden_SKD.shape
-  sum_dtype = _sum_dtype(plan, chunks, unembed_VD)
-
-  def one_chunk(chunk, carry):
-    hidden_gradient_SKD, unembed_gradient_VD = carry
-    hidden_SD, token_S, lse_S, entropy_S, *slopes_S = (
-      lax.dynamic_index_in_dim(x, chunk, 1, keepdims=False)
-      for x in (hidden_SKD, token_SK, lse_SK, entropy_SK, *slopes_SK)
-    )
-
-    def fold(start, rows_VD, running):
-      gradient_SD, unembed_gradient_VD = running
-      rows_VD = rows_VD.astype(hidden_SD.dtype)
-      logprob_SV = _logits(hidden_SD, rows_VD, plan.temperature) - lse_S[:, None]
-      slope_SV = _slope(
-        logprob_SV, jnp.exp(logprob_SV), token_S - start, entropy_S, *slopes_S, plan.temperature
-      )
-      slope_SV = slope_SV.astype(hidden_SD.dtype)
-      gradient_SD = gradient_SD + _dot(slope_SV, rows_VD, "nv,vd->nd")
-      part_VD = _dot(slope_SV, hidden_SD, "nv,nd->vd")
-      if chunks > 1:
-        part_VD += lax.dynamic_slice_in_dim(unembed_gradient_VD, start, rows_VD.shape[0], 0)
-      return gradient_SD, lax.dynamic_update_slice_in_dim(
-        unembed_gradient_VD, part_VD.astype(sum_dtype), start, 0
-      )
-
-    zero_SD = jnp.zeros((size, embed), jnp.float32)
-    gradient_SD, unembed_gradient_VD = _over_vocab(
-      fold, (zero_SD, unembed_gradient_VD), unembed_VD, plan.vocab_chunk
-    )
-    gradient_SD = _all_sum(plan, gradient_SD).astype(hidden_SKD.dtype)
-    return (
-      lax.dynamic_update_index_in_dim(hidden_gradient_SKD, gradient_SD, chunk, 1),
-      unembed_gradient_VD,
-    )
-
-  carry = jnp.zeros_like(hidden_SKD), jnp.zeros(unembed_VD.shape, sum_dtype)
-  carry = one_chunk(0, carry) if chunks == 1 else lax.fori_loop(0, chunks, one_chunk, carry)
-  hidden_gradient_ND = carry[0].reshape(-1, embed)[: len(token_N)]
-  return hidden_gradient_ND, carry[1].astype(_sum_dtype(plan, 1, unembed_VD))
-
-
-def _sum_dtype(plan, chunks, unembed_VD):
-  # With one chunk of tokens every row of the gradient is written once: no float32 sum is needed.
-  several = chunks > 1 or plan.token_axis is not None
-  return jnp.dtype(jnp.float32) if several else unembed_VD.dtype
-
-
-def _in_chunks(plan, array):
-  """[N, ...] as [S, K, ...], padded: token i*K + j is in chunk j, so that each chunk takes some
-  tokens of every device where N is sharded without `axes`."""
-  chunks = -(-array.shape[0] // plan.token_chunk)
-  padding = [(0, -array.shape[0] % chunks)] + [(0, 0)] * (array.ndim - 1)
-  return jnp.pad(array, padding).reshape(-1, chunks, *array.shape[1:])
-
-
-def _rise(weighted_S, total_S, rise_S):
-  """sum (l - max) e^(l - max) and sum e^(l - max) after the maximum rose: every term moves."""
-  decay_S = jnp.exp(-rise_S)
-  return decay_S * (weighted_S - rise_S * total_S), decay_S * total_S
-
-
-def _chosen(logits_SV, token_S, otherwise_S):
-  """logits[token] where the token is one of these, else `otherwise`."""
-  inside_S = (token_S >= 0) & (token_S < logits_SV.shape[1])
-  index_S = jnp.clip(token_S, 0, logits_SV.shape[1] - 1)
-  logit_S = jnp.take_along_axis(logits_SV, index_S[:, None], -1)[:, 0]
-  return jnp.where(inside_S, logit_S, otherwise_S)
-
-
-def _over_vocab(fold, running, unembed_VD, vocab_chunk):
-  """running = fold(start, rows start.., running) over all rows; the last, shorter chunk alone."""
-  full = unembed_VD.shape[0] // vocab_chunk
-
-  def step(index, running):
-    start = index * vocab_chunk
-    rows_VD = lax.dynamic_slice_in_dim(unembed_VD, start, vocab_chunk, 0)
-    return fold(start, rows_VD, running)
-
-  running = step(0, running) if full == 1 else lax.fori_loop(0, full, step, running)
-  if full * vocab_chunk < unembed_VD.shape[0]:
-    running = fold(full * vocab_chunk, unembed_VD[full * vocab_chunk :], running)
-  return running
-
-
-def _logits(hidden_ND, unembed_VD, temperature):
-  logits_NV = _dot(hidden_ND, unembed_VD.astype(hidden_ND.dtype), "nd,vd->nv")
-  return logits_NV if temperature == 1 else logits_NV / temperature
-
-
-def _slope(logprob_NV, p_NV, token_N, entropy_N, logprob_slope_N, entropy_slope_N, temperature):
-  """Gradient in the logits: g_logp (1[token] - p) - g_H p (ln p + H)."""
-  chosen_NV = lax.broadcasted_iota(jnp.int32, logprob_NV.shape, 1) == token_N[:, None]
-  constant_N = logprob_slope_N + entropy_slope_N * entropy_N
-  slope_NV = jnp.where(chosen_NV, logprob_slope_N[:, None], 0) - p_NV * (
-    constant_N[:, None] + entropy_slope_N[:, None] * logprob_NV
-  )
-  return slope_NV if temperature == 1 else slope_NV / temperature
-
-
-def _dot(left, right, subscripts):
-  return jnp.einsum(subscripts, left, right, preferred_element_type=jnp.float32)
+def _partial_dtype(plan, unembed_VD):
+  """Dtype of a device's gradient of the unembedding: float32 where others are added to it."""
+  return jnp.dtype(jnp.float32) if plan.token_axis else unembed_VD.dtype
 
 
 def _check_floating(**arrays):

@@ -1,19 +1,27 @@
 """`logprob_and_entropy` against its neighbours and the bare matmuls, in one run.
 
-    python -m tests.bench.logprob_entropy
-    python -m tests.bench.logprob_entropy --tokens=8192 --embed=3584 --vocab=152064 --dtype=bfloat16
-    python -m tests.bench.logprob_entropy --compile-only
+    python tests/bench/logprob_entropy.py
+    python tests/bench/logprob_entropy.py --tokens=8192 --embed=3584 --vocab=152064 --dtype=bfloat16
+    python tests/bench/logprob_entropy.py --compile-only
 
 Prints a Markdown table: temp memory that XLA plans (`compiled.memory_analysis()`) and the best wall
 time of `--repeats` rounds, in each of which every program runs once, so that a busy machine is busy
 for all. "gradients" are those of both inputs through both outputs. The bare matmuls are one for the
 forward pass and four with gradients (the logits are computed twice), over the same chunks of the
-vocabulary and nothing else. google-tunix has a row where it is installed (its functions are where
-0.1.7 has them). --compile-only prints temp memory over sizes of the vocabulary and of the tokens.
+vocabulary and nothing else. --compile-only prints temp memory over sizes of the vocabulary and of
+the tokens.
+
+google-tunix 0.1.7 is not in the requirements, as its safetensors < 0.8 excludes ours. Its row says
+"not installed" without it; to measure it, in a virtual environment of its own:
+    pip install -r requirements.txt
+    pip install --no-deps google-tunix==0.1.7 google-metrax==0.2.4 jaxtyping wadler_lindig
+    pip install --no-deps sentencepiece perfetto pandas python-dateutil
 """
 
 import argparse
 import functools
+import pathlib
+import sys
 import time
 
 import jax
@@ -21,6 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+# The command works where the package is not installed.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 from ares_jax import logprob_and_entropy
 
 
@@ -33,18 +43,26 @@ def full_logits(hidden_ND, unembed_VD, token_N):
 
 
 def tunix():
-  """The same from google-tunix's own functions of logits, or None."""
-  try:
-    from tunix.rl import algo_core, common
-  except ImportError:
-    return None
+  """google-tunix as its learners call it, on a model that is this head; raises without it."""
+  from flax import nnx
+  from tunix.rl import algo_core, common
+
+  class Head(nnx.Module):
+    def __init__(self, hidden_BTD, unembed_VD):
+      self.hidden_BTD, self.unembed_VD = nnx.Param(hidden_BTD), nnx.Param(unembed_VD)
+
+    def __call__(self, tokens_BT, positions, cache, attention_mask):
+      return self.hidden_BTD[...] @ self.unembed_VD[...].T, None
 
   def outputs(hidden_ND, unembed_VD, token_N):
-    logits_NV = hidden_ND @ unembed_VD.T
-    return (
-      common.selective_log_softmax(logits_NV, token_N),
-      algo_core.compute_entropy_from_logits(logits_NV),
+    # Its logits are those of one row, the last position's without use.
+    hidden_BTD = jnp.pad(hidden_ND, ((0, 1), (0, 0)))[None]
+    graph, state = nnx.split(Head(hidden_BTD, unembed_VD))
+    logprob_BT, logits_BTV = common.compute_per_token_logps(
+      graph, state, token_N[None, :1], token_N[None], pad_id=-1, eos_id=-1,
+      stop_gradient=False, return_logits=True,
     )
+    return logprob_BT[0], algo_core.compute_entropy_from_logits(logits_BTV)[0]
 
   return outputs
 
@@ -106,12 +124,14 @@ def gradients(function):
 
 
 def programs():
-  """name: (forward, with gradients)."""
-  functions = {"ours": logprob_and_entropy, "full logits + autodiff": full_logits}
-  if tunix():
+  """{name: (forward, with gradients)}, and {name: why it cannot run}."""
+  functions, missing = {"ours": logprob_and_entropy, "full logits + autodiff": full_logits}, {}
+  try:
     functions["google-tunix"] = tunix()
+  except ModuleNotFoundError as error:
+    missing["google-tunix"] = "not installed" if error.name == "tunix" else str(error)
   both = {name: (function, gradients(function)) for name, function in functions.items()}
-  return both | {"bare matmuls": (matmul, matmuls)}
+  return both | {"bare matmuls": (matmul, matmuls)}, missing
 
 
 def shapes(tokens, embed, vocab, dtype):
@@ -128,10 +148,11 @@ def temp(program):
 
 
 def compare(options):
+  functions, missing = programs()
   arguments = shapes(options.tokens, options.embed, options.vocab, options.dtype)
   compiled_of = {
     (name, direction): compiled(function, *arguments)
-    for name, both in programs().items()
+    for name, both in functions.items()
     for direction, function in zip(("forward", "gradients"), both, strict=True)
   }
   rng = np.random.default_rng(0)
@@ -154,11 +175,16 @@ def compare(options):
         f"{device.device_kind}, jax {jax.__version__}, best of {options.repeats} rounds\n")
   print("| | temp, forward | temp, gradients | forward | gradients | of the matmuls, forward "
         "| of the matmuls, gradients |\n| --- | --- | --- | --- | --- | --- | --- |")
-  for name in programs():
+  for name in functions:
     cells = [f"{temp(compiled_of[name, x]):.0f} MiB" for x in ("forward", "gradients")]
     cells += [f"{1000 * best[name, x]:.1f} ms" for x in ("forward", "gradients")]
     cells += [f"{best[name, x] / best['bare matmuls', x]:.2f}" for x in ("forward", "gradients")]
     print(f"| {name} | {' | '.join(cells)} |")
+  for name, reason in missing.items():
+    print(f"| {name} | {reason}{' |' * 6}")
+  if "google-tunix" in functions:
+    shares = [best["ours", x] / best["google-tunix", x] for x in ("forward", "gradients")]
+    print(f"\nours of google-tunix: {shares[0]:.2f} and {shares[1]:.2f}")
   flops = 2 * options.tokens * options.embed * options.vocab
   rates = [count * flops / best["bare matmuls", x] / 1e9
            for count, x in ((1, "forward"), (4, "gradients"))]
@@ -170,9 +196,10 @@ def sweep(options):
   print("| V | N | forward | gradients | one [N, V] float32 |\n| --- | --- | --- | --- | --- |")
   cases = [(vocab, options.tokens) for vocab in (16384, 65536, 151936, 262144)]
   cases += [(options.vocab, tokens) for tokens in (4096, 16384, 65536, 131072)]
+  ours = logprob_and_entropy, gradients(logprob_and_entropy)
   for vocab, tokens in cases:
     arguments = shapes(tokens, options.embed, vocab, options.dtype)
-    cells = [temp(compiled(function, *arguments)) for function in programs()["ours"]]
+    cells = [temp(compiled(function, *arguments)) for function in ours]
     print(f"| {vocab} | {tokens} | {cells[0]:.0f} | {cells[1]:.0f} "
           f"| {tokens * vocab * 4 / 2**20:.0f} |", flush=True)
 

@@ -86,6 +86,13 @@ def test_float32_error_at_16384_tokens_is_what_the_docstring_says():
     assert np.abs(np.asarray(mean_BT)[:, : exact.shape[1]] - exact).max() < 1.1 * error
 
 
+def test_quantile_is_exact_where_16384_values_jump_by_nats():
+  # 0.95 of 16,383 steps is rank 15,563.85: 85% of the way from 0 to 10 nats.
+  value_BT = np.float32([[0] * 15564 + [10] * 820])
+  quantile_B = entropy_threshold(value_BT, np.ones(value_BT.shape, bool), quantile=0.95)[1]
+  np.testing.assert_allclose(quantile_B, [8.5], rtol=1e-6)
+
+
 def test_threshold_is_the_mean_or_median_of_the_rows_quantiles():
   value_BT = np.float32([[0, 1, 2, 3, 4], [10, 20, 0, 0, 0], [50, 0, 0, 0, 0], [7, 7, 7, 7, 7]])
   mask_BT = np.arange(5)[None] < np.array([[5], [2], [1], [0]])
