@@ -29,6 +29,7 @@ def tpu_mesh(topology, model):
   """A (data, model) mesh of a described TPU slice, such as "v5e:8x8"."""
   # Compiling asks for no TPU; without this libtpu looks for one in the cloud's metadata.
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+  os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # beside another process that compiles
   devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
   return Mesh(np.array(devices).reshape(-1, model), ("data", "model"),
               axis_types=(AxisType.Auto,) * 2)
