@@ -110,7 +110,7 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, *, causal):
   kernel = splash.make_splash_mha_single_device(
     splash.MultiHeadMask([mask] * heads),
     # The fused backward kernel would write dq once for every block of keys: at T = 20480 and 28
-    # heads 12 GB of it.
+    # heads 6 GB of it.
     block_sizes=splash.BlockSizes(
       block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block,
       block_kv_dq=block),

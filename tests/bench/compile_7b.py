@@ -59,8 +59,9 @@ def loss(config, params, batch):
   embeds = qwen25_vl.embed(config, params, batch["tokens"], batch["unit"], features)
   states = qwen25_vl.hidden(config, params, embeds, batch["positions"], batch["segment"])
   following = jnp.roll(batch["tokens"], -1, axis=1).reshape(-1)
-  both = logprob_and_entropy(states.reshape(-1, config.embed), qwen25_vl.unembedding(config, params),
-                             following, axes=("data", "model"))
+  both = logprob_and_entropy(
+    states.reshape(-1, config.embed), qwen25_vl.unembedding(config, params), following,
+    axes=("data", "model"))
   return both[0].sum() + both[1].sum()
 
 
