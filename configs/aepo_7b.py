@@ -6,8 +6,8 @@
 
 Hardware: the TPU chips of one host. Hours and expected score: not measured. What stands in the way
 of the paper's sizes today: the sampler decodes all rows of a prompt batch together and pads them to
-the longest response; attention over a training row is dense, quadratic in its tokens; runs on
-several hosts are refused. Lower aepo.prompts, aepo.sampling.max_tokens and row_tokens accordingly.
+the longest response; runs on several hosts are refused. Lower aepo.prompts,
+aepo.sampling.max_tokens and row_tokens accordingly.
 """
 
 from ml_collections import ConfigDict

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ares_jax.mesh import shard
+from ares_jax.models.attention import attention
 from ares_jax.models.config import ModelConfig
 from ares_jax.models.layers import (
   MASKED,
-  attention,
   project,
   rms_norm,
   rotary,

@@ -1,7 +1,7 @@
-"""What the decoder and the vision tower share: norm, rotary embedding, attention, MLP, scan.
+"""What the decoder and the vision tower share: norm, rotary embedding, MLP, scan.
 
-B rows, T query positions, S key positions, D width, N query heads, K kv heads, H head size, F mlp,
-L layers. Activations have the compute dtype; statistics of norms and softmax are float32.
+D width, H head size, F mlp, L layers. Activations have the compute dtype; statistics of norms and
+softmax are float32.
 """
 
 from collections.abc import Callable
@@ -43,62 +43,6 @@ def project(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> j
   """x [..., D] times weight [D, ...], plus bias; both are cast to x's dtype here."""
   y = jnp.tensordot(x, weight.astype(x.dtype), axes=1)
   return y if bias is None else y + bias.astype(x.dtype)
-
-
-def attention(
-  q_BTNH: jax.Array,
-  k_BSKH: jax.Array,
-  v_BSKH: jax.Array,
-  *,
-  segment_BT: jax.Array,
-  segment_BS: jax.Array,
-  causal: bool,
-) -> jax.Array:
-  """softmax(q k^T / sqrt(H)) v over the keys of the query's own segment.
-
-  The one place where attention over whole sequences is computed.
-
-  Args:
-    q_BTNH: queries; query heads n share kv head n // (N / K).
-    k_BSKH: keys.
-    v_BSKH: values.
-    segment_BT: int32, segment of each query. Segment 0 is padding: its results mean nothing.
-    segment_BS: int32, segment of each key.
-    causal: attend to keys at or before the query's index only; needs T = S.
-
-  Returns:
-    [B, T, N, H] in q's dtype.
-  """
-  queries = q_BTNH.shape[1]
-  if not causal:
-    allowed_BTS = segment_BT[:, :, None] == segment_BS[:, None, :]
-    return _attend(q_BTNH, k_BSKH, v_BSKH, allowed_BTS)
-  # Each quarter of the queries meets only the keys up to its own end: 3/8 less work than the whole
-  # square; at T=100 on CPU 9.8 ms forward and backward against 16.8.
-  edges = sorted({queries * quarter // 4 for quarter in range(5)})
-  quarters = []
-  for first, last in zip(edges[:-1], edges[1:], strict=True):
-    allowed_BTS = ((segment_BT[:, first:last, None] == segment_BS[:, None, :last])
-                   & (jnp.arange(first, last)[:, None] >= jnp.arange(last)))
-    quarters.append(_attend(q_BTNH[:, first:last], k_BSKH[:, :last], v_BSKH[:, :last], allowed_BTS))
-  return jnp.concatenate(quarters, axis=1)
-
-
-def _attend(q_BTNH, k_BSKH, v_BSKH, allowed_BTS):
-  rows, queries, heads, head_dim = q_BTNH.shape
-  keys, kv_heads = k_BSKH.shape[1:3]
-  group = heads // kv_heads
-  # The query heads of one kv head are folded into the query axis: one larger matmul per kv head.
-  q = (q_BTNH * head_dim**-0.5).reshape(rows, queries, kv_heads, group, head_dim)
-  q = q.transpose(0, 2, 3, 1, 4).reshape(rows, kv_heads, group * queries, head_dim)
-  scores = jnp.einsum("bkth,bskh->bkts", q, k_BSKH, preferred_element_type=jnp.float32)
-  scores = scores.reshape(rows, kv_heads, group, queries, keys)
-  scores = jnp.where(allowed_BTS[:, None, None], scores, MASKED)
-  weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
-  weights = weights.reshape(rows, kv_heads, group * queries, keys)
-  mixed = jnp.einsum("bkts,bskh->bkth", weights, v_BSKH)
-  mixed = mixed.reshape(rows, kv_heads, group, queries, head_dim)
-  return mixed.transpose(0, 3, 1, 2, 4).reshape(rows, queries, heads, head_dim)
 
 
 def swiglu(x: jax.Array, weights: dict[str, jax.Array]) -> jax.Array:

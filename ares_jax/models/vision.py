@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ares_jax.mesh import shard
+from ares_jax.models.attention import attention
 from ares_jax.models.config import ModelConfig, VisionConfig
 from ares_jax.models.layers import (
-  attention,
   project,
   rms_norm,
   rotary,

@@ -1,4 +1,3 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -36,51 +35,6 @@ def test_rotation_leaves_scores_a_function_of_the_distance():
     return float(jnp.sum(at[0] * at[1]))
 
   assert score(7, 3) == pytest.approx(score(104, 100), abs=1e-4)
-
-
-def naive(q, k, v, segment, causal):
-  """One row at a time, one query at a time."""
-  out = np.zeros(q.shape, np.float64)
-  for b, t, n in np.ndindex(*q.shape[:3]):
-    kv = n // (q.shape[2] // k.shape[2])
-    keys = [s for s in range(k.shape[1])
-            if segment[b, s] == segment[b, t] and (s <= t or not causal)]
-    score = np.array([q[b, t, n] @ k[b, s, kv] for s in keys]) / q.shape[3]**0.5
-    weight = np.exp(score - score.max())
-    out[b, t, n] = weight @ v[b, keys, kv] / weight.sum()
-  return out
-
-
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("length, heads, kv_heads", [(1, 2, 2), (3, 4, 2), (7, 3, 1)])
-def test_attention_equals_one_query_at_a_time(causal, length, heads, kv_heads):
-  q = RNG.normal(size=(2, length, heads, 4)).astype(np.float32)
-  k, v = RNG.normal(size=(2, 2, length, kv_heads, 4)).astype(np.float32)
-  segment = np.sort(RNG.integers(1, 3, (2, length))).astype(np.int32)
-  got = layers.attention(q, k, v, segment_BT=segment, segment_BS=segment, causal=causal)
-  np.testing.assert_allclose(got, naive(q, k, v, segment, causal), atol=1e-5)
-
-
-def test_a_changed_value_reaches_later_tokens_of_its_own_segment_only():
-  q, k, v = RNG.normal(size=(3, 1, 9, 2, 4)).astype(np.float32)
-  segment = np.int32([[1, 1, 1, 2, 2, 2, 2, 0, 0]])
-  changed = v.copy()
-  changed[0, 4] += 1
-  first, second = (np.asarray(layers.attention(
-    q, k, x, segment_BT=segment, segment_BS=segment, causal=True)) for x in (v, changed))
-  np.testing.assert_array_equal(np.any(first != second, axis=(0, 2, 3)),
-                                [0, 0, 0, 0, 1, 1, 1, 0, 0])
-
-
-def test_padding_yields_finite_gradients():
-  q, k, v = RNG.normal(size=(3, 1, 6, 2, 4)).astype(np.float32)
-  segment = np.int32([[1, 1, 0, 0, 0, 0]])
-  keys = np.int32([[1, 1, 2, 2, 2, 2]])  # the padding queries see no key at all
-
-  def total(q, k, v):
-    return layers.attention(q, k, v, segment_BT=segment, segment_BS=keys, causal=True).sum()
-
-  assert all(np.isfinite(g).all() for g in jax.jit(jax.grad(total, (0, 1, 2)))(q, k, v))
 
 
 def test_swiglu_by_hand():

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -6,25 +7,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from models import golden_batch
+from models.published import SIZE_3B, SIZE_7B
 
 from ares_jax import mesh as mesh_lib
 from ares_jax.models import weights
-from ares_jax.models.config import ModelConfig, VisionConfig
 
 CONFIG = golden_batch.config("untied")
-
-
-def published(embed, layers, heads, kv_heads, mlp, vocab, tied):
-  vision = VisionConfig(depth=32, hidden=1280, heads=16, mlp=3420, patch=14, temporal_patch=2,
-                        merge=2, window=112, full_attention=(7, 15, 23, 31), out=embed)
-  return ModelConfig(vocab=vocab, embed=embed, layers=layers, heads=heads, kv_heads=kv_heads,
-                     head_dim=128, mlp=mlp, rope_theta=1e6, mrope_sections=(16, 24, 24),
-                     norm_eps=1e-6, tied=tied, vision=vision, image_token=151655,
-                     compute_dtype="bfloat16", remat="block", unroll=1)
-
-
-SIZE_3B = published(2048, 36, 16, 2, 11008, 151936, True)
-SIZE_7B = published(3584, 28, 28, 4, 18944, 152064, False)
 
 
 def test_counts_of_3b_and_7b_are_the_published_ones():
@@ -33,7 +21,7 @@ def test_counts_of_3b_and_7b_are_the_published_ones():
 
 
 @pytest.mark.parametrize("config", [SIZE_3B, SIZE_7B], ids=["3b", "7b"])
-@pytest.mark.parametrize("data, model", [(256, 1), (64, 4), (8, 2)])
+@pytest.mark.parametrize("data, model", [(256, 1), (64, 1), (64, 4), (16, 4), (8, 2)])
 def test_published_sizes_divide_over_wide_meshes(config, data, model):
   mesh = jax.sharding.AbstractMesh((data, model), ("data", "model"))
   shards = weights.shardings(config, mesh)
@@ -42,6 +30,27 @@ def test_published_sizes_divide_over_wide_meshes(config, data, model):
                  jax.tree.leaves(shards), strict=True))
   # What is not split over every device is biases, norms, K, V and the vision MLP.
   assert held < 1.35 * weights.count(config) / (data * model) + 2e6
+
+
+def test_8_way_tensor_parallelism_splits_3b_but_not_the_28_heads_of_7b():
+  mesh = jax.sharding.AbstractMesh((8, 8), ("data", "model"))
+  assert weights.shardings(SIZE_3B, mesh)["blocks"]["q"].shard_shape((36, 2048, 16, 128))[2] == 2
+  with pytest.raises(ValueError) as error:
+    weights.shardings(SIZE_7B, mesh)
+  # 28 = 4 * 7: of powers of two, model = 1, 2 and 4 are the ones that 7B knows.
+  faults = re.findall(r"(\S+) \([\d, ]+\): (\d+ over \w+=\d+)", str(error.value))
+  assert faults == [(f"blocks/{name}", "28 over model=8") for name in ("o", "q", "q_bias")]
+
+
+def test_kv_heads_and_the_vision_mlp_stay_whole_on_the_model_axis():
+  mesh = jax.sharding.AbstractMesh((16, 4), ("data", "model"))
+  for config in (SIZE_3B, SIZE_7B):
+    shards = weights.shardings(config, mesh)
+    for block, names in ((shards["blocks"], ("k", "v", "k_bias", "v_bias")),
+                         (shards["vision"]["blocks"], ("gate", "up", "down"))):
+      assert all("model" not in block[name].spec for name in names)
+    heads = shards["vision"]["blocks"]["qkv"].shard_shape((32, 1280, 3, 16, 80))
+    assert heads == (32, 80, 3, 4, 80)
 
 
 def test_a_mesh_that_does_not_divide_is_an_error_naming_the_tensors():

@@ -1,0 +1,169 @@
+import functools
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.experimental import pallas as pl
+
+from ares_jax import mesh as mesh_lib
+from ares_jax.models import attention as attention_lib
+from ares_jax.models.attention import attention
+
+RNG = np.random.default_rng(0)
+
+
+def naive(q, k, v, segment, causal):
+  """One row at a time, one query at a time."""
+  out = np.zeros(q.shape, np.float64)
+  for b, t, n in np.ndindex(*q.shape[:3]):
+    kv = n // (q.shape[2] // k.shape[2])
+    keys = [s for s in range(k.shape[1])
+            if segment[b, s] == segment[b, t] and (s <= t or not causal)]
+    score = np.array([q[b, t, n] @ k[b, s, kv] for s in keys]) / q.shape[3]**0.5
+    weight = np.exp(score - score.max())
+    out[b, t, n] = weight @ v[b, keys, kv] / weight.sum()
+  return out
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("length, heads, kv_heads", [(1, 2, 2), (3, 4, 2), (7, 3, 1)])
+def test_attention_equals_one_query_at_a_time(causal, length, heads, kv_heads):
+  q = RNG.normal(size=(2, length, heads, 4)).astype(np.float32)
+  k, v = RNG.normal(size=(2, 2, length, kv_heads, 4)).astype(np.float32)
+  segment = np.sort(RNG.integers(1, 3, (2, length))).astype(np.int32)
+  got = attention(q, k, v, segment_BT=segment, segment_BS=segment, causal=causal)
+  np.testing.assert_allclose(got, naive(q, k, v, segment, causal), atol=1e-5)
+
+
+def test_a_changed_value_reaches_later_tokens_of_its_own_segment_only():
+  q, k, v = RNG.normal(size=(3, 1, 9, 2, 4)).astype(np.float32)
+  segment = np.int32([[1, 1, 1, 2, 2, 2, 2, 0, 0]])
+  changed = v.copy()
+  changed[0, 4] += 1
+  first, second = (np.asarray(attention(
+    q, k, x, segment_BT=segment, segment_BS=segment, causal=True)) for x in (v, changed))
+  np.testing.assert_array_equal(np.any(first != second, axis=(0, 2, 3)),
+                                [0, 0, 0, 0, 1, 1, 1, 0, 0])
+
+
+def test_padding_yields_finite_gradients():
+  q, k, v = RNG.normal(size=(3, 1, 6, 2, 4)).astype(np.float32)
+  segment = np.int32([[1, 1, 0, 0, 0, 0]])
+  keys = np.int32([[1, 1, 2, 2, 2, 2]])  # the padding queries see no key at all
+
+  def total(q, k, v):
+    return attention(q, k, v, segment_BT=segment, segment_BS=keys, causal=True).sum()
+
+  assert all(np.isfinite(g).all() for g in jax.jit(jax.grad(total, (0, 1, 2)))(q, k, v))
+
+
+def packed(rows, tokens, heads, kv_heads, head_dim):
+  """q, k, v and segments of packed rows: three sequences, then padding."""
+  rng = np.random.default_rng(tokens)
+  q, k, v = (rng.normal(size=(rows, tokens, n, head_dim)).astype(np.float32)
+             for n in (heads, kv_heads, kv_heads))
+  cuts = np.sort(rng.integers(1, tokens, (rows, 3)), axis=1)
+  segment = (np.arange(tokens)[:, None] >= cuts[:, None]).sum(-1) + 1
+  return q, k, v, np.where(segment == 4, 0, segment).astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def results(function, causal, q, k, v, segment):
+  """The output on tokens that are not padding, and the gradients of a weighted sum of it."""
+  def masked(q, k, v):
+    out = function(q, k, v, segment, causal=causal)
+    return jnp.where(segment[:, :, None, None] > 0, out, 0)
+
+  out, pull = jax.vjp(masked, q, k, v)
+  return out, *pull(jnp.sin(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape))
+
+
+def dense(q, k, v, segment, *, causal):
+  return attention_lib._dense(q, k, v, segment, segment, causal=causal)
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+  """Kernels as plain XLA, with blocks so small that a row has several."""
+  real = pl.pallas_call
+  monkeypatch.setattr(pl, "pallas_call", lambda *a, **k: real(*a, **k | {"interpret": True}))
+  monkeypatch.setattr(attention_lib, "SPLASH_BLOCK", 128)
+
+
+# Whole blocks and padded ones; the decoder's and the vision tower's head sizes.
+@pytest.mark.parametrize("kernel", ["_splash", "_triton"])
+@pytest.mark.parametrize("causal, tokens, kv_heads, head_dim",
+                         [(True, 256, 2, 128), (True, 300, 1, 16), (False, 300, 4, 80)])
+def test_kernels_equal_plain_attention_of_packed_rows(kernel, causal, tokens, kv_heads, head_dim,
+                                                      interpreted):
+  case = packed(2, tokens, 4, kv_heads, head_dim)
+  got = results(getattr(attention_lib, kernel), causal, *case)
+  for value, want in zip(got, results(dense, causal, *case), strict=True):
+    assert value.dtype == want.dtype
+    np.testing.assert_allclose(value, want, atol=2e-5)
+
+
+def kernels_for(platform, tokens, *, kv_segments=None):
+  """Names of the kernels in the program of the gradient, lowered on this host for `platform`."""
+  def total(q, k, v, segment):
+    keys = segment if kv_segments is None else kv_segments
+    return attention(q, k, v, segment_BT=segment, segment_BS=keys, causal=True).sum()
+
+  q, k, v, segment = packed(2, tokens, 4, 2, 64)
+  program = jax.jit(jax.grad(total, (0, 1, 2)))
+  with jax.set_mesh(mesh_lib.make_mesh(1, 1, jax.devices()[:1])):
+    module = export.export(program, platforms=[platform], disabled_checks=[
+      export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")])(q, k, v, segment)
+  return set(re.findall(r"(splash_mha_[a-z]+|mha_[a-z]+)[_a-z]*\b", module.mlir_module()))
+
+
+@pytest.mark.parametrize("platform, kernels", [
+  ("tpu", {"splash_mha_fwd", "splash_mha_dq", "splash_mha_dkv"}),
+  ("cuda", {"mha_forward", "mha_backward", "mha_preprocess"}),
+  ("rocm", set()),
+  ("cpu", set())])
+def test_the_platform_of_the_lowering_chooses_the_kernel(platform, kernels):
+  assert kernels_for(platform, 384) == kernels
+
+
+def test_short_rows_and_foreign_keys_need_no_kernel():
+  assert kernels_for("tpu", attention_lib.KERNEL_TOKENS - 1) == set()
+  assert kernels_for("tpu", 384, kv_segments=np.ones((2, 384), np.int32)) == set()
+
+
+def over_mesh(data, model, heads, kv_heads, rows=8):
+  """Largest difference of attention over a mesh from one device: output and three gradients."""
+  case = packed(rows, attention_lib.KERNEL_TOKENS, heads, kv_heads, 8)
+
+  def split(q, k, v, segment, *, causal):
+    return attention(q, k, v, segment_BT=segment, segment_BS=segment, causal=causal)
+
+  want = results(dense, True, *case)
+  with jax.set_mesh(mesh_lib.make_mesh(data, model, jax.devices()[:data * model])):
+    got = jax.block_until_ready(results(split, True, *mesh_lib.put(case, "data")))
+  return max(float(np.abs(x - np.asarray(y)).max()) for x, y in zip(got, want, strict=True))
+
+
+# Kv heads that divide over "model", one for two devices, and three query heads a device that
+# belong to two of them.
+@pytest.mark.parametrize("data, model, heads, kv_heads",
+                         [(2, 1, 4, 2), (2, 2, 4, 2), (1, 4, 8, 2), (1, 4, 12, 3), (2, 2, 3, 1)])
+def test_over_2_and_4_devices_equals_one(data, model, heads, kv_heads):
+  assert over_mesh(data, model, heads, kv_heads) < 1e-5
+
+
+def test_over_8_devices_equals_one():
+  command = ("from models.attention_test import over_mesh\n"
+             "print([over_mesh(*case) for case in ((8, 1, 4, 2), (2, 4, 8, 2), (1, 8, 8, 4))])")
+  environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+                              "PYTHONPATH": os.pathsep.join(sys.path)}
+  result = subprocess.run([sys.executable, "-c", command], env=environment, text=True,
+                          capture_output=True, timeout=300)
+  assert result.returncode == 0, result.stderr
+  assert max(map(float, result.stdout.strip("[]\n").split(","))) < 1e-5

@@ -1,0 +1,59 @@
+"""Programs for described TPU slices, made without a TPU: attention compiled, the 7B model lowered.
+
+`bench/compile_7b.py` compiles the whole model; that takes minutes.
+"""
+
+import collections
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from bench import compile_7b
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from models.published import SIZE_3B, SIZE_7B
+
+from ares_jax.models.attention import attention
+
+pytest.importorskip("libtpu", reason="needs `pip install libtpu`")
+TOKENS, WINDOWS = 20480, 384
+SIDES = TOKENS, WINDOWS * SIZE_7B.vision.window_patches  # of the squares that must not exist
+
+
+@pytest.mark.parametrize("config, part, model", [
+  (SIZE_7B, "decoder", 1), (SIZE_7B, "decoder", 4), (SIZE_3B, "decoder", 8), (SIZE_7B, "vision", 2)
+], ids=["7b", "7b split 4", "3b split 8", "vision split 2"])
+def test_attention_of_long_rows_compiles_for_8_chips_in_a_gibibyte(config, part, model):
+  mesh = compile_7b.tpu_mesh("v5e:2x4", model)
+  size, tokens = (config, SIDES[0]) if part == "decoder" else (config.vision, SIDES[1])
+  kv_heads = size.kv_heads if part == "decoder" else size.heads
+  rows = 8 // model
+  split = lambda heads: "model" if heads % model == 0 else None  # noqa: E731
+  array = lambda heads: jax.ShapeDtypeStruct(  # noqa: E731
+    (rows, tokens, heads, size.head_dim), jnp.bfloat16,
+    sharding=NamedSharding(mesh, P("data", None, split(heads))))
+  segment = jax.ShapeDtypeStruct((rows, tokens), jnp.int32, sharding=NamedSharding(mesh, P("data")))
+
+  def total(q, k, v, segment):
+    return attention(q, k, v, segment_BT=segment, segment_BS=segment,
+                     causal=part == "decoder").astype(jnp.float32).sum()
+
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    program = jax.jit(jax.grad(total, (0, 1, 2))).lower(
+      array(size.heads), array(kv_heads), array(kv_heads), segment).compile()
+  # bfloat16 scores of one head would be 0.8 GiB, and a chip has 2 heads or more.
+  assert program.memory_analysis().temp_size_in_bytes < 2**30
+  text = program.as_text()
+  assert all(f"splash_mha_{kernel}_segmented" in text for kernel in ("fwd", "dq", "dkv"))
+
+
+def test_7b_gradient_of_packed_rows_holds_each_kernel_once_a_pass_and_no_scores():
+  mesh = compile_7b.tpu_mesh("v5e:8x8", 1)
+  text = compile_7b.gradient(SIZE_7B, mesh, 64, TOKENS, WINDOWS).as_text()
+  kernels = collections.Counter(re.findall(r'kernel_name = "splash_mha_([a-z]+)', text))
+  # The decoder's loop and the vision tower's: forward, again for the backward pass, backward.
+  assert kernels == {"fwd": 4, "dq": 2, "dkv": 2}
+  for side in SIDES:
+    assert re.search(rf"x{side}x", text)
+    assert not re.search(rf"tensor<[\dx]*x{side}x{side}x", text)
