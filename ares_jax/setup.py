@@ -24,6 +24,7 @@ from ares_jax.metrics import PhaseTimer
 from ares_jax.models import weights
 from ares_jax.models.config import ModelConfig, VisionConfig
 from ares_jax.rollout import Generator
+from ares_jax.sampler import EngineConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +107,7 @@ class TrainConfig:
   data: DataConfig
   prompt: PromptConfig
   grade: GradeConfig
+  engine: EngineConfig
   warmup: SftConfig
   curate: CurateConfig
   adacs: SftConfig
@@ -233,7 +235,7 @@ def open_run(config):
   allowed[[index for index in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder)
            if index not in end and tokenizer.added_tokens_decoder[index].special]] = False
   with GradingPool(config.grade.workers, config.grade.timeout) as grader:
-    generator = Generator(model, encoder, allowed, end, grader, PhaseTimer())
+    generator = Generator(model, encoder, allowed, end, config.engine, grader, PhaseTimer())
     run = Run(config, model, tokenizer, generator, semantic_table(tokenizer, model.vocab))
     run.check()
     yield run

@@ -1,4 +1,4 @@
-"""Drawing tokens without sorting the vocabulary and without a random number for each of its entries.
+"""Drawing tokens without sorting the vocabulary, from one random number a token.
 
 B rows, V vocabulary, N x C: the vocabulary as N blocks of C entries, so that no sum is long.
 """
