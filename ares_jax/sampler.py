@@ -10,7 +10,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from ares_jax import mesh, slots
 from ares_jax.models import weights
@@ -123,11 +122,16 @@ def rollout_weights(model, params):
 
   A token of each slot is too little work to fetch weights for from other devices of "data".
   """
-  def convert(x, spec):
-    spec = PartitionSpec(*(None if axis == "data" else axis for axis in spec))
-    return jax.device_put(x.astype(model.compute_dtype), mesh.sharding(*spec))
+  return jax.tree.map(
+    lambda x, sharding: jax.device_put(x.astype(model.compute_dtype), sharding),
+    params, rollout_shardings(model))
 
-  return jax.tree.map(convert, params, weights.specs(model))
+
+def rollout_shardings(model):
+  """`NamedSharding` of every tensor of `rollout_weights`."""
+  return jax.tree.map(
+    lambda spec: mesh.sharding(*(None if axis == "data" else axis for axis in spec)),
+    weights.specs(model))
 
 
 def plan(model, engine, *, prompts, prompt_tokens, group, tokens):

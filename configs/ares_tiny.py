@@ -40,7 +40,7 @@ def get_config():
 
   c.prompt = dict(suffix="", max_tokens=26, windows=4, min_pixels=28 * 28, max_pixels=112 * 112)
   c.grade = dict(workers=1, timeout=2.0)  # seconds an answer
-  c.engine = dict(slots=64, chunk=8, cache_gib=1.0)  # rows at once; tokens a call; GiB a device
+  c.engine = dict(slots=128, chunk=8, cache_gib=1.0)  # rows at once; tokens a call; GiB a device
 
   adam = dict(schedule="cosine", warmup_steps=30, final_fraction=0.1, b1=0.9, b2=0.98, eps=1e-8,
               weight_decay=0.01, clip=1.0)
