@@ -246,7 +246,8 @@ def curate(params, source, config, *, generator, workdir, max_tokens, seed):
 
 def _pass_counts(params, source, config, generator, max_tokens, seed):
   """int [problems]: right answers of the probe at temperature 1."""
-  sampling = SamplingConfig(temperature=1.0, top_p=1.0, max_tokens=max_tokens)
+  sampling = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, min_tokens=0,
+                            max_tokens=max_tokens)
   counts = []
   for start in range(0, config.problems, config.batch):
     places = np.arange(start, start + config.batch) % config.problems

@@ -28,6 +28,7 @@ from ares_jax.data import scores
 from ares_jax.data.benchmarks import Benchmark, open_benchmark, schemas
 from ares_jax.loop import latest_stage
 from ares_jax.models import weights
+from ares_jax.sampler import SamplingConfig
 from ares_jax.setup import open_run, read_config
 
 
@@ -101,9 +102,9 @@ def evaluate(parts, params, benchmark, *, folder, model, compare=""):
   """
   config = parts.config
   greedy = benchmark.n == 1
-  sampling = dataclasses.replace(config.aepo.sampling,
-                                 temperature=0.0 if greedy else config.evaluate.temperature,
-                                 top_p=1.0 if greedy else config.evaluate.top_p)
+  sampling = SamplingConfig(temperature=0.0 if greedy else config.evaluate.temperature,
+                            top_p=1.0 if greedy else config.evaluate.top_p, top_k=0, min_tokens=0,
+                            max_tokens=config.aepo.sampling.max_tokens)
   other = _earlier(compare, benchmark) if compare else None
   os.makedirs(folder, exist_ok=True)
   head, problems = predictions.predict(

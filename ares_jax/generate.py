@@ -24,11 +24,13 @@ from ares_jax.data.prompts import Encoder, PromptConfig
 from ares_jax.metrics import PhaseTimer
 from ares_jax.models import hf, hf_processor
 from ares_jax.rollout import Generator
-from ares_jax.sampler import SamplingConfig
+from ares_jax.sampler import EngineConfig, SamplingConfig
 from ares_jax.setup import allowed_tokens
 
 # Powers of two, so that a compilation cache finds most prompts' programs: (tokens, windows).
 SHAPES = tuple((2**power, 2 ** (power - 3)) for power in range(7, 16))
+# Of 7B in bfloat16, 8 GiB hold the keys and values of 150,000 tokens.
+ENGINE = EngineConfig(slots=0, chunk=32, cache_gib=8.0)
 
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face folder of the model.")
 _IMAGE = flags.DEFINE_multi_string("image", [], "File of an image; may be given several times.")
@@ -47,7 +49,8 @@ _JSON = flags.DEFINE_bool("json", False, "One JSON object on stdout.", allow_ove
 def main():
   if not _MODEL.value or _QUESTION.value is None:
     raise UsageError("pass --model=FOLDER and --question=TEXT")
-  sampling = SamplingConfig(_TEMPERATURE.value, _TOP_P.value, _MAX_TOKENS.value)
+  sampling = SamplingConfig(temperature=_TEMPERATURE.value, top_p=_TOP_P.value, top_k=0,
+                            min_tokens=0, max_tokens=_MAX_TOKENS.value)
   began = time.monotonic()
   with jax.set_mesh(mesh.make_mesh(-1, 1)):
     generator, params = load(_MODEL.value, dtype=_DTYPE.value, suffix=_SUFFIX.value,
@@ -87,7 +90,7 @@ def load(folder, *, dtype, suffix, max_pixels=None):
                     vision.window, vision.patch, vision.merge)
   end = _end_tokens(folder, tokenizer)
   generator = Generator(model, encoder, allowed_tokens(tokenizer, model.vocab, end), end,
-                        grader=None, phases=PhaseTimer())
+                        ENGINE, grader=None, phases=PhaseTimer())
   return generator, hf.from_hf(folder, model, jax.sharding.get_mesh(), jnp.dtype(dtype))
 
 

@@ -49,8 +49,9 @@ def evaluate(generator, params, source, config, *, max_tokens, easy, medium, see
   if len(source) < config.problems:
     raise ValueError(f"{config.problems} problems to evaluate on, the source has {len(source)}; "
                      "lower evaluate.problems")
-  greedy = SamplingConfig(temperature=0.0, top_p=1.0, max_tokens=max_tokens)
-  sampled = SamplingConfig(config.temperature, config.top_p, max_tokens)
+  sampled = SamplingConfig(temperature=config.temperature, top_p=config.top_p, top_k=0,
+                           min_tokens=0, max_tokens=max_tokens)
+  greedy = dataclasses.replace(sampled, temperature=0.0, top_p=1.0)
   answers, levels = collections.defaultdict(list), []
   for start in range(0, config.problems, config.batch):
     # The last batch is filled with rows from the front, which are then dropped: one shape.

@@ -43,11 +43,14 @@ def make_mesh(data, model, devices=None):
 def shard(x, *spec):
   """Constrains `x` to `PartitionSpec(*spec)` on the current mesh, on CPU as on TPU.
 
-  Without a current mesh (`jax.set_mesh`) there is nothing to shard over and `x` is returned.
+  Without a current mesh (`jax.set_mesh`) there is nothing to shard over and `x` is returned. Axes
+  of a surrounding `jax.shard_map` are split already and drop out.
   """
-  if jax.sharding.get_abstract_mesh().empty:
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
     return x
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+  left = [None if axis in mesh.manual_axes else axis for axis in spec]
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*left))
 
 
 def sharding(*spec):

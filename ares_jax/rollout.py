@@ -9,7 +9,7 @@ import numpy as np
 from ares_jax import mesh
 from ares_jax.data.prompts import PromptBatch
 from ares_jax.models.vision import VisionInput
-from ares_jax.sampler import sample
+from ares_jax.sampler import EngineConfig, sample
 
 
 @flax.struct.dataclass
@@ -55,6 +55,7 @@ class Generator:
     encoder: data.prompts.Encoder.
     allowed: bool [V] numpy, tokens that may be drawn.
     end: end-of-turn token ids.
+    engine: sampler.EngineConfig.
     grader: data.grade.GradingPool.
     phases: metrics.PhaseTimer.
   """
@@ -63,6 +64,7 @@ class Generator:
   encoder: object
   allowed: np.ndarray
   end: tuple
+  engine: EngineConfig
   grader: object
   phases: object
 
@@ -81,7 +83,7 @@ class Generator:
     arrays["positions"] = mesh.put(prompts.positions[:, rows], None, "data")
     with self.phases("rollout"):
       samples = sample(self.model, params, arrays, key, self.allowed, group=group,
-                       sampling=sampling, end=self.end)
+                       sampling=sampling, engine=self.engine, end=self.end)
       samples = jax.device_get(samples)
     return jax.tree.map(lambda array: array[: prompts_P * group], samples)
 

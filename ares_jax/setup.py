@@ -24,6 +24,7 @@ from ares_jax.metrics import PhaseTimer
 from ares_jax.models import weights
 from ares_jax.models.config import ModelConfig, VisionConfig
 from ares_jax.rollout import Generator
+from ares_jax.sampler import EngineConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +117,7 @@ class TrainConfig:
   data: DataConfig
   prompt: PromptConfig
   grade: GradeConfig
+  engine: EngineConfig
   warmup: SftConfig
   curate: CurateConfig
   adacs: SftConfig
@@ -272,7 +274,7 @@ def open_run(config, *, check=True):
   grade = config.grade
   with GradingPool(grade.workers, grade.timeout, grader=grade.grader,
                    timeout_share=grade.timeout_share) as grader:
-    generator = Generator(model, encoder, allowed, end, grader, PhaseTimer())
+    generator = Generator(model, encoder, allowed, end, config.engine, grader, PhaseTimer())
     run = Run(config, model, tokenizer, generator, semantic_table(tokenizer, model.vocab))
     if check:
       run.check()

@@ -26,8 +26,8 @@ def samples(rows):
   lengths = np.array([2, 1] * rows)[:rows]
   mask = np.arange(2) < lengths[:, None]
   tokens = np.where(mask, 100 + np.arange(rows)[:, None] * 10 + np.arange(2), 0)
-  return Samples(tokens.astype(np.int32), mask, np.where(mask, -0.5, 0).astype(np.float32),
-                 np.where(mask, 1.5, 0).astype(np.float32))
+  logprob, entropy = (np.where(mask, value, 0).astype(np.float32) for value in (-0.5, 1.5))
+  return Samples(tokens.astype(np.int32), mask, logprob, logprob, entropy)
 
 
 def test_prompt_and_response_are_contiguous():

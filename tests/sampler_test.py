@@ -1,78 +1,53 @@
+import dataclasses
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from models import golden_batch, make_golden
 
-from ares_jax import mesh, setup
-from ares_jax.models import qwen25_vl
+from ares_jax import mesh, sampler, setup, slots
+from ares_jax.models import hf, qwen25_vl
 from ares_jax.rollout import rollout_batch
-from ares_jax.sampler import SamplingConfig, next_token
+from ares_jax.sampler import EngineConfig, SamplingConfig
+
+PLAIN = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, min_tokens=0, max_tokens=8)
+ENGINE = EngineConfig(slots=0, chunk=16, cache_gib=1.0)
 
 
-def draw(prob, uniform, *, allowed=None, temperature=1.0, top_p=1.0):
-  """Tokens, log-probabilities and entropies drawn from one distribution by several uniforms."""
-  uniform = np.float32(uniform)
-  logits = np.tile(np.log(np.float32(prob)), (len(uniform), 1))
-  allowed = np.ones(len(prob), bool) if allowed is None else np.bool_(allowed)
-  return (np.asarray(x) for x in next_token(logits, uniform, allowed, temperature=temperature,
-                                            top_p=top_p))
-
-
-def test_inverts_the_cumulative_distribution():
-  token, _, _ = draw([0.5, 0.3, 0.2], [0.0, 0.49, 0.51, 0.79, 0.81])
-  assert token.tolist() == [0, 0, 1, 1, 2]
-
-
-def test_statistics_are_of_the_whole_policy_whatever_may_be_drawn():
-  entropy = -sum(p * np.log(p) for p in (0.5, 0.3, 0.2))
-  for options in ({"top_p": 0.1}, {"allowed": [0, 1, 0]}, {"temperature": 0}):
-    token, logprob, got = draw([0.5, 0.3, 0.2], [0.9], **options)
-    np.testing.assert_allclose(logprob, np.log([0.5, 0.3, 0.2])[token], rtol=1e-5)
-    np.testing.assert_allclose(got, entropy, rtol=1e-5)
-
-
-def test_entropy_is_at_the_sampling_temperature():
-  prob = np.array([0.5, 0.3, 0.2]) ** 2
-  prob /= prob.sum()
-  _, logprob, entropy = draw([0.5, 0.3, 0.2], [0.0], temperature=0.5)
-  np.testing.assert_allclose(entropy, -(prob * np.log(prob)).sum(), rtol=1e-5)
-  np.testing.assert_allclose(logprob, np.log(0.5), rtol=1e-5)
-
-
-@pytest.mark.parametrize("top_p, kept", [
-  (0.05, {1}), (0.4, {1}), (0.45, {1, 3}), (0.7, {1, 3}), (0.75, {0, 1, 3}), (0.99, {0, 1, 2, 3})])
-def test_nucleus_is_the_smallest_set_that_holds_top_p(top_p, kept):
-  prob = [0.2, 0.4, 0.1, 0.3]
-  token, _, _ = draw(prob, np.linspace(0, 0.9999, 101), top_p=top_p)
-  assert set(token.tolist()) == kept
-
-
-def test_ties_at_the_edge_of_the_nucleus_are_all_kept():
-  token, _, _ = draw([0.25] * 4, np.linspace(0, 0.9999, 41), top_p=0.3)
-  assert set(token.tolist()) == {0, 1, 2, 3}
-
-
-def test_tokens_that_are_not_allowed_are_never_drawn():
-  uniform = [0.0, 0.5, np.nextafter(np.float32(1), np.float32(0))]
-  assert next(draw([0.9, 0.05, 0.05], uniform, allowed=[0, 1, 0])).tolist() == [1, 1, 1]
-  assert next(draw([0.9, 0.04, 0.06], [0.3], allowed=[0, 1, 1], temperature=0)).tolist() == [2]
-
-
-def test_frequencies_match_the_distribution():
-  prob = np.float32([0.5, 0.25, 0.15, 0.08, 0.02])
-  uniform = jax.random.uniform(jax.random.key(0), 20_000)
-  token, _, _ = next_token(jnp.log(jnp.tile(prob, (20_000, 1))), uniform, np.ones(5, bool),
-                           temperature=1.0, top_p=1.0)
-  counts = np.bincount(np.asarray(token), minlength=5)
-  chi_square = ((counts - 20_000 * prob) ** 2 / (20_000 * prob)).sum()
-  assert chi_square < 18.5  # 0.999 quantile with 4 degrees of freedom
-
-
-@pytest.mark.parametrize("bad", [dict(temperature=-1.0), dict(top_p=0.0), dict(max_tokens=0)])
+@pytest.mark.parametrize("bad", [
+  dict(temperature=-1.0), dict(top_p=0.0), dict(top_k=-1), dict(max_tokens=0),
+  dict(min_tokens=9)])
 def test_refuses_impossible_settings(bad):
   with pytest.raises(ValueError, match=next(iter(bad))):
-    SamplingConfig(**{"temperature": 1.0, "top_p": 1.0, "max_tokens": 4, **bad})
+    dataclasses.replace(PLAIN, **bad)
+
+
+@pytest.mark.parametrize("bad", [dict(slots=-1), dict(chunk=0), dict(cache_gib=0.0)])
+def test_refuses_impossible_engines(bad):
+  with pytest.raises(ValueError, match=next(iter(bad))):
+    dataclasses.replace(ENGINE, **bad)
+
+
+@pytest.mark.parametrize("variant", make_golden.VARIANTS)
+def test_greedy_decoding_of_64_tokens_equals_transformers(variant):
+  model, batch = golden_batch.config(variant), golden_batch.batch(("text", "image"), length=40)
+  params = hf.from_hf(make_golden.folder(variant), model, None)
+  prompts = {name: getattr(batch, name)
+             for name in ("tokens", "length", "positions", "unit", "vision")}
+  with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])):
+    got = sampler.sample(
+      model, params, prompts | {"prompt_id": np.arange(2)}, jax.random.key(0),
+      np.ones(model.vocab, bool), group=2, end=(-1,), engine=EngineConfig(3, 20, 1.0),
+      sampling=SamplingConfig(0.0, 1.0, 0, 0, make_golden.GREEDY))
+  assert got.mask.all()
+  with golden_batch.references(variant) as reference:
+    for b, name in enumerate(("text", "image")):
+      for g in range(2):
+        np.testing.assert_array_equal(got.tokens[b * 2 + g], reference[f"{name}/greedy"])
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +60,17 @@ def run():
     yield parts, params, parts.generator.encoder.batch(rows, np.arange(4))
 
 
-
-def sample(run, prompts, *, group=2, temperature=1.0):
+def sample(run, prompts, *, group=2, allowed=None, engine=ENGINE, **sampling):
   parts, params, _ = run
-  sampling = SamplingConfig(temperature=temperature, top_p=1.0, max_tokens=8)
-  return parts.generator.sample(params, prompts, jax.random.key(7), group=group, sampling=sampling)
+  allowed = parts.generator.allowed if allowed is None else allowed
+  generator = dataclasses.replace(parts.generator, allowed=allowed, engine=engine)
+  return generator.sample(params, prompts, jax.random.key(7), group=group,
+                          sampling=dataclasses.replace(PLAIN, **sampling))
+
+
+def only(run, *tokens):
+  """Tokens that may be drawn: these and the end."""
+  return np.isin(np.arange(run[0].model.vocab), [*tokens, *run[0].generator.end])
 
 
 def test_recorded_statistics_equal_a_full_forward_pass(run):
@@ -126,6 +107,89 @@ def test_a_sample_depends_on_key_prompt_and_number_alone(run):
       np.testing.assert_array_equal(part.tokens[3 * place + number],
                                     whole.tokens[2 * prompt + number])
   assert (whole.tokens[0] != whole.tokens[1]).any()
+
+
+@pytest.mark.parametrize("data, model, count, chunk", [(1, 1, 3, 5), (2, 2, 4, 16)])
+def test_slots_chunks_and_devices_change_no_answer(run, data, model, count, chunk):
+  want = sample(run, run[2], group=3)
+  parts, params, prompts = run
+  with jax.set_mesh(mesh.make_mesh(data, model, jax.devices()[:data * model])):
+    params = jax.tree.map(np.asarray, params)
+    got = sample((parts, params, None), prompts, group=3, engine=EngineConfig(count, chunk, 1.0))
+  np.testing.assert_array_equal(got.tokens, want.tokens)
+  np.testing.assert_array_equal(got.mask, want.mask)
+  for name in ("logprob", "drawn_logprob", "entropy"):
+    np.testing.assert_allclose(getattr(got, name), getattr(want, name), atol=1e-5)
+
+
+def test_the_end_may_come_at_the_first_token_or_never(run):
+  end = run[0].generator.end[0]
+  samples = sample(run, run[2], allowed=only(run), engine=EngineConfig(4, 16, 1.0))
+  np.testing.assert_array_equal(samples.tokens[:, 0], end)
+  np.testing.assert_array_equal(samples.mask.sum(1), 1)
+  np.testing.assert_array_equal(samples.drawn_logprob, 0)  # Nothing else could be drawn.
+  no_end = run[0].generator.allowed.copy()
+  no_end[end] = False
+  assert sample(run, run[2], allowed=no_end, engine=EngineConfig(4, 16, 1.0)).mask.all()
+
+
+def test_the_end_never_comes_before_min_tokens(run):
+  samples = sample(run, run[2], group=8, allowed=only(run, 20), min_tokens=3)
+  lengths = samples.mask.sum(1)
+  assert lengths.min() == 3 and lengths.max() > 3
+
+
+def test_a_slot_takes_the_next_row_within_a_chunk(run):
+  parts, params, prompts = run
+  model = parts.model
+  with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])):
+    params = sampler.rollout_weights(model, params)
+    arrays = dict(tokens=prompts.tokens, length=prompts.length, positions=prompts.positions,
+                  unit=prompts.unit, prompt_id=prompts.prompt_id,
+                  vision=qwen25_vl.VisionInput(**prompts.vision))
+    state, status = slots.decode(
+      model, params, slots.read(model, params, arrays),
+      slots.idle(model, rows=8, slots=3, tokens=8), jax.random.key(0), only(run), group=2,
+      sampling=PLAIN, end=parts.generator.end, steps=3, live=8)
+    state = jax.device_get(state)
+  # 8 answers of one token in 3 slots: 3 + 3 + 2.
+  np.testing.assert_array_equal(status, [[0, 0]])
+  np.testing.assert_array_equal(state.length, 1)
+  np.testing.assert_array_equal(state.tokens[:, 0], parts.generator.end[0])
+
+
+def test_a_chunk_is_one_program_that_never_copies_the_cache_nor_asks_the_host():
+  model = golden_batch.config("tied")
+  with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])):
+    batch = golden_batch.batch(("text", "image"), length=40)
+    prompts = {name: getattr(batch, name)
+               for name in ("tokens", "length", "positions", "unit", "vision")}
+    params = jax.eval_shape(lambda: hf.from_hf(make_golden.folder("tied"), model, None))
+    read = jax.eval_shape(functools.partial(slots.read, model), params,
+                          prompts | {"prompt_id": np.arange(2)})
+    state = jax.eval_shape(functools.partial(slots.idle, model, rows=4, slots=3, tokens=29))
+    text = slots.decode.lower(
+      model, params, read, state, jax.random.key(0), np.ones(model.vocab, bool), group=2,
+      sampling=dataclasses.replace(PLAIN, max_tokens=29, top_p=0.9), end=(1,), steps=16,
+      live=20).compile().as_text()
+  shape = f"{model.layers},3,29,{model.kv_heads},{model.head_dim}"
+  assert re.search(rf"f32\[{shape}\]", text)
+  assert not re.findall(rf"= f32\[{shape}\]\S* copy\(.*", text)
+  assert not re.findall(r"infeed|outfeed|send\(|recv\(|callback", text)
+
+
+def test_as_many_slots_as_the_cache_has_room_for(run):
+  model = run[0].model  # 2 layers x 1 kv head x 16 x keys and values, float32: 256 bytes a token
+  sizes = dict(prompts=8, prompt_tokens=32, group=4, tokens=64)
+  gib = (2 * 32 + 3 * 64) * 256 / 2**30  # a device: its 2 prompts and 3 slots
+  assert sampler.plan(model, EngineConfig(0, 16, 1.0), **sizes) == 32
+  assert sampler.plan(model, EngineConfig(0, 16, gib), **sizes) == 12
+  assert sampler.plan(model, EngineConfig(9, 16, gib), **sizes) == 12  # 4 devices divide it
+  assert sampler.plan(model, EngineConfig(100, 16, 1.0), **sizes) == 32
+  with pytest.raises(ValueError, match="engine.slots to 12 or less"):
+    sampler.plan(model, EngineConfig(16, 16, gib), **sizes)
+  with pytest.raises(ValueError, match="raise engine.cache_gib"):
+    sampler.plan(model, EngineConfig(0, 16, gib / 4), **sizes)
 
 
 def test_greedy_repeats_itself_and_image_tokens_are_never_drawn(run):

@@ -74,10 +74,18 @@ def prefill(config: ModelConfig, params: Params, embeds_PTD, positions_3PT,
           KVCache(k=k, v=v, length=length_P.astype(jnp.int32)))
 
 
-def decode_step(config: ModelConfig, params: Params, embeds_B1D, positions_3B1,
-                cache: KVCache) -> tuple[jax.Array, KVCache]:
-  """Reads one more token per row.
+def empty_cache(config: ModelConfig, rows: int, slots: int) -> KVCache:
+  """Room for `slots` tokens of `rows` rows that have read nothing yet."""
+  shape = config.layers, rows, slots, config.kv_heads, config.head_dim
+  zeros = jnp.zeros(shape, config.compute_dtype)
+  return KVCache(k=zeros, v=zeros, length=jnp.zeros(rows, jnp.int32))
 
+
+def decode_step(config: ModelConfig, params: Params, embeds_B1D, positions_3B1, prompts: KVCache,
+                place_B, cache: KVCache, *, group: int, live: int) -> tuple[jax.Array, KVCache]:
+  """Reads one more token per row, after a prompt that up to G rows share.
+
+  Keys and values of a prompt are there once and are read once, for the queries of all its rows.
   Each layer writes its new keys and values before it reads the cache, so every read precedes the
   next write and a `lax.while_loop` that carries the cache updates it in place: nothing of its size
   is copied.
@@ -87,50 +95,42 @@ def decode_step(config: ModelConfig, params: Params, embeds_B1D, positions_3B1,
     params: the weights.
     embeds_B1D: embeddings of the new tokens.
     positions_3B1: int32, their M-RoPE positions.
-    cache: keys and values of the earlier tokens. A row with no slot left is not written and its
-      result means nothing.
+    prompts: what `prefill` returned.
+    place_B: int32, p * G + g for a row that continues prompt p, no two rows alike; P * G for an
+      idle row, whose result means nothing.
+    cache: keys and values of what each row read after its prompt. A row with no slot left is not
+      written and its result means nothing.
+    group: G.
+    live: slots that are read; a row's length must be below it.
 
   Returns:
     Hidden states [B, D] after the final norm, and the cache with length + 1.
   """
   cos_sin = _mrope(config, positions_3B1)
-  rows, slots = cache.k.shape[1:3]
-  row = jnp.arange(rows)
-  seen_BS = jnp.arange(slots) <= cache.length[:, None]
+  heads = config.kv_heads, config.heads // config.kv_heads, config.head_dim
+  row = jnp.arange(cache.k.shape[1])
+  seen_PS = jnp.arange(prompts.k.shape[2]) < prompts.length[:, None]
+  seen_BS = jnp.arange(live) <= cache.length[:, None]
 
   def block(carry, layer):
     x_B1D, k_LBSKH, v_LBSKH = carry
-    x_B1D = shard(x_B1D, "data")
-    weights, index = layer
+    weights, (k_PSKH, v_PSKH), index = layer
     q, k, v = _qkv(config, weights, x_B1D, cos_sin)
     k_LBSKH = k_LBSKH.at[index, row, cache.length].set(k[:, 0], mode="drop")
     v_LBSKH = v_LBSKH.at[index, row, cache.length].set(v[:, 0], mode="drop")
-    mixed = _attend(q, k_LBSKH[index], v_LBSKH[index], seen_BS)
+    q_BKQH = q.reshape(-1, *heads) * config.head_dim**-0.5
+    of_prompt = _attend_prompts(q_BKQH, k_PSKH, v_PSKH, seen_PS, place_B, group)
+    of_response = _attend(q_BKQH, k_LBSKH[index, :, :live], v_LBSKH[index, :, :live], seen_BS)
+    mixed = _join(of_prompt, of_response).astype(x_B1D.dtype).reshape(q.shape)
     x_B1D = _mlp(config, weights, x_B1D + _out(weights, mixed))
     return (x_B1D, k_LBSKH, v_LBSKH), None
 
   (x, k, v), _ = scan_blocks(
-    block, (embeds_B1D, cache.k, cache.v), (params["blocks"], np.arange(config.layers)),
+    block, (embeds_B1D, cache.k, cache.v),
+    (params["blocks"], (prompts.k, prompts.v), np.arange(config.layers)),
     remat="none", unroll=config.unroll)
   return (rms_norm(x[:, 0], params["final_norm"], config.norm_eps),
           KVCache(k=k, v=v, length=cache.length + 1))
-
-
-def expand_cache(cache: KVCache, group: int, slots: int) -> KVCache:
-  """Repeats every row `group` times (row b = p * group + g) and enlarges S to `slots`.
-
-  Raises:
-    ValueError: the cache has more slots than `slots`.
-  """
-  have = cache.k.shape[2]
-  if slots < have:
-    raise ValueError(f"the cache has {have} slots, {slots} were asked for; raise slots")
-
-  def expand(x_LPSKH):
-    x = jnp.pad(x_LPSKH, ((0, 0), (0, 0), (0, slots - have), (0, 0), (0, 0)))
-    return jnp.repeat(x, group, axis=1)
-
-  return KVCache(k=expand(cache.k), v=expand(cache.v), length=jnp.repeat(cache.length, group))
 
 
 def _blocks(config, params, embeds_BTD, positions_3BT, segment_BT, *, keep_kv):
@@ -172,12 +172,35 @@ def _mlp(config, weights, x):
   return x + swiglu(rms_norm(x, weights["mlp_norm"], config.norm_eps), weights)
 
 
-def _attend(q_B1NH, k_BSKH, v_BSKH, seen_BS):
-  """Attention of one token per row to the slots it has seen; [B, 1, N, H]."""
-  rows, _, heads, head_dim = q_B1NH.shape
-  kv_heads = k_BSKH.shape[2]
-  q = q_B1NH.reshape(rows, kv_heads, heads // kv_heads, head_dim) * head_dim**-0.5
-  scores = jnp.einsum("bkgh,bskh->bkgs", q, k_BSKH, preferred_element_type=jnp.float32)
-  weights = jax.nn.softmax(jnp.where(seen_BS[:, None, None], scores, MASKED))
-  mixed = jnp.einsum("bkgs,bskh->bkgh", weights.astype(v_BSKH.dtype), v_BSKH)
-  return mixed.reshape(rows, 1, heads, head_dim)
+def _attend(q_BKQH, k_BSKH, v_BSKH, seen_BS):
+  """Attention to a part of the keys: (mixed, sum of weights, largest score), not normalised."""
+  scores = jnp.einsum("bkqh,bskh->bkqs", q_BKQH, k_BSKH, preferred_element_type=jnp.float32)
+  scores = jnp.where(seen_BS[:, None, None], scores, MASKED)
+  largest = scores.max(-1, keepdims=True)
+  weights = jnp.exp(scores - largest)
+  mixed = jnp.einsum("bkqs,bskh->bkqh", weights.astype(v_BSKH.dtype), v_BSKH,
+                     preferred_element_type=jnp.float32)
+  return mixed, weights.sum(-1, keepdims=True), largest
+
+
+def _attend_prompts(q_BKQH, k_PSKH, v_PSKH, seen_PS, place_B, group):
+  """`_attend` of each row to its prompt: queries of a prompt's rows meet its keys in one matmul."""
+  prompts, (_, kv_heads, queries, head_dim) = len(k_PSKH), q_BKQH.shape
+  table = jnp.zeros((prompts * group, *q_BKQH.shape[1:]), q_BKQH.dtype)
+  table = table.at[place_B].set(q_BKQH, mode="drop").reshape(prompts, group, *q_BKQH.shape[1:])
+  q_PKQH = jnp.moveaxis(table, 1, 2).reshape(prompts, kv_heads, group * queries, head_dim)
+
+  def of_rows(x_PKQx):
+    x = x_PKQx.reshape(prompts, kv_heads, group, queries, -1)
+    x_RKQx = jnp.moveaxis(x, 2, 1).reshape(prompts * group, kv_heads, queries, -1)
+    return x_RKQx.at[place_B].get(mode="clip")
+
+  return [of_rows(x) for x in _attend(q_PKQH, k_PSKH, v_PSKH, seen_PS)]
+
+
+def _join(first, second):
+  """Attention over the keys of two parts."""
+  largest = jnp.maximum(first[2], second[2])
+  scale = [jnp.exp(part[2] - largest) for part in (first, second)]
+  mixed, total = (first[index] * scale[0] + second[index] * scale[1] for index in (0, 1))
+  return mixed / total

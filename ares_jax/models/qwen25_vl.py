@@ -9,7 +9,7 @@ In float32 the logits are transformers' to 1e-5. In bfloat16 (weights kept in fl
 of a token differs from float32's by .008 on average, .03 at the 99th percentile, measured on two
 random models of 3 layers in tests/models/golden; not measured on trained weights.
 
-Sampling replaces the last two by `prefill`, `expand_cache` and `decode_step`.
+Sampling replaces the last two by `prefill`, `empty_cache` and `decode_step`.
 B rows, T tokens, U image units of a row, D embed, V vocabulary.
 """
 
@@ -18,11 +18,11 @@ import jax.numpy as jnp
 
 from ares_jax.mesh import shard
 from ares_jax.models.config import ModelConfig
-from ares_jax.models.decoder import KVCache, decode_step, expand_cache, hidden, prefill
+from ares_jax.models.decoder import KVCache, decode_step, empty_cache, hidden, prefill
 from ares_jax.models.vision import VisionInput, vision_features
 from ares_jax.models.weights import Params
 
-__all__ = ["KVCache", "VisionInput", "decode_step", "embed", "expand_cache", "hidden", "prefill",
+__all__ = ["KVCache", "VisionInput", "decode_step", "embed", "empty_cache", "hidden", "prefill",
            "unembedding", "vision_features"]
 
 

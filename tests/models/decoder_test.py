@@ -10,9 +10,8 @@ import pytest
 from jax.extend import core as jex
 from models import golden_batch
 
-from ares_jax import mesh as mesh_lib
 from ares_jax.models import weights
-from ares_jax.models.decoder import KVCache, decode_step, expand_cache, hidden, prefill
+from ares_jax.models.decoder import KVCache, decode_step, empty_cache, hidden, prefill
 
 CONFIG = golden_batch.config("tied")
 PARAMS = weights.init(CONFIG, jax.random.key(0))
@@ -27,36 +26,39 @@ HIDDEN = jax.jit(hidden, static_argnums=0)
 def test_prefill_and_single_steps_equal_the_whole_sequence():
   length = np.int32([4, 1, 7])
   whole = HIDDEN(CONFIG, PARAMS, EMBEDS, POSITIONS, ONES)
-  states, cache = jax.jit(prefill, static_argnums=0)(
+  states, prompts = jax.jit(prefill, static_argnums=0)(
     CONFIG, PARAMS, EMBEDS[:, :7], POSITIONS[:, :, :7], length)
   np.testing.assert_allclose(states, whole[np.arange(B), length - 1], atol=1e-5)
-  cache = expand_cache(cache, group=1, slots=T)
-  step = jax.jit(decode_step, static_argnums=0)
-  for _ in range(5):
-    at = np.asarray(cache.length)
-    states, cache = step(CONFIG, PARAMS, EMBEDS[np.arange(B), at][:, None],
-                         np.broadcast_to(at[None, :, None], (3, B, 1)), cache)
-    np.testing.assert_allclose(states, whole[np.arange(B), at], atol=1e-5)
-  np.testing.assert_array_equal(cache.length, length + 5)
+  step = jax.jit(decode_step, static_argnums=0, static_argnames=("group", "live"))
+  # Four slots, two rows a prompt: the slots' order is free, and one of them has no row.
+  place, cache = np.int32([4, 6, 1, 2]), empty_cache(CONFIG, 4, 5)
+  rows = np.minimum(place // 2, 2)
+  for count in range(5):
+    at = length[rows] + count
+    states, cache = step(CONFIG, PARAMS, EMBEDS[rows, at][:, None],
+                         np.broadcast_to(at[None, :, None], (3, 4, 1)), prompts, place, cache,
+                         group=2, live=5)
+    np.testing.assert_allclose(states[place < 6], whole[rows, at][place < 6], atol=1e-5)
+  np.testing.assert_array_equal(cache.length, 5)
 
 
-def test_expand_cache_repeats_rows_next_to_each_other():
-  k = np.arange(2 * 3 * 2, dtype=np.float32).reshape(1, 2, 3, 1, 2)
-  cache = expand_cache(KVCache(k=k, v=-k, length=np.int32([2, 3])), group=2, slots=5)
-  assert cache.k.shape == (1, 4, 5, 1, 2)
-  for b in range(4):
-    np.testing.assert_array_equal(cache.k[0, b, :3], k[0, b // 2])
-    np.testing.assert_array_equal(cache.v[0, b, 3:], 0)
-  np.testing.assert_array_equal(cache.length, [2, 2, 3, 3])
-  with pytest.raises(ValueError, match="the cache has 3 slots, 2 were asked for"):
-    expand_cache(KVCache(k=k, v=k, length=np.int32([2, 3])), group=2, slots=2)
+def test_slots_beyond_live_are_not_read():
+  _, prompts = jax.jit(prefill, static_argnums=0)(
+    CONFIG, PARAMS, EMBEDS[:, :7], POSITIONS[:, :, :7], np.int32([4, 1, 7]))
+  step = jax.jit(decode_step, static_argnums=0, static_argnames=("group", "live"))
+  cache = empty_cache(CONFIG, 3, 6)
+  spoilt = cache.replace(k=cache.k.at[:, :, 2:].set(jnp.nan), v=cache.v.at[:, :, 2:].set(jnp.nan))
+  got, want = (step(CONFIG, PARAMS, EMBEDS[:, 7:8], POSITIONS[:, :, 7:8], prompts, np.arange(3), x,
+                    group=1, live=2)[0] for x in (spoilt, cache))
+  np.testing.assert_array_equal(got, want)
 
 
 def test_a_full_row_is_not_written():
   cache = KVCache(k=jnp.ones((3, 2, 4, 2, 8)), v=jnp.ones((3, 2, 4, 2, 8)),
                   length=jnp.array([4, 2]))
-  _, after = jax.jit(decode_step, static_argnums=0)(
-    CONFIG, PARAMS, EMBEDS[:2, :1], POSITIONS[:, :2, :1], cache)
+  _, after = jax.jit(decode_step, static_argnums=0, static_argnames=("group", "live"))(
+    CONFIG, PARAMS, EMBEDS[:2, :1], POSITIONS[:, :2, :1], cache, np.int32([0, 1]), cache, group=1,
+    live=4)
   np.testing.assert_array_equal(after.k[:, 0], 1)
   assert np.all(after.k[:, 1, 2] != 1) and np.all(after.k[:, 1, 3] == 1)
 
@@ -68,11 +70,12 @@ def test_a_loop_of_steps_never_copies_the_cache(unroll):
   shape = f"{config.layers},{rows},{slots},{config.kv_heads},{config.head_dim}"
 
   @functools.partial(jax.jit, donate_argnums=1)
-  def run(params, cache):
+  def run(params, cache, prompts):
     def body(carry):
       count, states, cache = carry
       states, cache = decode_step(config, params, states[:, None],
-                                  jnp.broadcast_to(cache.length[:, None], (3, rows, 1)), cache)
+                                  jnp.broadcast_to(cache.length[:, None], (3, rows, 1)),
+                                  prompts, jnp.arange(rows), cache, group=2, live=slots - 1)
       return count + 1, states, cache
 
     start = 0, jnp.ones((rows, config.embed)), cache
@@ -80,7 +83,9 @@ def test_a_loop_of_steps_never_copies_the_cache(unroll):
 
   like = jax.ShapeDtypeStruct(tuple(map(int, shape.split(","))), jnp.float32)
   cache = KVCache(k=like, v=like, length=jax.ShapeDtypeStruct((rows,), jnp.int32))
-  text = run.lower(PARAMS, cache).compile().as_text()
+  like = jax.ShapeDtypeStruct((config.layers, 2, 7, config.kv_heads, config.head_dim), jnp.float32)
+  prompts = KVCache(k=like, v=like, length=jax.ShapeDtypeStruct((2,), jnp.int32))
+  text = run.lower(PARAMS, cache, prompts).compile().as_text()
   assert re.search(rf"f32\[{shape}\]", text)
   assert not re.findall(rf"= f32\[{shape}\]\S* copy\(.*", text)
 
@@ -131,22 +136,3 @@ def test_every_matmul_runs_once_per_needed_pass():
   last = blocks["down"].size * B * T
   assert flops("block", True) == 4 * (matrices + mixing) - last
   assert flops("dots", True) == 3 * matrices + 4 * mixing
-
-
-def test_decoding_on_2_x_2_devices_equals_one():
-  def run(params, embeds, length):
-    states, cache = prefill(CONFIG, params, embeds, positions, length)
-    cache = expand_cache(cache, group=2, slots=T + 1)
-    return decode_step(CONFIG, params, jnp.repeat(states, 2, 0)[:, None],
-                       jnp.broadcast_to(cache.length[:, None], (3, 8, 1)), cache)
-
-  embeds = RNG.normal(size=(4, T, CONFIG.embed)).astype(np.float32)
-  positions = np.broadcast_to(np.arange(T, dtype=np.int32), (3, 4, T))
-  length = np.int32([3, T, 5, 1])
-  want, _ = jax.jit(run)(PARAMS, embeds, length)
-  mesh = mesh_lib.make_mesh(2, 2)
-  with jax.set_mesh(mesh):
-    params = jax.device_put(PARAMS, weights.shardings(CONFIG, mesh))
-    got, cache = jax.jit(run)(params, mesh_lib.put(embeds, "data"), mesh_lib.put(length, "data"))
-  assert cache.k.sharding.shard_shape(cache.k.shape)[1] == 4  # rows split over "data"
-  np.testing.assert_allclose(got, want, atol=1e-5)

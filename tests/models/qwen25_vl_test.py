@@ -15,11 +15,8 @@ from ares_jax import mesh as mesh_lib
 from ares_jax.data import images
 from ares_jax.models import attention, hf, hf_files, weights
 from ares_jax.models.qwen25_vl import (
-  decode_step,
   embed,
-  expand_cache,
   hidden,
-  prefill,
   unembedding,
   vision_features,
 )
@@ -86,40 +83,6 @@ def test_gradients_equal_torch(variant):
         # Entries against the size of a typical one: the smallest are sums that nearly cancel.
         np.testing.assert_allclose(got, spread, rtol=1e-3, atol=1e-3 * norm / ours.size**0.5,
                                    err_msg=key)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_greedy_decoding_of_64_tokens_equals_transformers(variant):
-  config, params = golden_batch.config(variant), load(variant)
-  batch = golden_batch.batch(("text", "image"), length=40)
-  group, steps = 2, make_golden.GREEDY
-
-  @jax.jit
-  def sample(params):
-    features = vision_features(config, params, batch.vision)
-    embeds = embed(config, params, batch.tokens, batch.unit, features)
-    states, cache = prefill(config, params, embeds, batch.positions, batch.length)
-    cache = expand_cache(cache, group, slots=40 + steps)
-    start = jnp.repeat(batch.positions.max((0, 2)) + 1, group)
-
-    def step(carry, count):
-      states, cache = carry
-      token = jnp.argmax(states @ unembedding(config, params).T, -1)
-      positions = jnp.broadcast_to(start + count, (3, *start.shape))[..., None]
-      states, cache = decode_step(config, params, embed(config, params, token[:, None], None, None),
-                                  positions, cache)
-      return (states, cache), token
-
-    carry = jnp.repeat(states, group, axis=0), cache
-    (_, cache), tokens = jax.lax.scan(step, carry, jnp.arange(steps))
-    return tokens.T, cache.length
-
-  tokens, length = sample(params)
-  np.testing.assert_array_equal(length, np.repeat(batch.length, group) + steps)
-  with golden_batch.references(variant) as reference:
-    for b, name in enumerate(("text", "image")):
-      for g in range(group):
-        np.testing.assert_array_equal(tokens[b * group + g], reference[f"{name}/greedy"])
 
 
 def test_rows_packed_behind_each_other_do_not_see_each_other():

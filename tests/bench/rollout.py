@@ -1,0 +1,105 @@
+"""Rollouts of skewed lengths: slots against batches padded to their longest answer, in one run.
+
+    python -m tests.bench.rollout
+    python -m tests.bench.rollout --prompts=32 --slots=32 --max-tokens=512
+
+The model of configs/ares_tiny.py with fresh weights; a response ends where the bench says: lengths
+are lognormal with their median at 0.15 of --max-tokens and their 99th percentile at it, cut there.
+Both ways are `sample` with the same slots, prompts and lengths: "slots" gets all prompts at once,
+"padded" gets as many a call as fill the slots, and so waits for the longest of each. Prints a
+Markdown table of the best of `--repeats` rounds, in each of which both run once.
+"""
+
+import argparse
+import pathlib
+import time
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ares_jax import config as config_lib
+from ares_jax import mesh, rollout, sampler, setup, slots
+
+TINY = pathlib.Path(__file__).parent.parent.parent / "configs" / "ares_tiny.py"
+GROUP = 8
+
+
+def skewed(rows, most, seed=0):
+  """int32 lengths of `rows` responses: lognormal, median 0.15, 99th percentile 1 of `most`."""
+  deviation = np.log(1 / 0.15) / 2.3263
+  draws = 0.15 * np.exp(deviation * np.random.default_rng(seed).normal(size=rows))
+  return np.int32(np.clip(np.ceil(draws * most), 1, most))
+
+
+def ending_at(length_B, end):
+  """`slots._draw` whose response to prompt p, sample g has length_B[p * G + g] tokens."""
+  original = slots._draw
+
+  def draw(state, prompts, *arguments):
+    drawn = original(state, prompts, *arguments)
+    place_S = jnp.minimum(state.row, len(state.tokens) - 1)
+    row_S = prompts.prompt_id[place_S // GROUP] * GROUP + place_S % GROUP
+    last_S = state.cache.length + 1 >= jnp.asarray(length_B)[row_S]
+    return drawn._replace(token=jnp.where(last_S, end, drawn.token))
+
+  return draw
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--prompts", type=int, default=64)
+  parser.add_argument("--slots", type=int, default=64)
+  parser.add_argument("--max-tokens", type=int, default=256)
+  parser.add_argument("--chunk", type=int, default=16)
+  parser.add_argument("--repeats", type=int, default=3)
+  options = parser.parse_args()
+  if options.slots % GROUP or options.prompts * GROUP % options.slots:
+    raise ValueError(f"--slots={options.slots} must be a multiple of {GROUP} and divide the "
+                     f"{options.prompts * GROUP} rows")
+  config = setup.read_config(config_lib.load(str(TINY)))
+  with jax.set_mesh(mesh.make_mesh(-1, 1)), setup.open_run(config) as parts:
+    (end,) = parts.generator.end
+    params = parts.init_params()
+    allowed = parts.generator.allowed.copy()
+    allowed[end] = False
+    engine = sampler.EngineConfig(slots=options.slots, chunk=options.chunk, cache_gib=8.0)
+    generator = rollout.Generator(parts.model, parts.generator.encoder, allowed, (end,), engine,
+                                  None, parts.generator.phases)
+    rows = [parts.source("test")[index] for index in range(options.prompts)]
+    prompts = generator.encoder.batch(rows, np.arange(options.prompts))
+    length_B = skewed(options.prompts * GROUP, options.max_tokens)
+    sampling = sampler.SamplingConfig(1.0, 1.0, 0, 0, options.max_tokens)
+
+    def run(part):
+      samples = generator.sample(params, part, jax.random.key(0), group=GROUP, sampling=sampling)
+      return samples.mask.sum(1)
+
+    at_once = options.slots // GROUP
+    parts_of = {
+      "padded": [prompts.take(list(range(start, start + at_once)))
+                 for start in range(0, options.prompts, at_once)],
+      "slots": [prompts]}
+    seconds = {name: [] for name in parts_of}
+    with mock.patch.object(slots, "_draw", ending_at(length_B, end)):
+      for round_ in range(options.repeats + 1):
+        for name, batches in parts_of.items():
+          start = time.perf_counter()
+          got_B = np.concatenate([run(part) for part in batches])
+          np.testing.assert_array_equal(got_B, length_B)
+          if round_:  # The first round compiles.
+            seconds[name].append(time.perf_counter() - start)
+  best = {name: min(times) for name, times in seconds.items()}
+  print(f"{options.prompts} prompts x {GROUP}, {options.slots} slots, {options.max_tokens} tokens "
+        f"at most, {length_B.mean():.1f} on average, on {jax.devices()[0].device_kind}, jax "
+        f"{jax.__version__}, best of {options.repeats} rounds\n")
+  print("| | s | tokens/s | of padded |\n| --- | --- | --- | --- |")
+  for name, time_ in best.items():
+    print(f"| {name} | {time_:.2f} | {length_B.sum() / time_:.0f} | "
+          f"{best['padded'] / time_:.2f} |")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,118 @@
+"""Memory a chip of the 7B model's rollout programs, compiled for a TPU that is not there.
+
+    JAX_PLATFORMS=cpu python -m tests.bench.rollout_memory
+    JAX_PLATFORMS=cpu python -m tests.bench.rollout_memory --topology=v5p:2x2x4 --data=4
+
+Needs libtpu. Compiles `slots.decode` with all slots that the cache budget of configs/aepo_7b.py
+holds, reading its full response length and the shortest, then `slots.read`, and prints a table.
+"""
+
+import argparse
+import dataclasses
+import functools
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from ares_jax import config as config_lib
+from ares_jax import mesh, sampler, setup, slots
+from ares_jax.models import weights
+from ares_jax.models.config import ModelConfig, VisionConfig
+from ares_jax.models.vision import VisionInput
+
+CONFIG = pathlib.Path(__file__).parent.parent.parent / "configs" / "aepo_7b.py"
+MODEL = ModelConfig(
+  vocab=152064, embed=3584, layers=28, heads=28, kv_heads=4, head_dim=128, mlp=18944,
+  rope_theta=1e6, mrope_sections=(16, 24, 24), norm_eps=1e-6, tied=False, image_token=151655,
+  compute_dtype="bfloat16", remat="none", unroll=1,
+  vision=VisionConfig(depth=32, hidden=1280, heads=16, mlp=3420, patch=14, temporal_patch=2,
+                      merge=2, window=112, full_attention=(7, 15, 23, 31), out=3584))
+
+
+def split(tree, *spec):
+  """The shapes of `tree`, laid out on the current mesh."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh.sharding(*spec)), tree)
+
+
+def rollout_weights():
+  """Shapes of what `sampler.rollout_weights` returns."""
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    weights.abstract(MODEL, None, jnp.bfloat16), sampler.rollout_shardings(MODEL))
+
+
+def report(name, lowered):
+  start = time.perf_counter()
+  memory = lowered.compile().memory_analysis()
+  sizes = [memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes,
+           memory.temp_size_in_bytes]
+  cells = [f"{size / 2**30:.2f}" for size in [*sizes, sum(sizes)]]
+  print(f"| {name} | {' | '.join(cells)} | {time.perf_counter() - start:.0f} |", flush=True)
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--topology", default="v5e:8x8")
+  parser.add_argument("--data", type=int, default=16)
+  parser.add_argument("--model", type=int, default=4)
+  parser.add_argument("--prompts", type=int, default=128, help="of all chips")
+  parser.add_argument("--read", type=int, default=16, help="prompts of the read that is compiled")
+  parser.add_argument("--windows", type=int, default=64, help="vision windows a prompt")
+  options = parser.parse_args()
+  config = setup.build(setup.TrainConfig, config_lib.load(str(CONFIG)), "config")
+  group, sampling = config.aepo.group, config.aepo.sampling
+  prompt_tokens = config.prompt.max_tokens[-1]
+  devices = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices
+  with jax.set_mesh(mesh.make_mesh(options.data, options.model, devices)):
+    params = rollout_weights()
+    key = split(jax.eval_shape(lambda: jax.random.key(0)))
+    allowed = split(jax.ShapeDtypeStruct((MODEL.vocab,), bool))
+    count = sampler.plan(MODEL, config.engine, prompts=options.prompts, group=group,
+                         prompt_tokens=prompt_tokens, tokens=sampling.max_tokens)
+
+    def prompts(rows):
+      positions = jax.ShapeDtypeStruct((3, rows, prompt_tokens), jnp.int32)
+      ints = jax.ShapeDtypeStruct((rows, prompt_tokens), jnp.int32)
+      one = jax.ShapeDtypeStruct((rows,), jnp.int32)
+      side = MODEL.vision.window // MODEL.vision.patch
+      cells = rows, options.windows, side * side
+      vision = VisionInput(
+        patches=jax.ShapeDtypeStruct((*cells, MODEL.vision.patch_dim), jnp.uint8),
+        hw=jax.ShapeDtypeStruct((*cells, 2), jnp.int32),
+        image=jax.ShapeDtypeStruct(cells, jnp.int32))
+      return split(dict(tokens=ints, length=one, unit=ints, prompt_id=one, vision=vision),
+                   "data") | {"positions": split(positions, None, "data")}
+
+    def laid_out(shapes):
+      cache = shapes.cache.replace(
+        length=split(shapes.cache.length, "data"),
+        **{name: split(getattr(shapes.cache, name), None, "data", None, slots.kv_axis(MODEL))
+           for name in ("k", "v")})
+      fields = {field.name: split(getattr(shapes, field.name), "data")
+                for field in dataclasses.fields(shapes) if field.name != "cache"}
+      return type(shapes)(cache=cache, **fields)
+
+    read = laid_out(jax.eval_shape(functools.partial(slots.read, MODEL), params,
+                                   prompts(options.prompts)))
+    state = laid_out(jax.eval_shape(functools.partial(
+      slots.idle, MODEL, rows=options.prompts * group, slots=count, tokens=sampling.max_tokens)))
+    print(f"{options.topology}, data {options.data} x model {options.model}: {options.prompts} "
+          f"prompts x {prompt_tokens} tokens, {count} slots x {sampling.max_tokens}, jax "
+          f"{jax.__version__}; GiB a chip\n")
+    print("| | arguments | results | temporaries | together | compiled in s |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for live in (sampling.max_tokens, sampler.SHORTEST_LIVE):
+      report(f"decode, {live} tokens live", slots.decode.lower(
+        MODEL, params, read, state, key, allowed, group=group, sampling=sampling, end=(151645,),
+        steps=config.engine.chunk, live=live))
+    report(f"read {options.read} prompts, {options.windows} windows", slots.read.lower(
+      MODEL, params, prompts(options.read)))
+
+
+if __name__ == "__main__":
+  main()
