@@ -6,12 +6,11 @@ import os
 import numpy as np
 from scipy import stats
 
-from ares_jax.loop import STAGES
-from ares_jax.measure import BUCKETS
+from ares_jax.data.scores import BUCKETS
+from ares_jax.run_folder import FREE, STAGES, flat
 
 # What two runs of the same arm may differ in.
-_FREE = ("seed", "threads", "mesh.", "grade.workers", "grade.timeout", "evaluate.", "warmup.loop.",
-         "adacs.loop.", "aepo.loop.")
+_FREE = ("seed", "evaluate.", *FREE)
 
 
 def collect(workdirs):
@@ -30,7 +29,7 @@ def collect(workdirs):
     if missing:
       raise ValueError(f"{missing[0]} does not exist; give folders of finished runs")
     config, results = [_read(name) for name in files]
-    settings = {key: value for key, value in _flat(config).items() if not key.startswith(_FREE)}
+    settings = {key: value for key, value in flat(config).items() if not key.startswith(_FREE)}
     for index, stage in enumerate(STAGES):
       if stage not in results:
         continue
@@ -86,10 +85,11 @@ def rows(arms):
     row["versus"] = _mean([by_seed[seed]["sampled"]["accuracy"]
                            - reference[seed]["sampled"]["accuracy"]
                            for seed in by_seed if seed in reference])
-    for field, names in (("bucket", BUCKETS), ("level", sorted(results[0]["level"]))):
+    levels = sorted({level for result in results for level in result["level"]})
+    for field, names in (("bucket", BUCKETS), ("level", levels)):
       row[field] = {}
       for name in names:
-        parts = [r[field][name] for r in results if r[field][name]["n"]]
+        parts = [r[field][name] for r in results if name in r[field] and r[field][name]["n"]]
         row[field][name] = {"n": sum(part["n"] for part in parts), **{
           key: _mean([part[key] for part in parts]) for key in ("accuracy", "length")}}
     table.append(row)
@@ -112,7 +112,7 @@ def markdown(table, paper):
     lines.append(f"| {row['arm']} | {len(row['seeds'])} | {' | '.join(cells)} | "
                  f"{_cell(row['length'], 1)} |")
   for title, field in (("pass rate", "bucket"), ("level", "level")):
-    names = list(table[0][field])
+    names = list(dict.fromkeys(name for row in table for name in row[field]))
     lines += ["", f"By {title}: accuracy / tokens.", "",
               "| arm | " + " | ".join(names) + " |", "|" + " --- |" * (1 + len(names))]
     for row in table:
@@ -160,13 +160,6 @@ def _cell(pair, factor):
   if mean is None:
     return "-"
   return f"{factor * mean:.1f}" + ("" if half is None else f" ± {factor * half:.1f}")
-
-
-def _flat(values, prefix=""):
-  flat = {}
-  for key, value in values.items():
-    flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-  return flat
 
 
 def _read(path):

@@ -27,6 +27,7 @@ from ares_jax.models import qwen25_vl, weights
 from ares_jax.models.vision import VisionInput
 from ares_jax.ops import logprob_and_entropy
 from ares_jax.optimizer import OptimizerConfig
+from ares_jax.run_folder import write_json
 from ares_jax.sampler import SamplingConfig, stage_key
 
 
@@ -238,9 +239,7 @@ def curate(params, source, config, *, generator, workdir, max_tokens, seed):
     "notes": notes,
     "chosen": [(candidate.problem, candidate.response) for candidate in chosen],
   }
-  with open(path + ".tmp", "w", encoding="utf-8") as file:
-    json.dump(report, file, indent=1)
-  os.replace(path + ".tmp", path)
+  write_json(path, report)
   return Selected(source, report["chosen"])
 
 

@@ -26,8 +26,8 @@ from ares_jax.checkpoint import read_part
 from ares_jax.command import UsageError, require_config, run
 from ares_jax.data import scores
 from ares_jax.data.benchmarks import Benchmark, open_benchmark, schemas
-from ares_jax.loop import latest_stage
 from ares_jax.models import weights
+from ares_jax.run_folder import latest_stage, write_text
 from ares_jax.sampler import SamplingConfig
 from ares_jax.setup import open_run, read_config
 
@@ -65,7 +65,8 @@ def choose(parts, name, path):
     open_benchmark(name, path)  # says which names there are
   if name:
     stem = os.path.splitext(os.path.basename(name.rstrip("/")))[0]
-    return dataclasses.replace(open_benchmark("generic", name), name=stem)
+    # Apart from the published ones and from the held-out data.
+    return dataclasses.replace(open_benchmark("generic", name), name=f"file_{stem}")
   config, source = parts.config.evaluate, parts.source("test")
   if len(source) < config.problems:
     raise ValueError(f"{config.problems} problems to evaluate on, the source has {len(source)}; "
@@ -119,10 +120,7 @@ def evaluate(parts, params, benchmark, *, folder, model, compare=""):
     result["compare"] = _compare(result, other, compare)
   for name, content in (("results.json", json.dumps(result, indent=1)), ("results.md",
                                                                          markdown(result))):
-    path = os.path.join(folder, name)
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-      file.write(content + "\n")
-    os.replace(path + ".tmp", path)
+    write_text(os.path.join(folder, name), content + "\n")
   return result
 
 

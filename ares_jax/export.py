@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 from ares_jax import mesh
 from ares_jax.checkpoint import read_part
 from ares_jax.command import UsageError, run
-from ares_jax.loop import STAGES, latest_stage
 from ares_jax.models import hf, weights
+from ares_jax.run_folder import STAGES, latest_stage
 from ares_jax.setup import model_and_tokenizer, read_config
 
 # Other commands have flags of these names; a process that imports two of them is none of either.

@@ -25,7 +25,7 @@ from ares_jax.metrics import PhaseTimer
 from ares_jax.models import hf, hf_processor
 from ares_jax.rollout import Generator
 from ares_jax.sampler import EngineConfig, SamplingConfig
-from ares_jax.setup import allowed_tokens
+from ares_jax.setup import allowed_tokens, end_tokens
 
 # Powers of two, so that a compilation cache finds most prompts' programs: (tokens, windows).
 SHAPES = tuple((2**power, 2 ** (power - 3)) for power in range(7, 16))
@@ -88,7 +88,7 @@ def load(folder, *, dtype, suffix, max_pixels=None):
   encoder = Encoder(Chat(tokenizer, suffix, model.image_token),
                     PromptConfig(suffix, tokens, windows, min(low, high), high),
                     vision.window, vision.patch, vision.merge)
-  end = _end_tokens(folder, tokenizer)
+  end = end_tokens(folder, tokenizer)
   generator = Generator(model, encoder, allowed_tokens(tokenizer, model.vocab, end), end,
                         ENGINE, grader=None, phases=PhaseTimer())
   return generator, hf.from_hf(folder, model, jax.sharding.get_mesh(), jnp.dtype(dtype))
@@ -117,22 +117,10 @@ def generate(generator, params, question, images, *, sampling, seed):
   samples = generator.sample(params, prompts, jax.random.key(seed), group=1, sampling=sampling)
   ids = samples.tokens[0][samples.mask[0]].tolist()
   text = generator.encoder.chat.text(ids)
-  before, closed, _ = text.rpartition("</think>")
-  reasoning = before.partition("<think>")[2] or before if closed else ""
+  before, _, _ = text.rpartition("</think>")
+  reasoning = before.partition("<think>")[2] if "<think>" in before else before
   return {"response": text, "reasoning": reasoning.strip(), "answer": extract_boxed(text),
           "tokens": len(ids), "finished": bool(ids) and ids[-1] in generator.end, "token_ids": ids}
-
-
-def _end_tokens(folder, tokenizer):
-  """Ids that end an answer: those of generation_config.json, as in transformers."""
-  path = os.path.join(folder, "generation_config.json")
-  ids = None
-  if os.path.isfile(path):
-    with open(path, encoding="utf-8") as file:
-      ids = json.load(file).get("eos_token_id")
-  if ids is None:
-    ids = tokenizer.eos_token_id
-  return tuple(ids) if isinstance(ids, list) else (ids,)
 
 
 if __name__ == "__main__":

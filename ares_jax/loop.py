@@ -11,11 +11,8 @@ import signal
 
 import jax
 
-from ares_jax.checkpoint import Checkpoints, abstract_like, newest
-from ares_jax.data.grade import GraderError
+from ares_jax.checkpoint import Checkpoints, abstract_like
 from ares_jax.metrics import MetricWriter, PhaseTimer, Progress
-
-STAGES = ("warmup", "adacs", "aepo")  # in the order of a run; each saves in a folder of its name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,18 +25,6 @@ class LoopConfig:
   def __post_init__(self):
     if self.save_every < 1 or self.keep < 1:
       raise ValueError(f"save_every = {self.save_every} and keep = {self.keep} must be >= 1")
-
-
-def latest_stage(workdir):
-  """Name of the last stage of a run that has a checkpoint.
-
-  Raises:
-    ValueError: none has.
-  """
-  for stage in reversed(STAGES):
-    if newest(os.path.join(workdir, stage)) is not None:
-      return stage
-  raise ValueError(f"{workdir} has no checkpoint of {', '.join(STAGES)} yet; train there first")
 
 
 def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
@@ -60,8 +45,8 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
 
   Raises:
     KeyboardInterrupt: Ctrl-C or SIGTERM came; the state is saved up to the last finished step.
-    GraderError: grading cannot go on; saved likewise.
-    ValueError: the checkpoint is of another model or of a longer run.
+    ValueError: a step cannot be done (a bad row, a grader that fails, a cache that is too small):
+      saved likewise; or the checkpoint is of another model or of a longer run.
   """
   phases = phases or PhaseTimer()
   with Checkpoints(os.path.join(workdir, name), config.keep) as checkpoints:
@@ -85,12 +70,12 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
           with phases("step"):
             state, metrics, note = step(state)
             metrics = jax.device_get(metrics)
-        except GraderError as error:
-          # Grading comes before the update, which is what uses the state up.
+        except ValueError as error:
+          # A step refuses its data before the update, which is what uses the state up.
           if done and checkpoints.latest() != done:
             checkpoints.save(done, state, {})
           checkpoints.wait()
-          raise GraderError(f"{error}; {name} is saved at step {done} of {steps}") from error
+          raise ValueError(f"{error}; {name} is saved at step {done} of {steps}") from error
         done += 1
         writer.write_scalars(done, metrics | phases.take())
         progress.update(done, note)

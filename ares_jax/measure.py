@@ -7,9 +7,8 @@ import math
 import numpy as np
 
 from ares_jax.data.grade import thought
+from ares_jax.data.scores import BUCKETS
 from ares_jax.sampler import SamplingConfig, stage_key
-
-BUCKETS = ("easy", "medium", "hard")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import pathlib
 import time
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from ares_jax.data import quantity
 from ares_jax.data.answer import normalise
 from ares_jax.data.grade import extract_boxed
+from ares_jax.run_folder import write_text
 from ares_jax.sampler import stage_key
 
 
@@ -39,14 +41,16 @@ def predict(generator, params, benchmark, *, path, sampling, batch, seed, model)
   asked = hashlib.sha256()
   for row in rows:
     asked.update(json.dumps([row["id"], row["question"] + generator.encoder.chat.suffix,
-                             row["answer"], _digest_images(row)]).encode())
+                             row["answer"], row.get("tolerance"), _digest_images(row)]).encode())
   head = {"benchmark": benchmark.name, "problems": len(rows), "n": benchmark.n, "seed": seed,
-          "model": model, "weights": digest(params), "prompts": asked.hexdigest()[:16],
-          **dataclasses.asdict(sampling)}
+          "model": model, "weights": digest(params), "dtype": generator.model.compute_dtype,
+          "prompts": asked.hexdigest()[:16], "grader": generator.grader.name,
+          "min_pixels": generator.encoder.config.min_pixels,
+          "max_pixels": generator.encoder.config.max_pixels, **dataclasses.asdict(sampling)}
   done = _resume(path, head)
   for start in range(0, len(rows), batch):
     fresh = range(start, min(start + batch, len(rows)))
-    if all(rows[place]["id"] in done for place in fresh):
+    if all(place in done for place in fresh):
       continue
     # The last batch is filled with rows from the front, which are then dropped: one shape.
     places = np.arange(start, start + batch) % len(rows)
@@ -63,7 +67,7 @@ def predict(generator, params, benchmark, *, path, sampling, batch, seed, model)
         row = rows[place]
         problem = {field: row.get(field) for field in ("id", "source", "level", "group", "step")}
         problem["level"] = None if problem["level"] is None else str(problem["level"])
-        problem |= {"answer": row["answer"], "seconds": seconds,
+        problem |= {"place": place, "answer": row["answer"], "seconds": seconds,
                     "timed_out": timed_out if index == 0 else 0, "samples": []}
         for number in range(index * benchmark.n, (index + 1) * benchmark.n):
           right = float(correct[number])
@@ -74,8 +78,8 @@ def predict(generator, params, benchmark, *, path, sampling, batch, seed, model)
             "truncated": float(last[number] not in generator.end),
             "tokens": int(lengths[number]), "response": texts[number]})
         file.write(json.dumps(problem, ensure_ascii=True) + "\n")
-        done[row["id"]] = problem
-  return head, [done[row["id"]] for row in rows]
+        done[place] = problem
+  return head, [done[place] for place in range(len(rows))]
 
 
 def digest(params):
@@ -111,15 +115,15 @@ def _digest_images(row):
   parts = []
   for image in row["images"]:
     if isinstance(image, str):
-      parts.append(os.path.basename(image))
+      data = pathlib.Path(image).read_bytes()
     else:
       data = image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
-      parts.append(hashlib.sha256(data).hexdigest()[:16])
+    parts.append(hashlib.sha256(data).hexdigest()[:16])
   return parts
 
 
 def _resume(path, head):
-  """{id: problem} of whole lines; writes the head of a new file."""
+  """{place in the benchmark: problem} of whole lines; writes the head of a new file."""
   done = {}
   if os.path.exists(path):
     with open(path, encoding="utf-8", newline="\n") as file:
@@ -131,8 +135,6 @@ def _resume(path, head):
       raise ValueError(f"{path} holds other answers: {'; '.join(different)}; remove it or use "
                        "another --workdir")
     # What follows the last line end was cut off in writing.
-    done = {problem["id"]: problem for problem in map(json.loads, lines[1:-1])}
-  with open(path + ".tmp", "w", encoding="utf-8") as file:
-    file.write("".join(json.dumps(line) + "\n" for line in [head, *done.values()]))
-  os.replace(path + ".tmp", path)
+    done = {problem["place"]: problem for problem in map(json.loads, lines[1:-1])}
+  write_text(path, "".join(json.dumps(line) + "\n" for line in [head, *done.values()]))
   return done

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 from typing import Literal
 
@@ -24,7 +25,7 @@ from ares_jax.metrics import PhaseTimer
 from ares_jax.models import weights
 from ares_jax.models.config import ModelConfig, VisionConfig
 from ares_jax.rollout import Generator
-from ares_jax.sampler import EngineConfig
+from ares_jax.sampler import EngineConfig, plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +128,9 @@ class TrainConfig:
   def __post_init__(self):
     if self.threads < 1:
       raise ValueError(f"threads = {self.threads} must be >= 1")
-    if (self.data.digits is None) == (self.model.path == ""):
-      raise ValueError("model.path and data.digits exclude each other: the digits problem trains "
-                       "a fresh model, other data need a pretrained one")
+    if self.data.digits is None and self.model.path == "":
+      raise ValueError("model.path is missing: a fresh model reads the digits problem alone, other "
+                       "data need a pretrained one")
 
 
 def read_config(values):
@@ -213,6 +214,22 @@ class Run:
       if count % devices:
         raise ValueError(f"config.{key} = {count} does not divide over {devices} devices of the "
                          "\"data\" axis; change it or config.mesh")
+    self._check_cache()
+
+  def _check_cache(self):
+    """The largest prompts of every stage that samples must fit beside its answers."""
+    config, devices = self.config, mesh.size("data")
+    batches = {"evaluate.batch": (config.evaluate.batch, config.evaluate.samples)}
+    if config.adacs.steps:
+      batches["curate.batch"] = config.curate.batch, config.curate.samples
+    if config.aepo.steps:
+      batches["aepo.prompts"] = config.aepo.prompts, config.aepo.group
+    for key, (prompts, group) in batches.items():
+      try:
+        plan(self.model, config.engine, prompts=-(-prompts // devices) * devices, group=group,
+             prompt_tokens=config.prompt.max_tokens[-1], tokens=config.aepo.sampling.max_tokens)
+      except ValueError as error:
+        raise ValueError(f"config.{key} = {prompts}: {error}") from error
 
   def _check_truths(self, name):
     source = self.source(name)
@@ -244,6 +261,22 @@ def model_and_tokenizer(section):
     compute_dtype=section.compute_dtype, remat=section.remat, unroll=section.unroll), tokenizer
 
 
+def end_tokens(folder, tokenizer):
+  """Ids that end an answer: those of the folder's generation_config.json, as in transformers.
+
+  Args:
+    folder: of the model; "" for a fresh one.
+    tokenizer: its own end is taken where the folder names none.
+  """
+  path, ids = os.path.join(folder, "generation_config.json"), None
+  if folder and os.path.isfile(path):
+    with open(path, encoding="utf-8") as file:
+      ids = json.load(file).get("eos_token_id")
+  if ids is None:
+    ids = tokenizer.eos_token_id
+  return tuple(ids) if isinstance(ids, list) else (ids,)
+
+
 def allowed_tokens(tokenizer, vocab, end):
   """bool [V]: tokens an answer may hold. Image and vision marks have no place in one, ids beyond
   the tokenizer no text."""
@@ -269,7 +302,7 @@ def open_run(config, *, check=True):
   chat = Chat(tokenizer, config.prompt.suffix, model.image_token)
   vision = model.vision
   encoder = Encoder(chat, config.prompt, vision.window, vision.patch, vision.merge)
-  end = (tokenizer.eos_token_id,)
+  end = end_tokens(config.model.path, tokenizer)
   allowed = allowed_tokens(tokenizer, model.vocab, end)
   grade = config.grade
   with GradingPool(grade.workers, grade.timeout, grader=grade.grader,

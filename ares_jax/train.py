@@ -17,6 +17,7 @@ from ml_collections import config_flags
 from ares_jax import adacs, aepo, mesh
 from ares_jax.command import require_config, run
 from ares_jax.measure import evaluate, level_table, table
+from ares_jax.run_folder import FREE, flat, write_json
 from ares_jax.setup import open_run, read_config
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, see configs/.")
@@ -45,24 +46,13 @@ def keep_config(workdir, values):
   path, new = os.path.join(workdir, "config.json"), json.loads(values.to_json_best_effort())
   if os.path.exists(path):
     with open(path, encoding="utf-8") as file:
-      before, after = _flat(json.load(file)), _flat(new)
-    free = ("threads", "mesh.", "grade.workers", "grade.timeout", "warmup.loop.",
-            "adacs.loop.", "aepo.loop.")
-    different = sorted(key for key in before.keys() | after.keys() if not key.startswith(free)
+      before, after = flat(json.load(file)), flat(new)
+    different = sorted(key for key in before.keys() | after.keys() if not key.startswith(FREE)
                        and (key not in before or key not in after or before[key] != after[key]))
     if different:
       raise ValueError(f"{workdir} was made with another config: {', '.join(different)} "
                        "differ; use another --workdir")
-  with open(path + ".tmp", "w", encoding="utf-8") as file:
-    json.dump(new, file, indent=1)
-  os.replace(path + ".tmp", path)
-
-
-def _flat(values, prefix=""):
-  flat = {}
-  for key, value in values.items():
-    flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-  return flat
+  write_json(path, new)
 
 
 def train(parts, workdir):
@@ -115,9 +105,7 @@ class _Results:
                       max_tokens=config.aepo.sampling.max_tokens, easy=config.aepo.reward.easy,
                       medium=config.aepo.reward.medium, seed=0)
     self._results[stage] = result | {"seconds": self._seconds(stage)}
-    with open(self._path + ".tmp", "w", encoding="utf-8") as file:
-      json.dump(self._results, file, indent=1)
-    os.replace(self._path + ".tmp", self._path)
+    write_json(self._path, self._results)
 
   def _seconds(self, stage):
     """Seconds of the stage's steps by phase, over all processes that worked on it."""

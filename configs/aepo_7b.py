@@ -5,8 +5,9 @@
       --config.data.jsonl.test=test.jsonl
 
 Hardware: the TPU chips of one host. Hours and expected score: not measured. What stands in the way
-of the paper's sizes today: rollouts hold the keys and values of a whole prompt batch; runs on
-several hosts are refused. Lower aepo.prompts, aepo.sampling.max_tokens and row_tokens accordingly.
+of the paper's sizes today: rollouts hold the keys and values of a whole prompt batch, and runs on
+several hosts are refused. By plan, 8 chips with 6 GiB for keys and values hold 64 prompts of 4096
+tokens beside 32 answers at a time: --config.aepo.prompts=64 --config.evaluate.batch=64.
 """
 
 from ml_collections import ConfigDict

@@ -81,7 +81,7 @@ def test_a_hugging_face_folder_answers_a_file_of_ones_own(tmp_path):
     benchmark = evaluate.choose(parts, str(tmp_path / "mine.jsonl"), "")
     result = evaluate.evaluate(parts, parts.init_params(), benchmark,
                                folder=str(tmp_path / "out"), model=str(folder))
-  assert (result["benchmark"], result["n"], result["temperature"]) == ("mine", 1, 0.0)
+  assert (result["benchmark"], result["n"], result["temperature"]) == ("file_mine", 1, 0.0)
   assert result["by_level"]["2"]["problems"] == 1 and result["by_bucket"] == {}
   lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
   assert len(lines) == 3 and json.loads(lines[1])["answer"] == ["7"]

@@ -12,6 +12,7 @@ from models import make_golden
 from PIL import Image
 
 from ares_jax import command, generate
+from ares_jax.setup import end_tokens
 
 TOKENIZER = qwen_tokenizer.tokenizer()
 ANSWER = 24  # tokens
@@ -118,8 +119,8 @@ def test_greedy_tokens_are_those_of_transformers(folder, capfd, question, images
 
 def test_what_ends_an_answer_is_said_by_the_folder(folder, tmp_path):
   end, text_end = TOKENIZER.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-  assert generate._end_tokens(folder, TOKENIZER) == (end, text_end)
-  assert generate._end_tokens(tmp_path, TOKENIZER) == (end,)
+  assert end_tokens(folder, TOKENIZER) == (end, text_end)
+  assert end_tokens(tmp_path, TOKENIZER) == (end,)
 
 
 @pytest.mark.parametrize("words, code, message", [

@@ -9,11 +9,11 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "ares_jax"
 
 # A module may import from rows below its own; inside models/, data/ and ops/ sideways too.
 ROWS = (
-  ("train", "evaluate", "generate", "export", "plan", "report", "diagnose"),
+  ("train", "evaluate", "generate", "export"),
   ("setup", "ablation"),
   ("adacs", "aepo"),
   ("measure", "predictions", "rollout", "loop"),
-  ("sampler",),
+  ("sampler", "run_folder"),
   ("slots", "shaping", "checkpoint", "optimizer", "metrics"),
   ("models", "data"),
   ("ops", "mesh", "command"),

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ares_jax.data.grade import GraderError
 from ares_jax.loop import LoopConfig, run_stage
 
 
@@ -64,17 +63,17 @@ def test_goes_on_from_the_last_checkpoint_without_repeating_log_lines(tmp_path):
   assert lines(tmp_path) == [1, 2, 3, 4, 5]
 
 
-def test_a_grader_that_fails_loses_no_finished_step(tmp_path):
+def test_a_step_that_refuses_its_data_loses_no_finished_step(tmp_path):
   def begin(state):
     def step(state):
       if int(state.step) == 3:
-        raise GraderError("grader 'a:b' returns nan")
+        raise ValueError("grader 'a:b' returns nan")
       return Counter(state.step + 1, state.total + state.step), {}, ""
 
     return step
 
   config = LoopConfig(100, 1)
-  with pytest.raises(GraderError, match="'a:b' returns nan; adding is saved at step 3 of 5"):
+  with pytest.raises(ValueError, match="'a:b' returns nan; adding is saved at step 3 of 5"):
     run_stage("adding", fresh(), begin, steps=5, workdir=str(tmp_path), config=config)
   log = []
   state = run_stage("adding", fresh(), begin_adding(log), steps=5, workdir=str(tmp_path),

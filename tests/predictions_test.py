@@ -22,11 +22,14 @@ class Fake:
   """Row i says i where i is even, else i + .25; i + 1 tokens; only row 4 is cut off."""
 
   end = (9,)
+  model = types.SimpleNamespace(compute_dtype="float32")
 
-  def __init__(self, fail_at=None):
-    chat = types.SimpleNamespace(suffix=" Think.")
-    self.encoder = types.SimpleNamespace(chat=chat, batch=lambda rows, places: (
-      types.SimpleNamespace(rows=rows, places=places)))
+  def __init__(self, fail_at=None, grader="layered", max_pixels=9):
+    self.grader = types.SimpleNamespace(name=grader)
+    self.encoder = types.SimpleNamespace(
+      chat=types.SimpleNamespace(suffix=" Think."),
+      config=types.SimpleNamespace(min_pixels=1, max_pixels=max_pixels),
+      batch=lambda rows, places: types.SimpleNamespace(rows=rows, places=places))
     self.calls, self.fail_at = [], fail_at
 
   def sample(self, params, prompts, key, *, group, sampling):
@@ -78,17 +81,37 @@ def test_a_run_cut_off_goes_on_and_says_the_same(tmp_path):
   assert finished.calls == []
 
 
-@pytest.mark.parametrize("changes, word", [
-  ({"params": {"w": jnp.arange(6.0).reshape(2, 3)[::-1]}}, "weights was"),
-  ({"rows": [*ROWS[:4], ROWS[4] | {"question": "other"}]}, "prompts was"),
-  ({"rows": [*ROWS[:4], ROWS[4] | {"images": [b"x"]}]}, "prompts was"),
-  ({"n": 3}, "n was 2, is 3"),
-  ({"sampling": dataclasses.replace(SAMPLING, temperature=0.5)}, "temperature was 1.0"),
+@pytest.mark.parametrize("generator, changes, word", [
+  ({}, {"params": {"w": jnp.arange(6.0).reshape(2, 3)[::-1]}}, "weights was"),
+  ({}, {"rows": [*ROWS[:4], ROWS[4] | {"question": "other"}]}, "prompts was"),
+  ({}, {"rows": [*ROWS[:4], ROWS[4] | {"images": [b"x"]}]}, "prompts was"),
+  ({}, {"rows": [*ROWS[:4], ROWS[4] | {"tolerance": 0.1}]}, "prompts was"),
+  ({}, {"n": 3}, "n was 2, is 3"),
+  ({}, {"sampling": dataclasses.replace(SAMPLING, temperature=0.5)}, "temperature was 1.0"),
+  ({"grader": "release"}, {}, "grader was 'layered'"),
+  ({"max_pixels": 8}, {}, "max_pixels was 9"),
 ])
-def test_answers_of_something_else_are_refused(tmp_path, changes, word):
+def test_answers_of_something_else_are_refused(tmp_path, generator, changes, word):
   predict(tmp_path / "p.jsonl", Fake())
   with pytest.raises(ValueError, match=f"p.jsonl holds other answers: .*{word}"):
-    predict(tmp_path / "p.jsonl", Fake(), **changes)
+    predict(tmp_path / "p.jsonl", Fake(**generator), **changes)
+
+
+def test_an_image_file_that_was_replaced_is_another_prompt(tmp_path):
+  picture = tmp_path / "a.png"
+  picture.write_bytes(b"one")
+  rows = [*ROWS[:4], ROWS[4] | {"images": [str(picture)]}]
+  predict(tmp_path / "p.jsonl", Fake(), rows=rows)
+  picture.write_bytes(b"two")
+  with pytest.raises(ValueError, match="prompts was"):
+    predict(tmp_path / "p.jsonl", Fake(), rows=rows)
+
+
+def test_problems_of_one_id_keep_their_own_answers(tmp_path):
+  rows = [row | {"id": "same"} for row in ROWS]
+  for _ in range(2):
+    problems = predict(tmp_path / "p.jsonl", Fake(), rows=rows)[1]
+    assert [problem["samples"][0]["tokens"] for problem in problems] == [1, 2, 3, 4, 5]
 
 
 def test_the_digest_sees_every_bit_and_no_sharding():

@@ -25,7 +25,9 @@ from ares_jax.data import grade
   ({"data.digits.problem.levels": 9}, "levels = 9"),
   ({"threads": 0}, "threads = 0"),
   ({"grade.timeout_share": 1.5}, "config.grade.timeout_share = 1.5"),
-  ({"model.path": "nowhere"}, "model.path and data.digits exclude each other"),
+  ({"model.path": "nowhere"}, "config.model.path 'nowhere' is no folder"),
+  ({"data.digits": None, "data.jsonl": dict(lessons="", curated="", prompts="", test="")},
+   "model.path is missing"),
   ({"model.path": "nowhere", "data.digits": None, "data.jsonl": dict(
     lessons="", curated="", prompts="", test="")}, "config.model.path 'nowhere' is no folder"),
 ])
@@ -39,6 +41,7 @@ def test_a_mistake_in_a_config_is_one_line(changes, words):
   (1, {"evaluate.problems": 9}, "config.evaluate.problems needs 9 rows of the 'test' data, which "
                                 "has 8"),
   (1, {"curate.problems": 9}, "config.curate.problems needs 9"),
+  (1, {"engine.slots": 4, "engine.cache_gib": 1e-5}, "config.evaluate.batch = .* lower the"),
   (4, {"warmup.microbatch": 2}, "config.warmup.microbatch = 2 does not divide over 4 devices"),
   (4, {"aepo.microbatch": 8}, "config.aepo.microbatch / aepo.group = 2 does not divide over 4"),
 ])

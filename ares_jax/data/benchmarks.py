@@ -117,17 +117,19 @@ def _row(schema, record, place, name, folder):
   for field, text in (("{options}", shown), ("{choices}", str(first("choices", ""))),
                       ("{question}", first("question"))):
     question = question.replace(field, text, 1)
-  question, images = _place_images(question.strip(), _images(columns, record, folder, place))
+  question, images = question.strip(), _images(columns, record, folder, place)
+  if name != "generic":  # One's own marks mean what they mean in training, mistakes included.
+    question, images = _place_images(question, images)
   return {"id": str(first("id", place)), "source": str(first("source", name)),
           "question": question, "answer": accepted, "images": images,
           **{field: None if first(field) is None else str(first(field))
              for field in ("level", "group", "step")},
-          "tolerance": _tolerance(first)}
+          "tolerance": _tolerance(first, place)}
 
 
 def _options(schema, record, first):
   """Texts of the options in the order they are shown; [] where the row is open."""
-  if schema["answer"] == "gpqa":
+  if schema.get("answer") == "gpqa":
     texts = [record[column].strip()
              for column in schema["columns"]["right"] + schema["columns"]["wrong"]]
     # By the question, so that the same order comes again wherever the row stands.
@@ -141,24 +143,31 @@ def _options(schema, record, first):
 
 
 def _accepted(schema, record, first, options, place):
-  answer = first("right") if schema["answer"] == "gpqa" else first("answer")
-  if schema["answer"] == "gsm8k" and answer:
+  answer = first("right") if schema.get("answer") == "gpqa" else first("answer")
+  if schema.get("answer") == "gsm8k" and answer:
     answer = str(answer).rpartition("####")[2]
   answers = [str(text).strip() for text in (answer if isinstance(answer, list) else [answer])]
   if answer is None or not all(answers) or not answers:
     raise ValueError(f"row {place}: the answer is {answer!r}; a truth is needed")
-  accepted = list(answers)
+  accepted = []
   for text in answers:
     letter = text.strip("().").upper()
     if re.fullmatch("[A-Z]", letter) and ord(letter) - 65 < len(options):
-      accepted = [letter, options[ord(letter) - 65]]
+      accepted += _letter_and_text(options, ord(letter) - 65)
     elif text in options:
-      accepted = ["ABCDEFGHIJKLMNOPQRSTUVWXYZ"[options.index(text)], text]
-  # An option whose text is a letter (A. C) or another's text too would make a wrong letter right.
-  if len(accepted) == 2 and options and (
-      not accepted[1] or re.fullmatch("[A-Za-z]", accepted[1]) or options.count(accepted[1]) > 1):
-    accepted = accepted[:1]
+      accepted += _letter_and_text(options, options.index(text))
+    else:
+      accepted.append(text)
   return accepted
+
+
+def _letter_and_text(options, index):
+  """An option's letter and text; the letter alone where the text could be taken for another one."""
+  letter, text = chr(65 + index), options[index]
+  # A text that is a letter (A. C) or another's text too would make a wrong letter right.
+  if not text or re.fullmatch("[A-Za-z]", text) or options.count(text) > 1:
+    return [letter]
+  return [letter, text]
 
 
 def _images(columns, record, folder, place):
@@ -184,19 +193,26 @@ def _image(value, folder, place):
 
 
 def _place_images(question, images):
-  """The question with one `<image>` an image, in their order; without marks where they differ."""
-  numbers = [int(number) for number in _MARK.findall(question) if number]
-  if numbers and max(numbers) <= len(images) and min(numbers) >= 1:
+  """A published question with one `<image>` an image, in their order.
+
+  It may name some of its images, and one more than once: the others are left out. Where its marks
+  and its images do not fit, the images come first.
+  """
+  marks = _MARK.findall(question)
+  numbers = [int(number) for number in marks if number]
+  if numbers and len(numbers) == len(marks) and 1 <= min(numbers) <= max(numbers) <= len(images):
     return _MARK.sub("<image>", question), [images[number - 1] for number in numbers]
-  if len(_MARK.findall(question)) == len(images):
+  if not numbers and len(marks) == len(images):
     return _MARK.sub("<image>", question), images
   return _MARK.sub("", question), images
 
 
-def _tolerance(first):
-  if first("digits") is not None:  # decimals: 0.57 stands for 0.565 to 0.575
-    return 0.5 * 10.0 ** -int(first("digits"))
+def _tolerance(first, place):
+  digits, tolerance = first("digits"), first("tolerance", 0)
   try:
-    return float(first("tolerance", 0))
-  except ValueError:
-    return 0.0
+    if digits is not None:  # decimals: 0.57 stands for 0.565 to 0.575
+      return 0.5 * 10.0 ** -int(float(digits))
+    return float(tolerance or 0)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"row {place}: the tolerance {tolerance!r} (decimals {digits!r}) is no "
+                     "number") from error

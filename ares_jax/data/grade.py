@@ -6,6 +6,7 @@ go to worker processes that are killed after a time limit.
 
 import collections
 import concurrent.futures
+import concurrent.futures.process
 import hashlib
 import itertools
 import os
@@ -78,7 +79,8 @@ class GradingPool:
       workers: processes; None is one a core, at most 8.
       timeout: seconds one answer may take in a worker; then it is wrong and counted.
       grader: "layered" (answer.py), "release" (mathruler) or "package.module:function", a function
-        of (response, truth), the truth as the data have it, that returns a number in 0..1.
+        of (response, truth), the truth as the data have it, that says whether it is right: True
+        or False, 1 or 0. Parts of a point are refused: pass rates count right answers.
       timeout_share: a batch of which more than this share times out stops the run.
 
     Raises:
@@ -93,9 +95,10 @@ class GradingPool:
                        "pylatexenc, or use grader 'layered'")
     if grader not in ("layered", "release"):
       sandbox.load(grader)
-    self._timeout, self._grader, self._timeout_share = timeout, grader, timeout_share
+    self.name = grader
+    self._timeout, self._timeout_share = timeout, timeout_share
     self._pool = None
-    self._verdicts = collections.OrderedDict()  # _key -> 0..1, None = timed out
+    self._verdicts = collections.OrderedDict()  # _key -> 0 or 1, None = timed out
 
   def __enter__(self):
     return self
@@ -118,7 +121,7 @@ class GradingPool:
       truths: n right answers, each a string or a list or tuple of accepted ones.
 
     Returns:
-      correct: float32 [n], 1 where the boxed answer is the truth (a user's grader: in 0..1).
+      correct: float32 [n], 1 where the boxed answer is the truth (or the user's grader says so).
       formatted: float32 [n], 1 where `well_formed`.
       timed_out: int, answers that ran out of time or memory; they count as wrong.
 
@@ -129,7 +132,7 @@ class GradingPool:
     if len(texts) != len(truths):
       raise ValueError(f"{len(texts)} responses but {len(truths)} truths")
     pairs = [
-      (extract_boxed(text) if self._grader == "layered" else text,
+      (extract_boxed(text) if self.name == "layered" else text,
        tuple(truth) if isinstance(truth, list) else truth)
       for text, truth in zip(texts, truths, strict=True)
     ]
@@ -161,7 +164,7 @@ class GradingPool:
                   for row, right in zip(chunk, correct, strict=True) if right < 1)
 
   def _settle(self, pairs):
-    """{pair: a number in 0..1, or None (timed out)}."""
+    """{pair: 0 or 1, or None (timed out)}."""
     verdicts, waiting = {}, {}
     for pair in pairs:
       key = _key(*pair)
@@ -176,14 +179,16 @@ class GradingPool:
     for pair, future in waiting.items():
       try:
         verdicts[pair] = future.result()
+      except concurrent.futures.process.BrokenProcessPool as error:
+        raise GraderError(f"the workers of grader {self.name!r} do not start: {error}") from error
       except (concurrent.futures.TimeoutError, pebble.ProcessExpired, MemoryError) as error:
         if self._is_users:
-          raise GraderError(f"grader {self._grader!r} hangs or dies ({type(error).__name__}, limit "
+          raise GraderError(f"grader {self.name!r} hangs or dies ({type(error).__name__}, limit "
                             f"{self._timeout} s) on {pair[0][-80:]!r} for {pair[1]!r}") from error
         verdicts[pair] = None
       else:
         if isinstance(verdicts[pair], str):
-          raise GraderError(f"grader {self._grader!r} {verdicts[pair]} on {pair[0][-80:]!r} for "
+          raise GraderError(f"grader {self.name!r} {verdicts[pair]} on {pair[0][-80:]!r} for "
                             f"{pair[1]!r}")
     for pair in pairs:
       self._verdicts[_key(*pair)] = verdicts[pair]
@@ -193,21 +198,21 @@ class GradingPool:
 
   @property
   def _is_users(self):
-    return self._grader not in ("layered", "release")
+    return self.name not in ("layered", "release")
 
   def _here(self, pair):
     """The verdict where this process may find it."""
-    if self._grader == "layered":
+    if self.name == "layered":
       return same_answer(*pair, symbolic=_needs_worker)
     raise _NeedsWorker
 
   def _submit(self, pair):
     module, task, arguments = "math_verify", _same_in_worker, pair
-    if self._grader == "release":
+    if self.name == "release":
       module, task = "mathruler.grader", sandbox.release
     elif self._is_users:
-      module, task = self._grader.partition(":")[0], sandbox.call
-      arguments = (self._grader, pair[0], list(pair[1]) if isinstance(pair[1], tuple) else pair[1])
+      module, task = self.name.partition(":")[0], sandbox.call
+      arguments = (self.name, pair[0], list(pair[1]) if isinstance(pair[1], tuple) else pair[1])
     if self._pool is None:
       self._pool = sandbox.make_pool(self._workers, module)
     return self._pool.schedule(task, args=arguments, timeout=self._timeout)

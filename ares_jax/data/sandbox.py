@@ -3,8 +3,6 @@
 import contextlib
 import ctypes
 import importlib
-import importlib.util
-import math
 import multiprocessing
 import os
 import pathlib
@@ -49,16 +47,16 @@ def load(name):
 
 
 def call(name, response, truth):
-  """What the user's grader says of a response, a number in 0..1, or a text: what is wrong."""
+  """What the user's grader says of a response, 0 or 1, or a text: what is wrong with it."""
   try:
     value = load(name)(response, truth)
   except MemoryError:
     raise
   except Exception as error:
     return f"raises {type(error).__name__}: {error}"[:300]
-  if isinstance(value, bool | int | float) and math.isfinite(value) and 0 <= value <= 1:
+  if isinstance(value, bool | int | float) and value in (0, 1):
     return float(value)
-  return f"returns {value!r}"[:300] + ", not a number in 0..1"
+  return f"returns {value!r}"[:300] + ", neither 0 nor 1"
 
 
 def release(response, truth):
@@ -76,8 +74,12 @@ def release(response, truth):
 
 
 def has_release():
-  """Whether the release's grader is installed."""
-  return importlib.util.find_spec("mathruler") is not None
+  """Whether the release's grader is installed, with what it imports."""
+  try:
+    importlib.import_module("mathruler.grader")
+  except ImportError:
+    return False
+  return True
 
 
 def _prepare(module):
@@ -106,8 +108,8 @@ class _Process(multiprocessing.context.SpawnProcess):
 
   def start(self):
     main = sys.modules["__main__"]
-    hidden = {name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)}
     with self._lock, contextlib.ExitStack() as stack:
+      hidden = {name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)}
       # multiprocessing finds the main module by these two; without them it imports none.
       stack.callback(vars(main).update, hidden)
       main.__spec__ = None

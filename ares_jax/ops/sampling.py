@@ -56,7 +56,10 @@ def next_token(logits_BV, uniform_B, allowed_BV, *, temperature, top_p, top_k):
     block_B, entry_B = token_B // C, token_B % C
     drawn_B = jnp.zeros_like(entropy_B)
   else:
-    kept_BNC = jnp.where(allowed_BNC, heat_BNC, 0)
+    # From the largest allowed entry: beside a forbidden one far above, all would round to 0.
+    scaled_BNC = jnp.where(allowed_BNC, scaled_BNC, FAR)
+    top_B11 = scaled_BNC.max((1, 2), keepdims=True)
+    kept_BNC = jnp.where(allowed_BNC, jnp.exp(scaled_BNC - top_B11), 0)
     if top_k:
       kept_BNC = _at_least(kept_BNC, _threshold(kept_BNC, jnp.full_like(heat_B, top_k), count=True))
     if top_p < 1:

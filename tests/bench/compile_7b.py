@@ -1,6 +1,6 @@
 """Compiles Qwen2.5-VL-7B forward and backward for TPU chips, without a TPU; prints bytes a chip.
 
-    PYTHONPATH=.:tests python -m bench.compile_7b [--topology=v5e:8x8 --model=1 --rows=64
+    python -m tests.bench.compile_7b [--topology=v5e:8x8 --model=1 --rows=64
       --tokens=20480 --windows=384 --layers=28 --remat=block]
 
 The program is the gradient of log-probability and entropy of every token in all parameters: float32
@@ -19,10 +19,10 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from models.published import SIZE_7B
 
 from ares_jax.models import qwen25_vl, weights
 from ares_jax.ops import logprob_and_entropy
+from tests.models.published import SIZE_7B
 
 
 def tpu_mesh(topology, model):

@@ -20,16 +20,11 @@ from jax.experimental import topologies
 from ares_jax import config as config_lib
 from ares_jax import mesh, sampler, setup, slots
 from ares_jax.models import weights
-from ares_jax.models.config import ModelConfig, VisionConfig
 from ares_jax.models.vision import VisionInput
+from tests.models.published import SIZE_7B
 
 CONFIG = pathlib.Path(__file__).parent.parent.parent / "configs" / "aepo_7b.py"
-MODEL = ModelConfig(
-  vocab=152064, embed=3584, layers=28, heads=28, kv_heads=4, head_dim=128, mlp=18944,
-  rope_theta=1e6, mrope_sections=(16, 24, 24), norm_eps=1e-6, tied=False, image_token=151655,
-  compute_dtype="bfloat16", remat="none", unroll=1,
-  vision=VisionConfig(depth=32, hidden=1280, heads=16, mlp=3420, patch=14, temporal_patch=2,
-                      merge=2, window=112, full_attention=(7, 15, 23, 31), out=3584))
+MODEL = dataclasses.replace(SIZE_7B, remat="none")
 
 
 def split(tree, *spec):

@@ -151,6 +151,24 @@ def test_numbered_marks_place_their_own_image(tmp_path):
   assert row["images"] == [png()] and "<image" not in row["question"]
 
 
+def test_marks_in_a_file_of_ones_own_are_left_to_the_encoder(tmp_path):
+  record = {"question": "<image 1> is what?", "answer": "1", "images": ["a.png", "b.png"]}
+  (row,) = open_benchmark("generic", jsonl(tmp_path / "mine.jsonl", record)).rows
+  assert row["question"] == "<image 1> is what?" and len(row["images"]) == 2
+
+
+def test_every_accepted_option_counts(tmp_path):
+  record = {"question": "q", "answer": ["A", "C"], "options": ["red", "blue", "green"]}
+  (row,) = open_benchmark("generic", jsonl(tmp_path / "mine.jsonl", record)).rows
+  assert row["answer"] == ["A", "red", "C", "green"]
+
+
+def test_a_tolerance_that_is_no_number_names_its_row(tmp_path):
+  record = {"question": "q", "answer": "1", "tolerance": [1]}
+  with pytest.raises(ValueError, match=r"row mine.jsonl:0: the tolerance \[1\]"):
+    open_benchmark("generic", jsonl(tmp_path / "mine.jsonl", record))
+
+
 def test_tolerance_is_only_what_the_data_say(tmp_path):
   vista = CHOICES["mathvista"] | {"choices": None, "answer": "0.57", "precision": 2.0}
   (row,) = open_benchmark("mathvista", parquet(tmp_path / "v.parquet", vista)).rows

@@ -174,8 +174,11 @@ def test_a_batch_of_time_outs_stops_the_run(monkeypatch):
 USERS = """
 import time
 
+def listed(response, truth):
+  return truth == ["1", "one"] and response.endswith("1") or len(response) > 10**4
+
 def half(response, truth):
-  return 0.5 * (truth == ["1", "one"]) + 0.5 * response.endswith("1")
+  return 0.5
 
 def breaks(response, truth):
   raise KeyError("no such unit")
@@ -200,10 +203,10 @@ def users(tmp_path_factory):
 
 
 def test_a_users_grader_sees_the_response_and_the_truth_as_in_the_data(users):
-  with grade.GradingPool(workers=1, grader="my_grader:half") as pool:
+  with grade.GradingPool(workers=1, grader="my_grader:listed") as pool:
     correct, formatted, _ = pool.grade(["says 1", "says 2", box("1")], [["1", "one"], "2", "1"])
     long = "x" * 10**5
-    assert pool.grade([long + "1"], ["1"])[0] == 0.5 == pool.grade([long + "1"], ["1"])[0]
+    assert pool.grade([long + "1"], ["1"])[0] == 1 == pool.grade([long + "1"], ["1"])[0]
     assert sum(len(key[0]) for key in pool._verdicts) < 200  # digests of long responses
   np.testing.assert_array_equal(correct, [1, 0, 0])
   np.testing.assert_array_equal(formatted, [0, 0, 1])
@@ -211,7 +214,8 @@ def test_a_users_grader_sees_the_response_and_the_truth_as_in_the_data(users):
 
 @pytest.mark.parametrize("name, words", [
   ("breaks", "grader 'my_grader:breaks' raises KeyError: 'no such unit'"),
-  ("nan", "grader 'my_grader:nan' returns nan, not a number"),
+  ("half", "grader 'my_grader:half' returns 0.5, neither 0 nor 1"),
+  ("nan", "grader 'my_grader:nan' returns nan, neither 0 nor 1"),
   ("hangs", "grader 'my_grader:hangs' hangs or dies .*limit 0.3 s. on 'says 8' for '8'"),
 ])
 def test_a_users_grader_that_fails_is_named(users, name, words):

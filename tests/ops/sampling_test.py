@@ -52,6 +52,16 @@ def test_drawn_logprob_is_of_the_distribution_it_was_drawn_from(options, want):
                              atol=1e-6)
 
 
+def test_a_forbidden_token_far_above_leaves_the_others_their_shares():
+  prob = np.full(300, 1e-9)
+  prob[:3] = 1, 6e-6, 4e-6  # 12 nats below the first: at temperature 0.1 exp(-120), 0 in float32
+  got = draw(prob, np.linspace(0, 0.999, 50), allowed=[0, 1, 1] + [0] * 297, temperature=0.1)
+  share = 1 / (1 + (4 / 6) ** 10)
+  assert set(got.token.tolist()) == {1, 2}
+  np.testing.assert_allclose(got.drawn_logprob, np.log(np.where(got.token == 1, share, 1 - share)),
+                             rtol=1e-4)
+
+
 def test_entropy_is_at_the_sampling_temperature():
   prob = np.array([0.5, 0.3, 0.2]) ** 2
   prob /= prob.sum()
