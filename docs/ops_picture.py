@@ -1,6 +1,6 @@
 """Draws docs/ops.png: a sentence's entropies, its windows, the threshold and the HWE tokens.
 
-    python docs/ops_picture.py [FILE]
+    python -m docs.ops_picture [FILE]
 
 The entropies are made up to show the definitions; everything else in the picture is computed from
 them by the ops.
