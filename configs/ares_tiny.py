@@ -33,9 +33,9 @@ def get_config():
     problem=dict(rows=2, columns=2, levels=5, operators=("+",), noise=0.02),
     # Shares of (direct, stepwise, check) traces at level 1 and at the highest, linear in between:
     # the designed part of the problem.
-    teacher=dict(slip=0.06, responses=4, first_level=(0.60, 0.28, 0.12),
-                 last_level=(0.30, 0.53, 0.17), first_lesson=(0.75, 0.22, 0.03),
-                 last_lesson=(0.25, 0.70, 0.05), captions=(0.9, 0.1)),
+    teacher=dict(slip=0.06, responses=4, first_level=(0.50, 0.05, 0.45),
+                 last_level=(0.36, 0.54, 0.10), first_lesson=(0.85, 0.12, 0.03),
+                 last_lesson=(0.75, 0.22, 0.03), captions=(0.9, 0.0), drills=(0.8, 0.0)),
     curated=640, prompts=100_000, test=256)
 
   c.prompt = dict(suffix="", max_tokens=(26,), windows=(4,), min_pixels=28 * 28,
@@ -47,14 +47,14 @@ def get_config():
               weight_decay=0.01, clip=1.0)
   loop = dict(save_every=200, keep=1)
   packed = dict(batch=64, row_tokens=160, row_windows=24, microbatch=4, frozen=())
-  c.warmup = dict(steps=1000, shuffle=False, loop=loop, **packed,
+  c.warmup = dict(steps=1200, shuffle=False, loop=loop, **packed,
                   optimizer=dict(learning_rate=3e-3, **adam))
   c.curate = dict(selection="adacs", problems=640, samples=8, count=512, batch=64)
   c.adacs = dict(steps=60, shuffle=True, loop=loop, **packed,
                  optimizer=dict(learning_rate=5e-4, **adam))
 
   c.aepo = ConfigDict(dict(
-    steps=80, prompts=32, group=8, minibatch=256, microbatch=64, frozen=("vision",),
+    steps=120, prompts=32, group=8, minibatch=256, microbatch=64, frozen=("vision",),
     log_responses=16))
   c.aepo.sampling = dict(temperature=1.0, top_p=1.0, top_k=0, min_tokens=0, max_tokens=56)
   c.aepo.filter = dict(batches=1, low=0.01, high=0.99)

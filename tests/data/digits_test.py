@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -6,7 +8,8 @@ from ares_jax.data import digits
 PROBLEM = digits.DigitsConfig(rows=2, columns=2, levels=5, operators=("+",), noise=0.02)
 TEACHER = digits.TeacherConfig(slip=0.2, responses=3, first_level=(1.0, 0.0, 0.0),
                                last_level=(0.0, 0.0, 1.0), first_lesson=(0.2, 0.7, 0.1),
-                               last_lesson=(0.0, 0.0, 1.0), captions=(0.6, 0.0))
+                               last_lesson=(0.0, 0.0, 1.0), captions=(0.6, 0.0),
+                               drills=(0.8, 0.0))
 
 
 def source(split="train", seed=0, **changes):
@@ -91,12 +94,27 @@ def test_teacher_thinks_longer_on_higher_levels():
   assert all("wait check" in text for text in rows[4]["responses"])  # level 5: check
 
 
-def test_captions_give_way_to_traces():
+def test_captions_and_drills_give_way_to_traces():
   lessons = digits.Lessons(source(), TEACHER)
   rows = [lessons[index] for index in range(len(lessons))]
   described = np.array([row["question"] == "Describe" for row in rows])
   assert 0.45 < described[:100].mean() < 0.65 and described[-100:].mean() < 0.15
+  drilled = np.array([not row["images"] for row in rows])  # .8 of the .4 that are no captions
+  assert 0.2 < drilled[:100].mean() < 0.45 and drilled[-100:].mean() < 0.2
+  assert not (described & drilled).any()
   assert all(row["response"].startswith("<think>") for row in rows)
+
+
+def test_a_drill_has_its_digits_in_the_question_and_their_sums_in_the_response():
+  rows, rng = source(operators=("+", "-")), np.random.default_rng(0)
+  for row in (rows[index] for index in range(20)):
+    text, response = digits.drill(row, rows.config, 0.0, rng)
+    terms = re.findall(r"([+-]|Compute) ([a-z]+)(\d)", text)
+    assert len(terms) == 5  # the longest chain
+    assert {(name, int(digit)) for _, name, digit in terms} <= set(row["cells"])
+    total = sum(-int(digit) if sign == "-" else int(digit) for sign, _, digit in terms) % 10
+    assert response.endswith(f"\\boxed{{{total}}}") and response.count("=") == 4
+    assert text.endswith(", modulo 10")
 
 
 @pytest.mark.parametrize("changes, word", [

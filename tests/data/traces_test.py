@@ -18,7 +18,7 @@ def encoder(max_tokens=26):
 def rows(count):
   config = digits.DigitsConfig(rows=2, columns=2, levels=5, operators=("+",), noise=0.0)
   teacher = digits.TeacherConfig(0.1, 1, (1, 0, 0), (0, 1, 0), (0.3, 0.4, 0.3), (0.3, 0.4, 0.3),
-                                   (0.2, 0.2))
+                                 (0.2, 0.2), (0.2, 0.2))
   lessons = digits.Lessons(digits.DigitsSource(config, "train", 0, count), teacher)
   return [lessons[index] for index in range(count)]
 
