@@ -73,14 +73,14 @@ class Generator:
     prompts_P = len(prompts.length)
     pad = -prompts_P % mesh.size("data")
     rows = np.arange(prompts_P + pad) % prompts_P
-    arrays = mesh.put({
+    arrays = {
       "tokens": prompts.tokens[rows],
       "length": prompts.length[rows],
+      "positions": prompts.positions[:, rows],
       "unit": prompts.unit[rows],
       "prompt_id": prompts.prompt_id[rows],
       "vision": VisionInput(**{name: array[rows] for name, array in prompts.vision.items()}),
-    }, "data")
-    arrays["positions"] = mesh.put(prompts.positions[:, rows], None, "data")
+    }
     with self.phases("rollout"):
       samples = sample(self.model, params, arrays, key, self.allowed, group=group,
                        sampling=sampling, engine=self.engine, end=self.end)
