@@ -5,6 +5,7 @@ tokens, V vocabulary.
 """
 
 import dataclasses
+import functools
 import zlib
 
 import flax.struct
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ares_jax import branching as branching_lib
 from ares_jax import mesh, slots
 from ares_jax.models import weights
 
@@ -72,6 +74,8 @@ class Samples:
   logprob: jax.Array  # float32 [B, T]: log pi(token), temperature 1, whole vocabulary
   drawn_logprob: jax.Array  # float32 [B, T]: log-prob. of the distribution it was drawn from
   entropy: jax.Array  # float32 [B, T]: nats, whole vocabulary, at the sampling temperature (eq. 3)
+  parent: jax.Array  # int32 [B]: sample of the same prompt that it forked from; -1 = from none
+  fork: jax.Array  # int32 [B]: tokens it has in common with its parent
 
 
 def stage_key(seed, stage):
@@ -79,7 +83,7 @@ def stage_key(seed, stage):
   return jax.random.fold_in(jax.random.key(seed), zlib.crc32(stage.encode()))
 
 
-def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, end):
+def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, end, branching=None):
   """Draws `group` responses to every prompt.
 
   The random number of a token depends on (key, prompt id, sample, position) alone: the same answers
@@ -97,6 +101,7 @@ def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, e
     sampling: SamplingConfig.
     engine: EngineConfig.
     end: tuple of end-of-turn token ids.
+    branching: Branching, or None where every response starts at its prompt.
 
   Returns:
     Samples, B split over "data".
@@ -109,7 +114,9 @@ def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, e
   sizes = plan(model, engine, prompts=prompts_P, prompt_tokens=prompt_tokens, group=group,
                tokens=tokens)
   params = rollout_weights(model, params)
-  state = slots.idle(model, rows=rows, slots=sizes.slots * devices, tokens=tokens)
+  branches = branching.branches if branching else 0
+  state = slots.idle(model, rows=rows, slots=sizes.slots * devices, tokens=tokens, group=group,
+                     branches=branches)
   read = slots.nothing_read(model, prompts=prompts_P, places=sizes.places * devices,
                             tokens=prompt_tokens)
   places = Places.free(devices, prompts_P // devices, sizes)
@@ -118,11 +125,20 @@ def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, e
     while (next_read := places.next_read(left_P)) is not None:
       read = slots.read(model, params, read, *_arrays(prompts, *next_read))
     state, left_P, longest = slots.decode(
-      model, params, read, state, key, allowed_V, group=group, sampling=sampling, end=end,
-      steps=engine.chunk, live=_live(longest + engine.chunk, tokens))
+      model, params, read, state, key, allowed_V, branching, group=group, sampling=sampling,
+      end=end, steps=engine.chunk, live=_live(longest + engine.chunk, tokens))
     left_P, longest = np.asarray(left_P), np.asarray(longest).max()
-  mask = jnp.arange(tokens) < state.length[:, None]
-  return Samples(state.tokens, mask, state.logprob, state.drawn_logprob, state.entropy)
+  return _samples(state, group=group, branches=branches)
+
+
+@functools.partial(jax.jit, static_argnames=("group", "branches"))
+def _samples(state, *, group, branches):
+  mask = jnp.arange(state.tokens.shape[1]) < state.length[:, None]
+  parent = jnp.tile(branching_lib.parents(group, branches), len(mask) // group)
+  whole = [branching_lib.joined(x, state.fork, group, branches)
+           for x in (state.logprob, state.drawn_logprob, state.entropy)]
+  return Samples(branching_lib.joined(state.tokens, state.fork, group, branches), mask, *whole,
+                 jnp.where(state.fork > 0, parent, -1), state.fork)
 
 
 def rollout_weights(model, params):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from ares_jax import branching as branching_lib
 from ares_jax.mesh import shard
 from ares_jax.models import qwen25_vl
 from ares_jax.models.decoder import KVCache
@@ -46,12 +47,15 @@ class Slots:
   logprob: jax.Array  # float32 [B, T]
   drawn_logprob: jax.Array  # float32 [B, T]
   entropy: jax.Array  # float32 [B, T]
+  fork: jax.Array  # int32 [B]: tokens that are its parent's; 0 = it starts at the prompt
+  forks: jax.Array  # int32 [S]: forks of the slot's sequence; those from `given` on are to come
+  given: jax.Array  # int32 [S]: the first of them, that other slots took
 
 
 _ROWS, _CACHE = PartitionSpec("data"), PartitionSpec(None, "data")
 _CACHES = KVCache(k=_CACHE, v=_CACHE, length=_ROWS)
 _PROMPTS = Prompts(_CACHES, *[_ROWS] * 4)
-_SLOTS = Slots(_ROWS, _ROWS, _CACHES, *[_ROWS] * 7)
+_SLOTS = Slots(_ROWS, _ROWS, _CACHES, *[_ROWS] * 10)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "prompts", "places", "tokens"))
@@ -117,16 +121,22 @@ def kv_axis(model):
   return None if model.kv_heads % mesh.shape["model"] else "model"
 
 
-@functools.partial(jax.jit, static_argnames=("model", "rows", "slots", "tokens"))
-def idle(model, *, rows, slots, tokens):
-  """Slots of the whole mesh with nothing in them: B `rows` are waiting, T `tokens` a response."""
+@functools.partial(
+  jax.jit, static_argnames=("model", "rows", "slots", "tokens", "group", "branches"))
+def idle(model, *, rows, slots, tokens, group, branches):
+  """Slots of the whole mesh with nothing in them, for B `rows` of T `tokens`.
+
+  All rows are waiting, but the last `branches` of a group of G, which may fork off the others.
+  """
   devices = jax.sharding.get_abstract_mesh().shape["data"]
   split = functools.partial(jax.tree.map, lambda x: shard(x, "data"))
   return Slots(
     cache=_laid_out(model, qwen25_vl.empty_cache(model, slots, tokens)),
     **split(dict(row=jnp.full(slots, rows // devices),
                  hidden=jnp.zeros((slots, model.embed), model.compute_dtype),
-                 waiting=jnp.ones(rows, bool), ended=jnp.zeros(rows, bool),
+                 waiting=jnp.arange(rows) % group < group - branches,
+                 ended=jnp.zeros(rows, bool), fork=jnp.zeros(rows, jnp.int32),
+                 forks=jnp.zeros(slots, jnp.int32), given=jnp.zeros(slots, jnp.int32),
                  tokens=jnp.zeros((rows, tokens), jnp.int32), length=jnp.zeros(rows, jnp.int32),
                  logprob=jnp.zeros((rows, tokens)), drawn_logprob=jnp.zeros((rows, tokens)),
                  entropy=jnp.zeros((rows, tokens)))))
@@ -135,7 +145,8 @@ def idle(model, *, rows, slots, tokens):
 @functools.partial(
   jax.jit, donate_argnames="slots",
   static_argnames=("model", "group", "sampling", "end", "steps", "live"))
-def decode(model, params, prompts, slots, key, allowed_V, *, group, sampling, end, steps, live):
+def decode(model, params, prompts, slots, key, allowed_V, branching, *, group, sampling, end, steps,
+           live):
   """Up to `steps` tokens in every slot, without a word from the host.
 
   Args:
@@ -145,6 +156,7 @@ def decode(model, params, prompts, slots, key, allowed_V, *, group, sampling, en
     slots: Slots; donated.
     key: typed PRNG key.
     allowed_V: bool, tokens that may be drawn.
+    branching: Branching, or None.
     group: G.
     sampling: SamplingConfig.
     end: tuple of end-of-turn token ids.
@@ -159,11 +171,12 @@ def decode(model, params, prompts, slots, key, allowed_V, *, group, sampling, en
                                  steps=steps, live=live)
   return jax.shard_map(
     one_device, axis_names={"data"}, check_vma=False,
-    in_specs=(PartitionSpec(), _PROMPTS, _SLOTS, PartitionSpec(), PartitionSpec()),
-    out_specs=(_SLOTS, _ROWS, _ROWS))(params, prompts, slots, key, allowed_V)
+    in_specs=(PartitionSpec(), _PROMPTS, _SLOTS, *[PartitionSpec()] * 3),
+    out_specs=(_SLOTS, _ROWS, _ROWS))(params, prompts, slots, key, allowed_V, branching)
 
 
-def _decode(model, params, prompts, slots, key, allowed_V, *, group, sampling, end, steps, live):
+def _decode(model, params, prompts, slots, key, allowed_V, branching, *, group, sampling, end,
+            steps, live):
   rows = len(slots.tokens)
   # In the hidden state's dtype, as the trainer's logprob_and_entropy has it.
   unembedding = qwen25_vl.unembedding(model, params).astype(slots.hidden.dtype)
@@ -181,7 +194,13 @@ def _decode(model, params, prompts, slots, key, allowed_V, *, group, sampling, e
     step, _, slots = carry
     slots = _refill(slots, prompts, group)
     drawn = _draw(slots, prompts, unembedding, key, allowed_V, group, sampling, end)
-    slots, embeds, positions = _record(model, params, slots, prompts, drawn, group)
+    again_S = jnp.zeros_like(slots.row, bool)
+    if branching is not None:
+      again_S, token_S = branching_lib.replay(slots, group, branching)
+      drawn = drawn._replace(token=jnp.where(again_S, token_S, drawn.token))
+    slots, embeds, positions = _record(model, params, slots, prompts, drawn, again_S, group)
+    if branching is not None:
+      slots = branching_lib.note_forks(slots, group, branching)
     full_S = slots.cache.length + 1 >= sampling.max_tokens
     ended_S = full_S | jnp.isin(drawn.token, jnp.array(end))
     none = len(prompts.hidden) * group
@@ -189,11 +208,18 @@ def _decode(model, params, prompts, slots, key, allowed_V, *, group, sampling, e
     hidden, cache = qwen25_vl.decode_step(
       model, params, embeds, positions, prompts.cache,
       jnp.where(slots.row < rows, place_S, none), slots.cache, group=group, live=live)
+    ended_S &= slots.row < rows
     slots = slots.replace(
-      row=jnp.where(ended_S, rows, slots.row), hidden=hidden, cache=cache,
+      hidden=hidden, cache=cache,
       ended=slots.ended.at[jnp.where(ended_S, slots.row, rows)].set(True, mode="drop"))
+    if branching is None:
+      slots = slots.replace(row=jnp.where(ended_S, rows, slots.row))
+    else:
+      slots = branching_lib.go_back(slots, ended_S, group, branching)
     return step + 1, busy(slots), slots
 
+  if branching is not None:
+    slots = branching_lib.spread(_refill(slots, prompts, group), group, branching, live)
   *_, slots = jax.lax.while_loop(cond, body, (jnp.int32(0), busy(slots), slots))
   left_P = group - slots.ended.reshape(-1, group).sum(1, dtype=jnp.int32)
   return slots, left_P, jnp.where(slots.row < rows, slots.cache.length, 0).max()[None]
@@ -210,7 +236,8 @@ def _refill(slots, prompts, group):
   return slots.replace(
     hidden=jnp.where(idle_S[:, None], first_SD, slots.hidden),
     cache=slots.cache.replace(length=jnp.where(idle_S, 0, slots.cache.length)),
-    waiting=slots.waiting.at[row_S].set(False, mode="drop"))
+    waiting=slots.waiting.at[row_S].set(False, mode="drop"),
+    forks=jnp.where(idle_S, 0, slots.forks), given=jnp.where(idle_S, 0, slots.given))
 
 
 def _ready(slots, prompts, group):
@@ -240,9 +267,12 @@ def _draw(slots, prompts, unembedding, key, allowed_V, group, sampling, end):
                     temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
 
 
-def _record(model, params, slots, prompts, drawn, group):
-  """Slots with the drawn tokens written down, and the input of the next step."""
-  at = slots.row, slots.cache.length
+def _record(model, params, slots, prompts, drawn, again_S, group):
+  """Slots with the drawn tokens written down, and the input of the next step.
+
+  A token that is read `again` was not drawn, and is its parent's.
+  """
+  at = jnp.where(again_S, len(slots.tokens), slots.row), slots.cache.length
 
   def write(x_BT, value_S):
     return x_BT.at[at].set(value_S, mode="drop")

@@ -49,7 +49,7 @@ def get_config():
     **adam))
 
   c.aepo = ConfigDict(dict(
-    steps=100, prompts=512, group=8, minibatch=128, microbatch=64, frozen=("vision",),
+    steps=100, prompts=512, group=8, branches=0, minibatch=128, microbatch=64, frozen=("vision",),
     log_responses=64))
   c.aepo.sampling = dict(temperature=1.0, top_p=0.99, top_k=0, min_tokens=0, max_tokens=16384)
   c.aepo.filter = dict(batches=20, low=0.01, high=0.99)

@@ -55,7 +55,7 @@ def get_config():
                  optimizer=dict(learning_rate=5e-4, **adam))
 
   c.aepo = ConfigDict(dict(
-    steps=80, prompts=32, group=8, minibatch=256, microbatch=64, frozen=("vision",),
+    steps=80, prompts=32, group=8, branches=0, minibatch=256, microbatch=64, frozen=("vision",),
     log_responses=16))
   c.aepo.sampling = dict(temperature=1.0, top_p=1.0, top_k=0, min_tokens=0, max_tokens=56)
   c.aepo.filter = dict(batches=1, low=0.01, high=0.99)

@@ -11,6 +11,7 @@ import tiny
 from models import golden_batch, make_golden
 
 from ares_jax import mesh, sampler, setup, slots
+from ares_jax.branching import Branching
 from ares_jax.models import hf, qwen25_vl
 from ares_jax.rollout import rollout_batch
 from ares_jax.sampler import EngineConfig, SamplingConfig
@@ -162,8 +163,9 @@ def test_a_slot_takes_the_next_row_within_a_chunk(run):
     read = slots.nothing_read(model, prompts=4, places=3, tokens=prompts.tokens.shape[1])
     read = slots.read(model, params, read, arrays, np.arange(4), np.int32([2, 0, 1, 3]))
     state, left, longest = slots.decode(
-      model, params, read, slots.idle(model, rows=8, slots=3, tokens=8), jax.random.key(0),
-      only(run), group=2, sampling=PLAIN, end=parts.generator.end, steps=2, live=8)
+      model, params, read,
+      slots.idle(model, rows=8, slots=3, tokens=8, group=2, branches=0), jax.random.key(0),
+      only(run), None, group=2, sampling=PLAIN, end=parts.generator.end, steps=2, live=8)
     state = jax.device_get(state)
   # 6 answers of one token in 3 slots.
   np.testing.assert_array_equal(left, [0, 0, 0, 2])
@@ -172,16 +174,18 @@ def test_a_slot_takes_the_next_row_within_a_chunk(run):
   np.testing.assert_array_equal(state.tokens[:6, 0], parts.generator.end[0])
 
 
-def test_a_chunk_is_one_program_that_never_copies_the_cache_nor_asks_the_host():
+@pytest.mark.parametrize("branching", [None, Branching(np.float32(1), branches=1, window=4)])
+def test_a_chunk_is_one_program_that_never_copies_the_cache_nor_asks_the_host(branching):
   model = golden_batch.config("tied")
   with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])):
     params = jax.eval_shape(lambda: hf.from_hf(make_golden.folder("tied"), model, None))
     read = jax.eval_shape(functools.partial(slots.nothing_read, model, prompts=2, places=2,
                                             tokens=40))
-    state = jax.eval_shape(functools.partial(slots.idle, model, rows=4, slots=3, tokens=29))
+    state = jax.eval_shape(functools.partial(slots.idle, model, rows=4, slots=3, tokens=29,
+                                             group=2, branches=1 if branching else 0))
     text = slots.decode.lower(
-      model, params, read, state, jax.random.key(0), np.ones(model.vocab, bool), group=2,
-      sampling=dataclasses.replace(PLAIN, max_tokens=29, top_p=0.9), end=(1,), steps=16,
+      model, params, read, state, jax.random.key(0), np.ones(model.vocab, bool), branching,
+      group=2, sampling=dataclasses.replace(PLAIN, max_tokens=29, top_p=0.9), end=(1,), steps=16,
       live=20).compile().as_text()
   shape = f"{model.layers},3,29,{model.kv_heads},{model.head_dim}"
   assert re.search(rf"f32\[{shape}\]", text)

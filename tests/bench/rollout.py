@@ -8,7 +8,8 @@ are lognormal with their median at 0.15 of --max-tokens and their 99th percentil
 All ways are `sample` with the same slots, prompts and lengths: "slots" gets all prompts at once and
 has places for a part of them, "all prompts held" has places for all, "padded" gets as many prompts
 a call as fill the slots, and so waits for the longest of each. Prints a Markdown table of the
-median of `--repeats` rounds, in each of which all run once.
+median of `--repeats` rounds, in each of which all run once: wall time, the process's CPU time,
+which a busy machine changes less, and the share of the wall time that no program ran.
 """
 
 import argparse
@@ -46,6 +47,18 @@ def ending_at(length_B, end):
     return drawn._replace(token=jnp.where(last_S, end, drawn.token))
 
   return draw
+
+
+def timed(function, spent):
+  """`function`, whose seconds until its results are there are appended to `spent`."""
+
+  def call(*arguments, **options):
+    start = time.perf_counter()
+    result = jax.block_until_ready(function(*arguments, **options))
+    spent.append(time.perf_counter() - start)
+    return result
+
+  return call
 
 
 def main():
@@ -86,23 +99,29 @@ def main():
       "padded": [prompts.take(list(range(start, start + at_once)))
                  for start in range(0, options.prompts, at_once)],
       "all prompts held": [prompts], "slots": [prompts]}
-    seconds = {name: [] for name in parts_of}
-    with mock.patch.object(slots, "_draw", ending_at(length_B, end)):
+    rounds, spent = {name: [] for name in parts_of}, []
+    with (mock.patch.object(slots, "_draw", ending_at(length_B, end)),
+          mock.patch.object(slots, "read", timed(slots.read, spent)),
+          mock.patch.object(slots, "decode", timed(slots.decode, spent))):
       for round_ in range(options.repeats + 1):
         for name, batches in parts_of.items():
-          start = time.perf_counter()
+          spent.clear()
+          start = time.perf_counter(), time.process_time()
           got_B = np.concatenate([run(name, part) for part in batches])
+          wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
           np.testing.assert_array_equal(got_B, length_B)
           if round_:  # The first round compiles.
-            seconds[name].append(time.perf_counter() - start)
-  median = {name: np.median(times) for name, times in seconds.items()}
+            rounds[name].append((wall, cpu, 1 - sum(spent) / wall))
+  median = {name: np.median(times, 0) for name, times in rounds.items()}
   print(f"{options.prompts} prompts x {GROUP}, {options.slots} slots, {options.max_tokens} tokens "
         f"at most, {length_B.mean():.1f} on average, on {jax.devices()[0].device_kind}, jax "
         f"{jax.__version__}, median of {options.repeats} rounds\n")
-  print("| | s | tokens/s | of padded |\n| --- | --- | --- | --- |")
-  for name, time_ in median.items():
-    print(f"| {name} | {time_:.2f} | {length_B.sum() / time_:.0f} | "
-          f"{median['padded'] / time_:.2f} |")
+  print("| | wall s | tokens/s | CPU s | times padded's speed, wall | CPU | host alone |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |")
+  for name, (wall, cpu, host) in median.items():
+    ratio = median["padded"] / median[name]
+    print(f"| {name} | {wall:.2f} | {length_B.sum() / wall:.0f} | {cpu:.2f} | {ratio[0]:.2f} | "
+          f"{ratio[1]:.2f} | {host:.1%} |")
 
 
 if __name__ == "__main__":

@@ -95,7 +95,8 @@ def main():
     read = laid_out(jax.eval_shape(functools.partial(
       slots.nothing_read, MODEL, prompts=options.prompts, places=places, tokens=prompt_tokens)))
     state = laid_out(jax.eval_shape(functools.partial(
-      slots.idle, MODEL, rows=options.prompts * group, slots=count, tokens=sampling.max_tokens)))
+      slots.idle, MODEL, rows=options.prompts * group, slots=count, tokens=sampling.max_tokens,
+      group=group, branches=0)))
     print(f"{options.topology}, data {options.data} x model {options.model}: {options.prompts} "
           f"prompts in {places} places x {prompt_tokens} tokens, {count} slots x "
           f"{sampling.max_tokens}, jax {jax.__version__}; GiB a chip\n")
@@ -103,8 +104,8 @@ def main():
     print("| --- | --- | --- | --- | --- | --- |")
     for live in (sampling.max_tokens, sampler.SHORTEST_LIVE):
       report(f"decode, {live} tokens live", slots.decode.lower(
-        MODEL, params, read, state, key, allowed, group=group, sampling=sampling, end=(151645,),
-        steps=config.engine.chunk, live=live))
+        MODEL, params, read, state, key, allowed, None, group=group, sampling=sampling,
+        end=(151645,), steps=config.engine.chunk, live=live))
     number = split(jax.ShapeDtypeStruct((reads,), jnp.int32), "data")
     report(f"read {reads} prompts, {options.windows} windows", slots.read.lower(
       MODEL, params, read, prompts(reads), number, number))
