@@ -21,6 +21,7 @@ import numpy as np
 import optax
 
 from ares_jax import mesh, ops, optimizer
+from ares_jax.branching import Branching
 from ares_jax.data.sources import stream
 from ares_jax.loop import LoopConfig, run_stage
 from ares_jax.metrics import truncate
@@ -85,6 +86,7 @@ class AepoConfig:
   steps: int  # iterations; 0 leaves the stage out
   prompts: int  # P
   group: int  # G
+  branches: int  # of the group: sequences that may fork off others at high window entropy; 0 = none
   minibatch: int  # rows an optimizer update
   microbatch: int  # rows a gradient
   frozen: tuple[str, ...]  # parts of the weights that are not trained, e.g. ("vision",)
@@ -105,6 +107,9 @@ class AepoConfig:
                        f">= 0, prompts = {self.prompts} >= 1")
     if self.group < 2:
       raise ValueError(f"group = {self.group}: an advantage needs at least 2 samples a prompt")
+    if not 0 <= self.branches < self.group:
+      raise ValueError(f"branches = {self.branches} is outside 0..group - 1 = {self.group - 1}: "
+                       "what forks needs a sequence to fork from")
     if min(self.minibatch, self.microbatch) < 1 or (
         rows % self.minibatch or self.minibatch % self.microbatch or self.microbatch % self.group):
       raise ValueError(
@@ -308,8 +313,11 @@ def run(params, source, config, *, generator, words, workdir, seed, threads):
                      start=int(state.batches), threads=threads)
 
     def step(state):
+      # The threshold of the iterations so far: nan, which forks nothing, before the first.
+      branching = Branching(state.controllers.threshold, config.branches, config.entropy.window)
       rollout = collect(generator, state.params, batches, key, group=config.group,
-                        sampling=config.sampling, config=config.filter)
+                        sampling=config.sampling, config=config.filter,
+                        branching=branching if config.branches else None)
       if jax.process_index() == 0:
         _log_responses(path, int(state.step) + 1, rollout, config)
       with generator.phases("update"):
@@ -340,4 +348,6 @@ def _log_responses(path, step, rollout, config):
         "stage": "aepo", "step": step, "id": row["id"], "sample": index % config.group,
         "question": row["question"], "answer": row["answer"], "response": rollout.texts[index],
         "correct": float(rollout.batch.correct[index]),
-        "formatted": float(rollout.batch.formatted[index])}) + "\n")
+        "formatted": float(rollout.batch.formatted[index]),
+        "parent": int(rollout.batch.parent[index]),
+        "fork": int(rollout.batch.fork[index])}) + "\n")

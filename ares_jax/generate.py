@@ -30,7 +30,7 @@ from ares_jax.setup import allowed_tokens, end_tokens
 # Powers of two, so that a compilation cache finds most prompts' programs: (tokens, windows).
 SHAPES = tuple((2**power, 2 ** (power - 3)) for power in range(7, 16))
 # Of 7B in bfloat16, 8 GiB hold the keys and values of 150,000 tokens.
-ENGINE = EngineConfig(slots=0, chunk=32, cache_gib=8.0)
+ENGINE = EngineConfig(slots=0, read=1, chunk=32, cache_gib=8.0)
 
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face folder of the model.")
 _IMAGE = flags.DEFINE_multi_string("image", [], "File of an image; may be given several times.")

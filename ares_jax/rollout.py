@@ -29,6 +29,8 @@ class RolloutBatch:
   entropy: jax.Array  # float32 [B, T] nats: 0 outside the response
   correct: jax.Array  # float32 [B], 0 or 1
   formatted: jax.Array  # float32 [B], 0 or 1
+  parent: jax.Array  # int32 [B]: sample of its group that it forked from; -1 = from none
+  fork: jax.Array  # int32 [B]: response tokens it has in common with its parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,22 +70,22 @@ class Generator:
   grader: object
   phases: object
 
-  def sample(self, params, prompts, key, *, group, sampling):
+  def sample(self, params, prompts, key, *, group, sampling, branching=None):
     """Samples of a PromptBatch as numpy arrays; pads P so that the devices divide it."""
     prompts_P = len(prompts.length)
     pad = -prompts_P % mesh.size("data")
     rows = np.arange(prompts_P + pad) % prompts_P
-    arrays = mesh.put({
+    arrays = {
       "tokens": prompts.tokens[rows],
       "length": prompts.length[rows],
+      "positions": prompts.positions[:, rows],
       "unit": prompts.unit[rows],
       "prompt_id": prompts.prompt_id[rows],
       "vision": VisionInput(**{name: array[rows] for name, array in prompts.vision.items()}),
-    }, "data")
-    arrays["positions"] = mesh.put(prompts.positions[:, rows], None, "data")
+    }
     with self.phases("rollout"):
       samples = sample(self.model, params, arrays, key, self.allowed, group=group,
-                       sampling=sampling, engine=self.engine, end=self.end)
+                       sampling=sampling, engine=self.engine, end=self.end, branching=branching)
       samples = jax.device_get(samples)
     return jax.tree.map(lambda array: array[: prompts_P * group], samples)
 
@@ -114,7 +116,7 @@ class Rollout:
                         positions=mesh.put(self.batch.positions, None, "data"))
 
 
-def collect(generator, params, batches, key, *, group, sampling, config):
+def collect(generator, params, batches, key, *, group, sampling, config, branching=None):
   """Samples and grades until P groups are worth learning from.
 
   Groups outside the filter's band are replaced by groups of further batches. When
@@ -128,12 +130,14 @@ def collect(generator, params, batches, key, *, group, sampling, config):
     group: G.
     sampling: SamplingConfig.
     config: FilterConfig.
+    branching: branching.Branching, or None where every response starts at its prompt.
   """
   kept, dropped, drawn, in_band, timed_out = [], [], 0, 0, 0
   while drawn < config.batches:
     with generator.phases("data"):
       prompts = next(batches)
-    samples = generator.sample(params, prompts, key, group=group, sampling=sampling)
+    samples = generator.sample(params, prompts, key, group=group, sampling=sampling,
+                               branching=branching)
     texts, correct, formatted, late = generator.grade(prompts, samples, group=group)
     drawn, timed_out = drawn + 1, timed_out + late
     rate = correct.reshape(-1, group).mean(1)
@@ -159,6 +163,8 @@ def collect(generator, params, batches, key, *, group, sampling, config):
   metrics["rollout/truncated"] = 1 - np.isin(
     samples.tokens[np.arange(len(texts)), np.maximum(samples.mask.sum(1), 1) - 1],
     generator.end).mean()
+  if branching is not None:
+    metrics["rollout/forked"] = (samples.fork > 0).mean()
   return Rollout(prompts, batch, texts, drawn, metrics)
 
 
@@ -190,4 +196,4 @@ def rollout_batch(prompts, samples, correct, formatted, *, group):
     vision=VisionInput(**prompts.vision),
     sampler_logprob=np.where(response_mask, spread(nothing, samples.logprob), 0).astype(np.float32),
     entropy=np.where(response_mask, spread(nothing, samples.entropy), 0).astype(np.float32),
-    correct=correct, formatted=formatted)
+    correct=correct, formatted=formatted, parent=samples.parent, fork=samples.fork)

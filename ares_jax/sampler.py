@@ -1,9 +1,11 @@
 """Sampling responses: every prompt is read once, then slots decode its G samples.
 
-P prompts, G group, B = P*G rows (row b = p*G + g), T new tokens, V vocabulary.
+P prompts, C places for prompts that have been read, G group, B = P*G rows (row b = p*G + g), T new
+tokens, V vocabulary.
 """
 
 import dataclasses
+import functools
 import zlib
 
 import flax.struct
@@ -11,10 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ares_jax import branching as branching_lib
 from ares_jax import mesh, slots
 from ares_jax.models import weights
 
 SHORTEST_LIVE = 512  # tokens: attention over fewer is not worth a program of its own
+# Places, in units of the prompts whose G rows fill all slots. A place is taken until the longest of
+# its rows ends: at skewed lengths 1 idles a third of the slots' steps, 3 as few as all prompts do.
+PLACES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +52,15 @@ class EngineConfig:
   """How many responses are decoded at once."""
 
   slots: int  # over all devices; 0 = one a row, or as many as cache_gib holds
+  read: int  # prompts over all devices that are read in one call
   chunk: int  # tokens a slot between two looks of the host
   cache_gib: float  # GiB a device may hold of keys and values, prompts and responses together
 
   def __post_init__(self):
     if self.slots < 0:
       raise ValueError(f"slots = {self.slots} must be >= 0 (0 = as many as fit)")
-    if self.chunk < 1:
-      raise ValueError(f"chunk = {self.chunk} must be >= 1")
+    if self.read < 1 or self.chunk < 1:
+      raise ValueError(f"read = {self.read} and chunk = {self.chunk} must be >= 1")
     if self.cache_gib <= 0:
       raise ValueError(f"cache_gib = {self.cache_gib} must be > 0")
 
@@ -67,6 +74,8 @@ class Samples:
   logprob: jax.Array  # float32 [B, T]: log pi(token), temperature 1, whole vocabulary
   drawn_logprob: jax.Array  # float32 [B, T]: log-prob. of the distribution it was drawn from
   entropy: jax.Array  # float32 [B, T]: nats, whole vocabulary, at the sampling temperature (eq. 3)
+  parent: jax.Array  # int32 [B]: sample of the same prompt that it forked from; -1 = from none
+  fork: jax.Array  # int32 [B]: tokens it has in common with its parent
 
 
 def stage_key(seed, stage):
@@ -74,7 +83,7 @@ def stage_key(seed, stage):
   return jax.random.fold_in(jax.random.key(seed), zlib.crc32(stage.encode()))
 
 
-def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, end):
+def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, end, branching=None):
   """Draws `group` responses to every prompt.
 
   The random number of a token depends on (key, prompt id, sample, position) alone: the same answers
@@ -83,14 +92,16 @@ def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, e
   Args:
     model: ModelConfig.
     params: weights, as they are trained.
-    prompts: dict with tokens int32 [P, Tp], length int32 [P], positions int32 [3, P, Tp],
-      unit int32 [P, Tp], prompt_id int32 [P], vision VisionInput; P divides over "data".
+    prompts: dict of numpy arrays: tokens int32 [P, Tp], length int32 [P], positions int32
+      [3, P, Tp], unit int32 [P, Tp], prompt_id int32 [P], vision VisionInput; P divides over
+      "data". They go to the devices as they are read.
     key: typed PRNG key.
     allowed_V: bool, tokens that may be drawn. Statistics are of the policy, over all of V.
     group: G.
     sampling: SamplingConfig.
     engine: EngineConfig.
     end: tuple of end-of-turn token ids.
+    branching: Branching, or None where every response starts at its prompt.
 
   Returns:
     Samples, B split over "data".
@@ -99,22 +110,35 @@ def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, e
     ValueError: no mesh is current, or keys and values do not fit into engine.cache_gib.
   """
   prompts_P, prompt_tokens = prompts["tokens"].shape
-  rows, tokens = prompts_P * group, sampling.max_tokens
-  count = plan(model, engine, prompts=prompts_P, prompt_tokens=prompt_tokens, group=group,
+  rows, tokens, devices = prompts_P * group, sampling.max_tokens, mesh.size("data")
+  sizes = plan(model, engine, prompts=prompts_P, prompt_tokens=prompt_tokens, group=group,
                tokens=tokens)
   params = rollout_weights(model, params)
-  state = slots.idle(model, rows=rows, slots=count, tokens=tokens)
-  read = slots.read(model, params, prompts)
-  longest = 0
-  while True:
-    state, status = slots.decode(
-      model, params, read, state, key, allowed_V, group=group, sampling=sampling, end=end,
-      steps=engine.chunk, live=_live(longest + engine.chunk, tokens))
-    waiting, longest = np.asarray(status).max(0)
-    if not waiting:
-      break
-  mask = jnp.arange(tokens) < state.length[:, None]
-  return Samples(state.tokens, mask, state.logprob, state.drawn_logprob, state.entropy)
+  branches = branching.branches if branching else 0
+  state = slots.idle(model, rows=rows, slots=sizes.slots * devices, tokens=tokens, group=group,
+                     branches=branches)
+  read = slots.nothing_read(model, prompts=prompts_P, places=sizes.places * devices,
+                            tokens=prompt_tokens)
+  places = Places.free(devices, prompts_P // devices, sizes)
+  left_P, longest = np.full(prompts_P, group), 0
+  while left_P.any():
+    while (next_read := places.next_read(left_P)) is not None:
+      read = slots.read(model, params, read, *_arrays(prompts, *next_read))
+    state, left_P, longest = slots.decode(
+      model, params, read, state, key, allowed_V, branching, group=group, sampling=sampling,
+      end=end, steps=engine.chunk, live=_live(longest + engine.chunk, tokens))
+    left_P, longest = np.asarray(left_P), np.asarray(longest).max()
+  return _samples(state, group=group, branches=branches)
+
+
+@functools.partial(jax.jit, static_argnames=("group", "branches"))
+def _samples(state, *, group, branches):
+  mask = jnp.arange(state.tokens.shape[1]) < state.length[:, None]
+  parent = jnp.tile(branching_lib.parents(group, branches), len(mask) // group)
+  whole = [branching_lib.joined(x, state.fork, group, branches)
+           for x in (state.logprob, state.drawn_logprob, state.entropy)]
+  return Samples(branching_lib.joined(state.tokens, state.fork, group, branches), mask, *whole,
+                 jnp.where(state.fork > 0, parent, -1), state.fork)
 
 
 def rollout_weights(model, params):
@@ -134,36 +158,108 @@ def rollout_shardings(model):
     weights.specs(model))
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What a device holds."""
+
+  slots: int
+  places: int  # C, prompts that have been read
+  read: int  # prompts a call
+
+
 def plan(model, engine, *, prompts, prompt_tokens, group, tokens):
-  """Slots over all devices, such that keys and values fit into engine.cache_gib on each.
+  """Plan of each device, such that its keys and values fit into engine.cache_gib.
+
+  Those of the prompts in places, of the prompts of one read on their way there, and of the
+  responses in slots.
 
   Args:
     model: ModelConfig.
     engine: EngineConfig.
-    prompts: P.
+    prompts: P, over all devices.
     prompt_tokens: Tp, padding included.
     group: G.
     tokens: T.
 
   Raises:
-    ValueError: they do not fit, or do not divide over the devices; names the largest that fits.
+    ValueError: they do not fit; names the largest engine.slots that does.
   """
   devices = mesh.size("data")
   split = mesh.size("model") if model.kv_heads % mesh.size("model") == 0 else 1
   width = jnp.dtype(model.compute_dtype).itemsize
   token = 2 * model.layers * model.kv_heads * model.head_dim * width / split
-  most = prompts * group // devices
-  room = engine.cache_gib * 2**30 - prompts // devices * prompt_tokens * token
-  fits = int(room // (tokens * token))
-  wanted = min(most, -(-engine.slots // devices)) if engine.slots else min(most, max(1, fits))
+  prompts //= devices
+  read = min(prompts, -(-engine.read // devices))
+
+  def places(count):
+    return min(prompts, PLACES * -(-count // group) + read)
+
+  def gib(count):
+    return ((places(count) + read) * prompt_tokens + count * tokens) * token / 2**30
+
+  most = prompts * group
+  fits = next((count for count in range(most, 0, -1) if gib(count) <= engine.cache_gib), 0)
+  wanted = min(most, -(-engine.slots // devices)) if engine.slots else max(1, fits)
   if wanted > fits:
-    remedy = (f"set engine.slots to {fits * devices} or less, or raise engine.cache_gib" if fits > 0
-              else "raise engine.cache_gib, or lower the prompts of a batch or max_tokens")
+    remedy = (f"set engine.slots to {fits * devices} or less, or raise engine.cache_gib" if fits
+              else "raise engine.cache_gib, or lower the tokens of a prompt, max_tokens or "
+                   f"engine.read = {engine.read}")
     raise ValueError(
-      f"keys and values of {prompts // devices} prompts x {prompt_tokens} tokens and {wanted} "
-      f"slots x {tokens} tokens a device need more than engine.cache_gib = {engine.cache_gib}; "
-      f"{remedy}")
-  return wanted * devices
+      f"keys and values of {places(wanted)} + {read} prompts x {prompt_tokens} tokens and {wanted} "
+      f"slots x {tokens} tokens a device need {gib(wanted):.3g} GiB, more than engine.cache_gib = "
+      f"{engine.cache_gib}; {remedy}")
+  return Plan(wanted, places(wanted), read)
+
+
+@dataclasses.dataclass
+class Places:
+  """The host's account of which prompt is in which place of which device."""
+
+  held: np.ndarray  # int [devices, C]: number of the prompt among those of its device; -1 = none
+  begun: np.ndarray  # int [devices]: prompts of each that were read, in their order
+  prompts: int  # of a device
+  read: int  # of a device, a call
+
+  @classmethod
+  def free(cls, devices, prompts, sizes):
+    return cls(np.full((devices, sizes.places), -1), np.zeros(devices, int), prompts, sizes.read)
+
+  def next_read(self, left_P):
+    """Gives free places to prompts as soon as a whole read of them, or the rest, has room.
+
+    Args:
+      left_P: int, rows of each prompt that have not ended.
+
+    Returns:
+      prompt, place: int32 [devices, R]; as many as a device has of both where it reads fewer. None
+      while the places are taken, or everything was read.
+    """
+    left_DP = left_P.reshape(len(self.held), -1)
+    taken_DC = (self.held >= 0) & (np.take_along_axis(left_DP, np.maximum(self.held, 0), 1) > 0)
+    unread_D = self.prompts - self.begun
+    full_D = np.minimum(self.read, unread_D)
+    free_D = (~taken_DC).sum(1)
+    if not ((full_D > 0) & (free_D >= full_D)).any():
+      return None
+    prompt = np.full((len(self.held), self.read), self.prompts, np.int32)
+    place = np.full_like(prompt, self.held.shape[1])
+    for device, count in enumerate(np.minimum(full_D, free_D)):
+      prompt[device, :count] = self.begun[device] + np.arange(count)
+      place[device, :count] = np.flatnonzero(~taken_DC[device])[:count]
+      self.held[device, place[device, :count]] = prompt[device, :count]
+    self.begun += np.minimum(full_D, free_D)
+    return prompt, place
+
+
+def _arrays(prompts, prompt, place):
+  """Arguments of `slots.read` on the devices: their next prompts, and where they go."""
+  devices, most = len(prompt), len(prompts["length"]) // len(prompt)
+  row = (np.arange(devices)[:, None] * most + np.minimum(prompt, most - 1)).ravel()
+  positions = mesh.put(prompts["positions"][:, row], None, "data")
+  arrays = {name: jax.tree.map(lambda x: x[row], array) for name, array in prompts.items()
+            if name != "positions"}
+  return mesh.put(arrays, "data") | {"positions": positions}, *mesh.put(
+    (prompt.ravel(), place.ravel()), "data")
 
 
 def _live(tokens, most):

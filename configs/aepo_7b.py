@@ -5,9 +5,8 @@
       --config.data.jsonl.test=test.jsonl
 
 Hardware: the TPU chips of one host. Hours and expected score: not measured. What stands in the way
-of the paper's sizes today: rollouts hold the keys and values of a whole prompt batch, and runs on
-several hosts are refused. By plan, 8 chips with 6 GiB for keys and values hold 64 prompts of 4096
-tokens beside 32 answers at a time: --config.aepo.prompts=64 --config.evaluate.batch=64.
+of the paper's sizes today: runs on several hosts are refused. By plan, 8 chips with 6 GiB for keys
+and values decode 40 answers at a time, and hold 32 prompts of 4096 tokens of the 512.
 """
 
 from ml_collections import ConfigDict
@@ -33,7 +32,8 @@ def get_config():
     max_tokens=(1024, 2048, 4096), windows=(96, 192, 384),
     min_pixels=262144, max_pixels=4194304)
   c.grade = dict(workers=8, timeout=2.0, timeout_share=0.1, grader="layered")  # s an answer
-  c.engine = dict(slots=0, chunk=64, cache_gib=6.0)  # as many rows at once as fit into 6 GiB
+  # As many rows at once as fit into 6 GiB of keys and values a device; prompts read a call.
+  c.engine = dict(slots=0, read=8, chunk=64, cache_gib=6.0)
 
   adam = dict(b1=0.9, b2=0.999, eps=1e-8, clip=1.0)
   loop = dict(save_every=5, keep=2)
@@ -49,7 +49,7 @@ def get_config():
     **adam))
 
   c.aepo = ConfigDict(dict(
-    steps=100, prompts=512, group=8, minibatch=128, microbatch=64, frozen=("vision",),
+    steps=100, prompts=512, group=8, branches=0, minibatch=128, microbatch=64, frozen=("vision",),
     log_responses=64))
   c.aepo.sampling = dict(temperature=1.0, top_p=0.99, top_k=0, min_tokens=0, max_tokens=16384)
   c.aepo.filter = dict(batches=20, low=0.01, high=0.99)

@@ -41,7 +41,8 @@ def get_config():
   c.prompt = dict(suffix="", max_tokens=(26,), windows=(4,), min_pixels=28 * 28,
                   max_pixels=112 * 112)
   c.grade = dict(workers=1, timeout=2.0, timeout_share=0.1, grader="layered")  # s an answer
-  c.engine = dict(slots=128, chunk=8, cache_gib=1.0)  # rows at once; tokens a call; GiB a device
+  # Rows decoded at once; prompts read a call; tokens a call; GiB a device.
+  c.engine = dict(slots=128, read=32, chunk=8, cache_gib=1.0)
 
   adam = dict(schedule="cosine", warmup_steps=30, final_fraction=0.1, b1=0.9, b2=0.98, eps=1e-8,
               weight_decay=0.01, clip=1.0)
@@ -54,7 +55,7 @@ def get_config():
                  optimizer=dict(learning_rate=5e-4, **adam))
 
   c.aepo = ConfigDict(dict(
-    steps=120, prompts=32, group=8, minibatch=256, microbatch=64, frozen=("vision",),
+    steps=120, prompts=32, group=8, branches=0, minibatch=256, microbatch=64, frozen=("vision",),
     log_responses=16))
   c.aepo.sampling = dict(temperature=1.0, top_p=1.0, top_k=0, min_tokens=0, max_tokens=56)
   c.aepo.filter = dict(batches=1, low=0.01, high=0.99)

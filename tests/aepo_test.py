@@ -176,7 +176,7 @@ def test_rewarded_answers_become_more_probable(prepared, whole):
 
 @pytest.mark.parametrize("changes, words", [
   ({"aepo.group": 1}, "group = 1"), ({"aepo.minibatch": 6}, "minibatch = 6"),
-  ({"aepo.microbatch": 2}, "microbatch = 2"),
+  ({"aepo.microbatch": 2}, "microbatch = 2"), ({"aepo.branches": 4}, "branches = 4"),
 ])
 def test_refuses_sizes_that_do_not_divide(changes, words):
   with pytest.raises(ValueError, match=words):
@@ -185,7 +185,12 @@ def test_refuses_sizes_that_do_not_divide(changes, words):
 
 def test_all_samples_of_the_first_prompts_are_logged(prepared, tmp_path):
   path = tmp_path / "rollouts.jsonl"
-  aepo._log_responses(path, 1, prepared.rollout, prepared.config.aepo)
+  parent, fork = np.full(16, -1), np.zeros(16, int)
+  parent[1], fork[1] = 0, 3
+  batch = prepared.rollout.batch.replace(parent=parent, fork=fork)
+  aepo._log_responses(path, 1, dataclasses.replace(prepared.rollout, batch=batch),
+                      prepared.config.aepo)
   lines = [json.loads(line) for line in path.read_text().splitlines()]
   assert [line["sample"] for line in lines] == [0, 1]
   assert lines[0]["id"] == lines[1]["id"] and lines[0]["response"] == prepared.rollout.texts[0]
+  assert [(line["parent"], line["fork"]) for line in lines] == [(-1, 0), (0, 3)]

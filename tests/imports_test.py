@@ -15,7 +15,7 @@ ROWS = (
   ("measure", "predictions", "rollout", "loop"),
   ("sampler", "run_folder"),
   ("slots", "shaping", "checkpoint", "optimizer", "metrics"),
-  ("models", "data"),
+  ("models", "data", "branching"),
   ("ops", "mesh", "command"),
   ("config",),
 )

@@ -27,7 +27,8 @@ def samples(rows):
   mask = np.arange(2) < lengths[:, None]
   tokens = np.where(mask, 100 + np.arange(rows)[:, None] * 10 + np.arange(2), 0)
   logprob, entropy = (np.where(mask, value, 0).astype(np.float32) for value in (-0.5, 1.5))
-  return Samples(tokens.astype(np.int32), mask, logprob, logprob, entropy)
+  return Samples(tokens.astype(np.int32), mask, logprob, logprob, entropy,
+                 parent=np.full(rows, -1, np.int32), fork=np.zeros(rows, np.int32))
 
 
 def test_prompt_and_response_are_contiguous():
@@ -50,7 +51,7 @@ class Fake:
   def __init__(self, right):
     self.right, self.phases, self.end = right, PhaseTimer(), (101,)
 
-  def sample(self, params, batch, key, *, group, sampling):
+  def sample(self, params, batch, key, *, group, sampling, branching):
     return samples(len(batch.rows) * group)
 
   def grade(self, batch, drawn, *, group):

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import re
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,13 @@ import tiny
 from models import golden_batch, make_golden
 
 from ares_jax import mesh, sampler, setup, slots
+from ares_jax.branching import Branching
 from ares_jax.models import hf, qwen25_vl
 from ares_jax.rollout import rollout_batch
 from ares_jax.sampler import EngineConfig, SamplingConfig
 
 PLAIN = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, min_tokens=0, max_tokens=8)
-ENGINE = EngineConfig(slots=0, chunk=16, cache_gib=1.0)
+ENGINE = EngineConfig(slots=0, read=4, chunk=16, cache_gib=1.0)
 
 
 @pytest.mark.parametrize("bad", [
@@ -26,7 +28,7 @@ def test_refuses_impossible_settings(bad):
     dataclasses.replace(PLAIN, **bad)
 
 
-@pytest.mark.parametrize("bad", [dict(slots=-1), dict(chunk=0), dict(cache_gib=0.0)])
+@pytest.mark.parametrize("bad", [dict(slots=-1), dict(read=0), dict(chunk=0), dict(cache_gib=0.0)])
 def test_refuses_impossible_engines(bad):
   with pytest.raises(ValueError, match=next(iter(bad))):
     dataclasses.replace(ENGINE, **bad)
@@ -41,7 +43,7 @@ def test_greedy_decoding_of_64_tokens_equals_transformers(variant):
   with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])):
     got = sampler.sample(
       model, params, prompts | {"prompt_id": np.arange(2)}, jax.random.key(0),
-      np.ones(model.vocab, bool), group=2, end=(-1,), engine=EngineConfig(3, 20, 1.0),
+      np.ones(model.vocab, bool), group=2, end=(-1,), engine=EngineConfig(3, 1, 20, 1.0),
       sampling=SamplingConfig(0.0, 1.0, 0, 0, make_golden.GREEDY))
   assert got.mask.all()
   with golden_batch.references(variant) as reference:
@@ -109,15 +111,23 @@ def test_a_sample_depends_on_key_prompt_and_number_alone(run):
   assert (whole.tokens[0] != whole.tokens[1]).any()
 
 
-@pytest.mark.parametrize("data, model, count, chunk", [(1, 1, 3, 5), (2, 2, 4, 16)])
-def test_slots_chunks_and_devices_change_no_answer(run, data, model, count, chunk, monkeypatch):
+@pytest.mark.parametrize("data, model, places, engine", [
+  (1, 1, 1, EngineConfig(slots=3, read=1, chunk=5, cache_gib=1.0)),
+  (2, 2, 0, EngineConfig(slots=4, read=2, chunk=16, cache_gib=1.0))])
+def test_slots_places_chunks_and_devices_change_no_answer(run, data, model, places, engine,
+                                                          monkeypatch):
   want = sample(run, run[2], group=3)
+  # Two places for four prompts, and one on each of two devices: they are used again.
+  monkeypatch.setattr(sampler, "PLACES", places)
   # Attention then reads a longer part of the cache from chunk to chunk.
   monkeypatch.setattr(sampler, "SHORTEST_LIVE", 2)
   parts, params, prompts = run
+  read = mock.Mock(wraps=slots.read)
+  monkeypatch.setattr(slots, "read", read)
   with jax.set_mesh(mesh.make_mesh(data, model, jax.devices()[:data * model])):
     params = jax.tree.map(np.asarray, params)
-    got = sample((parts, params, None), prompts, group=3, engine=EngineConfig(count, chunk, 1.0))
+    got = sample((parts, params, None), prompts, group=3, engine=engine)
+  assert read.call_count == 4 // engine.read
   np.testing.assert_array_equal(got.tokens, want.tokens)
   np.testing.assert_array_equal(got.mask, want.mask)
   for name in ("logprob", "drawn_logprob", "entropy"):
@@ -126,13 +136,13 @@ def test_slots_chunks_and_devices_change_no_answer(run, data, model, count, chun
 
 def test_the_end_may_come_at_the_first_token_or_never(run):
   end = run[0].generator.end[0]
-  samples = sample(run, run[2], allowed=only(run), engine=EngineConfig(4, 16, 1.0))
+  samples = sample(run, run[2], allowed=only(run), engine=EngineConfig(4, 4, 16, 1.0))
   np.testing.assert_array_equal(samples.tokens[:, 0], end)
   np.testing.assert_array_equal(samples.mask.sum(1), 1)
   np.testing.assert_array_equal(samples.drawn_logprob, 0)  # Nothing else could be drawn.
   no_end = run[0].generator.allowed.copy()
   no_end[end] = False
-  assert sample(run, run[2], allowed=no_end, engine=EngineConfig(4, 16, 1.0)).mask.all()
+  assert sample(run, run[2], allowed=no_end, engine=EngineConfig(4, 4, 16, 1.0)).mask.all()
 
 
 def test_the_end_never_comes_before_min_tokens(run):
@@ -149,30 +159,33 @@ def test_a_slot_takes_the_next_row_within_a_chunk(run):
     arrays = dict(tokens=prompts.tokens, length=prompts.length, positions=prompts.positions,
                   unit=prompts.unit, prompt_id=prompts.prompt_id,
                   vision=qwen25_vl.VisionInput(**prompts.vision))
-    state, status = slots.decode(
-      model, params, slots.read(model, params, arrays),
-      slots.idle(model, rows=8, slots=3, tokens=8), jax.random.key(0), only(run), group=2,
-      sampling=PLAIN, end=parts.generator.end, steps=3, live=8)
+    # The last prompt is not kept: its answers have to wait.
+    read = slots.nothing_read(model, prompts=4, places=3, tokens=prompts.tokens.shape[1])
+    read = slots.read(model, params, read, arrays, np.arange(4), np.int32([2, 0, 1, 3]))
+    state, left, longest = slots.decode(
+      model, params, read,
+      slots.idle(model, rows=8, slots=3, tokens=8, group=2, branches=0), jax.random.key(0),
+      only(run), None, group=2, sampling=PLAIN, end=parts.generator.end, steps=2, live=8)
     state = jax.device_get(state)
-  # 8 answers of one token in 3 slots: 3 + 3 + 2.
-  np.testing.assert_array_equal(status, [[0, 0]])
-  np.testing.assert_array_equal(state.length, 1)
-  np.testing.assert_array_equal(state.tokens[:, 0], parts.generator.end[0])
+  # 6 answers of one token in 3 slots.
+  np.testing.assert_array_equal(left, [0, 0, 0, 2])
+  np.testing.assert_array_equal(longest, [0])
+  np.testing.assert_array_equal(state.length, [1, 1, 1, 1, 1, 1, 0, 0])
+  np.testing.assert_array_equal(state.tokens[:6, 0], parts.generator.end[0])
 
 
-def test_a_chunk_is_one_program_that_never_copies_the_cache_nor_asks_the_host():
+@pytest.mark.parametrize("branching", [None, Branching(np.float32(1), branches=1, window=4)])
+def test_a_chunk_is_one_program_that_never_copies_the_cache_nor_asks_the_host(branching):
   model = golden_batch.config("tied")
   with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])):
-    batch = golden_batch.batch(("text", "image"), length=40)
-    prompts = {name: getattr(batch, name)
-               for name in ("tokens", "length", "positions", "unit", "vision")}
     params = jax.eval_shape(lambda: hf.from_hf(make_golden.folder("tied"), model, None))
-    read = jax.eval_shape(functools.partial(slots.read, model), params,
-                          prompts | {"prompt_id": np.arange(2)})
-    state = jax.eval_shape(functools.partial(slots.idle, model, rows=4, slots=3, tokens=29))
+    read = jax.eval_shape(functools.partial(slots.nothing_read, model, prompts=2, places=2,
+                                            tokens=40))
+    state = jax.eval_shape(functools.partial(slots.idle, model, rows=4, slots=3, tokens=29,
+                                             group=2, branches=1 if branching else 0))
     text = slots.decode.lower(
-      model, params, read, state, jax.random.key(0), np.ones(model.vocab, bool), group=2,
-      sampling=dataclasses.replace(PLAIN, max_tokens=29, top_p=0.9), end=(1,), steps=16,
+      model, params, read, state, jax.random.key(0), np.ones(model.vocab, bool), branching,
+      group=2, sampling=dataclasses.replace(PLAIN, max_tokens=29, top_p=0.9), end=(1,), steps=16,
       live=20).compile().as_text()
   shape = f"{model.layers},3,29,{model.kv_heads},{model.head_dim}"
   assert re.search(rf"f32\[{shape}\]", text)
@@ -182,16 +195,39 @@ def test_a_chunk_is_one_program_that_never_copies_the_cache_nor_asks_the_host():
 
 def test_as_many_slots_as_the_cache_has_room_for(run):
   model = run[0].model  # 2 layers x 1 kv head x 16 x keys and values, float32: 256 bytes a token
-  sizes = dict(prompts=8, prompt_tokens=32, group=4, tokens=64)
-  gib = (2 * 32 + 3 * 64) * 256 / 2**30  # a device: its 2 prompts and 3 slots
-  assert sampler.plan(model, EngineConfig(0, 16, 1.0), **sizes) == 32
-  assert sampler.plan(model, EngineConfig(0, 16, gib), **sizes) == 12
-  assert sampler.plan(model, EngineConfig(9, 16, gib), **sizes) == 12  # 4 devices divide it
-  assert sampler.plan(model, EngineConfig(100, 16, 1.0), **sizes) == 32
+  sizes = dict(prompts=400, prompt_tokens=32, group=4, tokens=64)
+
+  def plan(gib=1.0, count=0, **changes):
+    return sampler.plan(model, EngineConfig(count, 4, 16, gib), **sizes | changes)
+
+  # A device: 3 slots, 3 times as many prompts as fill them, 1 it is reading and room to read it.
+  gib = (3 * 64 + (3 + 1 + 1) * 32) * 256 / 2**30
+  assert plan(gib) == sampler.Plan(slots=3, places=4, read=1)
+  assert plan(gib, 9) == sampler.Plan(slots=3, places=4, read=1)  # 4 devices divide it
+  assert plan(prompts=8) == sampler.Plan(slots=8, places=2, read=1)  # one a row
+  assert plan(prompts=8, count=100) == plan(prompts=8)
+  assert plan(count=36) == sampler.Plan(slots=9, places=3 * 3 + 1, read=1)
   with pytest.raises(ValueError, match="engine.slots to 12 or less"):
-    sampler.plan(model, EngineConfig(16, 16, gib), **sizes)
+    plan(gib, 16)
   with pytest.raises(ValueError, match="raise engine.cache_gib"):
-    sampler.plan(model, EngineConfig(0, 16, gib / 4), **sizes)
+    plan(gib / 4)
+
+
+def test_a_place_is_used_again_when_all_rows_of_its_prompt_have_ended():
+  # Two devices with 3 prompts of 2 rows and 2 places each.
+  places = sampler.Places.free(2, 3, sampler.Plan(slots=1, places=2, read=1))
+  left = np.full(6, 2)
+  assert [x.tolist() for x in places.next_read(left)] == [[[0], [0]], [[0], [0]]]
+  assert [x.tolist() for x in places.next_read(left)] == [[[1], [1]], [[1], [1]]]
+  assert places.next_read(left) is None
+  left[4] = 0  # Of device 1, prompt 1.
+  # Device 0 reads nothing: prompt 3 and place 2 are not there.
+  assert [x.tolist() for x in places.next_read(left)] == [[[3], [2]], [[2], [1]]]
+  left[0] = 1
+  assert places.next_read(left) is None
+  left[0] = 0
+  assert [x.tolist() for x in places.next_read(left)] == [[[2], [3]], [[0], [2]]]
+  assert places.next_read(np.zeros(6, int)) is None
 
 
 def test_greedy_repeats_itself_and_image_tokens_are_never_drawn(run):

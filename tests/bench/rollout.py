@@ -5,9 +5,11 @@
 
 The model of configs/ares_tiny.py with fresh weights; a response ends where the bench says: lengths
 are lognormal with their median at 0.15 of --max-tokens and their 99th percentile at it, cut there.
-Both ways are `sample` with the same slots, prompts and lengths: "slots" gets all prompts at once,
-"padded" gets as many a call as fill the slots, and so waits for the longest of each. Prints a
-Markdown table of the best of `--repeats` rounds, in each of which both run once.
+All ways are `sample` with the same slots, prompts and lengths: "slots" gets all prompts at once and
+has places for a part of them, "all prompts held" has places for all, "padded" gets as many prompts
+a call as fill the slots, and so waits for the longest of each. Prints a Markdown table of the
+median of `--repeats` rounds, in each of which all run once: wall time, the process's CPU time,
+which a busy machine changes less, and the share of the wall time that no program ran.
 """
 
 import argparse
@@ -39,12 +41,24 @@ def ending_at(length_B, end):
 
   def draw(state, prompts, *arguments):
     drawn = original(state, prompts, *arguments)
-    place_S = jnp.minimum(state.row, len(state.tokens) - 1)
-    row_S = prompts.prompt_id[place_S // GROUP] * GROUP + place_S % GROUP
+    prompt_S = prompts.prompt_id[slots._place(state, prompts, GROUP)]
+    row_S = prompt_S * GROUP + state.row % GROUP
     last_S = state.cache.length + 1 >= jnp.asarray(length_B)[row_S]
     return drawn._replace(token=jnp.where(last_S, end, drawn.token))
 
   return draw
+
+
+def timed(function, spent):
+  """`function`, whose seconds until its results are there are appended to `spent`."""
+
+  def call(*arguments, **options):
+    start = time.perf_counter()
+    result = jax.block_until_ready(function(*arguments, **options))
+    spent.append(time.perf_counter() - start)
+    return result
+
+  return call
 
 
 def main():
@@ -65,7 +79,8 @@ def main():
     params = parts.init_params()
     allowed = parts.generator.allowed.copy()
     allowed[end] = False
-    engine = sampler.EngineConfig(slots=options.slots, chunk=options.chunk, cache_gib=8.0)
+    engine = sampler.EngineConfig(slots=options.slots, read=options.slots // GROUP,
+                                  chunk=options.chunk, cache_gib=8.0)
     generator = rollout.Generator(parts.model, parts.generator.encoder, allowed, (end,), engine,
                                   None, parts.generator.phases)
     rows = [parts.source("test")[index] for index in range(options.prompts)]
@@ -73,32 +88,40 @@ def main():
     length_B = skewed(options.prompts * GROUP, options.max_tokens)
     sampling = sampler.SamplingConfig(1.0, 1.0, 0, 0, options.max_tokens)
 
-    def run(part):
-      samples = generator.sample(params, part, jax.random.key(0), group=GROUP, sampling=sampling)
+    def run(name, part):
+      places = options.prompts if name == "all prompts held" else sampler.PLACES
+      with mock.patch.object(sampler, "PLACES", places):
+        samples = generator.sample(params, part, jax.random.key(0), group=GROUP, sampling=sampling)
       return samples.mask.sum(1)
 
     at_once = options.slots // GROUP
     parts_of = {
       "padded": [prompts.take(list(range(start, start + at_once)))
                  for start in range(0, options.prompts, at_once)],
-      "slots": [prompts]}
-    seconds = {name: [] for name in parts_of}
-    with mock.patch.object(slots, "_draw", ending_at(length_B, end)):
+      "all prompts held": [prompts], "slots": [prompts]}
+    rounds, spent = {name: [] for name in parts_of}, []
+    with (mock.patch.object(slots, "_draw", ending_at(length_B, end)),
+          mock.patch.object(slots, "read", timed(slots.read, spent)),
+          mock.patch.object(slots, "decode", timed(slots.decode, spent))):
       for round_ in range(options.repeats + 1):
         for name, batches in parts_of.items():
-          start = time.perf_counter()
-          got_B = np.concatenate([run(part) for part in batches])
+          spent.clear()
+          start = time.perf_counter(), time.process_time()
+          got_B = np.concatenate([run(name, part) for part in batches])
+          wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
           np.testing.assert_array_equal(got_B, length_B)
           if round_:  # The first round compiles.
-            seconds[name].append(time.perf_counter() - start)
-  best = {name: min(times) for name, times in seconds.items()}
+            rounds[name].append((wall, cpu, 1 - sum(spent) / wall))
+  median = {name: np.median(times, 0) for name, times in rounds.items()}
   print(f"{options.prompts} prompts x {GROUP}, {options.slots} slots, {options.max_tokens} tokens "
         f"at most, {length_B.mean():.1f} on average, on {jax.devices()[0].device_kind}, jax "
-        f"{jax.__version__}, best of {options.repeats} rounds\n")
-  print("| | s | tokens/s | of padded |\n| --- | --- | --- | --- |")
-  for name, time_ in best.items():
-    print(f"| {name} | {time_:.2f} | {length_B.sum() / time_:.0f} | "
-          f"{best['padded'] / time_:.2f} |")
+        f"{jax.__version__}, median of {options.repeats} rounds\n")
+  print("| | wall s | tokens/s | CPU s | times padded's speed, wall | CPU | host alone |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |")
+  for name, (wall, cpu, host) in median.items():
+    ratio = median["padded"] / median[name]
+    print(f"| {name} | {wall:.2f} | {length_B.sum() / wall:.0f} | {cpu:.2f} | {ratio[0]:.2f} | "
+          f"{ratio[1]:.2f} | {host:.1%} |")
 
 
 if __name__ == "__main__":

@@ -55,8 +55,7 @@ def main():
   parser.add_argument("--topology", default="v5e:8x8")
   parser.add_argument("--data", type=int, default=16)
   parser.add_argument("--model", type=int, default=4)
-  parser.add_argument("--prompts", type=int, default=128, help="of all chips")
-  parser.add_argument("--read", type=int, default=16, help="prompts of the read that is compiled")
+  parser.add_argument("--prompts", type=int, default=512, help="of all chips")
   parser.add_argument("--windows", type=int, default=64, help="vision windows a prompt")
   options = parser.parse_args()
   config = setup.build(setup.TrainConfig, config_lib.load(str(CONFIG)), "config")
@@ -67,8 +66,9 @@ def main():
     params = rollout_weights()
     key = split(jax.eval_shape(lambda: jax.random.key(0)))
     allowed = split(jax.ShapeDtypeStruct((MODEL.vocab,), bool))
-    count = sampler.plan(MODEL, config.engine, prompts=options.prompts, group=group,
+    sizes = sampler.plan(MODEL, config.engine, prompts=options.prompts, group=group,
                          prompt_tokens=prompt_tokens, tokens=sampling.max_tokens)
+    count, places, reads = (options.data * size for size in dataclasses.astuple(sizes))
 
     def prompts(rows):
       positions = jax.ShapeDtypeStruct((3, rows, prompt_tokens), jnp.int32)
@@ -92,21 +92,23 @@ def main():
                 for field in dataclasses.fields(shapes) if field.name != "cache"}
       return type(shapes)(cache=cache, **fields)
 
-    read = laid_out(jax.eval_shape(functools.partial(slots.read, MODEL), params,
-                                   prompts(options.prompts)))
+    read = laid_out(jax.eval_shape(functools.partial(
+      slots.nothing_read, MODEL, prompts=options.prompts, places=places, tokens=prompt_tokens)))
     state = laid_out(jax.eval_shape(functools.partial(
-      slots.idle, MODEL, rows=options.prompts * group, slots=count, tokens=sampling.max_tokens)))
+      slots.idle, MODEL, rows=options.prompts * group, slots=count, tokens=sampling.max_tokens,
+      group=group, branches=0)))
     print(f"{options.topology}, data {options.data} x model {options.model}: {options.prompts} "
-          f"prompts x {prompt_tokens} tokens, {count} slots x {sampling.max_tokens}, jax "
-          f"{jax.__version__}; GiB a chip\n")
+          f"prompts in {places} places x {prompt_tokens} tokens, {count} slots x "
+          f"{sampling.max_tokens}, jax {jax.__version__}; GiB a chip\n")
     print("| | arguments | results | temporaries | together | compiled in s |")
     print("| --- | --- | --- | --- | --- | --- |")
     for live in (sampling.max_tokens, sampler.SHORTEST_LIVE):
       report(f"decode, {live} tokens live", slots.decode.lower(
-        MODEL, params, read, state, key, allowed, group=group, sampling=sampling, end=(151645,),
-        steps=config.engine.chunk, live=live))
-    report(f"read {options.read} prompts, {options.windows} windows", slots.read.lower(
-      MODEL, params, prompts(options.read)))
+        MODEL, params, read, state, key, allowed, None, group=group, sampling=sampling,
+        end=(151645,), steps=config.engine.chunk, live=live))
+    number = split(jax.ShapeDtypeStruct((reads,), jnp.int32), "data")
+    report(f"read {reads} prompts, {options.windows} windows", slots.read.lower(
+      MODEL, params, read, prompts(reads), number, number))
 
 
 if __name__ == "__main__":

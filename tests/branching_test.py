@@ -1,0 +1,139 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from ares_jax import mesh, sampler, setup
+from ares_jax.branching import Branching, joined, parents
+from ares_jax.models import qwen25_vl
+from ares_jax.rollout import rollout_batch
+from ares_jax.sampler import EngineConfig, SamplingConfig
+
+GROUP, BRANCHES, WINDOW, TOKENS = 5, 3, 2, 16
+SAMPLING = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, min_tokens=0, max_tokens=TOKENS)
+ENGINE = EngineConfig(slots=0, read=4, chunk=5, cache_gib=1.0)
+
+
+@pytest.fixture(scope="module")
+def run():
+  with jax.set_mesh(mesh.make_mesh(-1, 1)), setup.open_run(tiny.read()) as parts:
+    params = parts.init_params()
+    # Tied weights repeat the last token: weaker ones let others, and the end, have their turn.
+    params["embed"] = 0.5 * params["embed"]
+    rows = [parts.source("test")[index] for index in range(4)]
+    yield parts, params, parts.generator.encoder.batch(rows, np.arange(4))
+
+
+def sample(run, threshold, engine=ENGINE):
+  parts, params, prompts = run
+  branching = Branching(jnp.float32(threshold), BRANCHES, WINDOW) if threshold else None
+  generator = dataclasses.replace(parts.generator, engine=engine)
+  return generator.sample(params, prompts, jax.random.key(7), group=GROUP, sampling=SAMPLING,
+                          branching=branching)
+
+
+@pytest.fixture(scope="module")
+def plain(run):
+  return sample(run, None)
+
+
+def rises(samples, row, threshold):
+  """Where the windows of a row rise to the threshold: eq. 4, one window after the other."""
+  entropy = samples.entropy[row][samples.mask[row]]
+  means = [entropy[start:start + WINDOW].mean() for start in range(len(entropy) - WINDOW + 1)]
+  return [start for start in range(1, len(means))
+          if means[start - 1] < threshold <= means[start]]
+
+
+@pytest.fixture(scope="module")
+def threshold(plain):
+  return float(np.median(plain.entropy[plain.mask]))
+
+
+@pytest.fixture(scope="module")
+def forked(run, threshold):
+  return sample(run, threshold)
+
+
+def test_whom_a_sample_may_fork_from():
+  # Two start at the prompt: 0 and 1; 2 and 4 may fork from 0, 3 from 1.
+  np.testing.assert_array_equal(parents(5, 3), [0, 1, 0, 1, 0])
+  np.testing.assert_array_equal(parents(4, 0), [0, 1, 2, 3])
+  x, fork = np.arange(9).reshape(3, 3), np.int32([0, 1, 2])
+  np.testing.assert_array_equal(joined(x, fork, 3, 2), [[0, 1, 2], [0, 4, 5], [0, 1, 8]])
+
+
+def test_sequences_fork_where_their_windows_rise_to_the_threshold(forked, threshold):
+  first = GROUP - BRANCHES
+  counts = []
+  for row in (prompt * GROUP + number for prompt in range(4) for number in range(first)):
+    children = range(row + first, row // GROUP * GROUP + GROUP, first)
+    want = rises(forked, row, threshold)[:len(children)]
+    want += [0] * (len(children) - len(want))
+    np.testing.assert_array_equal(forked.fork[list(children)], want)
+    counts += [start > 0 for start in want]
+    assert forked.fork[row] == 0
+  # Both kinds occurred, and a sequence with two forks.
+  assert 0 < sum(counts) < len(counts) and (forked.fork.reshape(4, 5)[:, [2, 4]] > 0).all(1).any()
+  want = np.where(forked.fork > 0, np.tile(parents(GROUP, BRANCHES), 4), -1)
+  np.testing.assert_array_equal(forked.parent, want)
+
+
+def test_a_fork_has_its_parents_tokens_and_goes_on_by_itself(forked, plain):
+  differ = []
+  for row in range(4 * GROUP):
+    start = forked.fork[row]
+    assert forked.mask[row].sum() > start
+    if start:
+      parent = row // GROUP * GROUP + forked.parent[row]
+      np.testing.assert_array_equal(forked.tokens[row, :start], forked.tokens[parent, :start])
+      differ.append((forked.tokens[row] != forked.tokens[parent]).any())
+    else:  # As without branching, the groups' first sequences too.
+      np.testing.assert_array_equal(forked.tokens[row], plain.tokens[row])
+  assert np.mean(differ) > 0.5
+
+
+def test_statistics_of_forks_equal_a_full_forward_pass(run, forked):
+  parts, params, prompts = run
+  zeros = np.zeros(4 * GROUP, np.float32)
+  batch = rollout_batch(prompts, forked, zeros, zeros, group=GROUP)
+
+  @jax.jit
+  def forward(params, batch):
+    features = qwen25_vl.vision_features(parts.model, params, batch.vision)
+    embeds = qwen25_vl.embed(parts.model, params, batch.tokens, batch.unit,
+                             jnp.repeat(features, GROUP, axis=0))
+    hidden = qwen25_vl.hidden(parts.model, params, embeds, batch.positions,
+                              batch.mask.astype(jnp.int32))
+    return jax.nn.log_softmax(hidden @ qwen25_vl.unembedding(parts.model, params).T)
+
+  logp = np.asarray(forward(params, batch))
+  logprob = np.take_along_axis(logp[:, :-1], batch.tokens[:, 1:, None], 2)[..., 0]
+  entropy = -np.sum(np.exp(logp) * logp, -1)[:, :-1]
+  mask = batch.response_mask[:, 1:]
+  np.testing.assert_allclose(batch.sampler_logprob[:, 1:][mask], logprob[mask], atol=1e-4)
+  np.testing.assert_allclose(batch.entropy[:, 1:][mask], entropy[mask], atol=1e-4)
+  np.testing.assert_array_equal(batch.fork, forked.fork)
+
+
+@pytest.mark.parametrize("slots, places", [(1, 0), (7, 3)])
+def test_slots_places_and_devices_change_no_fork(run, forked, threshold, slots, places,
+                                                 monkeypatch):
+  monkeypatch.setattr(sampler, "PLACES", places)
+  parts, params, prompts = run
+  with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])):
+    got = sample((parts, jax.tree.map(np.asarray, params), prompts), threshold,
+                 EngineConfig(slots=slots, read=1, chunk=7, cache_gib=1.0))
+  for name in ("tokens", "mask", "parent", "fork"):
+    np.testing.assert_array_equal(getattr(got, name), getattr(forked, name), err_msg=name)
+  for name in ("logprob", "drawn_logprob", "entropy"):
+    np.testing.assert_allclose(getattr(got, name), getattr(forked, name), atol=1e-5)
+
+
+def test_before_the_first_threshold_nothing_forks(run, plain):
+  samples = sample(run, np.nan)
+  jax.tree.map(np.testing.assert_array_equal, samples, plain)
+  assert (samples.parent == -1).all() and (samples.fork == 0).all()
