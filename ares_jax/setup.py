@@ -233,11 +233,12 @@ def allowed_tokens(tokenizer, vocab, end):
 
 
 @contextlib.contextmanager
-def open_run(config, *, check=True):
+def open_run(config, *, workdir=None, check=True):
   """Run of a TrainConfig, with a grading pool that ends with it.
 
   Args:
     config: TrainConfig.
+    workdir: the run's folder, where rows that are skipped are listed.
     check: whether the run trains, so that its data and sizes have to fit the mesh.
   """
   if jax.process_count() > 1:
@@ -254,7 +255,7 @@ def open_run(config, *, check=True):
                    timeout_share=grade.timeout_share) as grader:
     generator = Generator(model, encoder, allowed, end, config.engine, grader, PhaseTimer())
     run = Run(config, model, tokenizer, generator, semantic_table(tokenizer, model.vocab),
-              RunData(config, grader))
+              RunData(config, encoder, grader, workdir))
     if check:
       run.check()
     yield run

@@ -25,7 +25,7 @@ def get_config():
 
   # What each stage draws from; ares_jax/data/sources.py shows a line of every schema. A source's
   # weight is its share of the rows drawn.
-  c.data = ConfigDict(dict(digits=None))
+  c.data = ConfigDict(dict(digits=None, bad_rows="error"))
   c.data.files = dict(
     lessons=(),
     curated=(dict(path="curated.jsonl", schema="plain", split="", weight=1.0),),

@@ -69,7 +69,7 @@ def test_truths_that_no_answer_meets_are_found_before_training(tmp_path):
     data__files=NO_FILES | files)
   with jax.set_mesh(mesh.make_mesh(-1, 1)), grade.GradingPool(workers=1) as pool:
     config = setup.read_config(values)
-    run = setup.Run(config, None, None, None, None, run_data.RunData(config, pool))
+    run = setup.Run(config, None, None, None, None, run_data.RunData(config, None, pool, None))
     with pytest.raises(ValueError, match="1 of 2 truths of the 'prompts' data count as wrong when "
                                          "a model writes them: prompts.jsonl:1: "):
       run.check()

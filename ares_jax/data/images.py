@@ -1,7 +1,7 @@
 """Images on the host: file -> resized RGB -> uint8 patches -> windows of a static size.
 
-numpy and PIL only; etils opens gs://. Sizes, pixels and order are those of Hugging Face's Qwen2.5-VL image processor
-(PIL backend), bit for bit; pixels stay uint8 and are normalised on the device.
+numpy and PIL; etils opens gs://. Sizes, pixels and order are those of Hugging Face's Qwen2.5-VL
+image processor (PIL backend), bit for bit; pixels stay uint8 and are normalised on the device.
 n patches of an image or of a row, C = 3 * temporal_patch * patch^2 values of a patch, R rows,
 W windows of a row, S patch slots of a window.
 """

@@ -8,7 +8,7 @@ from data import files
 from ares_jax.data import sources
 from ares_jax.data.bad_row import BadRow
 from ares_jax.data.schema import table
-from ares_jax.data.sources import FileSource, Mixture, SourceConfig, open_sources, stream
+from ares_jax.data.sources import FileSource, Mixture, SourceConfig, epochs, open_sources, stream
 
 
 def config(path, schema="plain", weight=1.0, split=""):
@@ -152,7 +152,8 @@ def test_sources_are_mixed_by_weight_and_each_in_whole_epochs():
       assert sorted(by_name[name][start : start + size]) == list(range(size))
   # No run of one source is longer than its weight says.
   assert "bb" not in "".join(source for source, _ in rows)
-  assert MIXED.epochs(84) == {"a": 9.0, "b": 7.0}
+  assert epochs(MIXED, 84) == {"data/epoch/0_a": 9.0, "data/epoch/1_b": 7.0}
+  assert epochs(range(10), 25) == {"data/epoch": 2.5}
   assert [MIXED[number] for number in (0, 6, 7, 9)] == [("a", 0), ("a", 6), ("b", 0), ("b", 2)]
 
 
