@@ -20,7 +20,7 @@ import optax
 
 from ares_jax import mesh, optimizer
 from ares_jax.data import curate as curation
-from ares_jax.data.sources import stream
+from ares_jax.data.sources import epochs, stream
 from ares_jax.data.traces import trace_batch
 from ares_jax.loop import LoopConfig, run_stage
 from ares_jax.models import qwen25_vl, weights
@@ -157,7 +157,7 @@ def fine_tune(params, source, config, *, stage, generator, workdir, seed, thread
         batch = _device_batch(next(batches))
       with generator.phases("update"):
         state, metrics = sft_step(generator.model, config, state, batch)
-        metrics = jax.device_get(metrics)
+        metrics = jax.device_get(metrics) | epochs(source, int(state.step) * config.batch)
       return state, metrics, f"loss {metrics['loss']:.3f}"
 
     return step

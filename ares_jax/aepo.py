@@ -22,7 +22,7 @@ import optax
 
 from ares_jax import mesh, ops, optimizer
 from ares_jax.branching import Branching
-from ares_jax.data.sources import stream
+from ares_jax.data.sources import epochs, stream
 from ares_jax.loop import LoopConfig, run_stage
 from ares_jax.metrics import truncate
 from ares_jax.models import qwen25_vl, weights
@@ -325,7 +325,7 @@ def run(params, source, config, *, generator, words, workdir, seed, threads):
         state, metrics = aepo_step(generator.model, config, state, reference,
                                    rollout.to_device(), words_V)
         metrics = jax.device_get(metrics)
-      metrics |= rollout.metrics
+      metrics |= rollout.metrics | epochs(source, int(state.batches) * config.prompts)
       note = (f"accuracy {metrics['reward/accuracy']:.2f} "
               f"tokens {metrics['response/tokens']:.1f} hwe {metrics['hwe/share']:.1%}")
       # Outside this band windows say nothing about when to explore (section 3.2.1).

@@ -47,7 +47,7 @@ def main():
       values.model.path = words.model
   config, workdir = read_config(values), os.path.abspath(words.workdir)
   with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model)), (
-      open_run(config, check=False)) as parts:
+      open_run(config, workdir=workdir, check=False)) as parts:
     benchmark = choose(parts, words.benchmark, words.data)
     name, params = (words.model, parts.init_params()) if words.model else newest(parts, workdir)
     result = evaluate(parts, params, benchmark, model=name, compare=words.compare,

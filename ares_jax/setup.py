@@ -18,13 +18,13 @@ from ares_jax.data import digits
 from ares_jax.data.chat import Chat
 from ares_jax.data.grade import GradingPool
 from ares_jax.data.prompts import Encoder, PromptConfig
-from ares_jax.data.sources import JsonlSource
 from ares_jax.data.trigger_words import semantic_table
 from ares_jax.measure import EvaluateConfig
 from ares_jax.metrics import PhaseTimer
 from ares_jax.models import weights
 from ares_jax.models.config import ModelConfig, VisionConfig
 from ares_jax.rollout import Generator
+from ares_jax.run_data import DataConfig, RunData
 from ares_jax.sampler import EngineConfig, plan
 
 
@@ -58,37 +58,6 @@ class ModelSection:
   compute_dtype: Literal["float32", "bfloat16"]
   remat: Literal["none", "block", "dots"]
   unroll: int  # layers per iteration of the layer loop
-
-
-@dataclasses.dataclass(frozen=True)
-class DigitsData:
-  """The embedded problem: how many rows each stage draws from."""
-
-  problem: digits.DigitsConfig
-  teacher: digits.TeacherConfig
-  curated: int
-  prompts: int
-  test: int
-
-
-@dataclasses.dataclass(frozen=True)
-class JsonlData:
-  """JSONL files (data/sources.py has the schema); "" where a stage does not run."""
-
-  lessons: str
-  curated: str
-  prompts: str
-  test: str
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-  digits: DigitsData | None
-  jsonl: JsonlData | None
-
-  def __post_init__(self):
-    if (self.digits is None) == (self.jsonl is None):
-      raise ValueError("exactly one of digits and jsonl must be set, the other None")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,24 +120,11 @@ class Run:
   tokenizer: object
   generator: Generator
   words: np.ndarray  # bool [V], tokens of V_sem
+  data: RunData
 
   def source(self, name):
     """Rows of "lessons", "curated", "prompts" or "test"."""
-    data, seed = self.config.data, self.config.seed
-    if data.jsonl is not None:
-      return JsonlSource.open({"lessons": data.jsonl.lessons, "curated": data.jsonl.curated,
-                               "prompts": data.jsonl.prompts, "test": data.jsonl.test}[name])
-    # Training rows differ by seed and stage; the test rows are the same for every seed.
-    split, seed = ("test", 0) if name == "test" else (
-      "train", 10 * seed + ("lessons", "curated", "prompts").index(name))
-    warmup = self.config.warmup
-    # The course has an order: it is exactly as long as the warm-up.
-    size = {"lessons": max(1, warmup.steps * warmup.batch), "curated": data.digits.curated,
-            "prompts": data.digits.prompts, "test": data.digits.test}[name]
-    problems = digits.DigitsSource(data.digits.problem, split, seed, size)
-    if name == "lessons":
-      return digits.Lessons(problems, data.digits.teacher)
-    return digits.Teacher(problems, data.digits.teacher) if name == "curated" else problems
+    return self.data.source(name)
 
   def init_params(self):
     """First weights, on the current mesh: from the Hugging Face folder, or fresh."""
@@ -201,10 +157,8 @@ class Run:
       if have < need:
         raise ValueError(f"config.{key} needs {need} rows of the {name!r} data, which has {have}; "
                          f"lower it or give more data")
-    # The digits' truths are digits; a file's are read once, batch by batch.
-    if self.config.data.jsonl is not None:
-      for name in sorted({name for name, _ in sizes.values()} - {"lessons"}):
-        self._check_truths(name)
+    for name in sorted({name for name, _ in sizes.values()} - {"lessons"}):
+      self.data.check_truths(name)
     rows = {"warmup.microbatch": config.warmup.microbatch if config.warmup.steps else 0,
             "adacs.microbatch": config.adacs.microbatch if config.adacs.steps else 0,
             "aepo.prompts": config.aepo.prompts if config.aepo.steps else 0,
@@ -230,15 +184,6 @@ class Run:
              prompt_tokens=config.prompt.max_tokens[-1], tokens=config.aepo.sampling.max_tokens)
       except ValueError as error:
         raise ValueError(f"config.{key} = {prompts}: {error}") from error
-
-  def _check_truths(self, name):
-    source = self.source(name)
-    rows = (source[number] for number in range(len(source)))
-    bad = list(self.generator.grader.bad_truths(rows))
-    if bad:
-      shown = ", ".join(f"{row}: {truth!r}" for row, truth in bad[:8])
-      raise ValueError(f"{len(bad)} of {len(source)} truths of the {name!r} data count as wrong "
-                       f"when a model writes them: {shown}; mend or remove these rows")
 
 
 def model_and_tokenizer(section):
@@ -288,11 +233,12 @@ def allowed_tokens(tokenizer, vocab, end):
 
 
 @contextlib.contextmanager
-def open_run(config, *, check=True):
+def open_run(config, *, workdir=None, check=True):
   """Run of a TrainConfig, with a grading pool that ends with it.
 
   Args:
     config: TrainConfig.
+    workdir: the run's folder, where rows that are skipped are listed.
     check: whether the run trains, so that its data and sizes have to fit the mesh.
   """
   if jax.process_count() > 1:
@@ -308,7 +254,8 @@ def open_run(config, *, check=True):
   with GradingPool(grade.workers, grade.timeout, grader=grade.grader,
                    timeout_share=grade.timeout_share) as grader:
     generator = Generator(model, encoder, allowed, end, config.engine, grader, PhaseTimer())
-    run = Run(config, model, tokenizer, generator, semantic_table(tokenizer, model.vocab))
+    run = Run(config, model, tokenizer, generator, semantic_table(tokenizer, model.vocab),
+              RunData(config, encoder, grader, workdir))
     if check:
       run.check()
     yield run

@@ -29,7 +29,8 @@ def main():
   config = read_config(values)
   name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))
   workdir = os.path.abspath(_WORKDIR.value or os.path.join("runs", name[0]))
-  with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model)), open_run(config) as parts:
+  with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model)), (
+      open_run(config, workdir=workdir)) as parts:
     keep_config(workdir, values)
     train(parts, workdir)
 

@@ -1,8 +1,9 @@
 """AEPO of Qwen2.5-VL-7B after an AdaCS cold start: the paper's recipe (section 4, appendix A).
 
     python -m ares_jax.train --config=configs/aepo_7b.py --workdir=DIR \\
-      --config.model.path=HF_FOLDER --config.data.jsonl.prompts=train.jsonl \\
-      --config.data.jsonl.test=test.jsonl
+      --config.model.path=HF_FOLDER
+
+The data are named in `c.data.files` below.
 
 Hardware: the TPU chips of one host. Hours and expected score: not measured. What stands in the way
 of the paper's sizes today: runs on several hosts are refused. By plan, 8 chips with 6 GiB for keys
@@ -21,9 +22,15 @@ def get_config():
   c.model = dict(path="Qwen2.5-VL-7B-Instruct", sizes=None, compute_dtype="bfloat16",
                  remat="block", unroll=1)
 
-  c.data = ConfigDict(dict(digits=None))
-  c.data.jsonl = dict(lessons="", curated="curated.jsonl", prompts="prompts.jsonl",
-                      test="test.jsonl")
+  # What each stage draws from; ares_jax/data/sources.py shows a line of every schema. A source's
+  # weight is its share of the rows drawn.
+  c.data = ConfigDict(dict(digits=None, bad_rows="error"))
+  c.data.files = dict(
+    lessons=(),
+    curated=(dict(path="curated.jsonl", schema="plain", split="", weight=1.0),),
+    prompts=(dict(path="ViRL39K", schema="virl39k", split="", weight=0.8),
+             dict(path="Big-Math", schema="bigmath", split="train", weight=0.2)),
+    test=(dict(path="ARES-hard-validation", schema="ares_hard_validation", split="", weight=1.0),))
 
   c.prompt = dict(
     suffix=" First think, inside <think> and </think>. Then give the final answer in \\boxed{}.",

@@ -28,7 +28,7 @@ def get_config():
       window=28,  # px: one cell, so window layers read and the full layer compares
       full_attention=(1,), out=96))
 
-  c.data = ConfigDict(dict(jsonl=None))
+  c.data = ConfigDict(dict(files=None, bad_rows="error"))
   c.data.digits = dict(
     problem=dict(rows=2, columns=2, levels=5, operators=("+",), noise=0.02),
     # Shares of (direct, stepwise, check) traces at level 1 and at the highest, linear in between:

@@ -12,7 +12,7 @@ ROWS = (
   ("train", "evaluate", "generate", "export"),
   ("setup", "ablation"),
   ("adacs", "aepo"),
-  ("measure", "predictions", "rollout", "loop"),
+  ("measure", "predictions", "rollout", "loop", "run_data"),
   ("sampler", "run_folder"),
   ("slots", "shaping", "checkpoint", "optimizer", "metrics"),
   ("models", "data", "branching"),

@@ -1,13 +1,14 @@
 import json
-import types
 
 import jax
 import pytest
 import tiny
 
-from ares_jax import mesh, setup
+from ares_jax import mesh, run_data, setup
 from ares_jax.config import ConfigError
 from ares_jax.data import grade
+
+NO_FILES = dict(lessons=(), curated=(), prompts=(), test=())
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -24,12 +25,17 @@ from ares_jax.data import grade
   ({"curate.count": 9}, "count = 9 responses from problems = 8"),
   ({"data.digits.problem.levels": 9}, "levels = 9"),
   ({"threads": 0}, "threads = 0"),
+  ({"data.digits": None, "data.files": NO_FILES | dict(test=[dict(
+    path="a", schema="virl39", split="", weight=1)])},
+   "config.data.files.test[0].schema is 'virl39'; did you mean 'virl39k'"),
+  ({"data.digits": None, "data.files": NO_FILES | dict(test=[dict(
+    path="a", schema="plain", split="", weight=0)])}, "config.data.files.test[0].weight = 0.0"),
   ({"grade.timeout_share": 1.5}, "config.grade.timeout_share = 1.5"),
   ({"model.path": "nowhere"}, "config.model.path 'nowhere' is no folder"),
-  ({"data.digits": None, "data.jsonl": dict(lessons="", curated="", prompts="", test="")},
+  ({"data.digits": None, "data.files": NO_FILES},
    "model.path is missing"),
-  ({"model.path": "nowhere", "data.digits": None, "data.jsonl": dict(
-    lessons="", curated="", prompts="", test="")}, "config.model.path 'nowhere' is no folder"),
+  ({"model.path": "nowhere", "data.digits": None, "data.files": NO_FILES},
+   "config.model.path 'nowhere' is no folder"),
 ])
 def test_a_mistake_in_a_config_is_one_line(changes, words):
   with pytest.raises(ConfigError) as error:
@@ -56,12 +62,14 @@ def test_truths_that_no_answer_meets_are_found_before_training(tmp_path):
   for name, answers in (("prompts", ["3", "\\frac{1}{2"]), ("test", ["4"] * 6)):
     (tmp_path / f"{name}.jsonl").write_text("".join(
       json.dumps({"question": "q", "answer": answer}) + "\n" for answer in answers))
-  files = {name: str(tmp_path / f"{name}.jsonl") for name in ("prompts", "test")}
+  files = {name: [dict(path=str(tmp_path / f"{name}.jsonl"), schema="plain", split="", weight=1)]
+           for name in ("prompts", "test")}
   values = tiny.values(
     model__path=str(tmp_path), data__digits=None, warmup__steps=0, adacs__steps=0,
-    data__jsonl=files | {"lessons": "", "curated": ""})
+    data__files=NO_FILES | files)
   with jax.set_mesh(mesh.make_mesh(-1, 1)), grade.GradingPool(workers=1) as pool:
-    run = setup.Run(setup.read_config(values), None, None, types.SimpleNamespace(grader=pool), None)
+    config = setup.read_config(values)
+    run = setup.Run(config, None, None, None, None, run_data.RunData(config, None, pool, None))
     with pytest.raises(ValueError, match="1 of 2 truths of the 'prompts' data count as wrong when "
                                          "a model writes them: prompts.jsonl:1: "):
       run.check()

@@ -1,7 +1,7 @@
 """Images on the host: file -> resized RGB -> uint8 patches -> windows of a static size.
 
-numpy and PIL only. Sizes, pixels and order are those of Hugging Face's Qwen2.5-VL image processor
-(PIL backend), bit for bit; pixels stay uint8 and are normalised on the device.
+numpy and PIL; etils opens gs://. Sizes, pixels and order are those of Hugging Face's Qwen2.5-VL
+image processor (PIL backend), bit for bit; pixels stay uint8 and are normalised on the device.
 n patches of an image or of a row, C = 3 * temporal_patch * patch^2 values of a patch, R rows,
 W windows of a row, S patch slots of a window.
 """
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from etils import epath
 from PIL import Image, UnidentifiedImageError
 
 Grid = tuple[int, int, int]  # frames, rows and columns of patches
@@ -268,6 +269,8 @@ def _open(source) -> Image.Image:
     image = source
   elif isinstance(source, bytes):
     image = Image.open(io.BytesIO(source), formats=FORMATS)
+  elif "://" in os.fspath(source):
+    image = Image.open(io.BytesIO(epath.Path(source).read_bytes()), formats=FORMATS)
   else:
     image = Image.open(source, formats=FORMATS)
   # Only the header has been read so far.

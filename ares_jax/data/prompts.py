@@ -3,6 +3,7 @@
 P prompts, T prompt tokens, W vision windows, S patches a window.
 """
 
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ares_jax.data import images
+from ares_jax.data.bad_row import BadRow
 from ares_jax.data.chat import Chat
 from ares_jax.data.positions import mrope_positions
 
@@ -114,25 +116,46 @@ class Encoder:
   merge: int
 
   def encode(self, row):
-    """EncodedPrompt of one row; ValueError naming the row where it cannot be one."""
+    """EncodedPrompt of one row; BadRow where it cannot be one."""
     limit = self.config.max_tokens[-1], self.config.windows[-1]
-    try:
-      order = self.chat.order(row["question"], len(row["images"]))
-      pictures = [self._picture(row["images"][index]) for index in order]
-      grids = [grid for _, grid in pictures]
-      units = [int(np.prod(grid)) // self.merge**2 for grid in grids]
-      tokens = np.int32(self.chat.prompt(row["question"], units))
-      prompt = EncodedPrompt(
-        tokens, mrope_positions(tokens, self.chat.image_token, grids, self.merge), pictures)
-    except ValueError as error:
-      raise ValueError(f"row {row['id']}: {error}") from error
+    order = self._order(row)
+    pictures = [self._picture(row, row["images"][index]) for index in order]
+    grids = [grid for _, grid in pictures]
+    tokens = self._tokens(row, grids)
+    prompt = EncodedPrompt(
+      tokens, mrope_positions(tokens, self.chat.image_token, grids, self.merge), pictures)
     need = len(tokens), self.windows(prompt)
     for name, size, room in zip(("max_tokens", "windows"), need, limit, strict=True):
       if size > room:
-        raise ValueError(f"row {row['id']}: the prompt has {need[0]} tokens and {need[1]} vision "
-                         f"windows, the limit is {limit[0]} and {limit[1]}; raise prompt.{name} or "
-                         "lower max_pixels")
+        raise BadRow(row["id"], "length", f"the prompt has {need[0]} tokens and {need[1]} vision "
+                     f"windows, the limit is {limit[0]} and {limit[1]}; raise prompt.{name} or "
+                     "lower max_pixels")
     return prompt
+
+  def size(self, row):
+    """(tokens, [grid of each image]) of one row's prompt, from the headers of its images alone.
+
+    Nothing is refused for its length; otherwise BadRow as in `encode`.
+    """
+    grids = []
+    for index in self._order(row):
+      with _naming(row):
+        image = row["images"][index]
+        grids.append(images.image_grid(
+          Image.fromarray(image) if isinstance(image, np.ndarray) else image,
+          min_pixels=self.config.min_pixels, max_pixels=self.config.max_pixels, patch=self.patch,
+          merge=self.merge))
+    return len(self._tokens(row, grids)), grids
+
+  def _order(self, row):
+    try:
+      return self.chat.order(row["question"], len(row["images"]))
+    except ValueError as error:
+      raise BadRow(row["id"], "marks", error) from error
+
+  def _tokens(self, row, grids):
+    units = [int(np.prod(grid)) // self.merge**2 for grid in grids]
+    return np.int32(self.chat.prompt(row["question"], units))
 
   def windows(self, prompt):
     """Vision windows that an EncodedPrompt needs."""
@@ -193,9 +216,20 @@ class Encoder:
     """Shapes that batches have had; two reading threads may at worst both report one."""
     return set()
 
-  def _picture(self, image):
+  def _picture(self, row, image):
     if isinstance(image, np.ndarray):
       image = Image.fromarray(image)
-    pixels = images.load_image(image, min_pixels=self.config.min_pixels,
-                               max_pixels=self.config.max_pixels, factor=self.patch * self.merge)
+    with _naming(row):
+      pixels = images.load_image(image, min_pixels=self.config.min_pixels,
+                                 max_pixels=self.config.max_pixels, factor=self.patch * self.merge)
     return images.patchify(pixels, patch=self.patch, merge=self.merge)
+
+
+@contextlib.contextmanager
+def _naming(row):
+  """What is wrong with an image is its row's fault."""
+  try:
+    yield
+  except ValueError as error:
+    missing = isinstance(error.__cause__, FileNotFoundError)
+    raise BadRow(row["id"], "image_missing" if missing else "image", error) from error

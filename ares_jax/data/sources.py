@@ -1,97 +1,185 @@
-"""Where rows come from, and the Grain stream that batches them.
+"""Where rows come from: files in the schemas that users have, mixed, and the Grain stream of them.
 
 A row is a dict:
-  id        str, stable across runs
+  id        str, stable across runs; where the record stands if it names none
   source    str, the data set it belongs to (AdaCS draws its length targets per source)
   question  str; `<image>` marks where the next image goes, `<image 2>` where the second one does;
             without any mark all images come first
-  answer    str, the accepted truth, or a list of them: an option's letter and its text
-  images    list of uint8 arrays [H, W, 3] or file names
-  response  str, only for supervised examples
-Anything else is metadata.
+  answer    list of accepted truths: an option's letter and its text (a str from data/digits.py)
+  images    list of uint8 arrays [H, W, 3], encoded bytes, or file names
+  response  str, only for supervised examples; `responses`, a list, for AdaCS to choose from
+  level, group, step, tolerance   as in data/benchmarks.py; None, and 0, where the data say nothing
 
-A JSONL file holds one such object a line, with `problem` accepted for `question`:
-  {"problem": "<image>How many?", "answer": "3", "images": ["a.png"], "source": "geometry"}
+Files and folders are those of data/records.py: JSONL, JSON, parquet, Hugging Face folders (saved by
+`datasets`, or as on the hub), ArrayRecord and TFDS; local or gs://. Images stand in the record
+({"bytes": ..., "path": ...}; in JSON {"bytes": "base64,..."}), or are named relative to the folder.
+
+A source's `schema` is a key of schemas.json. One line of each:
+  plain      {"question": "<image>How many?", "answer": ["3", "three"], "images": ["a.png"]}
+  easyr1     {"problem": "<image>How many?", "answer": "3", "images": ["a.png"]}
+  verl       {"prompt": [{"role": "user", "content": "<image>How many?"}], "images": ["a.png"],
+              "reward_model": {"ground_truth": "3", "style": "rule"}, "data_source": "geometry"}
+  sharegpt   {"conversations": [{"from": "human", "value": "<image>How many?"},
+              {"from": "gpt", "value": "<think>I count.</think> \\\\boxed{3}"}],
+              "images": ["a.png"]}
+  ares_coldstart        as sharegpt, or {"problem": "<image>How many?", "images": ["a.png"],
+              "solution": "<think>I count.</think> \\\\boxed{3}"}
+  ares_hard_validation  as easyr1
+  virl39k    {"qid": "g-1", "question": "<image>How many?", "answer": "\\\\boxed{3}",
+              "image": ["images/a.png"], "category": "Spatial", "source": "geometry",
+              "PassRate_32BTrained": 0.5, "PassRate_7BBase": -1.0}
+  geometry3k {"problem": "<image>Find x.", "answer": "3", "images": [{"bytes": "base64,iVBO..."}]}
+  gsm8k      {"question": "How many?", "answer": "She has 1 + 2.\\n#### 3"}
+  math       {"problem": "Find $x$.", "solution": "So $x = \\\\boxed{3}$.", "level": "Level 2",
+              "type": "Algebra"}
+  bigmath    {"problem": "Find $x$.", "answer": "3", "source": "orca_math", "domain": ["Algebra"],
+              "llama8b_solve_rate": 0.25}
 """
 
 import dataclasses
-import json
-import pathlib
+import itertools
 
 import grain
+import numpy as np
+
+from ares_jax.config import suggest
+from ares_jax.data.records import open_records
+from ares_jax.data.schema import read_row, table
 
 
 @dataclasses.dataclass(frozen=True)
-class JsonlSource:
-  """Random access to a JSONL file; image names are relative to the file's folder."""
+class SourceConfig:
+  """One data set."""
 
-  path: str
-  offsets: tuple[int, ...]
+  path: str  # a file or a folder, local or gs://
+  schema: str  # key of schemas.json
+  split: str  # of a folder; "" = all of it
+  weight: float  # its share of the rows that are drawn, relative to the other sources'
 
-  @classmethod
-  def open(cls, path):
-    if not pathlib.Path(path).is_file():
-      raise ValueError(f"data file {path} does not exist; set data.path to a JSONL file")
-    offsets, place = [], 0
-    with open(path, "rb") as file:
-      for line in file:  # split at \n alone: U+2028 inside a string is no line end
-        if line.strip():
-          offsets.append(place)
-        place += len(line)
-    return cls(str(path), tuple(offsets))
+  def __post_init__(self):
+    known = list(table("schemas.json"))
+    if self.schema not in known:
+      raise ValueError(f"schema is {self.schema!r}{suggest(self.schema, known)}")
+    if not 0 < self.weight < float("inf"):
+      raise ValueError(f"weight = {self.weight} must be > 0; leave the source out instead")
+
+
+class FileSource:
+  """The rows of one data set by number.
+
+  Attributes:
+    name: of its file or folder, and of rows that name no source.
+  """
+
+  def __init__(self, config):
+    """Opens what a SourceConfig names; ValueError where there are no such files or no rows."""
+    self._records = open_records(config.path, config.split)
+    self._schema = table("schemas.json")[config.schema]
+    self.name = config.path.rstrip("/").rpartition("/")[2].partition(".")[0]
+    if not len(self._records):
+      raise ValueError(f"data file {config.path} has no rows")
 
   def __len__(self):
-    return len(self.offsets)
+    return len(self._records)
 
   def __getitem__(self, index):
-    with open(self.path, "rb") as file:
-      file.seek(self.offsets[index])
-      record = json.loads(file.readline())
-    folder = pathlib.Path(self.path).resolve().parent
-    name = f"{pathlib.Path(self.path).name}:{index}"
-    record.setdefault("id", name)
-    record.setdefault("source", pathlib.Path(self.path).stem)
-    record.setdefault("images", [])
-    if "problem" in record:
-      record["question"] = record.pop("problem")
-    answers = record.get("answer")
-    texts = {"question": [record.get("question")],
-             "answer": answers if isinstance(answers, list) and answers else [answers]}
-    for key, values in texts.items():
-      if not all(isinstance(value, str) and value.strip() for value in values):
-        raise ValueError(f"row {name}: '{key}' is missing or empty")
-    record["images"] = [str(_inside(folder, image, name)) for image in record["images"]]
-    return record
+    place = self.place(index)
+    return read_row(self._schema, self._records[index], place=place, name=self.name,
+                    folder=self._records.folder)
+
+  def place(self, index):
+    """Where row `index` stands: "train.parquet:17"."""
+    return self._records.place(index)
 
 
-def _inside(folder, image, name):
-  path = (folder / image).resolve()
-  if not path.is_relative_to(folder):
-    raise ValueError(f"row {name}: image {image!r} lies outside the data file's folder {folder}")
-  return path
+class Kept:
+  """Rows of a source: those of the numbers in `rows`, an ascending int64 array."""
+
+  def __init__(self, source, rows):
+    self._source, self._rows, self.name = source, rows, source.name
+
+  def __len__(self):
+    return len(self._rows)
+
+  def __getitem__(self, index):
+    return self._source[int(self._rows[index])]
 
 
-def stream(source, *, batch, seed, collate, start, threads, shuffle=True):
+class Mixture:
+  """Several sources: one behind the other by number, `stream` mixes them by weight."""
+
+  def __init__(self, parts, weights):
+    """`parts` random access to rows with a `name`; `weights` of the same number."""
+    self.parts, self.weights = tuple(parts), tuple(weights)
+    self._ends = list(itertools.accumulate(map(len, self.parts)))
+
+  def __len__(self):
+    return self._ends[-1]
+
+  def __getitem__(self, index):
+    if not 0 <= index < len(self):
+      raise IndexError(f"row {index} of {len(self)}")
+    part = int(np.searchsorted(self._ends, index, side="right"))
+    return self.parts[part][int(index) - (self._ends[part - 1] if part else 0)]
+
+
+def open_sources(configs):
+  """Mixture of a list of SourceConfig; ValueError where it is empty or a file cannot be read."""
+  if not configs:
+    raise ValueError("no data source is given; name files in config.data.files")
+  return Mixture([FileSource(config) for config in configs],
+                 [config.weight for config in configs])
+
+
+def stream(source, *, batch, seed, collate, start, threads, shuffle=True, shard=(0, 1)):
   """Endless batches; batch number n is a function of (source, seed, n) alone.
 
+  Every source of a mixture is taken through in epochs of its own, each row once an epoch; which
+  one is next follows from the weights alone. Shards split each batch: their union is the batch
+  that one host would have, so every row comes once an epoch whatever their number, and a run goes
+  on with another number of hosts.
+
   Args:
-    source: random access to rows (`__len__`, `__getitem__`).
-    batch: rows a batch.
+    source: random access to rows (`__len__`, `__getitem__`), or a Mixture.
+    batch: rows a batch, of all shards together.
     seed: of the shuffle; every epoch has its own order.
     collate: function of (list of rows, batch number) run in the loader's threads.
     start: number of the first batch: 0, or the step a run resumes at.
     threads: reading threads. Worker processes would change the order, threads do not.
-    shuffle: False keeps the source's order.
+    shuffle: False keeps the sources' order.
+    shard: (number of this host, number of hosts); rows number, number + hosts ... are its own.
 
   Returns:
     an iterator of what `collate` returns.
   """
-  if len(source) < 1:
+  host, hosts = shard
+  if not 0 <= host < hosts or batch % hosts:
+    raise ValueError(f"shard = {shard}: the host's number must be below the number of hosts, which "
+                     f"must divide batch = {batch}")
+  parts, weights = ((source.parts, source.weights) if isinstance(source, Mixture)
+                    else ((source,), (1.0,)))
+  if any(len(part) < 1 for part in parts):
     raise ValueError("the data source is empty")
-  rows = grain.MapDataset.source(source).seed(seed)
-  rows = (rows.shuffle() if shuffle else rows).repeat().batch(batch, batch_fn=list)
-  batches = rows.map_with_index(lambda number, batch: collate(batch, number))
+  orders = []
+  for number, part in enumerate(parts):
+    order = grain.MapDataset.source(part).seed(seed + number)
+    orders.append((order.shuffle() if shuffle else order).repeat())
+  rows = orders[0] if len(orders) == 1 else grain.MapDataset.mix(orders, weights)
+  batches = rows[host::hosts].batch(batch // hosts, batch_fn=list).map_with_index(
+    lambda number, rows: collate(rows, number))
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
   iterator = iter(batches.to_iter_dataset(options))
   iterator.set_state({"next_index": start})
   return iterator
+
+
+def epochs(source, rows):
+  """How often the first `rows` rows of a stream went through its source, for the metrics.
+
+  Returns:
+    {"data/epoch": epochs}; of several sources {"data/epoch/0_NAME": epochs}, good to 1%.
+  """
+  if not isinstance(source, Mixture) or len(source.parts) == 1:
+    return {"data/epoch": rows / len(source)}
+  return {f"data/epoch/{number}_{part.name}": rows * weight / sum(source.weights) / len(part)
+          for number, (part, weight) in enumerate(zip(source.parts, source.weights, strict=True))}

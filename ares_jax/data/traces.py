@@ -7,6 +7,7 @@ import dataclasses
 
 import numpy as np
 
+from ares_jax.data.bad_row import BadRow
 from ares_jax.data.prompts import EncodedPrompt
 
 
@@ -44,14 +45,14 @@ def trace_batch(encoder, rows, *, row_tokens, row_windows, row_multiple):
       devices divide it.
 
   Raises:
-    ValueError: an example alone is longer than a row.
+    BadRow: an example alone is longer than a row.
   """
   examples = [encode_example(encoder, row) for row in rows]
   sizes = [(len(sequence.tokens), encoder.windows(sequence)) for sequence, _ in examples]
   for row, (tokens, windows) in zip(rows, sizes, strict=True):
     if tokens > row_tokens or windows > row_windows:
-      raise ValueError(f"row {row['id']}: {tokens} tokens and {windows} vision windows, a packed "
-                       f"row holds {row_tokens} and {row_windows}; raise row_tokens or row_windows")
+      raise BadRow(row["id"], "length", f"{tokens} tokens and {windows} vision windows, a packed "
+                   f"row holds {row_tokens} and {row_windows}; raise row_tokens or row_windows")
   packed = first_fit(sizes, (row_tokens, row_windows))
   packed += [[] for _ in range(-len(packed) % row_multiple)]
   tokens, positions, unit, vision = encoder.pack(

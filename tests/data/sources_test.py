@@ -1,64 +1,176 @@
 import json
+import re
 
+import numpy as np
 import pytest
+from data import files
 
-from ares_jax.data.sources import JsonlSource, stream
-
-
-def write(path, records):
-  path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-  return str(path)
-
-
-def test_reads_rows_in_the_schema(tmp_path):
-  (tmp_path / "a.png").write_bytes(b"")
-  path = write(tmp_path / "d.jsonl", [
-    {"problem": "line\u2028break", "answer": "3", "images": ["a.png"]},
-    {"id": "mine", "question": "q", "answer": ["4", "four"], "source": "s"}])
-  source = JsonlSource.open(path)
-  assert len(source) == 2
-  assert source[0] == {"id": "d.jsonl:0", "source": "d", "question": "line\u2028break",
-                       "answer": "3", "images": [str(tmp_path / "a.png")]}
-  assert source[1]["answer"] == ["4", "four"]
-  assert source[1]["id"] == "mine" and source[1]["images"] == []
+from ares_jax.data import sources
+from ares_jax.data.bad_row import BadRow
+from ares_jax.data.schema import table
+from ares_jax.data.sources import FileSource, Mixture, SourceConfig, epochs, open_sources, stream
 
 
-@pytest.mark.parametrize("record, word", [
-  ({"answer": "3"}, "question"), ({"question": "q", "answer": " "}, "answer"),
-  ({"question": "q", "answer": ["4", ""]}, "answer"), ({"question": "q", "answer": []}, "answer"),
-  ({"question": "q", "answer": "1", "images": ["../x.png"]}, "outside"),
-  ({"question": "q", "answer": "1", "images": ["/etc/passwd"]}, "outside"),
+def config(path, schema="plain", weight=1.0, split=""):
+  return SourceConfig(str(path), schema, split, weight)
+
+
+def examples():
+  """(schema, record) of every example line in the module's docstring."""
+  found, name, text = [], None, ""
+  for line in sources.__doc__.splitlines():
+    if named := re.match(r"  (\w+) .*?({.*)$", line):
+      name, text = named[1], named[2]
+    elif name and line.startswith("   "):
+      text += line
+    else:
+      name = None
+    try:
+      found.append((name, json.loads(text)))
+      name, text = None, ""
+    except ValueError:
+      continue
+  return found
+
+
+EXAMPLES = examples()
+
+
+def test_the_docstring_shows_every_schema():
+  shown = {name for name, _ in EXAMPLES} | {"ares_hard_validation"}  # which says: as easyr1
+  assert shown == set(table("schemas.json"))
+
+
+@pytest.mark.parametrize("write", [files.jsonl, files.parquet], ids=["jsonl", "parquet"])
+@pytest.mark.parametrize("schema, record", [*EXAMPLES, ("ares_hard_validation", EXAMPLES[1][1])],
+                         ids=lambda value: value if isinstance(value, str) else "")
+def test_reads_a_line_of_every_schema(tmp_path, schema, record, write):
+  path = tmp_path / f"set.{write.__name__}"
+  row = FileSource(config(write(path, [record]), schema))[0]
+  assert "How many?" in row["question"] or "Find" in row["question"]
+  assert row["answer"] == (["3", "three"] if schema == "plain" else ["3"])
+  assert len(row["images"]) == row["question"].count("<image>")
+  for image in row["images"]:
+    inside = str(tmp_path / ("images/a.png" if schema == "virl39k" else "a.png"))
+    assert image == inside or schema == "geometry3k" and image in (b"\x89PN", "base64,iVBO...")
+  assert row.get("response", "<think>I count.</think> \\boxed{3}").endswith("\\boxed{3}")
+  assert ("response" in row) == (schema in ("sharegpt", "ares_coldstart"))
+  assert row["source"] == record.get("source", record.get("data_source", record.get("type", "set")))
+  assert row["id"] == record.get("qid", f"{path.name}:0")
+
+
+def test_images_stand_in_the_record_or_beside_it(tmp_path):
+  data = files.png()
+  path = files.parquet(tmp_path / "d.parquet", [
+    {"problem": "<image><image>", "answer": "1",
+     "images": [{"bytes": data, "path": "x.png"}, {"bytes": None, "path": "y.png"}]}])
+  assert FileSource(config(path, "easyr1"))[0]["images"] == [data, str(tmp_path / "y.png")]
+
+
+@pytest.mark.parametrize("schema, record, code, words", [
+  ("plain", {"answer": "3"}, "question", "has none of the columns"),
+  ("plain", {"question": " ", "answer": "3"}, "question", "is empty"),
+  ("plain", {"question": "q", "answer": " "}, "answer", "a truth is needed"),
+  ("plain", {"question": "q", "answer": ["4", ""]}, "answer", "a truth is needed"),
+  ("plain", {"question": "q", "answer": []}, "answer", "a truth is needed"),
+  ("plain", {"question": "q", "answer": "1", "images": ["../x.png"]}, "image", "outside"),
+  ("plain", {"question": "q", "answer": "1", "images": ["/etc/passwd"]}, "image", "outside"),
+  ("plain", {"question": "q", "answer": "1", "images": [{"bytes": None, "path": None}]},
+   "image_missing", "an image is None"),
+  ("plain", {"question": "q", "answer": "1", "options": "[1, "}, "record", "SyntaxError"),
+  ("virl39k", {"question": "q", "answer": "\\boxed{3"}, "answer", "whose braces match"),
+  ("math", {"problem": "q", "solution": "It is 3."}, "answer", "has no"),
+  ("gsm8k", {"question": "q", "answer": "It is 3."}, None, ""),
+  ("sharegpt", {"messages": [{"role": "user", "content": "q"}] * 2}, "question", "2 questions"),
+  ("sharegpt", {"messages": ["q"]}, "record", "AttributeError"),
 ])
-def test_names_a_bad_row(tmp_path, record, word):
-  source = JsonlSource.open(write(tmp_path / "d.jsonl", [record]))
-  with pytest.raises(ValueError, match=f"d.jsonl:0.*{word}"):
+def test_names_a_bad_row(tmp_path, schema, record, code, words):
+  source = FileSource(config(files.jsonl(tmp_path / "d.jsonl", [record]), schema))
+  if code is None:
+    assert source[0]["answer"] == ["It is 3."]
+    return
+  with pytest.raises(BadRow, match=f"row d.jsonl:0: .*{words}") as error:
     source[0]
+  assert error.value.code == code
 
 
-def test_missing_file_is_named():
-  with pytest.raises(ValueError, match="nowhere.jsonl does not exist"):
-    JsonlSource.open("nowhere.jsonl")
+def test_a_source_without_rows_is_named(tmp_path):
+  (tmp_path / "d.jsonl").write_text("\n")
+  with pytest.raises(ValueError, match="d.jsonl has no rows"):
+    open_sources([config(tmp_path / "d.jsonl")])
+  with pytest.raises(ValueError, match="no data source is given"):
+    open_sources([])
 
 
-def take(count, *, start=0, threads=1, seed=0, size=10, batch=4, shuffle=True):
-  batches = stream(list(range(size)), batch=batch, seed=seed, start=start, threads=threads,
-                   shuffle=shuffle, collate=lambda rows, number: (number, tuple(rows)))
+class Numbers(list):
+  """Rows that are their numbers."""
+
+  def __init__(self, size, name="numbers"):
+    super().__init__((name, number) for number in range(size))
+    self.name = name
+
+
+def take(count, source=None, *, start=0, threads=1, seed=0, size=10, batch=4, **kwargs):
+  batches = stream(source or list(range(size)), batch=batch, seed=seed, start=start,
+                   threads=threads, collate=lambda rows, number: (number, tuple(rows)), **kwargs)
   return [next(batches) for _ in range(count)]
 
 
+MIXED = Mixture([Numbers(7, "a"), Numbers(3, "b")], [3.0, 1.0])
+
+
 def test_a_batch_is_a_function_of_seed_and_number():
-  batches = take(8)
-  assert [number for number, _ in batches] == list(range(8))
-  assert take(3, start=5) == batches[5:]
-  assert take(8, threads=3) == batches
-  assert take(8, seed=1) != batches
+  batches = take(5)
+  assert [number for number, _ in batches] == list(range(5))
+  assert take(2, start=3) == batches[3:]
+  assert take(5, threads=3) == batches
+  assert take(5, seed=1) != batches
+
+
+def test_goes_on_exactly_wherever_it_was_cut():
+  whole = take(30, MIXED, threads=2)  # 12 epochs of one source, 10 of the other
+  for cut in np.random.default_rng(0).integers(0, 29, 20):
+    assert take(2, MIXED, start=int(cut)) == whole[cut : cut + 2]
 
 
 def test_every_row_comes_once_an_epoch_and_epochs_differ():
-  rows = [row for _, batch in take(10, batch=2) for row in batch]
+  rows = [row for _, batch in take(2, batch=10) for row in batch]
   assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
   assert rows[:10] != rows[10:]
 
 
 def test_unshuffled_keeps_the_sources_order():
   assert [rows for _, rows in take(3, shuffle=False)] == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 0, 1)]
+
+
+def test_sources_are_mixed_by_weight_and_each_in_whole_epochs():
+  rows = [row for _, batch in take(3, MIXED, batch=28) for row in batch]
+  by_name = {name: [number for source, number in rows if source == name] for name in "ab"}
+  assert [len(by_name[name]) for name in "ab"] == [63, 21]
+  for name, size in (("a", 7), ("b", 3)):
+    for start in range(0, len(by_name[name]), size):
+      assert sorted(by_name[name][start : start + size]) == list(range(size))
+  # No run of one source is longer than its weight says.
+  assert "bb" not in "".join(source for source, _ in rows)
+  assert epochs(MIXED, 84) == {"data/epoch/0_a": 9.0, "data/epoch/1_b": 7.0}
+  assert epochs(range(10), 25) == {"data/epoch": 2.5}
+  assert [MIXED[number] for number in (0, 6, 7, 9)] == [("a", 0), ("a", 6), ("b", 0), ("b", 2)]
+
+
+@pytest.mark.parametrize("source", [None, MIXED], ids=["one", "mixed"])
+def test_shards_together_are_the_whole(source):
+  whole = [row for _, batch in take(2, source, batch=20) for row in batch]
+  for hosts in (2, 4):
+    shards = [[row for _, batch in take(2, source, batch=20, shard=(host, hosts)) for row in batch]
+              for host in range(hosts)]
+    assert [row for rows in zip(*shards, strict=True) for row in rows] == whole
+  if source is None:
+    assert sorted(whole[:10]) == sorted(whole[10:20]) == list(range(10))
+  # Saved with two hosts, resumed with one.
+  assert take(1, source, start=1, batch=20)[0][1] == tuple(whole[20:])
+
+
+@pytest.mark.parametrize("shard", [(2, 2), (0, 3), (-1, 2)])
+def test_shards_that_cannot_be_are_refused(shard):
+  with pytest.raises(ValueError, match=re.escape(f"shard = {shard}") + ".*batch = 4"):
+    take(1, shard=shard)

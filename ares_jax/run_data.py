@@ -1,0 +1,151 @@
+"""The data of a run: which rows each of its stages draws from, and which it cannot use."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import sys
+from typing import Literal
+
+from ares_jax.data import bad_rows, digits
+from ares_jax.data.sources import SourceConfig, open_sources
+from ares_jax.run_folder import write_text
+
+
+@dataclasses.dataclass(frozen=True)
+class DigitsData:
+  """The embedded problem: how many rows each stage draws from."""
+
+  problem: digits.DigitsConfig
+  teacher: digits.TeacherConfig
+  curated: int
+  prompts: int
+  test: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FilesData:
+  """Files (data/sources.py has their schemas) for each stage; () where a stage does not run."""
+
+  lessons: tuple[SourceConfig, ...]
+  curated: tuple[SourceConfig, ...]
+  prompts: tuple[SourceConfig, ...]
+  test: tuple[SourceConfig, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  digits: DigitsData | None
+  files: FilesData | None
+  bad_rows: Literal["error", "skip"]  # stop at a row that cannot be used, or quarantine it first
+
+  def __post_init__(self):
+    if (self.digits is None) == (self.files is None):
+      raise ValueError("exactly one of digits and files must be set, the other None")
+
+
+class RunData:
+  """Sources by name: "lessons", "curated", "prompts" and "test"."""
+
+  def __init__(self, config, encoder, grader, workdir):
+    """
+    Args:
+      config: setup.TrainConfig.
+      encoder: data.prompts.Encoder.
+      grader: data.grade.GradingPool.
+      workdir: the run's folder, where bad rows are listed; None where none may be skipped.
+    """
+    self._config, self._encoder, self._grader = config, encoder, grader
+    self._workdir, self._opened = workdir, {}
+
+  def source(self, name):
+    """Random access to the rows of `name`; ValueError where they cannot be read."""
+    if name not in self._opened:
+      data = self._config.data
+      if data.files is None:
+        self._opened[name] = self._digits(name)
+      else:
+        opened = open_sources(getattr(data.files, name))
+        self._opened[name] = (self._usable(name, opened) if data.bad_rows == "skip" else opened)
+    return self._opened[name]
+
+  def _usable(self, name, mixture):
+    """The rows that can be used; all others are listed in WORKDIR/bad_rows.jsonl, once for a run.
+
+    The file holds for each of "lessons" ... a line of counts and then a line for each bad row.
+    """
+    if self._workdir is None:
+      raise ValueError("data.bad_rows = 'skip' lists bad rows in the run's folder; this command "
+                       "has none, set it to 'error'")
+    path, lines = os.path.join(self._workdir, "bad_rows.jsonl"), []
+    if os.path.exists(path):
+      with open(path, encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    known = [line for line in lines if line["data"] == name]
+    checked = self._fingerprint(name, mixture)
+    if known:
+      if known[0]["checked"] != checked:
+        raise ValueError(f"{path} is of other {name!r} data or other limits; use another --workdir")
+      faults = [[line for line in known[1:] if line["part"] == part]
+                for part in range(len(mixture.parts))]
+    else:
+      faults = [bad_rows.scan(part, self._check(name), grader=self._grader,
+                              threads=self._config.threads) for part in mixture.parts]
+    counts = bad_rows.count(mixture, faults)
+    for part in counts:
+      print(f"{name!r} data, {part['source']}: {part['used']} of {part['rows']} rows used, "
+            f"{part['quarantined']} quarantined {part['reasons'] or ''} {path}", file=sys.stderr,
+            flush=True)
+    if not known:
+      lines += [{"data": name, "checked": checked, "counts": counts}]
+      lines += [{"data": name, "part": part} | fault
+                for part, bad in enumerate(faults) for fault in bad]
+      os.makedirs(self._workdir, exist_ok=True)
+      write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    return bad_rows.without(mixture, faults)
+
+  def _check(self, name):
+    """Function of a row that raises BadRow where the stage cannot use it."""
+    stage, field = {"lessons": (self._config.warmup, "response"),
+                    "curated": (self._config.adacs, "responses")}.get(name, (None, None))
+    if stage is None:
+      return functools.partial(bad_rows.check_prompt, self._encoder)
+    return functools.partial(bad_rows.check_traces, self._encoder, field=field,
+                             row_tokens=stage.row_tokens, row_windows=stage.row_windows)
+
+  def _fingerprint(self, name, mixture):
+    """16 hex digits of all that decides which rows are bad, except the files' content."""
+    config = self._config
+    decides = [dataclasses.asdict(source) for source in getattr(config.data.files, name)]
+    decides += [[len(part) for part in mixture.parts], dataclasses.asdict(config.prompt),
+                config.grade.grader, config.model.path, config.warmup.row_tokens,
+                config.warmup.row_windows, config.adacs.row_tokens, config.adacs.row_windows]
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+
+  def _digits(self, name):
+    data, seed, warmup = self._config.data.digits, self._config.seed, self._config.warmup
+    # Training rows differ by seed and stage; the test rows are the same for every seed.
+    split, seed = ("test", 0) if name == "test" else (
+      "train", 10 * seed + ("lessons", "curated", "prompts").index(name))
+    # The course has an order: it is exactly as long as the warm-up.
+    size = {"lessons": max(1, warmup.steps * warmup.batch), "curated": data.curated,
+            "prompts": data.prompts, "test": data.test}[name]
+    problems = digits.DigitsSource(data.problem, split, seed, size)
+    if name == "lessons":
+      return digits.Lessons(problems, data.teacher)
+    return digits.Teacher(problems, data.teacher) if name == "curated" else problems
+
+  def check_truths(self, name):
+    """Reads all rows once; ValueError names truths that count as wrong when a model writes them.
+
+    The digits' truths are digits and are not read; `skip` has read all.
+    """
+    if self._config.data.files is None or self._config.data.bad_rows == "skip":
+      return
+    source = self.source(name)
+    bad = list(self._grader.bad_truths(source[number] for number in range(len(source))))
+    if bad:
+      shown = ", ".join(f"{row}: {truth!r}" for row, truth in bad[:8])
+      raise ValueError(f"{len(bad)} of {len(source)} truths of the {name!r} data count as wrong "
+                       f"when a model writes them: {shown}; mend or remove these rows")
