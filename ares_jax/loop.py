@@ -20,7 +20,8 @@ class LoopConfig:
   """How often a stage saves."""
 
   save_every: int  # steps between checkpoints; the last step is always saved
-  keep: int  # newest checkpoints kept
+  keep: int  # newest checkpoints kept; 1 leaves none to go on from when it is damaged
+  strict: bool  # whether a damaged checkpoint is refused; else the newest whole one is taken
 
   def __post_init__(self):
     if self.save_every < 1 or self.keep < 1:
@@ -46,11 +47,12 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
   Raises:
     KeyboardInterrupt: Ctrl-C or SIGTERM came; the state is saved up to the last finished step.
     ValueError: a step cannot be done (a bad row, a grader that fails, a cache that is too small):
-      saved likewise; or the checkpoint is of another model or of a longer run.
+      saved likewise; or the checkpoint is of another model, of a longer run, or damaged.
+    OSError: a save failed; noticed at the first step after it.
   """
   phases = phases or PhaseTimer()
   with Checkpoints(os.path.join(workdir, name), config.keep) as checkpoints:
-    restored = checkpoints.restore(abstract_like(state))
+    restored = checkpoints.restore(abstract_like(state), strict=config.strict)
     if restored is not None:
       # A fresh stage donates its first state; a resumed one must not hold it beside the real one.
       jax.tree.map(lambda x: x.delete(), state)
@@ -77,6 +79,7 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
           checkpoints.wait()
           raise ValueError(f"{error}; {name} is saved at step {done} of {steps}") from error
         done += 1
+        checkpoints.check()
         writer.write_scalars(done, metrics | phases.take())
         progress.update(done, note)
         if done % config.save_every == 0 or done == steps:

@@ -17,15 +17,19 @@ from ml_collections import config_flags
 from ares_jax import adacs, aepo, mesh
 from ares_jax.command import require_config, run
 from ares_jax.measure import evaluate, level_table, table
-from ares_jax.run_folder import FREE, flat, write_json
+from ares_jax.run_folder import FREE, STAGES, flat, write_json
 from ares_jax.setup import open_run, read_config
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, see configs/.")
+_STRICT = flags.DEFINE_bool("strict", False, "Refuse a damaged checkpoint, take no older one.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/CONFIG_NAME.")
 
 
 def main():
   values = require_config(_CONFIG.value)
+  if _STRICT.value:
+    for stage in STAGES:
+      values[stage].loop.strict = True
   config = read_config(values)
   name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))
   workdir = os.path.abspath(_WORKDIR.value or os.path.join("runs", name[0]))

@@ -15,8 +15,9 @@ ROWS = (
   ("measure", "predictions", "rollout", "loop"),
   ("sampler", "run_folder"),
   ("slots", "shaping", "checkpoint", "optimizer", "metrics"),
+  ("record",),
   ("models", "data"),
-  ("ops", "mesh", "command"),
+  ("ops", "mesh", "command", "digest"),
   ("config",),
 )
 ROW_OF = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}

@@ -39,7 +39,7 @@ def begin_adding(log, stop_at=None, fail_at=None):
 
 def run(workdir, steps=5, log=None, save_every=2, **events):
   return run_stage("stage", fresh(), begin_adding([] if log is None else log, **events),
-                   steps=steps, workdir=str(workdir), config=LoopConfig(save_every, 1))
+                   steps=steps, workdir=str(workdir), config=LoopConfig(save_every, 1, False))
 
 
 def lines(workdir):
@@ -72,7 +72,7 @@ def test_a_step_that_refuses_its_data_loses_no_finished_step(tmp_path):
 
     return step
 
-  config = LoopConfig(100, 1)
+  config = LoopConfig(100, 1, False)
   with pytest.raises(ValueError, match="'a:b' returns nan; adding is saved at step 3 of 5"):
     run_stage("adding", fresh(), begin, steps=5, workdir=str(tmp_path), config=config)
   log = []
@@ -104,4 +104,4 @@ def test_a_checkpoint_beyond_the_last_step_is_refused(tmp_path):
 
 def test_refuses_never_saving():
   with pytest.raises(ValueError, match="save_every"):
-    LoopConfig(0, 1)
+    LoopConfig(0, 1, False)
