@@ -7,9 +7,9 @@ read has these digests or is not used: Orbax itself restores flipped bits silent
 """
 
 import concurrent.futures
+import contextlib
 import json
 import os
-import shutil
 
 import jax
 import numpy as np
@@ -41,7 +41,7 @@ class Checkpoints:
     """
     if keep < 1:
       raise ValueError(f"keep is {keep}; must be >= 1 or no checkpoint survives")
-    self.directory = os.path.abspath(directory) if "://" not in directory else directory
+    self.directory = str(_folder(directory))
     self._keep = keep
     self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
     self._saving = None  # Future of the save in flight
@@ -127,7 +127,8 @@ class Checkpoints:
       _compare(self.directory, step, leaves)
     except Exception as error:
       # Orbax keeps a failed save's error and its temporary folder: a new manager forgets both.
-      shutil.rmtree(os.path.join(self.directory, str(step)), ignore_errors=True)
+      with contextlib.suppress(OSError):
+        (_folder(self.directory) / str(step)).rmtree(missing_ok=True)
       self._manager = self._open()
       raise self._failed(step, error) from error
     for old in self.steps()[:-self._keep]:
@@ -177,9 +178,9 @@ class Checkpoints:
     step, (arrays, extra), damaged = _newest_whole(
       self.directory, steps if step is None else [step], read, strict)
     for bad in damaged:
-      aside = os.path.join(self.directory, f"damaged-{bad}")
-      shutil.rmtree(aside, ignore_errors=True)
-      os.rename(os.path.join(self.directory, str(bad)), aside)
+      aside = _folder(self.directory) / f"damaged-{bad}"
+      aside.rmtree(missing_ok=True)
+      (_folder(self.directory) / str(bad)).rename(aside)
     if damaged:
       self._manager.reload()
     leaves = [
@@ -249,10 +250,15 @@ def read_part(directory, part, abstract):
 
 def _steps(directory):
   """Finished steps, oldest first, read without a manager: a run may be saving there."""
-  if not os.path.isdir(directory):
+  folder = _folder(directory)
+  if not folder.is_dir():
     return []
-  found = ocp.path.step.standard_name_format().find_all(epath.Path(directory))
+  found = ocp.path.step.standard_name_format().find_all(folder)
   return sorted(metadata.step for metadata in found)
+
+
+def _folder(directory):
+  return epath.Path(directory if "://" in directory else os.path.abspath(directory))
 
 
 def _newest_whole(directory, steps, read, strict):
@@ -275,7 +281,7 @@ def _newest_whole(directory, steps, read, strict):
 
 
 def _read_record(directory, step):
-  path = epath.Path(os.path.abspath(directory)) / str(step) / "extra"
+  path = _folder(directory) / str(step) / "extra"
   with record.reading(step), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
     stored = reader.restore(path, args=ocp.args.JsonRestore())
   return record.unseal(stored, step)
@@ -283,7 +289,7 @@ def _read_record(directory, step):
 
 def _read_leaves(directory, step, targets):
   """{name: array} of some leaves, as `targets` have them: on devices, or numpy."""
-  path = epath.Path(os.path.abspath(directory)) / str(step) / "state"
+  path = _folder(directory) / str(step) / "state"
   with record.reading(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     return reader.restore(path, args=ocp.args.PyTreeRestore(
       item=targets, restore_args=ocp.checkpoint_utils.construct_restore_args(targets),

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ares_jax import mesh, slots
+from ares_jax import mesh, pulse, slots
 from ares_jax.models import weights
 
 SHORTEST_LIVE = 512  # tokens: attention over fewer is not worth a program of its own
@@ -97,6 +97,7 @@ def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, e
 
   Raises:
     ValueError: no mesh is current, or keys and values do not fit into engine.cache_gib.
+    pulse.Stopped: the run was asked to stop; seen between two chunks.
   """
   prompts_P, prompt_tokens = prompts["tokens"].shape
   rows, tokens = prompts_P * group, sampling.max_tokens
@@ -107,6 +108,7 @@ def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, e
   read = slots.read(model, params, prompts)
   longest = 0
   while True:
+    pulse.beat()
     state, status = slots.decode(
       model, params, read, state, key, allowed_V, group=group, sampling=sampling, end=end,
       steps=engine.chunk, live=_live(longest + engine.chunk, tokens))

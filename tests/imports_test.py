@@ -10,7 +10,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "ares_jax"
 # A module may import from rows below its own; inside models/, data/ and ops/ sideways too.
 ROWS = (
   ("train", "evaluate", "generate", "export"),
-  ("setup", "ablation"),
+  ("setup", "ablation", "fingerprint"),
   ("adacs", "aepo"),
   ("measure", "predictions", "rollout", "loop"),
   ("sampler", "run_folder"),
@@ -18,7 +18,7 @@ ROWS = (
   ("record",),
   ("models", "data"),
   ("ops", "mesh", "command", "digest"),
-  ("config",),
+  ("config", "pulse"),
 )
 ROW_OF = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}
 ROOMS = ("models", "data", "ops")

@@ -1,0 +1,56 @@
+"""What a run reads besides its config, as digests: data, tokenizer, chat template, first weights.
+
+A file may change under a path that stays the same; a run that went on with it would silently be
+another run. Images are told by their names in the rows, not by their pixels.
+"""
+
+import hashlib
+import json
+import os
+
+import numpy as np
+
+_ROWS = 3  # rows of generated data that are drawn and digested: first, middle, last
+
+
+def fingerprint(run):
+  """{name: text} of a setup.Run; equal texts mean that the same is read."""
+  tokenizer, config = run.tokenizer, run.config
+  marks = {
+    "tokenizer": _sha256(tokenizer.backend_tokenizer.to_str()),
+    "template": _sha256(str(tokenizer.chat_template)),
+  }
+  if config.model.path:
+    marks["weights"] = _folder(config.model.path)
+  stages = {"lessons": config.warmup.steps, "curated": config.adacs.steps,
+            "prompts": config.aepo.steps, "test": 1}
+  for name, steps in stages.items():
+    if steps:
+      marks[f"data.{name}"] = _source(run, name)
+  return marks
+
+
+def _source(run, name):
+  source = run.source(name)
+  if run.config.data.jsonl is not None:
+    with open(source.path, "rb") as file:
+      return f"{len(source)} rows, {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+  numbers = np.linspace(0, len(source) - 1, _ROWS).astype(int)
+  rows = [json.dumps(source[int(number)], sort_keys=True, default=_pixels) for number in numbers]
+  return f"{len(source)} rows, {_sha256(chr(10).join(rows))}"
+
+
+def _pixels(array):
+  return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _folder(path):
+  """Of a Hugging Face folder: its config, names and sizes of the files of its weights."""
+  sizes = sorted((entry.name, entry.stat().st_size) for entry in os.scandir(path)
+                 if entry.name.endswith(".safetensors"))
+  with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
+    return _sha256(file.read() + json.dumps(sizes))
+
+
+def _sha256(text):
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
