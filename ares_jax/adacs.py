@@ -27,7 +27,7 @@ from ares_jax.models import qwen25_vl, weights
 from ares_jax.models.vision import VisionInput
 from ares_jax.ops import logprob_and_entropy
 from ares_jax.optimizer import OptimizerConfig
-from ares_jax.run_folder import write_json
+from ares_jax.run_folder import dump_batch, write_json
 from ares_jax.sampler import SamplingConfig, stage_key
 
 
@@ -158,6 +158,8 @@ def fine_tune(params, source, config, *, stage, generator, workdir, seed, thread
       with generator.phases("update"):
         state, metrics = sft_step(generator.model, config, state, batch)
         metrics = jax.device_get(metrics) | epochs(source, int(state.step) * config.batch)
+      if metrics["skipped"]:
+        dump_batch(workdir, stage, int(state.step), batch)
       return state, metrics, f"loss {metrics['loss']:.3f}"
 
     return step

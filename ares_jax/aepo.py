@@ -28,6 +28,7 @@ from ares_jax.metrics import truncate
 from ares_jax.models import qwen25_vl, weights
 from ares_jax.optimizer import OptimizerConfig
 from ares_jax.rollout import FilterConfig, collect
+from ares_jax.run_folder import dump_batch
 from ares_jax.sampler import SamplingConfig, stage_key
 from ares_jax.shaping import Controllers, EntropyConfig, RewardConfig, by_bucket, shape
 
@@ -325,6 +326,8 @@ def run(params, source, config, *, generator, words, workdir, seed, threads):
         state, metrics = aepo_step(generator.model, config, state, reference,
                                    rollout.to_device(), words_V)
         metrics = jax.device_get(metrics)
+      if metrics["update/skipped"]:
+        dump_batch(workdir, "aepo", int(state.step), rollout.batch)
       metrics |= rollout.metrics | epochs(source, int(state.batches) * config.prompts)
       note = (f"accuracy {metrics['reward/accuracy']:.2f} "
               f"tokens {metrics['response/tokens']:.1f} hwe {metrics['hwe/share']:.1%}")

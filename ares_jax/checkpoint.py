@@ -1,15 +1,26 @@
 """Checkpoints of a run: its whole state as a pytree of arrays, and a small JSON beside it.
 
 The state is stored flat, one array per leaf under its path ("params/decoder/q"), so a checkpoint
-does not depend on the classes of the records it came from, and a mismatch has a name.
+does not depend on the classes of the records it came from, and a mismatch has a name. The JSON
+holds a record of every leaf (record.py): dtype, shape and the digest it had on the devices. What is
+read has these digests or is not used: Orbax itself restores flipped bits silently.
 """
 
+import concurrent.futures
+import contextlib
 import json
 import os
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+
+from ares_jax import digest, record
+from ares_jax.record import DamagedError
+
+_READ_AT_ONCE = 1 << 30  # bytes read back at a time, where a leaf is not larger
 
 # jax has no public way from an abstract key's dtype to its implementation but comparing.
 _KEY_IMPLEMENTATIONS = ("threefry2x32", "rbg", "unsafe_rbg")
@@ -18,6 +29,7 @@ _KEY_IMPLEMENTATIONS = ("threefry2x32", "rbg", "unsafe_rbg")
 class Checkpoints:
   """The checkpoints of one directory, newest `keep` of them; saving does not block training.
 
+  A save is written, read back and compared in the background; only then are older ones deleted.
   Every process of a run makes one, with the same arguments. One per directory at a time.
   """
 
@@ -29,11 +41,17 @@ class Checkpoints:
     """
     if keep < 1:
       raise ValueError(f"keep is {keep}; must be >= 1 or no checkpoint survives")
-    self.directory = os.path.abspath(directory) if "://" not in directory else directory
-    self._manager = ocp.CheckpointManager(
+    self.directory = str(_folder(directory))
+    self._keep = keep
+    self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+    self._saving = None  # Future of the save in flight
+    self._manager = self._open()
+
+  def _open(self):
+    return ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
+        max_to_keep=None,  # _settle deletes: Orbax would before it knows that the new one is whole
         create=True,
         cleanup_tmp_directories=True,
         enable_async_checkpointing=True,
@@ -52,7 +70,7 @@ class Checkpoints:
     self.close()
 
   def latest(self):
-    """The newest finished step, or None."""
+    """The newest step, in flight or finished, or None."""
     return self._manager.latest_step()
 
   def steps(self):
@@ -62,8 +80,6 @@ class Checkpoints:
   def save(self, step, state, extra):
     """Starts to save; returns when the arrays are copied out and may be donated.
 
-    An error of the save before this one (a full disk) is raised here or by `wait`.
-
     Args:
       step: int, larger than every saved one.
       state: pytree whose leaves are jax or numpy arrays; typed PRNG keys are allowed.
@@ -72,7 +88,9 @@ class Checkpoints:
     Raises:
       ValueError: `step` does not come after the newest one, a leaf is not an array, or `extra`
         is not JSON.
+      OSError: the save before this one failed.
     """
+    self.wait()
     newest = self.latest()
     if newest is not None and step <= newest:
       raise ValueError(
@@ -88,74 +106,116 @@ class Checkpoints:
       if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
         raise ValueError(f"state leaf {name} is {type(leaf).__name__}; save arrays only")
       arrays[name] = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(arrays), extra=ocp.args.JsonSave({"extra": extra})
-      ),
-    )
+    written = record.of(arrays, extra)
+    try:
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(arrays), extra=ocp.args.JsonSave(record.seal(written))
+        ),
+      )
+    except OSError as error:
+      self._manager = self._open()
+      raise self._failed(step, error) from error
+    self._saving = self._worker.submit(self._settle, step, written["leaves"])
 
-  def restore(self, abstract, step=None):
+  def _settle(self, step, leaves):
+    """Waits for a save, reads it back, and deletes what it makes superfluous."""
+    try:
+      self._manager.wait_until_finished()
+      self._manager.check_for_errors()
+      _compare(self.directory, step, leaves)
+    except Exception as error:
+      # Orbax keeps a failed save's error and its temporary folder: a new manager forgets both.
+      with contextlib.suppress(OSError):
+        (_folder(self.directory) / str(step)).rmtree(missing_ok=True)
+      self._manager = self._open()
+      raise self._failed(step, error) from error
+    for old in self.steps()[:-self._keep]:
+      self._manager.delete(old)
+
+  def _failed(self, step, error):
+    text = " ".join(str(error).split())[:300]
+    older = f"step {self.steps()[-1]} is whole" if self.steps() else "there is none before it"
+    return OSError(f"saving checkpoint {step} in {self.directory} failed, {older}: "
+                   f"{type(error).__name__}: {text}")
+
+  def restore(self, abstract, step=None, *, strict=False):
     """Reads a checkpoint onto the shardings of `abstract`.
+
+    Damaged checkpoints are passed over with a warning and renamed to `damaged-STEP`, where an older
+    one is whole.
 
     Args:
       abstract: pytree like the saved state; leaves are `jax.ShapeDtypeStruct` with a sharding
         (see `abstract_like`), or arrays of the wanted shape, dtype and sharding.
-      step: which one; None is the newest.
+      step: which one; None is the newest that is whole.
+      strict: whether a damaged newest one is refused.
 
     Returns:
       (step, state, extra), or None when the directory holds no checkpoint and `step` is None.
 
     Raises:
+      DamagedError: none is whole, the one asked for is not, or the newest is not and `strict`.
       ValueError: no such step; a leaf is missing, extra, or of another shape or dtype (orbax
         would cast it silently); a leaf of `abstract` has no sharding. Up to 8 leaves are named.
     """
     self.wait()
-    if step is None:
-      step = self.latest()
-      if step is None:
-        return None
-    elif step not in self.steps():
-      raise ValueError(f"no checkpoint {step} in {self.directory}; there are {self.steps()}")
-    wanted = _flatten(abstract)
-    targets = {name: _target(name, leaf) for name, leaf in wanted.items()}
-    stored = self._manager.item_metadata(step)["state"]
-    _check_match(targets, stored, f"checkpoint {step} in {self.directory}")
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(targets), extra=ocp.args.JsonRestore()
-      ),
-    )
-    leaves = []
-    for name, leaf in wanted.items():
-      array = restored["state"][name]
-      if _is_key(leaf):
-        array = jax.random.wrap_key_data(array, impl=_key_implementation(leaf))
-      leaves.append(array)
-    state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
-    return step, state, restored["extra"]["extra"]
+    steps = self.steps()
+    if step is not None and step not in steps:
+      raise ValueError(f"no checkpoint {step} in {self.directory}; there are {steps}")
+    if not steps:
+      return None
+    targets = {name: _target(name, leaf) for name, leaf in _flatten(abstract).items()}
+
+    def read(step):
+      written = _read_record(self.directory, step)
+      record.check_match(targets, written["leaves"], f"checkpoint {step} in {self.directory}")
+      arrays = _read_leaves(self.directory, step, targets)
+      record.check_digests(step, digest.of(arrays), written["leaves"])
+      return arrays, written["extra"]
+
+    step, (arrays, extra), damaged = _newest_whole(
+      self.directory, steps if step is None else [step], read, strict)
+    for bad in damaged:
+      aside = _folder(self.directory) / f"damaged-{bad}"
+      aside.rmtree(missing_ok=True)
+      (_folder(self.directory) / str(bad)).rename(aside)
+    if damaged:
+      self._manager.reload()
+    leaves = [
+      jax.random.wrap_key_data(arrays[name], impl=_key_implementation(leaf)) if _is_key(leaf)
+      else arrays[name] for name, leaf in _flatten(abstract).items()]
+    return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves), extra
+
+  def check(self):
+    """Raises, without waiting, what went wrong in a save that has ended: OSError."""
+    if self._saving is not None and self._saving.done():
+      self.wait()
 
   def wait(self):
-    """Blocks until the save in flight is on disk; raises what went wrong in it."""
-    self._manager.wait_until_finished()
-    self._manager.check_for_errors()
+    """Blocks until the save in flight is on disk and compared; raises what went wrong in it."""
+    saving, self._saving = self._saving, None
+    if saving is not None:
+      saving.result()
 
   def close(self):
     """Finishes the save in flight and stops the threads."""
-    self._manager.close()
+    try:
+      self.wait()
+    finally:
+      self._worker.shutdown()
+      self._manager.close()
 
 
 def newest(directory):
   """Step of the newest checkpoint of a directory, or None; changes nothing there."""
-  if not os.path.isdir(directory):
-    return None
-  with _reader(directory) as manager:
-    return manager.latest_step()
+  steps = _steps(directory)
+  return steps[-1] if steps else None
 
 
 def read_part(directory, part, abstract):
-  """Reads one part of the newest checkpoint of a directory, and changes nothing there.
+  """Reads one part of the newest whole checkpoint of a directory, and changes nothing there.
 
   Args:
     directory: what a `Checkpoints` was made with.
@@ -166,31 +226,86 @@ def read_part(directory, part, abstract):
     (step, the part).
 
   Raises:
+    DamagedError: that part is whole in no checkpoint.
     ValueError: there is no checkpoint, or a leaf of `part` is missing, extra, or of another shape
       or dtype.
   """
-  step = newest(directory)
-  if step is None:
+  steps = _steps(directory)
+  if not steps:
     raise ValueError(f"there is no checkpoint in {directory}")
   targets = {f"{part}/{name}": _target(name, leaf) for name, leaf in _flatten(abstract).items()}
-  with _reader(directory) as manager:
-    stored = manager.item_metadata(step)["state"]
-    _check_match(targets, {name: leaf for name, leaf in stored.items()
-                           if name.startswith(f"{part}/")}, f"checkpoint {step} in {directory}")
-    arguments = ocp.args.PyTreeRestore(
-      item=targets, restore_args=ocp.checkpoint_utils.construct_restore_args(targets),
-      partial_restore=True)
-    restored = manager.restore(step, args=ocp.args.Composite(state=arguments))["state"]
+
+  def read(step):
+    leaves = {name: leaf for name, leaf in _read_record(directory, step)["leaves"].items()
+              if name.startswith(f"{part}/")}
+    record.check_match(targets, leaves, f"checkpoint {step} in {directory}")
+    arrays = _read_leaves(directory, step, targets)
+    record.check_digests(step, digest.of(arrays), leaves)
+    return arrays
+
+  step, restored, _ = _newest_whole(directory, steps, read, strict=False)
   leaves = [restored[name] for name in targets]
   return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
-def _reader(directory):
-  """A manager that neither saves nor cleans up: a run may be saving there."""
-  return ocp.CheckpointManager(
-    os.path.abspath(directory),
-    options=ocp.CheckpointManagerOptions(read_only=True, create=False),
-    item_handlers={"state": ocp.PyTreeCheckpointHandler(), "extra": ocp.JsonCheckpointHandler()})
+def _steps(directory):
+  """Finished steps, oldest first, read without a manager: a run may be saving there."""
+  folder = _folder(directory)
+  if not folder.is_dir():
+    return []
+  found = ocp.path.step.standard_name_format().find_all(folder)
+  return sorted(metadata.step for metadata in found)
+
+
+def _folder(directory):
+  return epath.Path(directory if "://" in directory else os.path.abspath(directory))
+
+
+def _newest_whole(directory, steps, read, strict):
+  """(step, read(step), damaged steps) of the newest of `steps` that `read` finds whole."""
+  damaged = {}
+  for step in sorted(steps, reverse=True):
+    try:
+      found = read(step)
+    except DamagedError as error:
+      if strict:
+        raise DamagedError(f"{directory}: {error}; move it away, or leave out --strict to go on "
+                           "from an older one") from error
+      damaged[step] = str(error)
+      continue
+    for reason in damaged.values():
+      logging.warning("%s: %s; going on from step %d", directory, reason, step)
+    return step, found, list(damaged)
+  raise DamagedError(f"no checkpoint in {directory} is whole: {'; '.join(damaged.values())}; "
+                     "remove the folder to begin its stage anew")
+
+
+def _read_record(directory, step):
+  path = _folder(directory) / str(step) / "extra"
+  with record.reading(step), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+    stored = reader.restore(path, args=ocp.args.JsonRestore())
+  return record.unseal(stored, step)
+
+
+def _read_leaves(directory, step, targets):
+  """{name: array} of some leaves, as `targets` have them: on devices, or numpy."""
+  path = _folder(directory) / str(step) / "state"
+  with record.reading(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    return reader.restore(path, args=ocp.args.PyTreeRestore(
+      item=targets, restore_args=ocp.checkpoint_utils.construct_restore_args(targets),
+      partial_restore=True))
+
+
+def _compare(directory, step, leaves):
+  """Reads all leaves of a checkpoint into this host's memory, some at a time; DamagedError."""
+  some, size = {}, 0
+  for index, (name, (dtype, shape, _)) in enumerate(leaves.items(), start=1):
+    some[name] = np.empty(shape, jax.numpy.dtype(dtype))
+    size += some[name].nbytes
+    if size >= _READ_AT_ONCE or index == len(leaves):
+      digests = digest.of(_read_leaves(directory, step, some))
+      record.check_digests(step, digests, {name: leaves[name] for name in some})
+      some, size = {}, 0
 
 
 def abstract_like(state):
@@ -227,21 +342,3 @@ def _target(name, leaf):
   if _is_key(leaf):
     leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _check_match(targets, stored, where):
-  problems = [f"{name} is not in it" for name in sorted(targets.keys() - stored.keys())]
-  problems += [f"{name} is only in it" for name in sorted(stored.keys() - targets.keys())]
-  for name in sorted(targets.keys() & stored.keys()):
-    want, have = targets[name], stored[name]
-    if tuple(want.shape) != tuple(have.shape) or want.dtype != have.dtype:
-      problems.append(
-        f"{name} is {have.dtype}{list(have.shape)} in it, the run needs "
-        f"{want.dtype}{list(want.shape)}"
-      )
-  if problems:
-    more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-    raise ValueError(
-      f"{where} does not fit this run: {'; '.join(problems[:8])}{more}; use the config it was "
-      "made with or another workdir"
-    )

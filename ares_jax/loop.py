@@ -4,15 +4,19 @@ A stage is a state and a function of it. All that changes during a run is in the
 (finished steps) among it, so saving the state saves the run.
 """
 
-import contextlib
 import dataclasses
 import os
-import signal
+import time
 
 import jax
+from absl import logging
 
+from ares_jax import pulse
 from ares_jax.checkpoint import Checkpoints, abstract_like
 from ares_jax.metrics import MetricWriter, PhaseTimer, Progress
+
+_SKIPPED = ("skipped", "update/skipped")  # metrics > 0 where a gradient was not finite
+_PAUSES = (2, 10)  # seconds before a disk that refused a save is asked again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +24,15 @@ class LoopConfig:
   """How often a stage saves."""
 
   save_every: int  # steps between checkpoints; the last step is always saved
-  keep: int  # newest checkpoints kept
+  keep: int  # newest checkpoints kept; 1 leaves none to go on from when it is damaged
+  strict: bool  # whether a damaged checkpoint is refused; else the newest whole one is taken
+  max_skipped: int  # steps in a row whose gradient is not finite; one more stops the run
 
   def __post_init__(self):
     if self.save_every < 1 or self.keep < 1:
       raise ValueError(f"save_every = {self.save_every} and keep = {self.keep} must be >= 1")
+    if self.max_skipped < 0:
+      raise ValueError(f"max_skipped = {self.max_skipped} must be >= 0")
 
 
 def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
@@ -44,13 +52,16 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
     The state after `steps` steps.
 
   Raises:
-    KeyboardInterrupt: Ctrl-C or SIGTERM came; the state is saved up to the last finished step.
+    KeyboardInterrupt: Ctrl-C or SIGTERM came, also in the middle of a rollout or of grading; the
+      state is saved up to the last finished step.
     ValueError: a step cannot be done (a bad row, a grader that fails, a cache that is too small):
-      saved likewise; or the checkpoint is of another model or of a longer run.
+      saved likewise; gradients stay non-finite; or the checkpoint is of another model, of a longer
+      run, or damaged.
+    OSError: a save failed, which is noticed at the first step after it, and two more tries did.
   """
   phases = phases or PhaseTimer()
   with Checkpoints(os.path.join(workdir, name), config.keep) as checkpoints:
-    restored = checkpoints.restore(abstract_like(state))
+    restored = checkpoints.restore(abstract_like(state), strict=config.strict)
     if restored is not None:
       # A fresh stage donates its first state; a resumed one must not hold it beside the real one.
       jax.tree.map(lambda x: x.delete(), state)
@@ -61,48 +72,59 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
                        f"{name}; raise its steps or use another workdir")
     if done == steps:
       return state
-    with MetricWriter(workdir, name, step=done) as writer, stop_requests() as stopped:
+    skipped = 0  # in a row; a run that goes on counts anew, which costs max_skipped steps at most
+    with MetricWriter(workdir, name, step=done) as writer, pulse.requests():
       progress = Progress(steps, name, start=done)
       phases.take()  # what ran between the stages belongs to none of their steps
       step = begin(state)
-      while done < steps and not stopped:
+      while done < steps:
         try:
           with phases("step"):
+            pulse.beat()
             state, metrics, note = step(state)
             metrics = jax.device_get(metrics)
+        except pulse.Stopped:
+          break  # between two steps, or in one that has not reached its update: `state` is whole
         except ValueError as error:
           # A step refuses its data before the update, which is what uses the state up.
-          if done and checkpoints.latest() != done:
-            checkpoints.save(done, state, {})
-          checkpoints.wait()
+          _save_now(checkpoints, done, state)
           raise ValueError(f"{error}; {name} is saved at step {done} of {steps}") from error
         done += 1
+        skipped = skipped + 1 if any(metrics[key] for key in _SKIPPED if key in metrics) else 0
         writer.write_scalars(done, metrics | phases.take())
         progress.update(done, note)
-        if done % config.save_every == 0 or done == steps:
-          checkpoints.save(done, state, {})
+        try:
+          checkpoints.check()
+          if done % config.save_every == 0:
+            checkpoints.save(done, state, {})
+        except OSError as error:
+          logging.warning("%s; saving step %d instead", error, done)
+          _save_now(checkpoints, done, state)
+        if skipped > config.max_skipped:
+          _save_now(checkpoints, done, state)
+          raise ValueError(
+            f"{name}: the gradients of {skipped} steps in a row were not finite and none was "
+            f"applied; step {done} is saved and as finite as the one before them; the batches are "
+            f"in {os.path.join(workdir, 'nonfinite')}; lower the learning rate")
       progress.close()
-      if done and checkpoints.latest() != done:
-        checkpoints.save(done, state, {})
-      checkpoints.wait()
+      _save_now(checkpoints, done, state)
+      stopped = pulse.asked()
     if stopped:
       raise KeyboardInterrupt(f"{name} is saved at step {done} of {steps}; "
                               "run the same command again to continue")
   return state
 
 
-@contextlib.contextmanager
-def stop_requests():
-  """A list, empty until SIGINT or SIGTERM comes; a second signal ends the process at once."""
-  received = []
-
-  def note(number, _):
-    received.append(number)
-    signal.signal(number, signal.SIG_DFL)
-
-  before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-  try:
-    yield received
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
+def _save_now(checkpoints, step, state):
+  """Returns when the finished `step`, if any, is on disk; tries again when the disk refuses."""
+  for pause in (*_PAUSES, None):
+    try:
+      if step and checkpoints.latest() != step:
+        checkpoints.save(step, state, {})
+      checkpoints.wait()
+      return
+    except OSError as error:
+      if pause is None:
+        raise
+      logging.warning("%s; once more in %d s", error, pause)
+      time.sleep(pause)

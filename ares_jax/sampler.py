@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ares_jax import branching as branching_lib
-from ares_jax import mesh, slots
+from ares_jax import mesh, pulse, slots
 from ares_jax.models import weights
 
 SHORTEST_LIVE = 512  # tokens: attention over fewer is not worth a program of its own
@@ -108,6 +108,7 @@ def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, e
 
   Raises:
     ValueError: no mesh is current, or keys and values do not fit into engine.cache_gib.
+    pulse.Stopped: the run was asked to stop; seen between two chunks.
   """
   prompts_P, prompt_tokens = prompts["tokens"].shape
   rows, tokens, devices = prompts_P * group, sampling.max_tokens, mesh.size("data")
@@ -122,6 +123,7 @@ def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, e
   places = Places.free(devices, prompts_P // devices, sizes)
   left_P, longest = np.full(prompts_P, group), 0
   while left_P.any():
+    pulse.beat()
     while (next_read := places.next_read(left_P)) is not None:
       read = slots.read(model, params, read, *_arrays(prompts, *next_read))
     state, left_P, longest = slots.decode(

@@ -82,6 +82,7 @@ class TrainConfig:
 
   seed: int
   threads: int  # data reading threads
+  stall_minutes: float  # without a finished step, chunk or grade until the run is ended as hung
   mesh: MeshConfig
   model: ModelSection
   data: DataConfig
@@ -97,6 +98,8 @@ class TrainConfig:
   def __post_init__(self):
     if self.threads < 1:
       raise ValueError(f"threads = {self.threads} must be >= 1")
+    if self.stall_minutes <= 0:
+      raise ValueError(f"stall_minutes = {self.stall_minutes} must be > 0")
     if self.data.digits is None and self.model.path == "":
       raise ValueError("model.path is missing: a fresh model reads the digits problem alone, other "
                        "data need a pretrained one")

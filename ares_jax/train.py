@@ -11,48 +11,77 @@ import json
 import os
 
 import jax
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
-from ares_jax import adacs, aepo, mesh
+from ares_jax import adacs, aepo, mesh, pulse
 from ares_jax.command import require_config, run
+from ares_jax.fingerprint import fingerprint
 from ares_jax.measure import evaluate, level_table, table
-from ares_jax.run_folder import FREE, flat, write_json
+from ares_jax.run_folder import FREE, STAGES, flat, lock, write_json
 from ares_jax.setup import open_run, read_config
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, see configs/.")
+_STRICT = flags.DEFINE_bool("strict", False, "Refuse a damaged checkpoint, take no older one.")
+_ALLOW_CHANGE = flags.DEFINE_list(
+  "allow_change", [], "Keys of config.json or fingerprint.json that may differ from the workdir's.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/CONFIG_NAME.")
 
 
 def main():
   values = require_config(_CONFIG.value)
+  if _STRICT.value:
+    for stage in STAGES:
+      values[stage].loop.strict = True
   config = read_config(values)
   name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))
   workdir = os.path.abspath(_WORKDIR.value or os.path.join("runs", name[0]))
-  with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model)), (
-      open_run(config, workdir=workdir)) as parts:
-    keep_config(workdir, values)
-    train(parts, workdir)
+  allow = tuple(_ALLOW_CHANGE.value)
+  with pulse.requests(), lock(workdir), pulse.watch(
+      os.path.join(workdir, "stacks.txt"), config.stall_minutes):
+    with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model)), \
+        open_run(config, workdir=workdir) as parts:
+      keep_config(workdir, values, allow)
+      keep_fingerprint(workdir, fingerprint(parts), allow)
+      train(parts, workdir)
 
 
-def keep_config(workdir, values):
+def keep_config(workdir, values, allow=()):
   """Writes WORKDIR/config.json; refuses a workdir that was made with other numbers.
 
   Only how often a run saves, how it reads and where it runs may change.
 
+  Args:
+    workdir: folder of the run.
+    values: ConfigDict.
+    allow: keys that may differ all the same.
+
   Raises:
     ValueError: names the keys that differ.
   """
+  _keep(workdir, "config.json", json.loads(values.to_json_best_effort()), allow,
+        "was made with another config")
+
+
+def keep_fingerprint(workdir, marks, allow=()):
+  """`keep_config` of what the run reads besides: WORKDIR/fingerprint.json, {name: digest}."""
+  _keep(workdir, "fingerprint.json", marks, allow, "was made with other files")
+
+
+def _keep(workdir, name, new, allow, was):
   os.makedirs(workdir, exist_ok=True)
-  path, new = os.path.join(workdir, "config.json"), json.loads(values.to_json_best_effort())
+  path = os.path.join(workdir, name)
   if os.path.exists(path):
     with open(path, encoding="utf-8") as file:
       before, after = flat(json.load(file)), flat(new)
     different = sorted(key for key in before.keys() | after.keys() if not key.startswith(FREE)
                        and (key not in before or key not in after or before[key] != after[key]))
+    refused = [key for key in different if key not in allow]
+    if refused:
+      raise ValueError(f"{workdir} {was}: {', '.join(refused)} differ; use another --workdir, or "
+                       f"go on all the same with --allow_change={','.join(refused)}")
     if different:
-      raise ValueError(f"{workdir} was made with another config: {', '.join(different)} "
-                       "differ; use another --workdir")
+      logging.warning("%s %s: %s changed, as allowed", workdir, was, ", ".join(different))
   write_json(path, new)
 
 

@@ -17,6 +17,7 @@ def get_config():
   c = ConfigDict()
   c.seed = 0
   c.threads = 16  # data reading threads a host
+  c.stall_minutes = 60.0  # without a finished step: the run counts as hung
   c.mesh = dict(data=-1, model=1)
 
   c.model = dict(path="Qwen2.5-VL-7B-Instruct", sizes=None, compute_dtype="bfloat16",
@@ -43,7 +44,7 @@ def get_config():
   c.engine = dict(slots=0, read=8, chunk=64, cache_gib=6.0)
 
   adam = dict(b1=0.9, b2=0.999, eps=1e-8, clip=1.0)
-  loop = dict(save_every=5, keep=2)
+  loop = dict(save_every=5, keep=2, strict=False, max_skipped=5)
   sft = dict(shuffle=True, row_tokens=32768, row_windows=768, microbatch=64, frozen=("vision",),
              loop=loop)
   c.warmup = dict(steps=0, batch=256, **sft, optimizer=dict(

@@ -17,6 +17,7 @@ def get_config():
   c = ConfigDict()
   c.seed = 0
   c.threads = 1  # data reading threads: the device is the same two cores
+  c.stall_minutes = 20.0  # without a finished step: the run counts as hung
   c.mesh = dict(data=-1, model=1)
 
   c.model = ConfigDict(dict(path="", compute_dtype="float32", remat="none", unroll=3))
@@ -46,7 +47,7 @@ def get_config():
 
   adam = dict(schedule="cosine", warmup_steps=30, final_fraction=0.1, b1=0.9, b2=0.98, eps=1e-8,
               weight_decay=0.01, clip=1.0)
-  loop = dict(save_every=200, keep=1)
+  loop = dict(save_every=200, keep=1, strict=False, max_skipped=5)
   packed = dict(batch=64, row_tokens=160, row_windows=24, microbatch=4, frozen=())
   c.warmup = dict(steps=1200, shuffle=False, loop=loop, **packed,
                   optimizer=dict(learning_rate=3e-3, **adam))
@@ -71,7 +72,7 @@ def get_config():
   c.aepo.optimizer = dict(
     learning_rate=3e-4, schedule="constant", warmup_steps=0, final_fraction=1.0, b1=0.9, b2=0.999,
     eps=1e-8, weight_decay=0.01, clip=1.0)
-  c.aepo.loop = dict(save_every=10, keep=1)
+  c.aepo.loop = dict(save_every=10, keep=1, strict=False, max_skipped=5)
 
   c.evaluate = dict(problems=256, samples=8, batch=64, temperature=1.0, top_p=1.0)
   return c

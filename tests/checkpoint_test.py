@@ -1,4 +1,6 @@
 import os
+import resource
+import time
 
 import flax.struct
 import jax
@@ -8,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ares_jax import checkpoint
+from ares_jax import checkpoint, digest, record
 from ares_jax import mesh as mesh_lib
 
 
@@ -175,3 +177,45 @@ def test_reads_one_part_and_leaves_the_folder_alone(tmp_path):
   del wrong["nan"]
   with pytest.raises(ValueError, match="params/nan is only in it"):
     checkpoint.read_part(str(tmp_path), "params", wrong)
+
+
+def test_a_save_that_cannot_be_written_is_noticed_and_what_was_there_stays(tmp_path):
+  state = {"a": jnp.float32(np.random.default_rng(0).normal(size=(200, 200)))}
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  with checkpoint.Checkpoints(str(tmp_path), keep=1) as saved:
+    saved.save(1, state, {})
+    saved.wait()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # like a full disk
+    try:
+      saved.save(2, state, {})
+      while not saved._saving.done():
+        time.sleep(0.01)
+      with pytest.raises(OSError, match="saving checkpoint 2 in .* failed, step 1 is whole: "):
+        saved.check()
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert saved.steps() == [1]
+    saved.save(3, state, {})
+    saved.wait()
+    assert os.listdir(tmp_path) == ["3"]
+
+
+def test_an_older_step_stays_until_the_newer_one_was_read_back(tmp_path, monkeypatch):
+  with checkpoint.Checkpoints(str(tmp_path), keep=1) as saved:
+    saved.save(1, {"a": jnp.zeros(3)}, {})
+    saved.wait()
+    monkeypatch.setattr(digest, "of_host", lambda array: "0" * 16)  # the disk returns other bits
+    saved.save(2, {"a": jnp.ones(3)}, {})
+    with pytest.raises(OSError, match="2 .* failed, step 1 is whole: .* a changed since"):
+      saved.wait()
+    assert saved.steps() == [1] and os.listdir(tmp_path) == ["1"]
+
+
+def test_another_schema_is_refused_by_name(tmp_path, monkeypatch):
+  with checkpoint.Checkpoints(str(tmp_path), keep=1) as saved:
+    monkeypatch.setattr(record, "SCHEMA", 0)
+    saved.save(1, {"a": jnp.zeros(3)}, {})
+    saved.wait()
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="record of schema 0, this version reads 1"):
+      saved.restore(checkpoint.abstract_like({"a": jnp.zeros(3)}))

@@ -10,14 +10,15 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "ares_jax"
 # A module may import from rows below its own; inside models/, data/ and ops/ sideways too.
 ROWS = (
   ("train", "evaluate", "generate", "export"),
-  ("setup", "ablation"),
+  ("setup", "ablation", "fingerprint"),
   ("adacs", "aepo"),
   ("measure", "predictions", "rollout", "loop", "run_data"),
   ("sampler", "run_folder"),
   ("slots", "shaping", "checkpoint", "optimizer", "metrics"),
+  ("record",),
   ("models", "data", "branching"),
-  ("ops", "mesh", "command"),
-  ("config",),
+  ("ops", "mesh", "command", "digest"),
+  ("config", "pulse"),
 )
 ROW_OF = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}
 ROOMS = ("models", "data", "ops")

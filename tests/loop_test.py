@@ -1,12 +1,14 @@
 import json
 import os
 import signal
+import time
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import pytest
 
+from ares_jax import checkpoint, loop, pulse
 from ares_jax.loop import LoopConfig, run_stage
 
 
@@ -39,7 +41,7 @@ def begin_adding(log, stop_at=None, fail_at=None):
 
 def run(workdir, steps=5, log=None, save_every=2, **events):
   return run_stage("stage", fresh(), begin_adding([] if log is None else log, **events),
-                   steps=steps, workdir=str(workdir), config=LoopConfig(save_every, 1))
+                   steps=steps, workdir=str(workdir), config=LoopConfig(save_every, 1, False, 2))
 
 
 def lines(workdir):
@@ -72,7 +74,7 @@ def test_a_step_that_refuses_its_data_loses_no_finished_step(tmp_path):
 
     return step
 
-  config = LoopConfig(100, 1)
+  config = LoopConfig(100, 1, False, 2)
   with pytest.raises(ValueError, match="'a:b' returns nan; adding is saved at step 3 of 5"):
     run_stage("adding", fresh(), begin, steps=5, workdir=str(tmp_path), config=config)
   log = []
@@ -104,4 +106,59 @@ def test_a_checkpoint_beyond_the_last_step_is_refused(tmp_path):
 
 def test_refuses_never_saving():
   with pytest.raises(ValueError, match="save_every"):
-    LoopConfig(0, 1)
+    LoopConfig(0, 1, False, 2)
+
+
+def test_a_stop_request_inside_a_step_leaves_it_undone_and_saves_the_one_before(tmp_path):
+  def begin(state):
+    def step(state):
+      if int(state.step) == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(100):  # chunks of a rollout
+          pulse.beat()
+          time.sleep(0.01)
+      return Counter(state.step + 1, state.total + state.step), {}, ""
+
+    return step
+
+  with pytest.raises(KeyboardInterrupt, match="adding is saved at step 3 of 5; run the same"):
+    run_stage("adding", fresh(), begin, steps=5, workdir=str(tmp_path),
+              config=LoopConfig(100, 1, False, 2))
+  assert not pulse.asked() and lines(tmp_path) == [1, 2, 3]
+  log = []
+  state = run_stage("adding", fresh(), begin_adding(log), steps=5, workdir=str(tmp_path),
+                    config=LoopConfig(100, 1, False, 2))
+  assert log == [3] and state.total == 10
+
+
+def test_steps_in_a_row_without_a_finite_gradient_stop_the_run(tmp_path):
+  def begin(state):
+    def step(state):
+      number = int(state.step)
+      metrics = {"skipped": float(number in (0, 1, 3, 4, 5))}
+      return Counter(state.step + 1, state.total + (not metrics["skipped"])), metrics, ""
+
+    return step
+
+  with pytest.raises(ValueError, match="gradients of 3 steps in a row .*; step 6 is saved"):
+    run_stage("stage", fresh(), begin, steps=9, workdir=str(tmp_path),
+              config=LoopConfig(4, 1, False, 2))
+  assert run(tmp_path, steps=7).total == 1 + 6  # step 2 alone had a gradient
+
+
+def test_a_save_that_fails_is_made_up_for_at_the_next_step(tmp_path, monkeypatch):
+  compare, failures = checkpoint._compare, [1, 1]
+
+  def fail(*arguments):
+    if failures:
+      failures.pop()
+      raise OSError(28, "No space left on device")
+    compare(*arguments)
+
+  monkeypatch.setattr(checkpoint, "_compare", fail)
+  monkeypatch.setattr(loop, "_PAUSES", (0, 0))
+  assert run(tmp_path, steps=5).total == 10 and not failures
+  failures += [1] * 9
+  with pytest.raises(OSError, match="saving checkpoint 6 .* step 5 is whole.*No space left"):
+    run(tmp_path, steps=6)
+  assert sorted(os.listdir(tmp_path / "stage")) == ["5"]

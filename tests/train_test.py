@@ -77,3 +77,7 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
   with pytest.raises(ValueError, match="made with another config: aepo.kl.dynamic, seed differ"):
     train.keep_config(str(tmp_path), tiny.values(seed=1, aepo__kl__dynamic=False))
   assert json.loads((tmp_path / "config.json").read_text())["threads"] == 3
+  with pytest.raises(ValueError, match="config: aepo.kl.dynamic differ; .*=aepo.kl.dynamic$"):
+    train.keep_config(str(tmp_path), tiny.values(seed=1, aepo__kl__dynamic=False), ("seed",))
+  train.keep_config(str(tmp_path), tiny.values(seed=1), ("seed",))
+  train.keep_config(str(tmp_path), tiny.values(seed=1))  # the new value is now the workdir's

@@ -15,6 +15,7 @@ import re
 import numpy as np
 import pebble
 
+from ares_jax import pulse
 from ares_jax.data import sandbox
 from ares_jax.data.answer import MAX_LENGTH, normalise, same_answer, same_formula
 
@@ -128,6 +129,7 @@ class GradingPool:
     Raises:
       ValueError: the lengths differ, or a truth is not a text.
       GraderError: the user's grader fails, or more than `timeout_share` of the answers time out.
+      pulse.Stopped: the run was asked to stop; seen between two formulas.
     """
     if len(texts) != len(truths):
       raise ValueError(f"{len(texts)} responses but {len(truths)} truths")
@@ -177,6 +179,7 @@ class GradingPool:
       except _NeedsWorker:
         waiting[pair] = self._submit(pair)
     for pair, future in waiting.items():
+      pulse.beat()
       try:
         verdicts[pair] = future.result()
       except concurrent.futures.process.BrokenProcessPool as error:

@@ -84,10 +84,11 @@ class Records:
 
   Attributes:
     folder: where images named in a record are.
+    files: paths of the files.
   """
 
   def __init__(self, files, folder):
-    self.folder = folder
+    self.folder, self.files = folder, list(files)
     self._names = [file.name for file in files]
     self._files = [_open(file) for file in files]
     self._ends = list(itertools.accumulate(map(len, self._files)))
@@ -121,6 +122,7 @@ class TfdsRecords:
     import tensorflow_datasets as tfds  # 0.4 s
 
     self.folder, self._split = folder, split or "all"
+    self.files = sorted(path for path in folder.iterdir() if not path.is_dir())
     builder = tfds.builder_from_directory(folder)
     try:
       self._source = builder.as_data_source(self._split)

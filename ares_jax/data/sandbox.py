@@ -7,12 +7,14 @@ import multiprocessing
 import os
 import pathlib
 import resource
+import signal
 import sys
 import threading
 
 import pebble
 
 _MEMORY = 2 << 30  # bytes of address space of a worker
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LOOKED_AT = 20_000  # last characters of a response that the release's grader sees
 
 
@@ -83,6 +85,8 @@ def has_release():
 
 
 def _prepare(module):
+  # A worker in an endless formula must not outlive a killed trainer.
+  ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
   importlib.import_module(module)
   os.environ.clear()
   _wipe_environment()

@@ -69,11 +69,13 @@ class FileSource:
 
   Attributes:
     name: of its file or folder, and of rows that name no source.
+    files: paths of its files.
   """
 
   def __init__(self, config):
     """Opens what a SourceConfig names; ValueError where there are no such files or no rows."""
     self._records = open_records(config.path, config.split)
+    self.files = self._records.files
     self._schema = table("schemas.json")[config.schema]
     self.name = config.path.rstrip("/").rpartition("/")[2].partition(".")[0]
     if not len(self._records):
@@ -96,7 +98,8 @@ class Kept:
   """Rows of a source: those of the numbers in `rows`, an ascending int64 array."""
 
   def __init__(self, source, rows):
-    self._source, self._rows, self.name = source, rows, source.name
+    self._source, self._rows = source, rows
+    self.name, self.files = source.name, source.files
 
   def __len__(self):
     return len(self._rows)

@@ -1,0 +1,69 @@
+"""What a run reads besides its config, as digests: data, tokenizer, chat template, first weights.
+
+A file may change under a path that stays the same; a run that went on with it would silently be
+another run. Images are told by their names in the rows, not by their pixels; large files by their
+size and three pieces.
+"""
+
+import hashlib
+import json
+import os
+
+import numpy as np
+
+_ROWS = 3  # rows of generated data that are drawn and digested: first, middle, last
+_SAMPLE = 2**20  # bytes; a file of at most three times as many is digested whole
+
+
+def fingerprint(run):
+  """{name: text} of a setup.Run; equal texts mean that the same is read."""
+  tokenizer, config = run.tokenizer, run.config
+  marks = {
+    "tokenizer": _sha256(tokenizer.backend_tokenizer.to_str()),
+    "template": _sha256(str(tokenizer.chat_template)),
+  }
+  if config.model.path:
+    marks["weights"] = _folder(config.model.path)
+  stages = {"lessons": config.warmup.steps, "curated": config.adacs.steps,
+            "prompts": config.aepo.steps, "test": 1}
+  for name, steps in stages.items():
+    if steps:
+      marks[f"data.{name}"] = _source(run, name)
+  return marks
+
+
+def _source(run, name):
+  source = run.source(name)
+  if run.config.data.files is not None:
+    files = [_file(path) for part in source.parts for path in part.files]
+    return f"{len(source)} rows, {_sha256(json.dumps(files))}"
+  numbers = np.linspace(0, len(source) - 1, _ROWS).astype(int)
+  rows = [json.dumps(source[int(number)], sort_keys=True, default=_pixels) for number in numbers]
+  return f"{len(source)} rows, {_sha256(chr(10).join(rows))}"
+
+
+def _file(path):
+  """Name, size, and digests of a data file's first, middle and last _SAMPLE bytes."""
+  size = path.stat().length
+  digests = []
+  with path.open("rb") as file:
+    for place in sorted({0, max(0, size // 2 - _SAMPLE // 2), max(0, size - _SAMPLE)}):
+      file.seek(place)
+      digests.append(hashlib.sha256(file.read(_SAMPLE)).hexdigest())
+  return [path.name, size, digests]
+
+
+def _pixels(array):
+  return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _folder(path):
+  """Of a Hugging Face folder: its config, names and sizes of the files of its weights."""
+  sizes = sorted((entry.name, entry.stat().st_size) for entry in os.scandir(path)
+                 if entry.name.endswith(".safetensors"))
+  with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
+    return _sha256(file.read() + json.dumps(sizes))
+
+
+def _sha256(text):
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
