@@ -10,7 +10,6 @@ each difficulty bucket: easy, medium, hard.
 
 import dataclasses
 import functools
-import json
 import os
 from typing import Literal
 
@@ -27,6 +26,7 @@ from ares_jax.loop import LoopConfig, run_stage
 from ares_jax.metrics import truncate
 from ares_jax.models import qwen25_vl, weights
 from ares_jax.optimizer import OptimizerConfig
+from ares_jax.responses import write_rollouts
 from ares_jax.rollout import FilterConfig, collect
 from ares_jax.run_folder import dump_batch
 from ares_jax.sampler import SamplingConfig, stage_key
@@ -303,13 +303,12 @@ def run(params, source, config, *, generator, words, workdir, seed, threads):
   # The state is donated step by step: it needs weights of its own.
   state = init_state(config, jax.tree.map(jnp.copy, params))
   words_V, key = mesh.put(words), stage_key(seed, "aepo")
-  path = os.path.join(workdir, "rollouts.jsonl")
 
   def collate(rows, number):
     return generator.encoder.batch(rows, number * config.prompts + np.arange(config.prompts))
 
   def begin(state):
-    truncate(path, "aepo", int(state.step))
+    truncate(os.path.join(workdir, "rollouts.jsonl"), "aepo", int(state.step))
     batches = stream(source, batch=config.prompts, seed=seed, collate=collate,
                      start=int(state.batches), threads=threads)
 
@@ -320,7 +319,8 @@ def run(params, source, config, *, generator, words, workdir, seed, threads):
                         sampling=config.sampling, config=config.filter,
                         branching=branching if config.branches else None)
       if jax.process_index() == 0:
-        _log_responses(path, int(state.step) + 1, rollout, config)
+        write_rollouts(workdir, int(state.step) + 1, rollout, group=config.group,
+                       count=config.log_responses, chat=generator.encoder.chat)
       with generator.phases("update"):
         state = state.replace(batches=state.batches + rollout.batches)
         state, metrics = aepo_step(generator.model, config, state, reference,
@@ -340,17 +340,3 @@ def run(params, source, config, *, generator, words, workdir, seed, threads):
 
   return run_stage("aepo", state, begin, steps=config.steps, workdir=workdir, config=config.loop,
                    phases=generator.phases).params
-
-
-def _log_responses(path, step, rollout, config):
-  """Appends graded responses: all samples of the first prompts, so that groups can be compared."""
-  with open(path, "a", encoding="utf-8") as file:
-    for index in range(min(config.log_responses, len(rollout.texts))):
-      row = rollout.prompts.rows[index // config.group]
-      file.write(json.dumps({
-        "stage": "aepo", "step": step, "id": row["id"], "sample": index % config.group,
-        "question": row["question"], "answer": row["answer"], "response": rollout.texts[index],
-        "correct": float(rollout.batch.correct[index]),
-        "formatted": float(rollout.batch.formatted[index]),
-        "parent": int(rollout.batch.parent[index]),
-        "fork": int(rollout.batch.fork[index])}) + "\n")

@@ -27,7 +27,7 @@ class EvaluateConfig:
                        f"batch = {self.batch} must be >= 1")
 
 
-def evaluate(generator, params, source, config, *, max_tokens, easy, medium, seed):
+def evaluate(generator, params, source, config, *, max_tokens, easy, medium, seed, show=None):
   """Evaluates `params` on the first `config.problems` rows of a source.
 
   Args:
@@ -38,6 +38,7 @@ def evaluate(generator, params, source, config, *, max_tokens, easy, medium, see
     max_tokens: longest response.
     easy, medium: fractions of right answers from which a problem counts as easy, as medium.
     seed: of the samples.
+    show: called with (rows, samples, texts, correct, formatted) of the first sampled batch.
 
   Returns:
     dict: n, samples, and for "greedy" and "sampled" accuracy with the half-width of its 95%
@@ -61,6 +62,8 @@ def evaluate(generator, params, source, config, *, max_tokens, easy, medium, see
       samples = generator.sample(params, prompts, stage_key(seed, "evaluate"), group=group,
                                  sampling=sampling)
       texts, correct, formatted, _ = generator.grade(prompts, samples, group=group)
+      if show is not None and name == "sampled" and start == 0:
+        show(prompts.rows[:fresh], samples, texts, correct, formatted)
       thoughts = [thought(text) for text in texts]
       for field, values in (("correct", correct), ("formatted", formatted), ("thought", thoughts),
                             ("length", samples.mask.sum(1))):

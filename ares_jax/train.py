@@ -7,6 +7,7 @@ Any number of a config can be set on the command line: --config.aepo.steps=20. T
 the same workdir goes on where the last one stopped. Needs no data for configs/ares_tiny.py.
 """
 
+import functools
 import json
 import os
 
@@ -18,8 +19,12 @@ from ares_jax import adacs, aepo, mesh, pulse
 from ares_jax.command import require_config, run
 from ares_jax.fingerprint import fingerprint
 from ares_jax.measure import evaluate, level_table, table
+from ares_jax.responses import write_held_out
 from ares_jax.run_folder import FREE, STAGES, flat, lock, write_json
 from ares_jax.setup import open_run, read_config
+
+# Of a stage's evaluation, what is written for people to read.
+HELD_OUT = {"problems": 32, "kept": 2}
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, see configs/.")
 _STRICT = flags.DEFINE_bool("strict", False, "Refuse a damaged checkpoint, take no older one.")
@@ -133,7 +138,10 @@ class _Results:
       return
     result = evaluate(generator, params, self._parts.source("test"), config.evaluate,
                       max_tokens=config.aepo.sampling.max_tokens, easy=config.aepo.reward.easy,
-                      medium=config.aepo.reward.medium, seed=0)
+                      medium=config.aepo.reward.medium, seed=0, show=functools.partial(
+                        write_held_out, self._workdir, stage, getattr(config, stage).steps,
+                        group=config.evaluate.samples, chat=generator.encoder.chat,
+                        **HELD_OUT))
     self._results[stage] = result | {"seconds": self._seconds(stage)}
     write_json(self._path, self._results)
 

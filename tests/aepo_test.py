@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
-from ares_jax import aepo, mesh, setup
+from ares_jax import aepo, mesh, responses, setup
 from ares_jax.rollout import collect
 
 
@@ -183,14 +184,21 @@ def test_refuses_sizes_that_do_not_divide(changes, words):
     tiny.read(**changes)
 
 
-def test_all_samples_of_the_first_prompts_are_logged(prepared, tmp_path):
-  path = tmp_path / "rollouts.jsonl"
+def test_all_samples_of_the_first_prompts_are_logged_token_by_token(prepared, tmp_path):
+  rollout, chat = prepared.rollout, prepared.run.generator.encoder.chat
   parent, fork = np.full(16, -1), np.zeros(16, int)
   parent[1], fork[1] = 0, 3
-  batch = prepared.rollout.batch.replace(parent=parent, fork=fork)
-  aepo._log_responses(path, 1, dataclasses.replace(prepared.rollout, batch=batch),
-                      prepared.config.aepo)
-  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  rollout = dataclasses.replace(rollout, batch=rollout.batch.replace(parent=parent, fork=fork))
+  responses.write_rollouts(str(tmp_path), 1, rollout, group=4, count=2, chat=chat)
+  lines = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
   assert [line["sample"] for line in lines] == [0, 1]
-  assert lines[0]["id"] == lines[1]["id"] and lines[0]["response"] == prepared.rollout.texts[0]
+  assert lines[0]["id"] == lines[1]["id"] and lines[0]["response"] == rollout.texts[0]
   assert [(line["parent"], line["fork"]) for line in lines] == [(-1, 0), (0, 3)]
+  assert lines[0]["pass_rate"] == rollout.batch.correct[:4].mean()
+  for row, line in enumerate(lines):
+    mask = rollout.batch.response_mask[row]
+    np.testing.assert_allclose(line["entropy"], rollout.batch.entropy[row][mask], atol=6e-5)
+    assert "".join(line["tokens"]).removesuffix("<|im_end|>") == line["response"]
+  [name] = lines[0]["images"]
+  shown, truth = Image.open(tmp_path / name), rollout.prompts.rows[0]["images"][0]
+  assert np.abs(np.float32(shown) - np.float32(truth)).mean() < 5

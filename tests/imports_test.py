@@ -7,12 +7,12 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "ares_jax"
 
-# A module may import from rows below its own; inside models/, data/ and ops/ sideways too.
+# A module may import from rows below its own; inside a folder sideways too.
 ROWS = (
-  ("train", "evaluate", "generate", "export"),
+  ("train", "evaluate", "generate", "export", "report", "diagnose"),
   ("setup", "ablation", "fingerprint"),
   ("adacs", "aepo"),
-  ("measure", "predictions", "rollout", "loop", "run_data"),
+  ("measure", "predictions", "rollout", "loop", "run_data", "responses"),
   ("sampler", "run_folder"),
   ("slots", "shaping", "checkpoint", "optimizer", "metrics"),
   ("record",),
@@ -21,7 +21,7 @@ ROWS = (
   ("config", "pulse"),
 )
 ROW_OF = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}
-ROOMS = ("models", "data", "ops")
+ROOMS = ("models", "data", "ops", "report", "diagnose")
 # Loader and grading workers run data/; jax there would start a second client of the TPU.
 NOT_IN_DATA = ("jax", "flax", "optax", "orbax", "clu", "torch", "tensorflow")
 

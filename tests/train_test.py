@@ -45,6 +45,9 @@ def test_all_stages_leave_their_records(finished):
   results = json.loads((workdir / "results.json").read_text())
   assert list(results) == ["warmup", "adacs", "aepo"]
   assert results["aepo"]["n"] == 6 and set(results["aepo"]["level"]) == {"1", "2"}
+  held_out = [[(line["id"], line["sample"]) for line in lines(workdir, f"held_out/{stage}.jsonl")]
+              for stage in results]
+  assert held_out[0] == held_out[1] == held_out[2] and len(held_out[0]) == 8
   curation = json.loads((workdir / "curation.json").read_text())
   assert len(curation["chosen"]) == 8 and sum(curation["bracket_problems"]) == 8
 

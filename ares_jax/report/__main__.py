@@ -1,0 +1,49 @@
+"""One self-contained HTML page of a run: its curves, and its responses token by token.
+
+    python -m ares_jax.report --workdir=runs/ares_tiny
+    python -m ares_jax.report --workdir=runs/a --compare=runs/b,runs/c --png
+
+Writes WORKDIR/report.html, which needs no network; --png writes the pictures into WORKDIR/report/
+and as TensorBoard images too. Runs of --compare are drawn into the same curves. The run may still
+go on.
+"""
+
+import os
+
+import jax
+from absl import flags
+
+from ares_jax.command import UsageError, run
+from ares_jax.report.page import page
+from ares_jax.report.records import read
+from ares_jax.run_folder import write_text
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", allow_override=True)
+_COMPARE = flags.DEFINE_multi_string(
+  "compare", [], "Folders of other runs, with commas between; can be given again.")
+_OUT = flags.DEFINE_string("out", None, "File to write; default WORKDIR/report.html.",
+                           allow_override=True)
+_PNG = flags.DEFINE_bool("png", False, "Also the pictures as PNG and as TensorBoard images.")
+
+
+def main():
+  if not _WORKDIR.value:
+    raise UsageError("pass --workdir=DIR, a run's folder")
+  # A run that goes on holds the accelerator.
+  jax.config.update("jax_platforms", "cpu")
+  records = read(_WORKDIR.value)
+  others = [read(folder) for word in _COMPARE.value for folder in word.split(",")]
+  out = _OUT.value or os.path.join(_WORKDIR.value, "report.html")
+  text = page(records, others)
+  write_text(out, text)
+  print(f"wrote {out}: {len(text.encode()) / 1e6:.1f} MB, {len(records.rollouts)} rollouts, "
+        f"{len(records.held_out)} held-out answers")
+  if _PNG.value:
+    from ares_jax.report import pictures
+
+    for path in pictures.write(records, others, os.path.join(_WORKDIR.value, "report")):
+      print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+  run(main)

@@ -1,0 +1,126 @@
+"""From logged responses to what the method saw in them: windows, buckets, rewards, KL weights.
+
+The same ops as in training, on the numbers of that iteration. `_3` holds a value for each bucket.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from ares_jax import ops
+from ares_jax.data.trigger_words import trigger_words
+
+BUCKETS = ("easy", "medium", "hard")
+_BATCH = 64  # responses an op takes at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotated:
+  """A logged response and what follows from it."""
+
+  line: dict  # of rollouts.jsonl or held_out/STAGE.jsonl
+  held_out: bool
+  bucket: int
+  threshold: float | None  # tau, nats; None before the first AEPO iteration
+  count: int | None  # N_HE
+  flag: np.ndarray  # bool [T], high-window-entropy tokens
+  cover: np.ndarray  # bool [T], inside their windows
+  trigger: np.ndarray  # bool [T], in V_sem
+  mean: np.ndarray  # float32 [T], window means in nats; nan where no whole window starts
+  reward: dict | None  # its terms; None for held-out answers, which nobody rewards
+
+
+def annotate(lines, metrics, config, *, held_out=False):
+  """Annotated of every line.
+
+  Args:
+    lines: dicts of responses.lines.
+    metrics: {step: line of metrics.jsonl} of the AEPO stage.
+    config: AepoConfig.
+    held_out: the lines are answers of a finished stage: they are held against the last threshold,
+      one for all stages, so that early and late compare.
+
+  Raises:
+    ValueError: a line's iteration is not in `metrics`.
+  """
+  last = max(metrics) if metrics else None
+  found = []
+  # Of like length together: less padding.
+  order = sorted(range(len(lines)), key=lambda index: len(lines[index]["tokens"]))
+  for start in range(0, len(order), _BATCH):
+    batch = [lines[index] for index in order[start : start + _BATCH]]
+    steps = [last if held_out else line["step"] for line in batch]
+    unknown = sorted({step for step in steps if step is not None and step not in metrics})
+    if unknown:
+      raise ValueError(f"rollouts.jsonl has iterations that metrics.jsonl has not: {unknown[:5]}; "
+                       "give the folder of one run")
+    found += _annotate(batch, steps, metrics, config, held_out)
+  return [found[place] for place in np.argsort(order)]
+
+
+def _annotate(batch, steps, metrics, config, held_out):
+  """A batch that is padded to one shape."""
+  lengths = [len(line["tokens"]) for line in batch]
+  # Few shapes, few programs.
+  room = max(32, 1 << (max(lengths) - 1).bit_length()) if max(lengths) else 32
+  entropy_BT, mask_BT, trigger_BT = (np.zeros((_BATCH, room), kind)
+                                     for kind in (np.float32, bool, bool))
+  words = trigger_words()
+  threshold_B = np.full(_BATCH, np.inf, np.float32)
+  for row, (line, length, step) in enumerate(zip(batch, lengths, steps, strict=True)):
+    entropy_BT[row, :length], mask_BT[row, :length] = line["entropy"], True
+    trigger_BT[row, :length] = [text.strip().lower() in words for text in line["tokens"]]
+    if step is not None:
+      threshold_B[row] = metrics[step]["hwe/threshold"]
+  window = config.entropy.window
+  mean_BT, whole_BT = ops.window_entropy(entropy_BT, mask_BT, window=window)
+  flag_BT = ops.hwe_flags(entropy_BT, mask_BT, threshold_B, window=window,
+                          detector=config.entropy.detector, semantic_BT=trigger_BT)
+  cover_BT = ops.hwe_cover(flag_BT, mask_BT,
+                           window=window if config.entropy.cover == "window" else 1)
+  mean_BT, flag_BT, cover_BT = np.where(whole_BT, mean_BT, np.nan), *map(
+    np.asarray, (flag_BT, cover_BT))
+  bucket_B = buckets([line["pass_rate"] for line in batch], config)
+  found = []
+  for row, (line, length, step) in enumerate(zip(batch, lengths, steps, strict=True)):
+    count = int(flag_BT[row].sum())
+    found.append(Annotated(
+      line, held_out, int(bucket_B[row]), None if step is None else float(threshold_B[row]),
+      None if step is None else count, flag_BT[row, :length], cover_BT[row, :length],
+      trigger_BT[row, :length], mean_BT[row, :length],
+      None if held_out else _reward(line, int(bucket_B[row]), count, metrics, config)))
+  return found
+
+
+def buckets(rates, config):
+  """int [N]: the bucket of every pass rate of a whole number of right answers in G."""
+  group = config.group
+  right_N = np.round(np.float64(rates) * group).astype(int)
+  correct_NG = np.arange(group)[None] < right_N[:, None]
+  return np.asarray(ops.difficulty(correct_NG.reshape(-1).astype(np.float32), group=group,
+                                   easy=config.reward.easy, medium=config.reward.medium))[::group]
+
+
+def _reward(line, bucket, count, metrics, config):
+  """What the reward of one response was made of, and how strongly KL held it."""
+  reward, step, name = config.reward, line["step"], BUCKETS[bucket]
+  at, before = metrics[step], metrics.get(step - 1)  # no line before the first iteration
+  target, multiplier = at[f"hwe/target/{name}"], at[f"hwe/multiplier/{name}"]
+  correct_B, count_B = np.float32([line["correct"]]), np.float32([count])
+  bucket_B, target_B = np.int32([bucket]), np.float32([np.nan if target is None else target])
+  total_B = correct_B
+  if reward.kind == "aepo":
+    total_B = ops.entropy_reward(correct_B, count_B, bucket_B, target_B, np.float32([multiplier]),
+                                 cap=reward.cap, penalize=reward.penalize)
+  elif reward.kind == "release":
+    alpha = before[f"reward/alpha/{name}"] if before else 0.5
+    total_B, _ = ops.release_reward(correct_B, count_B, bucket_B, target_B, np.float32([alpha]))
+  # kappa is written after its update: an iteration's own is the one of the line before.
+  kappa_3 = np.float32([before[f"kl/kappa/{bucket}"] for bucket in BUCKETS] if before
+                       else config.kl.start)
+  weight = np.asarray(ops.kl_weight(
+    bucket_B, np.bool_([[False, True]]), beta_3=np.float32(config.kl.beta) * kappa_3,
+    rho=config.kl.rho if config.kl.dynamic else 1.0))[0]
+  return {"accuracy": line["correct"], "shaping": float(total_B[0] - correct_B[0]),
+          "total": float(total_B[0]), "target": target, "multiplier": multiplier,
+          "kl_outside": float(weight[0]), "kl_inside": float(weight[1])}

@@ -1,0 +1,141 @@
+"""Puts a run into one HTML file that needs nothing else: no network, no server."""
+
+import base64
+import importlib.resources
+import json
+import os
+
+import numpy as np
+
+from ares_jax.report import statistics
+from ares_jax.report.annotate import BUCKETS, annotate
+
+# Bytes of logged responses a page holds: a browser on a phone opens 12 MB in a few seconds.
+LIMIT = 12_000_000
+_SCRIPTS = ("charts.js", "curves.js", "viewer.js", "report.js")
+
+
+def page(records, others):
+  """The HTML text.
+
+  Args:
+    records: records.Records of the run.
+    others: Records of runs whose curves are drawn with it.
+  """
+  files = importlib.resources.files("ares_jax.report")
+  html, style, *scripts = ((files / name).read_text("utf-8")
+                           for name in ("report.html", "report.css", *_SCRIPTS))
+  # The data last: a response that holds a placeholder's name stays as it is.
+  return html.replace("/*STYLE*/", style).replace("/*SCRIPT*/", "\n".join(scripts)).replace(
+    "/*DATA*/", embed(data(records, others)))
+
+
+def panels():
+  """{"aepo", "sft"}: which curves belong into one picture, panels.json."""
+  file = importlib.resources.files("ares_jax.report") / "panels.json"
+  return json.loads(file.read_text("utf-8"))
+
+
+def embed(value):
+  """JSON for a script element: nothing in it can end the element or open a comment."""
+  text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+  # A surrogate half, which a torn token may leave, has no UTF-8.
+  text = text.encode("utf-8", "replace").decode("utf-8")
+  for sign in "<>&\u2028\u2029":
+    text = text.replace(sign, f"\\u{ord(sign):04x}")
+  return text
+
+
+def data(records, others):
+  """What the page shows, as a dict of JSON."""
+  chosen = thin(records.rollouts, LIMIT)
+  rows, scale = [], 1.0
+  if chosen or records.held_out:
+    config, metrics = records.aepo_config(), records.aepo_metrics()
+    rows = annotate(chosen, metrics, config)
+    rows += annotate(records.held_out, metrics, config, held_out=True)
+  if rows:
+    # The tint's full strength: few tokens are beyond it.
+    values = np.concatenate([row.line["entropy"] for row in rows])
+    scale = max(0.1, float(np.quantile(values, 0.98))) if len(values) else 1.0
+  images = {}
+  return {
+    "runs": [{"name": name, "stages": statistics.curves(run),
+              "results": statistics.lengths(run.results)}
+             for name, run in zip(names([records, *others]), [records, *others], strict=True)],
+    "panels": panels(), "buckets": BUCKETS, "scale": scale,
+    "window": records.config["aepo"]["entropy"]["window"],
+    "problems": problems(records.workdir, rows, images),
+    "images": list(images.values()),
+    "responses": [response(row) for row in rows],
+    "logged": len(records.rollouts) + len(records.held_out),
+    "without_tokens": records.without_tokens,
+    "scatter": statistics.length_against_count(rows),
+    "difficulty": statistics.entropy_by_bucket(rows)}
+
+
+def names(runs):
+  """A short name a run: its folder's, with as many parents as tell it from the others."""
+  paths = [os.path.abspath(run.workdir).split(os.sep) for run in runs]
+  for depth in range(1, max(map(len, paths)) + 1):
+    short = ["/".join(path[-depth:]) for path in paths]
+    if len(set(short)) == len(short):
+      break
+  return short
+
+
+def thin(lines, limit):
+  """The lines of evenly spaced iterations, first and last among them, of `limit` bytes at most."""
+  by_step = {}
+  for line in lines:
+    by_step.setdefault(line["step"], []).append(line)
+  sizes = {step: sum(_size(line) for line in group) for step, group in by_step.items()}
+  steps = sorted(by_step)
+  count = len(steps)
+  while count:
+    kept = [steps[place] for place in np.unique(np.linspace(0, len(steps) - 1, count).astype(int))]
+    if sum(sizes[step] for step in kept) <= limit or count == 1:
+      return [line for step in kept for line in by_step[step]]
+    count = count * 9 // 10
+  return []
+
+
+def _size(line):
+  """Bytes of a line on the page, about."""
+  return 200 + sum(len(text) for text in line["tokens"]) + 8 * len(line["tokens"])
+
+
+def problems(workdir, rows, images):
+  """{id: question, answer, images} of the rows; fills `images`, {path: data URI}."""
+  places, found = {}, {}
+  for row in rows:
+    line = row.line
+    if line["id"] in found:
+      continue
+    for path in line["images"]:
+      if path not in places:
+        places[path] = len(places)
+        images[path] = _uri(os.path.join(workdir, path))
+    found[line["id"]] = {"question": line["question"], "answer": line["answer"],
+                         "images": [places[path] for path in line["images"]]}
+  return found
+
+
+def _uri(path):
+  with open(path, "rb") as file:
+    return "data:image/jpeg;base64," + base64.b64encode(file.read()).decode("ascii")
+
+
+def response(row):
+  """One response; a token's marks are a digit: 1 flagged, 2 covered, 4 trigger."""
+  line = row.line
+  marks = row.flag + 2 * row.cover + 4 * row.trigger
+  return {
+    "held_out": row.held_out, "stage": line["stage"], "step": line["step"], "id": line["id"],
+    "sample": line["sample"], "correct": line["correct"], "formatted": line["formatted"],
+    "rate": line["pass_rate"], "bucket": row.bucket, "tau": row.threshold, "count": row.count,
+    "reward": row.reward, "tokens": line["tokens"],
+    # Thousandths of a nat.
+    "entropy": [round(1000 * nats) for nats in line["entropy"]],
+    "mean": [None if np.isnan(nats) else round(1000 * float(nats)) for nats in row.mean],
+    "marks": "".join(map(str, marks))}

@@ -1,0 +1,137 @@
+// Ties the page together: what is chosen, and what is then shown.
+const data = JSON.parse(document.getElementById("data").textContent);
+const at = (id) => document.getElementById(id);
+const PAGE = 10;
+
+function options(select, pairs) {
+  select.replaceChildren(...pairs.map(([value, text]) => element("option", {value}, text)));
+}
+
+function begin() {
+  at("name").textContent = `Report of ${data.runs.map((run) => run.name).join(", ")}`;
+  const shown = data.responses.length;
+  const words = [`${shown} of ${data.logged} logged responses are on this page`];
+  if (shown < data.logged) words.push("those of evenly spaced iterations, so that it stays small");
+  if (data.without_tokens) words.push(`${data.without_tokens} older ones without token entropies are left out`);
+  at("summary").textContent = words.join("; ") + ".";
+  beginCurves();
+  beginPictures();
+  beginPair();
+  beginResponses();
+}
+
+function beginCurves() {
+  const stages = ["aepo", "adacs", "warmup"].filter((stage) => data.runs.some((run) => run.stages[stage]));
+  options(at("stage"), stages.map((stage) => [stage, stage]));
+  if (data.runs.length > 1) {
+    at("runs").append(...data.runs.map((run, index) =>
+      element("span", {}, sample(COLOURS[index % COLOURS.length], ""), ` ${run.name}`)));
+  }
+  const draw = () => at("panels").replaceChildren(
+    ...drawCurves(data.runs, data.panels, at("stage").value, Number(at("smooth").value)));
+  at("curve-form").addEventListener("change", draw);
+  if (stages.length) draw();
+}
+
+function beginPictures() {
+  const box = at("pictures");
+  if (data.scatter) box.append(scatterChart("Length against N_HE", data.scatter, data.buckets));
+  if (data.difficulty.length) {
+    const of = (key) => data.difficulty.map((part) => ({name: part.bucket,
+      bars: [{name: "", value: part[key], note: `n = ${part.n}`}]}));
+    box.append(barChart("Mean token entropy by difficulty, nats", of("entropy")),
+      barChart("N_HE by difficulty, tokens a response", of("count")));
+  }
+  for (const run of data.runs) {
+    for (const [kind, what] of [["bucket", "difficulty"], ["level", "level"]]) {
+      const groups = Object.entries(run.results[kind]).map(([name, stages]) => ({name, bars:
+        Object.entries(stages).map(([stage, part]) => ({name: stage, value: part.length,
+          note: `${number(100 * part.accuracy)}% right, n = ${part.n}`}))}));
+      if (groups.length) box.append(barChart(
+        `Tokens by ${what} after each stage, held out` + (data.runs.length > 1 ? `, ${run.name}` : ""), groups));
+    }
+  }
+  if (!box.children.length) box.append(element("p", {class: "note"}, "Nothing to draw yet."));
+}
+
+// Problems that were answered at several times, and the two answers to show.
+function beginPair() {
+  const times = new Map();
+  for (const response of data.responses) {
+    if (!times.has(response.id)) times.set(response.id, []);
+    times.get(response.id).push(response);
+  }
+  const when = (response) => `${response.held_out}/${response.stage}/${response.step}`;
+  const several = [...times.keys()].filter((id) => new Set(times.get(id).map(when)).size > 1);
+  if (!several.length) {
+    at("compare-form").hidden = true;
+    at("pair").append(element("p", {class: "note"}, "No problem was answered at two times yet."));
+    return;
+  }
+  options(at("problem"), several.map((id) => [id, `${id}: ${data.problems[id].question.slice(0, 60)}`]));
+  const choose = () => {
+    const answers = times.get(at("problem").value);
+    const names = answers.map((one, index) => [index,
+      `${one.held_out ? "after " + one.stage : `${one.stage} step ${one.step}`}, sample ${one.sample}`]);
+    options(at("left"), names);
+    options(at("right"), names);
+    // The first time and the last, the same sample.
+    const last = answers.map(when).indexOf(when(answers[answers.length - 1]));
+    at("right").value = String(last);
+    draw();
+  };
+  const draw = () => at("pair").replaceChildren(...["left", "right"].map(
+    (side) => card(times.get(at("problem").value)[Number(at(side).value)], data)));
+  at("problem").addEventListener("change", choose);
+  at("left").addEventListener("change", draw);
+  at("right").addEventListener("change", draw);
+  choose();
+}
+
+function beginResponses() {
+  const key = [["so", 0, 0], ["but", 1000 * data.scale, 0], ["maybe", 700 * data.scale, FLAG | COVER],
+    ["wait", 200 * data.scale, TRIGGER]].map(([text, entropy, marks]) =>
+    element("span", {class: "tokens"}, tokenSpan(text, entropy, marks, data.scale)));
+  at("key").append(key[0], " certain, ", key[1], ` ${number(data.scale)} nats or more, `, key[2],
+    ` begins an HWE window (bar at its left) of ${data.window} tokens (underlined), `, key[3],
+    " trigger word (▲). Below each response: entropies as bars, window means as a line, tau dashed.");
+  const sources = [...new Set(data.responses.map((one) => one.held_out ? `held out, ${one.stage}` : "rollouts"))];
+  options(at("from"), [["", "all"], ...sources.map((name) => [name, name])]);
+  const steps = [...new Set(data.responses.filter((one) => !one.held_out).map((one) => one.step))];
+  options(at("step"), [["", "all"], ...steps.map((step) => [step, step])]);
+  options(at("bucket"), [["", "all"], ...data.buckets.map((name, index) => [index, name])]);
+  let page = 0, chosen = [];
+  const choose = () => {
+    const [from, step, bucket, verdict] = ["from", "step", "bucket", "verdict"].map((id) => at(id).value);
+    const words = at("words").value.toLowerCase();
+    chosen = data.responses.filter((one) =>
+      (from === "" || from === (one.held_out ? `held out, ${one.stage}` : "rollouts")) &&
+      (step === "" || (!one.held_out && String(one.step) === step)) &&
+      (bucket === "" || String(one.bucket) === bucket) &&
+      (verdict === "" || String(one.correct) === verdict) &&
+      (words === "" || one.tokens.join("").toLowerCase().includes(words) ||
+        data.problems[one.id].question.toLowerCase().includes(words)));
+    page = 0;
+    draw();
+  };
+  const draw = () => {
+    const pages = Math.max(1, Math.ceil(chosen.length / PAGE));
+    at("found").textContent = `${chosen.length} responses`;
+    at("where").textContent = `page ${page + 1} of ${pages}`;
+    at("previous").disabled = page === 0;
+    at("next").disabled = page === pages - 1;
+    at("cards").replaceChildren(...chosen.slice(PAGE * page, PAGE * (page + 1)).map((one) => card(one, data)));
+  };
+  const turn = (by) => {
+    page += by;
+    draw();
+    at("responses").scrollIntoView();
+  };
+  at("filters").addEventListener("input", choose);
+  at("filters").addEventListener("submit", (event) => event.preventDefault());
+  at("previous").addEventListener("click", () => turn(-1));
+  at("next").addEventListener("click", () => turn(1));
+  choose();
+}
+
+begin();

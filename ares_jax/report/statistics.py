@@ -1,0 +1,100 @@
+"""The numbers behind the pictures: curves, length against N_HE, entropy by difficulty."""
+
+import numpy as np
+
+from ares_jax.report.annotate import BUCKETS
+
+# A curve has at most so many points: more are averaged, a screen has no pixels for them.
+MAX_POINTS = 600
+MAX_DOTS = 1200  # of the scatter
+
+
+def curves(records):
+  """{stage: {"step": [...], "values": {metric: [...]}}} of a run; None where nothing was logged."""
+  found = {}
+  for stage, by_step in records.metrics.items():
+    if not by_step:
+      continue
+    lines = [by_step[step] for step in sorted(by_step)]
+    names = sorted({name for line in lines for name in line} - {"stage", "step"})
+    values = {name: np.float64([np.nan if line.get(name) is None else line[name]
+                                for line in lines]) for name in names}
+    if stage == "aepo":
+      config = records.config["aepo"]
+      values |= _speed(values, config)
+      values |= {f"kl/target/{bucket}": np.full(len(lines), target) for bucket, target in zip(
+        BUCKETS, config["kl"]["target"], strict=True)}
+    parts = np.array_split(np.arange(len(lines)), min(len(lines), MAX_POINTS))
+    steps = np.float64([line["step"] for line in lines])
+    found[stage] = {
+      "step": [int(steps[part].max()) for part in parts],
+      "values": {name: [_mean(array[part]) for part in parts] for name, array in values.items()}}
+  return found
+
+
+def _speed(values, config):
+  """Tokens a second: of answers while sampling, and over the whole iteration."""
+  tokens = values["response/tokens"] * config["prompts"] * config["group"]
+  drawn = values["rollout/batches"] if "rollout/batches" in values else 1
+  return {"speed/rollout": tokens * drawn / values["seconds/rollout"],
+          "speed/iteration": tokens / values["seconds/step"]}
+
+
+def _mean(values):
+  """Mean of the values that are there, five digits; None without any."""
+  known = values[np.isfinite(values)]
+  return float(f"{known.mean():.5g}") if len(known) else None
+
+
+def length_against_count(annotated):
+  """Length of rollouts against N_HE with the line of least squares (appendix J).
+
+  Returns:
+    None without two different lengths or counts, else dict: n, dots [[count, tokens, bucket]],
+    slope (tokens a flagged token), intercept, r (Pearson's).
+  """
+  rows = [row for row in annotated if not row.held_out and row.count is not None]
+  count, tokens = (np.float64([value(row) for row in rows])
+                   for value in (lambda row: row.count, lambda row: len(row.flag)))
+  if len(rows) < 3 or count.std() == 0 or tokens.std() == 0:
+    return None
+  slope, intercept = np.polyfit(count, tokens, 1)
+  chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MAX_DOTS)).astype(int))
+  return {"n": len(rows), "slope": float(slope), "intercept": float(intercept),
+          "r": float(np.corrcoef(count, tokens)[0, 1]),
+          "dots": [[int(count[place]), int(tokens[place]), rows[place].bucket] for place in chosen]}
+
+
+def entropy_by_bucket(annotated):
+  """Mean token entropy, N_HE, length and accuracy of rollouts by difficulty (figure 4).
+
+  Returns:
+    list of dicts: bucket, n, entropy (nats, mean over tokens), count, tokens, accuracy; buckets
+    without answers are left out.
+  """
+  found = []
+  for index, name in enumerate(BUCKETS):
+    rows = [row for row in annotated if not row.held_out and row.bucket == index]
+    if rows:
+      entropy = np.concatenate([row.line["entropy"] for row in rows])
+      found.append({"bucket": name, "n": len(rows), "entropy": float(entropy.mean()),
+                    "count": float(np.mean([row.count for row in rows])),
+                    "tokens": float(np.mean([len(row.flag) for row in rows])),
+                    "accuracy": float(np.mean([row.line["correct"] for row in rows]))})
+  return found
+
+
+def lengths(results):
+  """Tokens and accuracy by bucket and by level of every finished stage.
+
+  Returns:
+    {"bucket": ..., "level": ...} of {name: {stage: {"length", "accuracy", "n"}}}.
+  """
+  found = {"bucket": {}, "level": {}}
+  for stage, result in results.items():
+    for kind, by_name in found.items():
+      for name, part in result[kind].items():
+        if part["n"]:
+          by_name.setdefault(name, {})[stage] = {
+            key: part[key] for key in ("length", "accuracy", "n")}
+  return found

@@ -1,0 +1,169 @@
+#!/usr/bin/env bash
+# A run on GKE: one JobSet of one pod, through kubectl or XPK.
+#
+#   launch/gke.sh COMMAND [flags] [-- words of ares_jax.train]
+#
+# Commands
+#   build     builds launch/Dockerfile as --image and pushes it
+#   create    starts the JobSet (kubectl apply)
+#   xpk       starts the same with xpk, which makes its own JobSet; needs --cluster and --type, and
+#             a storage of that cluster attached at /runs instead of --claim
+#   tail      follows the log
+#   status    the JobSet and its pods
+#   delete    ends it; the claim stays
+#
+# Flags
+#   --name=NAME --image=IMAGE         of the JobSet; of the container
+#   --claim=PVC                       volume claim that holds the runs at /runs; the same create
+#                                     after a preemption goes on from it
+#   --accelerator=LABEL --topology=T --chips=N
+#                                     a TPU: e.g. tpu-v5-lite-podslice, 2x4, 8
+#   --gpus=N --accelerator=LABEL      GPUs: e.g. 8, nvidia-h100-80gb
+#   --restarts=N                      after failures and preemptions; default 20
+#   --slices=1                        more are refused
+#   --cluster=NAME --type=TYPE        XPK's, e.g. v5litepod-8
+#   --dry-run                         prints every command, starts nothing
+#
+# One pod, one slice: ares_jax.train refuses several processes, so multi-slice is refused here too.
+# A pod that is taken away gets SIGTERM: train saves, and the JobSet's next pod goes on from --claim.
+# Nothing of this has run on a cluster: the commands are tested against a kubectl that records them.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=launch/common.sh
+source "$here/common.sh"
+
+name=ares image='' claim='' accelerator='' topology='' chips='' gpus='' restarts=20 slices=1
+cluster='' type=''
+words=()
+command=${1:---help}
+[[ $command != --help && $command != -h ]] || help "$0"
+shift
+while (($#)); do
+  case $1 in
+    --help | -h) help "$0" ;;
+    --dry-run) DRY=1 ;;
+    --)
+      shift
+      words=("$@")
+      break
+      ;;
+    *) flag "$1" name image claim accelerator topology chips gpus restarts slices cluster type ;;
+  esac
+  shift
+done
+[[ $slices == 1 ]] || die "--slices=$slices: ares_jax.train refuses several processes; take one slice"
+[[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || die "--name=$name must be lower-case letters, digits, -"
+
+words_there() {
+  ((${#words[@]})) || die "give train's words behind --, e.g. -- --config=configs/aepo_7b.py"
+  local word
+  for word in "${words[@]}"; do
+    [[ $word != --workdir* ]] || die "the run's folder is /runs/$name here; leave out $word"
+  done
+}
+
+# A text as YAML in double quotes.
+yaml() {
+  local text=${1//\\/\\\\}
+  printf '"%s"' "${text//\"/\\\"}"
+}
+
+resources() {
+  if [[ -n $gpus ]]; then
+    printf 'nvidia.com/gpu: %s' "$gpus"
+  else
+    printf 'google.com/tpu: %s' "$chips"
+  fi
+}
+
+selector() {
+  if [[ -n $gpus ]]; then
+    printf 'cloud.google.com/gke-accelerator: %s' "$accelerator"
+  else
+    printf 'cloud.google.com/gke-tpu-accelerator: %s\n' "$accelerator"
+    printf '                cloud.google.com/gke-tpu-topology: %s' "$topology"
+  fi
+}
+
+jobset() {
+  local arguments='' word
+  for word in "${words[@]}" "--workdir=/runs/$name"; do
+    arguments+="${arguments:+, }$(yaml "$word")"
+  done
+  cat <<EOF
+apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata:
+  name: $name
+spec:
+  failurePolicy:
+    maxRestarts: $restarts
+  replicatedJobs:
+    - name: train
+      replicas: 1
+      template:
+        spec:
+          parallelism: 1
+          completions: 1
+          backoffLimit: 0
+          template:
+            spec:
+              restartPolicy: Never
+              terminationGracePeriodSeconds: 120
+              nodeSelector:
+                $(selector)
+              containers:
+                - name: train
+                  image: $image
+                  args: [$arguments]
+                  resources:
+                    limits:
+                      $(resources)
+                  volumeMounts:
+                    - name: runs
+                      mountPath: /runs
+              volumes:
+                - name: runs
+                  persistentVolumeClaim:
+                    claimName: $claim
+EOF
+}
+
+build() {
+  need image
+  local extra=tpu
+  [[ -z $gpus ]] || extra=cuda12
+  call docker build --build-arg "JAX_EXTRA=$extra" -f "$here/Dockerfile" -t "$image" "$here/.."
+  call docker push "$image"
+}
+
+create() {
+  words_there
+  need image
+  need claim
+  need accelerator
+  [[ -n $gpus ]] || { need chips && need topology; }
+  feed "$(jobset)" kubectl apply -f -
+}
+
+xpk_run() {
+  words_there
+  need image
+  need cluster
+  need type
+  call xpk workload create "--cluster=$cluster" "--workload=$name" "--tpu-type=$type" \
+    --num-slices=1 "--docker-image=$image" "--max-restarts=$restarts" \
+    "--command=$(quoted python -m ares_jax.train "${words[@]}" "--workdir=/runs/$name")"
+}
+
+case $command in
+  build | create) "$command" ;;
+  xpk) xpk_run ;;
+  tail) call kubectl logs --follow --tail=100 -l "jobset.sigs.k8s.io/jobset-name=$name" ;;
+  status)
+    call kubectl get jobset "$name"
+    call kubectl get pods -l "jobset.sigs.k8s.io/jobset-name=$name"
+    ;;
+  delete) call kubectl delete jobset "$name" ;;
+  *) die "unknown command $command; --help shows them" ;;
+esac

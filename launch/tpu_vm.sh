@@ -1,0 +1,181 @@
+#!/usr/bin/env bash
+# A run on a Cloud TPU VM with queued resources.
+#
+#   launch/tpu_vm.sh COMMAND --name=NAME --zone=ZONE --type=TYPE [flags] [-- words of ares_jax.train]
+#
+# Commands
+#   create    asks for the TPU
+#   wait      until it is there
+#   install   copies this commit to all workers, with Python 3.11 and the requirements
+#   run       starts training on all workers and returns; the words behind -- are train's
+#   tail      follows the log of worker 0
+#   status    the state of the request
+#   up        create, wait, install, run
+#   resume    after a preemption: delete what is left, then up; goes on from --bucket
+#   delete    gives the TPU back
+#
+# Flags
+#   --name=NAME --zone=ZONE --type=TYPE   e.g. ares, us-west4-a, v5litepod-8
+#   --project=PROJECT                     default: gcloud's
+#   --version=RUNTIME                     default: the one of TYPE
+#   --bucket=gs://BUCKET/RUN              where the run's folder is kept; without it a preemption
+#                                         loses the run, and resume starts from the beginning
+#   --every=SECONDS                       between two copies to the bucket; default 300
+#   --spot=1                              cheaper, and may be taken away
+#   --dry-run                             prints every command, asks for nothing
+#
+# One host: ares_jax.train refuses several processes, so TYPE must be one that a single host serves
+# (v5litepod-1, -4, -8, v6e-1, -4, -8, v4-8, v5p-8). "All workers" is then one. Nothing of this has
+# run on a TPU: the commands are tested against a gcloud that records them.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=launch/common.sh
+source "$here/common.sh"
+
+name='' zone='' type='' project='' version='' bucket='' every=300 spot=''
+words=()
+command=${1:---help}
+[[ $command != --help && $command != -h ]] || help "$0"
+shift
+while (($#)); do
+  case $1 in
+    --help | -h) help "$0" ;;
+    --dry-run) DRY=1 ;;
+    --)
+      shift
+      words=("$@")
+      break
+      ;;
+    *) flag "$1" name zone type project version bucket every spot ;;
+  esac
+  shift
+done
+need name
+need zone
+where=("--zone=$zone")
+[[ -z $project ]] || where+=("--project=$project")
+
+one_host() {
+  need type
+  case $type in
+    v5litepod-[148] | v6e-[148] | v4-8 | v5p-8) ;;
+    *) die "--type=$type has several hosts, or is not known; ares_jax.train runs on one:" \
+      "v5litepod-1, -4, -8, v6e-1, -4, -8, v4-8, v5p-8" ;;
+  esac
+}
+
+runtime() {
+  if [[ -n $version ]]; then
+    echo "$version"
+    return
+  fi
+  case $type in
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    *) echo tpu-ubuntu2204-base ;;
+  esac
+}
+
+create() {
+  one_host
+  local more=()
+  [[ -z $spot ]] || more+=(--spot)
+  call gcloud compute tpus queued-resources create "$name" "--node-id=$name" "${where[@]}" \
+    "--accelerator-type=$type" "--runtime-version=$(runtime)" "${more[@]}"
+}
+
+state() {
+  gcloud compute tpus queued-resources describe "$name" "${where[@]}" '--format=value(state.state)'
+}
+
+status() {
+  call gcloud compute tpus queued-resources describe "$name" "${where[@]}" '--format=value(state.state)'
+}
+
+wait_for() {
+  if ((DRY)); then
+    status
+    return
+  fi
+  local now
+  while true; do
+    now=$(state)
+    echo "$name: $now"
+    case $now in
+      ACTIVE) return ;;
+      FAILED | SUSPENDED | SUSPENDING) die "$name is $now; resume asks for it anew" ;;
+    esac
+    sleep "${ARES_POLL:-30}"
+  done
+}
+
+on_workers() {
+  call gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all "--command=$1"
+}
+
+install() {
+  local archive
+  archive=$(mktemp --suffix=.tar.gz)
+  call git -C "$here/.." archive --format=tar.gz "--output=$archive" HEAD
+  call gcloud compute tpus tpu-vm scp "$archive" "$name:ares_jax.tar.gz" "${where[@]}" --worker=all
+  rm -f "$archive"
+  # The runtimes bring Python 3.10; uv brings 3.11.
+  on_workers 'set -e; mkdir -p ares_jax; tar -xzf ares_jax.tar.gz -C ares_jax; cd ares_jax
+python3 -m pip install --quiet --user uv
+test -d ~/venv || ~/.local/bin/uv venv --python 3.11 ~/venv
+~/.local/bin/uv pip install --quiet --python ~/venv/bin/python -r requirements.txt "jax[tpu]>=0.10.2,<0.11"'
+}
+
+run() {
+  one_host
+  ((${#words[@]})) || die "give train's words behind --, e.g. -- --config=configs/aepo_7b.py"
+  local word train get='' keep=''
+  for word in "${words[@]}"; do
+    [[ $word != --workdir* ]] || die "the run's folder is ~/run there; leave out $word"
+  done
+  # Expanded there: \$HOME and what else is escaped.
+  train="\"\$HOME/venv/bin/python\" -m ares_jax.train --workdir=\"\$HOME/run\" $(quoted "${words[@]}")"
+  if [[ -n $bucket ]]; then
+    get="bash launch/sync.sh pull ~/run $(quoted "$bucket") && "
+    keep="bash launch/sync.sh watch ~/run $(quoted "$bucket" "$every") & watch=\$!; "
+    train="$train; code=\$?; kill \$watch; bash launch/sync.sh push ~/run $(quoted "$bucket"); exit \$code"
+  fi
+  on_workers "cd ~/ares_jax && ${get}(nohup bash -c $(quoted "$keep$train") > ~/train.log 2>&1 < /dev/null &)"
+}
+
+tail_log() {
+  call gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=0 '--command=tail -n 100 -F train.log'
+}
+
+delete() {
+  call gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
+}
+
+up() {
+  create
+  wait_for
+  install
+  run
+}
+
+case $command in
+  create | install | run | status | delete) "$command" ;;
+  wait) wait_for ;;
+  tail) tail_log ;;
+  up)
+    one_host
+    ((${#words[@]})) || die "give train's words behind --, e.g. -- --config=configs/aepo_7b.py"
+    up
+    ;;
+  resume)
+    one_host
+    ((${#words[@]})) || die "give train's words behind --, as at the first run"
+    [[ -n $bucket ]] || echo "no --bucket: the run starts from its beginning" >&2
+    if ((DRY)) || [[ -n $(state 2>/dev/null) ]]; then
+      delete
+    fi
+    up
+    ;;
+  *) die "unknown command $command; --help shows them" ;;
+esac

