@@ -20,9 +20,11 @@ import optax
 
 from ares_jax import mesh, optimizer
 from ares_jax.data import curate as curation
+from ares_jax.data.bad_row import BadRow
 from ares_jax.data.sources import epochs, stream
 from ares_jax.data.traces import trace_batch
 from ares_jax.loop import LoopConfig, run_stage
+from ares_jax.metrics import Progress
 from ares_jax.models import qwen25_vl, weights
 from ares_jax.models.vision import VisionInput
 from ares_jax.ops import logprob_and_entropy
@@ -180,19 +182,23 @@ class Selected:
   """The rows that curation chose, each with its one response: a source for `fine_tune`."""
 
   def __init__(self, source, chosen):
-    """`chosen`: list of (row number, response)."""
+    """`chosen`: list of (row number, which of its responses)."""
     self._source, self._chosen = source, chosen
 
   def __len__(self):
     return len(self._chosen)
 
   def __getitem__(self, index):
-    number, response = self._chosen[index]
-    return self._source[number] | {"response": response}
+    number, which = self._chosen[index]
+    row = self._source[number]
+    return row | {"response": row["responses"][which]}
 
 
 def curate(params, source, config, *, generator, workdir, max_tokens, seed):
   """Probes pass rates, selects responses, writes WORKDIR/curation.json (section 3.1).
+
+  Problems pass by batch by batch, each leaving a line in WORKDIR/curation.jsonl: what is held of a
+  response is its length. A curation that was stopped goes on after its last line.
 
   Args:
     params: the probe's weights.
@@ -213,61 +219,59 @@ def curate(params, source, config, *, generator, workdir, max_tokens, seed):
   if len(source) < config.problems:
     raise ValueError(f"{config.problems} problems to curate, the source has {len(source)}; "
                      "lower curate.problems")
-  for number in range(config.problems):
-    if "responses" not in source[number]:
-      raise ValueError(f"row {source[number]['id']} has no 'responses', a list of a teacher's "
-                       "candidate answers; AdaCS selects among them")
-  passes = _pass_counts(params, source, config, generator, max_tokens, seed)
-  candidates, dropped = _candidates(source, config, generator, passes)
-  rng = np.random.default_rng(seed)
-  if config.selection == "adacs":
-    chosen, targets, notes = curation.select(
-      candidates, count=config.count, samples=config.samples, rng=rng)
-  else:
-    targets, notes = curation.length_targets(candidates, samples=config.samples)
-    chosen = curation.vanilla(candidates, count=config.count, rng=rng)
-  lengths = {str(rate): [candidate.tokens for candidate in chosen if candidate.passes == rate]
-             for rate in range(config.samples + 1)}
-  report = {
-    "selection": config.selection,
-    "problems": config.problems,
-    "candidates": len(candidates),
-    "wrong_candidates_dropped": dropped,
-    "bracket_problems": np.bincount(passes, minlength=config.samples + 1).tolist(),
-    "bracket_chosen": {rate: len(tokens) for rate, tokens in lengths.items()},
-    "bracket_mean_tokens": {rate: float(np.mean(tokens)) for rate, tokens in lengths.items()
-                            if tokens},
-    "target_tokens": {name: target.tolist() for name, target in targets.items()},
-    "notes": notes,
-    "chosen": [(candidate.problem, candidate.response) for candidate in chosen],
-  }
+  lines = os.path.join(workdir, "curation.jsonl")
+  done = _whole_lines(lines)
+  progress = Progress(config.problems, "curation", start=done)
+  while done < config.problems:
+    looked_at = _look_at(params, source, config, generator, max_tokens, seed, done)
+    with open(lines, "a", encoding="utf-8") as file:
+      file.writelines(json.dumps(line) + "\n" for line in looked_at)
+    done += len(looked_at)
+    progress.update(done, "problems")
+  progress.close()
+  report = curation.report(lines, selection=config.selection, count=config.count,
+                           samples=config.samples, rng=np.random.default_rng(seed))
   write_json(path, report)
   return Selected(source, report["chosen"])
 
 
-def _pass_counts(params, source, config, generator, max_tokens, seed):
-  """int [problems]: right answers of the probe at temperature 1."""
+def _whole_lines(path):
+  """How many lines the file has, after what a stop left of a last one is cut off."""
+  count = end = 0
+  if os.path.exists(path):
+    with open(path, "rb+") as file:
+      for line in file:
+        if line.endswith(b"\n"):
+          count, end = count + 1, end + len(line)
+      file.truncate(end)
+  return count
+
+
+def _look_at(params, source, config, generator, max_tokens, seed, start):
+  """Lines of the next batch of problems: passes of the probe, lengths of the right responses."""
+  places = np.arange(start, start + config.batch) % config.problems
+  rows = [source[int(place)] for place in places]
+  for row in rows:
+    if not row.get("responses"):
+      raise BadRow(row["id"], "response", "has no 'responses', a list of a teacher's candidate "
+                   "answers; AdaCS selects among them")
+  passes = _pass_counts(params, rows, places, config, generator, max_tokens, seed)
+  rows = rows[: config.problems - start]
+  pairs = [(row["answer"], text) for row in rows for text in row["responses"]]
+  correct, _, _ = generator.grader.grade([text for _, text in pairs], [truth for truth, _ in pairs])
+  right, chat = iter(correct), generator.encoder.chat
+  return [{"problem": int(place), "id": row["id"], "source": row["source"], "passes": int(count),
+           "tokens": [len(chat.response(text)) if next(right) else None
+                      for text in row["responses"]]}
+          for place, row, count in zip(places, rows, passes, strict=False)]
+
+
+def _pass_counts(params, rows, places, config, generator, max_tokens, seed):
+  """int [problems of the batch]: right answers of the probe at temperature 1."""
   sampling = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, min_tokens=0,
                             max_tokens=max_tokens)
-  counts = []
-  for start in range(0, config.problems, config.batch):
-    places = np.arange(start, start + config.batch) % config.problems
-    prompts = generator.encoder.batch([source[int(place)] for place in places], places)
-    samples = generator.sample(params, prompts, stage_key(seed, "probe"), group=config.samples,
-                               sampling=sampling)
-    _, correct, _, _ = generator.grade(prompts, samples, group=config.samples)
-    counts.append(correct.reshape(-1, config.samples).sum(1).astype(int))
-  return np.concatenate(counts)[: config.problems]
-
-
-def _candidates(source, config, generator, passes):
-  """Right candidate responses, and how many wrong ones were dropped."""
-  rows = [source[number] for number in range(config.problems)]
-  pairs = [(number, text) for number, row in enumerate(rows) for text in row["responses"]]
-  correct, _, _ = generator.grader.grade([text for _, text in pairs],
-                                         [rows[number]["answer"] for number, _ in pairs])
-  chat = generator.encoder.chat
-  candidates = [curation.Candidate(number, text, len(chat.response(text)), rows[number]["source"],
-                                   int(passes[number]))
-                for (number, text), right in zip(pairs, correct, strict=True) if right]
-  return candidates, len(pairs) - len(candidates)
+  prompts = generator.encoder.batch(rows, places)
+  samples = generator.sample(params, prompts, stage_key(seed, "probe"), group=config.samples,
+                             sampling=sampling)
+  _, correct, _, _ = generator.grade(prompts, samples, group=config.samples)
+  return correct.reshape(-1, config.samples).sum(1).astype(int)

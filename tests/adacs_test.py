@@ -99,8 +99,9 @@ class Source:
 
 
 def curate(prepared, tmp_path, monkeypatch, passes, selection):
-  monkeypatch.setattr(adacs, "_pass_counts", lambda *_: np.array(passes))
-  config = adacs.CurateConfig(selection=selection, problems=4, samples=8, count=4, batch=4)
+  monkeypatch.setattr(adacs, "_pass_counts",
+                      lambda params, rows, places, *_: np.array(passes)[places])
+  config = adacs.CurateConfig(selection=selection, problems=4, samples=8, count=4, batch=3)
   with setup.open_run(tiny.read()) as run:
     return adacs.curate(None, Source(), config, generator=run.generator, workdir=str(tmp_path),
                         max_tokens=8, seed=0)
@@ -117,8 +118,20 @@ def test_curation_drops_wrong_answers_and_is_kept(prepared, tmp_path, monkeypatc
   assert [again[i]["response"] for i in range(4)] == [selected[i]["response"] for i in range(4)]
 
 
+def test_a_stopped_curation_goes_on_after_its_last_whole_line(prepared, tmp_path, monkeypatch):
+  with jax.set_mesh(prepared.mesh):
+    curate(prepared, tmp_path, monkeypatch, [0, 8, 8, 4], "adacs")
+    report, lines = (tmp_path / "curation.json"), (tmp_path / "curation.jsonl")
+    whole, written = report.read_text(), lines.read_text()
+    report.unlink()
+    first = written.splitlines(keepends=True)[0]
+    lines.write_text(first + '{"problem": 1, "pas')
+    curate(prepared, tmp_path, monkeypatch, [None, 8, 8, 4], "adacs")  # the first is not asked
+  assert report.read_text() == whole and lines.read_text() == written
+
+
 def test_rows_without_candidates_are_named_before_the_probe(prepared, tmp_path):
   config = adacs.CurateConfig(selection="adacs", problems=1, samples=8, count=1, batch=1)
-  with pytest.raises(ValueError, match="row 7 has no 'responses'"):
+  with pytest.raises(ValueError, match="row 7: has no 'responses'"):
     adacs.curate(None, [{"id": "7"}], config, generator=None, workdir=str(tmp_path), max_tokens=8,
                  seed=0)

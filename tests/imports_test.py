@@ -21,6 +21,8 @@ ROWS = (
   ("config", "pulse"),
 )
 ROW_OF = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}
+# Commands that are found in a room stand where the other commands do.
+COMMANDS = ("data/inspect.py",)
 ROOMS = ("models", "data", "ops", "report", "diagnose")
 # Loader and grading workers run data/; jax there would start a second client of the TPU.
 NOT_IN_DATA = ("jax", "flax", "optax", "orbax", "clu", "torch", "tensorflow")
@@ -31,8 +33,8 @@ def files():
 
 
 def room_of(path):
-  first = path.relative_to(PACKAGE).parts[0]
-  return first.removesuffix(".py")
+  inside = path.relative_to(PACKAGE)
+  return "train" if inside.as_posix() in COMMANDS else inside.parts[0].removesuffix(".py")
 
 
 def imported(source):

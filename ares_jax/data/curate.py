@@ -3,29 +3,118 @@
 Pass rates of a probe model give brackets 0/8 .. 8/8; for every data source the target length falls
 linearly from the median length at pass rate 0 to the median length at pass rate 1; responses
 closest to their target are kept, evenly over the brackets of every source.
+
+Responses themselves are not here, only their numbers and lengths: 224,000 problems x 8 are 1.8 M
+of C candidates, 25 MB.
 """
 
+import array
 import dataclasses
+import json
 
 import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Candidate:
-  """One correct response to one problem."""
+class Candidates:
+  """Correct responses: C of them, a place in every array for each."""
 
-  problem: int  # index of the problem
-  response: str
-  tokens: int  # response length
-  source: str
-  passes: int  # of `samples` answers of the probe, how many were right
+  problem: np.ndarray  # int32 [C], number of the problem
+  response: np.ndarray  # int16 [C], which of the problem's responses
+  tokens: np.ndarray  # int32 [C], response length
+  source: np.ndarray  # int16 [C], index in `names`
+  passes: np.ndarray  # int16 [C]: of `samples` answers of the probe, how many were right
+  names: tuple  # of the sources, in the order of the alphabet
+
+  def __len__(self):
+    return len(self.problem)
+
+
+def read_candidates(path):
+  """Candidates of a file of problems, line by line.
+
+  Args:
+    path: JSONL of {"problem", "source", "passes", "tokens"}, the tokens of each response, null for
+      a wrong one.
+
+  Returns:
+    candidates: Candidates.
+    passes: int16 [problems], of the probe.
+    source: int16 [problems], index in the candidates' names.
+    dropped: wrong responses.
+  """
+  problems, rows, numbers, dropped = array.array("h"), array.array("h"), {}, 0
+  columns = {name: array.array(code) for name, code in (
+    ("problem", "i"), ("response", "h"), ("tokens", "i"), ("source", "h"), ("passes", "h"))}
+  with open(path, encoding="utf-8") as file:
+    for line in file:
+      record = json.loads(line)
+      source = numbers.setdefault(record["source"], len(numbers))
+      problems.append(record["passes"])
+      rows.append(source)
+      for response, tokens in enumerate(record["tokens"]):
+        if tokens is None:
+          dropped += 1
+          continue
+        for name, value in (("problem", record["problem"]), ("response", response),
+                            ("tokens", tokens), ("source", source), ("passes", record["passes"])):
+          columns[name].append(value)
+  names = tuple(sorted(numbers))
+  # From the order of the file to the alphabet's.
+  place = np.int16([names.index(name) for name in numbers])
+  columns = {name: np.array(values) for name, values in columns.items()}
+  columns["source"] = place[columns["source"]] if len(columns["source"]) else columns["source"]
+  return Candidates(**columns, names=names), np.array(problems), place[np.array(rows)], dropped
+
+
+def report(path, *, selection, count, samples, rng):
+  """What was chosen of a file of problems, and why: a dict for JSON.
+
+  Args:
+    path: as for `read_candidates`.
+    selection: "adacs" or "vanilla".
+    count: responses chosen at most.
+    samples: answers of the probe a problem.
+    rng: numpy Generator.
+  """
+  candidates, passes, source, dropped = read_candidates(path)
+  if selection == "adacs":
+    chosen, targets, notes = select(candidates, count=count, samples=samples, rng=rng)
+  else:
+    targets, notes = length_targets(candidates, samples=samples)
+    chosen = vanilla(candidates, count=count, rng=rng)
+  rate, tokens = candidates.passes[chosen], candidates.tokens[chosen]
+
+  def brackets(values):
+    return np.bincount(values, minlength=samples + 1).tolist()
+
+  return {
+    "selection": selection,
+    "problems": len(passes),
+    "candidates": len(candidates),
+    "wrong_candidates_dropped": dropped,
+    "bracket_problems": brackets(passes),
+    "bracket_chosen": dict(enumerate(brackets(rate))),
+    "bracket_mean_tokens": {str(each): float(tokens[rate == each].mean())
+                            for each in range(samples + 1) if (rate == each).any()},
+    "bracket_mean_tokens_before": {
+      str(each): float(candidates.tokens[candidates.passes == each].mean())
+      for each in range(samples + 1) if (candidates.passes == each).any()},
+    "source_brackets": {
+      name: {"problems": brackets(passes[source == number]),
+             "chosen": brackets(rate[candidates.source[chosen] == number])}
+      for number, name in enumerate(candidates.names)},
+    "target_tokens": {name: target.tolist() for name, target in targets.items()},
+    "notes": notes,
+    "chosen": np.stack([candidates.problem[chosen], candidates.response[chosen]], 1).tolist(),
+  }
 
 
 def length_targets(candidates, *, samples):
   """Target length of every bracket: L_target(p) = (1-p) L(0) + p L(1), in tokens, by source.
 
   Args:
-    candidates: list of Candidate.
+    candidates: Candidates.
     samples: answers of the probe a problem, 8 in the paper.
 
   Returns:
@@ -34,18 +123,19 @@ def length_targets(candidates, *, samples):
       populated bracket.
   """
   targets, notes = {}, []
-  for source in sorted({candidate.source for candidate in candidates}):
-    lengths = {}
-    for candidate in candidates:
-      if candidate.source == source:
-        lengths.setdefault(candidate.passes, []).append(candidate.tokens)
+  for index, source in enumerate(candidates.names):
+    own = candidates.source == index
+    passes, tokens = candidates.passes[own], candidates.tokens[own]
+    populated = np.unique(passes)
+    if not len(populated):
+      continue
     ends = []
     for end in (0, samples):
-      nearest = min(lengths, key=lambda passes: (abs(passes - end), passes))  # noqa: B023
+      nearest = populated[np.argmin(np.abs(populated - end))]  # of two as near, the lower
       if nearest != end:
         notes.append(f"{source}: no problems at pass rate {end}/{samples}, "
                      f"length taken from {nearest}/{samples}")
-      ends.append(float(np.median(lengths[nearest])))
+      ends.append(float(np.median(tokens[passes == nearest])))
     rate = np.arange(samples + 1) / samples
     targets[source] = (1 - rate) * ends[0] + rate * ends[1]
   return targets, notes
@@ -58,34 +148,41 @@ def select(candidates, *, count, samples, rng):
   are broken at random.
 
   Returns:
-    chosen: list of Candidate, at most `count`; fewer where there are not that many problems.
+    chosen: int64, places in `candidates`, at most `count`; fewer where there are not that many
+      problems.
     targets, notes: as `length_targets`.
   """
   targets, notes = length_targets(candidates, samples=samples)
-  best = {}
-  for candidate in _shuffled(candidates, rng):
-    distance = abs(candidate.tokens - targets[candidate.source][candidate.passes])
-    if candidate.problem not in best or distance < best[candidate.problem][0]:
-      best[candidate.problem] = (distance, candidate)
-  brackets = {}
-  for distance, candidate in best.values():
-    brackets.setdefault((candidate.source, candidate.passes), []).append((distance, candidate))
-  queues = [sorted(brackets[key], key=lambda pair: pair[0]) for key in sorted(brackets)]
-  chosen = []
-  while len(chosen) < count and any(queues):
-    for queue in queues:
-      if queue and len(chosen) < count:
-        chosen.append(queue.pop(0)[1])
-  return chosen, targets, notes
+  table = np.array([targets.get(name, np.zeros(samples + 1)) for name in candidates.names])
+  distance = np.abs(candidates.tokens - table[candidates.source, candidates.passes])
+  order, turn = _draw(candidates, rng)
+  # Of each problem the closest, the first drawn of those as close.
+  order = order[np.lexsort((np.arange(len(order)), distance[order], candidates.problem[order]))]
+  best = order[_firsts(candidates.problem[order])]
+  bracket = candidates.source[best].astype(np.int64) * (samples + 1) + candidates.passes[best]
+  queue = np.lexsort((turn[best], distance[best], bracket))
+  best, bracket = best[queue], bracket[queue]
+  starts = np.flatnonzero(_firsts(bracket))
+  rank = np.arange(len(best)) - np.repeat(starts, np.diff([*starts, len(best)]))
+  return best[np.lexsort((bracket, rank))][:count], targets, notes
 
 
 def vanilla(candidates, *, count, rng):
   """The baseline (paper table 4): the same number of problems, a uniformly drawn response each."""
-  first = {}
-  for candidate in _shuffled(candidates, rng):
-    first.setdefault(candidate.problem, candidate)
-  return list(first.values())[:count]
+  order, _ = _draw(candidates, rng)
+  _, first = np.unique(candidates.problem[order], return_index=True)
+  return order[np.sort(first)][:count]
 
 
-def _shuffled(candidates, rng):
-  return [candidates[index] for index in rng.permutation(len(candidates))]
+def _draw(candidates, rng):
+  """(places in a random order, int64 [C]: when the first candidate of its problem was drawn)."""
+  order = rng.permutation(len(candidates))
+  _, first, which = np.unique(candidates.problem[order], return_index=True, return_inverse=True)
+  turn = np.empty(len(order), np.int64)
+  turn[order] = first[which]
+  return order, turn
+
+
+def _firsts(ordered):
+  """bool: where a run of equal values begins."""
+  return np.r_[True, ordered[1:] != ordered[:-1]][: len(ordered)]

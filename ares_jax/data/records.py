@@ -126,7 +126,7 @@ class TfdsRecords:
     builder = tfds.builder_from_directory(folder)
     try:
       self._source = builder.as_data_source(self._split)
-    except (NotImplementedError, ValueError) as error:
+    except (KeyError, NotImplementedError, ValueError) as error:
       raise ValueError(f"{folder}, split {self._split!r}, has the splits "
                        f"{', '.join(builder.info.splits)} and cannot be read by number: {error}; "
                        "prepare it with file_format='array_record'") from error

@@ -43,7 +43,7 @@ import grain
 import numpy as np
 
 from ares_jax.config import suggest
-from ares_jax.data.records import open_records
+from ares_jax.data.records import SUFFIXES, open_records
 from ares_jax.data.schema import read_row, table
 
 
@@ -77,7 +77,8 @@ class FileSource:
     self._records = open_records(config.path, config.split)
     self.files = self._records.files
     self._schema = table("schemas.json")[config.schema]
-    self.name = config.path.rstrip("/").rpartition("/")[2].partition(".")[0]
+    last = config.path.rstrip("/").rpartition("/")[2]
+    self.name = next((last.removesuffix(end) for end in SUFFIXES if last.endswith(end)), last)
     if not len(self._records):
       raise ValueError(f"data file {config.path} has no rows")
 

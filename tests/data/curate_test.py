@@ -1,15 +1,22 @@
+import json
+
 import numpy as np
 
-from ares_jax.data.curate import Candidate, length_targets, select, vanilla
+from ares_jax.data import curate
+from ares_jax.data.curate import Candidates, length_targets, select, vanilla
 
 
-def candidates(lengths_by_passes, source="a", first=0):
+def pool(rows, names=("a",)):
+  """Candidates of rows (problem, response, tokens, source, passes)."""
+  columns = np.array(rows, np.int64).reshape(-1, 5).T
+  return Candidates(*(column.astype(kind) for column, kind in zip(
+    columns, (np.int32, np.int16, np.int32, np.int16, np.int16), strict=True)), names)
+
+
+def candidates(lengths_by_passes):
   """One problem a length."""
-  made = []
-  for passes, lengths in lengths_by_passes.items():
-    for tokens in lengths:
-      made.append(Candidate(first + len(made), "x" * tokens, tokens, source, passes))
-  return made
+  pairs = [(tokens, passes) for passes, lengths in lengths_by_passes.items() for tokens in lengths]
+  return pool([(number, 0, tokens, 0, passes) for number, (tokens, passes) in enumerate(pairs)])
 
 
 def test_target_is_linear_between_the_medians_of_the_ends():
@@ -26,35 +33,57 @@ def test_a_missing_end_takes_the_nearest_bracket_and_says_so():
 
 
 def test_keeps_lengths_closest_to_the_target_evenly_over_brackets():
-  pool = candidates({0: [40, 41, 90, 5, 39], 8: [10, 11, 60, 9, 12]})
-  chosen, targets, _ = select(pool, count=4, samples=8, rng=np.random.default_rng(0))
+  found = candidates({0: [40, 41, 90, 5, 39], 8: [10, 11, 60, 9, 12]})
+  chosen, targets, _ = select(found, count=4, samples=8, rng=np.random.default_rng(0))
+  tokens, passes = found.tokens[chosen], found.passes[chosen]
   assert targets["a"][0] == 40 and targets["a"][8] == 11
-  assert sorted(c.tokens for c in chosen if c.passes == 0)[0] >= 39
-  assert {c.passes for c in chosen} == {0, 8}
-  assert [sum(c.passes == p for c in chosen) for p in (0, 8)] == [2, 2]
-  assert all(abs(c.tokens - targets["a"][c.passes]) <= 1 for c in chosen)
+  assert passes.tolist() == [0, 8, 0, 8]
+  assert tokens[:2].tolist() == [40, 11]
+  assert all(abs(tokens - targets["a"][passes]) <= 1)
 
 
 def test_an_exhausted_bracket_leaves_its_share_to_the_others():
-  chosen, _, _ = select(candidates({0: [40], 8: [10] * 9}), count=6, samples=8,
-                        rng=np.random.default_rng(0))
-  assert [sum(c.passes == p for c in chosen) for p in (0, 8)] == [1, 5]
+  found = candidates({0: [40], 8: [10] * 9})
+  chosen, _, _ = select(found, count=6, samples=8, rng=np.random.default_rng(0))
+  assert found.passes[chosen].tolist() == [0, 8, 8, 8, 8, 8]
 
 
 def test_a_problem_appears_once_with_its_best_response():
-  pool = [Candidate(0, text, tokens, "a", 0) for text, tokens in (("s", 5), ("m", 30), ("l", 90))]
-  chosen, _, _ = select(pool, count=9, samples=8, rng=np.random.default_rng(0))
-  assert [c.response for c in chosen] == ["m"]
+  found = pool([(0, response, tokens, 0, 0) for response, tokens in enumerate((5, 30, 90))])
+  chosen, _, _ = select(found, count=9, samples=8, rng=np.random.default_rng(0))
+  assert found.response[chosen].tolist() == [1]
 
 
 def test_every_source_has_its_own_target():
-  pool = candidates({0: [40], 8: [10]}) + candidates({0: [400], 8: [100]}, "b", first=2)
-  targets, _ = length_targets(pool, samples=8)
+  found = pool([(0, 0, 40, 0, 0), (1, 0, 10, 0, 8), (2, 0, 400, 1, 0), (3, 0, 100, 1, 8)],
+               ("a", "b"))
+  targets, _ = length_targets(found, samples=8)
   assert targets["a"][0] == 40 and targets["b"][0] == 400
 
 
 def test_vanilla_draws_problems_and_lengths_uniformly():
-  pool = [Candidate(problem, "", tokens, "a", 8) for problem in range(400) for tokens in (10, 30)]
-  chosen = vanilla(pool, count=300, rng=np.random.default_rng(0))
-  assert len(chosen) == 300 == len({c.problem for c in chosen})
-  assert 18 < np.mean([c.tokens for c in chosen]) < 22
+  found = pool([(problem, 0, tokens, 0, 8) for problem in range(400) for tokens in (10, 30)])
+  chosen = vanilla(found, count=300, rng=np.random.default_rng(0))
+  assert len(chosen) == 300 == len(set(found.problem[chosen].tolist()))
+  assert 18 < np.mean(found.tokens[chosen]) < 22
+
+
+def test_nothing_right_is_nothing_chosen():
+  assert len(vanilla(pool([]), count=3, rng=np.random.default_rng(0))) == 0
+  assert len(select(pool([]), count=3, samples=8, rng=np.random.default_rng(0))[0]) == 0
+
+
+def test_a_report_counts_by_source_and_bracket(tmp_path):
+  lines = [("b", 0, [None, 40]), ("a", 8, [10, 12]), ("a", 8, [None, None]), ("b", 8, [20])]
+  (tmp_path / "c.jsonl").write_text("".join(json.dumps(
+    {"problem": number, "source": source, "passes": passes, "tokens": tokens}) + "\n"
+    for number, (source, passes, tokens) in enumerate(lines)))
+  found = curate.report(str(tmp_path / "c.jsonl"), selection="adacs", count=9, samples=8,
+                        rng=np.random.default_rng(0))
+  assert (found["problems"], found["candidates"], found["wrong_candidates_dropped"]) == (4, 4, 3)
+  assert found["bracket_problems"] == [1] + [0] * 7 + [3]
+  # The median of 10 and 12 is 11: either is as close.
+  assert sorted(pair[0] for pair in found["chosen"]) == [0, 1, 3] and [0, 1] in found["chosen"]
+  assert found["source_brackets"]["a"] == {"problems": [0] * 8 + [2], "chosen": [0] * 8 + [1]}
+  assert found["source_brackets"]["b"]["chosen"] == [1] + [0] * 7 + [1]
+  assert found["bracket_mean_tokens_before"] == {"0": 40.0, "8": 14.0}

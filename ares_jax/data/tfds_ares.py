@@ -1,0 +1,100 @@
+"""Any source as a versioned TFDS data set, of which Grain reads each row by itself.
+
+    python -m ares_jax.data.tfds_ares --path=ViRL39K --schema=virl39k --out=DIR --version=1.0.0
+
+Images go into the rows as they are encoded. Training reads it as
+    dict(path="DIR/ares/1.0.0", schema="plain", split="", weight=1.0)
+Parquet gives a row at the price of its whole row group, loose images one file each; this gives
+both at the price of a row. Needs no TensorFlow.
+"""
+
+import io
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import flags
+from etils import epath
+from PIL import Image
+
+from ares_jax.command import UsageError, run
+from ares_jax.data.schema import table
+from ares_jax.data.sources import FileSource, SourceConfig
+
+_TEXTS = ("id", "source", "question", "level", "response")
+_LISTS = ("answer", "responses")
+
+
+class Ares(tfds.core.GeneratorBasedBuilder):
+  """Rows of a FileSource, in their order."""
+
+  VERSION = tfds.core.Version("1.0.0")  # an instance has its own
+
+  def __init__(self, source, folder, version):
+    """
+    Args:
+      source: FileSource.
+      folder: where data sets are.
+      version: "1.0.0".
+    """
+    self._source, self.VERSION = source, tfds.core.Version(version)
+    # A field is a column if the first row has it; rows of one source have the same fields.
+    first = source[0]
+    self._fields = [field for field in (*_TEXTS, *_LISTS) if first.get(field) is not None]
+    super().__init__(data_dir=folder, file_format="array_record")
+
+  def _info(self):
+    columns = {field: tfds.features.Text() if field in _TEXTS else
+               tfds.features.Sequence(tfds.features.Text()) for field in self._fields}
+    columns["images"] = tfds.features.Sequence(
+      tfds.features.Tensor(shape=(), dtype=np.object_))
+    return tfds.core.DatasetInfo(
+      builder=self, features=tfds.features.FeaturesDict(columns), disable_shuffling=True)
+
+  def _split_generators(self, dl_manager):
+    return {"train": self._generate_examples()}
+
+  def _generate_examples(self):
+    for number in range(len(self._source)):
+      row = self._source[number]
+      # A missing field stops here, at its row, and not as an empty text in training.
+      yield number, {field: row[field] for field in self._fields} | {
+        "images": [_encoded(image) for image in row["images"]]}
+
+
+def _encoded(image):
+  if isinstance(image, bytes):
+    return image
+  if isinstance(image, np.ndarray):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+  return epath.Path(image).read_bytes()
+
+
+def build(source, folder, version):
+  """Writes FOLDER/ares/VERSION and returns that path; what is there already stays."""
+  builder = Ares(source, folder, version)
+  builder.download_and_prepare()
+  return str(builder.data_path)
+
+
+def main():
+  words = flags.FLAGS
+  if not words.path or not words.out:
+    raise UsageError("pass --path=FILE or folder, and --out=FOLDER")
+  print(build(FileSource(SourceConfig(words.path, words.schema, words.split, 1.0)), words.out,
+              words.version))
+
+
+def define_flags():
+  """Not at import: other commands have flags of these names."""
+  flags.DEFINE_string("path", "", "File or folder of the source.")
+  flags.DEFINE_enum("schema", "plain", sorted(table("schemas.json")), "What its columns mean.")
+  flags.DEFINE_string("split", "", "Of a folder; default all of it.")
+  flags.DEFINE_string("out", "", "Folder for ares/VERSION.")
+  flags.DEFINE_string("version", "1.0.0", "Of the data set; another one for other data.")
+
+
+if __name__ == "__main__":
+  define_flags()
+  run(main)
