@@ -99,7 +99,8 @@ def _watch(over, path, seconds):
     if quiet < seconds:
       continue
     _tell(f"nothing has happened for {quiet:.0f} s (stall_minutes): ended; stacks in {path}")
-    with open(path, "a", encoding="utf-8") as file:
+    # Where the folder is gone there is no file, but an end there must be.
+    with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
       file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}: no pulse for {quiet:.0f} s\n")
       file.flush()
       faulthandler.dump_traceback(file, all_threads=True)

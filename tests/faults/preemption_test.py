@@ -1,0 +1,49 @@
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from ares_jax import pulse, sampler
+from ares_jax.data.grade import GradingPool
+
+
+def test_a_rollout_is_left_between_two_chunks(monkeypatch):
+  chunks = []
+
+  def decode(*_, **__):
+    chunks.append(1)
+    if len(chunks) == 3:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return None, np.int32([[1, 4]])  # one row is never done
+
+  monkeypatch.setattr(sampler, "plan", lambda *_, **__: 1)
+  monkeypatch.setattr(sampler, "rollout_weights", lambda model, params: params)
+  for name, fake in {"idle": lambda *_, **__: None, "read": lambda *_: None,
+                     "decode": decode}.items():
+    monkeypatch.setattr(sampler.slots, name, fake)
+  with pulse.requests(), pytest.raises(pulse.Stopped):
+    sampler.sample(
+      None, None, {"tokens": np.zeros((1, 2))}, None, None, group=1, end=(0,),
+      sampling=sampler.SamplingConfig(1.0, 1.0, 0, 0, 64), engine=sampler.EngineConfig(1, 4, 1.0))
+  assert len(chunks) == 3
+
+
+class Answered:
+  """A future whose answer is there; the stop is asked for while the third one is awaited."""
+
+  awaited = []
+
+  def result(self):
+    self.awaited.append(1)
+    if len(self.awaited) == 3:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return 1.0
+
+
+def test_grading_is_left_between_two_formulas(monkeypatch):
+  monkeypatch.setattr(GradingPool, "_submit", lambda self, pair: Answered())
+  texts = [f"<think> </think> \\boxed{{x^{{{number}}}+y}}" for number in range(9)]
+  with pulse.requests(), GradingPool(1) as pool, pytest.raises(pulse.Stopped):
+    pool.grade(texts, ["y+x^2"] * 9)
+  assert len(Answered.awaited) == 3
