@@ -10,7 +10,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "ares_jax"
 # A module may import from rows below its own; inside a folder sideways too.
 ROWS = (
   ("train", "evaluate", "generate", "export", "report", "diagnose"),
-  ("setup", "ablation", "fingerprint"),
+  ("setup", "ablation", "fingerprint", "records"),
   ("adacs", "aepo"),
   ("measure", "predictions", "rollout", "loop", "run_data", "responses"),
   ("sampler", "run_folder"),

@@ -14,8 +14,8 @@ import jax
 from absl import flags
 
 from ares_jax.command import UsageError, run
+from ares_jax.records import read
 from ares_jax.report.page import page
-from ares_jax.report.records import read
 from ares_jax.run_folder import write_text
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", allow_override=True)

@@ -8,9 +8,9 @@ import dataclasses
 import numpy as np
 
 from ares_jax import ops
+from ares_jax.data.scores import BUCKETS
 from ares_jax.data.trigger_words import trigger_words
 
-BUCKETS = ("easy", "medium", "hard")
 _BATCH = 64  # responses an op takes at once
 
 

@@ -7,8 +7,9 @@ import os
 
 import numpy as np
 
+from ares_jax.data.scores import BUCKETS
 from ares_jax.report import statistics
-from ares_jax.report.annotate import BUCKETS, annotate
+from ares_jax.report.annotate import annotate
 
 # Bytes of logged responses a page holds: a browser on a phone opens 12 MB in a few seconds.
 LIMIT = 12_000_000

@@ -1,0 +1,106 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from small_run import line, write
+
+from ares_jax.diagnose import hwe, kl, passk
+from ares_jax.records import read
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+  return read(write(tmp_path_factory.mktemp("run")))
+
+
+def test_precision_and_recall_of_a_sentence_checked_by_hand():
+  # Windows of 2 start at 0..4 with means 0 2 3 1 0; quantile 0.6 is 1 + 0.4 * (2 - 1) = 1.4.
+  entropy_BT, mask_BT = np.float32([[0, 0, 4, 2, 0, 0]]), np.ones((1, 6), bool)
+  trigger_BT = np.bool_([[1, 0, 0, 1, 0, 0]])
+  score = hwe.score(entropy_BT, mask_BT, trigger_BT, window=2, quantile=0.6)
+  # Flagged: 1..2 without a trigger, 2..3 with one; the trigger at 0 is not found.
+  assert score["threshold"] == pytest.approx(1.4) and score["flagged"] == 2
+  assert (score["precision"], score["recall"], score["f1"]) == (0.5, 0.5, 0.5)
+  # All five windows: those at 0, 2 and 3 hold a trigger.
+  assert score["every"] == pytest.approx(2 * 0.6 / 1.6)
+
+
+def test_a_response_shorter_than_a_window_has_nothing_to_find():
+  score = hwe.score(np.float32([[1, 2]]), np.ones((1, 2), bool), np.bool_([[1, 0]]),
+                    window=4, quantile=0.5)
+  assert score["f1"] is None and score["every"] is None and score["flagged"] == 0
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+  path = tmp_path_factory.mktemp("labels") / "labels.jsonl"
+  path.write_text(json.dumps({"step": 1, "id": "p1", "sample": 0, "triggers": [2]}) + "\n")
+  return path
+
+
+def test_the_claim_is_judged_on_what_is_given(records, labelled):
+  # Two copies of a sentence of 12 tokens whose only peak is its trigger; windows of 6.
+  tokens, nats = ["x"] * 12, [0.0] * 12
+  tokens[11], nats[11] = " wait", 6.0
+  lines = [line(1, sample, 1.0, 1.0) | {"tokens": tokens, "entropy": nats} for sample in (0, 1)]
+  good = hwe.check(dataclasses.replace(records, rollouts=lines), windows=(6,), quantiles=(0.99,))
+  assert good["claim"]["holds"] and good["claim"]["best"]["f1"] == 1
+  assert "F1 > 0.5 at w = 6 holds here: F1 = 1." in hwe.text(good)
+  bad = hwe.check(dataclasses.replace(records, rollouts=[
+    one | {"tokens": [" wait"] + ["x"] * 11} for one in lines]), windows=(6,), quantiles=(0.99,))
+  assert not bad["claim"]["holds"] and "does not hold here" in hwe.text(bad)
+  assert "entropy tells nothing" in hwe.text(bad)
+  # The small run's five tokens have no window of 6.
+  none = hwe.check(records, hwe.labels(labelled), windows=(6,), quantiles=(0.99,))
+  assert (none["responses"], none["triggers"]) == (1, 1) and "cannot be said" in hwe.text(none)
+
+
+def test_labels_that_do_not_fit_are_refused(records, labelled, tmp_path):
+  labelled = {(1, "p1", 0): [5]}
+  with pytest.raises(ValueError, match=r"triggers \[5\].*outside its 5 tokens"):
+    hwe.check(records, labelled, windows=(2,), quantiles=(0.5,))
+  (tmp_path / "bad.jsonl").write_text('{"step": 1}\n')
+  with pytest.raises(ValueError, match="line 1 has no step, id, sample and triggers"):
+    hwe.labels(tmp_path / "bad.jsonl")
+
+
+def test_the_controller_is_stable_or_swings_or_lies_at_a_bound():
+  calm = kl.simulate(0.1, 0.0, low=0.1, high=10.0)
+  assert calm["state"] == "stable" and calm["ratio"] == pytest.approx(1, abs=0.01)
+  assert kl.simulate(0.9, 1.0, low=0.1, high=10.0)["state"] == "oscillating"
+  # Kappa would have to be 1.
+  assert kl.simulate(0.1, 0.0, low=0.1, high=0.5)["state"] == "diverging"
+
+
+def test_a_bucket_is_held_or_its_kappa_lies_at_a_bound(records):
+  config = records.aepo_config().kl
+
+  def said(values, kappa):
+    lines = [{"kl/outside/easy": value, "kl/kappa/easy": kappa} for value in values]
+    row = kl.bucket("easy", lines, config, 0.05)
+    return row, kl.advice({"dynamic": True, "buckets": [row], "here": None, "low": config.low,
+                           "high": config.high})[0]
+
+  row, words = said([1e-14, 0.02, 0.04, 0.08, 0.06, 0.05, 0.05, 0.05, 0.05], 1.0)
+  assert row["ratio"] == pytest.approx(1) and "is held" in words and row["noise"] < 1
+  assert "does not bind" in said([0.01] * 6, 0.1)[1]
+  assert "upper bound" in said([0.2] * 6, 10.0)[1]
+  assert "no tokens" in said([None] * 6, 1.0)[1]
+
+
+def test_the_distribution_behind_pass_rates_is_found_again():
+  random = np.random.default_rng(0)
+  rates = random.binomial(8, random.beta(2.0, 1.0, 40_000)) / 8
+  np.testing.assert_allclose(passk.fit(rates, 8), (2, 1), rtol=0.05)
+
+
+def test_more_samples_find_the_true_bucket_more_often(records):
+  result = passk.check(records)
+  right = [row["right"] for row in result["groups"]]
+  assert right == sorted(right) and right[-1] > 0.8 and result["problems"] == 3
+  for row in result["groups"]:
+    assert np.sum(row["confusion"]) == pytest.approx(1, abs=1e-3)
+    assert np.trace(row["confusion"]) == pytest.approx(row["right"], abs=1e-3)
+  change = [row["reward"] for row in result["groups"]]
+  assert change[0] > change[-1] > 0 and "truth: 64 samples" in passk.text(result)
