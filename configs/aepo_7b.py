@@ -49,8 +49,9 @@ def get_config():
     **adam))
 
   c.aepo = ConfigDict(dict(
-    steps=100, prompts=512, group=8, minibatch=128, microbatch=64, frozen=("vision",),
-    log_responses=64))
+    steps=100, prompts=512, group=8, minibatch=128, microbatch=8, frozen=("vision",),
+    # 4096 + 16384 tokens, the longest prompt and response, or a little more if that pads less.
+    row_tokens=(20480, 22528, 24576), log_responses=64))
   c.aepo.sampling = dict(temperature=1.0, top_p=0.99, top_k=0, min_tokens=0, max_tokens=16384)
   c.aepo.filter = dict(batches=20, low=0.01, high=0.99)
   c.aepo.entropy = dict(window=4, quantile=0.95, quantile_of="window", reduce="mean", decay=0.9,

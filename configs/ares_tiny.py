@@ -54,8 +54,8 @@ def get_config():
                  optimizer=dict(learning_rate=5e-4, **adam))
 
   c.aepo = ConfigDict(dict(
-    steps=80, prompts=32, group=8, minibatch=256, microbatch=64, frozen=("vision",),
-    log_responses=16))
+    steps=80, prompts=32, group=8, minibatch=256, microbatch=8, row_tokens=(164,),
+    frozen=("vision",), log_responses=16))
   c.aepo.sampling = dict(temperature=1.0, top_p=1.0, top_k=0, min_tokens=0, max_tokens=56)
   c.aepo.filter = dict(batches=1, low=0.01, high=0.99)
   c.aepo.entropy = dict(window=4, quantile=0.95, quantile_of="window", reduce="mean", decay=0.9,
