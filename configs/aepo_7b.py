@@ -8,12 +8,15 @@ Hardware: the TPU chips of one host. Hours and expected score: not measured. Wha
 of the paper's sizes today: rollouts hold the keys and values of a whole prompt batch, and runs on
 several hosts are refused. By plan, 8 chips with 6 GiB for keys and values hold 64 prompts of 4096
 tokens beside 32 answers at a time: --config.aepo.prompts=64 --config.evaluate.batch=64.
+Baselines: --config=configs/aepo_7b.py:grpo and :dapo (ares_jax/presets.py).
 """
 
 from ml_collections import ConfigDict
 
+from ares_jax.presets import choose
 
-def get_config():
+
+def get_config(algorithm="aepo"):
   c = ConfigDict()
   c.seed = 0
   c.threads = 16  # data reading threads a host
@@ -69,4 +72,4 @@ def get_config():
   c.aepo.loop = loop
 
   c.evaluate = dict(problems=512, samples=8, batch=64, temperature=1.0, top_p=1.0)
-  return c
+  return choose(c, algorithm)

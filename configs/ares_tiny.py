@@ -6,14 +6,15 @@ Hardware: 2 CPU cores; 6.4 minutes where nothing was compiled before (README.md 
 that was measured, and the expected score).
 A tiny model of the true Qwen2.5-VL architecture (0.55 M parameters) first learns to read and to add
 (warm-up: it takes the place of pretrained weights), then AdaCS (stage 1) and AEPO (stage 2) run as
-for the 7B model. Ablations are switches, e.g. GRPO:
-    --config.aepo.reward.kind=accuracy --config.aepo.kl.dynamic=False
+for the 7B model. Baselines: --config=configs/ares_tiny.py:grpo and :dapo (ares_jax/presets.py).
 """
 
 from ml_collections import ConfigDict
 
+from ares_jax.presets import choose
 
-def get_config():
+
+def get_config(algorithm="aepo"):
   c = ConfigDict()
   c.seed = 0
   c.threads = 1  # data reading threads: the device is the same two cores
@@ -73,4 +74,4 @@ def get_config():
   c.aepo.loop = dict(save_every=10, keep=1)
 
   c.evaluate = dict(problems=256, samples=8, batch=64, temperature=1.0, top_p=1.0)
-  return c
+  return choose(c, algorithm)

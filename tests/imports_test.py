@@ -16,7 +16,7 @@ ROWS = (
   ("sampler", "rows", "run_folder"),
   ("slots", "shaping", "checkpoint", "optimizer", "metrics"),
   ("models", "data"),
-  ("ops", "mesh", "command"),
+  ("ops", "mesh", "command", "presets"),
   ("config",),
 )
 ROW_OF = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}

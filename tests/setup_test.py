@@ -67,8 +67,9 @@ def test_truths_that_no_answer_meets_are_found_before_training(tmp_path):
       run.check()
 
 
-def test_configs_of_the_repository_are_complete():
+@pytest.mark.parametrize("size", ["7", "3"])
+def test_configs_of_the_repository_are_complete(size):
   tiny.read()
-  values = tiny.config_lib.load(str(tiny.ROOT / "configs" / "aepo_7b.py"))
-  with pytest.raises(ConfigError, match="config.model.path 'Qwen2.5-VL-7B-Instruct' is no folder"):
+  values = tiny.config_lib.load(str(tiny.ROOT / "configs" / f"aepo_{size}b.py"))
+  with pytest.raises(ConfigError, match=f"config.model.path 'Qwen2.5-VL-{size}B-Instruct' is no f"):
     setup.read_config(values)
