@@ -27,7 +27,6 @@ from ares_jax.loop import LoopConfig, run_stage
 from ares_jax.metrics import Progress
 from ares_jax.models import qwen25_vl, weights
 from ares_jax.models.vision import VisionInput
-from ares_jax.ops import logprob_and_entropy
 from ares_jax.optimizer import OptimizerConfig
 from ares_jax.run_folder import dump_batch, write_json
 from ares_jax.sampler import SamplingConfig, stage_key
@@ -104,14 +103,10 @@ def sft_step(model, config, state, batch):
     part = jax.tree.map(lambda x: mesh.shard(x, "data"), part)
     params = params | {name: jax.lax.stop_gradient(params[name]) for name in config.frozen}
     features = qwen25_vl.vision_features(model, params, part["vision"])
-    embeds = qwen25_vl.embed(model, params, part["tokens"], part["unit"], features)
-    hidden = qwen25_vl.hidden(model, params, embeds, jnp.moveaxis(part["positions"], 1, 0),
-                              part["segment"])
-    # Column t predicts token t+1; the first column of a row has no predecessor.
-    logprob, entropy = logprob_and_entropy(
-      hidden[:, :-1].reshape(-1, hidden.shape[-1]), qwen25_vl.unembedding(model, params),
-      part["tokens"][:, 1:].reshape(-1), axes=mesh.AXES)
-    mask = part["loss_mask"][:, 1:].reshape(-1)
+    logprob, entropy = qwen25_vl.score(
+      model, params, features,
+      **{name: part[name] for name in ("tokens", "unit", "positions", "segment")})
+    mask = part["loss_mask"]
     return -jnp.where(mask, logprob, 0).sum() / tokens, jnp.where(mask, entropy, 0).sum() / tokens
 
   def accumulate(carry, part):

@@ -1,17 +1,16 @@
 """Stage 2, AEPO: GRPO that explores where window entropy is high (section 3.2, algorithm 1).
 
 `aepo_step` is one jitted program: shaping of the whole rollout batch (shaping.py), then a scan over
-minibatches, an optimizer update each, and inside it a scan over microbatches. `run` is the host's
-side: sample, grade, step, log.
+minibatches, an optimizer update each, and inside it a loop over microbatches of packed rows
+(policy_gradient.py). `run` is the host's side: sample, grade, pack, step, log.
 
-P prompts, G group, B = P*G rows (row b = p*G + g), T tokens. Names ending in _3 hold a value for
-each difficulty bucket: easy, medium, hard.
+P prompts, G group, B = P*G sequences (b = p*G + g), T response tokens, N minibatches. Names ending
+in _3 hold a value for each difficulty bucket: easy, medium, hard.
 """
 
 import dataclasses
 import functools
 import os
-from typing import Literal
 
 import flax.struct
 import jax
@@ -19,65 +18,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ares_jax import mesh, ops, optimizer
+from ares_jax import mesh, ops, optimizer, policy_gradient
 from ares_jax.branching import Branching
 from ares_jax.data.sources import epochs, stream
 from ares_jax.loop import LoopConfig, run_stage
 from ares_jax.metrics import truncate
-from ares_jax.models import qwen25_vl, weights
+from ares_jax.models import weights
 from ares_jax.optimizer import OptimizerConfig
+from ares_jax.policy_gradient import KlConfig, LossConfig, Signal
 from ares_jax.responses import write_rollouts
 from ares_jax.rollout import FilterConfig, collect
+from ares_jax.rows import deal, pack
 from ares_jax.run_folder import dump_batch
 from ares_jax.sampler import SamplingConfig, stage_key
 from ares_jax.shaping import Controllers, EntropyConfig, RewardConfig, by_bucket, shape
 
 # Share of high-window-entropy tokens below which AEPO is GRPO, above which it relaxes everything.
 HWE_SHARE = (0.001, 0.2)
-
-
-@dataclasses.dataclass(frozen=True)
-class LossConfig:
-  """Clipped policy gradient (eq. 2)."""
-
-  advantage: Literal["std", "none", "leave_one_out"]
-  equal_groups: Literal["zero", "normalize"]  # groups of equal correctness: no advantage, or as is
-  clip_low: float
-  clip_high: float
-  clip_dual: float
-  average: Literal["token", "sequence"]
-  old_logprob: Literal["sampler", "recompute"]
-  importance_cap: float  # of min(exp(old - sampler), cap); used where old_logprob is recomputed
-
-  def __post_init__(self):
-    if not 0 <= self.clip_low < 1 or self.clip_high < 0 or self.clip_dual <= 1:
-      raise ValueError(f"clip_low = {self.clip_low} must be in [0, 1), clip_high = "
-                       f"{self.clip_high} >= 0, clip_dual = {self.clip_dual} > 1")
-    if self.importance_cap <= 0:
-      raise ValueError(f"importance_cap = {self.importance_cap} must be > 0")
-
-
-@dataclasses.dataclass(frozen=True)
-class KlConfig:
-  """The thinking budget: token-adaptive KL to the reference and its controller (lines 16-24)."""
-
-  estimator: Literal["k1", "k2", "k3", "abs"]
-  dynamic: bool  # False: kappa stays at `start` and HWE windows get no relief
-  start: tuple[float, float, float]  # kappa at step 0
-  beta: tuple[float, float, float]
-  rho: float  # weight inside HWE windows over outside
-  target: tuple[float, float, float]  # delta, nats a token outside windows
-  rate: float
-  low: float
-  high: float
-
-  def __post_init__(self):
-    if not 0 <= self.rho <= 1 or not 0 < self.rate < 1 or min(self.target) <= 0:
-      raise ValueError(f"rho = {self.rho} must be in [0, 1], rate = {self.rate} in (0, 1), target "
-                       f"= {self.target} > 0")
-    if min(self.beta) < 0 or not 0 < self.low <= min(self.start) <= max(self.start) <= self.high:
-      raise ValueError(f"beta = {self.beta} must be >= 0, and 0 < low <= start <= high: low = "
-                       f"{self.low}, start = {self.start}, high = {self.high}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +45,9 @@ class AepoConfig:
   prompts: int  # P
   group: int  # G
   branches: int  # of the group: sequences that may fork off others at high window entropy; 0 = none
-  minibatch: int  # rows an optimizer update
-  microbatch: int  # rows a gradient
+  minibatch: int  # sequences an optimizer update: whole groups
+  microbatch: int  # packed rows a gradient
+  row_tokens: tuple[int, ...]  # tokens of a packed row: of these, what pads a batch least
   frozen: tuple[str, ...]  # parts of the weights that are not trained, e.g. ("vision",)
   log_responses: int  # graded responses written to rollouts.jsonl an iteration
   sampling: SamplingConfig
@@ -111,12 +69,13 @@ class AepoConfig:
     if not 0 <= self.branches < self.group:
       raise ValueError(f"branches = {self.branches} is outside 0..group - 1 = {self.group - 1}: "
                        "what forks needs a sequence to fork from")
-    if min(self.minibatch, self.microbatch) < 1 or (
-        rows % self.minibatch or self.minibatch % self.microbatch or self.microbatch % self.group):
+    if self.minibatch < 1 or rows % self.minibatch or self.minibatch % self.group:
       raise ValueError(
-        f"{self.prompts} prompts x {self.group} samples = {rows} rows: minibatch = "
-        f"{self.minibatch} must divide them, microbatch = {self.microbatch} must divide minibatch "
-        f"and be a multiple of group = {self.group}")
+        f"{self.prompts} prompts x {self.group} samples = {rows} sequences: minibatch = "
+        f"{self.minibatch} must divide them and be a multiple of group = {self.group}")
+    if min(self.microbatch, *self.row_tokens, len(self.row_tokens)) < 1:
+      raise ValueError(f"microbatch = {self.microbatch} must be >= 1, row_tokens = "
+                       f"{self.row_tokens} one size or more, >= 1")
 
 
 @flax.struct.dataclass
@@ -151,7 +110,7 @@ def aepo_step(model, config, state, reference, batch, words_V):
     model: ModelConfig.
     config: AepoConfig.
     state: AepoState; donated.
-    reference: frozen weights of the reference policy.
+    reference: frozen weights of the reference policy; config.frozen parts are those of the state.
     batch: rollout.RolloutBatch.
     words_V: bool, tokens of V_sem (detectors "semantic" and "trigger").
 
@@ -164,26 +123,37 @@ def aepo_step(model, config, state, reference, batch, words_V):
     shaping.reward, group=config.group, normalize=config.loss.advantage,
     correct_B=batch.correct if config.loss.equal_groups == "zero" else None)
   metrics["reward/no_signal"] = (advantage_B == 0).mean()
-  kl_weight_BT = ops.kl_weight(
-    shaping.bucket, shaping.cover, beta_3=jnp.float32(config.kl.beta) * state.controllers.kappa,
-    rho=config.kl.rho if config.kl.dynamic else 1.0)
-  parts = _split(config, batch, shaping, advantage_B[:, None] + shaping.bonus, kl_weight_BT)
-  if config.loss.old_logprob == "recompute":
-    parts["old_logprob"] = jax.lax.map(functools.partial(
-      jax.lax.map, lambda rows: _logprob(model, state.params, rows)[0]), parts)
+  # On every device whole (see Signal).
+  signal = jax.tree.map(mesh.shard, Signal(
+    advantage=advantage_B, bonus=shaping.bonus if config.reward.token_bonus else None,
+    cover=shaping.cover, bucket=shaping.bucket, length=batch.response_mask.sum(1),
+    beta_3=jnp.float32(config.kl.beta) * state.controllers.kappa,
+    rho=config.kl.rho if config.kl.dynamic else 1.0))
+  rows, minibatches = batch.rows, len(batch.rows.used)
+  if "vision" in config.frozen:
+    images = policy_gradient.frozen_features(model, state.params, batch.vision,
+                                             minibatches=minibatches)
   else:
-    parts["old_logprob"] = parts["sampler_logprob"]
+    images = deal(batch.vision, minibatches)
+  old = rows.sampler_logprob
+  if config.loss.old_logprob == "recompute":
+    # Of a single minibatch the gradient's own forward pass is it.
+    old = (policy_gradient.old_logprobs(model, state.params, rows, images) if minibatches > 1
+           else None)
 
   tx = optimizer.of(config.optimizer, state.params, frozen=config.frozen)
 
   def minibatch(carry, part):
     params, opt_state = carry
-    grads, sums = _gradient(model, config, params, reference, part)
+    rows, images, old = part
+    grads, sums = policy_gradient.gradient(model, config, params, reference, rows, images, signal,
+                                           old)
     rate = optimizer.learning_rate(config.optimizer, state.step, config.steps)
     params, opt_state, update = optimizer.apply(tx, grads, opt_state, params, rate)
     return (params, opt_state), sums | {f"update/{name}": x for name, x in update.items()}
 
-  (params, opt_state), sums = jax.lax.scan(minibatch, (state.params, state.opt_state), parts)
+  (params, opt_state), sums = jax.lax.scan(
+    minibatch, (state.params, state.opt_state), (rows, images, old))
   params, opt_state = optimizer.keep_layout(tx, params, opt_state, weights.specs(model))
   kl_tokens_3 = sums.pop("kl_tokens_3").sum(0)
   # NaN, null in the log, where a bucket had no such tokens: not to be mistaken for 0.
@@ -201,88 +171,6 @@ def aepo_step(model, config, state, reference, batch, words_V):
   metrics |= by_bucket("kl/outside", kl_3) | by_bucket("kl/kappa", controllers.kappa)
   return state.replace(step=state.step + 1, params=params, opt_state=opt_state,
                        controllers=controllers), metrics
-
-
-def _split(config, batch, shaping, advantage_BT, kl_weight_BT):
-  """Rows as [minibatches, microbatches, rows, ...], all of a group in the same microbatch.
-
-  A microbatch takes every n-th prompt, so that each device finds its share among its own rows.
-  """
-  rows = {"tokens": batch.tokens, "segment": batch.mask.astype(jnp.int32), "unit": batch.unit,
-          "positions": jnp.moveaxis(batch.positions, 1, 0), "mask": batch.response_mask,
-          "sampler_logprob": batch.sampler_logprob, "vision": batch.vision,
-          "advantage": advantage_BT, "kl_weight": kl_weight_BT, "cover": shaping.cover,
-          "bucket": shaping.bucket}
-  minibatches = len(batch.tokens) // config.minibatch
-  microbatches = config.minibatch // config.microbatch
-  prompts = config.microbatch // config.group
-
-  def split(x):
-    samples = len(x) // (prompts * minibatches * microbatches)  # G, or 1 for what a prompt has once
-    x = x.reshape(prompts, minibatches, microbatches, samples, *x.shape[1:])
-    x = jnp.moveaxis(x, 0, 2)
-    return x.reshape(minibatches, microbatches, prompts * samples, *x.shape[4:])
-
-  return jax.tree.map(split, rows)
-
-
-def _logprob(model, params, part):
-  """(logprob, entropy) float32 [rows, T] of a microbatch; column t is about token t."""
-  part = jax.tree.map(lambda x: mesh.shard(x, "data"), part)
-  rows = len(part["tokens"])
-  features = qwen25_vl.vision_features(model, params, part["vision"])
-  features = jnp.repeat(features, rows // len(features), axis=0)
-  embeds = qwen25_vl.embed(model, params, part["tokens"], part["unit"], features)
-  hidden = qwen25_vl.hidden(model, params, embeds, jnp.moveaxis(part["positions"], 1, 0),
-                            part["segment"])
-  both = ops.logprob_and_entropy(
-    hidden[:, :-1].reshape(-1, hidden.shape[-1]), qwen25_vl.unembedding(model, params),
-    part["tokens"][:, 1:].reshape(-1), axes=mesh.AXES)
-  # The first token of a row has no predecessor.
-  return tuple(jnp.pad(x.reshape(rows, -1), ((0, 0), (1, 0))) for x in both)
-
-
-def _gradient(model, config, params, reference, part):
-  """Gradient of a minibatch, accumulated over its microbatches, and its metrics."""
-  loss, kl = config.loss, config.kl
-  tokens = part["mask"].sum()
-  # What a mean divides by, of the whole minibatch: the parts' losses then add up to its own.
-  total = tokens if loss.average == "token" else part["mask"].any(-1).sum()
-
-  def loss_fn(params, rows):
-    params = params | {name: jax.lax.stop_gradient(params[name]) for name in config.frozen}
-    mask_BT, sampler_BT, old_BT = rows["mask"], rows["sampler_logprob"], rows["old_logprob"]
-    logprob_BT, entropy_BT = _logprob(model, params, rows)
-    reference_BT = jax.lax.stop_gradient(_logprob(model, reference, rows)[0])
-    weight_BT = None
-    if loss.old_logprob == "recompute":
-      weight_BT = ops.importance_weight(old_BT, sampler_BT, mask_BT, cap=loss.importance_cap)
-    policy, metrics = ops.policy_loss(
-      logprob_BT, old_BT, rows["advantage"], mask_BT, clip_low=loss.clip_low,
-      clip_high=loss.clip_high, clip_dual=loss.clip_dual, average=loss.average,
-      weight_BT=weight_BT, total=total)
-    kl_BT = ops.token_kl(logprob_BT, reference_BT, estimator=kl.estimator)
-    penalty = ops.average_loss(rows["kl_weight"] * kl_BT, mask_BT, average=loss.average,
-                               total=total)
-    kl_3, kl_tokens_3 = ops.control_kl(kl_BT, mask_BT, rows["cover"], rows["bucket"])
-    share = mask_BT.sum() / jnp.maximum(tokens, 1)
-    ratio_max = metrics.pop("ratio_max")
-    sums = {f"loss/{name}": value * share for name, value in metrics.items()}
-    sums |= {"loss/policy": policy, "loss/kl": penalty,
-             "kl/mean": ops.average_loss(kl_BT, mask_BT, total=tokens),
-             "loss/entropy": ops.average_loss(entropy_BT, mask_BT, total=tokens),
-             "loss/sampler_gap": ops.average_loss(jnp.abs(logprob_BT - sampler_BT), mask_BT,
-                                                  total=tokens),
-             "kl_sum_3": kl_3 * kl_tokens_3, "kl_tokens_3": kl_tokens_3, "ratio_max": ratio_max}
-    return policy + penalty, sums
-
-  def accumulate(grads, rows):
-    new, sums = jax.grad(loss_fn, has_aux=True)(params, rows)
-    return jax.tree.map(jnp.add, grads, new), sums
-
-  grads, sums = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, params), part)
-  ratio_max = sums.pop("ratio_max").max()
-  return grads, jax.tree.map(lambda x: x.sum(0), sums) | {"ratio_max": ratio_max}
 
 
 def run(params, source, config, *, generator, words, workdir, seed, threads):
@@ -316,19 +204,21 @@ def run(params, source, config, *, generator, words, workdir, seed, threads):
       # The threshold of the iterations so far: nan, which forks nothing, before the first.
       branching = Branching(state.controllers.threshold, config.branches, config.entropy.window)
       rollout = collect(generator, state.params, batches, key, group=config.group,
+                        minibatches=config.prompts * config.group // config.minibatch,
                         sampling=config.sampling, config=config.filter,
                         branching=branching if config.branches else None)
       if jax.process_index() == 0:
         write_rollouts(workdir, int(state.step) + 1, rollout, group=config.group,
                        count=config.log_responses, chat=generator.encoder.chat)
+      with generator.phases("packing"):
+        batch, packing = _packed(rollout, config, generator.encoder)
       with generator.phases("update"):
         state = state.replace(batches=state.batches + rollout.batches)
-        state, metrics = aepo_step(generator.model, config, state, reference,
-                                   rollout.to_device(), words_V)
+        state, metrics = aepo_step(generator.model, config, state, reference, batch, words_V)
         metrics = jax.device_get(metrics)
       if metrics["update/skipped"]:
-        dump_batch(workdir, "aepo", int(state.step), rollout.batch)
-      metrics |= rollout.metrics | epochs(source, int(state.batches) * config.prompts)
+        dump_batch(workdir, "aepo", int(state.step), batch)
+      metrics |= rollout.metrics | packing | epochs(source, int(state.batches) * config.prompts)
       note = (f"accuracy {metrics['reward/accuracy']:.2f} "
               f"tokens {metrics['response/tokens']:.1f} hwe {metrics['hwe/share']:.1%}")
       # Outside this band windows say nothing about when to explore (section 3.2.1).
@@ -340,3 +230,12 @@ def run(params, source, config, *, generator, words, workdir, seed, threads):
 
   return run_stage("aepo", state, begin, steps=config.steps, workdir=workdir, config=config.loop,
                    phases=generator.phases).params
+
+
+def _packed(rollout, config, encoder):
+  """RolloutBatch on the devices, and metrics of its packing."""
+  rows, metrics = pack(
+    rollout.prompts, rollout.samples, group=config.group, merge=encoder.merge,
+    minibatch=config.minibatch, microbatch=config.microbatch, row_tokens=config.row_tokens,
+    longest=encoder.config.max_tokens[-1] + config.sampling.max_tokens)
+  return rollout.batch(rows).to_device(), metrics

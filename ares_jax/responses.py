@@ -30,13 +30,12 @@ def write_rollouts(workdir, step, rollout, *, group, count, chat):
     count: responses; more than there are is all.
     chat: data.chat.Chat, whose tokenizer gives the text of a token.
   """
-  batch = rollout.batch
-  mask = np.asarray(batch.response_mask)[:count]
+  samples, mask = rollout.samples, rollout.samples.mask[:count]
   found = lines(workdir, "aepo", step, rollout.prompts.rows, rollout.texts[:count],
-                tokens=[row[keep] for row, keep in zip(batch.tokens, mask, strict=False)],
-                entropy=[row[keep] for row, keep in zip(batch.entropy, mask, strict=False)],
-                correct=batch.correct, formatted=batch.formatted, group=group, chat=chat,
-                forks=zip(batch.parent.tolist(), batch.fork.tolist(), strict=True))
+                tokens=[row[keep] for row, keep in zip(samples.tokens, mask, strict=False)],
+                entropy=[row[keep] for row, keep in zip(samples.entropy, mask, strict=False)],
+                correct=rollout.correct, formatted=rollout.formatted, group=group, chat=chat,
+                forks=zip(samples.parent.tolist(), samples.fork.tolist(), strict=True))
   with open(os.path.join(workdir, "rollouts.jsonl"), "a", encoding="utf-8") as file:
     file.writelines(found)
 

@@ -9,28 +9,28 @@ import numpy as np
 from ares_jax import mesh
 from ares_jax.data.prompts import PromptBatch
 from ares_jax.models.vision import VisionInput
+from ares_jax.rows import PackedRows, balance
 from ares_jax.sampler import EngineConfig, sample
 
 
 @flax.struct.dataclass
 class RolloutBatch:
-  """B = P*G graded sequences, prompt and response contiguous from column 0.
+  """B = P*G graded responses, and the packed rows in which the update reads them.
 
-  Column t is about token t: logprob[:, t] = log p(token_t | < t).
+  Column t is about response token t: entropy[:, t] is that of the distribution it was drawn from.
   """
 
-  tokens: jax.Array  # int32 [B, T]
-  mask: jax.Array  # bool [B, T]: prompt and response
+  tokens: jax.Array  # int32 [B, T]; 0 outside the response
   response_mask: jax.Array  # bool [B, T]: response, its end-of-turn token included
-  positions: jax.Array  # int32 [3, B, T], M-RoPE
-  unit: jax.Array  # int32 [B, T]: merged vision unit that feeds the token, -1 for text
-  vision: VisionInput  # of the P prompts
-  sampler_logprob: jax.Array  # float32 [B, T]: 0 outside the response
   entropy: jax.Array  # float32 [B, T] nats: 0 outside the response
   correct: jax.Array  # float32 [B], 0 or 1
   formatted: jax.Array  # float32 [B], 0 or 1
-  parent: jax.Array  # int32 [B]: sample of its group that it forked from; -1 = from none
-  fork: jax.Array  # int32 [B]: response tokens it has in common with its parent
+  vision: VisionInput  # of the P prompts
+  rows: PackedRows
+
+  def to_device(self):
+    """The batch on the current mesh, sequences and packed rows over "data"."""
+    return mesh.put(self.replace(rows=None), "data").replace(rows=self.rows.to_device())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,20 +103,23 @@ class Rollout:
   """One iteration's graded samples, on the host."""
 
   prompts: object  # data.prompts.PromptBatch of the P prompts kept
-  batch: RolloutBatch
+  samples: object  # sampler.Samples of numpy arrays
+  correct: np.ndarray  # float32 [B], 0 or 1
+  formatted: np.ndarray  # float32 [B], 0 or 1
   texts: list  # B responses
   batches: int  # prompt batches drawn
   metrics: dict
 
-  def to_device(self):
-    """The RolloutBatch on the current mesh, rows over "data"."""
-    arrays = {field.name: getattr(self.batch, field.name)
-              for field in dataclasses.fields(self.batch) if field.name != "positions"}
-    return RolloutBatch(**mesh.put(arrays, "data"),
-                        positions=mesh.put(self.batch.positions, None, "data"))
+  def batch(self, rows):
+    """RolloutBatch of numpy arrays; `rows` are the same samples as `rows.pack` lays them out."""
+    return RolloutBatch(
+      tokens=self.samples.tokens, response_mask=self.samples.mask, entropy=self.samples.entropy,
+      correct=self.correct, formatted=self.formatted, vision=VisionInput(**self.prompts.vision),
+      rows=rows)
 
 
-def collect(generator, params, batches, key, *, group, sampling, config, branching=None):
+def collect(generator, params, batches, key, *, group, minibatches, sampling, config,
+            branching=None):
   """Samples and grades until P groups are worth learning from.
 
   Groups outside the filter's band are replaced by groups of further batches. When
@@ -128,6 +131,7 @@ def collect(generator, params, batches, key, *, group, sampling, config, branchi
     batches: iterator of PromptBatch of P prompts.
     key: typed PRNG key of the run.
     group: G.
+    minibatches: N; prompts p % N, a minibatch, hold about as many tokens for every p.
     sampling: SamplingConfig.
     config: FilterConfig.
     branching: branching.Branching, or None where every response starts at its prompt.
@@ -155,45 +159,16 @@ def collect(generator, params, batches, key, *, group, sampling, config, branchi
              "rollout/useful": float(in_band / (drawn * groups)),
              "rollout/filled": max(0, groups - len(kept)) / groups}
   chosen = (kept + dropped)[:groups]
+  order = balance([prompt.length[0] * group + samples.mask.sum() for prompt, samples, *_ in chosen],
+                  minibatches)
+  chosen = [chosen[place] for place in order]
   prompts = PromptBatch.join([part[0] for part in chosen])
   samples = jax.tree.map(lambda *parts: np.concatenate(parts), *[part[1] for part in chosen])
   correct, formatted = (np.concatenate([part[index] for part in chosen]) for index in (3, 4))
   texts = [text for part in chosen for text in part[2]]
-  batch = rollout_batch(prompts, samples, correct, formatted, group=group)
   metrics["rollout/truncated"] = 1 - np.isin(
     samples.tokens[np.arange(len(texts)), np.maximum(samples.mask.sum(1), 1) - 1],
     generator.end).mean()
   if branching is not None:
     metrics["rollout/forked"] = (samples.fork > 0).mean()
-  return Rollout(prompts, batch, texts, drawn, metrics)
-
-
-def rollout_batch(prompts, samples, correct, formatted, *, group):
-  """RolloutBatch of numpy arrays; T = prompt room + response room."""
-  B, response = samples.tokens.shape
-  room = prompts.tokens.shape[1]
-  start = np.repeat(prompts.length, group)[:, None]
-  column = np.arange(room + response)[None] - start  # of the response; negative in the prompt
-  inside = (column >= 0) & (column < response)
-  place = np.clip(column, 0, response - 1)
-
-  def spread(of_prompt, of_response):
-    padded = np.pad(of_prompt, ((0, 0), (0, response)))
-    return np.where(column < 0, np.repeat(padded, group, 0),
-                    np.where(inside, np.take_along_axis(of_response, place, 1), 0))
-
-  nothing = np.zeros_like(prompts.tokens)
-  response_mask = spread(nothing, samples.mask).astype(bool)
-  mask = response_mask | (column < 0)
-  after = prompts.positions.max((0, 2))[:, None] + 1 + np.arange(response)
-  positions = np.stack([spread(axis, np.repeat(after, group, 0)) for axis in prompts.positions])
-  return RolloutBatch(
-    tokens=np.where(mask, spread(prompts.tokens, samples.tokens), 0).astype(np.int32),
-    mask=mask,
-    response_mask=response_mask,
-    positions=np.where(mask, positions, 0).astype(np.int32),
-    unit=np.where(column < 0, spread(prompts.unit, samples.tokens), -1).astype(np.int32),
-    vision=VisionInput(**prompts.vision),
-    sampler_logprob=np.where(response_mask, spread(nothing, samples.logprob), 0).astype(np.float32),
-    entropy=np.where(response_mask, spread(nothing, samples.entropy), 0).astype(np.float32),
-    correct=correct, formatted=formatted, parent=samples.parent, fork=samples.fork)
+  return Rollout(prompts, samples, correct, formatted, texts, drawn, metrics)

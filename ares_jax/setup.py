@@ -103,6 +103,11 @@ class TrainConfig:
     if self.data.digits is None and self.model.path == "":
       raise ValueError("model.path is missing: a fresh model reads the digits problem alone, other "
                        "data need a pretrained one")
+    longest = self.prompt.max_tokens[-1] + self.aepo.sampling.max_tokens
+    if self.aepo.steps and min(self.aepo.row_tokens) < longest:
+      raise ValueError(f"aepo.row_tokens = {self.aepo.row_tokens}: a row must hold the longest "
+                       f"prompt and response, prompt.max_tokens + aepo.sampling.max_tokens = "
+                       f"{longest} tokens; raise it or lower those")
 
 
 def read_config(values):
@@ -165,8 +170,7 @@ class Run:
     rows = {"warmup.microbatch": config.warmup.microbatch if config.warmup.steps else 0,
             "adacs.microbatch": config.adacs.microbatch if config.adacs.steps else 0,
             "aepo.prompts": config.aepo.prompts if config.aepo.steps else 0,
-            "aepo.microbatch / aepo.group":
-              config.aepo.microbatch // config.aepo.group if config.aepo.steps else 0}
+            "aepo.microbatch": config.aepo.microbatch if config.aepo.steps else 0}
     for key, count in rows.items():
       if count % devices:
         raise ValueError(f"config.{key} = {count} does not divide over {devices} devices of the "

@@ -1,7 +1,7 @@
 """From a graded rollout batch to rewards: when to explore and how much (sections 3.2.1, 3.2.2).
 
-P prompts, G group, B = P*G rows (row b = p*G + g), T tokens, V vocabulary. Names ending in _3 hold
-a value for each difficulty bucket: easy, medium, hard.
+P prompts, G group, B = P*G sequences (b = p*G + g), T response tokens, V vocabulary. Names ending
+in _3 hold a value for each difficulty bucket: easy, medium, hard.
 """
 
 import dataclasses

@@ -8,12 +8,15 @@ The data are named in `c.data.files` below.
 Hardware: the TPU chips of one host. Hours and expected score: not measured. What stands in the way
 of the paper's sizes today: runs on several hosts are refused. By plan, 8 chips with 6 GiB for keys
 and values decode 40 answers at a time, and hold 32 prompts of 4096 tokens of the 512.
+Baselines: --config=configs/aepo_7b.py:grpo and :dapo (ares_jax/presets.py).
 """
 
 from ml_collections import ConfigDict
 
+from ares_jax.presets import choose
 
-def get_config():
+
+def get_config(algorithm="aepo"):
   c = ConfigDict()
   c.seed = 0
   c.threads = 16  # data reading threads a host
@@ -57,8 +60,9 @@ def get_config():
     **adam))
 
   c.aepo = ConfigDict(dict(
-    steps=100, prompts=512, group=8, branches=0, minibatch=128, microbatch=64, frozen=("vision",),
-    log_responses=64))
+    steps=100, prompts=512, group=8, branches=0, minibatch=128, microbatch=8, frozen=("vision",),
+    # 4096 + 16384 tokens, the longest prompt and response, or a little more if that pads less.
+    row_tokens=(20480, 22528, 24576), log_responses=64))
   c.aepo.sampling = dict(temperature=1.0, top_p=0.99, top_k=0, min_tokens=0, max_tokens=16384)
   c.aepo.filter = dict(batches=20, low=0.01, high=0.99)
   c.aepo.entropy = dict(window=4, quantile=0.95, quantile_of="window", reduce="mean", decay=0.9,
@@ -76,4 +80,4 @@ def get_config():
   c.aepo.loop = loop
 
   c.evaluate = dict(problems=512, samples=8, batch=64, temperature=1.0, top_p=1.0)
-  return c
+  return choose(c, algorithm)

@@ -6,14 +6,15 @@ Hardware: 2 CPU cores; 6.4 minutes where nothing was compiled before (README.md 
 that was measured, and the expected score).
 A tiny model of the true Qwen2.5-VL architecture (0.55 M parameters) first learns to read and to add
 (warm-up: it takes the place of pretrained weights), then AdaCS (stage 1) and AEPO (stage 2) run as
-for the 7B model. Ablations are switches, e.g. GRPO:
-    --config.aepo.reward.kind=accuracy --config.aepo.kl.dynamic=False
+for the 7B model. Baselines: --config=configs/ares_tiny.py:grpo and :dapo (ares_jax/presets.py).
 """
 
 from ml_collections import ConfigDict
 
+from ares_jax.presets import choose
 
-def get_config():
+
+def get_config(algorithm="aepo"):
   c = ConfigDict()
   c.seed = 0
   c.threads = 1  # data reading threads: the device is the same two cores
@@ -56,8 +57,8 @@ def get_config():
                  optimizer=dict(learning_rate=5e-4, **adam))
 
   c.aepo = ConfigDict(dict(
-    steps=120, prompts=32, group=8, branches=0, minibatch=256, microbatch=64, frozen=("vision",),
-    log_responses=16))
+    steps=120, prompts=32, group=8, branches=0, minibatch=256, microbatch=8, row_tokens=(164,),
+    frozen=("vision",), log_responses=16))
   c.aepo.sampling = dict(temperature=1.0, top_p=1.0, top_k=0, min_tokens=0, max_tokens=56)
   c.aepo.filter = dict(batches=1, low=0.01, high=0.99)
   c.aepo.entropy = dict(window=4, quantile=0.95, quantile_of="window", reduce="mean", decay=0.9,
@@ -75,4 +76,4 @@ def get_config():
   c.aepo.loop = dict(save_every=10, keep=1, strict=False, max_skipped=5)
 
   c.evaluate = dict(problems=256, samples=8, batch=64, temperature=1.0, top_p=1.0)
-  return c
+  return choose(c, algorithm)

@@ -8,34 +8,44 @@ import pytest
 import tiny
 from PIL import Image
 
-from ares_jax import aepo, mesh, responses, setup
+from ares_jax import aepo, mesh, policy_gradient, responses, rows, setup
+from ares_jax.models import weights
 from ares_jax.rollout import collect
 
 
 class Prepared:
   """A tiny run with one graded rollout; half of the answers of each prompt count as right."""
 
-  def __init__(self, devices=1, minibatch=8, microbatch=4):
-    self.config = tiny.read(aepo__minibatch=minibatch, aepo__microbatch=microbatch)
-    self.mesh = mesh.make_mesh(-1, 1, devices=jax.devices()[:devices])
-    with jax.set_mesh(self.mesh), setup.open_run(self.config) as run:
+  def __init__(self):
+    self.config = tiny.read(aepo__minibatch=8)
+    with jax.set_mesh(mesh_of(1)), setup.open_run(self.config) as run:
       self.run, config = run, self.config.aepo
       self.params = run.init_params()
       source = run.source("prompts")
       prompts = run.generator.encoder.batch([source[i] for i in range(config.prompts)],
                                             np.arange(config.prompts))
-      self.rollout = collect(run.generator, self.params, iter([prompts]), jax.random.key(0),
-                             group=config.group, sampling=config.sampling, config=config.filter)
+      self.rollout = collect(
+        run.generator, self.params, iter([prompts]), jax.random.key(0), group=config.group,
+        minibatches=2, sampling=config.sampling, config=config.filter)
       right = np.float32([1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 1, 0, 1, 0])
-      self.batch = self.rollout.batch.replace(correct=right)
+      self.rollout = dataclasses.replace(self.rollout, correct=right)
 
-  def step(self, config=None, batch=None, reference=None, step=aepo.aepo_step):
-    config = config or self.config.aepo
-    with jax.set_mesh(self.mesh):
-      state = aepo.init_state(config, jax.tree.map(jnp.copy, self.params))
-      rollout = dataclasses.replace(self.rollout, batch=batch or self.batch)
-      return step(self.run.model, config, state, reference or self.params,
-                  rollout.to_device(), mesh.put(self.run.words))
+  def step(self, config=None, reference=None, step=aepo.aepo_step, devices=1, **changes):
+    """A step from the first weights; `changes` are of the rollout."""
+    config, model = config or self.config.aepo, self.run.model
+    with jax.set_mesh(mesh_of(devices)):
+      params, reference = (
+        # A copy: the step is given the state's memory.
+        jax.device_put(jax.tree.map(jnp.copy, tree), weights.shardings(model, mesh_of(devices)))
+        for tree in (self.params, reference or self.params))
+      batch, _ = aepo._packed(dataclasses.replace(self.rollout, **changes), config,
+                              self.run.generator.encoder)
+      return step(model, config, aepo.init_state(config, params), reference, batch,
+                  mesh.put(self.run.words))
+
+
+def mesh_of(devices):
+  return mesh.make_mesh(-1, 1, devices=jax.devices()[:devices])
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +64,18 @@ def replace(config, **changes):
 
 
 def distance(first, second):
-  return max(float(jnp.abs(a - b).max())
+  return max(float(np.abs(np.subtract(a, b)).max())
              for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
 
 
-def test_a_step_moves_the_decoder_but_not_the_frozen_vision_tower(prepared):
-  state, metrics = prepared.step()
+@pytest.fixture(scope="module")
+def halves(prepared):
+  """State and metrics of a step of two updates, far from the reference."""
+  return prepared.step(reference=far(prepared))
+
+
+def test_a_step_moves_the_decoder_but_not_the_frozen_vision_tower(prepared, halves):
+  state, metrics = halves
   assert int(state.step) == 1
   assert distance(state.params["blocks"], prepared.params["blocks"]) > 1e-4
   assert distance(state.params["vision"], prepared.params["vision"]) == 0
@@ -69,12 +85,13 @@ def test_a_step_moves_the_decoder_but_not_the_frozen_vision_tower(prepared):
 @pytest.fixture(scope="module")
 def whole(prepared):
   """Config of one update from one microbatch, its state and its metrics, far from the reference."""
-  config = replace(prepared.config.aepo, minibatch=16, microbatch=16)
+  config = replace(prepared.config.aepo, minibatch=16, microbatch=8)
   return config, *prepared.step(config, reference=far(prepared))
 
 
 def far(prepared):
-  return jax.tree.map(lambda x: x * 1.2, prepared.params)
+  # The frozen tower is the reference's too.
+  return jax.tree.map(lambda x: x * 1.2, prepared.params) | {"vision": prepared.params["vision"]}
 
 
 def test_at_the_first_update_ratio_is_one_and_kl_zero(prepared, whole):
@@ -85,52 +102,73 @@ def test_at_the_first_update_ratio_is_one_and_kl_zero(prepared, whole):
   np.testing.assert_allclose(metrics["loss/entropy"], metrics["response/entropy"], atol=1e-4)
 
 
-def test_microbatches_do_not_change_the_update(prepared, whole):
-  config, state, metrics = whole
-  # Recomputed log-probabilities equal the sampler's, so this is checked along the way.
-  config = replace(config, microbatch=4, loss__old_logprob="recompute")
-  parts, part_metrics = prepared.step(config, reference=far(prepared))
+def assert_same(first, second):
+  """Two steps' states and metrics."""
+  (state, metrics), (other, other_metrics) = first, second
   # Adam divides by the gradient's size: compare moments, which are the gradient.
-  assert distance(state.opt_state, parts.opt_state) < 1e-5
-  for name in ("loss/policy", "loss/kl", "kl/mean", "loss/entropy", "loss/ratio"):
-    np.testing.assert_allclose(part_metrics[name], metrics[name], atol=1e-5, err_msg=name)
-  for name in ("loss/ratio_max", "update/grad_norm"):
-    np.testing.assert_allclose(part_metrics[name], metrics[name], rtol=1e-3, err_msg=name)
-  assert metrics["loss/ratio_max"] >= 1
+  assert distance(state.opt_state, other.opt_state) < 1e-5
+  assert distance(state.controllers, other.controllers) < 1e-5
+  for name, value in metrics.items():
+    tolerance = dict(rtol=1e-3) if name in ("loss/ratio_max", "update/grad_norm") else {}
+    np.testing.assert_allclose(other_metrics[name], value, **dict(rtol=1e-5, atol=1e-5) | tolerance,
+                               err_msg=name)
+
+
+def test_neither_packing_nor_microbatches_change_the_update(prepared, whole, monkeypatch):
+  config, *packed = whole
+  with jax.set_mesh(mesh_of(1)):
+    _, packing = aepo._packed(prepared.rollout, config, prepared.run.generator.encoder)
+  assert packing["pack/rows"] <= 8
+  # One sequence a row, two rows a gradient.
+  monkeypatch.setattr(rows, "first_fit", lambda sizes, _: [[index] for index in range(len(sizes))])
+  alone = replace(config, microbatch=2, row_tokens=(38,))
+  assert_same(packed, prepared.step(alone, reference=far(prepared)))
+  assert packed[1]["loss/ratio_max"] >= 1
+
+
+def test_recomputed_log_probabilities_are_those_before_the_first_minibatch(prepared, halves):
+  config = replace(prepared.config.aepo, loss__old_logprob="recompute")
+  state, metrics = prepared.step(config, reference=far(prepared))
+  # They equal the sampler's, from which the second minibatch has moved away.
+  assert distance(state.opt_state, halves[0].opt_state) < 1e-4
+  np.testing.assert_allclose(metrics["loss/ratio_max"], halves[1]["loss/ratio_max"], rtol=1e-3)
+  assert metrics["loss/ratio_max"] > 1.001
 
 
 def test_sequence_average_weighs_responses_not_tokens(prepared, whole):
   config = replace(whole[0], microbatch=4, loss__average="sequence")
   _, metrics = prepared.step(config)
   # At ratio 1 the loss is minus the mean advantage: over responses, where lengths do not count.
-  correct = prepared.batch.correct.reshape(4, 4)
+  correct = prepared.rollout.correct.reshape(4, 4)
   advantage = (correct - correct.mean(1, keepdims=True)) / correct.std(1, ddof=1, keepdims=True)
-  lengths = prepared.batch.response_mask.sum(1)
+  lengths = prepared.rollout.samples.mask.sum(1)
   by_token = (advantage.ravel() * lengths).sum() / lengths.sum()
   np.testing.assert_allclose(metrics["loss/policy"], 0, atol=1e-5)
   np.testing.assert_allclose(whole[2]["loss/policy"], -by_token, atol=1e-5)
   assert abs(by_token) > 1e-3
 
 
-def test_one_device_and_four_give_the_same_first_step(prepared, whole):
-  four = Prepared(devices=4, minibatch=16, microbatch=16)
-  np.testing.assert_array_equal(four.batch.tokens, prepared.batch.tokens)
-  _, one_metrics = prepared.step(whole[0])
-  state, four_metrics = four.step()
-  for name, value in one_metrics.items():
-    np.testing.assert_allclose(four_metrics[name], value, atol=1e-4, rtol=1e-4, err_msg=name)
+@pytest.mark.parametrize("devices", [2, 4])
+def test_several_devices_give_the_same_step(prepared, whole, devices):
+  config, *one = whole
+  state, metrics = prepared.step(config, reference=far(prepared), devices=devices)
+  assert_same(one, (state, metrics))
   # The state stays where it was: a drifting layout would compile the second step anew.
-  with jax.set_mesh(four.mesh):
-    before = aepo.init_state(four.config.aepo, four.params)
+  with jax.set_mesh(mesh_of(devices)):
+    before = aepo.init_state(config, jax.device_put(
+      prepared.params, weights.shardings(prepared.run.model, mesh_of(devices))))
   for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(state),
                               strict=True):
     assert new.sharding.is_equivalent_to(old.sharding, old.ndim), jax.tree_util.keystr(path)
-  # The logits of each device's own tokens: the form that TPU kernels and a split vocabulary need.
-  assert "shard_map" in str(four.step(step=aepo.aepo_step.trace).jaxpr)
+
+
+def test_devices_work_on_their_own_tokens(prepared, whole):
+  # The form that TPU kernels and a split vocabulary need.
+  assert "shard_map" in str(prepared.step(whole[0], step=aepo.aepo_step.trace, devices=4).jaxpr)
 
 
 def test_groups_of_equal_correctness_teach_nothing(prepared):
-  _, metrics = prepared.step(batch=prepared.batch.replace(correct=np.zeros(16, np.float32)))
+  _, metrics = prepared.step(correct=np.zeros(16, np.float32))
   assert metrics["reward/no_signal"] == 1
   np.testing.assert_allclose(metrics["loss/policy"], 0, atol=1e-7)
 
@@ -153,9 +191,8 @@ def test_without_dynamic_kl_the_coefficient_stays_and_windows_get_no_relief(prep
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(prepared):
-  logprob = prepared.batch.sampler_logprob.copy()
-  logprob[prepared.batch.response_mask] = np.nan
-  state, metrics = prepared.step(batch=prepared.batch.replace(sampler_logprob=logprob))
+  samples = prepared.rollout.samples
+  state, metrics = prepared.step(samples=samples.replace(logprob=samples.logprob + np.nan))
   assert metrics["update/skipped"] == 2
   assert distance(state.params, prepared.params) == 0
   assert np.isnan(state.controllers.threshold)  # not seeded by a batch that was thrown away
@@ -164,20 +201,24 @@ def test_a_gradient_that_is_not_finite_changes_nothing(prepared):
 
 def test_rewarded_answers_become_more_probable(prepared, whole):
   state, _ = prepared.step(replace(whole[0], kl__beta=(0.0, 0.0, 0.0)))
-  with jax.set_mesh(prepared.mesh):
-    part = {"tokens": prepared.batch.tokens, "segment": prepared.batch.mask.astype(np.int32),
-            "unit": prepared.batch.unit, "vision": prepared.batch.vision,
-            "positions": np.moveaxis(prepared.batch.positions, 1, 0)}
-    before, after = (np.where(prepared.batch.response_mask, aepo._logprob(
-      prepared.run.model, params, part)[0], 0).sum(1) for params in (prepared.params, state.params))
-  right = prepared.batch.correct.reshape(4, 4) == 1
-  change = (after - before).reshape(4, 4)
+  model = prepared.run.model
+  with jax.set_mesh(mesh_of(1)):
+    batch, _ = aepo._packed(prepared.rollout, whole[0], prepared.run.generator.encoder)
+    images = policy_gradient.frozen_features(model, prepared.params, batch.vision, minibatches=1)
+    before, after = (policy_gradient.old_logprobs(model, params, batch.rows, images)
+                     for params in (prepared.params, state.params))
+  change = np.zeros(16)
+  mask = np.asarray(batch.rows.response_mask)
+  np.add.at(change, np.asarray(batch.rows.sequence)[mask], np.asarray(after - before)[mask])
+  right = prepared.rollout.correct == 1
   assert change[right].mean() > change[~right].mean() + 1e-3
 
 
 @pytest.mark.parametrize("changes, words", [
   ({"aepo.group": 1}, "group = 1"), ({"aepo.minibatch": 6}, "minibatch = 6"),
-  ({"aepo.microbatch": 2}, "microbatch = 2"), ({"aepo.branches": 4}, "branches = 4"),
+  ({"aepo.microbatch": 0}, "microbatch = 0"), ({"aepo.row_tokens": ()}, r"row_tokens = \(\)"),
+  ({"aepo.row_tokens": (80, 37)}, r"row_tokens = \(80, 37\).*= 38 tokens; raise it"),
+  ({"aepo.branches": 4}, "branches = 4"),
 ])
 def test_refuses_sizes_that_do_not_divide(changes, words):
   with pytest.raises(ValueError, match=words):
@@ -188,16 +229,17 @@ def test_all_samples_of_the_first_prompts_are_logged_token_by_token(prepared, tm
   rollout, chat = prepared.rollout, prepared.run.generator.encoder.chat
   parent, fork = np.full(16, -1), np.zeros(16, int)
   parent[1], fork[1] = 0, 3
-  rollout = dataclasses.replace(rollout, batch=rollout.batch.replace(parent=parent, fork=fork))
+  rollout = dataclasses.replace(
+    rollout, samples=dataclasses.replace(rollout.samples, parent=parent, fork=fork))
   responses.write_rollouts(str(tmp_path), 1, rollout, group=4, count=2, chat=chat)
   lines = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
   assert [line["sample"] for line in lines] == [0, 1]
   assert lines[0]["id"] == lines[1]["id"] and lines[0]["response"] == rollout.texts[0]
   assert [(line["parent"], line["fork"]) for line in lines] == [(-1, 0), (0, 3)]
-  assert lines[0]["pass_rate"] == rollout.batch.correct[:4].mean()
+  assert lines[0]["pass_rate"] == rollout.correct[:4].mean()
   for row, line in enumerate(lines):
-    mask = rollout.batch.response_mask[row]
-    np.testing.assert_allclose(line["entropy"], rollout.batch.entropy[row][mask], atol=6e-5)
+    entropy = rollout.samples.entropy[row][rollout.samples.mask[row]]
+    np.testing.assert_allclose(line["entropy"], entropy, atol=6e-5)
     assert "".join(line["tokens"]).removesuffix("<|im_end|>") == line["response"]
   [name] = lines[0]["images"]
   shown, truth = Image.open(tmp_path / name), rollout.prompts.rows[0]["images"][0]

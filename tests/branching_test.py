@@ -9,7 +9,8 @@ import tiny
 from ares_jax import mesh, sampler, setup
 from ares_jax.branching import Branching, joined, parents
 from ares_jax.models import qwen25_vl
-from ares_jax.rollout import rollout_batch
+from ares_jax.models.vision import VisionInput
+from ares_jax.rows import pack
 from ares_jax.sampler import EngineConfig, SamplingConfig
 
 GROUP, BRANCHES, WINDOW, TOKENS = 5, 3, 2, 16
@@ -98,25 +99,26 @@ def test_a_fork_has_its_parents_tokens_and_goes_on_by_itself(forked, plain):
 
 def test_statistics_of_forks_equal_a_full_forward_pass(run, forked):
   parts, params, prompts = run
-  zeros = np.zeros(4 * GROUP, np.float32)
-  batch = rollout_batch(prompts, forked, zeros, zeros, group=GROUP)
+  packed, _ = pack(prompts, forked, group=GROUP, merge=2, minibatch=4 * GROUP, microbatch=4 * GROUP,
+                   row_tokens=(2 * (26 + TOKENS),), longest=26 + TOKENS)
+  rows = jax.tree.map(lambda x: x[0, 0] if x.ndim > 1 else x, packed)
 
   @jax.jit
-  def forward(params, batch):
-    features = qwen25_vl.vision_features(parts.model, params, batch.vision)
-    embeds = qwen25_vl.embed(parts.model, params, batch.tokens, batch.unit,
-                             jnp.repeat(features, GROUP, axis=0))
-    hidden = qwen25_vl.hidden(parts.model, params, embeds, batch.positions,
-                              batch.mask.astype(jnp.int32))
+  def forward(params, rows):
+    features = qwen25_vl.vision_features(parts.model, params, VisionInput(**prompts.vision))
+    embeds = qwen25_vl.embed(parts.model, params, rows.tokens, rows.unit,
+                             features.reshape(-1, features.shape[-1]))
+    hidden = qwen25_vl.hidden(parts.model, params, embeds, jnp.moveaxis(rows.positions, 1, 0),
+                              rows.segment)
     return jax.nn.log_softmax(hidden @ qwen25_vl.unembedding(parts.model, params).T)
 
-  logp = np.asarray(forward(params, batch))
-  logprob = np.take_along_axis(logp[:, :-1], batch.tokens[:, 1:, None], 2)[..., 0]
-  entropy = -np.sum(np.exp(logp) * logp, -1)[:, :-1]
-  mask = batch.response_mask[:, 1:]
-  np.testing.assert_allclose(batch.sampler_logprob[:, 1:][mask], logprob[mask], atol=1e-4)
-  np.testing.assert_allclose(batch.entropy[:, 1:][mask], entropy[mask], atol=1e-4)
-  np.testing.assert_array_equal(batch.fork, forked.fork)
+  logp = np.asarray(forward(params, rows))[:, :-1]
+  logprob = np.take_along_axis(logp, rows.tokens[:, 1:, None], 2)[..., 0]
+  mask = rows.response_mask[:, 1:]
+  at = rows.sequence[:, 1:][mask], rows.place[:, 1:][mask]
+  assert len(at[0]) == forked.mask.sum()
+  np.testing.assert_allclose(forked.logprob[at], logprob[mask], atol=1e-4)
+  np.testing.assert_allclose(forked.entropy[at], -np.sum(np.exp(logp) * logp, -1)[mask], atol=1e-4)
 
 
 @pytest.mark.parametrize("slots, places", [(1, 0), (7, 3)])

@@ -12,12 +12,12 @@ ROWS = (
   ("train", "evaluate", "generate", "export", "report", "diagnose"),
   ("setup", "ablation", "fingerprint", "records"),
   ("adacs", "aepo"),
-  ("measure", "predictions", "rollout", "loop", "run_data", "responses"),
-  ("sampler", "run_folder"),
+  ("measure", "predictions", "rollout", "policy_gradient", "loop", "run_data", "responses"),
+  ("sampler", "rows", "run_folder"),
   ("slots", "shaping", "checkpoint", "optimizer", "metrics"),
   ("record",),
   ("models", "data", "branching"),
-  ("ops", "mesh", "command", "digest"),
+  ("ops", "mesh", "command", "digest", "presets"),
   ("config", "pulse"),
 )
 ROW_OF = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}

@@ -6,7 +6,7 @@ import pytest
 
 from ares_jax.data.prompts import PromptBatch
 from ares_jax.metrics import PhaseTimer
-from ares_jax.rollout import FilterConfig, collect, rollout_batch
+from ares_jax.rollout import FilterConfig, collect
 from ares_jax.sampler import Samples
 
 
@@ -31,20 +31,6 @@ def samples(rows):
                  parent=np.full(rows, -1, np.int32), fork=np.zeros(rows, np.int32))
 
 
-def test_prompt_and_response_are_contiguous():
-  batch = rollout_batch(prompts(0), samples(4), np.zeros(4), np.zeros(4), group=2)
-  np.testing.assert_array_equal(batch.tokens, [
-    [11, 12, 13, 100, 101], [11, 12, 13, 110, 0], [21, 22, 120, 121, 0], [21, 22, 130, 0, 0]])
-  np.testing.assert_array_equal(batch.response_mask.astype(int), [
-    [0, 0, 0, 1, 1], [0, 0, 0, 1, 0], [0, 0, 1, 1, 0], [0, 0, 1, 0, 0]])
-  np.testing.assert_array_equal(batch.mask, batch.tokens > 0)
-  np.testing.assert_array_equal(batch.positions[0], [
-    [0, 1, 2, 3, 4], [0, 1, 2, 3, 0], [0, 1, 2, 3, 0], [0, 1, 2, 0, 0]])
-  np.testing.assert_array_equal(batch.sampler_logprob, np.where(batch.response_mask, -0.5, 0))
-  np.testing.assert_array_equal(batch.entropy, np.where(batch.response_mask, 1.5, 0))
-  np.testing.assert_array_equal(batch.unit[0], [-1, 0, -1, -1, -1])
-
-
 class Fake:
   """A generator whose answers are right for the prompts and samples it is told."""
 
@@ -61,8 +47,8 @@ class Fake:
 
 def gather(right, config):
   batches = iter([prompts(0), prompts(2), prompts(4)])
-  return collect(Fake(right), None, batches, jax.random.key(0), group=2, sampling=None,
-                 config=config)
+  return collect(Fake(right), None, batches, jax.random.key(0), group=2, minibatches=1,
+                 sampling=None, config=config)
 
 
 ALL, NONE, HALF = [1, 1], [0, 0], [1, 0]
@@ -72,7 +58,7 @@ def test_filtering_keeps_sampling_until_enough_groups_teach():
   rollout = gather([ALL, HALF, NONE, ALL, HALF, NONE], FilterConfig(3, 0.01, 0.99))
   assert [row["id"] for row in rollout.prompts.rows] == [1, 4]
   assert rollout.texts == ["1", "1", "4", "4"]
-  np.testing.assert_array_equal(rollout.batch.correct, [1, 0, 1, 0])
+  np.testing.assert_array_equal(rollout.correct, [1, 0, 1, 0])
   assert rollout.batches == 3 and rollout.metrics["rollout/filled"] == 0
   assert rollout.metrics["rollout/timed_out"] == 3
 
@@ -87,6 +73,18 @@ def test_one_batch_means_no_filtering():
   rollout = gather([ALL, NONE], FilterConfig(1, 0.01, 0.99))
   assert [row["id"] for row in rollout.prompts.rows] == [0, 1]
   assert rollout.metrics["rollout/useful"] == 0  # neither group has both right and wrong answers
+
+
+def test_minibatches_get_as_many_tokens_each():
+  class Long(Fake):
+    def sample(self, params, batch, key, *, group, sampling):
+      drawn = samples(8)
+      return dataclasses.replace(drawn, mask=drawn.mask & (np.arange(8) < 4)[:, None])
+
+  # Prompts 0 and 1 have 3 + 3 + 3 and 2 + 2 + 3 tokens, prompts 2 and 3 are 6 and 4 long.
+  rollout = collect(Long([ALL] * 4), None, iter([prompts(0, 4)]), jax.random.key(0), group=2,
+                    minibatches=2, sampling=None, config=FilterConfig(1, 0.01, 0.99))
+  assert [row["id"] for row in rollout.prompts.rows] == [0, 1, 3, 2]
 
 
 def test_share_of_truncated_answers():
@@ -107,12 +105,13 @@ def test_batches_of_several_shapes_are_filtered_into_one():
     wide, tokens=np.pad(wide.tokens, pad), unit=np.pad(wide.unit, pad, constant_values=-1),
     positions=np.pad(wide.positions, ((0, 0), *pad)))
   rollout = collect(Fake([ALL, HALF, HALF, ALL]), None, iter([prompts(0), wide]),
-                    jax.random.key(0), group=2, sampling=None, config=FilterConfig(2, 0.01, 0.99))
+                    jax.random.key(0), group=2, minibatches=1, sampling=None,
+                    config=FilterConfig(2, 0.01, 0.99))
   assert [row["id"] for row in rollout.prompts.rows] == [1, 2]
-  np.testing.assert_array_equal(rollout.batch.tokens, [
-    [21, 22, 120, 121, 0, 0, 0], [21, 22, 130, 0, 0, 0, 0],
-    [11, 12, 13, 100, 101, 0, 0], [11, 12, 13, 110, 0, 0, 0]])
-  np.testing.assert_array_equal(rollout.batch.unit[2], [-1, 0, -1, -1, -1, -1, -1])
+  np.testing.assert_array_equal(rollout.prompts.tokens, [[21, 22, 0, 0, 0], [11, 12, 13, 0, 0]])
+  np.testing.assert_array_equal(rollout.prompts.unit[1], [-1, 0, -1, -1, -1])
+  np.testing.assert_array_equal(rollout.samples.tokens, [[120, 121], [130, 0], [100, 101],
+                                                         [110, 0]])
 
 
 def test_joined_prompts_are_those_taken():

@@ -13,7 +13,8 @@ from models import golden_batch, make_golden
 from ares_jax import mesh, sampler, setup, slots
 from ares_jax.branching import Branching
 from ares_jax.models import hf, qwen25_vl
-from ares_jax.rollout import rollout_batch
+from ares_jax.models.vision import VisionInput
+from ares_jax.rows import pack
 from ares_jax.sampler import EngineConfig, SamplingConfig
 
 PLAIN = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, min_tokens=0, max_tokens=8)
@@ -78,25 +79,28 @@ def only(run, *tokens):
 def test_recorded_statistics_equal_a_full_forward_pass(run):
   parts, params, prompts = run
   samples = sample(run, prompts)
-  zeros = np.zeros(8, np.float32)
-  batch = rollout_batch(prompts, samples, zeros, zeros, group=2)
+  rows, _ = pack(prompts, samples, group=2, merge=2, minibatch=8, microbatch=4, row_tokens=(80,),
+                 longest=38)
+  rows = jax.tree.map(lambda x: x[0].reshape(-1, *x.shape[3:]), rows.replace(used=None))
 
   @jax.jit
-  def forward(params, batch):
-    features = qwen25_vl.vision_features(parts.model, params, batch.vision)
-    embeds = qwen25_vl.embed(parts.model, params, batch.tokens, batch.unit,
-                             jnp.repeat(features, 2, axis=0))
-    hidden = qwen25_vl.hidden(parts.model, params, embeds, batch.positions,
-                              batch.mask.astype(jnp.int32))
+  def forward(params, rows):
+    vision = VisionInput(**prompts.vision)
+    features = qwen25_vl.vision_features(parts.model, params, vision)
+    embeds = qwen25_vl.embed(parts.model, params, rows.tokens, rows.unit,
+                             features.reshape(-1, features.shape[-1]))
+    hidden = qwen25_vl.hidden(parts.model, params, embeds, jnp.moveaxis(rows.positions, 1, 0),
+                              rows.segment)
     return jax.nn.log_softmax(hidden @ qwen25_vl.unembedding(parts.model, params).T)
 
-  logp = np.asarray(forward(params, batch))
-  logprob = np.take_along_axis(logp[:, :-1], batch.tokens[:, 1:, None], 2)[..., 0]
+  logp = np.asarray(forward(params, rows))
+  logprob = np.take_along_axis(logp[:, :-1], rows.tokens[:, 1:, None], 2)[..., 0]
   entropy = -np.sum(np.exp(logp) * logp, -1)[:, :-1]
-  mask = batch.response_mask[:, 1:]
+  mask = rows.response_mask[:, 1:]
   assert mask.sum() == samples.mask.sum() > 20
-  np.testing.assert_allclose(batch.sampler_logprob[:, 1:][mask], logprob[mask], atol=1e-4)
-  np.testing.assert_allclose(batch.entropy[:, 1:][mask], entropy[mask], atol=1e-4)
+  sampled = samples.entropy[rows.sequence, rows.place][:, 1:]
+  np.testing.assert_allclose(rows.sampler_logprob[:, 1:][mask], logprob[mask], atol=1e-4)
+  np.testing.assert_allclose(sampled[mask], entropy[mask], atol=1e-4)
   assert np.ptp(entropy[mask]) > 0.1
 
 

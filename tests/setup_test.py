@@ -49,7 +49,7 @@ def test_a_mistake_in_a_config_is_one_line(changes, words):
   (1, {"curate.problems": 9}, "config.curate.problems needs 9"),
   (1, {"engine.slots": 4, "engine.cache_gib": 1e-5}, "config.evaluate.batch = .* lower the"),
   (4, {"warmup.microbatch": 2}, "config.warmup.microbatch = 2 does not divide over 4 devices"),
-  (4, {"aepo.microbatch": 8}, "config.aepo.microbatch / aepo.group = 2 does not divide over 4"),
+  (4, {"aepo.microbatch": 2}, "config.aepo.microbatch = 2 does not divide over 4"),
 ])
 def test_what_cannot_run_is_refused_before_anything_does(devices, changes, words):
   config = tiny.read(**changes)
@@ -75,8 +75,9 @@ def test_truths_that_no_answer_meets_are_found_before_training(tmp_path):
       run.check()
 
 
-def test_configs_of_the_repository_are_complete():
+@pytest.mark.parametrize("size", ["7", "3"])
+def test_configs_of_the_repository_are_complete(size):
   tiny.read()
-  values = tiny.config_lib.load(str(tiny.ROOT / "configs" / "aepo_7b.py"))
-  with pytest.raises(ConfigError, match="config.model.path 'Qwen2.5-VL-7B-Instruct' is no folder"):
+  values = tiny.config_lib.load(str(tiny.ROOT / "configs" / f"aepo_{size}b.py"))
+  with pytest.raises(ConfigError, match=f"config.model.path 'Qwen2.5-VL-{size}B-Instruct' is no f"):
     setup.read_config(values)

@@ -22,11 +22,8 @@ def batch(correct, entropy):
   rows, tokens = entropy.shape
   mask = np.ones((rows, tokens), bool)
   return RolloutBatch(
-    tokens=np.zeros((rows, tokens), np.int32), mask=mask, response_mask=mask,
-    positions=np.zeros((3, rows, tokens), np.int32), unit=np.full((rows, tokens), -1, np.int32),
-    vision=None, sampler_logprob=np.zeros((rows, tokens), np.float32), entropy=entropy,
-    correct=np.float32(correct), formatted=np.ones(rows, np.float32),
-    parent=np.full(rows, -1, np.int32), fork=np.zeros(rows, np.int32))
+    tokens=np.zeros((rows, tokens), np.int32), response_mask=mask, entropy=entropy,
+    correct=np.float32(correct), formatted=np.ones(rows, np.float32), vision=None, rows=None)
 
 
 def shaped(correct, entropy, controllers=FRESH, entropy_config=ENTROPY, words=(False,), **reward):

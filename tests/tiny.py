@@ -21,7 +21,7 @@ def values(**changes):
     "adacs.batch": 4, "adacs.row_tokens": 80, "curate.problems": 8, "curate.samples": 4,
     "curate.count": 8, "curate.batch": 8,
     "aepo.steps": 3, "aepo.prompts": 4, "aepo.group": 4, "aepo.minibatch": 16,
-    "aepo.microbatch": 16, "aepo.sampling.max_tokens": 12,
+    "aepo.microbatch": 4, "aepo.row_tokens": (80,), "aepo.sampling.max_tokens": 12,
     "aepo.log_responses": 2, "aepo.loop.save_every": 1,
     "evaluate.problems": 6, "evaluate.samples": 2, "evaluate.batch": 4,
   }

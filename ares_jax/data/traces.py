@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 
 from ares_jax.data.bad_row import BadRow
+from ares_jax.data.packing import first_fit, lay_out
 from ares_jax.data.prompts import EncodedPrompt
 
 
@@ -57,35 +58,7 @@ def trace_batch(encoder, rows, *, row_tokens, row_windows, row_multiple):
   packed += [[] for _ in range(-len(packed) % row_multiple)]
   tokens, positions, unit, vision = encoder.pack(
     [[examples[index][0] for index in row] for row in packed], row_tokens, row_windows)
-  segment = np.zeros(tokens.shape, np.int32)
-  loss_mask = np.zeros(tokens.shape, bool)
-  for number, row in enumerate(packed):
-    start = 0
-    for place, index in enumerate(row):
-      sequence, prompt_length = examples[index]
-      end = start + len(sequence.tokens)
-      segment[number, start:end] = 1 + place
-      loss_mask[number, start + prompt_length : end] = True
-      start = end
-  return TraceBatch(tokens, segment, loss_mask, positions, unit, vision)
-
-
-def first_fit(sizes, room):
-  """First-fit-decreasing bins: a list of lists of indices, ties by index.
-
-  Args:
-    sizes: a tuple of sizes for every item; the first one orders them.
-    room: the tuple of what a bin holds.
-  """
-  bins, left = [], []
-  for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index][0], index)):
-    number = next((number for number, free in enumerate(left)
-                   if all(size <= space for size, space in zip(sizes[index], free, strict=True))),
-                  len(bins))
-    if number == len(bins):
-      bins.append([])
-      left.append(room)
-    bins[number].append(index)
-    left[number] = tuple(space - size
-                         for space, size in zip(left[number], sizes[index], strict=True))
-  return bins
+  layout = lay_out(packed, [len(sequence.tokens) for sequence, _ in examples], row_tokens)
+  prompt_length = np.int32([length for _, length in examples])
+  loss_mask = (layout.segment > 0) & (layout.place >= prompt_length[layout.sequence])
+  return TraceBatch(tokens, layout.segment, loss_mask, positions, unit, vision)

@@ -5,6 +5,8 @@
     states = hidden(config, params, embeds, positions, segment)   # [B, T, D]
     logits = states @ unembedding(config, params).T
 
+`score` is the last three for training: log-probability and entropy of every token, no logits.
+
 In float32 the logits are transformers' to 1e-5. In bfloat16 (weights kept in float32) the log-prob
 of a token differs from float32's by .008 on average, .03 at the 99th percentile, measured on two
 random models of 3 layers in tests/models/golden; not measured on trained weights.
@@ -16,17 +18,18 @@ B rows, T tokens, U image units of a row, D embed, V vocabulary.
 import jax
 import jax.numpy as jnp
 
-from ares_jax.mesh import shard
+from ares_jax.mesh import AXES, shard
 from ares_jax.models.config import ModelConfig
 from ares_jax.models.decoder import KVCache, decode_step, empty_cache, hidden, prefill
 from ares_jax.models.vision import VisionInput, vision_features
 from ares_jax.models.weights import Params
+from ares_jax.ops import logprob_and_entropy
 
 __all__ = ["KVCache", "VisionInput", "decode_step", "embed", "empty_cache", "hidden", "prefill",
-           "unembedding", "vision_features"]
+           "score", "unembedding", "vision_features"]
 
 
-def embed(config: ModelConfig, params: Params, tokens_BT, unit_BT, features_BUD) -> jax.Array:
+def embed(config: ModelConfig, params: Params, tokens_BT, unit_BT, features) -> jax.Array:
   """Token embeddings, with image features where `unit_BT` names one.
 
   Args:
@@ -34,18 +37,47 @@ def embed(config: ModelConfig, params: Params, tokens_BT, unit_BT, features_BUD)
     params: the weights.
     tokens_BT: int32 ids.
     unit_BT: int32, index of the image unit that feeds a token, -1 for text. None without images.
-    features_BUD: what `vision_features` returned, one row per row of tokens. None without images.
+    features: what `vision_features` returned, [B, U, D]: each row of tokens has images of its own;
+      or [U, D]: all rows pick from the same. None without images.
 
   Returns:
     [B, T, D] in the compute dtype.
   """
   dtype = jnp.dtype(config.compute_dtype)
   embeds_BTD = params["embed"][tokens_BT].astype(dtype)
-  if features_BUD is None:
+  if features is None:
     return shard(embeds_BTD, "data")
-  index = jnp.maximum(unit_BT, 0)[:, :, None]
-  image_BTD = jnp.take_along_axis(features_BUD.astype(dtype), index, axis=1)
+  index_BT = jnp.maximum(unit_BT, 0)
+  features = features.astype(dtype)
+  if features.ndim == 2:
+    image_BTD = features[index_BT]
+  else:
+    image_BTD = jnp.take_along_axis(features, index_BT[:, :, None], axis=1)
   return shard(jnp.where(unit_BT[:, :, None] >= 0, image_BTD, embeds_BTD), "data")
+
+
+def score(config: ModelConfig, params: Params, features, *, tokens, unit, positions,
+          segment) -> tuple[jax.Array, jax.Array]:
+  """Log-probability of every token after its predecessors, and the entropy it was drawn at.
+
+  Column t is about token t. What stands in the first column of a segment means nothing.
+
+  Args:
+    config: sizes.
+    params: the weights.
+    features: as in `embed`.
+    tokens, unit, segment: int32 [B, T], as in `embed` and `hidden`.
+    positions: int32 [B, 3, T].
+
+  Returns:
+    float32 [B, T], nats, both; on a mesh each device works on its own tokens.
+  """
+  embeds_BTD = embed(config, params, tokens, unit, features)
+  hidden_BTD = hidden(config, params, embeds_BTD, jnp.moveaxis(positions, 1, 0), segment)
+  both = logprob_and_entropy(
+    hidden_BTD[:, :-1].reshape(-1, hidden_BTD.shape[-1]), unembedding(config, params),
+    tokens[:, 1:].reshape(-1), axes=AXES)
+  return tuple(jnp.pad(x.reshape(len(tokens), -1), ((0, 0), (1, 0))) for x in both)
 
 
 def unembedding(config: ModelConfig, params: Params) -> jax.Array:

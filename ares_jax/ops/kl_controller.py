@@ -17,7 +17,8 @@ def control_kl(kl_BT, mask_BT, cover_BT, bucket_B):
     kl_BT: floating, nats, from `token_kl`.
     mask_BT: bool, True on response tokens.
     cover_BT: bool, from `hwe_cover`.
-    bucket_B: integer; a row of another bucket (-1 for padding) does not count.
+    bucket_B: integer; a row of another bucket (-1 for padding) does not count. [B, T] where rows
+      hold several sequences.
 
   Returns:
     kl_3: float32, nats; 0 where there is no such token.
@@ -36,17 +37,17 @@ def control_kl(kl_BT, mask_BT, cover_BT, bucket_B):
     raise ValueError(
       f"kl {kl_BT.shape}, mask {mask_BT.shape}, cover {cover_BT.shape}: pass three [B, T]"
     )
-  if bucket_B.shape != kl_BT.shape[:1] or not jnp.issubdtype(bucket_B.dtype, jnp.integer):
-    raise ValueError(f"bucket_B is {bucket_B.dtype}{bucket_B.shape}; pass int32[B]")
+  fits = bucket_B.shape in (kl_BT.shape[:1], kl_BT.shape)
+  if not fits or not jnp.issubdtype(bucket_B.dtype, jnp.integer):
+    raise ValueError(f"bucket_B is {bucket_B.dtype}{bucket_B.shape}; pass int32[B] or [B, T]")
   if mask_BT.dtype != jnp.bool_ or cover_BT.dtype != jnp.bool_:
     raise ValueError(f"mask is {mask_BT.dtype}, cover {cover_BT.dtype}; pass bool, e.g. mask > 0")
-  outside_BT = mask_BT & ~cover_BT
+  bucket_BT = bucket_B.reshape(len(kl_BT), -1)  # of a token, or [B, 1] of a row
+  member_BT3 = bucket_BT[:, :, None] == jnp.arange(3)[None, None]
+  member_BT3 &= (mask_BT & ~cover_BT)[:, :, None]
   # Rows first: one sum of 64M float32 terms would lose digits, 4096 sums of 16384 do not.
-  sum_B = jnp.where(outside_BT, kl_BT.astype(jnp.float32), 0).sum(1)
-  number_B = outside_BT.sum(1).astype(jnp.float32)
-  member_B3 = bucket_B[:, None] == jnp.arange(3)[None]
-  sum_3 = jnp.where(member_B3, sum_B[:, None], 0).sum(0)
-  size_3 = jnp.where(member_B3, number_B[:, None], 0).sum(0)
+  sum_3 = jnp.where(member_BT3, kl_BT.astype(jnp.float32)[:, :, None], 0).sum(1).sum(0)
+  size_3 = member_BT3.sum(1).astype(jnp.float32).sum(0)
   return sum_3 / jnp.maximum(size_3, 1), size_3
 
 

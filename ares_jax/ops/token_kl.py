@@ -56,7 +56,8 @@ def kl_weight(bucket_B, cover_BT, *, beta_3, rho):
   """beta[b, t] = beta_d (rho inside high-entropy windows, 1 outside) (paper section 3.2.2).
 
   Args:
-    bucket_B: integer; a row of another bucket (-1 for padding) weighs 0.
+    bucket_B: integer; a row of another bucket (-1 for padding) weighs 0. [B, T] where rows hold
+      several sequences.
     cover_BT: bool, from `hwe_cover`.
     beta_3: KL coefficient of each bucket; multiply by kappa_3 to include the controller.
     rho: relaxation inside the windows, in [0, 1]; 1 for none.
@@ -72,10 +73,11 @@ def kl_weight(bucket_B, cover_BT, *, beta_3, rho):
   >>> print(kl_weight(np.int32([1]), cover_BT, beta_3=beta_3, rho=0.5))
   [[2. 1.]]
   """
-  if cover_BT.ndim != 2 or bucket_B.shape != cover_BT.shape[:1] or beta_3.shape != (3,):
+  shapes = cover_BT.shape[:1], cover_BT.shape
+  if cover_BT.ndim != 2 or bucket_B.shape not in shapes or beta_3.shape != (3,):
     raise ValueError(
       f"bucket {bucket_B.shape}, cover {cover_BT.shape}, beta {beta_3.shape}: "
-      "pass [B], [B, T], [3]"
+      "pass [B] or [B, T], [B, T], [3]"
     )
   if not jnp.issubdtype(bucket_B.dtype, jnp.integer) or cover_BT.dtype != jnp.bool_:
     raise ValueError(
@@ -83,6 +85,7 @@ def kl_weight(bucket_B, cover_BT, *, beta_3, rho):
     )
   if not 0 <= rho <= 1:
     raise ValueError(f"rho = {rho} must be in [0, 1]; 1 for no relaxation")
-  member_B3 = bucket_B[:, None] == jnp.arange(3)[None]
-  beta_B = jnp.where(member_B3, beta_3.astype(jnp.float32)[None], 0).sum(1)
-  return beta_B[:, None] * jnp.where(cover_BT, jnp.float32(rho), 1)
+  bucket_BT = bucket_B.reshape(len(cover_BT), -1)  # of a token, or [B, 1] of a row
+  member_BT3 = bucket_BT[:, :, None] == jnp.arange(3)[None, None]
+  beta_BT = jnp.where(member_BT3, beta_3.astype(jnp.float32)[None, None], 0).sum(2)
+  return beta_BT * jnp.where(cover_BT, jnp.float32(rho), 1)

@@ -4,7 +4,7 @@ import pytest
 from ares_jax.data import digits
 from ares_jax.data.chat import Chat
 from ares_jax.data.prompts import Encoder, PromptConfig
-from ares_jax.data.traces import encode_example, first_fit, trace_batch
+from ares_jax.data.traces import encode_example, trace_batch
 
 TOKENIZER = digits.tokenizer()
 
@@ -21,11 +21,6 @@ def rows(count):
                                  (0.2, 0.2), (0.2, 0.2))
   lessons = digits.Lessons(digits.DigitsSource(config, "train", 0, count), teacher)
   return [lessons[index] for index in range(count)]
-
-
-def test_first_fit_fills_bins_in_decreasing_order():
-  assert first_fit([(5,), (4,), (3,), (2,)], (7,)) == [[0, 3], [1, 2]]
-  assert first_fit([(2, 9), (2, 9)], (8, 10)) == [[0], [1]]  # the second resource is full
 
 
 def test_every_example_is_packed_once_and_unpacks_to_itself():

@@ -29,6 +29,14 @@ def track(kappa_3, kl_3, size_3, **kwargs):
   return track_kl_coefficient(kappa_3, kl_3, size_3, **kwargs)
 
 
+def test_tokens_of_a_packed_row_count_for_their_own_bucket():
+  kl_BT, mask_BT = np.float32([[1, 3, 50, 9, 5]]), np.bool_([[1, 1, 1, 0, 1]])
+  kl_3, size_3 = control_kl(kl_BT, mask_BT, np.bool_([[0, 0, 1, 0, 0]]),
+                            np.int32([[1, 2, 1, 0, 1]]))
+  np.testing.assert_allclose(kl_3, [0, 3, 3])
+  np.testing.assert_allclose(size_3, [0, 2, 1])
+
+
 def test_control_kl_counts_tokens_outside_windows_only():
   kl_BT = np.float32([[1, 2, 90, np.nan], [4, 90, 8, 3], [7, 7, 7, 7]])
   mask_BT = np.bool_([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1]])

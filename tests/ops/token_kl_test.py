@@ -63,6 +63,11 @@ def test_weight_is_relaxed_inside_windows_and_0_on_padding_rows():
   np.testing.assert_allclose(weight_BT, [[1, 0.5], [1, 2], [4, 4], [0, 0]])
 
 
+def test_tokens_of_a_packed_row_have_buckets_of_their_own():
+  weight_BT = kl_weight(np.int32([[0, 2, 2, -1]]), np.bool_([[0, 1, 0, 1]]), beta_3=BETA_3, rho=0.5)
+  np.testing.assert_allclose(weight_BT, [[1, 2, 4, 0]])
+
+
 def test_sharded_over_4_devices_equals_unsharded_and_bfloat16_gives_float32(mesh):
   rng = np.random.default_rng(0)
   logprob_BT, ref_logprob_BT = (jnp.asarray(x, jnp.bfloat16) for x in rng.normal(size=(2, 8, 4)))

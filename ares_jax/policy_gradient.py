@@ -1,0 +1,244 @@
+"""The loss of stage 2 and its gradient, microbatch by microbatch (eq. 2, algorithm 1 lines 16-22).
+
+B sequences of T response tokens in packed rows (rows.py): N minibatches, K microbatches of each,
+R rows of a microbatch, C tokens of a row. Q prompts of a minibatch, U image units of a prompt,
+D embed. Names ending in _3 hold a value for each difficulty bucket.
+"""
+
+import dataclasses
+from typing import Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from ares_jax import mesh, ops
+from ares_jax.models import qwen25_vl, weights
+from ares_jax.rows import deal
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+  """Clipped policy gradient (eq. 2)."""
+
+  advantage: Literal["std", "none", "leave_one_out"]
+  equal_groups: Literal["zero", "normalize"]  # groups of equal correctness: no advantage, or as is
+  clip_low: float
+  clip_high: float
+  clip_dual: float
+  average: Literal["token", "sequence"]
+  old_logprob: Literal["sampler", "recompute"]
+  importance_cap: float  # of min(exp(old - sampler), cap); used where old_logprob is recomputed
+
+  def __post_init__(self):
+    if not 0 <= self.clip_low < 1 or self.clip_high < 0 or self.clip_dual <= 1:
+      raise ValueError(f"clip_low = {self.clip_low} must be in [0, 1), clip_high = "
+                       f"{self.clip_high} >= 0, clip_dual = {self.clip_dual} > 1")
+    if self.importance_cap <= 0:
+      raise ValueError(f"importance_cap = {self.importance_cap} must be > 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class KlConfig:
+  """The thinking budget: token-adaptive KL to the reference and its controller (lines 16-24)."""
+
+  estimator: Literal["k1", "k2", "k3", "abs"]
+  dynamic: bool  # False: kappa stays at `start` and HWE windows get no relief
+  start: tuple[float, float, float]  # kappa at step 0
+  beta: tuple[float, float, float]
+  rho: float  # weight inside HWE windows over outside
+  target: tuple[float, float, float]  # delta, nats a token outside windows
+  rate: float
+  low: float
+  high: float
+
+  def __post_init__(self):
+    if not 0 <= self.rho <= 1 or not 0 < self.rate < 1 or min(self.target) <= 0:
+      raise ValueError(f"rho = {self.rho} must be in [0, 1], rate = {self.rate} in (0, 1), target "
+                       f"= {self.target} > 0")
+    if min(self.beta) < 0 or not 0 < self.low <= min(self.start) <= max(self.start) <= self.high:
+      raise ValueError(f"beta = {self.beta} must be >= 0, and 0 < low <= start <= high: low = "
+                       f"{self.low}, start = {self.start}, high = {self.high}")
+
+
+@flax.struct.dataclass
+class Signal:
+  """What the sequences are worth: with their rows, all that the loss needs.
+
+  On every device whole, as a row holds sequences of any: at B = 4096, T = 16384 `cover` is 64 MiB.
+  """
+
+  advantage: jax.Array  # float32 [B]
+  bonus: jax.Array | None  # float32 [B, T], psi of algorithm 1 line 13; None without
+  cover: jax.Array  # bool [B, T], inside HWE windows
+  bucket: jax.Array  # int32 [B]
+  length: jax.Array  # int32 [B], response tokens
+  beta_3: jax.Array  # float32, beta times kappa
+  rho: float = flax.struct.field(pytree_node=False)
+
+
+def frozen_features(model, params, vision, *, minibatches):
+  """Image features of a whole batch, once: no weight that is trained is in them.
+
+  Args:
+    model: ModelConfig.
+    params: weights; only params["vision"] is read.
+    vision: VisionInput of P prompts.
+    minibatches: N.
+
+  Returns:
+    [N, Q, U, D] in the compute dtype, split over "data" along D.
+  """
+  prompts = len(vision.image)
+  # As many at once as a minibatch has, or one a device where devices are more.
+  parts = min(minibatches, prompts // jax.sharding.get_abstract_mesh().shape["data"])
+  features = jax.lax.map(lambda part: _features(model, params, part), deal(vision, parts))
+  features = features.swapaxes(0, 1).reshape(prompts, *features.shape[2:])
+  return mesh.shard(deal(features, minibatches), None, None, None, "data")
+
+
+def old_logprobs(model, params, rows, images):
+  """Log-probability of every token before the update, one pass over all minibatches.
+
+  Args:
+    model: ModelConfig.
+    params: weights that sampled.
+    rows: rows.PackedRows.
+    images: what `gradient` takes, of all N minibatches.
+
+  Returns:
+    float32 [N, K, R, C], nats; 0 in microbatches that are not used.
+  """
+  def minibatch(part):
+    rows, images = part
+    features = _shared(model, params, images)
+
+    def microbatch(index, logprob):
+      return logprob.at[index].set(_score(model, params, _at(rows, index), features)[0])
+
+    zeros = mesh.shard(jnp.zeros(rows.tokens.shape), None, "data")
+    return jax.lax.fori_loop(0, rows.used, microbatch, zeros)
+
+  return jax.lax.map(minibatch, (rows, images))
+
+
+def gradient(model, config, params, reference, rows, images, signal, old):
+  """Gradient of a minibatch, accumulated in float32 over the microbatches in use, and its metrics.
+
+  The vision tower works once a prompt, not once a sample: a gradient for it is gathered over the
+  microbatches and goes through the tower once.
+
+  Args:
+    model: ModelConfig.
+    config: AepoConfig.
+    params: weights.
+    reference: frozen weights of the reference policy.
+    rows: rows.PackedRows of the minibatch.
+    images: its VisionInput; or, where the tower is frozen and so the reference's too, its features
+      [Q, U, D].
+    signal: Signal.
+    old: float32 [K, R, C], log-probabilities before the update; None: those of `params`.
+
+  Returns:
+    Gradient like params, and sums over microbatches of parts of the minibatch's means.
+  """
+  frozen_vision = "vision" in config.frozen
+  trained = {name: part for name, part in params.items() if name not in (*config.frozen, "vision")}
+  if frozen_vision:
+    features = reference_features = _shared(model, params, images)
+  else:
+    features, pull = jax.vjp(lambda vision: _shared(model, {"vision": vision}, images),
+                             params["vision"])
+    reference_features = _shared(model, reference, images)
+  tokens = rows.response_mask.sum()
+  # What a mean divides by, of the whole minibatch: the microbatches' losses add up to its own.
+  total, length_B = tokens, jnp.maximum(signal.length, 1)
+  if config.loss.average == "sequence":
+    # Every sequence in the rows counts 1, spread over its tokens.
+    total = (rows.response_mask / length_B[rows.sequence]).sum()
+
+  def loss_fn(trained, features, part, old_RC):
+    logprob_RC, entropy_RC = _score(model, params | trained, part, features)
+    reference_RC = jax.lax.stop_gradient(_score(model, reference, part, reference_features)[0])
+    return _loss(config, signal, part, logprob_RC, entropy_RC, reference_RC, old_RC, tokens, total,
+                 length_B)
+
+  def microbatch(index, carry):
+    (weight_grads, feature_grads), sums = carry
+    part, old_RC = _at(rows, index), None if old is None else old[index]
+    grads, new = jax.grad(loss_fn, (0,) if frozen_vision else (0, 1), has_aux=True)(
+      trained, features, part, old_RC)
+    weight_grads = jax.tree.map(jnp.add, weight_grads, grads[0])
+    if not frozen_vision:
+      feature_grads += grads[1]
+    largest = jnp.maximum(sums.pop("ratio_max"), new.pop("ratio_max"))
+    return (weight_grads, feature_grads), jax.tree.map(jnp.add, sums, new) | {"ratio_max": largest}
+
+  zeros = jax.tree.map(lambda x, spec: mesh.shard(jnp.zeros_like(x), *spec), params,
+                       weights.specs(model))
+  _, sums = jax.eval_shape(
+    lambda: loss_fn(trained, features, _at(rows, 0), None if old is None else old[0]))
+  (grads, feature_grads), sums = jax.lax.fori_loop(0, rows.used, microbatch, (
+    ({name: zeros[name] for name in trained}, jnp.zeros(() if frozen_vision else features.shape)),
+    jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)))
+  if not frozen_vision:
+    grads["vision"], = pull(feature_grads.astype(features.dtype))
+  return zeros | grads, sums
+
+
+def _loss(config, signal, part, logprob_RC, entropy_RC, reference_RC, old_RC, tokens, total,
+          length_B):
+  """A microbatch's share of the minibatch's loss, and of its metrics."""
+  loss, kl = config.loss, config.kl
+  mask_RC, sampler_RC, b_RC = part.response_mask, part.sampler_logprob, part.sequence
+  cover_RC, bucket_RC = signal.cover[b_RC, part.place] & mask_RC, signal.bucket[b_RC]
+  advantage_RC = signal.advantage[b_RC]
+  if signal.bonus is not None:
+    advantage_RC += signal.bonus[b_RC, part.place]
+  if old_RC is None:
+    old_RC = jax.lax.stop_gradient(logprob_RC)
+  weight_RC = jnp.ones_like(logprob_RC)
+  if loss.average == "sequence":
+    weight_RC /= length_B[b_RC]
+  kl_RC = ops.token_kl(logprob_RC, reference_RC, estimator=kl.estimator)
+  kl_weight_RC = weight_RC * ops.kl_weight(bucket_RC, cover_RC, beta_3=signal.beta_3,
+                                           rho=signal.rho)
+  if loss.old_logprob == "recompute":
+    weight_RC *= ops.importance_weight(old_RC, sampler_RC, mask_RC, cap=loss.importance_cap)
+  policy, metrics = ops.policy_loss(
+    logprob_RC, old_RC, advantage_RC, mask_RC, clip_low=loss.clip_low, clip_high=loss.clip_high,
+    clip_dual=loss.clip_dual, weight_BT=weight_RC, total=total)
+  penalty = ops.average_loss(kl_weight_RC * kl_RC, mask_RC, total=total)
+  kl_3, kl_tokens_3 = ops.control_kl(kl_RC, mask_RC, cover_RC, bucket_RC)
+  share = mask_RC.sum() / jnp.maximum(tokens, 1)
+  ratio_max = metrics.pop("ratio_max")
+  sums = {f"loss/{name}": value * share for name, value in metrics.items()}
+  sums |= {"loss/policy": policy, "loss/kl": penalty,
+           "kl/mean": ops.average_loss(kl_RC, mask_RC, total=tokens),
+           "loss/entropy": ops.average_loss(entropy_RC, mask_RC, total=tokens),
+           "loss/sampler_gap": ops.average_loss(jnp.abs(logprob_RC - sampler_RC), mask_RC,
+                                                total=tokens),
+           "kl_sum_3": kl_3 * kl_tokens_3, "kl_tokens_3": kl_tokens_3, "ratio_max": ratio_max}
+  return policy + penalty, sums
+
+
+def _features(model, params, vision):
+  return qwen25_vl.vision_features(model, params, jax.tree.map(lambda x: mesh.shard(x, "data"),
+                                                               vision))
+
+
+def _shared(model, params, images):
+  """Features [Q * U, D] that all rows of a minibatch pick from; `images` as for `gradient`."""
+  if isinstance(images, qwen25_vl.VisionInput):
+    images = _features(model, params, images)
+  return mesh.shard(images.reshape(-1, images.shape[-1]))
+
+
+def _at(rows, index):
+  """One microbatch of a minibatch's rows."""
+  return jax.tree.map(lambda x: mesh.shard(x[index], "data"), rows.replace(used=None))
+
+
+def _score(model, params, part, features):
+  return qwen25_vl.score(model, params, features, tokens=part.tokens, unit=part.unit,
+                         positions=part.positions, segment=part.segment)

@@ -1,0 +1,20 @@
+"""AEPO of Qwen2.5-VL-3B after an AdaCS cold start: the paper's recipe (section 4, appendix A).
+
+    python -m ares_jax.train --config=configs/aepo_3b.py --workdir=DIR \\
+      --config.model.path=HF_FOLDER --config.data.jsonl.prompts=train.jsonl \\
+      --config.data.jsonl.test=test.jsonl
+
+The numbers are those of configs/aepo_7b.py: the paper trains both sizes with one recipe. Baselines:
+--config=configs/aepo_3b.py:grpo and :dapo. Hardware: the TPU chips of one host. Hours and expected
+score: not measured.
+"""
+
+import os
+
+from ares_jax.config import load
+
+
+def get_config(algorithm="aepo"):
+  c = load(os.path.join(os.path.dirname(__file__), f"aepo_7b.py:{algorithm}")).unlock()
+  c.model.path = "Qwen2.5-VL-3B-Instruct"
+  return c
