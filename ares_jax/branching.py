@@ -105,7 +105,8 @@ def spread(slots, group, branching, live):
     child = _child(slots.row[source], slots.given[source], group, branching)
 
     def copy(x_LSTKH):
-      part = lax.dynamic_slice_in_dim(x_LSTKH[:, :, :live], source, 1, axis=1)
+      layers, _, _, *sizes = x_LSTKH.shape
+      part = lax.dynamic_slice(x_LSTKH, (0, source, 0, 0, 0), (layers, 1, live, *sizes))
       return lax.dynamic_update_slice(x_LSTKH, part, (0, to, 0, 0, 0))
 
     cache = slots.cache

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tiny
 
-from ares_jax import mesh, sampler, setup
-from ares_jax.branching import Branching, joined, parents
+from ares_jax import mesh, sampler, setup, slots
+from ares_jax.branching import Branching, joined, parents, spread
 from ares_jax.models import qwen25_vl
 from ares_jax.models.vision import VisionInput
 from ares_jax.rows import pack
@@ -67,6 +67,28 @@ def test_whom_a_sample_may_fork_from():
   np.testing.assert_array_equal(joined(x, fork, 3, 2), [[0, 1, 2], [0, 4, 5], [0, 1, 8]])
 
 
+def test_an_idle_slot_takes_over_the_first_fork_that_waits():
+  # Group of 4: samples 0 and 1 run in slots 0 and 2, slot 1 is idle; 2 and 3 wait to fork from them
+  # at tokens 2 and 3.
+  k_LSTKH = np.arange(60, dtype=np.float32).reshape(2, 3, 5, 1, 2)
+  state = slots.Slots(
+    row=np.int32([0, 4, 1]), hidden=None, cache=qwen25_vl.KVCache(
+      k_LSTKH, k_LSTKH + 0.5, np.int32([4, 0, 3])),
+    waiting=None, ended=None, tokens=np.zeros((4, 5), np.int32), length=None, logprob=None,
+    drawn_logprob=None, entropy=None, fork=np.int32([0, 0, 2, 3]), forks=np.int32([1, 7, 1]),
+    given=np.int32([0, 7, 0]))
+  got = jax.jit(lambda state: spread(state, 4, Branching(1.0, branches=2, window=2), 4))(state)
+  np.testing.assert_array_equal(got.row, [0, 2, 1])
+  # Token 1 is read once more: it leads to the fork.
+  np.testing.assert_array_equal(got.cache.length, [4, 1, 3])
+  np.testing.assert_array_equal(got.forks, [1, 0, 1])
+  np.testing.assert_array_equal(got.given, [1, 0, 0])
+  want = k_LSTKH.copy()
+  want[:, 1, :4] = k_LSTKH[:, 0, :4]
+  np.testing.assert_array_equal(got.cache.k, want)
+  np.testing.assert_array_equal(got.cache.v[:, :, :4], want[:, :, :4] + 0.5)
+
+
 def test_sequences_fork_where_their_windows_rise_to_the_threshold(forked, threshold):
   first = GROUP - BRANCHES
   counts = []
@@ -121,14 +143,13 @@ def test_statistics_of_forks_equal_a_full_forward_pass(run, forked):
   np.testing.assert_allclose(forked.entropy[at], -np.sum(np.exp(logp) * logp, -1)[mask], atol=1e-4)
 
 
-@pytest.mark.parametrize("slots, places", [(1, 0), (7, 3)])
-def test_slots_places_and_devices_change_no_fork(run, forked, threshold, slots, places,
-                                                 monkeypatch):
-  monkeypatch.setattr(sampler, "PLACES", places)
+def test_slots_places_and_devices_change_no_fork(run, forked, threshold, monkeypatch):
+  # One place. Above, an idle slot takes over every fork; here slots mostly go back to their own.
+  monkeypatch.setattr(sampler, "PLACES", 0)
   parts, params, prompts = run
   with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])):
     got = sample((parts, jax.tree.map(np.asarray, params), prompts), threshold,
-                 EngineConfig(slots=slots, read=1, chunk=7, cache_gib=1.0))
+                 EngineConfig(slots=2, read=1, chunk=7, cache_gib=1.0))
   for name in ("tokens", "mask", "parent", "fork"):
     np.testing.assert_array_equal(getattr(got, name), getattr(forked, name), err_msg=name)
   for name in ("logprob", "drawn_logprob", "entropy"):

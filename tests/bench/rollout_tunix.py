@@ -1,0 +1,139 @@
+"""Rollouts of equal lengths: ours against google-tunix's vanilla sampler, in one run.
+
+    python -m tests.bench.rollout_tunix
+    python -m tests.bench.rollout_tunix --cases=32x128,8x512 --new=64
+
+tests/bench/logprob_entropy.py says how to install google-tunix 0.1.7, in a virtual environment of
+its own. A case 32x128 has 32 prompts of 128 tokens, 8 samples each. Both have a Qwen2.5 text model
+of the same sizes with fresh weights, the same prompts, temperature 1 and the whole vocabulary, and
+draw --new tokens a sample, since the end may not be drawn. google-tunix returns the log-probability
+of each token; ours that, another and the entropy. Every call has a key of its own. Prints a
+Markdown table: medians of `--repeats` rounds, in each of which both run once, of wall time and of
+the process's CPU time, which a busy machine changes less.
+"""
+
+import argparse
+import time
+
+import jax
+import numpy as np
+from flax import nnx
+from tunix.generate import sampler as tunix_sampler
+from tunix.models.qwen2 import model as tunix_qwen2
+
+from ares_jax import mesh, sampler
+from ares_jax.models import weights
+from ares_jax.models.config import ModelConfig, VisionConfig
+from ares_jax.models.vision import VisionInput
+
+GROUP, END, VOCAB = 8, 1, 8192
+LAYERS, EMBED, MLP, HEADS, KV_HEADS, HEAD_DIM = 4, 256, 768, 8, 2, 32
+# Text alone: the vision tower is as small as can be.
+MODEL = ModelConfig(
+  embed=EMBED, layers=LAYERS, heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM, mlp=MLP,
+  rope_theta=1e6, mrope_sections=(4, 6, 6), norm_eps=1e-6, tied=True, vocab=VOCAB, image_token=0,
+  compute_dtype="float32", remat="none", unroll=LAYERS,
+  vision=VisionConfig(depth=1, hidden=8, heads=1, mlp=8, patch=14, temporal_patch=2, merge=2,
+                      window=28, full_attention=(), out=EMBED))
+
+
+class Numbers:
+  """A tokenizer whose text is token ids."""
+
+  def encode(self, text):
+    return [int(word) for word in text.split()]
+
+  def decode(self, ids):
+    return " ".join(map(str, ids))
+
+  def bos_id(self):
+    return 0  # None is put in front of a prompt.
+
+  def eos_id(self):
+    return END
+
+  def pad_id(self):
+    return 0
+
+
+def ours(tokens_PT, new):
+  """A function of a seed that draws the samples and returns how many tokens they have."""
+  prompts, length = tokens_PT.shape
+  patches = 4
+  arrays = dict(
+    tokens=tokens_PT, length=np.full(prompts, length, np.int32),
+    positions=np.broadcast_to(np.arange(length, dtype=np.int32), (3, prompts, length)),
+    unit=np.full((prompts, length), -1, np.int32), prompt_id=np.arange(prompts, dtype=np.int32),
+    vision=VisionInput(
+      patches=np.zeros((prompts, 1, patches, MODEL.vision.patch_dim), np.uint8),
+      hw=np.zeros((prompts, 1, patches, 2), np.int32),
+      image=np.zeros((prompts, 1, patches), np.int32)))
+  params = jax.jit(lambda: weights.init(MODEL, jax.random.key(0)))()
+  sampling = sampler.SamplingConfig(1.0, 1.0, 0, 0, new)
+  engine = sampler.EngineConfig(slots=0, read=prompts, chunk=new, cache_gib=8.0)
+
+  def run(seed):
+    samples = sampler.sample(
+      MODEL, params, arrays, jax.random.key(seed), np.arange(VOCAB) != END, group=GROUP,
+      sampling=sampling, engine=engine, end=(END,))
+    return int(jax.device_get(samples).mask.sum())
+
+  return run
+
+
+def tunix(tokens_PT, new):
+  """The same of google-tunix."""
+  length = tokens_PT.shape[1]
+  config = tunix_qwen2.ModelConfig(
+    num_layers=LAYERS, vocab_size=VOCAB, embed_dim=EMBED, hidden_dim=MLP, num_heads=HEADS,
+    head_dim=HEAD_DIM, num_kv_heads=KV_HEADS, rope_theta=1_000_000, norm_eps=1e-6,
+    use_tied_embedding=True)
+  engine = tunix_sampler.Sampler(
+    tunix_qwen2.Qwen2(config, rngs=nnx.Rngs(0)), Numbers(),
+    tunix_sampler.CacheConfig(length + new, LAYERS, KV_HEADS, HEAD_DIM))
+  texts = [" ".join(map(str, row)) for row in tokens_PT for _ in range(GROUP)]
+
+  def run(seed):
+    out = engine(texts, max_generation_steps=new, max_prompt_length=length, return_logprobs=True,
+                 eos_tokens=[END], forbidden_tokens=[END], temperature=1.0, top_p=1.0, seed=seed)
+    return sum(len(tokens) for tokens in out.tokens)
+
+  return run
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--cases", default="32x128,8x512", help="PROMPTSxTOKENS,...")
+  parser.add_argument("--new", type=int, default=64, help="tokens a sample, default %(default)s")
+  parser.add_argument("--repeats", type=int, default=3, help="rounds, default %(default)s")
+  options = parser.parse_args()
+  print(f"4 layers, D=256, V={VOCAB}, {GROUP} samples x {options.new} tokens, on "
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, median of {options.repeats} "
+        "rounds\n")
+  print("| prompts x tokens | | wall s | CPU s | times google-tunix's speed, wall | CPU |\n"
+        "| --- | --- | --- | --- | --- | --- |", flush=True)
+  for case in options.cases.split(","):
+    prompts, length = map(int, case.split("x"))
+    tokens_PT = np.random.default_rng(0).integers(2, VOCAB, (prompts, length), np.int32)
+    runs = {"google-tunix": tunix(tokens_PT, options.new), "ours": ours(tokens_PT, options.new)}
+    times = {name: [] for name in runs}
+    for round_ in range(options.repeats + 1):
+      for name, run in runs.items():
+        start = time.perf_counter(), time.process_time()
+        tokens = run(round_)
+        spent = time.perf_counter() - start[0], time.process_time() - start[1]
+        if tokens != prompts * GROUP * options.new:
+          raise ValueError(f"{name} drew {tokens} tokens, not {prompts * GROUP * options.new}")
+        if round_:  # The first round compiles.
+          times[name].append(spent)
+    median = {name: np.median(spent, 0) for name, spent in times.items()}
+    for name, spent in median.items():
+      ratio = median["google-tunix"] / spent
+      print(f"| {case} | {name} | {spent[0]:.2f} | {spent[1]:.2f} | {ratio[0]:.2f} | "
+            f"{ratio[1]:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+  with jax.set_mesh(mesh.make_mesh(-1, 1)):
+    main()
