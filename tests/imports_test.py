@@ -9,15 +9,15 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "ares_jax"
 
 # A module may import from rows below its own; inside models/, data/ and ops/ sideways too.
 ROWS = (
-  ("train", "evaluate", "generate", "export"),
-  ("setup", "ablation"),
+  ("train", "evaluate", "generate", "export", "plan"),
+  ("setup", "ablation", "programs"),
   ("adacs", "aepo"),
   ("measure", "predictions", "rollout", "loop"),
   ("sampler", "run_folder"),
   ("slots", "shaping", "checkpoint", "optimizer", "metrics"),
   ("models", "data"),
   ("ops", "mesh", "command"),
-  ("config",),
+  ("config", "chips", "hlo_cost", "jaxpr_cost"),
 )
 ROW_OF = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}
 ROOMS = ("models", "data", "ops")
