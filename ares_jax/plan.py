@@ -25,7 +25,7 @@ from ares_jax.command import UsageError, require_config, run
 from ares_jax.config import build
 from ares_jax.hlo_cost import hlo_cost
 from ares_jax.jaxpr_cost import flops
-from ares_jax.setup import TrainConfig
+from ares_jax.setup import TrainConfig, model_and_tokenizer
 
 NAMES = ("reshard", "prefill", "decode", "aepo_step")
 GIB, ITERATIONS = 2**30, 1000
@@ -83,9 +83,13 @@ def main():
     raise UsageError("pass --topology=KIND:SIZES, such as v5e:8x8")
   if not words.only or set(words.only) - set(NAMES):
     raise UsageError(f"--only={','.join(words.only)}: choose from {', '.join(NAMES)}")
-  # The chips are described, not there; nothing may look for them.
+  # The chips are described, not there; nothing may look for them, and what was compiled for them
+  # cannot be read back from a cache.
   jax.config.update("jax_platforms", "cpu")
-  result = plan(config, programs.sizes(config.model), words.topology, only=words.only,
+  jax.config.update("jax_enable_compilation_cache", False)
+  fresh = config.model.path == ""
+  model = model_and_tokenizer(config.model)[0] if fresh else programs.sizes(config.model)
+  result = plan(config, model, words.topology, only=words.only,
                 note=lambda line: print(line, file=sys.stderr, flush=True))
   print(json.dumps(dataclasses.asdict(result)) if words.json else table(result))
 
@@ -215,7 +219,7 @@ def table(result):
             "| program | calls | model PFLOP | computed PFLOP | sent | memory read and written | "
             "floor, s | by | an iteration, s | compiled in s |", "| --- " * 10 + "|"]
   for part in result.programs:
-    moved = ["-" if size is None else f"{size / 1e9:.2f}" for size in (
+    moved = ["-" if size is None else f"{size / 1e9:.4g}" for size in (
       None if part.sent is None else sum(part.sent.values()), part.memory_bytes)]
     lines.append(
       f"| {part.name} | {part.calls} | {part.model_flops / 1e15:.4g} | {part.flops / 1e15:.4g} | "
