@@ -117,7 +117,7 @@ def old_logprobs(model, params, rows, images):
       return logprob.at[index].set(_score(model, params, _at(rows, index), features)[0])
 
     zeros = mesh.shard(jnp.zeros(rows.tokens.shape), None, "data")
-    return jax.lax.fori_loop(0, rows.used, microbatch, zeros)
+    return _for_used(rows, microbatch, zeros)
 
   return jax.lax.map(minibatch, (rows, images))
 
@@ -178,7 +178,7 @@ def gradient(model, config, params, reference, rows, images, signal, old):
                        weights.specs(model))
   _, sums = jax.eval_shape(
     lambda: loss_fn(trained, features, _at(rows, 0), None if old is None else old[0]))
-  (grads, feature_grads), sums = jax.lax.fori_loop(0, rows.used, microbatch, (
+  (grads, feature_grads), sums = _for_used(rows, microbatch, (
     ({name: zeros[name] for name in trained}, jnp.zeros(() if frozen_vision else features.shape)),
     jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)))
   if not frozen_vision:
@@ -232,6 +232,13 @@ def _shared(model, params, images):
   if isinstance(images, qwen25_vl.VisionInput):
     images = _features(model, params, images)
   return mesh.shard(images.reshape(-1, images.shape[-1]))
+
+
+def _for_used(rows, body, start):
+  """`fori_loop` over a minibatch's microbatches in use; their room is a bound that a plan reads."""
+  room = len(rows.tokens)
+  return jax.lax.while_loop(lambda carry: (carry[0] < room) & (carry[0] < rows.used),
+                            lambda carry: (carry[0] + 1, body(*carry)), (jnp.int32(0), start))[1]
 
 
 def _at(rows, index):

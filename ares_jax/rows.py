@@ -78,9 +78,7 @@ def pack(prompts, samples, *, group, merge, minibatch, microbatch, row_tokens, l
     return sum(-(-len(row) // microbatch) for row in rows) * microbatch * room
 
   room, rows = min(((room, bins(room)) for room in row_tokens), key=lambda pair: padded(*pair))
-  # First-fit opens a row when no other has room for the longest: all but the last hold this many.
-  most = -(-minibatch // (room // longest))
-  shape = minibatches, -(-most // microbatch), microbatch, room
+  shape = minibatches, row_room(minibatch, microbatch, room, longest), microbatch, room
   packed = PackedRows(
     used=np.int32([-(-len(row) // microbatch) for row in rows]),
     **{name: np.zeros(shape, np.int32) for name in ("tokens", "segment", "sequence", "place")},
@@ -96,6 +94,16 @@ def pack(prompts, samples, *, group, merge, minibatch, microbatch, row_tokens, l
       array.reshape(-1, *array.shape[2:])[: len(row)] = value
   return packed, {"pack/real": lengths.sum() / padded(room, rows),
                   "pack/rows": sum(map(len, rows)), "pack/row_tokens": room}
+
+
+def row_room(minibatch, microbatch, row_tokens, longest):
+  """K: microbatches of a minibatch whose sequences are all of the greatest length.
+
+  First-fit opens a row when no other has room for the longest: all rows but the last hold at least
+  row_tokens // longest sequences.
+  """
+  rows = -(-minibatch // (row_tokens // longest))
+  return -(-rows // microbatch)
 
 
 def _arrays(prompts, samples, layout, group):

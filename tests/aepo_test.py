@@ -33,11 +33,11 @@ class Prepared:
   def step(self, config=None, reference=None, step=aepo.aepo_step, devices=1, **changes):
     """A step from the first weights; `changes` are of the rollout."""
     config, model = config or self.config.aepo, self.run.model
+    # Copies: the step is given the state's memory.
+    params, reference = (
+      jax.device_put(jax.tree.map(jnp.copy, tree), weights.shardings(model, mesh_of(devices)))
+      for tree in (self.params, reference or self.params))
     with jax.set_mesh(mesh_of(devices)):
-      params, reference = (
-        # A copy: the step is given the state's memory.
-        jax.device_put(jax.tree.map(jnp.copy, tree), weights.shardings(model, mesh_of(devices)))
-        for tree in (self.params, reference or self.params))
       batch, _ = aepo._packed(dataclasses.replace(self.rollout, **changes), config,
                               self.run.generator.encoder)
       return step(model, config, aepo.init_state(config, params), reference, batch,

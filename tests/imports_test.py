@@ -9,8 +9,8 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "ares_jax"
 
 # A module may import from rows below its own; inside a folder sideways too.
 ROWS = (
-  ("train", "evaluate", "generate", "export", "report", "diagnose"),
-  ("setup", "ablation", "fingerprint", "records"),
+  ("train", "evaluate", "generate", "export", "report", "diagnose", "plan"),
+  ("setup", "ablation", "fingerprint", "records", "programs"),
   ("adacs", "aepo"),
   ("measure", "predictions", "rollout", "policy_gradient", "loop", "run_data", "responses"),
   ("sampler", "rows", "run_folder"),
@@ -18,7 +18,7 @@ ROWS = (
   ("record",),
   ("models", "data", "branching"),
   ("ops", "mesh", "command", "digest", "presets"),
-  ("config", "pulse"),
+  ("config", "pulse", "chips", "hlo_cost", "jaxpr_cost"),
 )
 ROW_OF = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}
 # Commands that are found in a room stand where the other commands do.

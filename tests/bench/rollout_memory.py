@@ -20,8 +20,8 @@ from jax.experimental import topologies
 from ares_jax import config as config_lib
 from ares_jax import mesh, sampler, setup, slots
 from ares_jax.models import weights
+from ares_jax.models.published import SIZE_7B
 from ares_jax.models.vision import VisionInput
-from tests.models.published import SIZE_7B
 
 CONFIG = pathlib.Path(__file__).parent.parent.parent / "configs" / "aepo_7b.py"
 MODEL = dataclasses.replace(SIZE_7B, remat="none")

@@ -12,9 +12,9 @@ import pytest
 from bench import compile_7b
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from models.published import SIZE_3B, SIZE_7B
 
 from ares_jax.models.attention import attention
+from ares_jax.models.published import SIZE_3B, SIZE_7B
 
 pytest.importorskip("libtpu", reason="needs `pip install libtpu`")
 TOKENS, WINDOWS = 20480, 384

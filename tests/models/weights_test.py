@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from models import golden_batch
-from models.published import SIZE_3B, SIZE_7B
 
 from ares_jax import mesh as mesh_lib
 from ares_jax.models import weights
+from ares_jax.models.published import SIZE_3B, SIZE_7B
 
 CONFIG = golden_batch.config("untied")
 

@@ -14,3 +14,4 @@ def _published(embed, layers, heads, kv_heads, mlp, vocab, tied):
 
 SIZE_3B = _published(2048, 36, 16, 2, 11008, 151936, True)
 SIZE_7B = _published(3584, 28, 28, 4, 18944, 152064, False)
+BY_NAME = {"Qwen2.5-VL-3B-Instruct": SIZE_3B, "Qwen2.5-VL-7B-Instruct": SIZE_7B}

@@ -1,0 +1,65 @@
+"""TPU chips: what is published of them, and slices of them described without having one.
+
+Peaks are of one chip, from Google's pages https://cloud.google.com/tpu/docs/v5e, /v5p and /v6e:
+bfloat16 compute, memory bandwidth, and half of the bidirectional interconnect bandwidth, which is
+what a chip can send on all its links together. Memory is what libtpu 0.0.52 lets a program have, by
+its own message; the pages say 16, 95 and 32 GB.
+"""
+
+import dataclasses
+import difflib
+import os
+import re
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """One kind of TPU chip."""
+
+  name: str
+  flops: float  # a second, bfloat16
+  memory: float  # bytes
+  memory_rate: float  # bytes a second
+  link_rate: float  # bytes a second sent, all links together
+  axes: int  # of the torus
+
+
+CHIPS = {chip.name: chip for chip in (
+  Chip("v5e", flops=197e12, memory=15.75 * 2**30, memory_rate=819e9, link_rate=200e9, axes=2),
+  Chip("v5p", flops=459e12, memory=95.73 * 2**30, memory_rate=2765e9, link_rate=600e9, axes=3),
+  Chip("v6e", flops=918e12, memory=31.24 * 2**30, memory_rate=1600e9, link_rate=400e9, axes=2),
+)}
+
+
+def describe(topology):
+  """(Chip, devices) of a slice such as "v5e:8x8" or "v5p:2x2x4"; programs can be compiled for it.
+
+  Raises:
+    ValueError: not the form of a topology, a kind of chip without numbers here, another number of
+      axes than the chip's torus has, a slice that libtpu does not know, or no libtpu.
+  """
+  found = re.fullmatch(r"([^:]*):(\d+(?:x\d+)*)", topology)
+  if not found:
+    raise ValueError(f"topology {topology!r} is not KIND:SIZES, such as v5e:8x8 or v5p:2x2x4")
+  name, sizes = found[1], found[2].split("x")
+  if name not in CHIPS:
+    near = difflib.get_close_matches(name, CHIPS, n=1)
+    raise ValueError(
+      f"topology {topology!r}: no chip {name!r} here" + (f"; did you mean {near[0]!r}?" if near else
+      f"; known: {', '.join(CHIPS)} (a GPU's programs can be compiled on that GPU only)"))
+  chip = CHIPS[name]
+  if len(sizes) != chip.axes:
+    example = ":".join((name, "x".join("4" * chip.axes)))
+    raise ValueError(f"topology {topology!r} has {len(sizes)} sizes, but the torus of {name} has "
+                     f"{chip.axes} axes; write for example {example}")
+  # Compiling asks for no TPU; without this libtpu looks for one in the cloud's metadata.
+  os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+  os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # beside another process that compiles
+  from jax.experimental import topologies
+
+  try:
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+  except RuntimeError as error:
+    remedy = "pip install libtpu" if "libtpu" in str(error) else "see the chip's documentation"
+    raise ValueError(f"topology {topology!r}: {error}; {remedy}") from error
+  return chip, devices

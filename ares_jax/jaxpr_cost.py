@@ -1,0 +1,187 @@
+"""FLOPs of a traced program on all devices together, loops counted.
+
+Matrix products alone, 2 a multiply-add: everything else is below 1% of a transformer. The count is
+of what the program computes, recomputation included; padding too, as a program of static shapes
+computes it.
+"""
+
+import math
+
+import numpy as np
+from jax.extend import core
+
+# Values that decide how much is computed (which layers attend to whole images, which blocks of
+# scores a kernel skips) are constants of the program; these carry them on to where they decide.
+LARGEST = 1 << 20  # elements of a constant that is carried on
+_CARRIED = {
+  "broadcast_in_dim": lambda x, p: np.broadcast_to(x.reshape(
+    [x.shape[p["broadcast_dimensions"].index(axis)] if axis in p["broadcast_dimensions"] else 1
+     for axis in range(len(p["shape"]))]), p["shape"]),
+  "convert_element_type": lambda x, p: x.astype(p["new_dtype"]),
+  "copy": lambda x, p: x,
+  "reshape": lambda x, p: x.reshape(p["new_sizes"]),
+  "squeeze": lambda x, p: np.squeeze(x, p["dimensions"]),
+  "stop_gradient": lambda x, p: x,
+}
+
+
+def flops(closed, *, platform):
+  """FLOPs of one run of `jit(f).trace(...).jaxpr`, summed over devices.
+
+  A loop that may end early counts as if it does not; of a conditional whose choice is not known the
+  larger branch counts.
+
+  Args:
+    closed: ClosedJaxpr.
+    platform: "tpu", "cuda" or "cpu": which kernels the program will hold.
+
+  Raises:
+    ValueError: a loop's length cannot be seen.
+  """
+  total, _ = _jaxpr(closed.jaxpr, [_value(x) for x in closed.consts],
+                    [None] * len(closed.jaxpr.invars), platform)
+  return total
+
+
+def _value(x):
+  """A constant as numpy, or None for what decides nothing: no whole numbers, or too many."""
+  small = hasattr(x, "dtype") and x.size <= LARGEST and x.dtype.kind in "biu"
+  return np.asarray(x) if small else None
+
+
+def _jaxpr(jaxpr, consts, arguments, platform):
+  """(FLOPs, values of the results where known)."""
+  known, total = {}, 0
+  for variable, value in zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True):
+    known[variable] = value
+
+  def read(variable):
+    if isinstance(variable, core.Literal):
+      return np.asarray(variable.val)
+    return known[variable] if variable in known else None
+
+  for eqn in jaxpr.eqns:
+    inputs = [read(variable) for variable in eqn.invars]
+    cost, outputs = _equation(eqn, inputs, platform)
+    total += cost
+    known |= zip(eqn.outvars, outputs, strict=True)
+  return total, [read(variable) for variable in jaxpr.outvars]
+
+
+def _equation(eqn, inputs, platform):
+  name, params, unknown = eqn.primitive.name, eqn.params, [None] * len(eqn.outvars)
+  if name == "dot_general":
+    (contracted, _), _ = params["dimension_numbers"]
+    left = eqn.invars[0].aval.shape
+    return 2 * eqn.outvars[0].aval.size * math.prod(left[axis] for axis in contracted), unknown
+  if name in _CARRIED and inputs[0] is not None and eqn.outvars[0].aval.size <= LARGEST:
+    return 0, [_CARRIED[name](inputs[0], params)]
+  if name == "scan":
+    return _scan(params, inputs, platform)
+  if name == "while":
+    return _while(params, inputs, platform), unknown
+  if name == "cond":
+    return _cond(params, inputs, platform)
+  if name == "pallas_call":
+    return _kernel(params, inputs, platform), unknown
+  if name == "shard_map":
+    return _shard_map(eqn, inputs, platform)
+  inner = [value for value in params.values() if isinstance(value, core.ClosedJaxpr | core.Jaxpr)]
+  # A function with a gradient of its own holds that gradient too; it is not run here.
+  if not inner:
+    return 0, unknown
+  jaxpr, consts = _open(inner[0])
+  if len(jaxpr.invars) != len(inputs) or len(jaxpr.outvars) != len(unknown):
+    inputs = [None] * len(jaxpr.invars)
+    return _jaxpr(jaxpr, consts, inputs, platform)[0], unknown
+  return _jaxpr(jaxpr, consts, inputs, platform)
+
+
+def _open(jaxpr):
+  if isinstance(jaxpr, core.ClosedJaxpr):
+    return jaxpr.jaxpr, [_value(x) for x in jaxpr.consts]
+  return jaxpr, []
+
+
+def _scan(params, inputs, platform):
+  jaxpr, consts = _open(params["jaxpr"])
+  fixed, carries = params["num_consts"], params["num_carry"]
+  shared, slices = inputs[:fixed], inputs[fixed + carries:]
+  results = len(jaxpr.outvars) - carries
+  if all(x is None for x in slices):
+    once, outputs = _jaxpr(jaxpr, consts, [*shared, *[None] * (carries + len(slices))], platform)
+    stacked = [None if x is None else np.broadcast_to(x, (params["length"], *np.shape(x)))
+               for x in outputs[carries:]]
+    return params["length"] * once, [*[None] * carries, *stacked]
+  total, rows, order = 0, [], range(params["length"])
+  # In the order of the slices: where a scan runs backwards its results are still stacked so.
+  for index in order:
+    now = [None if x is None else x[index] for x in slices]
+    once, outputs = _jaxpr(jaxpr, consts, [*shared, *[None] * carries, *now], platform)
+    total, rows = total + once, [*rows, outputs[carries:]]
+  stacked = [None if any(row[place] is None for row in rows)
+             else np.stack([row[place] for row in rows]) for place in range(results)]
+  return total, [*[None] * carries, *stacked]
+
+
+def _while(params, inputs, platform):
+  """At most the loop's bound: the smallest limit that its condition sets on one of its counters."""
+  body, consts = _open(params["body_jaxpr"])
+  skip = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+  fixed = inputs[skip[0]:skip[1]]
+  once, _ = _jaxpr(body, consts, [*fixed, *[None] * (len(body.invars) - len(fixed))], platform)
+  if not once:
+    return 0
+  condition, consts = _open(params["cond_jaxpr"])
+  start = [*inputs[:skip[0]], *inputs[skip[1]:]]
+  first = dict(zip((*condition.constvars, *condition.invars), (*consts, *start), strict=True))
+
+  def value(variable):
+    if isinstance(variable, core.Literal):
+      return np.asarray(variable.val)
+    return first[variable] if variable in first else None
+
+  bounds = [int(value(right) - value(left)) for eqn in condition.eqns if eqn.primitive.name == "lt"
+            for left, right in [eqn.invars] if left in condition.invars
+            and all(value(x) is not None and np.ndim(value(x)) == 0 for x in (left, right))]
+  if not bounds:
+    raise ValueError(f"a loop has no bound that its program shows: {params['cond_jaxpr']}")
+  return max(0, min(bounds)) * once
+
+
+def _cond(params, inputs, platform):
+  branches = [_open(branch) for branch in params["branches"]]
+  chosen = range(len(branches))
+  if params.get("branches_platforms") is not None:
+    names = params["branches_platforms"]
+    chosen = [next((index for index, of in enumerate(names) if of is not None and platform in of),
+                   len(names) - 1)]
+  elif inputs[0] is not None:
+    chosen = [int(np.clip(inputs[0], 0, len(branches) - 1))]
+  found = [_jaxpr(*branches[index], inputs[1:], platform) for index in chosen]
+  best = max(found, key=lambda part: part[0])
+  return best if len(found) == 1 else (best[0], [None] * len(best[1]))
+
+
+def _kernel(params, inputs, platform):
+  jaxpr, consts = _open(params["jaxpr"])
+  once, _ = _jaxpr(jaxpr, consts, [None] * len(jaxpr.invars), platform)
+  share = 1.0
+  if params["name"].startswith("splash_mha"):
+    # Operand 1 says of every block of scores whether the kernel works on it.
+    share = float(np.mean(inputs[1] != 0)) if inputs[1] is not None else 1.0
+  return once * math.prod(params["grid_mapping"].grid) * share
+
+
+def _shard_map(eqn, inputs, platform):
+  """Every device runs the body on its own part."""
+  jaxpr, consts = _open(eqn.params["jaxpr"])
+  mesh, manual = eqn.params["mesh"], eqn.params["newly_manual_axes"]
+  devices = math.prod(mesh.shape[axis] for axis in manual)
+  own = [None if value is None else value[tuple(slice(0, size) for size in variable.aval.shape)]
+         for value, variable in zip(inputs, jaxpr.invars, strict=True)]
+  once, outputs = _jaxpr(jaxpr, consts, own, platform)
+  whole = [None if value is None or variable.aval.size > LARGEST else np.tile(value, [
+             size // part for size, part in zip(variable.aval.shape, value.shape, strict=True)])
+           for value, variable in zip(outputs, eqn.outvars, strict=True)]
+  return devices * once, whole

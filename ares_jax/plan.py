@@ -1,0 +1,252 @@
+"""Says what a run needs on TPU chips before any is rented: memory, work and the least time.
+
+    python -m ares_jax.plan --config=configs/aepo_7b.py --topology=v5e:8x8 --config.mesh.model=4 \\
+      --config.aepo.microbatch=16
+    python -m ares_jax.plan --config=configs/aepo_7b.py --topology=v5p:4x4x4 --only=decode --json
+
+Compiles the programs of one AEPO iteration for the slice (libtpu, no TPU) and prints, for each, the
+memory of a chip against the chip's own, FLOPs, bytes over links and memory, and a floor for its
+time. The model's path may be a folder with a config.json or the name of a published model: weights
+are not read. Compiling aepo_step of 7B takes tens of minutes; --only=NAME,... compiles less.
+"""
+
+import dataclasses
+import json
+import re
+import sys
+import time
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from ares_jax import chips, mesh, programs
+from ares_jax.command import UsageError, require_config, run
+from ares_jax.config import build
+from ares_jax.hlo_cost import hlo_cost
+from ares_jax.jaxpr_cost import flops
+from ares_jax.setup import TrainConfig, model_and_tokenizer
+
+NAMES = ("reshard", "prefill", "decode", "aepo_step")
+GIB, ITERATIONS = 2**30, 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Bytes of a chip."""
+
+  arguments: float | None  # None where the compiler gave up: it names the sum alone
+  outputs: float | None
+  temporaries: float | None
+  aliases: float | None  # outputs in the place of arguments, counted in both
+  beside: float  # what the run holds meanwhile and the program does not get
+  total: float
+  over: float  # beyond the chip's own; negative: left
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramPlan:
+  """One program of an iteration; work is of one call."""
+
+  name: str
+  calls: int  # an iteration
+  memory: Memory
+  model_flops: float  # all chips: what the mathematics needs
+  flops: float  # all chips: what the program computes
+  sent: dict | None  # bytes a chip sends, by kind of collective; None where nothing was compiled
+  memory_bytes: float | None  # that a chip reads and writes
+  unbounded: tuple[str, ...]  # loops counted once, as nothing says how often they run
+  floor: float  # s
+  limit: str  # what sets the floor: "compute", "memory" or "links"
+  compile_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What an iteration needs on a slice."""
+
+  topology: str
+  chip: chips.Chip
+  chips: int
+  mesh: tuple[int, int]  # data, model
+  programs: tuple[ProgramPlan, ...]
+  fits: bool
+  floor: float  # s an iteration: its programs one after the other
+  hours: float  # of ITERATIONS iterations at that floor
+  knobs: tuple[str, ...]  # to turn first where it does not fit
+
+
+def main():
+  words = flags.FLAGS
+  config = build(TrainConfig, require_config(words.config), "config")
+  if not words.topology:
+    raise UsageError("pass --topology=KIND:SIZES, such as v5e:8x8")
+  if not words.only or set(words.only) - set(NAMES):
+    raise UsageError(f"--only={','.join(words.only)}: choose from {', '.join(NAMES)}")
+  # The chips are described, not there; nothing may look for them, and what was compiled for them
+  # cannot be read back from a cache.
+  jax.config.update("jax_platforms", "cpu")
+  jax.config.update("jax_enable_compilation_cache", False)
+  fresh = config.model.path == ""
+  model = model_and_tokenizer(config.model)[0] if fresh else programs.sizes(config.model)
+  result = plan(config, model, words.topology, only=words.only,
+                note=lambda line: print(line, file=sys.stderr, flush=True))
+  print(json.dumps(dataclasses.asdict(result)) if words.json else table(result))
+
+
+def plan(config, model, topology, *, only=NAMES, note=lambda line: None):
+  """Plan of a TrainConfig on a described slice; nothing is run.
+
+  Args:
+    config: setup.TrainConfig.
+    model: ModelConfig.
+    topology: such as "v5e:8x8" (`chips.describe`).
+    only: names of the programs that are compiled; the others are left out.
+    note: is told of every program when it starts and ends.
+
+  Raises:
+    ValueError: an unknown topology, or a mesh or sizes that do not divide it.
+  """
+  chip, devices = chips.describe(topology)
+  with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model, devices)):
+    layout = mesh.size("data"), mesh.size("model")
+    needed = programs.model_flops(config, model)
+    parts = []
+    for program in programs.programs(config, model):
+      if program.name in only:
+        note(f"{program.name} for {topology}: tracing and compiling ...")
+        parts.append(_measure(program, chip, len(devices), needed[program.name]))
+        note(f"{program.name} for {topology}: {parts[-1].compile_seconds:.0f} s")
+  floor = sum(part.calls * part.floor for part in parts)
+  over = [part.name for part in parts if part.memory.over > 0]
+  return Plan(topology, chip, len(devices), layout, tuple(parts), not over,
+              floor, floor * ITERATIONS / 3600, knobs(over, config, model, len(devices)))
+
+
+def knobs(names, config, model, devices):
+  """Flags to try first, for programs that need more memory than a chip has.
+
+  Args:
+    names: of those programs.
+    config, model: TrainConfig, ModelConfig.
+    devices: chips of the slice.
+  """
+  found, settings, parts = [], config.aepo, config.mesh.model
+  wider = [n for n in range(parts + 1, devices + 1) if devices % n == 0 and model.heads % n == 0]
+  if set(names) & {"reshard", "prefill", "decode"}:
+    if wider:
+      found.append(f"--config.mesh.model={wider[0]} (weights of rollouts and their keys and values "
+                   "are split over it)")
+    found.append(f"--config.engine.cache_gib={config.engine.cache_gib / 2:g} (fewer answers at "
+                 "once; take more time)")
+  if "prefill" in names:
+    found.append(f"--config.engine.read={max(1, config.engine.read // 2)} (prompts a call), or a "
+                 "smaller prompt.max_pixels with smaller prompt.windows")
+  if "aepo_step" in names:
+    if model.remat != "block":
+      found.append("--config.model.remat=block (a block's inputs are kept alone)")
+    rows = devices // parts
+    if settings.microbatch > rows:
+      found.append(f"--config.aepo.microbatch={max(rows, settings.microbatch // 2)} (packed rows "
+                   "of a gradient)")
+    if wider:
+      found.append(f"--config.mesh.model={wider[0]} (heads and the MLP are split over it)")
+    found.append(f"--config.aepo.sampling.max_tokens={settings.sampling.max_tokens // 2}")
+  if names:
+    found.append("a larger slice: weights, gradients and moments are split over all its chips")
+  return tuple(dict.fromkeys(found))
+
+
+def _measure(program, chip, devices, model_flops):
+  start = time.perf_counter()
+  traced = program.trace()
+  work = flops(traced.jaxpr, platform="tpu")
+  try:
+    compiled = traced.lower().compile()
+  except jax.errors.JaxRuntimeError as error:
+    memory, sent, moved, unbounded = _exhausted(error, program, chip), None, None, ()
+  else:
+    memory = _memory(compiled.memory_analysis(), program, chip)
+    cost = hlo_cost(compiled.as_text())
+    sent, moved, unbounded = cost.sent, cost.memory, cost.unbounded
+  needed = model_flops / program.calls
+  # A floor takes all that can overlap as overlapping.
+  seconds = {"compute": work / devices / chip.flops, "memory": (moved or 0.0) / chip.memory_rate,
+             "links": sum((sent or {}).values()) / chip.link_rate}
+  limit = max(seconds, key=seconds.get)
+  return ProgramPlan(program.name, program.calls, memory, needed, float(work), sent, moved,
+                     unbounded, seconds[limit], limit, time.perf_counter() - start)
+
+
+def _memory(found, program, chip):
+  parts = [float(size) for size in (
+    found.argument_size_in_bytes, found.output_size_in_bytes, found.temp_size_in_bytes,
+    found.alias_size_in_bytes)]
+  total = sum(parts[:3]) - parts[3] + program.beside
+  return Memory(*parts, program.beside, total, total - chip.memory)
+
+
+def _exhausted(error, program, chip):
+  """Memory of a program that the compiler refused for its size; other errors go on."""
+  found = re.search(r"total memory required.*?\(([\d.]+)([KMGT])\) exceeds", str(error))
+  if "RESOURCE_EXHAUSTED" not in str(error) or not found:
+    raise error
+  total = float(found[1]) * 1024 ** (1 + "KMGT".index(found[2])) + program.beside
+  return Memory(None, None, None, None, program.beside, total, total - chip.memory)
+
+
+def table(result):
+  """The plan as Markdown."""
+  def gib(size):
+    return "-" if size is None else f"{size / GIB:.2f}"
+
+  chip = result.chip
+  lines = [
+    f"{result.topology}: {result.chips} chips of {chip.memory / GIB:.2f} GiB, "
+    f"{chip.flops / 1e12:.0f} TFLOP/s bfloat16, memory {chip.memory_rate / 1e9:.0f} GB/s, links "
+    f"{chip.link_rate / 1e9:.0f} GB/s; mesh data {result.mesh[0]} x model {result.mesh[1]}", "",
+    "GiB a chip:", "",
+    "| program | arguments | outputs | temporaries | aliases | held beside | together | |",
+    "| --- " * 8 + "|"]
+  for part in result.programs:
+    memory = part.memory
+    verdict = (f"**{memory.over / GIB:.2f} too many**" if memory.over > 0 else
+               f"fits, {-memory.over / GIB:.2f} left")
+    sizes = (memory.arguments, memory.outputs, memory.temporaries, memory.aliases, memory.beside,
+             memory.total)
+    lines.append(f"| {part.name} | {' | '.join(map(gib, sizes))} | {verdict} |")
+  lines += ["", "One call; PFLOP of all chips, GB of a chip:", "",
+            "| program | calls | model PFLOP | computed PFLOP | sent | memory read and written | "
+            "floor, s | by | an iteration, s | compiled in s |", "| --- " * 10 + "|"]
+  for part in result.programs:
+    moved = ["-" if size is None else f"{size / 1e9:.4g}" for size in (
+      None if part.sent is None else sum(part.sent.values()), part.memory_bytes)]
+    lines.append(
+      f"| {part.name} | {part.calls} | {part.model_flops / 1e15:.4g} | {part.flops / 1e15:.4g} | "
+      f"{' | '.join(moved)} | {part.floor:.4g} | {part.limit} | {part.calls * part.floor:.4g} | "
+      f"{part.compile_seconds:.0f} |")
+  for part in result.programs:
+    if part.sent is None:
+      lines += ["", f"{part.name}: the compiler refused it; its floor is of its FLOPs alone."]
+    if part.unbounded:
+      lines += ["", f"{part.name}: loops of unknown length, counted once: "
+                    f"{', '.join(part.unbounded)}."]
+  names = ", ".join(part.name for part in result.programs)
+  lines += ["", f"Floor of an iteration ({names}): {result.floor:.4g} s, {result.hours:.4g} hours "
+                f"per {ITERATIONS} iterations, at the largest sizes of the config."]
+  if result.knobs:
+    lines += ["", "Does not fit. Turn first:", *(f"- {knob}" for knob in result.knobs)]
+  return "\n".join(lines)
+
+
+def define_flags():
+  """Not at import: two commands in one process would define --config twice."""
+  config_flags.DEFINE_config_file("config", help_string="Config file, see configs/.")
+  flags.DEFINE_string("topology", None, "Slice of chips, such as v5e:8x8 or v5p:2x2x4.")
+  flags.DEFINE_list("only", list(NAMES), f"Programs to compile: {', '.join(NAMES)}.")
+  flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
+
+
+if __name__ == "__main__":
+  define_flags()
+  run(main)

@@ -1,0 +1,238 @@
+"""The programs of one AEPO iteration on shapes alone: what a run compiles, without weights or data.
+
+P prompts, G group, B = P*G sequences, Tp prompt tokens, T response tokens, V vocabulary; N
+minibatches of K microbatches of R packed rows of C tokens (rows.py).
+"""
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from ares_jax import aepo, mesh, optimizer, sampler, slots
+from ares_jax.branching import Branching
+from ares_jax.models import hf_config, weights
+from ares_jax.models.published import BY_NAME
+from ares_jax.models.vision import VisionInput
+from ares_jax.rollout import RolloutBatch
+from ares_jax.rows import PackedRows, row_room
+from ares_jax.shaping import Controllers
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """One compiled program of an iteration."""
+
+  name: str
+  calls: int  # an iteration
+  trace: Callable  # () -> jax.stages.Traced, on the current mesh
+  beside: float  # bytes a device that the run holds meanwhile and the program does not get
+
+
+def sizes(section):
+  """ModelConfig that a config's model section names, from its folder's config.json or by its name.
+
+  Args:
+    section: setup.ModelSection whose path is a Hugging Face folder, or ends in the name of a
+      published model: its sizes are known, no file is read.
+
+  Raises:
+    ValueError: neither.
+  """
+  how = dict(compute_dtype=section.compute_dtype, remat=section.remat, unroll=section.unroll)
+  if os.path.isdir(section.path):
+    return hf_config.model_config(section.path, **how)
+  name = os.path.basename(section.path)
+  if name not in BY_NAME:
+    raise ValueError(f"model.path = {section.path!r} is no folder and ends in no name whose sizes "
+                     f"are known: {', '.join(BY_NAME)}")
+  return dataclasses.replace(BY_NAME[name], **how)
+
+
+def programs(config, model):
+  """Programs of an iteration of a TrainConfig on the current mesh, in the order they run.
+
+  All shapes are the largest of the config: prompts of the last `prompt.max_tokens` and `windows`,
+  answers of `max_tokens`. With online filtering an iteration may sample several batches; here one.
+
+  Raises:
+    ValueError: sizes do not divide over the mesh, or keys and values do not fit engine.cache_gib.
+  """
+  settings, devices = config.aepo, mesh.size("data")
+  for key, count in (("prompts", settings.prompts), ("microbatch", settings.microbatch)):
+    if count % devices:
+      raise ValueError(f"config.aepo.{key} = {count} does not divide over {devices} devices of the "
+                       "\"data\" axis; change it or config.mesh")
+  prompt_tokens, windows = config.prompt.max_tokens[-1], config.prompt.windows[-1]
+  prompts, tokens = settings.prompts, settings.sampling.max_tokens
+  try:
+    held = sampler.plan(model, config.engine, prompts=prompts, prompt_tokens=prompt_tokens,
+                         group=settings.group, tokens=tokens)
+  except ValueError as error:
+    raise ValueError(f"config.aepo.prompts = {prompts}: {error}") from error
+
+  params = weights.abstract(model, _devices(), jnp.float32)
+  lowered = jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, model.compute_dtype, sharding=sharding),
+    params, sampler.rollout_shardings(model))
+  vocabulary = _split(jax.ShapeDtypeStruct((model.vocab,), bool))
+  asked, number = _prompts(model, held.read * devices, prompt_tokens, windows)
+  read = _laid_out(model, jax.eval_shape(functools.partial(
+    slots.nothing_read, model, prompts=prompts, places=held.places * devices,
+    tokens=prompt_tokens)))
+  state = _laid_out(model, jax.eval_shape(functools.partial(
+    slots.idle, model, rows=prompts * settings.group, slots=held.slots * devices, tokens=tokens,
+    group=settings.group, branches=settings.branches)))
+  branching = Branching(_split(jax.ShapeDtypeStruct((), jnp.float32)), settings.branches,
+                        settings.entropy.window) if settings.branches else None
+  trained = _state(settings, params)
+  beside = device_bytes((trained, params))
+
+  def reshard():
+    return jax.jit(functools.partial(jax.tree.map, lambda x: x.astype(model.compute_dtype)),
+                   out_shardings=sampler.rollout_shardings(model)).trace(params)
+
+  def decode():
+    return slots.decode.trace(
+      model, lowered, read, state, _split(jax.eval_shape(lambda: jax.random.key(0))), vocabulary,
+      branching, group=settings.group, sampling=settings.sampling, end=(0,),
+      steps=config.engine.chunk, live=tokens)
+
+  def update():
+    batch = _rollout(model, settings, prompt_tokens, windows)
+    return aepo.aepo_step.trace(model, settings, trained, params, batch, vocabulary)
+
+  rounds = -(-prompts * settings.group // (held.slots * devices))
+  return (
+    Program("reshard", 1, reshard, beside - device_bytes(params)),
+    Program("prefill", -(-prompts // (held.read * devices)),
+            lambda: slots.read.trace(model, lowered, read, asked, number, number),
+            beside + device_bytes(state)),
+    Program("decode", rounds * -(-tokens // config.engine.chunk), decode, beside),
+    Program("aepo_step", 1, update, 0.0))
+
+
+def device_bytes(tree):
+  """Bytes of a tree of shapes that one device holds."""
+  return float(sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)))
+
+
+def model_flops(config, model):
+  """FLOPs that an iteration's mathematics needs, by program: no recomputation, no masked scores.
+
+  2 a weight and token forward, 4 more for the gradients of what is trained; scores of causal
+  attention over half the square. Rows are as long as the config allows.
+  """
+  settings = config.aepo
+  prompt, answer = config.prompt.max_tokens[-1], settings.sampling.max_tokens
+  rows, row = settings.prompts * settings.group, prompt + answer
+  heads = 4 * model.layers * model.heads * model.head_dim  # a query and a key, both products
+  block = model.embed * model.head_dim * 2 * (model.heads + model.kv_heads) \
+    + 3 * model.embed * model.mlp
+  token, head = 2 * model.layers * block, 2 * model.vocab * model.embed
+  image = settings.prompts * _vision_flops(model.vision, config.prompt.windows[-1])
+  sequence = rows * (row * (token + head) + heads * row**2 / 2)
+  frozen = "vision" in settings.frozen
+  # Policy, reference, and of several minibatches the policy before the update.
+  passes = 2 + (settings.loss.old_logprob == "recompute" and rows > settings.minibatch)
+  towers = 1 if frozen else passes + 2
+  return {
+    "reshard": 0.0,
+    "prefill": settings.prompts * (prompt * token + heads * prompt**2 / 2) + image,
+    "decode": rows * (answer * (token + head) + heads * (prompt * answer + answer**2 / 2)),
+    "aepo_step": (passes + 2) * sequence + towers * image}
+
+
+def _vision_flops(vision, windows):
+  """Of one prompt's images, forward."""
+  patches = windows * vision.window_patches
+  block = 4 * vision.hidden**2 + 3 * vision.hidden * vision.mlp
+  full = len(vision.full_attention)
+  keys = full * patches + (vision.depth - full) * vision.window_patches
+  merged = vision.unit * vision.hidden
+  return (2 * patches * (vision.depth * block + vision.patch_dim * vision.hidden)
+          + 4 * patches * keys * vision.hidden
+          + 2 * patches // vision.unit * (merged**2 + merged * vision.out))
+
+
+def _devices():
+  return jax.sharding.get_mesh()
+
+
+def _split(tree, *spec):
+  """The shapes of `tree`, laid out on the current mesh."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh.sharding(*spec)), tree)
+
+
+def _vision(model, prompts, windows):
+  cells = prompts, windows, model.vision.window_patches
+  return VisionInput(
+    patches=jax.ShapeDtypeStruct((*cells, model.vision.patch_dim), jnp.uint8),
+    hw=jax.ShapeDtypeStruct((*cells, 2), jnp.int32), image=jax.ShapeDtypeStruct(cells, jnp.int32))
+
+
+def _prompts(model, prompts, tokens, windows):
+  """What `slots.read` is given of the prompts it reads, and their numbers."""
+  ints, one = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((prompts, tokens), (prompts,)))
+  positions = jax.ShapeDtypeStruct((3, prompts, tokens), jnp.int32)
+  return _split(dict(tokens=ints, length=one, unit=ints, prompt_id=one,
+                     vision=_vision(model, prompts, windows)), "data") | {
+    "positions": _split(positions, None, "data")}, _split(one, "data")
+
+
+def _laid_out(model, shapes):
+  """`slots.Prompts` or `slots.Slots` as they lie on the mesh."""
+  cache = shapes.cache.replace(
+    length=_split(shapes.cache.length, "data"),
+    **{name: _split(getattr(shapes.cache, name), None, "data", None, slots.kv_axis(model))
+       for name in ("k", "v")})
+  fields = {field.name: _split(getattr(shapes, field.name), "data")
+            for field in dataclasses.fields(shapes) if field.name != "cache"}
+  return type(shapes)(cache=cache, **fields)
+
+
+def _state(config, params):
+  """`aepo.init_state` in shapes."""
+  tx = optimizer.of(config.optimizer, params, frozen=config.frozen)
+  layouts = []
+  # Inside a trace: optax makes small arrays on the way, and described devices hold none.
+  jax.eval_shape(lambda: layouts.append(
+    optimizer.state_shardings(tx, params, jax.tree.map(lambda x: x.sharding, params))))
+  moments = jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    jax.eval_shape(tx.init, params), layouts[0])
+  three, one = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((3,), ()))
+  controllers = Controllers(threshold=one, hwe_target=three, multiplier=three, kappa=three,
+                            alpha=three)
+  count = _split(jax.ShapeDtypeStruct((), jnp.int32))
+  return aepo.AepoState(step=count, batches=count, params=params, opt_state=moments,
+                        controllers=_split(controllers))
+
+
+def _rollout(model, config, prompt_tokens, windows):
+  """What `RolloutBatch.to_device` gives `aepo_step`: sequences and rows as long as they may be."""
+  def array(dtype, *shape):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+  tokens, count = config.sampling.max_tokens, config.prompts * config.group
+  room = row_room(config.minibatch, config.microbatch, config.row_tokens[0],
+                  prompt_tokens + tokens)
+  of_row = count // config.minibatch, room, config.microbatch, config.row_tokens[0]
+  rows = PackedRows(
+    used=_split(array(jnp.int32, of_row[0])),
+    **_split(dict(
+      positions=array(jnp.int32, *of_row[:3], 3, of_row[3]), response_mask=array(bool, *of_row),
+      sampler_logprob=array(jnp.float32, *of_row),
+      **{name: array(jnp.int32, *of_row)
+         for name in ("tokens", "segment", "unit", "sequence", "place")}), None, None, "data"))
+  of_token = count, tokens
+  return RolloutBatch(rows=rows, **_split(dict(
+    tokens=array(jnp.int32, *of_token), response_mask=array(bool, *of_token),
+    entropy=array(jnp.float32, *of_token), correct=array(jnp.float32, count),
+    formatted=array(jnp.float32, count), vision=_vision(model, config.prompts, windows)), "data"))

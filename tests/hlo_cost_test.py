@@ -1,0 +1,130 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ares_jax.hlo_cost import hlo_cost
+
+# As TPUs have it: the loop's length stands in its condition alone, one layer of the stack [7, 8, 8]
+# is gathered from 4 devices an iteration, S(1) is memory on the chip.
+LOOP = """
+%slice_of (p0: bf16[7,2,8], p1: s32[]) -> bf16[1,2,8] {
+  %p0 = bf16[7,2,8]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %p1 = s32[]{:T(128)} parameter(1)
+  ROOT %cut = bf16[1,2,8]{2,1,0:T(8,128)(2,1)S(1)} dynamic-slice(%p0, %p1), dynamic_slice_sizes={}
+}
+
+%write_in (p0: f32[9,4], p1: f32[1,4], p2: s32[]) -> f32[9,4] {
+  %p0 = f32[9,4]{1,0} parameter(0)
+  %p1 = f32[1,4]{1,0:S(1)} parameter(1)
+  %p2 = s32[] parameter(2)
+  ROOT %put = f32[9,4]{1,0} dynamic-update-slice(%p0, %p1, %p2)
+}
+
+%body (carry: (s32[], bf16[7,2,8], f32[9,4])) -> (s32[], bf16[7,2,8], f32[9,4]) {
+  %one = s32[] constant(1)
+  %carry = (s32[], bf16[7,2,8]{2,1,0}, /*index=2*/f32[9,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%carry), index=0
+  %stack = bf16[7,2,8]{2,1,0} get-tuple-element(%carry), index=1
+  %kept = f32[9,4]{1,0} get-tuple-element(%carry), index=2
+  %part = bf16[1,2,8]{2,1,0:S(1)} fusion(%stack, %i), kind=kLoop, calls=%slice_of
+  %all = bf16[1,8,8]{2,1,0:S(1)} all-gather(%part), replica_groups=mesh['a'=2,'b'=4] {'b'}
+  %new = f32[1,4]{1,0:S(1)} custom-call(%all), custom_call_target="kernel"
+  %out = f32[9,4]{1,0} fusion(%kept, %new, %i), kind=kLoop, calls=%write_in
+  %next = s32[] add(%i, %one)
+  ROOT %tuple = (s32[], bf16[7,2,8]{2,1,0}, f32[9,4]{1,0}) tuple(%next, %stack, %out)
+}
+
+%condition (carry: (s32[], bf16[7,2,8], f32[9,4])) -> pred[] {
+  %seven = s32[] constant(7)
+  %carry = (s32[], bf16[7,2,8]{2,1,0}, f32[9,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%carry), index=0
+  ROOT %less = pred[] compare(%i, %seven), direction=LT
+}
+
+ENTRY %main (w: bf16[7,2,8], x: f32[9,4]) -> f32[9,4] {
+  %w = bf16[7,2,8]{2,1,0} parameter(0)
+  %x = f32[9,4]{1,0} parameter(1)
+  %start = s32[] constant(START)
+  %init = (s32[], bf16[7,2,8]{2,1,0}, f32[9,4]{1,0}) tuple(%start, %w, %x)
+  %loop = (s32[], bf16[7,2,8]{2,1,0}, f32[9,4]{1,0}) while(%init), condition=%condition, body=%body
+  ROOT %result = f32[9,4]{1,0} get-tuple-element(%loop), index=2
+}
+"""
+
+
+@pytest.mark.parametrize("start, trips", [(0, 7), (2, 5)])
+def test_a_loop_counts_as_often_as_its_condition_lets_it_run(start, trips):
+  cost = hlo_cost(LOOP.replace("START", str(start)))
+  # 3 of 4 parts of [8, 8] bfloat16 come from others; each device sends as much as it gets.
+  assert cost.sent == {"all-gather": trips * 3 / 4 * 8 * 8 * 2}
+  # A slice [2, 8] bfloat16 is read and a row of 4 float32 written; counters are 4 bytes each: the
+  # slice's and the row's index are read, the next one is 1 + i, the comparison's is 7 and i.
+  assert cost.memory == trips * (2 * 8 * 2 + 4 * 4 + (4 + 4) + 3 * 4 + (2 * 4 + 1))
+  assert cost.unbounded == ()
+
+
+def test_a_loop_without_a_limit_is_named_and_counted_once():
+  text = LOOP.replace("START", "0").replace("direction=LT", "direction=NE")
+  cost = hlo_cost(text)
+  assert cost.unbounded == ("loop",) and cost.sent == {"all-gather": 3 / 4 * 8 * 8 * 2}
+
+
+@pytest.mark.parametrize("groups, size", [
+  ("{{0,1},{2,3}}", 2), ("[2,4]<=[8]", 4), ("mesh['a'=2,'b'=4] {'a'}", 2),
+  ("mesh['a'=2,'b'=4] {'a','b'}", 8)])
+@pytest.mark.parametrize("kind, share", [
+  ("all-reduce", lambda n: 2 * (n - 1) / n), ("reduce-scatter", lambda n: (n - 1) / n),
+  ("collective-permute", lambda n: 1)])
+def test_what_a_ring_sends(kind, share, groups, size):
+  text = f"""ENTRY %main (x: f32[8,4]) -> f32[8,4] {{
+  %x = f32[8,4]{{1,0}} parameter(0)
+  ROOT %y = f32[8,4]{{1,0}} {kind}(%x), channel_id=1, replica_groups={groups}, to_apply=%add
+}}"""
+  assert hlo_cost(text).sent == {kind: pytest.approx(share(size) * 8 * 4 * 4)}
+
+
+def test_of_a_conditional_the_branch_that_moves_more_counts():
+  branch = """%{0} (p: f32[{1}]) -> f32[] {{
+  %p = f32[{1}]{{0}} parameter(0)
+  ROOT %sum = f32[] custom-call(%p), custom_call_target="sum"
+}}
+"""
+  text = branch.format("small", 10) + branch.format("large", 1000) + """
+ENTRY %main (k: s32[], a: f32[10], b: f32[1000]) -> f32[] {
+  %k = s32[] parameter(0)
+  %a = f32[10]{0} parameter(1)
+  %b = f32[1000]{0} parameter(2)
+  ROOT %r = f32[] conditional(%k, %a, %b), branch_computations={%small, %large}
+}"""
+  assert hlo_cost(text).memory == 4 * 1000 + 4
+
+
+def test_a_scan_costs_what_the_unrolled_loop_costs():
+  mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+  split = lambda *spec: NamedSharding(mesh, P(*spec))  # noqa: E731
+  weights = jax.ShapeDtypeStruct((3, 64, 64), jnp.float32, sharding=split(None, "data"))
+  x = jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=split("data"))
+
+  def cost(unroll):
+    def layers(x, weights):
+      def layer(x, weight):
+        return jax.lax.with_sharding_constraint(jnp.tanh(x @ weight), split("data")), None
+
+      return jax.lax.scan(layer, x, weights, unroll=unroll)[0]
+
+    program = jax.jit(layers, out_shardings=split("data"))
+    return hlo_cost(program.lower(x, weights).compile().as_text())
+
+  scanned, unrolled = cost(1), cost(3)
+  # Each layer's weights are gathered from the 4 devices that hold a part.
+  assert scanned.sent == unrolled.sent == {"all-gather": 3 * 3 / 4 * 64 * 64 * 4}
+  assert scanned.unbounded == ()
+  np.testing.assert_allclose(scanned.memory, unrolled.memory, rtol=0.5)
+
+
+def test_a_text_without_a_program_is_refused():
+  with pytest.raises(ValueError, match="no ENTRY computation"):
+    hlo_cost("HloModule nothing")

@@ -1,0 +1,131 @@
+"""The plan of tiny models for two kinds of chips, compiled without a TPU."""
+
+import dataclasses
+import importlib.util
+import json
+
+import jax
+import pytest
+import tiny
+
+from ares_jax import chips, mesh, plan, programs, setup
+from ares_jax import config as config_lib
+
+needs_libtpu = pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None, reason="needs `pip install libtpu`")
+
+
+@pytest.fixture(scope="module")
+def small():
+  """(TrainConfig, ModelConfig) of 2 layers."""
+  config = tiny.read()
+  return config, setup.model_and_tokenizer(config.model)[0]
+
+
+@needs_libtpu
+@pytest.mark.parametrize("topology, only", [("v5e:2x2", ("reshard", "decode")),
+                                            ("v6e:2x2", ("decode",))])
+def test_a_plan_of_a_slice(small, topology, only):
+  config, model = small
+  lines = []
+  result = plan.plan(config, model, topology, only=only, note=lines.append)
+  assert result.fits and not result.knobs
+  assert [part.name for part in result.programs] == list(only)
+  assert len(lines) == 2 * len(only)
+  for part in result.programs:
+    memory = part.memory
+    assert memory.total == pytest.approx(memory.arguments + memory.outputs + memory.temporaries
+                                         - memory.aliases + memory.beside)
+    assert memory.over == memory.total - result.chip.memory < 0
+    assert part.memory_bytes > 0
+    assert part.name == "reshard" or 1 <= part.flops / part.model_flops < 4
+  decode = next(part for part in result.programs if part.name == "decode")
+  # The cache is updated in place.
+  assert decode.memory.aliases > 0
+  assert result.hours == pytest.approx(result.floor / 3.6)
+  assert json.loads(json.dumps(dataclasses.asdict(result)))["chips"] == result.chips
+  text = plan.table(result)
+  assert all(f"| {name} |" in text for name in only) and "Does not fit" not in text
+
+
+@needs_libtpu
+@pytest.mark.parametrize("topology", ["v6e:8x8", "v5e:8x8", "v5p:4x4x4"])
+def test_a_mesh_may_split_the_axes_of_a_slice(topology):
+  _, devices = chips.describe(topology)
+  made = mesh.make_mesh(16, 4, devices)
+  assert made.devices.shape == (16, 4) and set(made.devices.flat) == set(devices)
+
+
+@pytest.mark.parametrize("topology, message", [
+  ("v5e", "is not KIND:SIZES"), ("v5e:", "is not KIND:SIZES"),
+  ("v5x:2x2", "no chip 'v5x' here; did you mean"), ("h200:1", "can be compiled on that GPU only"),
+  ("v5p:4x4", "has 2 sizes, but the torus of v5p has 3 axes; write for example v5p:4x4x4"),
+  pytest.param("v5e:3x3", "topology 'v5e:3x3': .*not divisible", marks=needs_libtpu)])
+def test_a_slice_that_is_none_is_refused(topology, message):
+  with pytest.raises(ValueError, match=message):
+    chips.describe(topology)
+
+
+def test_weights_that_do_not_fit_are_counted_by_the_compiler(small):
+  config, model = small
+  chip = chips.CHIPS["v5e"]
+  program = programs.Program("decode", 1, None, beside=2.0**30)
+  error = jax.errors.JaxRuntimeError(
+    "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
+    "required for HLO temporaries (18.26G) exceeds available HBM (15.75G). HLO module: jit_f.")
+  memory = plan._exhausted(error, program, chip)
+  assert memory.total == pytest.approx(19.26 * 2**30)
+  assert memory.over == pytest.approx((19.26 - 15.75) * 2**30)
+  part = plan.ProgramPlan("decode", 3, memory, 1e15, 2e15, None, None, (), 0.5, "compute", 9.0)
+  knobs = plan.knobs(["decode"], config, model, 4)
+  assert any("--config.mesh.model=2" in knob for knob in knobs)
+  text = plan.table(plan.Plan("v5e:2x2", chip, 4, (4, 1), (part,), False, 1.5, 0.4, knobs))
+  assert "| 1.00 | 19.26 | **3.51 too many** |" in text
+  assert "Does not fit. Turn first:\n- --config.mesh.model=2" in text
+  with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+    plan._exhausted(jax.errors.JaxRuntimeError("INTERNAL: no"), program, chip)
+
+
+def test_sizes_come_from_a_folder_or_a_name(small, tmp_path):
+  section = dataclasses.replace(small[0].model, path="models/Qwen2.5-VL-7B-Instruct", remat="dots")
+  model = programs.sizes(section)
+  assert (model.layers, model.heads, model.remat) == (28, 28, "dots")
+  with pytest.raises(ValueError, match="is no folder and ends in no name .*Qwen2.5-VL-3B-Instruct"):
+    programs.sizes(dataclasses.replace(section, path="Qwen2-VL"))
+
+
+def test_model_flops_are_those_of_a_known_model(small):
+  """By hand for 2 layers of width 32: what the table of the paper's recipe rests on."""
+  config, model = small
+  found = programs.model_flops(config, model)
+  prompts, rows = config.aepo.prompts, config.aepo.prompts * config.aepo.group
+  prompt, answer = config.prompt.max_tokens[-1], config.aepo.sampling.max_tokens
+  token = 2 * model.layers * (32 * 16 * 2 * (2 + 1) + 3 * 32 * 64)
+  head = 2 * model.vocab * 32
+  # A query of 2 heads of 16 meets on average prompt + answer / 2 keys.
+  scores = 4 * model.layers * 32 * (prompt + answer / 2)
+  assert found["decode"] == rows * answer * (token + head + scores)
+  assert found["prefill"] < prompts * (prompt * (token + head) * 20)
+  assert found["reshard"] == 0
+
+
+def recipe(**changes):
+  """TrainConfig of configs/aepo_7b.py; `changes` are dotted keys with `__` for the dot."""
+  values = config_lib.load(str(tiny.ROOT / "configs" / "aepo_7b.py"))
+  values.update_from_flattened_dict(
+    {key.replace("__", "."): value for key, value in changes.items()})
+  return config_lib.build(setup.TrainConfig, values, "config")
+
+
+@needs_libtpu
+@pytest.mark.parametrize("changes, message", [
+  ({"mesh__model": 7}, "mesh model=7 does not divide 64 devices; change config.mesh"),
+  ({}, "config.aepo.microbatch = 8 does not divide over 64 devices"),
+  ({"mesh__model": 16, "engine__cache_gib": 64.0},
+   "weights do not divide over the mesh: blocks/.* 28 over model=16"),
+  ({"mesh__model": 8, "aepo__microbatch": 64, "engine__cache_gib": 1.0},
+   "config.aepo.prompts = 512: keys and values .*need more than engine.cache_gib = 1.0")])
+def test_sizes_that_do_not_divide_are_named_before_anything_compiles(changes, message):
+  config = recipe(**changes)
+  with pytest.raises(ValueError, match=message):
+    plan.plan(config, programs.sizes(config.model), "v5e:8x8")
