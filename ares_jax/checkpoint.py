@@ -2,8 +2,8 @@
 
 The state is stored flat, one array per leaf under its path ("params/decoder/q"), so a checkpoint
 does not depend on the classes of the records it came from, and a mismatch has a name. The JSON
-holds a record of every leaf (record.py): dtype, shape and the digest it had on the devices. What is
-read has these digests or is not used: Orbax itself restores flipped bits silently.
+holds a record of every leaf (manifest.py): dtype, shape and the digest it had on the devices. What
+is read has these digests or is not used: Orbax itself restores flipped bits silently.
 """
 
 import concurrent.futures
@@ -17,8 +17,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from ares_jax import digest, record
-from ares_jax.record import DamagedError
+from ares_jax import digest, manifest
+from ares_jax.manifest import DamagedError
 
 _READ_AT_ONCE = 1 << 30  # bytes read back at a time, where a leaf is not larger
 
@@ -106,12 +106,12 @@ class Checkpoints:
       if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
         raise ValueError(f"state leaf {name} is {type(leaf).__name__}; save arrays only")
       arrays[name] = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-    written = record.of(arrays, extra)
+    written = manifest.of(arrays, extra)
     try:
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          state=ocp.args.StandardSave(arrays), extra=ocp.args.JsonSave(record.seal(written))
+          state=ocp.args.StandardSave(arrays), extra=ocp.args.JsonSave(manifest.seal(written))
         ),
       )
     except OSError as error:
@@ -170,9 +170,9 @@ class Checkpoints:
 
     def read(step):
       written = _read_record(self.directory, step)
-      record.check_match(targets, written["leaves"], f"checkpoint {step} in {self.directory}")
+      manifest.check_match(targets, written["leaves"], f"checkpoint {step} in {self.directory}")
       arrays = _read_leaves(self.directory, step, targets)
-      record.check_digests(step, digest.of(arrays), written["leaves"])
+      manifest.check_digests(step, digest.of(arrays), written["leaves"])
       return arrays, written["extra"]
 
     step, (arrays, extra), damaged = _newest_whole(
@@ -238,9 +238,9 @@ def read_part(directory, part, abstract):
   def read(step):
     leaves = {name: leaf for name, leaf in _read_record(directory, step)["leaves"].items()
               if name.startswith(f"{part}/")}
-    record.check_match(targets, leaves, f"checkpoint {step} in {directory}")
+    manifest.check_match(targets, leaves, f"checkpoint {step} in {directory}")
     arrays = _read_leaves(directory, step, targets)
-    record.check_digests(step, digest.of(arrays), leaves)
+    manifest.check_digests(step, digest.of(arrays), leaves)
     return arrays
 
   step, restored, _ = _newest_whole(directory, steps, read, strict=False)
@@ -282,15 +282,15 @@ def _newest_whole(directory, steps, read, strict):
 
 def _read_record(directory, step):
   path = _folder(directory) / str(step) / "extra"
-  with record.reading(step), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+  with manifest.reading(step), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
     stored = reader.restore(path, args=ocp.args.JsonRestore())
-  return record.unseal(stored, step)
+  return manifest.unseal(stored, step)
 
 
 def _read_leaves(directory, step, targets):
   """{name: array} of some leaves, as `targets` have them: on devices, or numpy."""
   path = _folder(directory) / str(step) / "state"
-  with record.reading(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+  with manifest.reading(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     return reader.restore(path, args=ocp.args.PyTreeRestore(
       item=targets, restore_args=ocp.checkpoint_utils.construct_restore_args(targets),
       partial_restore=True))
@@ -304,7 +304,7 @@ def _compare(directory, step, leaves):
     size += some[name].nbytes
     if size >= _READ_AT_ONCE or index == len(leaves):
       digests = digest.of(_read_leaves(directory, step, some))
-      record.check_digests(step, digests, {name: leaves[name] for name in some})
+      manifest.check_digests(step, digests, {name: leaves[name] for name in some})
       some, size = {}, 0
 
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ares_jax import checkpoint, digest, record
+from ares_jax import checkpoint, digest, manifest
 from ares_jax import mesh as mesh_lib
 
 
@@ -213,7 +213,7 @@ def test_an_older_step_stays_until_the_newer_one_was_read_back(tmp_path, monkeyp
 
 def test_another_schema_is_refused_by_name(tmp_path, monkeypatch):
   with checkpoint.Checkpoints(str(tmp_path), keep=1) as saved:
-    monkeypatch.setattr(record, "SCHEMA", 0)
+    monkeypatch.setattr(manifest, "SCHEMA", 0)
     saved.save(1, {"a": jnp.zeros(3)}, {})
     saved.wait()
     monkeypatch.undo()

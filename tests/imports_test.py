@@ -10,12 +10,12 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "ares_jax"
 # A module may import from rows below its own; inside a folder sideways too.
 ROWS = (
   ("train", "evaluate", "generate", "export", "report", "diagnose", "plan"),
-  ("setup", "ablation", "fingerprint", "records", "programs"),
+  ("setup", "ablation", "fingerprint", "run_records", "programs"),
   ("adacs", "aepo"),
   ("measure", "predictions", "rollout", "policy_gradient", "loop", "run_data", "responses"),
   ("sampler", "rows", "run_folder"),
   ("slots", "shaping", "checkpoint", "optimizer", "metrics"),
-  ("record",),
+  ("manifest",),
   ("models", "data", "branching"),
   ("ops", "mesh", "command", "digest", "presets"),
   ("config", "pulse", "chips", "hlo_cost", "jaxpr_cost"),

@@ -17,7 +17,7 @@ from absl import flags
 
 from ares_jax.command import UsageError, run
 from ares_jax.diagnose import hwe, kl, passk
-from ares_jax.records import read
+from ares_jax.run_records import read
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", allow_override=True)
 _LABELS = flags.DEFINE_string("labels", None, "hwe: JSON lines of labelled triggers.")

@@ -14,9 +14,9 @@ import jax
 from absl import flags
 
 from ares_jax.command import UsageError, run
-from ares_jax.records import read
 from ares_jax.report.page import page
 from ares_jax.run_folder import write_text
+from ares_jax.run_records import read
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", allow_override=True)
 _COMPARE = flags.DEFINE_multi_string(

@@ -6,7 +6,7 @@ import pytest
 from small_run import line, write
 
 from ares_jax.diagnose import hwe, kl, passk
-from ares_jax.records import read
+from ares_jax.run_records import read
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ares_jax import adacs, aepo, checkpoint, mesh, optimizer, record, setup
+from ares_jax import adacs, aepo, checkpoint, manifest, mesh, optimizer, setup
 from ares_jax.models import weights
 
 
@@ -50,9 +50,9 @@ def test_every_leaf_is_in_the_checkpoint(state, tmp_path):
 
 def test_a_change_of_one_leaf_changes_the_record_of_that_leaf(state):
   arrays = {name: np.asarray(leaf) for name, leaf in checkpoint._flatten(state).items()}
-  whole = record.of(arrays, {})["leaves"]
+  whole = manifest.of(arrays, {})["leaves"]
   for name in arrays:
-    one = record.of(arrays | {name: changed(arrays[name])}, {})["leaves"]
+    one = manifest.of(arrays | {name: changed(arrays[name])}, {})["leaves"]
     assert [other for other in whole if whole[other] != one[other]] == [name]
 
 

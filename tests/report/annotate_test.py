@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from small_run import line, metrics, write
 
-from ares_jax.records import read
 from ares_jax.report import statistics
 from ares_jax.report.annotate import annotate, buckets
+from ares_jax.run_records import read
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from small_run import HOSTILE, line, write
 
-from ares_jax.records import read
 from ares_jax.report import page as page_lib
 from ares_jax.report import pictures
+from ares_jax.run_records import read
 
 
 @pytest.fixture(scope="module")
