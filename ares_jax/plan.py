@@ -53,7 +53,7 @@ class ProgramPlan:
   memory: Memory
   model_flops: float  # all chips: what the mathematics needs
   flops: float  # all chips: what the program computes
-  sent: dict | None  # bytes a chip sends, by kind of collective; None where nothing was compiled
+  sent: dict | None  # bytes a chip sends, by kind of collective; None where they cannot be read
   memory_bytes: float | None  # that a chip reads and writes
   unbounded: tuple[str, ...]  # loops counted once, as nothing says how often they run
   floor: float  # s
@@ -167,8 +167,7 @@ def _measure(program, chip, devices, model_flops):
     memory, sent, moved, unbounded = _exhausted(error, program, chip), None, None, ()
   else:
     memory = _memory(compiled.memory_analysis(), program, chip)
-    cost = hlo_cost(compiled.as_text())
-    sent, moved, unbounded = cost.sent, cost.memory, cost.unbounded
+    sent, moved, unbounded = _bytes(compiled)
   needed = model_flops / program.calls
   # A floor takes all that can overlap as overlapping.
   seconds = {"compute": work / devices / chip.flops, "memory": (moved or 0.0) / chip.memory_rate,
@@ -176,6 +175,16 @@ def _measure(program, chip, devices, model_flops):
   limit = max(seconds, key=seconds.get)
   return ProgramPlan(program.name, program.calls, memory, needed, float(work), sent, moved,
                      unbounded, seconds[limit], limit, time.perf_counter() - start)
+
+
+def _bytes(compiled):
+  """(bytes sent by kind, bytes moved, unbounded loops); (None, None, ()) of an unreadable text."""
+  try:
+    cost = hlo_cost(compiled.as_text())
+  except jax.errors.JaxRuntimeError:
+    # jaxlib does not read back all that libtpu writes (asynchronous copies of several arrays, v6e).
+    return None, None, ()
+  return cost.sent, cost.memory, cost.unbounded
 
 
 def _memory(found, program, chip):
@@ -227,7 +236,8 @@ def table(result):
       f"{part.compile_seconds:.0f} |")
   for part in result.programs:
     if part.sent is None:
-      lines += ["", f"{part.name}: the compiler refused it; its floor is of its FLOPs alone."]
+      lines += ["", f"{part.name}: the compiler refused it, or its text cannot be read; its floor "
+                    "is of its FLOPs alone."]
     if part.unbounded:
       lines += ["", f"{part.name}: loops of unknown length, counted once: "
                     f"{', '.join(part.unbounded)}."]

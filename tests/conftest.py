@@ -1,6 +1,9 @@
 """Every test sees 4 CPU devices; JAX_COMPILATION_CACHE_DIR names a folder of compiled programs."""
 
 import os
+import sys
+
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 _FORCE = "--xla_force_host_platform_device_count"
@@ -9,3 +12,12 @@ os.environ["XLA_FLAGS"] = " ".join([*_flags, f"{_FORCE}=4"])
 # Tests are many small programs: left alone, JAX keeps only those that compile for over 1 s.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_of_one_file():
+  """Drops a file's compiled programs: a process may map 65,530 pieces of memory, and the programs
+  of the whole suite took more and died in the compiler."""
+  yield
+  if "jax" in sys.modules:
+    sys.modules["jax"].clear_caches()

@@ -77,7 +77,7 @@ def test_one_batch_means_no_filtering():
 
 def test_minibatches_get_as_many_tokens_each():
   class Long(Fake):
-    def sample(self, params, batch, key, *, group, sampling):
+    def sample(self, params, batch, key, *, group, sampling, branching):
       drawn = samples(8)
       return dataclasses.replace(drawn, mask=drawn.mask & (np.arange(8) < 4)[:, None])
 

@@ -7,7 +7,7 @@ from ares_jax import setup
 from ares_jax.config import ConfigError, build
 
 VALUES = tiny.values().to_dict()
-NULLABLE = {"data.jsonl"}  # None where the data are generated
+NULLABLE = {"data.files"}  # None where the data are generated
 
 
 def leaves(node, path=()):

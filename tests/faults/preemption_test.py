@@ -1,10 +1,12 @@
 import os
 import signal
 
+import jax
 import numpy as np
 import pytest
+import tiny
 
-from ares_jax import pulse, sampler
+from ares_jax import mesh, pulse, sampler, setup
 from ares_jax.data.grade import GradingPool
 
 
@@ -15,17 +17,20 @@ def test_a_rollout_is_left_between_two_chunks(monkeypatch):
     chunks.append(1)
     if len(chunks) == 3:
       os.kill(os.getpid(), signal.SIGTERM)
-    return None, np.int32([[1, 4]])  # one row is never done
+    return None, np.int32([1]), np.int32([4])  # one row is never done
 
-  monkeypatch.setattr(sampler, "plan", lambda *_, **__: 1)
+  monkeypatch.setattr(sampler, "_arrays", lambda *_: ())
   monkeypatch.setattr(sampler, "rollout_weights", lambda model, params: params)
-  for name, fake in {"idle": lambda *_, **__: None, "read": lambda *_: None,
-                     "decode": decode}.items():
+  for name, fake in {"idle": lambda *_, **__: None, "nothing_read": lambda *_, **__: None,
+                     "read": lambda *_: None, "decode": decode}.items():
     monkeypatch.setattr(sampler.slots, name, fake)
-  with pulse.requests(), pytest.raises(pulse.Stopped):
+  model = setup.model_and_tokenizer(tiny.read().model)[0]
+  with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])), pulse.requests(), \
+      pytest.raises(pulse.Stopped):
     sampler.sample(
-      None, None, {"tokens": np.zeros((1, 2))}, None, None, group=1, end=(0,),
-      sampling=sampler.SamplingConfig(1.0, 1.0, 0, 0, 64), engine=sampler.EngineConfig(1, 4, 1.0))
+      model, None, {"tokens": np.zeros((1, 2))}, None, None, group=1, end=(0,),
+      sampling=sampler.SamplingConfig(1.0, 1.0, 0, 0, 64),
+      engine=sampler.EngineConfig(slots=1, read=1, chunk=4, cache_gib=1.0))
   assert len(chunks) == 3
 
 
