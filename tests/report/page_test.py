@@ -79,6 +79,11 @@ def test_markup_in_a_response_is_text(opened):
   assert opened.run("document.querySelector('.card img').naturalWidth") == 56
 
 
+def test_marks_are_on_the_tokens_they_belong_to(opened):
+  classes = "[...document.querySelector('#cards .tokens').children].map((one) => one.className)"
+  assert opened.run(classes) == ["", "flag cover trigger", "flag cover", "flag cover", "cover"]
+
+
 def test_filters_choose_responses(opened):
   for name, value, count in (("bucket", "0", 4), ("bucket", "1", 8), ("verdict", "1", 9),
                              ("step", "2", 4), ("from", "held out, adacs", 2), ("words", "p3", 4),
