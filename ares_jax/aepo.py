@@ -217,7 +217,7 @@ def run(params, source, config, *, generator, words, workdir, seed, threads):
         state, metrics = aepo_step(generator.model, config, state, reference, batch, words_V)
         metrics = jax.device_get(metrics)
       if metrics["update/skipped"]:
-        dump_batch(workdir, "aepo", int(state.step), batch)
+        dump_batch(workdir, "aepo", int(state.step), batch.replace(rows=None))
       metrics |= rollout.metrics | packing | epochs(source, int(state.batches) * config.prompts)
       note = (f"accuracy {metrics['reward/accuracy']:.2f} "
               f"tokens {metrics['response/tokens']:.1f} hwe {metrics['hwe/share']:.1%}")

@@ -122,6 +122,8 @@ def spread(slots, group, branching, live):
 
 def joined(x_BT, fork_B, group, branches):
   """Rows of whole sequences: forks with their parents' tokens in front."""
+  if not branches:
+    return x_BT
   x_PGT = x_BT.reshape(-1, group, x_BT.shape[1])
   shared_BT = jnp.arange(x_BT.shape[1]) < fork_B[:, None]
   return jnp.where(shared_BT, x_PGT[:, parents(group, branches)].reshape(x_BT.shape), x_BT)

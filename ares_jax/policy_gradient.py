@@ -90,8 +90,9 @@ def frozen_features(model, params, vision, *, minibatches):
     [N, Q, U, D] in the compute dtype, split over "data" along D.
   """
   prompts = len(vision.image)
-  # As many at once as a minibatch has, or one a device where devices are more.
-  parts = min(minibatches, prompts // jax.sharding.get_abstract_mesh().shape["data"])
+  # As many at once as a minibatch has, or one a device where devices are more; all devices alike.
+  own = prompts // jax.sharding.get_abstract_mesh().shape["data"]
+  parts = next(count for count in range(min(minibatches, own), 0, -1) if own % count == 0)
   features = jax.lax.map(lambda part: _features(model, params, part), deal(vision, parts))
   features = features.swapaxes(0, 1).reshape(prompts, *features.shape[2:])
   return mesh.shard(deal(features, minibatches), None, None, None, "data")

@@ -4,12 +4,12 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from ares_jax.data import quantity
 from ares_jax.data.answer import normalise
@@ -115,7 +115,7 @@ def _digest_images(row):
   parts = []
   for image in row["images"]:
     if isinstance(image, str):
-      data = pathlib.Path(image).read_bytes()
+      data = epath.Path(image).read_bytes()
     else:
       data = image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
     parts.append(hashlib.sha256(data).hexdigest()[:16])

@@ -221,9 +221,9 @@ def _rollout(model, config, prompt_tokens, windows):
     return jax.ShapeDtypeStruct(shape, dtype)
 
   tokens, count = config.sampling.max_tokens, config.prompts * config.group
-  room = row_room(config.minibatch, config.microbatch, config.row_tokens[0],
-                  prompt_tokens + tokens)
-  of_row = count // config.minibatch, room, config.microbatch, config.row_tokens[0]
+  room = max(config.row_tokens)
+  microbatches = row_room(config.minibatch, config.microbatch, room, prompt_tokens + tokens)
+  of_row = count // config.minibatch, microbatches, config.microbatch, room
   rows = PackedRows(
     used=_split(array(jnp.int32, of_row[0])),
     **_split(dict(

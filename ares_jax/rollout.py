@@ -147,14 +147,18 @@ def collect(generator, params, batches, key, *, group, minibatches, sampling, co
     rate = correct.reshape(-1, group).mean(1)
     inside = (config.low <= rate) & (rate <= config.high)
     useful, in_band = inside | (config.batches == 1), in_band + inside.sum()
-    for index in range(len(prompts.rows)):
+    groups = len(prompts.rows)
+    for index in range(groups):
+      # No more than an iteration holds: a batch's images may be gigabytes.
+      if len(kept) >= groups or not useful[index] and len(kept) + len(dropped) >= groups:
+        continue
       rows = slice(index * group, (index + 1) * group)
-      part = (prompts.take([index]), jax.tree.map(lambda x, rows=rows: x[rows], samples),
+      part = (prompts.take([index]), jax.tree.map(lambda x, rows=rows: x[rows].copy(), samples),
               texts[rows], correct[rows], formatted[rows])
       (kept if useful[index] else dropped).append(part)
-    if len(kept) >= len(prompts.rows):
+    del dropped[max(0, groups - len(kept)):]
+    if len(kept) >= groups:
       break
-  groups = len(prompts.rows)
   metrics = {"rollout/batches": drawn, "rollout/timed_out": timed_out,
              "rollout/useful": float(in_band / (drawn * groups)),
              "rollout/filled": max(0, groups - len(kept)) / groups}

@@ -171,6 +171,9 @@ class Run:
             "adacs.microbatch": config.adacs.microbatch if config.adacs.steps else 0,
             "aepo.prompts": config.aepo.prompts if config.aepo.steps else 0,
             "aepo.microbatch": config.aepo.microbatch if config.aepo.steps else 0}
+    if config.aepo.steps and "vision" not in config.aepo.frozen:
+      # A trained vision tower works on a minibatch's images, a prompt on one device.
+      rows["aepo.minibatch / aepo.group"] = config.aepo.minibatch // config.aepo.group
     for key, count in rows.items():
       if count % devices:
         raise ValueError(f"config.{key} = {count} does not divide over {devices} devices of the "

@@ -134,15 +134,16 @@ class _Results:
   def add(self, stage, params):
     """Evaluates `params` unless that was done before the run was stopped."""
     config, generator = self._parts.config, self._parts.generator
-    if stage in self._results:
+    steps = getattr(config, stage).steps
+    if self._results.get(stage, {}).get("steps") == steps:
       return
     result = evaluate(generator, params, self._parts.source("test"), config.evaluate,
                       max_tokens=config.aepo.sampling.max_tokens, easy=config.aepo.reward.easy,
                       medium=config.aepo.reward.medium, seed=0, show=functools.partial(
-                        write_held_out, self._workdir, stage, getattr(config, stage).steps,
+                        write_held_out, self._workdir, stage, steps,
                         group=config.evaluate.samples, chat=generator.encoder.chat,
                         **HELD_OUT))
-    self._results[stage] = result | {"seconds": self._seconds(stage)}
+    self._results[stage] = result | {"steps": steps, "seconds": self._seconds(stage)}
     write_json(self._path, self._results)
 
   def _seconds(self, stage):

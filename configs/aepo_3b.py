@@ -1,8 +1,9 @@
 """AEPO of Qwen2.5-VL-3B after an AdaCS cold start: the paper's recipe (section 4, appendix A).
 
     python -m ares_jax.train --config=configs/aepo_3b.py --workdir=DIR \\
-      --config.model.path=HF_FOLDER --config.data.jsonl.prompts=train.jsonl \\
-      --config.data.jsonl.test=test.jsonl
+      --config.model.path=HF_FOLDER
+
+The data are named in `c.data.files` of configs/aepo_7b.py.
 
 The numbers are those of configs/aepo_7b.py: the paper trains both sizes with one recipe. Baselines:
 --config=configs/aepo_3b.py:grpo and :dapo. Hardware: the TPU chips of one host. Hours and expected

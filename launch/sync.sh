@@ -21,7 +21,7 @@ push() {
   if ! ((DRY)) && [[ $(newest "$bucket") == a ]]; then
     side=b
   fi
-  call gcloud storage rsync --recursive --delete-unmatched-destination-objects "$folder" "$bucket/$side"
+  call gcloud storage rsync --recursive --exclude='^lock$' --delete-unmatched-destination-objects "$folder" "$bucket/$side"
   feed "$side" gcloud storage cp - "$bucket/newest"
 }
 
@@ -35,7 +35,7 @@ pull() {
     fi
   fi
   call mkdir -p "$folder"
-  call gcloud storage rsync --recursive "$bucket/$side" "$folder"
+  call gcloud storage rsync --recursive --exclude='^lock$' "$bucket/$side" "$folder"
 }
 
 watch() {

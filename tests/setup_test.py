@@ -50,6 +50,8 @@ def test_a_mistake_in_a_config_is_one_line(changes, words):
   (1, {"engine.slots": 4, "engine.cache_gib": 1e-5}, "config.evaluate.batch = .* lower the"),
   (4, {"warmup.microbatch": 2}, "config.warmup.microbatch = 2 does not divide over 4 devices"),
   (4, {"aepo.microbatch": 2}, "config.aepo.microbatch = 2 does not divide over 4"),
+  (4, {"aepo.frozen": (), "aepo.minibatch": 8},
+   "config.aepo.minibatch / aepo.group = 2 does not divide over 4"),
 ])
 def test_what_cannot_run_is_refused_before_anything_does(devices, changes, words):
   config = tiny.read(**changes)

@@ -158,6 +158,7 @@ class GradingPool:
     """
     rows = iter(rows)
     while chunk := list(itertools.islice(rows, batch)):
+      beat()
       firsts = [row["answer"] if isinstance(row["answer"], str) else row["answer"][0]
                 for row in chunk]
       correct, _, _ = self.grade([f"<think> </think> \\boxed{{{truth}}}" for truth in firsts],
@@ -188,6 +189,7 @@ class GradingPool:
         if self._is_users:
           raise GraderError(f"grader {self.name!r} hangs or dies ({type(error).__name__}, limit "
                             f"{self._timeout} s) on {pair[0][-80:]!r} for {pair[1]!r}") from error
+        beat()  # a stop that was sent to the workers too: no verdict on the answer
         verdicts[pair] = None
       else:
         if isinstance(verdicts[pair], str):

@@ -24,17 +24,15 @@ def first_fit(sizes, room):
     sizes: a tuple of sizes for every item; the first one orders them.
     room: the tuple of what a bin holds.
   """
-  bins, left = [], []
+  bins = []
+  left = np.tile(np.asarray(room), (len(sizes), 1))  # of every bin there may be
   for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index][0], index)):
-    number = next((number for number, free in enumerate(left)
-                   if all(size <= space for size, space in zip(sizes[index], free, strict=True))),
-                  len(bins))
+    fits = (left[: len(bins)] >= sizes[index]).all(1)
+    number = int(fits.argmax()) if fits.any() else len(bins)
     if number == len(bins):
       bins.append([])
-      left.append(room)
     bins[number].append(index)
-    left[number] = tuple(space - size
-                         for space, size in zip(left[number], sizes[index], strict=True))
+    left[number] -= sizes[index]
   return bins
 
 

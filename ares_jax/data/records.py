@@ -100,7 +100,7 @@ class Records:
     file, number = self._find(index)
     try:
       return self._files[file][number]
-    except ValueError as error:  # JSON that is none
+    except (ValueError, RecursionError) as error:  # JSON that is none, or nested without end
       raise BadRow(self.place(index), "record", f"cannot be read: {error}") from error
 
   def place(self, index):

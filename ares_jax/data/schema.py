@@ -100,7 +100,9 @@ def _at(record, column):
 
 
 def _text(value):
-  return value.decode() if isinstance(value, bytes) else str(value)
+  text = value.decode() if isinstance(value, bytes) else str(value)
+  text.encode()  # half a surrogate pair, which JSON may hold, is no text
+  return text
 
 
 def _plain(value):

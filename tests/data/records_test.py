@@ -97,9 +97,9 @@ def test_what_cannot_be_read_is_named(tmp_path):
   (tmp_path / "d.csv").write_text("a,b")
   with pytest.raises(ValueError, match="d.csv is not one of .jsonl"):
     open_records(tmp_path / "d.csv")
-  (tmp_path / "d.jsonl").write_text('{"a": 1}\n{"a": \n[1, 2]\n')
+  (tmp_path / "d.jsonl").write_text('{"a": 1}\n{"a": \n[1, 2]\n' + "[" * 200_000 + "\n")
   opened = open_records(tmp_path / "d.jsonl")
-  for number, word in ((1, "Expecting value"), (2, "a JSON object is needed")):
+  for number, word in ((1, "Expecting value"), (2, "a JSON object is needed"), (3, "recursion")):
     with pytest.raises(BadRow, match=f"row d.jsonl:{number}: .*{word}"):
       opened[number]
 

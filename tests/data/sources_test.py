@@ -94,6 +94,12 @@ def test_names_a_bad_row(tmp_path, schema, record, code, words):
   assert error.value.code == code
 
 
+def test_half_a_surrogate_pair_is_no_text(tmp_path):
+  (tmp_path / "d.jsonl").write_text('{"question": "half \\ud800", "answer": "3"}\n')
+  with pytest.raises(BadRow, match="row d.jsonl:0: .*UnicodeEncodeError"):
+    FileSource(config(tmp_path / "d.jsonl"))[0]
+
+
 def test_a_source_without_rows_is_named(tmp_path):
   (tmp_path / "d.jsonl").write_text("\n")
   with pytest.raises(ValueError, match="d.jsonl has no rows"):
