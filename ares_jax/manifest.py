@@ -6,12 +6,14 @@ a leaf with another digest is a DamagedError; a whole checkpoint of another mode
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 
 from ares_jax import digest
 
 SCHEMA = 1
+_PASSING = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 _NAMED = 8  # leaves that a message names
 
 
@@ -83,7 +85,9 @@ def reading(step):
   except (DamagedError, MemoryError, PermissionError):
     raise
   except Exception as error:
-    if "RESOURCE_EXHAUSTED" in str(error):  # the device is full: no damage
+    # A full device, a store or a mount that does not answer: no damage.
+    if any(word in str(error) for word in _PASSING) or (
+        isinstance(error, OSError) and error.errno in (errno.ESTALE, errno.EIO, errno.EMFILE)):
       raise
     text = " ".join(str(error).split())[:200]
     raise DamagedError(

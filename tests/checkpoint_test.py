@@ -1,3 +1,4 @@
+import errno
 import os
 import resource
 import time
@@ -219,3 +220,14 @@ def test_another_schema_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ValueError, match="record of schema 0, this version reads 1"):
       saved.restore(checkpoint.abstract_like({"a": jnp.zeros(3)}))
+
+
+@pytest.mark.parametrize("error, kind", [
+  (OSError(errno.ESTALE, "the mount is gone"), OSError),
+  (RuntimeError("UNAVAILABLE: try again"), RuntimeError),
+  (FileNotFoundError("no such file"), checkpoint.DamagedError),
+  (ValueError("checksum"), checkpoint.DamagedError),
+])
+def test_what_does_not_answer_is_not_damaged(error, kind):
+  with pytest.raises(kind), manifest.reading(3):
+    raise error
