@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ares_jax import mesh, optimizer
+from ares_jax import hosts, mesh, optimizer, shares
 from ares_jax.data import curate as curation
 from ares_jax.data.bad_row import BadRow
-from ares_jax.data.sources import epochs, stream
-from ares_jax.data.traces import trace_batch
+from ares_jax.data.sources import epochs
+from ares_jax.data.traces import encode_example, trace_batch
 from ares_jax.loop import LoopConfig, run_stage
 from ares_jax.metrics import Progress
 from ares_jax.models import qwen25_vl, weights
@@ -141,12 +141,15 @@ def fine_tune(params, source, config, *, stage, generator, workdir, seed, thread
   opt_state = optimizer.start(
     optimizer.of(config.optimizer, params, frozen=config.frozen), params)
 
-  def collate(rows, _):
+  encode = functools.partial(encode_example, generator.encoder)
+
+  def collate(rows, examples, _):
     return trace_batch(generator.encoder, rows, row_tokens=config.row_tokens,
-                       row_windows=config.row_windows, row_multiple=config.microbatch)
+                       row_windows=config.row_windows, row_multiple=config.microbatch,
+                       examples=examples)
 
   def begin(state):
-    batches = stream(source, batch=config.batch, seed=seed, collate=collate,
+    batches = shares.stream(source, batch=config.batch, seed=seed, encode=encode, collate=collate,
                      start=int(state.step), threads=threads, shuffle=config.shuffle)
 
     def step(state):
@@ -207,27 +210,38 @@ def curate(params, source, config, *, generator, workdir, max_tokens, seed):
   Returns:
     Selected.
   """
-  path = os.path.join(workdir, "curation.json")
-  if os.path.exists(path):
-    with open(path, encoding="utf-8") as file:
-      return Selected(source, [tuple(pair) for pair in json.load(file)["chosen"]])
+  path, lines = (os.path.join(workdir, f"curation.{end}") for end in ("json", "jsonl"))
+  done, chosen = hosts.leader(lambda: _so_far(path, lines))
+  if chosen is not None:
+    return Selected(source, [tuple(pair) for pair in chosen])
   if len(source) < config.problems:
     raise ValueError(f"{config.problems} problems to curate, the source has {len(source)}; "
                      "lower curate.problems")
-  lines = os.path.join(workdir, "curation.jsonl")
-  done = _whole_lines(lines)
   progress = Progress(config.problems, "curation", start=done)
   while done < config.problems:
     looked_at = _look_at(params, source, config, generator, max_tokens, seed, done)
-    with open(lines, "a", encoding="utf-8") as file:
-      file.writelines(json.dumps(line) + "\n" for line in looked_at)
+    if jax.process_index() == 0:
+      with open(lines, "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in looked_at)
     done += len(looked_at)
     progress.update(done, "problems")
   progress.close()
-  report = curation.report(lines, selection=config.selection, count=config.count,
-                           samples=config.samples, rng=np.random.default_rng(seed))
-  write_json(path, report)
-  return Selected(source, report["chosen"])
+
+  def report():
+    found = curation.report(lines, selection=config.selection, count=config.count,
+                            samples=config.samples, rng=np.random.default_rng(seed))
+    write_json(path, found)
+    return found["chosen"]
+
+  return Selected(source, hosts.leader(report))
+
+
+def _so_far(path, lines):
+  """(problems looked at, what was chosen or None) of an earlier run."""
+  if os.path.exists(path):
+    with open(path, encoding="utf-8") as file:
+      return 0, json.load(file)["chosen"]
+  return _whole_lines(lines), None
 
 
 def _whole_lines(path):
@@ -245,15 +259,16 @@ def _whole_lines(path):
 def _look_at(params, source, config, generator, max_tokens, seed, start):
   """Lines of the next batch of problems: passes of the probe, lengths of the right responses."""
   places = np.arange(start, start + config.batch) % config.problems
-  rows = [source[int(place)] for place in places]
+  rows, encoded = shares.read(source, places, generator.encoder.encode)
   for row in rows:
     if not row.get("responses"):
       raise BadRow(row["id"], "response", "has no 'responses', a list of a teacher's candidate "
                    "answers; AdaCS selects among them")
-  passes = _pass_counts(params, rows, places, config, generator, max_tokens, seed)
+  prompts = generator.encoder.batch(rows, places, encoded)
+  passes = _pass_counts(params, prompts, config, generator, max_tokens, seed)
   rows = rows[: config.problems - start]
   pairs = [(row["answer"], text) for row in rows for text in row["responses"]]
-  correct, _, _ = generator.grader.grade([text for _, text in pairs], [truth for truth, _ in pairs])
+  _, correct, _, _ = generator.judge([text for _, text in pairs], [truth for truth, _ in pairs])
   right, chat = iter(correct), generator.encoder.chat
   return [{"problem": int(place), "id": row["id"], "source": row["source"], "passes": int(count),
            "tokens": [len(chat.response(text)) if next(right) else None
@@ -261,11 +276,10 @@ def _look_at(params, source, config, generator, max_tokens, seed, start):
           for place, row, count in zip(places, rows, passes, strict=False)]
 
 
-def _pass_counts(params, rows, places, config, generator, max_tokens, seed):
+def _pass_counts(params, prompts, config, generator, max_tokens, seed):
   """int [problems of the batch]: right answers of the probe at temperature 1."""
   sampling = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, min_tokens=0,
                             max_tokens=max_tokens)
-  prompts = generator.encoder.batch(rows, places)
   samples = generator.sample(params, prompts, stage_key(seed, "probe"), group=config.samples,
                              sampling=sampling)
   _, correct, _, _ = generator.grade(prompts, samples, group=config.samples)

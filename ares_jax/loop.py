@@ -80,7 +80,7 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
       while done < steps:
         try:
           with phases("step"):
-            pulse.beat()
+            pulse.beat(common=True)
             state, metrics, note = step(state)
             metrics = jax.device_get(metrics)
         except pulse.Stopped:

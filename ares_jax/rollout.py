@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import numpy as np
 
-from ares_jax import mesh
+from ares_jax import hosts, mesh, shares
 from ares_jax.data.prompts import PromptBatch
 from ares_jax.models.vision import VisionInput
 from ares_jax.rows import PackedRows, balance
@@ -86,16 +86,28 @@ class Generator:
     with self.phases("rollout"):
       samples = sample(self.model, params, arrays, key, self.allowed, group=group,
                        sampling=sampling, engine=self.engine, end=self.end, branching=branching)
-      samples = jax.device_get(samples)
+      samples = mesh.fetch(samples)
     return jax.tree.map(lambda array: array[: prompts_P * group], samples)
 
   def grade(self, prompts, samples, *, group):
     """(texts, correct float32 [B], formatted float32 [B], answers that timed out)."""
+    def texts():
+      return [self.encoder.chat.text(tokens[mask]) for tokens, mask in zip(
+        hosts.share(samples.tokens), hosts.share(samples.mask), strict=True)]
+
     with self.phases("grading"):
-      texts = [self.encoder.chat.text(tokens[mask])
-               for tokens, mask in zip(samples.tokens, samples.mask, strict=True)]
-      truths = [row["answer"] for row in prompts.rows for _ in range(group)]
-      return texts, *self.grader.grade(texts, truths)
+      return self._judged(texts, [row["answer"] for row in prompts.rows for _ in range(group)])
+
+  def judge(self, texts, truths):
+    """`grade` of texts that are there; every process grades its share of them."""
+    return self._judged(lambda: hosts.share(texts), truths)
+
+  def _judged(self, own_texts, truths):
+    def own():
+      texts = own_texts()
+      return texts, *self.grader.grade(texts, hosts.share(truths))
+
+    return shares.graded(own)
 
 
 @dataclasses.dataclass(frozen=True)

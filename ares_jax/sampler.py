@@ -123,7 +123,7 @@ def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, e
   places = Places.free(devices, prompts_P // devices, sizes)
   left_P, longest = np.full(prompts_P, group), 0
   while left_P.any():
-    pulse.beat()
+    pulse.beat(common=True)
     while (next_read := places.next_read(left_P)) is not None:
       read = slots.read(model, params, read, *_arrays(prompts, *next_read))
     state, left_P, longest = slots.decode(

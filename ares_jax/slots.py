@@ -169,10 +169,11 @@ def decode(model, params, prompts, slots, key, allowed_V, branching, *, group, s
   """
   one_device = functools.partial(_decode, model, group=group, sampling=sampling, end=end,
                                  steps=steps, live=live)
-  return jax.shard_map(
+  slots, left_P, longest = jax.shard_map(
     one_device, axis_names={"data"}, check_vma=False,
     in_specs=(PartitionSpec(), _PROMPTS, _SLOTS, *[PartitionSpec()] * 3),
     out_specs=(_SLOTS, _ROWS, _ROWS))(params, prompts, slots, key, allowed_V, branching)
+  return slots, shard(left_P), shard(longest)  # whole, for every host to read
 
 
 def _decode(model, params, prompts, slots, key, allowed_V, branching, *, group, sampling, end,

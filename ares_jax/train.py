@@ -7,20 +7,23 @@ Any number of a config can be set on the command line: --config.aepo.steps=20. T
 the same workdir goes on where the last one stopped. Needs no data for configs/ares_tiny.py.
 """
 
+import contextlib
 import functools
+import hashlib
 import json
 import os
+import pathlib
 
 import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
-from ares_jax import adacs, aepo, mesh, pulse
+from ares_jax import adacs, aepo, hosts, mesh, pulse
 from ares_jax.command import require_config, run
 from ares_jax.fingerprint import fingerprint
 from ares_jax.measure import evaluate, level_table, table
 from ares_jax.responses import write_held_out
-from ares_jax.run_folder import FREE, STAGES, flat, lock, write_json
+from ares_jax.run_folder import FREE, OWN, STAGES, flat, lock, read_lock, write_json
 from ares_jax.setup import open_run, read_config
 
 # Of a stage's evaluation, what is written for people to read.
@@ -42,13 +45,43 @@ def main():
   name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))
   workdir = os.path.abspath(_WORKDIR.value or os.path.join("runs", name[0]))
   allow = tuple(_ALLOW_CHANGE.value)
-  with pulse.requests(), lock(workdir), pulse.watch(
-      os.path.join(workdir, "stacks.txt"), config.stall_minutes):
+  with hosts.joined(config.hosts), pulse.requests(), one_run(workdir), pulse.watch(
+      os.path.join(workdir, hosts.own("stacks.txt")), config.stall_minutes):
+    check_equal(values, workdir)
     with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model)), \
         open_run(config, workdir=workdir) as parts:
-      keep_config(workdir, values, allow)
-      keep_fingerprint(workdir, fingerprint(parts), allow)
+      marks = fingerprint(parts)
+      hosts.check_same(marks, "reads other files")
+      hosts.leader(lambda: keep_config(workdir, values, allow))
+      hosts.leader(lambda: keep_fingerprint(workdir, marks, allow))
       train(parts, workdir)
+
+
+@contextlib.contextmanager
+def one_run(workdir):
+  """`run_folder.lock`, held by process 0 for all, who must see it."""
+  with contextlib.ExitStack() as stack:
+    hosts.leader(lambda: stack.enter_context(lock(workdir)))
+    seen = hosts.exchange(lambda: read_lock(workdir).encode())
+    for number, text in enumerate(seen):
+      if text != seen[0]:
+        raise ValueError(f"process {number} finds another {workdir} than process 0; --workdir must "
+                         "be a folder on a disk that all hosts share")
+    yield
+
+
+def check_equal(values, workdir):
+  """Refuses processes of one run that were started with other numbers, folders or versions."""
+  record = flat(json.loads(values.to_json_best_effort())) | {
+    "--workdir": workdir, "version of jax": jax.__version__, "code of ares_jax": _code()}
+  hosts.check_same({key: value for key, value in record.items() if key not in OWN},
+                   "was started with another config")
+
+
+def _code():
+  """Digest of the package's modules."""
+  files = sorted(pathlib.Path(__file__).parent.rglob("*.py"))
+  return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def keep_config(workdir, values, allow=()):
@@ -126,10 +159,13 @@ class _Results:
   def __init__(self, parts, workdir):
     self._parts, self._workdir = parts, workdir
     self._path = os.path.join(workdir, "results.json")
-    self._results = {}
-    if os.path.exists(self._path):
-      with open(self._path, encoding="utf-8") as file:
-        self._results = json.load(file)
+    self._results = hosts.leader(self._read)
+
+  def _read(self):
+    if not os.path.exists(self._path):
+      return {}
+    with open(self._path, encoding="utf-8") as file:
+      return json.load(file)
 
   def add(self, stage, params):
     """Evaluates `params` unless that was done before the run was stopped."""
@@ -137,13 +173,17 @@ class _Results:
     steps = getattr(config, stage).steps
     if self._results.get(stage, {}).get("steps") == steps:
       return
+    show = functools.partial(write_held_out, self._workdir, stage, steps,
+                             group=config.evaluate.samples, chat=generator.encoder.chat, **HELD_OUT)
     result = evaluate(generator, params, self._parts.source("test"), config.evaluate,
                       max_tokens=config.aepo.sampling.max_tokens, easy=config.aepo.reward.easy,
-                      medium=config.aepo.reward.medium, seed=0, show=functools.partial(
-                        write_held_out, self._workdir, stage, steps,
-                        group=config.evaluate.samples, chat=generator.encoder.chat,
-                        **HELD_OUT))
-    self._results[stage] = result | {"steps": steps, "seconds": self._seconds(stage)}
+                      medium=config.aepo.reward.medium, seed=0,
+                      show=None if jax.process_index() else show)
+    self._results[stage] = result | {"steps": steps}
+    hosts.leader(functools.partial(self._write, stage))
+
+  def _write(self, stage):
+    self._results[stage]["seconds"] = self._seconds(stage)
     write_json(self._path, self._results)
 
   def _seconds(self, stage):
@@ -157,7 +197,9 @@ class _Results:
     return spent
 
   def show(self):
-    """Prints the tables of all stages."""
+    """Prints the tables of all stages, on process 0."""
+    if jax.process_index():
+      return
     print(table(self._results))
     print(level_table(self._results))
     for stage, result in self._results.items():
