@@ -293,8 +293,8 @@ def test_as_many_slots_as_the_cache_has_room_for(run):
 
 
 def test_a_place_is_used_again_when_all_rows_of_its_prompt_have_ended():
-  # Two devices with 3 prompts of 2 rows and 2 places each.
-  places = sampler.Places.free(2, 3, sampler.Plan(slots=1, places=2, read=1))
+  # Two devices with 3 prompts of 2 rows and 2 places each, and so many slots that some are free.
+  places = sampler.Places.free(2, 3, sampler.Plan(slots=8, places=2, read=1))
   left = np.full(6, 2)
   assert [x.tolist() for x in places.next_read(left)] == [[[0], [0]], [[0], [0]]]
   assert [x.tolist() for x in places.next_read(left)] == [[[1], [1]], [[1], [1]]]
@@ -307,6 +307,23 @@ def test_a_place_is_used_again_when_all_rows_of_its_prompt_have_ended():
   left[0] = 0
   assert [x.tolist() for x in places.next_read(left)] == [[[2], [3]], [[0], [2]]]
   assert places.next_read(np.zeros(6, int)) is None
+
+
+def test_devices_read_together_unless_one_is_short_of_rows():
+  # Two devices with 4 prompts of 4 rows, 3 places and 4 slots each.
+  places = sampler.Places.free(2, 4, sampler.Plan(slots=4, places=3, read=1))
+  left = np.full(8, 4)
+  while places.next_read(left) is not None:
+    pass
+  assert places.begun.tolist() == [3, 3]
+  left[[0, 1]] = 0  # device 0 has two places, and 4 rows for its 4 slots
+  assert places.next_read(left) is None
+  left[2] = 3
+  assert places.next_read(left) is None  # a quarter of its slots has no row, not more
+  left[2] = 2
+  assert [x.tolist() for x in places.next_read(left)] == [[[3], [4]], [[0], [3]]]
+  left[4] = 0  # device 0 has nothing to read, device 1 need not wait for it
+  assert [x.tolist() for x in places.next_read(left)] == [[[4], [3]], [[3], [0]]]
 
 
 def test_greedy_repeats_itself_and_image_tokens_are_never_drawn(run):
