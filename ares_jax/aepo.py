@@ -212,7 +212,7 @@ def run(params, source, config, *, generator, words, workdir, seed, threads):
                        count=config.log_responses, chat=generator.encoder.chat)
       with generator.phases("packing"):
         batch, packing = _packed(rollout, config, generator.encoder)
-      with generator.phases("update"):
+      with generator.phases("update"), generator.phases("device"):
         state = state.replace(batches=state.batches + rollout.batches)
         state, metrics = aepo_step(generator.model, config, state, reference, batch, words_V)
         metrics = jax.device_get(metrics)
