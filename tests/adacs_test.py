@@ -93,45 +93,97 @@ class Source:
     return 4
 
   def __getitem__(self, index):
-    return {"id": str(index), "source": "s", "answer": "1",
+    return {"id": str(index), "source": "s", "answer": "1", "pass_rate": [0, 1.0, 0.95, 0.5][index],
             "responses": ["<think> </think> \\boxed{1}", "<think> wait wait </think> \\boxed{1}",
                           "<think> </think> \\boxed{2}"]}
 
 
-def curate(prepared, tmp_path, monkeypatch, passes, selection):
+@pytest.fixture(scope="module")
+def curate():
+  """Function of (folder, config's changes) that curates the Source."""
+  with setup.open_run(tiny.read(), check=False) as run:
+    def curate(folder, shard=None, **changes):
+      config = adacs.CurateConfig(**dict(selection="adacs", pass_rates="column", problems=4,
+                                         samples=8, count=4, batch=3) | changes)
+      shared = dict(generator=run.generator, max_tokens=8, seed=0)
+      if shard:
+        return adacs.measure(None, Source(), config, path=str(folder / "curation.jsonl"),
+                             shard=shard, **shared)
+      return adacs.curate(None, Source(), config, workdir=str(folder), **shared)
+
+    yield curate
+
+
+def probe(monkeypatch, passes):
   monkeypatch.setattr(adacs, "_pass_counts",
                       lambda params, rows, places, *_: np.array(passes)[places])
-  config = adacs.CurateConfig(selection=selection, problems=4, samples=8, count=4, batch=3)
-  with setup.open_run(tiny.read()) as run:
-    return adacs.curate(None, Source(), config, generator=run.generator, workdir=str(tmp_path),
-                        max_tokens=8, seed=0)
 
 
-def test_curation_drops_wrong_answers_and_is_kept(prepared, tmp_path, monkeypatch):
-  with jax.set_mesh(prepared.mesh):
-    selected = curate(prepared, tmp_path, monkeypatch, [0, 8, 8, 4], "adacs")
-    report = json.loads((tmp_path / "curation.json").read_text())
-    assert report["candidates"] == 8 and report["wrong_candidates_dropped"] == 4
-    assert report["bracket_problems"] == [1, 0, 0, 0, 1, 0, 0, 0, 2]
-    assert all("boxed{1}" in selected[index]["response"] for index in range(4))
-    again = curate(prepared, tmp_path, monkeypatch, None, "adacs")
+@pytest.mark.parametrize("pass_rates", ["probe", "column"])
+def test_curation_drops_wrong_answers_and_is_kept(curate, tmp_path, monkeypatch, pass_rates):
+  probe(monkeypatch, [0, 8, 8, 4] if pass_rates == "probe" else None)
+  selected = curate(tmp_path, pass_rates=pass_rates)
+  report = json.loads((tmp_path / "curation.json").read_text())
+  assert report["candidates"] == 8 and report["wrong_candidates_dropped"] == 4
+  assert report["bracket_problems"] == [1, 0, 0, 0, 1, 0, 0, 0, 2]
+  assert all("boxed{1}" in selected[index]["response"] for index in range(4))
+  assert "<svg" in (tmp_path / "curation.html").read_text()
+  probe(monkeypatch, None)
+  again = curate(tmp_path, pass_rates=pass_rates)
   assert [again[i]["response"] for i in range(4)] == [selected[i]["response"] for i in range(4)]
 
 
-def test_a_stopped_curation_goes_on_after_its_last_whole_line(prepared, tmp_path, monkeypatch):
-  with jax.set_mesh(prepared.mesh):
-    curate(prepared, tmp_path, monkeypatch, [0, 8, 8, 4], "adacs")
-    report, lines = (tmp_path / "curation.json"), (tmp_path / "curation.jsonl")
-    whole, written = report.read_text(), lines.read_text()
-    report.unlink()
-    first = written.splitlines(keepends=True)[0]
-    lines.write_text(first + '{"problem": 1, "pas')
-    curate(prepared, tmp_path, monkeypatch, [None, 8, 8, 4], "adacs")  # the first is not asked
+@pytest.mark.parametrize("pass_rates", ["probe", "column"])
+def test_a_stopped_curation_goes_on_after_its_last_whole_line(curate, tmp_path, monkeypatch,
+                                                              pass_rates):
+  probe(monkeypatch, [0, 8, 8, 4])
+  curate(tmp_path, pass_rates=pass_rates)
+  report, lines = (tmp_path / "curation.json"), (tmp_path / "curation.jsonl")
+  whole, written = report.read_text(), lines.read_text()
+  report.unlink()
+  lines.write_text(written.splitlines(keepends=True)[0] + '{"problem": 1, "pas')
+  probe(monkeypatch, [None, 8, 8, 4])  # the first is not asked
+  curate(tmp_path, pass_rates=pass_rates)
   assert report.read_text() == whole and lines.read_text() == written
 
 
-def test_rows_without_candidates_are_named_before_the_probe(prepared, tmp_path):
-  config = adacs.CurateConfig(selection="adacs", problems=1, samples=8, count=1, batch=1)
+def test_shards_made_apart_are_the_curation_of_one(curate, tmp_path, monkeypatch):
+  probe(monkeypatch, [0, 8, 8, 4])
+  whole, apart = tmp_path / "whole", tmp_path / "apart"
+  whole.mkdir()
+  curate(whole, pass_rates="probe")
+
+  def keep(folder, **changes):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, values in (("config.json", {"seed": 0, "curate": {"samples": 8, "count": 4}}),
+                         ("fingerprint.json", {"data.curated": "4 rows"})):
+      (folder / name).write_text(json.dumps(values | {
+        key: value for key, value in changes.items() if key in values}))
+
+  keep(apart)
+  for number in (2, 0):
+    folder = apart / "curation" / f"0000{number}-of-00003"
+    keep(folder, curate={"samples": 8, "count": 9})  # what is chosen is the run's own affair
+    curate(folder, shard=(number, 3), pass_rates="probe")
+  with pytest.raises(ValueError, match="the shards 1/3 are missing or not finished"):
+    curate(apart, pass_rates="probe")
+  folder = apart / "curation" / "00001-of-00003"
+  keep(folder, **{"data.curated": "5 rows"})
+  curate(folder, shard=(1, 3), pass_rates="probe")
+  with pytest.raises(ValueError, match="00001-of-00003 was made with other values of data.curated"):
+    curate(apart, pass_rates="probe")
+  keep(folder)
+  probe(monkeypatch, None)  # nobody is asked again
+  curate(apart, pass_rates="probe")
+  for name in ("curation.json", "curation.html"):
+    assert (apart / name).read_text() == (whole / name).read_text()
+  with pytest.raises(ValueError, match="shard 5 of 5: the number must be below 5, which must be"):
+    curate(folder, shard=(5, 5))
+
+
+def test_rows_without_candidates_are_named_before_the_probe(tmp_path):
+  config = adacs.CurateConfig(selection="adacs", pass_rates="probe", problems=1, samples=8, count=1,
+                              batch=1)
   with pytest.raises(ValueError, match="row 7: has no 'responses'"):
     adacs.curate(None, [{"id": "7"}], config, generator=None, workdir=str(tmp_path), max_tokens=8,
                  seed=0)
