@@ -1,13 +1,17 @@
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from models import golden_batch, make_golden
+from models.qwen25_vl_test import load
 
 from ares_jax import adacs, mesh, optimizer, setup
+from ares_jax.data.prompts import Encoder, PromptConfig
 from ares_jax.data.traces import trace_batch
 from ares_jax.models import qwen25_vl
 from ares_jax.models.vision import VisionInput
@@ -61,6 +65,35 @@ def test_loss_is_the_mean_over_response_tokens_of_the_whole_batch(prepared, step
   _, metrics = stepped
   np.testing.assert_allclose(metrics["loss"], np.mean(nll), rtol=1e-5)
   assert metrics["tokens"] == len(nll) > 50
+
+
+def test_loss_of_packed_rows_is_torchs():
+  cases = {name: make_golden.case(name) for name in golden_batch.NAMES}
+  starts = {name: make_golden.response_start(tokens) for name, (tokens, _) in cases.items()}
+  chat = types.SimpleNamespace(
+    image_token=make_golden.IMAGE, order=lambda name, images: range(images),
+    prompt=lambda name, _: cases[name][0][: starts[name]],
+    response=lambda name: cases[name][0][starts[name] :])
+  encoder = Encoder(chat, PromptConfig("", (88,), (23,), 784, 10**6), window=56, patch=14, merge=2)
+  rows = [{"id": name, "question": name, "images": pictures, "response": name}
+          for name, (_, pictures) in cases.items()]
+  batch = trace_batch(encoder, rows, row_tokens=88, row_windows=32, row_multiple=2)
+  assert len(batch.tokens) == 2 and batch.segment.max() > 1  # four examples in two rows
+  nll = []
+  with golden_batch.references("tied") as reference:
+    for name, (tokens, _) in cases.items():
+      logits = np.float64(reference[f"{name}/logits"])
+      logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+      nll += [-logp[place - 1, tokens[place]] for place in range(starts[name], len(tokens))]
+  config = dataclasses.replace(tiny.read().adacs, microbatch=1, frozen=("vision",))
+  with jax.set_mesh(mesh.make_mesh(1, 1, devices=jax.devices()[:1])):
+    params = jax.tree.map(jnp.asarray, load("tied"))
+    tx = optimizer.of(config.optimizer, params, frozen=config.frozen)
+    state = adacs.SftState(mesh.put(jnp.int32(0)), params, optimizer.start(tx, params))
+    _, metrics = adacs.sft_step(golden_batch.config("tied"), config, state,
+                                adacs._device_batch(batch))
+  assert metrics["tokens"] == len(nll)
+  np.testing.assert_allclose(metrics["loss"], np.mean(nll), rtol=0, atol=1e-4)
 
 
 def test_microbatches_do_not_change_the_gradient(prepared, stepped):

@@ -9,8 +9,8 @@ looked at whenever a row is read. 8 responses a problem of up to `tokens` tokens
 Counts: `problems` problems; for a text stands the number of its tokens.
 Texts: `texts` problems with texts of their full length, 4 bytes a token, tokens counted by length.
 Streaming: `streamed` problems with texts and the tokenizer, in batches of 16.
-Packing: `rows` prompts and responses of realistic lengths (see `packing`) into rows of 32768 tokens:
-the share of tokens that are real.
+Packing: `rows` prompts and responses of realistic lengths (see `packing`) into packed rows of 32768
+tokens: the share of tokens that are real.
 """
 
 import argparse
@@ -76,8 +76,8 @@ class Source:
 
 def curate(name, source, response, *, batch):
   generator = types.SimpleNamespace(
-    encoder=types.SimpleNamespace(chat=types.SimpleNamespace(response=response)), grader=types.SimpleNamespace(
-      grade=lambda texts, truths: (np.ones(len(texts)), None, 0)))
+    encoder=types.SimpleNamespace(chat=types.SimpleNamespace(response=response)),
+    grader=types.SimpleNamespace(grade=lambda texts, truths: (np.ones(len(texts)), None, 0)))
   problems = len(source)
   config = adacs.CurateConfig(selection="adacs", pass_rates="column", problems=problems, samples=8,
                               count=min(34_000, problems), batch=batch)
@@ -91,9 +91,9 @@ def curate(name, source, response, *, batch):
       candidates = json.load(file)["candidates"]
     length = len(response(chosen[0]["response"]))
   tenths = [max(part) for part in np.array_split(source.seen[:problems], min(10, problems))]
-  print(f"{name}: {problems} problems, {candidates} responses, {source.written / 1e9:.1f} G tokens, "
+  print(f"{name}: {problems} problems, {candidates} responses, {source.written / 1e9:.1f} G tokens "
         f"in {taken:.0f} s; {len(chosen)} chosen, the first of {length} tokens; process at most "
-        f" {', '.join(f'{held:.0f}' for held in tenths)} MiB tenth by tenth, {end:.0f} at the "
+        f"{', '.join(f'{held:.0f}' for held in tenths)} MiB tenth by tenth, {end:.0f} at the "
         f"end; curation.jsonl {size:.0f} MiB", flush=True)
 
 
