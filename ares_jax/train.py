@@ -5,6 +5,10 @@
 
 Any number of a config can be set on the command line: --config.aepo.steps=20. The same command in
 the same workdir goes on where the last one stopped. Needs no data for configs/ares_tiny.py.
+
+The probe of stage 1 may answer its problems in shards, on as many machines as there are: with
+--curate=3/8 the fourth of eight leaves its lines in WORKDIR/curation/, of which the run itself then
+makes use; --curate=all stops after the curation's report.
 """
 
 import contextlib
@@ -19,7 +23,8 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from ares_jax import adacs, aepo, hosts, mesh, pulse
-from ares_jax.command import require_config, run
+from ares_jax.command import UsageError, require_config, run
+from ares_jax.data import pass_rates
 from ares_jax.fingerprint import fingerprint
 from ares_jax.measure import evaluate, level_table, table
 from ares_jax.responses import write_held_out
@@ -28,12 +33,14 @@ from ares_jax.setup import open_run, read_config
 
 # Of a stage's evaluation, what is written for people to read.
 HELD_OUT = {"problems": 32, "kept": 2}
+_OTHER_CONFIG = "was made with another config"
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, see configs/.")
 _STRICT = flags.DEFINE_bool("strict", False, "Refuse a damaged checkpoint, take no older one.")
 _ALLOW_CHANGE = flags.DEFINE_list(
   "allow_change", [], "Keys of config.json or fingerprint.json that may differ from the workdir's.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/CONFIG_NAME.")
+_CURATE = flags.DEFINE_string("curate", "", "all: stop after curation; 3/8: one shard of it alone.")
 
 
 def main():
@@ -45,16 +52,52 @@ def main():
   name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))
   workdir = os.path.abspath(_WORKDIR.value or os.path.join("runs", name[0]))
   allow = tuple(_ALLOW_CHANGE.value)
+  shard = _shard(_CURATE.value)
+  if shard:
+    workdir = pass_rates.shard_folder(workdir, shard)
   with hosts.joined(config.hosts), pulse.requests(), one_run(workdir), pulse.watch(
       os.path.join(workdir, hosts.own("stacks.txt")), config.stall_minutes):
     check_equal(values, workdir)
+    # Before all rows are looked at; written when the data are found to be whole.
+    hosts.leader(lambda: check_config(workdir, values, allow))
     with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model)), \
-        open_run(config, workdir=workdir) as parts:
+        open_run(config, workdir=workdir, check=not shard) as parts:
       marks = fingerprint(parts)
       hosts.check_same(marks, "reads other files")
       hosts.leader(lambda: keep_config(workdir, values, allow))
       hosts.leader(lambda: keep_fingerprint(workdir, marks, allow))
-      train(parts, workdir)
+      if shard:
+        curate_shard(parts, workdir, shard)
+      else:
+        train(parts, workdir, until="curation" if _CURATE.value else "end")
+
+
+def _shard(text):
+  """(number, shards) of "3/8", None of "all" or nothing."""
+  if text in ("", "all"):
+    return None
+  number, _, shards = text.partition("/")
+  if not (number.isdecimal() and shards.isdecimal()):
+    raise UsageError(f"--curate={text} is neither all nor NUMBER/SHARDS, 0/8 to 7/8")
+  return int(number), int(shards)
+
+
+def curate_shard(parts, folder, shard):
+  """Lines of a shard (number, shards) of the problems of stage 1, in `folder`."""
+  config = parts.config
+  if not config.adacs.steps or config.warmup.steps:
+    raise ValueError(f"adacs.steps = {config.adacs.steps}, warmup.steps = {config.warmup.steps}: "
+                     "shards are of a stage 1 whose probe is the model of model.path; set the "
+                     "first above 0 and the second to 0")
+  params = parts.init_params() if config.curate.pass_rates == "probe" else None
+  adacs.measure(params, parts.source("curated"), config.curate, generator=parts.generator,
+                path=os.path.join(folder, pass_rates.FILE), seed=config.seed, shard=shard,
+                max_tokens=config.aepo.sampling.max_tokens)
+
+
+def check_config(workdir, values, allow=()):
+  """Refuses a workdir that was made with other numbers, as `keep_config` does; writes nothing."""
+  _check(workdir, "config.json", json.loads(values.to_json_best_effort()), allow, _OTHER_CONFIG)
 
 
 @contextlib.contextmanager
@@ -97,8 +140,7 @@ def keep_config(workdir, values, allow=()):
   Raises:
     ValueError: names the keys that differ.
   """
-  _keep(workdir, "config.json", json.loads(values.to_json_best_effort()), allow,
-        "was made with another config")
+  _keep(workdir, "config.json", json.loads(values.to_json_best_effort()), allow, _OTHER_CONFIG)
 
 
 def keep_fingerprint(workdir, marks, allow=()):
@@ -108,6 +150,11 @@ def keep_fingerprint(workdir, marks, allow=()):
 
 def _keep(workdir, name, new, allow, was):
   os.makedirs(workdir, exist_ok=True)
+  _check(workdir, name, new, allow, was)
+  write_json(os.path.join(workdir, name), new)
+
+
+def _check(workdir, name, new, allow, was):
   path = os.path.join(workdir, name)
   if os.path.exists(path):
     with open(path, encoding="utf-8") as file:
@@ -120,15 +167,15 @@ def _keep(workdir, name, new, allow, was):
                        f"go on all the same with --allow_change={','.join(refused)}")
     if different:
       logging.warning("%s %s: %s changed, as allowed", workdir, was, ", ".join(different))
-  write_json(path, new)
 
 
-def train(parts, workdir):
+def train(parts, workdir, until="end"):
   """Runs the stages that have steps; prints and writes WORKDIR/results.json.
 
   Args:
     parts: setup.Run.
     workdir: folder of the run; what is finished there is not done again.
+    until: "curation" ends before stage 1 learns from what was chosen.
   """
   config, generator = parts.config, parts.generator
   shared = {"generator": generator, "workdir": workdir, "seed": config.seed,
@@ -143,6 +190,8 @@ def train(parts, workdir):
     source = parts.source("curated")
     selected = adacs.curate(params, source, config.curate, generator=generator, workdir=workdir,
                             max_tokens=config.aepo.sampling.max_tokens, seed=config.seed)
+    if until == "curation":
+      return params
     params = adacs.fine_tune(params, selected, config.adacs, stage="adacs", **shared)
     results.add("adacs", params)
   if config.aepo.steps:
