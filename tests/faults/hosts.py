@@ -121,6 +121,52 @@ def waiting(heartbeat, seed="0"):
     time.sleep(600)
 
 
+def toy(workdir, steps, seed="0"):
+  """One process of a stage without a model, slow enough to be stopped."""
+  sys.path[:0] = [str(ROOT)]
+  import jax
+
+  from ares_jax import hosts, mesh, pulse
+
+  with hosts.joined(hosts.HostsConfig(30.0, 4.0)), pulse.requests(), jax.set_mesh(
+      mesh.make_mesh(-1, 1)):
+    hosts.check_same({"seed": int(seed)}, "was started with another config")
+    toy_stage(workdir, int(steps), pause=0.1)
+
+
+def toy_stage(workdir, steps, pause=0.0):
+  """Adds up the numbers of a stream, on the current mesh; a digest of the sums."""
+  import flax.struct
+  import jax
+
+  from ares_jax import digest, mesh, shares
+  from ares_jax.loop import LoopConfig, run_stage
+
+  @flax.struct.dataclass
+  class State:
+    step: jax.Array
+    sums: jax.Array  # [4]
+
+  def begin(state):
+    batches = shares.stream(list(range(64)), batch=4, seed=0, encode=lambda row: row + 1,
+                            collate=lambda rows, encoded, _: (rows, np.float32(encoded)),
+                            start=int(state.step), threads=1)
+
+    def step(state):
+      time.sleep(pause)
+      rows, encoded = next(batches)
+      if jax.process_index() == 0:
+        print("step", int(state.step), rows, flush=True)
+      return State(state.step + 1, state.sums + mesh.put(encoded, "data")), {}, ""
+
+    return step
+
+  first = State(mesh.put(np.int32(0)), mesh.put(np.zeros(4, np.float32), "data"))
+  state = run_stage("toy", first, begin, steps=steps, workdir=workdir,
+                    config=LoopConfig(2, 2, False, 0))
+  return digest.of({"sums": state.sums})["sums"]
+
+
 def samples(workdir, step):
   """What was sampled in an iteration: (problem, sample, tokens, entropies to 1e-3)."""
   with open(os.path.join(workdir, "rollouts.jsonl"), encoding="utf-8") as file:
@@ -163,5 +209,8 @@ def main(folder, steps=30):
 
 
 if __name__ == "__main__":
-  modes = {"--child": child, "--waiting": waiting}
-  modes.get(sys.argv[1], main)(*sys.argv[2 if sys.argv[1] in modes else 1:])
+  modes = {"--child": child, "--waiting": waiting, "--toy": toy}
+  try:
+    modes.get(sys.argv[1], main)(*sys.argv[2 if sys.argv[1] in modes else 1:])
+  except KeyboardInterrupt as stop:
+    sys.exit(f"stopped: {stop}")
