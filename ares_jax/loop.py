@@ -14,6 +14,7 @@ from absl import logging
 from ares_jax import pulse
 from ares_jax.checkpoint import Checkpoints, abstract_like
 from ares_jax.metrics import MetricWriter, PhaseTimer, Progress
+from ares_jax.run_folder import check_marks, marks
 
 _SKIPPED = ("skipped", "update/skipped")  # metrics > 0 where a gradient was not finite
 _PAUSES = (2, 10)  # seconds before a disk that refused a save is asked again
@@ -65,7 +66,9 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
     if restored is not None:
       # A fresh stage donates its first state; a resumed one must not hold it beside the real one.
       jax.tree.map(lambda x: x.delete(), state)
-      _, state, _ = restored
+      step, state, made_with = restored
+      check_marks(workdir, made_with, f"checkpoint {step} of {name}")
+    made_with = marks(workdir)
     done = int(state.step)
     if done > steps:
       raise ValueError(f"{checkpoints.directory} is at step {done}, beyond the {steps} steps of "
@@ -87,7 +90,7 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
           break  # between two steps, or in one that has not reached its update: `state` is whole
         except ValueError as error:
           # A step refuses its data before the update, which is what uses the state up.
-          _save_now(checkpoints, done, state)
+          _save_now(checkpoints, done, state, made_with)
           raise ValueError(f"{error}; {name} is saved at step {done} of {steps}") from error
         done += 1
         skipped = skipped + 1 if any(metrics[key] for key in _SKIPPED if key in metrics) else 0
@@ -96,18 +99,18 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
         try:
           checkpoints.check()
           if done % config.save_every == 0:
-            checkpoints.save(done, state, {})
+            checkpoints.save(done, state, made_with)
         except OSError as error:
           logging.warning("%s; saving step %d instead", error, done)
-          _save_now(checkpoints, done, state)
+          _save_now(checkpoints, done, state, made_with)
         if skipped > config.max_skipped:
-          _save_now(checkpoints, done, state)
+          _save_now(checkpoints, done, state, made_with)
           raise ValueError(
             f"{name}: the gradients of {skipped} steps in a row were not finite and none was "
             f"applied; step {done} is saved and as finite as the one before them; the batches are "
             f"in {os.path.join(workdir, 'nonfinite')}; lower the learning rate")
       progress.close()
-      _save_now(checkpoints, done, state)
+      _save_now(checkpoints, done, state, made_with)
       stopped = pulse.asked()
     if stopped:
       raise KeyboardInterrupt(f"{name} is saved at step {done} of {steps}; "
@@ -115,12 +118,12 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
   return state
 
 
-def _save_now(checkpoints, step, state):
+def _save_now(checkpoints, step, state, made_with):
   """Returns when the finished `step`, if any, is on disk; tries again when the disk refuses."""
   for pause in (*_PAUSES, None):
     try:
       if step and checkpoints.latest() != step:
-        checkpoints.save(step, state, {})
+        checkpoints.save(step, state, made_with)
       checkpoints.wait()
       return
     except OSError as error:

@@ -12,7 +12,7 @@ import json
 import os
 
 import jax
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from ares_jax import adacs, aepo, mesh, pulse
@@ -20,7 +20,7 @@ from ares_jax.command import require_config, run
 from ares_jax.fingerprint import fingerprint
 from ares_jax.measure import evaluate, level_table, table
 from ares_jax.responses import write_held_out
-from ares_jax.run_folder import FREE, STAGES, flat, lock, write_json
+from ares_jax.run_folder import STAGES, keep, lock, write_json
 from ares_jax.setup import open_run, read_config
 
 # Of a stage's evaluation, what is written for people to read.
@@ -46,48 +46,9 @@ def main():
       os.path.join(workdir, "stacks.txt"), config.stall_minutes):
     with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model)), \
         open_run(config, workdir=workdir) as parts:
-      keep_config(workdir, values, allow)
-      keep_fingerprint(workdir, fingerprint(parts), allow)
+      keep(workdir, {"config.json": json.loads(values.to_json_best_effort()),
+                     "fingerprint.json": fingerprint(parts)}, allow)
       train(parts, workdir)
-
-
-def keep_config(workdir, values, allow=()):
-  """Writes WORKDIR/config.json; refuses a workdir that was made with other numbers.
-
-  Only how often a run saves, how it reads and where it runs may change.
-
-  Args:
-    workdir: folder of the run.
-    values: ConfigDict.
-    allow: keys that may differ all the same.
-
-  Raises:
-    ValueError: names the keys that differ.
-  """
-  _keep(workdir, "config.json", json.loads(values.to_json_best_effort()), allow,
-        "was made with another config")
-
-
-def keep_fingerprint(workdir, marks, allow=()):
-  """`keep_config` of what the run reads besides: WORKDIR/fingerprint.json, {name: digest}."""
-  _keep(workdir, "fingerprint.json", marks, allow, "was made with other files")
-
-
-def _keep(workdir, name, new, allow, was):
-  os.makedirs(workdir, exist_ok=True)
-  path = os.path.join(workdir, name)
-  if os.path.exists(path):
-    with open(path, encoding="utf-8") as file:
-      before, after = flat(json.load(file)), flat(new)
-    different = sorted(key for key in before.keys() | after.keys() if not key.startswith(FREE)
-                       and (key not in before or key not in after or before[key] != after[key]))
-    refused = [key for key in different if key not in allow]
-    if refused:
-      raise ValueError(f"{workdir} {was}: {', '.join(refused)} differ; use another --workdir, or "
-                       f"go on all the same with --allow_change={','.join(refused)}")
-    if different:
-      logging.warning("%s %s: %s changed, as allowed", workdir, was, ", ".join(different))
-  write_json(path, new)
 
 
 def train(parts, workdir):

@@ -8,6 +8,7 @@ import numpy as np
 from ares_jax.data.bad_row import BadRow
 from ares_jax.data.sources import Kept, Mixture
 from ares_jax.data.traces import trace_batch
+from ares_jax.pulse import beat  # the module by its name would load jax, see ares_jax/__init__.py
 
 _CHUNK = 1024  # rows looked at together; what is kept of one is its number, id and truths
 
@@ -60,8 +61,11 @@ def scan(source, check, *, grader, threads):
   faults = []
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     for start in range(0, len(source), _CHUNK):
-      numbers = range(start, min(start + _CHUNK, len(source)))
-      seen = dict(zip(numbers, pool.map(look, numbers), strict=True))
+      seen = {}
+      for number, found in enumerate(pool.map(look, range(
+          start, min(start + _CHUNK, len(source)))), start):
+        beat()
+        seen[number] = found
       # By number: ids of one's own may come twice.
       good = [{"id": number, "answer": found["answer"]} for number, found in seen.items()
               if "answer" in found]
