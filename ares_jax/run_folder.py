@@ -162,10 +162,15 @@ def dump_batch(workdir, stage, step, batch):
   Only the newest three files are kept.
   """
   folder = os.path.join(workdir, "nonfinite")
-  os.makedirs(folder, exist_ok=True)
   arrays = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(batch)}
-  np.savez_compressed(os.path.join(folder, f"{stage}-{step}.npz"), **arrays)
+  try:
+    os.makedirs(folder, exist_ok=True)
+    with whole(os.path.join(folder, f"{stage}-{step}.npz")) as path, open(path, "wb") as file:
+      np.savez_compressed(file, **arrays)
+  except OSError as error:
+    # The run is worth more than the batch.
+    logging.warning("the batch of %s step %d is not kept: %s", stage, step, error)
   for old in sorted(glob.glob(os.path.join(folder, "*.npz")), key=os.path.getmtime)[:-_BATCHES]:
     os.remove(old)
 

@@ -10,15 +10,17 @@ the same workdir goes on where the last one stopped. Needs no data for configs/a
 import functools
 import json
 import os
+import sys
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
-from ares_jax import adacs, aepo, mesh, pulse
+from ares_jax import adacs, aepo, check, mesh, pulse
 from ares_jax.command import require_config, run
 from ares_jax.fingerprint import fingerprint
 from ares_jax.measure import evaluate, level_table, table
+from ares_jax.replay import replay, text
 from ares_jax.responses import write_held_out
 from ares_jax.run_folder import STAGES, keep, lock, write_json
 from ares_jax.setup import open_run, read_config
@@ -30,6 +32,10 @@ _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, se
 _STRICT = flags.DEFINE_bool("strict", False, "Refuse a damaged checkpoint, take no older one.")
 _ALLOW_CHANGE = flags.DEFINE_list(
   "allow_change", [], "Keys of config.json or fingerprint.json that may differ from the workdir's.")
+_CHECK = flags.DEFINE_bool(
+  "check", False, "Compile the largest programs and print their memory; no training.")
+_REPLAY = flags.DEFINE_string(
+  "replay", "", "File of WORKDIR/nonfinite: says which term of it is not finite; no training.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/CONFIG_NAME.")
 
 
@@ -46,9 +52,23 @@ def main():
       os.path.join(workdir, "stacks.txt"), config.stall_minutes):
     with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model)), \
         open_run(config, workdir=workdir) as parts:
+      if _CHECK.value:
+        checked = check.check(config, parts.model, _note)
+        print(check.table(checked))
+        check.require(checked, config, parts.model)
+        return
       keep(workdir, {"config.json": json.loads(values.to_json_best_effort()),
                      "fingerprint.json": fingerprint(parts)}, allow)
-      train(parts, workdir)
+      if _REPLAY.value:
+        print(text(_REPLAY.value, *replay(parts, workdir, _REPLAY.value)))
+        return
+      with check.naming_knobs(config, parts.model):
+        check.longest_first(config, parts.model, workdir, _note)
+        train(parts, workdir)
+
+
+def _note(line):
+  print(line, file=sys.stderr, flush=True)
 
 
 def train(parts, workdir):
