@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
-from ares_jax import ablation, mesh, predictions
+from ares_jax import ablation, hosts, mesh, predictions
 from ares_jax.checkpoint import read_part
 from ares_jax.command import UsageError, require_config, run
 from ares_jax.data import scores
@@ -46,13 +46,15 @@ def main():
     with values.unlocked():
       values.model.path = words.model
   config, workdir = read_config(values), os.path.abspath(words.workdir)
-  with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model)), (
+  with hosts.joined(config.hosts), jax.set_mesh(
+      mesh.make_mesh(config.mesh.data, config.mesh.model)), (
       open_run(config, workdir=workdir, check=False)) as parts:
     benchmark = choose(parts, words.benchmark, words.data)
     name, params = (words.model, parts.init_params()) if words.model else newest(parts, workdir)
     result = evaluate(parts, params, benchmark, model=name, compare=words.compare,
                       folder=os.path.join(workdir, "evaluate", benchmark.name))
-  print(json.dumps(result) if words.json else text(result))
+    if jax.process_index() == 0:
+      print(json.dumps(result) if words.json else text(result))
 
 
 def choose(parts, name, path):
@@ -118,9 +120,10 @@ def evaluate(parts, params, benchmark, *, folder, model, compare=""):
              "tokens_per_second": tokens / sum(problem["seconds"] for problem in problems)}
   if other:
     result["compare"] = _compare(result, other, compare)
-  for name, content in (("results.json", json.dumps(result, indent=1)), ("results.md",
-                                                                         markdown(result))):
-    write_text(os.path.join(folder, name), content + "\n")
+  if jax.process_index() == 0:
+    for name, content in (("results.json", json.dumps(result, indent=1)), ("results.md",
+                                                                           markdown(result))):
+      write_text(os.path.join(folder, name), content + "\n")
   return result
 
 

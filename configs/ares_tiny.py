@@ -19,6 +19,8 @@ def get_config(algorithm="aepo"):
   c.seed = 0
   c.threads = 1  # data reading threads: the device is the same two cores
   c.stall_minutes = 20.0  # without a finished step: the run counts as hung
+  # Of several processes: s until all are there; s without a sign of one until the others end.
+  c.hosts = dict(join=300.0, heartbeat=30.0)
   c.mesh = dict(data=-1, model=1)
 
   c.model = ConfigDict(dict(path="", compute_dtype="float32", remat="none", unroll=3))

@@ -31,6 +31,11 @@ def values(**changes):
   return config
 
 
+def get_config():
+  """The same for a command: --config=tests/tiny.py."""
+  return values()
+
+
 def read(**changes):
   """TrainConfig of `values(**changes)`."""
   return setup.read_config(values(**changes))

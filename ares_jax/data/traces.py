@@ -34,7 +34,7 @@ def encode_example(encoder, row):
   return EncodedPrompt(tokens, positions, prompt.images), len(prompt.tokens)
 
 
-def trace_batch(encoder, rows, *, row_tokens, row_windows, row_multiple):
+def trace_batch(encoder, rows, *, row_tokens, row_windows, row_multiple, examples=None):
   """Packs examples into as few rows as first-fit-decreasing finds.
 
   Args:
@@ -44,11 +44,13 @@ def trace_batch(encoder, rows, *, row_tokens, row_windows, row_multiple):
     row_windows: vision windows a packed row has room for.
     row_multiple: the number of rows is rounded up to a multiple, so that few shapes occur and
       devices divide it.
+    examples: what `encode_example` gives for each row; None: made here.
 
   Raises:
     BadRow: an example alone is longer than a row.
   """
-  examples = [encode_example(encoder, row) for row in rows]
+  if examples is None:
+    examples = [encode_example(encoder, row) for row in rows]
   sizes = [(len(sequence.tokens), encoder.windows(sequence)) for sequence, _ in examples]
   for row, (tokens, windows) in zip(rows, sizes, strict=True):
     if tokens > row_tokens or windows > row_windows:
