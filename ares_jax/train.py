@@ -15,10 +15,11 @@ import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
-from ares_jax import adacs, aepo, mesh, pulse
+from ares_jax import adacs, aepo, mesh, pulse, saved
 from ares_jax.command import require_config, run
 from ares_jax.fingerprint import fingerprint
 from ares_jax.measure import evaluate, level_table, table
+from ares_jax.models import lora
 from ares_jax.responses import write_held_out
 from ares_jax.run_folder import FREE, STAGES, flat, lock, write_json
 from ares_jax.setup import open_run, read_config
@@ -48,7 +49,7 @@ def main():
         open_run(config, workdir=workdir) as parts:
       keep_config(workdir, values, allow)
       keep_fingerprint(workdir, fingerprint(parts), allow)
-      train(parts, workdir)
+      train(parts, workdir, allow)
 
 
 def keep_config(workdir, values, allow=()):
@@ -73,6 +74,11 @@ def keep_fingerprint(workdir, marks, allow=()):
   _keep(workdir, "fingerprint.json", marks, allow, "was made with other files")
 
 
+def keep_base(workdir, base, allow=()):
+  """`keep_config` of the weights under adapters: WORKDIR/base.json, {name: digest}."""
+  _keep(workdir, "base.json", saved.base_marks(base.weights), allow, "has adapters of another base")
+
+
 def _keep(workdir, name, new, allow, was):
   os.makedirs(workdir, exist_ok=True)
   path = os.path.join(workdir, name)
@@ -90,32 +96,39 @@ def _keep(workdir, name, new, allow, was):
   write_json(path, new)
 
 
-def train(parts, workdir):
+def train(parts, workdir, allow=()):
   """Runs the stages that have steps; prints and writes WORKDIR/results.json.
 
   Args:
     parts: setup.Run.
     workdir: folder of the run; what is finished there is not done again.
+    allow: keys of base.json that may differ.
+
+  Returns:
+    What was trained: weights, or adapters.
   """
   config, generator = parts.config, parts.generator
-  shared = {"generator": generator, "workdir": workdir, "seed": config.seed,
-            "threads": config.threads}
   results = _Results(parts, workdir)
-  params = parts.init_params()
+  params, base = parts.start()
+  if base is not None:
+    keep_base(workdir, base, allow)
+  shared = {"generator": generator, "workdir": workdir, "seed": config.seed,
+            "threads": config.threads, "base": base}
   if config.warmup.steps:
     params = adacs.fine_tune(params, parts.source("lessons"), config.warmup, stage="warmup",
                              **shared)
-    results.add("warmup", params)
+    results.add("warmup", lora.join(base, params))
   if config.adacs.steps:
     source = parts.source("curated")
-    selected = adacs.curate(params, source, config.curate, generator=generator, workdir=workdir,
-                            max_tokens=config.aepo.sampling.max_tokens, seed=config.seed)
+    selected = adacs.curate(lora.join(base, params), source, config.curate, generator=generator,
+                            workdir=workdir, max_tokens=config.aepo.sampling.max_tokens,
+                            seed=config.seed)
     params = adacs.fine_tune(params, selected, config.adacs, stage="adacs", **shared)
-    results.add("adacs", params)
+    results.add("adacs", lora.join(base, params))
   if config.aepo.steps:
     params = aepo.run(params, parts.source("prompts"), config.aepo, words=parts.words,
                       **shared)
-    results.add("aepo", params)
+    results.add("aepo", lora.join(base, params))
   results.show()
   return params
 

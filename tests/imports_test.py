@@ -10,6 +10,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "ares_jax"
 # A module may import from rows below its own; inside a folder sideways too.
 ROWS = (
   ("train", "evaluate", "generate", "export", "report", "diagnose", "plan"),
+  ("saved",),
   ("setup", "ablation", "fingerprint", "run_records", "programs"),
   ("adacs", "aepo"),
   ("measure", "predictions", "rollout", "policy_gradient", "loop", "run_data", "responses"),
