@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ares_jax import aepo, mesh, optimizer, sampler, slots
+from ares_jax import adacs, aepo, mesh, optimizer, sampler, slots
 from ares_jax.branching import Branching
 from ares_jax.models import hf_config, lora, weights
 from ares_jax.models.published import BY_NAME
@@ -134,6 +134,27 @@ def _policy(section, model):
   return params, base, lora.attach(base.weights, params)
 
 
+def fine_tuning(config, model, stage):
+  """The Program of a step of `stage`, "warmup" or "adacs": every example in a row of its own."""
+  settings = getattr(config, stage)
+  rows = -(-settings.batch // settings.microbatch) * settings.microbatch
+
+  def trace():
+    params, base, _ = _policy(config.model.lora, model)
+    trained = _state(settings, params, base)
+    ints, mask = (jax.ShapeDtypeStruct((rows, settings.row_tokens), dtype)
+                  for dtype in (jnp.int32, bool))
+    batch = _split(dict(tokens=ints, segment=ints, unit=ints, loss_mask=mask,
+                        vision=_vision(model, rows, settings.row_windows)), "data")
+    batch["positions"] = _split(
+      jax.ShapeDtypeStruct((3, *ints.shape), jnp.int32), None, "data")
+    return adacs.sft_step.trace(
+      model, settings, adacs.SftState(trained.step, trained.params, trained.opt_state), batch,
+      base)
+
+  return Program(stage, 1, trace, 0.0)
+
+
 def device_bytes(tree):
   """Bytes of a tree of shapes that one device holds."""
   return float(sum(
@@ -154,7 +175,8 @@ def model_flops(config, model):
     + 3 * model.embed * model.mlp
   token, head = 2 * model.layers * block, 2 * model.vocab * model.embed
   image = settings.prompts * _vision_flops(model.vision, config.prompt.windows[-1])
-  products, scores = rows * row * (token + head), rows * heads * row**2 / 2
+  # Of prompt tokens no log-probability is asked: the head works for answers alone.
+  products, scores = rows * (row * token + answer * head), rows * heads * row**2 / 2
   frozen = bool(config.model.lora.rank) or "vision" in settings.frozen
   # Of adapters' matrices only the gradient of what goes through them: 2 a weight and token.
   back = 1 if config.model.lora.rank else 2

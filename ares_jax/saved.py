@@ -39,7 +39,7 @@ def read(workdir, stage, config, model):
     raise ValueError(f"{path}, which says what the adapters in {folder} belong to, does not exist; "
                      "copy the whole folder of the run")
   with open(path, encoding="utf-8") as file:
-    written = json.load(file)
+    written = json.load(file)["base"]
   different = sorted(name for name, found in base_marks(base).items() if written.get(name) != found)
   if different:
     raise ValueError(f"{workdir} trained adapters of another base: {', '.join(different)} are not "

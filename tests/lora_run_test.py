@@ -9,7 +9,7 @@ import pytest
 import tiny
 from safetensors.numpy import load_file
 
-from ares_jax import adacs, aepo, checkpoint, evaluate, export, mesh, programs, saved, setup, train
+from ares_jax import adacs, aepo, checkpoint, evaluate, export, mesh, programs, run_folder, saved, setup, train
 from ares_jax.models import lora, weights
 
 CHANGES = dict(
@@ -23,7 +23,8 @@ class Trained:
 
   def __init__(self, workdir):
     self.workdir, self.config = str(workdir), tiny.read(**CHANGES)
-    train.keep_config(self.workdir, tiny.values(**CHANGES))
+    run_folder.write_json(f"{workdir}/config.json",
+                          json.loads(tiny.values(**CHANGES).to_json_best_effort()))
     self.devices = mesh.make_mesh(1, 1, devices=jax.devices()[:1])
     with jax.set_mesh(self.devices), setup.open_run(self.config) as self.run:
       first, self.base = self.run.start()
@@ -139,13 +140,13 @@ def test_adapters_are_read_over_their_base_and_over_no_other(trained, tmp_path, 
   train.keep_base(str(tmp_path), trained.base)
   other = trained.base.replace(weights=trained.base.weights | {
     "final_norm": trained.base.weights["final_norm"] * 2})
-  with pytest.raises(ValueError, match="has adapters of another base: final_norm differ"):
+  with pytest.raises(ValueError, match="other files: base.final_norm differ"):
     train.keep_base(str(tmp_path), other)
-  train.keep_base(str(tmp_path), other, ("final_norm",))
+  train.keep_base(str(tmp_path), other, ("base.final_norm",))
   (tmp_path / "aepo").symlink_to(f"{trained.workdir}/aepo")
   with jax.set_mesh(trained.devices), pytest.raises(ValueError, match="another base: final_norm"):
     evaluate.newest(trained.run, str(tmp_path))
-  assert json.loads((tmp_path / "base.json").read_text()).keys() == marks.keys()
+  assert json.loads((tmp_path / "base.json").read_text())["base"].keys() == marks.keys()
 
 
 def test_a_plan_counts_the_base_once(trained):
