@@ -9,7 +9,19 @@ import pytest
 import tiny
 from safetensors.numpy import load_file
 
-from ares_jax import adacs, aepo, checkpoint, evaluate, export, mesh, programs, run_folder, saved, setup, train
+from ares_jax import (
+  adacs,
+  aepo,
+  checkpoint,
+  evaluate,
+  export,
+  mesh,
+  programs,
+  run_folder,
+  saved,
+  setup,
+  train,
+)
 from ares_jax.models import lora, weights
 
 CHANGES = dict(
