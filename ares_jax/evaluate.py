@@ -17,16 +17,14 @@ import json
 import os
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
-from ares_jax import ablation, hosts, mesh, predictions
-from ares_jax.checkpoint import read_part
+from ares_jax import ablation, hosts, mesh, predictions, saved
 from ares_jax.command import UsageError, require_config, run
 from ares_jax.data import scores
 from ares_jax.data.benchmarks import Benchmark, open_benchmark, schemas
-from ares_jax.models import weights
+from ares_jax.models import lora
 from ares_jax.run_folder import latest_stage, write_text
 from ares_jax.sampler import SamplingConfig
 from ares_jax.setup import open_run, read_config
@@ -84,9 +82,8 @@ def newest(parts, workdir):
     ValueError: there is none.
   """
   stage = latest_stage(workdir)
-  step, params = read_part(os.path.join(workdir, stage), "params",
-                           weights.abstract(parts.model, jax.sharding.get_mesh(), jnp.float32))
-  return f"{workdir} {stage} step {step}", params
+  step, params, base = saved.read(workdir, stage, parts.config, parts.model)
+  return f"{workdir} {stage} step {step}", lora.join(base, params)
 
 
 def evaluate(parts, params, benchmark, *, folder, model, compare=""):

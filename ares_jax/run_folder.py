@@ -26,7 +26,7 @@ FREE = ("threads", "hosts.", "mesh.", "engine.", "grade.workers", "grade.timeout
 # Settings that hosts of one run may have each for itself.
 OWN = ("threads", "grade.workers", "grade.timeout", "stall_minutes")
 
-_RECORDS = ("config.json", "fingerprint.json")  # what a run was made with
+_RECORDS = ("config.json", "fingerprint.json", "base.json")  # what a run was made with
 _ALLOWED = "allowed.json"  # {key: values that it had before a change was allowed}
 _BATCHES = 3  # dumped batches kept
 _RENEW = 20.0  # seconds between two signs of life of a lock

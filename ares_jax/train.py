@@ -23,11 +23,12 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from ares_jax import adacs, aepo, check, hosts, mesh, pulse, run_folder
+from ares_jax import adacs, aepo, check, hosts, mesh, pulse, run_folder, saved
 from ares_jax.command import UsageError, require_config, run
 from ares_jax.data import pass_rates
 from ares_jax.fingerprint import fingerprint
 from ares_jax.measure import evaluate, level_table, table
+from ares_jax.models import lora
 from ares_jax.replay import replay, text
 from ares_jax.responses import write_held_out
 from ares_jax.run_folder import OWN, STAGES, flat, lock, read_lock, write_json
@@ -87,7 +88,7 @@ def main():
         return
       with check.naming_knobs(config, parts.model):
         check.longest_first(config, parts.model, workdir, _note)
-        train(parts, workdir, until="curation" if _CURATE.value else "end")
+        train(parts, workdir, until="curation" if _CURATE.value else "end", allow=allow)
 
 
 def _shard(text):
@@ -111,6 +112,12 @@ def curate_shard(parts, folder, shard):
   adacs.measure(params, parts.source("curated"), config.curate, generator=parts.generator,
                 path=os.path.join(folder, pass_rates.FILE), seed=config.seed, shard=shard,
                 max_tokens=config.aepo.sampling.max_tokens)
+
+
+def keep_base(workdir, base, allow=()):
+  """Writes WORKDIR/base.json, digests of the weights under adapters; refuses another base."""
+  records = {"base.json": {"base": saved.base_marks(base.weights)}}
+  hosts.leader(lambda: run_folder.keep(workdir, records, allow))
 
 
 def _note(line):
@@ -145,35 +152,42 @@ def _code():
   return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
-def train(parts, workdir, until="end"):
+def train(parts, workdir, until="end", allow=()):
   """Runs the stages that have steps; prints and writes WORKDIR/results.json.
 
   Args:
     parts: setup.Run.
     workdir: folder of the run; what is finished there is not done again.
     until: "curation" ends before stage 1 learns from what was chosen.
+    allow: keys of base.json that may differ.
+
+  Returns:
+    What was trained: weights, or adapters.
   """
   config, generator = parts.config, parts.generator
-  shared = {"generator": generator, "workdir": workdir, "seed": config.seed,
-            "threads": config.threads}
   results = _Results(parts, workdir)
-  params = parts.init_params()
+  params, base = parts.start()
+  if base is not None:
+    keep_base(workdir, base, allow)
+  shared = {"generator": generator, "workdir": workdir, "seed": config.seed,
+            "threads": config.threads, "base": base}
   if config.warmup.steps:
     params = adacs.fine_tune(params, parts.source("lessons"), config.warmup, stage="warmup",
                              **shared)
-    results.add("warmup", params)
+    results.add("warmup", lora.join(base, params))
   if config.adacs.steps:
     source = parts.source("curated")
-    selected = adacs.curate(params, source, config.curate, generator=generator, workdir=workdir,
-                            max_tokens=config.aepo.sampling.max_tokens, seed=config.seed)
+    selected = adacs.curate(lora.join(base, params), source, config.curate, generator=generator,
+                            workdir=workdir, max_tokens=config.aepo.sampling.max_tokens,
+                            seed=config.seed)
     if until == "curation":
       return params
     params = adacs.fine_tune(params, selected, config.adacs, stage="adacs", **shared)
-    results.add("adacs", params)
+    results.add("adacs", lora.join(base, params))
   if config.aepo.steps:
     params = aepo.run(params, parts.source("prompts"), config.aepo, words=parts.words,
                       **shared)
-    results.add("aepo", params)
+    results.add("aepo", lora.join(base, params))
   results.show()
   return params
 

@@ -26,7 +26,9 @@ def get_config(algorithm="aepo"):
   c.mesh = dict(data=-1, model=1)
 
   c.model = dict(path="Qwen2.5-VL-7B-Instruct", sizes=None, compute_dtype="bfloat16",
-                 remat="block", unroll=1)
+                 remat="block", unroll=1,
+                 # Rank 0 trains all weights; see configs/aepo_3b_lora_colab.py for adapters.
+                 lora=dict(rank=0, alpha=32.0, targets=("q", "k", "v", "o", "gate", "up", "down")))
 
   # What each stage draws from; ares_jax/data/sources.py shows a line of every schema. A source's
   # weight is its share of the rows drawn.
@@ -48,7 +50,7 @@ def get_config(algorithm="aepo"):
   # As many rows at once as fit into 6 GiB of keys and values a device; prompts read a call.
   c.engine = dict(slots=0, read=8, chunk=64, cache_gib=6.0)
 
-  adam = dict(b1=0.9, b2=0.999, eps=1e-8, clip=1.0)
+  adam = dict(b1=0.9, b2=0.999, eps=1e-8, clip=1.0, moments="float32")
   loop = dict(save_every=5, keep=2, strict=False, max_skipped=5)
   sft = dict(shuffle=True, row_tokens=32768, row_windows=768, microbatch=64, frozen=("vision",),
              loop=loop)

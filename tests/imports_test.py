@@ -12,6 +12,7 @@ ROWS = (
   ("train", "evaluate", "generate", "export", "report", "diagnose"),
   ("check",),
   ("plan",),
+  ("saved",),
   ("setup", "ablation", "fingerprint", "run_records", "programs", "replay"),
   ("adacs", "aepo"),
   ("measure", "predictions", "rollout", "policy_gradient", "loop", "run_data", "responses"),

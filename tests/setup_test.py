@@ -77,9 +77,9 @@ def test_truths_that_no_answer_meets_are_found_before_training(tmp_path):
       run.check()
 
 
-@pytest.mark.parametrize("size", ["7", "3"])
-def test_configs_of_the_repository_are_complete(size):
+@pytest.mark.parametrize("name", ["aepo_7b", "aepo_3b", "aepo_3b_lora_colab"])
+def test_configs_of_the_repository_are_complete(name):
   tiny.read()
-  values = tiny.config_lib.load(str(tiny.ROOT / "configs" / f"aepo_{size}b.py"))
+  values, size = tiny.config_lib.load(str(tiny.ROOT / "configs" / f"{name}.py")), name[5]
   with pytest.raises(ConfigError, match=f"config.model.path 'Qwen2.5-VL-{size}B-Instruct' is no f"):
     setup.read_config(values)
