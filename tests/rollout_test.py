@@ -37,12 +37,10 @@ class Fake:
   def __init__(self, right):
     self.right, self.phases, self.end = right, PhaseTimer(), (101,)
 
-  def sample(self, params, batch, key, *, group, sampling, branching):
-    return samples(len(batch.rows) * group)
-
-  def grade(self, batch, drawn, *, group):
+  def answer(self, params, batch, key, *, group, sampling, branching):
     correct = np.concatenate([self.right[row["id"]] for row in batch.rows]).astype(np.float32)
-    return [str(row["id"]) for row in batch.rows for _ in range(group)], correct, correct, 1
+    texts = [str(row["id"]) for row in batch.rows for _ in range(group)]
+    return samples(len(batch.rows) * group), texts, correct, correct, 1
 
 
 def as_drawn(lengths_PG):
@@ -81,9 +79,10 @@ def test_one_batch_means_no_filtering():
 
 def test_prompts_come_in_the_order_that_their_lengths_call_for():
   class Long(Fake):
-    def sample(self, params, batch, key, *, group, sampling, branching):
-      drawn = samples(8)
-      return dataclasses.replace(drawn, mask=drawn.mask & (np.arange(8) < 4)[:, None])
+    def answer(self, params, batch, key, **options):
+      drawn, *graded = super().answer(params, batch, key, **options)
+      mask = drawn.mask & (np.arange(8) < 4)[:, None]
+      return dataclasses.replace(drawn, mask=mask), *graded
 
   def order(lengths_PG):
     # Prompts have 3 and 2 tokens in turn, responses 2 and 1, those of prompts 2 and 3 none.
