@@ -10,7 +10,7 @@ import numpy as np
 from ares_jax import mesh
 from ares_jax.data.prompts import PromptBatch
 from ares_jax.models.vision import VisionInput
-from ares_jax.rows import PackedRows, balance
+from ares_jax.rows import PackedRows
 from ares_jax.sampler import EngineConfig, sample
 
 
@@ -140,7 +140,7 @@ class Rollout:
       rows=rows)
 
 
-def collect(generator, params, batches, key, *, group, minibatches, sampling, config,
+def collect(generator, params, batches, key, *, group, order, sampling, config,
             branching=None):
   """Samples and grades until P groups are worth learning from.
 
@@ -153,7 +153,8 @@ def collect(generator, params, batches, key, *, group, minibatches, sampling, co
     batches: iterator of PromptBatch of P prompts.
     key: typed PRNG key of the run.
     group: G.
-    minibatches: N; prompts p % N, a minibatch, hold about as many tokens for every p.
+    order: of int [P, G], tokens of each prompt with each of its responses: the order of prompts
+      (rows.balance).
     sampling: SamplingConfig.
     config: FilterConfig.
     branching: branching.Branching, or None where every response starts at its prompt.
@@ -184,9 +185,8 @@ def collect(generator, params, batches, key, *, group, minibatches, sampling, co
              "rollout/useful": float(in_band / (drawn * groups)),
              "rollout/filled": max(0, groups - len(kept)) / groups}
   chosen = (kept + dropped)[:groups]
-  order = balance([prompt.length[0] * group + samples.mask.sum() for prompt, samples, *_ in chosen],
-                  minibatches)
-  chosen = [chosen[place] for place in order]
+  lengths = [prompt.length[0] + samples.mask.sum(1) for prompt, samples, *_ in chosen]
+  chosen = [chosen[place] for place in order(np.stack(lengths))]
   prompts = PromptBatch.join([part[0] for part in chosen])
   samples = jax.tree.map(lambda *parts: np.concatenate(parts), *[part[1] for part in chosen])
   correct, formatted = (np.concatenate([part[index] for part in chosen]) for index in (3, 4))

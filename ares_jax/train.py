@@ -5,22 +5,29 @@
 
 Any number of a config can be set on the command line: --config.aepo.steps=20. The same command in
 the same workdir goes on where the last one stopped. Needs no data for configs/ares_tiny.py.
+
+The probe of stage 1 may answer its problems in shards, on as many machines as there are: with
+--curate=3/8 the fourth of eight leaves its lines in WORKDIR/curation/, of which the run itself then
+makes use; --curate=all stops after the curation's report.
 """
 
 import functools
 import json
 import os
+import sys
 
 import jax
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
-from ares_jax import adacs, aepo, mesh, pulse
-from ares_jax.command import require_config, run
+from ares_jax import adacs, aepo, check, mesh, pulse, run_folder
+from ares_jax.command import UsageError, require_config, run
+from ares_jax.data import pass_rates
 from ares_jax.fingerprint import fingerprint
 from ares_jax.measure import evaluate, level_table, table
+from ares_jax.replay import replay, text
 from ares_jax.responses import write_held_out
-from ares_jax.run_folder import FREE, STAGES, flat, lock, write_json
+from ares_jax.run_folder import STAGES, lock, write_json
 from ares_jax.setup import open_run, read_config
 
 # Of a stage's evaluation, what is written for people to read.
@@ -30,7 +37,12 @@ _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, se
 _STRICT = flags.DEFINE_bool("strict", False, "Refuse a damaged checkpoint, take no older one.")
 _ALLOW_CHANGE = flags.DEFINE_list(
   "allow_change", [], "Keys of config.json or fingerprint.json that may differ from the workdir's.")
+_CHECK = flags.DEFINE_bool(
+  "check", False, "Compile the largest programs and print their memory; no training.")
+_REPLAY = flags.DEFINE_string(
+  "replay", "", "File of WORKDIR/nonfinite: says which term of it is not finite; no training.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/CONFIG_NAME.")
+_CURATE = flags.DEFINE_string("curate", "", "all: stop after curation; 3/8: one shard of it alone.")
 
 
 def main():
@@ -42,60 +54,67 @@ def main():
   name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))
   workdir = os.path.abspath(_WORKDIR.value or os.path.join("runs", name[0]))
   allow = tuple(_ALLOW_CHANGE.value)
+  shard = _shard(_CURATE.value)
+  if shard:
+    workdir = pass_rates.shard_folder(workdir, shard)
   with pulse.requests(), lock(workdir), pulse.watch(
       os.path.join(workdir, "stacks.txt"), config.stall_minutes):
+    # Before all rows are looked at; written when the data are found to be whole.
+    records = {"config.json": json.loads(values.to_json_best_effort())}
+    run_folder.check(workdir, records, allow)
     with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model)), \
-        open_run(config, workdir=workdir) as parts:
-      keep_config(workdir, values, allow)
-      keep_fingerprint(workdir, fingerprint(parts), allow)
-      train(parts, workdir)
+        open_run(config, workdir=workdir, check=not shard) as parts:
+      if _CHECK.value:
+        checked = check.check(config, parts.model, _note)
+        print(check.table(checked))
+        check.require(checked, config, parts.model)
+        return
+      run_folder.keep(workdir, records | {"fingerprint.json": fingerprint(parts)}, allow)
+      if _REPLAY.value:
+        print(text(_REPLAY.value, *replay(parts, workdir, _REPLAY.value)))
+        return
+      if shard:
+        curate_shard(parts, workdir, shard)
+        return
+      with check.naming_knobs(config, parts.model):
+        check.longest_first(config, parts.model, workdir, _note)
+        train(parts, workdir, until="curation" if _CURATE.value else "end")
 
 
-def keep_config(workdir, values, allow=()):
-  """Writes WORKDIR/config.json; refuses a workdir that was made with other numbers.
-
-  Only how often a run saves, how it reads and where it runs may change.
-
-  Args:
-    workdir: folder of the run.
-    values: ConfigDict.
-    allow: keys that may differ all the same.
-
-  Raises:
-    ValueError: names the keys that differ.
-  """
-  _keep(workdir, "config.json", json.loads(values.to_json_best_effort()), allow,
-        "was made with another config")
+def _shard(text):
+  """(number, shards) of "3/8", None of "all" or nothing."""
+  if text in ("", "all"):
+    return None
+  number, _, shards = text.partition("/")
+  if not (number.isdecimal() and shards.isdecimal()):
+    raise UsageError(f"--curate={text} is neither all nor NUMBER/SHARDS, 0/8 to 7/8")
+  return int(number), int(shards)
 
 
-def keep_fingerprint(workdir, marks, allow=()):
-  """`keep_config` of what the run reads besides: WORKDIR/fingerprint.json, {name: digest}."""
-  _keep(workdir, "fingerprint.json", marks, allow, "was made with other files")
+def curate_shard(parts, folder, shard):
+  """Lines of a shard (number, shards) of the problems of stage 1, in `folder`."""
+  config = parts.config
+  if not config.adacs.steps or config.warmup.steps:
+    raise ValueError(f"adacs.steps = {config.adacs.steps}, warmup.steps = {config.warmup.steps}: "
+                     "shards are of a stage 1 whose probe is the model of model.path; set the "
+                     "first above 0 and the second to 0")
+  params = parts.init_params() if config.curate.pass_rates == "probe" else None
+  adacs.measure(params, parts.source("curated"), config.curate, generator=parts.generator,
+                path=os.path.join(folder, pass_rates.FILE), seed=config.seed, shard=shard,
+                max_tokens=config.aepo.sampling.max_tokens)
 
 
-def _keep(workdir, name, new, allow, was):
-  os.makedirs(workdir, exist_ok=True)
-  path = os.path.join(workdir, name)
-  if os.path.exists(path):
-    with open(path, encoding="utf-8") as file:
-      before, after = flat(json.load(file)), flat(new)
-    different = sorted(key for key in before.keys() | after.keys() if not key.startswith(FREE)
-                       and (key not in before or key not in after or before[key] != after[key]))
-    refused = [key for key in different if key not in allow]
-    if refused:
-      raise ValueError(f"{workdir} {was}: {', '.join(refused)} differ; use another --workdir, or "
-                       f"go on all the same with --allow_change={','.join(refused)}")
-    if different:
-      logging.warning("%s %s: %s changed, as allowed", workdir, was, ", ".join(different))
-  write_json(path, new)
+def _note(line):
+  print(line, file=sys.stderr, flush=True)
 
 
-def train(parts, workdir):
+def train(parts, workdir, until="end"):
   """Runs the stages that have steps; prints and writes WORKDIR/results.json.
 
   Args:
     parts: setup.Run.
     workdir: folder of the run; what is finished there is not done again.
+    until: "curation" ends before stage 1 learns from what was chosen.
   """
   config, generator = parts.config, parts.generator
   shared = {"generator": generator, "workdir": workdir, "seed": config.seed,
@@ -110,6 +129,8 @@ def train(parts, workdir):
     source = parts.source("curated")
     selected = adacs.curate(params, source, config.curate, generator=generator, workdir=workdir,
                             max_tokens=config.aepo.sampling.max_tokens, seed=config.seed)
+    if until == "curation":
+      return params
     params = adacs.fine_tune(params, selected, config.adacs, stage="adacs", **shared)
     results.add("adacs", params)
   if config.aepo.steps:

@@ -52,7 +52,8 @@ def get_config(algorithm="aepo"):
   packed = dict(batch=64, row_tokens=160, row_windows=24, microbatch=4, frozen=())
   c.warmup = dict(steps=1200, shuffle=False, loop=loop, **packed,
                   optimizer=dict(learning_rate=3e-3, **adam))
-  c.curate = dict(selection="adacs", problems=640, samples=8, count=512, batch=64)
+  c.curate = dict(selection="adacs", pass_rates="probe", problems=640, samples=8, count=512,
+                  batch=64)
   c.adacs = dict(steps=60, shuffle=True, loop=loop, **packed,
                  optimizer=dict(learning_rate=5e-4, **adam))
 
@@ -67,7 +68,8 @@ def get_config(algorithm="aepo"):
     kind="aepo", easy=0.75, medium=0.375, rule="signed", target="ema", target_scale=(0.8, 1.0, 1.2),
     target_decay=0.9, var_floor=1.0, cap=0.5, penalize="wrong", alpha_rate=0.05, token_bonus=0.0)
   c.aepo.loss = dict(advantage="std", equal_groups="zero", clip_low=0.2, clip_high=0.3,
-                     clip_dual=3.0, average="token", old_logprob="sampler", importance_cap=2.0)
+                     clip_dual=3.0, average="token", old_logprob="sampler", importance_cap=2.0,
+                     sampler_gap=(0.01, 1.0))
   c.aepo.kl = dict(estimator="k3", dynamic=True, start=(1.0, 1.0, 1.0), beta=(0.01, 0.01, 0.01),
                    rho=0.5, target=(0.05, 0.05, 0.05), rate=0.1, low=0.1, high=10.0)
   c.aepo.optimizer = dict(
