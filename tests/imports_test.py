@@ -13,7 +13,7 @@ ROWS = (
   ("check",),
   ("plan",),
   ("saved",),
-  ("setup", "ablation", "fingerprint", "run_records", "programs", "replay"),
+  ("setup", "ablation", "ablation_figure", "fingerprint", "run_records", "programs", "replay"),
   ("adacs", "aepo"),
   ("measure", "predictions", "rollout", "policy_gradient", "loop", "run_data", "responses"),
   ("sampler", "rows", "run_folder", "shares"),
