@@ -157,7 +157,7 @@ def fine_tune(params, source, config, *, stage, generator, workdir, seed, thread
     def step(state):
       with generator.phases("data"):
         batch = _device_batch(next(batches))
-      with generator.phases("update"):
+      with generator.phases("update"), generator.phases("device"):
         state, metrics = sft_step(generator.model, config, state, batch)
         metrics = jax.device_get(metrics) | epochs(source, int(state.step) * config.batch)
       if metrics["skipped"]:
@@ -302,7 +302,6 @@ def _pass_counts(params, rows, places, config, generator, max_tokens, seed):
   sampling = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, min_tokens=0,
                             max_tokens=max_tokens)
   prompts = generator.encoder.batch(rows, places)
-  samples = generator.sample(params, prompts, stage_key(seed, "probe"), group=config.samples,
-                             sampling=sampling)
-  _, correct, _, _ = generator.grade(prompts, samples, group=config.samples)
+  _, _, correct, _, _ = generator.answer(params, prompts, stage_key(seed, "probe"),
+                                         group=config.samples, sampling=sampling)
   return correct.reshape(-1, config.samples).sum(1).astype(int)

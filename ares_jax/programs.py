@@ -136,7 +136,8 @@ def model_flops(config, model):
     + 3 * model.embed * model.mlp
   token, head = 2 * model.layers * block, 2 * model.vocab * model.embed
   image = settings.prompts * _vision_flops(model.vision, config.prompt.windows[-1])
-  sequence = rows * (row * (token + head) + heads * row**2 / 2)
+  # Of prompt tokens no log-probability is asked: the head works for answers alone.
+  sequence = rows * (row * token + answer * head + heads * row**2 / 2)
   frozen = "vision" in settings.frozen
   # Policy, reference, and of several minibatches the policy before the update.
   passes = 2 + (settings.loss.old_logprob == "recompute" and rows > settings.minibatch)
