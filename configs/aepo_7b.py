@@ -50,8 +50,8 @@ def get_config(algorithm="aepo"):
 
   adam = dict(b1=0.9, b2=0.999, eps=1e-8, clip=1.0)
   loop = dict(save_every=5, keep=2, strict=False, max_skipped=5)
-  # The 256 examples of a step are some 40 rows, and microbatches are whole: rows are shortened until
-  # few tokens are padding. Each size is compiled when it first comes.
+  # The 256 examples of a step are some 40 rows, and microbatches are whole: rows are shortened so
+  # that few tokens are padding. Each size is compiled when it first comes.
   sft = dict(shuffle=True, row_tokens=tuple(range(24576, 32769, 512)), row_windows=768,
              microbatch=8, frozen=("vision",), loop=loop)
   c.warmup = dict(steps=0, batch=256, **sft, optimizer=dict(
