@@ -197,7 +197,7 @@ class Selected:
 def curate(params, source, config, *, generator, workdir, max_tokens, seed):
   """Pass rates, selection, and WORKDIR/curation.json and .html, what was chosen and why.
 
-  Shards that `python -m ares_jax.curate --shard` made are taken as they are.
+  Shards that were made apart (`ares_jax.train --curate=3/8`) are taken as they are.
 
   Args:
     params: the probe's weights; None where config.pass_rates is "column".
