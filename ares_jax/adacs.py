@@ -40,7 +40,7 @@ class SftConfig:
   steps: int  # 0 leaves the stage out
   batch: int  # examples a step
   shuffle: bool  # False takes the rows in their order, a curriculum
-  row_tokens: int  # T, tokens of a packed row
+  row_tokens: tuple[int, ...]  # T, tokens of a packed row: of these, what pads a batch least
   row_windows: int  # vision windows a packed row has room for
   microbatch: int  # packed rows a gradient; a step accumulates over its rows
   frozen: tuple[str, ...]  # parts of the weights that are not trained, e.g. ("vision",); LoRA: all
@@ -51,6 +51,9 @@ class SftConfig:
     if self.steps < 0 or self.batch < 1 or self.microbatch < 1:
       raise ValueError(f"steps = {self.steps} must be >= 0, batch = {self.batch} and "
                        f"microbatch = {self.microbatch} >= 1")
+    if min(self.row_windows, *self.row_tokens, len(self.row_tokens)) < 1:
+      raise ValueError(f"row_windows = {self.row_windows} must be >= 1, row_tokens = "
+                       f"{self.row_tokens} one size or more, >= 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +131,8 @@ def sft_step(model, config, state, batch, base=None):
     tx, grads, state.opt_state, state.params, rate, ~jnp.any(jnp.stack([*faults.values()])))
   params, opt_state = optimizer.keep_layout(tx, params, opt_state, lora.specs(model, base, params))
   metrics |= faults | {"loss": loss, "entropy": entropy, "tokens": tokens, "learning_rate": rate,
-              "rows": jnp.float32(len(batch["tokens"]))}
+                       "rows": jnp.float32(len(batch["tokens"])),
+                       "pack/real": (batch["segment"] > 0).mean()}
   return SftState(state.step + 1, params, opt_state), metrics
 
 
@@ -205,7 +209,7 @@ class Selected:
 def curate(params, source, config, *, generator, workdir, max_tokens, seed):
   """Pass rates, selection, and WORKDIR/curation.json and .html, what was chosen and why.
 
-  Shards that `python -m ares_jax.curate --shard` made are taken as they are.
+  Shards that were made apart (`ares_jax.train --curate=3/8`) are taken as they are.
 
   Args:
     params: the probe's weights; None where config.pass_rates is "column".
