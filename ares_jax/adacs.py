@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ares_jax import mesh, optimizer
+from ares_jax import mesh, model_flops, optimizer
 from ares_jax.data import curate as curation
 from ares_jax.data.bad_row import BadRow
 from ares_jax.data.sources import epochs, stream
@@ -151,10 +151,12 @@ def fine_tune(params, source, config, *, stage, generator, workdir, seed, thread
 
     def step(state):
       with generator.phases("data"):
-        batch = _device_batch(next(batches))
+        traces = next(batches)
+        batch = _device_batch(traces)
       with generator.phases("update"):
         state, metrics = sft_step(generator.model, config, state, batch)
         metrics = jax.device_get(metrics) | epochs(source, int(state.step) * config.batch)
+      metrics |= _work(traces, config, generator.model)
       if metrics["skipped"]:
         dump_batch(workdir, stage, int(state.step), batch)
       return state, metrics, f"loss {metrics['loss']:.3f}"
@@ -164,6 +166,13 @@ def fine_tune(params, source, config, *, stage, generator, workdir, seed, thread
   state = SftState(mesh.put(jnp.int32(0)), params, opt_state)
   return run_stage(stage, state, begin, steps=config.steps, workdir=workdir,
                    config=config.loop, phases=generator.phases).params
+
+
+def _work(batch, config, model):
+  """Tokens of a TraceBatch, prompts too, and FLOPs that learning them needs."""
+  image = model_flops.vision(model.vision, batch.vision["image"])
+  return {"work/tokens": (batch.segment > 0).sum(),
+          "work/flops": model_flops.fine_tuning(config, model, batch.segment, image)}
 
 
 def _device_batch(batch):

@@ -11,7 +11,7 @@ import time
 import jax
 from absl import logging
 
-from ares_jax import pulse
+from ares_jax import profiler, pulse, speed
 from ares_jax.checkpoint import Checkpoints, abstract_like
 from ares_jax.metrics import MetricWriter, PhaseTimer, Progress
 
@@ -78,6 +78,7 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
       phases.take()  # what ran between the stages belongs to none of their steps
       step = begin(state)
       while done < steps:
+        profiler.at(name, done)
         try:
           with phases("step"):
             pulse.beat()
@@ -91,12 +92,15 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
           raise ValueError(f"{error}; {name} is saved at step {done} of {steps}") from error
         done += 1
         skipped = skipped + 1 if any(metrics[key] for key in _SKIPPED if key in metrics) else 0
-        writer.write_scalars(done, metrics | phases.take())
-        progress.update(done, note)
+        seconds = phases.take()
+        fast = speed.measured(metrics, seconds["seconds/step"])
+        writer.write_scalars(done, metrics | seconds | fast)
+        progress.update(done, ", ".join(filter(None, (note, speed.words(fast)))))
         try:
           checkpoints.check()
           if done % config.save_every == 0:
-            checkpoints.save(done, state, {})
+            with phases("save"):
+              checkpoints.save(done, state, {})
         except OSError as error:
           logging.warning("%s; saving step %d instead", error, done)
           _save_now(checkpoints, done, state)
@@ -107,7 +111,9 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
             f"applied; step {done} is saved and as finite as the one before them; the batches are "
             f"in {os.path.join(workdir, 'nonfinite')}; lower the learning rate")
       progress.close()
-      _save_now(checkpoints, done, state)
+      with phases("save"):
+        _save_now(checkpoints, done, state)
+      profiler.end()  # what comes after the stage is none of its steps
       stopped = pulse.asked()
     if stopped:
       raise KeyboardInterrupt(f"{name} is saved at step {done} of {steps}; "

@@ -16,6 +16,19 @@ import jax
 import numpy as np
 import tensorboardX
 
+# Who is told of every line, of the process.
+_mirrors = []
+
+
+@contextlib.contextmanager
+def mirrored(send):
+  """Inside, every line that is written goes to `send`, a function of the line's dict, too."""
+  _mirrors.append(send)
+  try:
+    yield
+  finally:
+    _mirrors.remove(send)
+
 
 class MetricWriter:
   """Writes the scalars of one stage; has the methods of clu's MetricWriter that we use.
@@ -77,6 +90,8 @@ class MetricWriter:
     # One write of a whole line: a kill leaves at most one torn line, which truncate removes.
     self._file.write(json.dumps(line, allow_nan=False) + "\n")
     self._file.flush()
+    for send in _mirrors:
+      send(line)
 
   def flush(self):
     """Forces everything written to disk."""
@@ -149,7 +164,7 @@ class Progress:
 
 
 class PhaseTimer:
-  """Seconds spent in each phase: `with timer("rollout"): ...`.
+  """Seconds spent in each phase: `with timer("rollout"): ...`; its name in a profiler's trace.
 
   jax returns before the device is done: block on the result inside the phase.
   """
@@ -162,7 +177,8 @@ class PhaseTimer:
   def __call__(self, phase):
     began = self._clock()
     try:
-      yield
+      with jax.profiler.TraceAnnotation(phase):
+        yield
     finally:
       spent = self._clock() - began
       self._seconds[phase] = self._seconds.setdefault(phase, 0.0) + spent

@@ -7,6 +7,7 @@ Any number of a config can be set on the command line: --config.aepo.steps=20. T
 the same workdir goes on where the last one stopped. Needs no data for configs/ares_tiny.py.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -15,7 +16,7 @@ import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
-from ares_jax import adacs, aepo, mesh, pulse
+from ares_jax import adacs, aepo, mesh, profiler, pulse, tracking
 from ares_jax.command import require_config, run
 from ares_jax.fingerprint import fingerprint
 from ares_jax.measure import evaluate, level_table, table
@@ -30,6 +31,8 @@ _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, se
 _STRICT = flags.DEFINE_bool("strict", False, "Refuse a damaged checkpoint, take no older one.")
 _ALLOW_CHANGE = flags.DEFINE_list(
   "allow_change", [], "Keys of config.json or fingerprint.json that may differ from the workdir's.")
+_PROFILE = flags.DEFINE_string(
+  "profile", None, "START:STOP, steps of the last stage to trace into WORKDIR/profile, from 0.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/CONFIG_NAME.")
 
 
@@ -42,13 +45,24 @@ def main():
   name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))
   workdir = os.path.abspath(_WORKDIR.value or os.path.join("runs", name[0]))
   allow = tuple(_ALLOW_CHANGE.value)
+  traced = _traced(config, workdir)
   with pulse.requests(), lock(workdir), pulse.watch(
       os.path.join(workdir, "stacks.txt"), config.stall_minutes):
     with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model)), \
         open_run(config, workdir=workdir) as parts:
       keep_config(workdir, values, allow)
       keep_fingerprint(workdir, fingerprint(parts), allow)
-      train(parts, workdir)
+      with tracking.wandb(config.wandb, workdir, values.to_dict()), traced:
+        train(parts, workdir)
+
+
+def _traced(config, workdir):
+  """The context of --profile; of nothing without it."""
+  if _PROFILE.value is None:
+    return contextlib.nullcontext()
+  stage = next((name for name in reversed(STAGES) if getattr(config, name).steps), STAGES[-1])
+  steps = profiler.steps(_PROFILE.value, stage, getattr(config, stage).steps)
+  return profiler.requested(os.path.join(workdir, "profile"), stage, *steps)
 
 
 def keep_config(workdir, values, allow=()):
