@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import os
+import sys
 from typing import Literal
 
 import flax.struct
@@ -20,7 +21,7 @@ import optax
 
 from ares_jax import mesh, model_flops, optimizer
 from ares_jax.data import curate as curation
-from ares_jax.data.bad_row import BadRow
+from ares_jax.data import curation_page, pass_rates
 from ares_jax.data.sources import epochs, stream
 from ares_jax.data.traces import trace_batch
 from ares_jax.loop import LoopConfig, run_stage
@@ -28,7 +29,7 @@ from ares_jax.metrics import Progress
 from ares_jax.models import qwen25_vl, weights
 from ares_jax.models.vision import VisionInput
 from ares_jax.optimizer import OptimizerConfig
-from ares_jax.run_folder import dump_batch, write_json
+from ares_jax.run_folder import dump_batch, flat, write_json, write_text
 from ares_jax.sampler import SamplingConfig, stage_key
 
 
@@ -57,8 +58,9 @@ class CurateConfig:
   """AdaCS selection (paper table 1)."""
 
   selection: Literal["adacs", "vanilla"]  # vanilla: the same number, drawn uniformly (table 4)
-  problems: int  # problems the probe answers
-  samples: int  # answers of the probe a problem
+  pass_rates: Literal["probe", "column"]  # measured by the run, or the rows' own "pass_rate"
+  problems: int  # problems looked at
+  samples: int  # answers of the probe a problem; brackets go from 0 to as many
   count: int  # responses selected
   batch: int  # problems a sampling call
 
@@ -153,7 +155,7 @@ def fine_tune(params, source, config, *, stage, generator, workdir, seed, thread
       with generator.phases("data"):
         traces = next(batches)
         batch = _device_batch(traces)
-      with generator.phases("update"):
+      with generator.phases("update"), generator.phases("device"):
         state, metrics = sft_step(generator.model, config, state, batch)
         metrics = jax.device_get(metrics) | epochs(source, int(state.step) * config.batch)
       metrics |= _work(traces, config, generator.model)
@@ -172,7 +174,8 @@ def _work(batch, config, model):
   """Tokens of a TraceBatch, prompts too, and FLOPs that learning them needs."""
   image = model_flops.vision(model.vision, batch.vision["image"])
   return {"work/tokens": (batch.segment > 0).sum(),
-          "work/flops": model_flops.fine_tuning(config, model, batch.segment, image)}
+          "work/flops": model_flops.fine_tuning(config, model, batch.segment,
+                                               batch.loss_mask.sum(), image)}
 
 
 def _device_batch(batch):
@@ -195,17 +198,16 @@ class Selected:
   def __getitem__(self, index):
     number, which = self._chosen[index]
     row = self._source[number]
-    return row | {"response": row["responses"][which]}
+    return row | {"response": pass_rates.candidates(row)[which]}
 
 
 def curate(params, source, config, *, generator, workdir, max_tokens, seed):
-  """Probes pass rates, selects responses, writes WORKDIR/curation.json (section 3.1).
+  """Pass rates, selection, and WORKDIR/curation.json and .html, what was chosen and why.
 
-  Problems pass by batch by batch, each leaving a line in WORKDIR/curation.jsonl: what is held of a
-  response is its length. A curation that was stopped goes on after its last line.
+  Shards that `python -m ares_jax.curate --shard` made are taken as they are.
 
   Args:
-    params: the probe's weights.
+    params: the probe's weights; None where config.pass_rates is "column".
     source: rows with "responses", candidate answers of a teacher; wrong ones are dropped.
     config: CurateConfig.
     generator: rollout.Generator.
@@ -217,57 +219,89 @@ def curate(params, source, config, *, generator, workdir, max_tokens, seed):
     Selected.
   """
   path = os.path.join(workdir, "curation.json")
-  if os.path.exists(path):
-    with open(path, encoding="utf-8") as file:
-      return Selected(source, [tuple(pair) for pair in json.load(file)["chosen"]])
+  if not os.path.exists(path):
+    files = pass_rates.finished_shards(workdir, config.problems,
+                                       functools.partial(_check_same, workdir))
+    if not files:
+      files = [os.path.join(workdir, pass_rates.FILE)]
+      measure(params, source, config, generator=generator, path=files[0], max_tokens=max_tokens,
+              seed=seed)
+    report = curation.report(pass_rates.lines(files), selection=config.selection,
+                             count=config.count, samples=config.samples,
+                             rng=np.random.default_rng(seed))
+    write_text(os.path.join(workdir, "curation.html"), curation_page.html(report))
+    write_json(path, report)
+    print(curation_page.text(report), file=sys.stderr, flush=True)
+  with open(path, encoding="utf-8") as file:
+    return Selected(source, [tuple(pair) for pair in json.load(file)["chosen"]])
+
+
+def measure(params, source, config, *, generator, path, max_tokens, seed, shard=(0, 1)):
+  """Appends a line a problem to the file `path`: its passes and the lengths of its responses.
+
+  Problems pass by batch by batch: what is held of a response is its length. A stopped one goes on
+  after its last line. What a line holds does not depend on the number of shards.
+
+  Args:
+    params, source, config, generator, max_tokens, seed: as for `curate`.
+    path: as in data/pass_rates.py.
+    shard: (number, shards), which of the problems.
+  """
   if len(source) < config.problems:
     raise ValueError(f"{config.problems} problems to curate, the source has {len(source)}; "
                      "lower curate.problems")
-  lines = os.path.join(workdir, "curation.jsonl")
-  done = _whole_lines(lines)
-  progress = Progress(config.problems, "curation", start=done)
-  while done < config.problems:
-    looked_at = _look_at(params, source, config, generator, max_tokens, seed, done)
-    with open(lines, "a", encoding="utf-8") as file:
+  part, done = pass_rates.part(config.problems, shard), pass_rates.whole_lines(path)
+  progress = Progress(len(part), "curation", start=done)
+  while done < len(part):
+    looked_at = _look_at(params, source, config, generator, max_tokens, seed, part, done)
+    with open(path, "a", encoding="utf-8") as file:
       file.writelines(json.dumps(line) + "\n" for line in looked_at)
     done += len(looked_at)
     progress.update(done, "problems")
   progress.close()
-  report = curation.report(lines, selection=config.selection, count=config.count,
-                           samples=config.samples, rng=np.random.default_rng(seed))
-  write_json(path, report)
-  return Selected(source, report["chosen"])
 
 
-def _whole_lines(path):
-  """How many lines the file has, after what a stop left of a last one is cut off."""
-  count = end = 0
-  if os.path.exists(path):
-    with open(path, "rb+") as file:
-      for line in file:
-        if line.endswith(b"\n"):
-          count, end = count + 1, end + len(line)
-      file.truncate(end)
-  return count
+# What a line of a curation follows from, of config.json and fingerprint.json.
+_DECIDE = ("seed", "model.", "data.digits", "data.bad_rows", "data.files.curated", "data.curated",
+           "prompt.", "grade.grader", "warmup.steps", "curate.pass_rates", "curate.problems",
+           "curate.samples", "aepo.sampling.max_tokens", "tokenizer", "template", "weights")
 
 
-def _look_at(params, source, config, generator, max_tokens, seed, start):
-  """Lines of the next batch of problems: passes of the probe, lengths of the right responses."""
-  places = np.arange(start, start + config.batch) % config.problems
-  rows = [source[int(place)] for place in places]
-  for row in rows:
-    if not row.get("responses"):
-      raise BadRow(row["id"], "response", "has no 'responses', a list of a teacher's candidate "
-                   "answers; AdaCS selects among them")
-  passes = _pass_counts(params, rows, places, config, generator, max_tokens, seed)
-  rows = rows[: config.problems - start]
-  pairs = [(row["answer"], text) for row in rows for text in row["responses"]]
+def _check_same(workdir, folder):
+  """Raises ValueError where a shard in `folder` was made with another config or other files."""
+  def read(where):
+    found = {}
+    for name in ("config.json", "fingerprint.json"):
+      with open(os.path.join(where, name), encoding="utf-8") as file:
+        found |= flat(json.load(file))
+    return {key: value for key, value in found.items() if key.startswith(_DECIDE)}
+
+  own, other = read(workdir), read(folder)
+  different = sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key))
+  if different:
+    raise ValueError(f"{folder} was made with other values of {', '.join(different)}; make it "
+                     "again, or give the run the same")
+
+
+def _look_at(params, source, config, generator, max_tokens, seed, part, start):
+  """Lines of the next batch of problems of `part`, those from its place `start` on."""
+  size = min(config.batch, len(part) - start)
+  # The probe's batches have one shape: the last one is filled up.
+  numbers = [part[place % len(part)] for place in range(
+    start, start + (config.batch if config.pass_rates == "probe" else size))]
+  rows = [source[number] for number in numbers]
+  responses = [pass_rates.candidates(row) for row in rows[:size]]
+  if config.pass_rates == "column":
+    passes = [pass_rates.column_passes(row, config.samples) for row in rows]
+  else:
+    passes = _pass_counts(params, rows, np.array(numbers), config, generator, max_tokens, seed)
+  pairs = [(row["answer"], text) for row, texts in zip(rows, responses, strict=False)
+           for text in texts]
   correct, _, _ = generator.grader.grade([text for _, text in pairs], [truth for truth, _ in pairs])
   right, chat = iter(correct), generator.encoder.chat
-  return [{"problem": int(place), "id": row["id"], "source": row["source"], "passes": int(count),
-           "tokens": [len(chat.response(text)) if next(right) else None
-                      for text in row["responses"]]}
-          for place, row, count in zip(places, rows, passes, strict=False)]
+  return [{"problem": number, "id": row["id"], "source": row["source"], "passes": int(count),
+           "tokens": [len(chat.response(text)) if next(right) else None for text in texts]}
+          for number, row, texts, count in zip(numbers, rows, responses, passes, strict=False)]
 
 
 def _pass_counts(params, rows, places, config, generator, max_tokens, seed):
@@ -275,7 +309,6 @@ def _pass_counts(params, rows, places, config, generator, max_tokens, seed):
   sampling = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, min_tokens=0,
                             max_tokens=max_tokens)
   prompts = generator.encoder.batch(rows, places)
-  samples = generator.sample(params, prompts, stage_key(seed, "probe"), group=config.samples,
-                             sampling=sampling)
-  _, correct, _, _ = generator.grade(prompts, samples, group=config.samples)
+  _, _, correct, _, _ = generator.answer(params, prompts, stage_key(seed, "probe"),
+                                         group=config.samples, sampling=sampling)
   return correct.reshape(-1, config.samples).sum(1).astype(int)

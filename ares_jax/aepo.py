@@ -28,7 +28,7 @@ from ares_jax.optimizer import OptimizerConfig
 from ares_jax.policy_gradient import KlConfig, LossConfig, Signal
 from ares_jax.responses import write_rollouts
 from ares_jax.rollout import FilterConfig, collect
-from ares_jax.rows import deal, pack
+from ares_jax.rows import balance, deal, pack
 from ares_jax.run_folder import dump_batch
 from ares_jax.sampler import SamplingConfig, stage_key
 from ares_jax.shaping import Controllers, EntropyConfig, RewardConfig, by_bucket, shape
@@ -199,20 +199,21 @@ def run(params, source, config, *, generator, words, workdir, seed, threads):
     truncate(os.path.join(workdir, "rollouts.jsonl"), "aepo", int(state.step))
     batches = stream(source, batch=config.prompts, seed=seed, collate=collate,
                      start=int(state.batches), threads=threads)
+    order = functools.partial(balance, minibatch=config.minibatch, microbatch=config.microbatch,
+                              row_tokens=config.row_tokens)
 
     def step(state):
       # The threshold of the iterations so far: nan, which forks nothing, before the first.
       branching = Branching(state.controllers.threshold, config.branches, config.entropy.window)
       rollout = collect(generator, state.params, batches, key, group=config.group,
-                        minibatches=config.prompts * config.group // config.minibatch,
-                        sampling=config.sampling, config=config.filter,
+                        order=order, sampling=config.sampling, config=config.filter,
                         branching=branching if config.branches else None)
       if jax.process_index() == 0:
         write_rollouts(workdir, int(state.step) + 1, rollout, group=config.group,
                        count=config.log_responses, chat=generator.encoder.chat)
       with generator.phases("packing"):
         batch, packing = _packed(rollout, config, generator.encoder)
-      with generator.phases("update"):
+      with generator.phases("update"), generator.phases("device"):
         state = state.replace(batches=state.batches + rollout.batches)
         state, metrics = aepo_step(generator.model, config, state, reference, batch, words_V)
         metrics = jax.device_get(metrics)

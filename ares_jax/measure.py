@@ -59,9 +59,8 @@ def evaluate(generator, params, source, config, *, max_tokens, easy, medium, see
     fresh = min(config.batch, config.problems - start)
     prompts = generator.encoder.batch([source[int(place)] for place in places], places)
     for name, sampling, group in (("greedy", greedy, 1), ("sampled", sampled, config.samples)):
-      samples = generator.sample(params, prompts, stage_key(seed, "evaluate"), group=group,
-                                 sampling=sampling)
-      texts, correct, formatted, _ = generator.grade(prompts, samples, group=group)
+      samples, texts, correct, formatted, _ = generator.answer(
+        params, prompts, stage_key(seed, "evaluate"), group=group, sampling=sampling)
       if show is not None and name == "sampled" and start == 0:
         show(prompts.rows[:fresh], samples, texts, correct, formatted)
       thoughts = [thought(text) for text in texts]

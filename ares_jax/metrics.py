@@ -184,8 +184,14 @@ class PhaseTimer:
       self._seconds[phase] = self._seconds.setdefault(phase, 0.0) + spent
 
   def take(self):
-    """{"seconds/PHASE": seconds} since the last `take`, as metrics of a step; starts anew."""
+    """{"seconds/PHASE": seconds} since the last `take`, as metrics of a step; starts anew.
+
+    Of phases "step" and "device" (work is on the devices) also "device/idle", the step's share
+    without the other.
+    """
     taken = {f"seconds/{phase}": seconds for phase, seconds in self._seconds.items()}
+    if {"step", "device"} <= self._seconds.keys():
+      taken["device/idle"] = 1 - self._seconds["device"] / self._seconds["step"]
     self._seconds = {}
     return taken
 

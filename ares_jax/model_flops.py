@@ -56,7 +56,8 @@ def iteration(config, model, *, prompts, answers, image):
     image: FLOPs of the prompts' images, forward.
   """
   repeated = np.repeat(prompts, config.group)
-  sequences = text(model, repeated + answers)
+  # Of prompt tokens no log-probability is asked: the head works for answers alone.
+  sequences = text(model, repeated + answers, heads=answers)
   # Policy, reference, and of several minibatches the policy before the update.
   passes = 2 + (config.loss.old_logprob == "recompute"
                 and config.prompts * config.group > config.minibatch)
@@ -66,17 +67,19 @@ def iteration(config, model, *, prompts, answers, image):
           "aepo_step": float((passes + 2) * sequences + towers * image)}
 
 
-def fine_tuning(config, model, segment, image):
+def fine_tuning(config, model, segment, learned, image):
   """FLOPs of a step of supervised training.
 
   Args:
     config: SftConfig.
     model: ModelConfig.
     segment: int [R, T], the example of its packed row that each token is of, 0 padding.
+    learned: tokens whose log-probability is asked.
     image: FLOPs of the rows' images, forward.
   """
   lengths = np.concatenate([np.bincount(row)[1:] for row in segment])
-  return float(3 * text(model, lengths) + (1 if "vision" in config.frozen else 3) * image)
+  towers = 1 if "vision" in config.frozen else 3
+  return float(3 * text(model, lengths, heads=learned) + towers * image)
 
 
 def _token(model):

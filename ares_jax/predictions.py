@@ -56,10 +56,9 @@ def predict(generator, params, benchmark, *, path, sampling, batch, seed, model)
     places = np.arange(start, start + batch) % len(rows)
     prompts = generator.encoder.batch([rows[place] for place in places], places)
     began = time.perf_counter()
-    samples = generator.sample(params, prompts, stage_key(seed, "evaluate"), group=benchmark.n,
-                               sampling=sampling)
+    samples, texts, correct, formatted, timed_out = generator.answer(
+      params, prompts, stage_key(seed, "evaluate"), group=benchmark.n, sampling=sampling)
     seconds = (time.perf_counter() - began) / len(fresh)
-    texts, correct, formatted, timed_out = generator.grade(prompts, samples, group=benchmark.n)
     lengths = samples.mask.sum(1)
     last = samples.tokens[np.arange(len(texts)), np.maximum(lengths, 1) - 1]
     with open(path, "a", encoding="utf-8") as file:

@@ -1,6 +1,7 @@
 """Rollouts: sample G responses a prompt, grade them, keep the groups that teach something."""
 
 import dataclasses
+import functools
 
 import flax.struct
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from ares_jax import mesh
 from ares_jax.data.prompts import PromptBatch
 from ares_jax.models.vision import VisionInput
-from ares_jax.rows import PackedRows, balance
+from ares_jax.rows import PackedRows
 from ares_jax.sampler import EngineConfig, sample
 
 
@@ -70,8 +71,11 @@ class Generator:
   grader: object
   phases: object
 
-  def sample(self, params, prompts, key, *, group, sampling, branching=None):
-    """Samples of a PromptBatch as numpy arrays; pads P so that the devices divide it."""
+  def sample(self, params, prompts, key, *, group, sampling, branching=None, finished=None):
+    """Samples of a PromptBatch as numpy arrays; pads P so that the devices divide it.
+
+    `finished` takes (row, tokens) of responses while others are decoded, see `sampler.sample`.
+    """
     prompts_P = len(prompts.length)
     pad = -prompts_P % mesh.size("data")
     rows = np.arange(prompts_P + pad) % prompts_P
@@ -85,17 +89,35 @@ class Generator:
     }
     with self.phases("rollout"):
       samples = sample(self.model, params, arrays, key, self.allowed, group=group,
-                       sampling=sampling, engine=self.engine, end=self.end, branching=branching)
+                       sampling=sampling, engine=self.engine, end=self.end, branching=branching,
+                       finished=finished, working=functools.partial(self.phases, "device"))
       samples = jax.device_get(samples)
     return jax.tree.map(lambda array: array[: prompts_P * group], samples)
 
-  def grade(self, prompts, samples, *, group):
-    """(texts, correct float32 [B], formatted float32 [B], answers that timed out)."""
+  def answer(self, params, prompts, key, *, group, sampling, branching=None):
+    """`sample`, each response graded while others are decoded: what waits for grading is the rest.
+
+    Returns:
+      samples, texts, correct float32 [B], formatted float32 [B], answers that timed out.
+    """
+    truths = [row["answer"] for row in prompts.rows for _ in range(group)]
+    texts, grading = [None] * len(truths), self.grader.begin()
+
+    def add(row, tokens):
+      if row < len(truths) and texts[row] is None:  # others are of padding
+        texts[row] = self.encoder.chat.text(tokens)
+        grading.add(row, texts[row], truths[row])
+
+    def finished(row, tokens):
+      with self.phases("grading_meanwhile"):
+        add(row, tokens)
+
+    samples = self.sample(params, prompts, key, group=group, sampling=sampling,
+                          branching=branching, finished=finished)
     with self.phases("grading"):
-      texts = [self.encoder.chat.text(tokens[mask])
-               for tokens, mask in zip(samples.tokens, samples.mask, strict=True)]
-      truths = [row["answer"] for row in prompts.rows for _ in range(group)]
-      return texts, *self.grader.grade(texts, truths)
+      for row, (tokens, mask) in enumerate(zip(samples.tokens, samples.mask, strict=True)):
+        add(row, tokens[mask])
+      return samples, texts, *grading.finish()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +140,7 @@ class Rollout:
       rows=rows)
 
 
-def collect(generator, params, batches, key, *, group, minibatches, sampling, config,
+def collect(generator, params, batches, key, *, group, order, sampling, config,
             branching=None):
   """Samples and grades until P groups are worth learning from.
 
@@ -131,7 +153,8 @@ def collect(generator, params, batches, key, *, group, minibatches, sampling, co
     batches: iterator of PromptBatch of P prompts.
     key: typed PRNG key of the run.
     group: G.
-    minibatches: N; prompts p % N, a minibatch, hold about as many tokens for every p.
+    order: of int [P, G], tokens of each prompt with each of its responses: the order of prompts
+      (rows.balance).
     sampling: SamplingConfig.
     config: FilterConfig.
     branching: branching.Branching, or None where every response starts at its prompt.
@@ -140,9 +163,8 @@ def collect(generator, params, batches, key, *, group, minibatches, sampling, co
   while drawn < config.batches:
     with generator.phases("data"):
       prompts = next(batches)
-    samples = generator.sample(params, prompts, key, group=group, sampling=sampling,
-                               branching=branching)
-    texts, correct, formatted, late = generator.grade(prompts, samples, group=group)
+    samples, texts, correct, formatted, late = generator.answer(
+      params, prompts, key, group=group, sampling=sampling, branching=branching)
     drawn, timed_out = drawn + 1, timed_out + late
     rate = correct.reshape(-1, group).mean(1)
     inside = (config.low <= rate) & (rate <= config.high)
@@ -163,9 +185,8 @@ def collect(generator, params, batches, key, *, group, minibatches, sampling, co
              "rollout/useful": float(in_band / (drawn * groups)),
              "rollout/filled": max(0, groups - len(kept)) / groups}
   chosen = (kept + dropped)[:groups]
-  order = balance([prompt.length[0] * group + samples.mask.sum() for prompt, samples, *_ in chosen],
-                  minibatches)
-  chosen = [chosen[place] for place in order]
+  lengths = [prompt.length[0] + samples.mask.sum(1) for prompt, samples, *_ in chosen]
+  chosen = [chosen[place] for place in order(np.stack(lengths))]
   prompts = PromptBatch.join([part[0] for part in chosen])
   samples = jax.tree.map(lambda *parts: np.concatenate(parts), *[part[1] for part in chosen])
   correct, formatted = (np.concatenate([part[index] for part in chosen]) for index in (3, 4))

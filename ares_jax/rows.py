@@ -70,14 +70,9 @@ def pack(prompts, samples, *, group, merge, minibatch, microbatch, row_tokens, l
   member = np.arange(len(lengths)) // group % minibatches
   members = [np.flatnonzero(member == number) for number in range(minibatches)]
 
-  def bins(room):
-    return [[of[row] for row in first_fit([(int(size),) for size in lengths[of]], (room,))]
-            for of in members]
-
-  def padded(room, rows):
-    return sum(-(-len(row) // microbatch) for row in rows) * microbatch * room
-
-  room, rows = min(((room, bins(room)) for room in row_tokens), key=lambda pair: padded(*pair))
+  found = [(room, _bins([lengths[of] for of in members], room)) for room in row_tokens]
+  room, rows = min(found, key=lambda pair: _padded(pair[1], microbatch, pair[0]))
+  rows = [[of[row] for row in part] for of, part in zip(members, rows, strict=True)]
   shape = minibatches, row_room(minibatch, microbatch, room, longest), microbatch, room
   packed = PackedRows(
     used=np.int32([-(-len(row) // microbatch) for row in rows]),
@@ -92,7 +87,7 @@ def pack(prompts, samples, *, group, merge, minibatch, microbatch, row_tokens, l
     for name, value in values.items():
       array = getattr(packed, name)[number]
       array.reshape(-1, *array.shape[2:])[: len(row)] = value
-  return packed, {"pack/real": lengths.sum() / padded(room, rows),
+  return packed, {"pack/real": lengths.sum() / _padded(rows, microbatch, room),
                   "pack/rows": sum(map(len, rows)), "pack/row_tokens": room}
 
 
@@ -130,25 +125,61 @@ def _arrays(prompts, samples, layout, group):
   }
 
 
-def balance(tokens_P, minibatches):
-  """Order of prompts in which all minibatches, prompts p % N, hold about as many tokens.
+def balance(lengths_PG, *, minibatch, microbatch, row_tokens):
+  """Order of prompts in which the minibatches, prompts p % N, fill whole microbatches.
 
-  Where one has few tokens more than a microbatch holds, the next one is nearly all padding.
+  What is left of a minibatch's last microbatch is padding, so as few microbatches as can be are
+  dealt out and every minibatch gets tokens for its own: all as many, or some one more than others,
+  evenly between them, with longer sequences. Sizes are those of `pack`.
 
   Args:
-    tokens_P: tokens of each prompt's sequences.
-    minibatches: N; divides P.
+    lengths_PG: int [P, G], tokens of a prompt and each of its responses.
+    minibatch: sequences an optimizer update; divides P * G.
+    microbatch: R.
+    row_tokens: tuple of values of C.
 
   Returns:
-    A list of P places in tokens_P.
+    A list of P places in lengths_PG.
   """
-  members, totals = [[] for _ in range(minibatches)], np.zeros(minibatches)
-  for place in np.argsort(-np.asarray(tokens_P), kind="stable"):
-    number = int(totals.argmin())
+  tokens_P, minibatches = lengths_PG.sum(1), lengths_PG.size // minibatch
+  best, least = None, np.inf
+  for room in row_tokens:
+    whole = microbatch * room
+    count = max(minibatches, -(-tokens_P.sum() // whole))
+    # Rows are never quite full: mostly one to five counts are tried.
+    while count * whole < least:
+      share = np.diff(np.arange(minibatches + 1) * count // minibatches)
+      members = _shared_out(tokens_P, share * (tokens_P.sum() / count))
+      rows = _bins([lengths_PG[of].ravel() for of in members], room)
+      if _padded(rows, microbatch, room) < least:
+        best, least = members, _padded(rows, microbatch, room)
+      count += 1
+  return [place for places in zip(*best, strict=True) for place in places]
+
+
+def _shared_out(tokens_P, wanted_N):
+  """As many prompts for each minibatch, with about `wanted_N` tokens: N sorted lists of places.
+
+  The longest goes where most is wanted of each prompt still to come.
+  """
+  members, left_N = [[] for _ in wanted_N], wanted_N.copy()
+  open_N = np.full(len(wanted_N), len(tokens_P) // len(wanted_N))
+  for place in np.argsort(-tokens_P, kind="stable"):
+    number = int(np.where(open_N > 0, left_N / np.maximum(open_N, 1), -np.inf).argmax())
     members[number].append(int(place))
-    full = len(members[number]) == len(tokens_P) // minibatches
-    totals[number] = np.inf if full else totals[number] + tokens_P[place]
-  return [place for places in zip(*map(sorted, members), strict=True) for place in places]
+    left_N[number] -= tokens_P[place]
+    open_N[number] -= 1
+  return [sorted(of) for of in members]
+
+
+def _bins(lengths, room):
+  """Rows of `room` tokens for each minibatch: lists of lists of indices into its lengths."""
+  return [first_fit([(int(size),) for size in of], (room,)) for of in lengths]
+
+
+def _padded(rows, microbatch, room):
+  """Tokens, padding included, of the microbatches that the minibatches' `rows` take."""
+  return sum(-(-len(row) // microbatch) for row in rows) * microbatch * room
 
 
 def deal(tree, parts):

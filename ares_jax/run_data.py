@@ -71,9 +71,10 @@ class RunData:
     return self._opened[name]
 
   def _usable(self, name, mixture):
-    """The rows that can be used; all others are listed in WORKDIR/bad_rows.jsonl, once for a run.
+    """The rows that can be used; all others are listed in WORKDIR/bad_rows.jsonl.
 
-    The file holds for each of "lessons" ... a line of counts and then a line for each bad row.
+    The file holds for each of "lessons" ... a line of counts and then a line for each bad row. It
+    is made anew where the data files or the limits have changed, or a listed row was mended.
     """
     if self._workdir is None:
       raise ValueError("data.bad_rows = 'skip' lists bad rows in the run's folder; this command "
@@ -83,44 +84,64 @@ class RunData:
       with open(path, encoding="utf-8") as file:
         lines = [json.loads(line) for line in file]
     known = [line for line in lines if line["data"] == name]
-    checked = self._fingerprint(name, mixture)
-    if known:
-      if known[0]["checked"] != checked:
-        raise ValueError(f"{path} is of other {name!r} data or other limits; use another --workdir")
+    checked, check = self._fingerprint(name, mixture), self._check(name)
+    scan = functools.partial(bad_rows.scan, check=check, grader=self._grader,
+                             threads=self._config.threads)
+    faults, why = None, "files or limits have changed"
+    if known and known[0]["checked"] == checked:
       faults = [[line for line in known[1:] if line["part"] == part]
                 for part in range(len(mixture.parts))]
-    else:
-      faults = [bad_rows.scan(part, self._check(name), grader=self._grader,
-                              threads=self._config.threads) for part in mixture.parts]
-    counts = bad_rows.count(mixture, faults)
-    for part in counts:
+      # Images are files of their own, and may be mended where no data file changes.
+      if any(len(scan(part, numbers=[fault["number"] for fault in bad])) < len(bad)
+             for part, bad in zip(mixture.parts, faults, strict=True)):
+        faults, why = None, "listed rows were mended"
+    if faults is None:
+      if known:
+        print(f"{name!r} data: {why} since {path} was made; looking at all rows again",
+              file=sys.stderr, flush=True)
+      faults = [scan(part, numbers=range(len(part))) for part in mixture.parts]
+      self._list(name, path, lines, checked, mixture, faults)
+    for part in bad_rows.count(mixture, faults):
       print(f"{name!r} data, {part['source']}: {part['used']} of {part['rows']} rows used, "
             f"{part['quarantined']} quarantined {part['reasons'] or ''} {path}", file=sys.stderr,
             flush=True)
-    if not known:
-      lines += [{"data": name, "checked": checked, "counts": counts}]
-      lines += [{"data": name, "part": part} | fault
-                for part, bad in enumerate(faults) for fault in bad]
-      os.makedirs(self._workdir, exist_ok=True)
-      write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
     return bad_rows.without(mixture, faults)
+
+  def _list(self, name, path, lines, checked, mixture, faults):
+    """Writes `lines` with those of `name` in the place of its old ones."""
+    lines = [line for line in lines if line["data"] != name]
+    lines += [{"data": name, "checked": checked, "counts": bad_rows.count(mixture, faults)}]
+    lines += [{"data": name, "part": part} | fault
+              for part, bad in enumerate(faults) for fault in bad]
+    os.makedirs(self._workdir, exist_ok=True)
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
   def _check(self, name):
     """Function of a row that raises BadRow where the stage cannot use it."""
-    stage, field = {"lessons": (self._config.warmup, "response"),
-                    "curated": (self._config.adacs, "responses")}.get(name, (None, None))
-    if stage is None:
-      return functools.partial(bad_rows.check_prompt, self._encoder)
-    return functools.partial(bad_rows.check_traces, self._encoder, field=field,
-                             row_tokens=stage.row_tokens, row_windows=stage.row_windows)
+    config = self._config
+    if name == "lessons":
+      return functools.partial(bad_rows.check_lesson, self._encoder,
+                               row_tokens=config.warmup.row_tokens,
+                               row_windows=config.warmup.row_windows)
+    if name == "curated":
+      column = config.curate.pass_rates == "column"
+      return functools.partial(bad_rows.check_curated, self._encoder,
+                               samples=config.curate.samples if column else None,
+                               row_tokens=config.adacs.row_tokens,
+                               row_windows=config.adacs.row_windows)
+    return functools.partial(bad_rows.check_prompt, self._encoder)
 
   def _fingerprint(self, name, mixture):
-    """16 hex digits of all that decides which rows are bad, except the files' content."""
-    config = self._config
+    """16 hex digits of all that decides which rows are bad, except the images."""
+    config, files = self._config, []
+    for path in (path for part in mixture.parts for path in part.files):
+      stat = path.stat()
+      files.append([path.name, stat.length, stat.mtime])
     decides = [dataclasses.asdict(source) for source in getattr(config.data.files, name)]
-    decides += [[len(part) for part in mixture.parts], dataclasses.asdict(config.prompt),
+    decides += [[len(part) for part in mixture.parts], files, dataclasses.asdict(config.prompt),
                 config.grade.grader, config.model.path, config.warmup.row_tokens,
-                config.warmup.row_windows, config.adacs.row_tokens, config.adacs.row_windows]
+                config.warmup.row_windows, config.adacs.row_tokens, config.adacs.row_windows,
+                config.curate.pass_rates, config.curate.samples]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
 
   def _digits(self, name):

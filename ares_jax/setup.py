@@ -186,7 +186,7 @@ class Run:
     """The largest prompts of every stage that samples must fit beside its answers."""
     config, devices = self.config, mesh.size("data")
     batches = {"evaluate.batch": (config.evaluate.batch, config.evaluate.samples)}
-    if config.adacs.steps:
+    if config.adacs.steps and config.curate.pass_rates == "probe":
       batches["curate.batch"] = config.curate.batch, config.curate.samples
     if config.aepo.steps:
       batches["aepo.prompts"] = config.aepo.prompts, config.aepo.group

@@ -164,8 +164,7 @@ def decode(model, params, prompts, slots, key, allowed_V, branching, *, group, s
     live: response tokens that attention reads, at least `steps` more than any slot has now.
 
   Returns:
-    Slots; int32 [P], rows of each prompt that have not ended; int32 [1], tokens of the longest
-    that is in a slot.
+    Slots; bool [B], rows that have ended; int32 [1], tokens of the longest that is in a slot.
   """
   one_device = functools.partial(_decode, model, group=group, sampling=sampling, end=end,
                                  steps=steps, live=live)
@@ -221,8 +220,19 @@ def _decode(model, params, prompts, slots, key, allowed_V, branching, *, group, 
   if branching is not None:
     slots = branching_lib.spread(_refill(slots, prompts, group), group, branching, live)
   *_, slots = jax.lax.while_loop(cond, body, (jnp.int32(0), busy(slots), slots))
-  left_P = group - slots.ended.reshape(-1, group).sum(1, dtype=jnp.int32)
-  return slots, left_P, jnp.where(slots.row < rows, slots.cache.length, 0).max()[None]
+  return slots, slots.ended, jnp.where(slots.row < rows, slots.cache.length, 0).max()[None]
+
+
+@functools.partial(jax.jit, static_argnames=("group", "branches"))
+def responses(slots, row_R, *, group, branches):
+  """Rows that have ended, on every device whole: int32 [R, T] tokens, int32 [R] lengths."""
+  tokens_RT = slots.tokens[row_R]
+  if branches:
+    parent_G = jnp.asarray(branching_lib.parents(group, branches))
+    shared_RT = jnp.arange(tokens_RT.shape[1]) < slots.fork[row_R][:, None]
+    parent_R = row_R - row_R % group + parent_G[row_R % group]
+    tokens_RT = jnp.where(shared_RT, slots.tokens[parent_R], tokens_RT)
+  return shard(tokens_RT), shard(slots.length[row_R])
 
 
 def _refill(slots, prompts, group):

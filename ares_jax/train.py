@@ -5,6 +5,10 @@
 
 Any number of a config can be set on the command line: --config.aepo.steps=20. The same command in
 the same workdir goes on where the last one stopped. Needs no data for configs/ares_tiny.py.
+
+The probe of stage 1 may answer its problems in shards, on as many machines as there are: with
+--curate=3/8 the fourth of eight leaves its lines in WORKDIR/curation/, of which the run itself then
+makes use; --curate=all stops after the curation's report.
 """
 
 import contextlib
@@ -17,7 +21,8 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from ares_jax import adacs, aepo, mesh, profiler, pulse, tracking
-from ares_jax.command import require_config, run
+from ares_jax.command import UsageError, require_config, run
+from ares_jax.data import pass_rates
 from ares_jax.fingerprint import fingerprint
 from ares_jax.measure import evaluate, level_table, table
 from ares_jax.responses import write_held_out
@@ -26,6 +31,7 @@ from ares_jax.setup import open_run, read_config
 
 # Of a stage's evaluation, what is written for people to read.
 HELD_OUT = {"problems": 32, "kept": 2}
+_OTHER_CONFIG = "was made with another config"
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, see configs/.")
 _STRICT = flags.DEFINE_bool("strict", False, "Refuse a damaged checkpoint, take no older one.")
@@ -34,6 +40,7 @@ _ALLOW_CHANGE = flags.DEFINE_list(
 _PROFILE = flags.DEFINE_string(
   "profile", None, "START:STOP, steps of the last stage to trace into WORKDIR/profile, from 0.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/CONFIG_NAME.")
+_CURATE = flags.DEFINE_string("curate", "", "all: stop after curation; 3/8: one shard of it alone.")
 
 
 def main():
@@ -46,14 +53,22 @@ def main():
   workdir = os.path.abspath(_WORKDIR.value or os.path.join("runs", name[0]))
   allow = tuple(_ALLOW_CHANGE.value)
   traced = _traced(config, workdir)
+  shard = _shard(_CURATE.value)
+  if shard:
+    workdir = pass_rates.shard_folder(workdir, shard)
   with pulse.requests(), lock(workdir), pulse.watch(
       os.path.join(workdir, "stacks.txt"), config.stall_minutes):
+    # Before all rows are looked at; written when the data are found to be whole.
+    check_config(workdir, values, allow)
     with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model)), \
-        open_run(config, workdir=workdir) as parts:
+        open_run(config, workdir=workdir, check=not shard) as parts:
       keep_config(workdir, values, allow)
       keep_fingerprint(workdir, fingerprint(parts), allow)
+      if shard:
+        curate_shard(parts, workdir, shard)
+        return
       with tracking.wandb(config.wandb, workdir, values.to_dict()), traced:
-        train(parts, workdir)
+        train(parts, workdir, until="curation" if _CURATE.value else "end")
 
 
 def _traced(config, workdir):
@@ -63,6 +78,34 @@ def _traced(config, workdir):
   stage = next((name for name in reversed(STAGES) if getattr(config, name).steps), STAGES[-1])
   steps = profiler.steps(_PROFILE.value, stage, getattr(config, stage).steps)
   return profiler.requested(os.path.join(workdir, "profile"), stage, *steps)
+
+
+def _shard(text):
+  """(number, shards) of "3/8", None of "all" or nothing."""
+  if text in ("", "all"):
+    return None
+  number, _, shards = text.partition("/")
+  if not (number.isdecimal() and shards.isdecimal()):
+    raise UsageError(f"--curate={text} is neither all nor NUMBER/SHARDS, 0/8 to 7/8")
+  return int(number), int(shards)
+
+
+def curate_shard(parts, folder, shard):
+  """Lines of a shard (number, shards) of the problems of stage 1, in `folder`."""
+  config = parts.config
+  if not config.adacs.steps or config.warmup.steps:
+    raise ValueError(f"adacs.steps = {config.adacs.steps}, warmup.steps = {config.warmup.steps}: "
+                     "shards are of a stage 1 whose probe is the model of model.path; set the "
+                     "first above 0 and the second to 0")
+  params = parts.init_params() if config.curate.pass_rates == "probe" else None
+  adacs.measure(params, parts.source("curated"), config.curate, generator=parts.generator,
+                path=os.path.join(folder, pass_rates.FILE), seed=config.seed, shard=shard,
+                max_tokens=config.aepo.sampling.max_tokens)
+
+
+def check_config(workdir, values, allow=()):
+  """Refuses a workdir that was made with other numbers, as `keep_config` does; writes nothing."""
+  _check(workdir, "config.json", json.loads(values.to_json_best_effort()), allow, _OTHER_CONFIG)
 
 
 def keep_config(workdir, values, allow=()):
@@ -78,8 +121,7 @@ def keep_config(workdir, values, allow=()):
   Raises:
     ValueError: names the keys that differ.
   """
-  _keep(workdir, "config.json", json.loads(values.to_json_best_effort()), allow,
-        "was made with another config")
+  _keep(workdir, "config.json", json.loads(values.to_json_best_effort()), allow, _OTHER_CONFIG)
 
 
 def keep_fingerprint(workdir, marks, allow=()):
@@ -89,6 +131,11 @@ def keep_fingerprint(workdir, marks, allow=()):
 
 def _keep(workdir, name, new, allow, was):
   os.makedirs(workdir, exist_ok=True)
+  _check(workdir, name, new, allow, was)
+  write_json(os.path.join(workdir, name), new)
+
+
+def _check(workdir, name, new, allow, was):
   path = os.path.join(workdir, name)
   if os.path.exists(path):
     with open(path, encoding="utf-8") as file:
@@ -101,15 +148,15 @@ def _keep(workdir, name, new, allow, was):
                        f"go on all the same with --allow_change={','.join(refused)}")
     if different:
       logging.warning("%s %s: %s changed, as allowed", workdir, was, ", ".join(different))
-  write_json(path, new)
 
 
-def train(parts, workdir):
+def train(parts, workdir, until="end"):
   """Runs the stages that have steps; prints and writes WORKDIR/results.json.
 
   Args:
     parts: setup.Run.
     workdir: folder of the run; what is finished there is not done again.
+    until: "curation" ends before stage 1 learns from what was chosen.
   """
   config, generator = parts.config, parts.generator
   shared = {"generator": generator, "workdir": workdir, "seed": config.seed,
@@ -124,6 +171,8 @@ def train(parts, workdir):
     source = parts.source("curated")
     selected = adacs.curate(params, source, config.curate, generator=generator, workdir=workdir,
                             max_tokens=config.aepo.sampling.max_tokens, seed=config.seed)
+    if until == "curation":
+      return params
     params = adacs.fine_tune(params, selected, config.adacs, stage="adacs", **shared)
     results.add("adacs", params)
   if config.aepo.steps:

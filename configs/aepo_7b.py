@@ -53,7 +53,9 @@ def get_config(algorithm="aepo"):
   c.warmup = dict(steps=0, batch=256, **sft, optimizer=dict(
     learning_rate=2e-5, schedule="cosine", warmup_steps=0, final_fraction=0.0, weight_decay=0.0,
     **adam))
-  c.curate = dict(selection="adacs", problems=224_000, samples=8, count=34_000, batch=512)
+  # pass_rates="column" takes each row's own "pass_rate", in eighths, in the place of a probe.
+  c.curate = dict(selection="adacs", pass_rates="probe", problems=224_000, samples=8, count=34_000,
+                  batch=512)
   # Stage 1: 2 epochs of 34k responses in batches of 256 are 266 steps; 0 starts at stage 2.
   c.adacs = dict(steps=0, batch=256, **sft, optimizer=dict(
     learning_rate=2e-5, schedule="cosine", warmup_steps=13, final_fraction=0.0, weight_decay=0.0,

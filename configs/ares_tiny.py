@@ -52,7 +52,8 @@ def get_config(algorithm="aepo"):
   packed = dict(batch=64, row_tokens=160, row_windows=24, microbatch=4, frozen=())
   c.warmup = dict(steps=1200, shuffle=False, loop=loop, **packed,
                   optimizer=dict(learning_rate=3e-3, **adam))
-  c.curate = dict(selection="adacs", problems=640, samples=8, count=512, batch=64)
+  c.curate = dict(selection="adacs", pass_rates="probe", problems=640, samples=8, count=512,
+                  batch=64)
   c.adacs = dict(steps=60, shuffle=True, loop=loop, **packed,
                  optimizer=dict(learning_rate=5e-4, **adam))
 

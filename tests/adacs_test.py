@@ -1,13 +1,17 @@
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from models import golden_batch, make_golden
+from models.qwen25_vl_test import load
 
 from ares_jax import adacs, mesh, optimizer, setup
+from ares_jax.data.prompts import Encoder, PromptConfig
 from ares_jax.data.traces import trace_batch
 from ares_jax.models import qwen25_vl
 from ares_jax.models.vision import VisionInput
@@ -63,6 +67,35 @@ def test_loss_is_the_mean_over_response_tokens_of_the_whole_batch(prepared, step
   assert metrics["tokens"] == len(nll) > 50
 
 
+def test_loss_of_packed_rows_is_torchs():
+  cases = {name: make_golden.case(name) for name in golden_batch.NAMES}
+  starts = {name: make_golden.response_start(tokens) for name, (tokens, _) in cases.items()}
+  chat = types.SimpleNamespace(
+    image_token=make_golden.IMAGE, order=lambda name, images: range(images),
+    prompt=lambda name, _: cases[name][0][: starts[name]],
+    response=lambda name: cases[name][0][starts[name] :])
+  encoder = Encoder(chat, PromptConfig("", (88,), (23,), 784, 10**6), window=56, patch=14, merge=2)
+  rows = [{"id": name, "question": name, "images": pictures, "response": name}
+          for name, (_, pictures) in cases.items()]
+  batch = trace_batch(encoder, rows, row_tokens=88, row_windows=32, row_multiple=2)
+  assert len(batch.tokens) == 2 and batch.segment.max() > 1  # four examples in two rows
+  nll = []
+  with golden_batch.references("tied") as reference:
+    for name, (tokens, _) in cases.items():
+      logits = np.float64(reference[f"{name}/logits"])
+      logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+      nll += [-logp[place - 1, tokens[place]] for place in range(starts[name], len(tokens))]
+  config = dataclasses.replace(tiny.read().adacs, microbatch=1, frozen=("vision",))
+  with jax.set_mesh(mesh.make_mesh(1, 1, devices=jax.devices()[:1])):
+    params = jax.tree.map(jnp.asarray, load("tied"))
+    tx = optimizer.of(config.optimizer, params, frozen=config.frozen)
+    state = adacs.SftState(mesh.put(jnp.int32(0)), params, optimizer.start(tx, params))
+    _, metrics = adacs.sft_step(golden_batch.config("tied"), config, state,
+                                adacs._device_batch(batch))
+  assert metrics["tokens"] == len(nll)
+  np.testing.assert_allclose(metrics["loss"], np.mean(nll), rtol=0, atol=1e-4)
+
+
 def test_microbatches_do_not_change_the_gradient(prepared, stepped):
   state, metrics = prepared.step(microbatch=8)
   np.testing.assert_allclose(metrics["grad_norm"], stepped[1]["grad_norm"], rtol=1e-4)
@@ -93,45 +126,97 @@ class Source:
     return 4
 
   def __getitem__(self, index):
-    return {"id": str(index), "source": "s", "answer": "1",
+    return {"id": str(index), "source": "s", "answer": "1", "pass_rate": [0, 1.0, 0.95, 0.5][index],
             "responses": ["<think> </think> \\boxed{1}", "<think> wait wait </think> \\boxed{1}",
                           "<think> </think> \\boxed{2}"]}
 
 
-def curate(prepared, tmp_path, monkeypatch, passes, selection):
+@pytest.fixture(scope="module")
+def curate():
+  """Function of (folder, config's changes) that curates the Source."""
+  with setup.open_run(tiny.read(), check=False) as run:
+    def curate(folder, shard=None, **changes):
+      config = adacs.CurateConfig(**dict(selection="adacs", pass_rates="column", problems=4,
+                                         samples=8, count=4, batch=3) | changes)
+      shared = dict(generator=run.generator, max_tokens=8, seed=0)
+      if shard:
+        return adacs.measure(None, Source(), config, path=str(folder / "curation.jsonl"),
+                             shard=shard, **shared)
+      return adacs.curate(None, Source(), config, workdir=str(folder), **shared)
+
+    yield curate
+
+
+def probe(monkeypatch, passes):
   monkeypatch.setattr(adacs, "_pass_counts",
                       lambda params, rows, places, *_: np.array(passes)[places])
-  config = adacs.CurateConfig(selection=selection, problems=4, samples=8, count=4, batch=3)
-  with setup.open_run(tiny.read()) as run:
-    return adacs.curate(None, Source(), config, generator=run.generator, workdir=str(tmp_path),
-                        max_tokens=8, seed=0)
 
 
-def test_curation_drops_wrong_answers_and_is_kept(prepared, tmp_path, monkeypatch):
-  with jax.set_mesh(prepared.mesh):
-    selected = curate(prepared, tmp_path, monkeypatch, [0, 8, 8, 4], "adacs")
-    report = json.loads((tmp_path / "curation.json").read_text())
-    assert report["candidates"] == 8 and report["wrong_candidates_dropped"] == 4
-    assert report["bracket_problems"] == [1, 0, 0, 0, 1, 0, 0, 0, 2]
-    assert all("boxed{1}" in selected[index]["response"] for index in range(4))
-    again = curate(prepared, tmp_path, monkeypatch, None, "adacs")
+@pytest.mark.parametrize("pass_rates", ["probe", "column"])
+def test_curation_drops_wrong_answers_and_is_kept(curate, tmp_path, monkeypatch, pass_rates):
+  probe(monkeypatch, [0, 8, 8, 4] if pass_rates == "probe" else None)
+  selected = curate(tmp_path, pass_rates=pass_rates)
+  report = json.loads((tmp_path / "curation.json").read_text())
+  assert report["candidates"] == 8 and report["wrong_candidates_dropped"] == 4
+  assert report["bracket_problems"] == [1, 0, 0, 0, 1, 0, 0, 0, 2]
+  assert all("boxed{1}" in selected[index]["response"] for index in range(4))
+  assert "<svg" in (tmp_path / "curation.html").read_text()
+  probe(monkeypatch, None)
+  again = curate(tmp_path, pass_rates=pass_rates)
   assert [again[i]["response"] for i in range(4)] == [selected[i]["response"] for i in range(4)]
 
 
-def test_a_stopped_curation_goes_on_after_its_last_whole_line(prepared, tmp_path, monkeypatch):
-  with jax.set_mesh(prepared.mesh):
-    curate(prepared, tmp_path, monkeypatch, [0, 8, 8, 4], "adacs")
-    report, lines = (tmp_path / "curation.json"), (tmp_path / "curation.jsonl")
-    whole, written = report.read_text(), lines.read_text()
-    report.unlink()
-    first = written.splitlines(keepends=True)[0]
-    lines.write_text(first + '{"problem": 1, "pas')
-    curate(prepared, tmp_path, monkeypatch, [None, 8, 8, 4], "adacs")  # the first is not asked
+@pytest.mark.parametrize("pass_rates", ["probe", "column"])
+def test_a_stopped_curation_goes_on_after_its_last_whole_line(curate, tmp_path, monkeypatch,
+                                                              pass_rates):
+  probe(monkeypatch, [0, 8, 8, 4])
+  curate(tmp_path, pass_rates=pass_rates)
+  report, lines = (tmp_path / "curation.json"), (tmp_path / "curation.jsonl")
+  whole, written = report.read_text(), lines.read_text()
+  report.unlink()
+  lines.write_text(written.splitlines(keepends=True)[0] + '{"problem": 1, "pas')
+  probe(monkeypatch, [None, 8, 8, 4])  # the first is not asked
+  curate(tmp_path, pass_rates=pass_rates)
   assert report.read_text() == whole and lines.read_text() == written
 
 
-def test_rows_without_candidates_are_named_before_the_probe(prepared, tmp_path):
-  config = adacs.CurateConfig(selection="adacs", problems=1, samples=8, count=1, batch=1)
+def test_shards_made_apart_are_the_curation_of_one(curate, tmp_path, monkeypatch):
+  probe(monkeypatch, [0, 8, 8, 4])
+  whole, apart = tmp_path / "whole", tmp_path / "apart"
+  whole.mkdir()
+  curate(whole, pass_rates="probe")
+
+  def keep(folder, **changes):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, values in (("config.json", {"seed": 0, "curate": {"samples": 8, "count": 4}}),
+                         ("fingerprint.json", {"data.curated": "4 rows"})):
+      (folder / name).write_text(json.dumps(values | {
+        key: value for key, value in changes.items() if key in values}))
+
+  keep(apart)
+  for number in (2, 0):
+    folder = apart / "curation" / f"0000{number}-of-00003"
+    keep(folder, curate={"samples": 8, "count": 9})  # what is chosen is the run's own affair
+    curate(folder, shard=(number, 3), pass_rates="probe")
+  with pytest.raises(ValueError, match="the shards 1/3 are missing or not finished"):
+    curate(apart, pass_rates="probe")
+  folder = apart / "curation" / "00001-of-00003"
+  keep(folder, **{"data.curated": "5 rows"})
+  curate(folder, shard=(1, 3), pass_rates="probe")
+  with pytest.raises(ValueError, match="00001-of-00003 was made with other values of data.curated"):
+    curate(apart, pass_rates="probe")
+  keep(folder)
+  probe(monkeypatch, None)  # nobody is asked again
+  curate(apart, pass_rates="probe")
+  for name in ("curation.json", "curation.html"):
+    assert (apart / name).read_text() == (whole / name).read_text()
+  with pytest.raises(ValueError, match="shard 5 of 5: the number must be below 5, which must be"):
+    curate(folder, shard=(5, 5))
+
+
+def test_rows_without_candidates_are_named_before_the_probe(tmp_path):
+  config = adacs.CurateConfig(selection="adacs", pass_rates="probe", problems=1, samples=8, count=1,
+                              batch=1)
   with pytest.raises(ValueError, match="row 7: has no 'responses'"):
     adacs.curate(None, [{"id": "7"}], config, generator=None, workdir=str(tmp_path), max_tokens=8,
                  seed=0)

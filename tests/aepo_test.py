@@ -26,7 +26,8 @@ class Prepared:
                                             np.arange(config.prompts))
       self.rollout = collect(
         run.generator, self.params, iter([prompts]), jax.random.key(0), group=config.group,
-        minibatches=2, sampling=config.sampling, config=config.filter)
+        order=lambda lengths_PG: range(len(lengths_PG)), sampling=config.sampling,
+        config=config.filter)
       right = np.float32([1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 1, 0, 1, 0])
       self.rollout = dataclasses.replace(self.rollout, correct=right)
 

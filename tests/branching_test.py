@@ -1,4 +1,5 @@
 import dataclasses
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +58,19 @@ def threshold(plain):
 @pytest.fixture(scope="module")
 def forked(run, threshold):
   return sample(run, threshold)
+
+
+def test_forks_are_handed_over_whole(run, forked, threshold):
+  parts, params, prompts = run
+  handed = {}
+  with mock.patch.object(sampler, "HANDED", 4):
+    dataclasses.replace(parts.generator, engine=EngineConfig(4, 4, 2, 1.0)).sample(
+      params, prompts, jax.random.key(7), group=GROUP, sampling=SAMPLING,
+      branching=Branching(jnp.float32(threshold), BRANCHES, WINDOW),
+      finished=lambda row, tokens: handed.setdefault(row, tokens))
+  assert any(forked.fork[row] for row in handed)
+  for row, tokens in handed.items():
+    np.testing.assert_array_equal(tokens, forked.tokens[row][forked.mask[row]])
 
 
 def test_whom_a_sample_may_fork_from():

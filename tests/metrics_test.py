@@ -155,3 +155,17 @@ def test_phases_add_up_and_start_anew():
   with timer("rollout"):
     clock.now += 4.0
   assert timer.take() == {"seconds/rollout": 4.0}
+
+
+def test_devices_are_idle_where_no_work_of_a_step_is_on_them():
+  clock = Clock()
+  timer = metrics.PhaseTimer(clock)
+  with timer("step"):
+    clock.now += 1.0
+    for seconds in (2.0, 1.0):
+      with timer("rollout"), timer("device"):
+        clock.now += seconds
+  assert timer.take()["device/idle"] == 0.25
+  with timer("step"):
+    clock.now += 1.0
+  assert "device/idle" not in timer.take()  # nothing was measured

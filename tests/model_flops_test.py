@@ -39,5 +39,5 @@ def test_a_step_of_fine_tuning_is_three_passes_over_its_examples():
   lengths = np.int32([3, 2, 2])
   for frozen, towers in (((), 3), (("vision",), 1)):
     config = types.SimpleNamespace(frozen=frozen)
-    found = model_flops.fine_tuning(config, MODEL, segment, 100.0)
-    assert found == 3 * model_flops.text(MODEL, lengths) + towers * 100
+    found = model_flops.fine_tuning(config, MODEL, segment, 4, 100.0)
+    assert found == 3 * model_flops.text(MODEL, lengths, heads=4) + towers * 100

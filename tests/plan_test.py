@@ -107,6 +107,13 @@ def test_model_flops_are_those_of_a_known_model(small):
   assert found["decode"] == rows * answer * (token + head + scores)
   assert found["prefill"] < prompts * (prompt * (token + head) * 20)
   assert found["reshard"] == 0
+  # Prompts pass through the layers, not through the head; policy and reference, and gradients.
+  row = prompt + answer
+  image = programs._vision_flops(model.vision, config.prompt.windows[-1])
+  assert config.aepo.minibatch == rows and config.aepo.frozen == ("vision",)
+  assert found["aepo_step"] == pytest.approx(
+    4 * rows * (row * token + answer * head + 4 * model.layers * 32 * row**2 / 2)
+    + prompts * image)
 
 
 def recipe(**changes):

@@ -37,17 +37,19 @@ class Fake:
   def __init__(self, right):
     self.right, self.phases, self.end = right, PhaseTimer(), (101,)
 
-  def sample(self, params, batch, key, *, group, sampling, branching):
-    return samples(len(batch.rows) * group)
-
-  def grade(self, batch, drawn, *, group):
+  def answer(self, params, batch, key, *, group, sampling, branching):
     correct = np.concatenate([self.right[row["id"]] for row in batch.rows]).astype(np.float32)
-    return [str(row["id"]) for row in batch.rows for _ in range(group)], correct, correct, 1
+    texts = [str(row["id"]) for row in batch.rows for _ in range(group)]
+    return samples(len(batch.rows) * group), texts, correct, correct, 1
+
+
+def as_drawn(lengths_PG):
+  return range(len(lengths_PG))
 
 
 def gather(right, config):
   batches = iter([prompts(0), prompts(2), prompts(4)])
-  return collect(Fake(right), None, batches, jax.random.key(0), group=2, minibatches=1,
+  return collect(Fake(right), None, batches, jax.random.key(0), group=2, order=as_drawn,
                  sampling=None, config=config)
 
 
@@ -75,16 +77,22 @@ def test_one_batch_means_no_filtering():
   assert rollout.metrics["rollout/useful"] == 0  # neither group has both right and wrong answers
 
 
-def test_minibatches_get_as_many_tokens_each():
+def test_prompts_come_in_the_order_that_their_lengths_call_for():
   class Long(Fake):
-    def sample(self, params, batch, key, *, group, sampling, branching):
-      drawn = samples(8)
-      return dataclasses.replace(drawn, mask=drawn.mask & (np.arange(8) < 4)[:, None])
+    def answer(self, params, batch, key, **options):
+      drawn, *graded = super().answer(params, batch, key, **options)
+      mask = drawn.mask & (np.arange(8) < 4)[:, None]
+      return dataclasses.replace(drawn, mask=mask), *graded
 
-  # Prompts 0 and 1 have 3 + 3 + 3 and 2 + 2 + 3 tokens, prompts 2 and 3 are 6 and 4 long.
-  rollout = collect(Long([ALL] * 4), None, iter([prompts(0, 4)]), jax.random.key(0), group=2,
-                    minibatches=2, sampling=None, config=FilterConfig(1, 0.01, 0.99))
-  assert [row["id"] for row in rollout.prompts.rows] == [0, 1, 3, 2]
+  def order(lengths_PG):
+    # Prompts have 3 and 2 tokens in turn, responses 2 and 1, those of prompts 2 and 3 none.
+    np.testing.assert_array_equal(lengths_PG, [[5, 4], [4, 3], [3, 3], [2, 2]])
+    return [3, 1, 0, 2]
+
+  rollout = collect(Long([ALL, ALL, NONE, HALF]), None, iter([prompts(0, 4)]), jax.random.key(0),
+                    group=2, order=order, sampling=None, config=FilterConfig(1, 0.01, 0.99))
+  assert [row["id"] for row in rollout.prompts.rows] == [3, 1, 0, 2]
+  np.testing.assert_array_equal(rollout.correct, [1, 0, 1, 1, 1, 1, 0, 0])
 
 
 def test_share_of_truncated_answers():
@@ -105,7 +113,7 @@ def test_batches_of_several_shapes_are_filtered_into_one():
     wide, tokens=np.pad(wide.tokens, pad), unit=np.pad(wide.unit, pad, constant_values=-1),
     positions=np.pad(wide.positions, ((0, 0), *pad)))
   rollout = collect(Fake([ALL, HALF, HALF, ALL]), None, iter([prompts(0), wide]),
-                    jax.random.key(0), group=2, minibatches=1, sampling=None,
+                    jax.random.key(0), group=2, order=as_drawn, sampling=None,
                     config=FilterConfig(2, 0.01, 0.99))
   assert [row["id"] for row in rollout.prompts.rows] == [1, 2]
   np.testing.assert_array_equal(rollout.prompts.tokens, [[21, 22, 0, 0, 0], [11, 12, 13, 0, 0]])

@@ -44,10 +44,10 @@ def write(folder, kinds, name="d.jsonl"):
   return dict(path=str(folder / name), schema="plain", split="", weight=1)
 
 
-def data(folder, *sources, grader, how="skip", stage="prompts"):
+def data(folder, *sources, grader, how="skip", stage="prompts", **changes):
   none = dict(lessons=(), curated=(), prompts=(), test=())
   values = tiny.values(model__path=str(folder), data__digits=None, data__bad_rows=how,
-                       data__files=none | {stage: list(sources)})
+                       data__files=none | {stage: list(sources)}, **changes)
   return run_data.RunData(setup.read_config(values), ENCODER, grader, str(folder / "run"))
 
 
@@ -65,7 +65,7 @@ def test_every_kind_of_bad_row_is_quarantined_and_counted(tmp_path, grader, caps
   head, *lines = map(json.loads, (tmp_path / "run" / "bad_rows.jsonl").read_text().splitlines())
   bad = {kind: code for kind, (_, code) in RECORDS.items() if code}
   assert [line["reason"] for line in lines] == list(bad.values())
-  assert {line["reason"] for line in lines} == set(CODES) - {"response"}
+  assert {line["reason"] for line in lines} == set(CODES) - {"response", "pass_rate"}
   assert [line["row"] for line in lines] == [f"d.jsonl:{number}" for number in range(2, 11)]
   assert all(line["message"] and line["data"] == "prompts" for line in lines)
   assert head["counts"] == [{"source": "d", "rows": 11, "used": 2, "quarantined": 9,
@@ -73,15 +73,35 @@ def test_every_kind_of_bad_row_is_quarantined_and_counted(tmp_path, grader, caps
   assert "2 of 11 rows used, 9 quarantined" in capsys.readouterr().err
 
 
-def test_a_second_start_reads_the_list_and_refuses_other_data(tmp_path, grader, monkeypatch):
+def test_a_second_start_reads_the_list_and_looks_at_listed_rows_alone(tmp_path, grader,
+                                                                      monkeypatch):
   config = write(tmp_path, ["good", "long", "text"])
   assert len(data(tmp_path, config, grader=grader).source("prompts")) == 2
-  with monkeypatch.context() as patch:
-    patch.setattr(bad_rows, "scan", None)  # is not needed
-    assert len(data(tmp_path, config, grader=grader).source("prompts")) == 2
-  write(tmp_path, ["good", "long", "text", "text"])
-  with pytest.raises(ValueError, match="bad_rows.jsonl is of other 'prompts' data"):
-    data(tmp_path, config, grader=grader).source("prompts")
+  looked_at = []
+  check = bad_rows.check_prompt
+  monkeypatch.setattr(bad_rows, "check_prompt", lambda encoder, row: (
+    looked_at.append(row["id"]), check(encoder, row)))
+  assert len(data(tmp_path, config, grader=grader).source("prompts")) == 2
+  assert looked_at == ["d.jsonl:1"]
+
+
+@pytest.mark.parametrize("kinds, how, used", [
+  (["good", "long", "text", "text"], "longer", 3),
+  (["long", "good", "text"], "of the same length", 2),
+  (["good", "broken", "text"], "an image of it", 3)])
+def test_the_list_is_renewed_when_data_change_in_place(tmp_path, grader, capsys, kinds, how, used):
+  config = write(tmp_path, ["good", "broken" if how == "an image of it" else "long", "text"])
+  assert len(data(tmp_path, config, grader=grader).source("prompts")) == 2
+  if how == "an image of it":
+    (tmp_path / "broken.png").write_bytes(files.png(7, (28, 28)))
+  else:
+    write(tmp_path, kinds)
+  source = data(tmp_path, config, grader=grader).source("prompts")
+  assert len(source) == used and "looking at all rows again" in capsys.readouterr().err
+  bad = [number for number, kind in enumerate(kinds) if kind == "long"]
+  lines = [json.loads(line) for line in (tmp_path / "run" / "bad_rows.jsonl").open()][1:]
+  assert [line["number"] for line in lines] == bad
+  assert source[0]["id"] == f"d.jsonl:{min(set(range(3)) - set(bad))}"
 
 
 def test_by_default_a_bad_row_is_an_error_with_its_name(tmp_path, grader):
@@ -111,6 +131,18 @@ def test_rows_to_learn_from_need_responses_that_fit(tmp_path, grader, stage, fie
   assert len(data(tmp_path, config, grader=grader, stage=stage).source(stage)) == 1
   lines = (tmp_path / "run" / "bad_rows.jsonl").read_text().splitlines()
   assert [json.loads(line)["reason"] for line in lines[1:]] == ["response", "length"]
+
+
+def test_rows_to_curate_by_column_need_a_pass_rate(tmp_path, grader):
+  rows = [{"question": "q", "answer": "3", "response": "red"} | more for more in (
+    {"pass_rate": 0.5}, {}, {"pass_rate": -1}, {"pass_rate": 50.0}, {"pass_rate": "half"})]
+  files.jsonl(tmp_path / "d.jsonl", rows)
+  config = dict(path=str(tmp_path / "d.jsonl"), schema="plain", split="", weight=1)
+  source = data(tmp_path, config, grader=grader, stage="curated",
+                curate__pass_rates="column").source("curated")
+  assert [source[number]["pass_rate"] for number in range(len(source))] == [0.5]
+  lines = [json.loads(line) for line in (tmp_path / "run" / "bad_rows.jsonl").open()][1:]
+  assert [line["reason"] for line in lines] == ["pass_rate"] * 4
 
 
 @settings(max_examples=10, deadline=None)

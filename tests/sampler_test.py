@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import re
+import zlib
 from unittest import mock
 
 import jax
@@ -12,6 +13,7 @@ from models import golden_batch, make_golden
 
 from ares_jax import mesh, sampler, setup, slots
 from ares_jax.branching import Branching
+from ares_jax.data.grade import GraderError, GradingPool
 from ares_jax.models import hf, qwen25_vl
 from ares_jax.models.vision import VisionInput
 from ares_jax.rows import pack
@@ -138,6 +140,79 @@ def test_slots_places_chunks_and_devices_change_no_answer(run, data, model, plac
     np.testing.assert_allclose(getattr(got, name), getattr(want, name), atol=1e-5)
 
 
+class Odd(GradingPool):
+  """Of whole responses, about half are right; notes the order in which they come."""
+
+  def __init__(self):
+    super().__init__(1)
+    self.name, self.seen = "odd", []
+
+  def _here(self, pair):
+    self.seen.append(pair)
+    return zlib.crc32(pair[0].encode()) % 2
+
+
+class Decoding:
+  """A result that devices still work on, or not, whenever the host asks."""
+
+  def __init__(self, array, ready):
+    self._array, self._ready = array, ready
+
+  def is_ready(self):
+    return self._ready
+
+  def __array__(self, *arguments, **options):
+    return np.asarray(self._array)
+
+
+def decoding(monkeypatch, ready):
+  """Every chunk is done at once, or not before the host has nothing else to do."""
+  decode = slots.decode
+
+  def wrapped(*arguments, **options):
+    state, ended, longest = decode(*arguments, **options)
+    return state, Decoding(ended, ready), longest
+
+  monkeypatch.setattr(slots, "decode", wrapped)
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_answers_graded_meanwhile_are_those_graded_afterwards(run, monkeypatch, ready):
+  parts, params, prompts = run
+  want = sample(run, prompts, group=3)
+  texts = [parts.generator.encoder.chat.text(tokens[mask])
+           for tokens, mask in zip(want.tokens, want.mask, strict=True)]
+  decoding(monkeypatch, ready)
+  monkeypatch.setattr(sampler, "HANDED", 2)
+  with Odd() as grader:
+    generator = dataclasses.replace(parts.generator, grader=grader,
+                                    engine=EngineConfig(slots=4, read=4, chunk=2, cache_gib=1.0))
+    got, *graded = generator.answer(params, prompts, jax.random.key(7), group=3, sampling=PLAIN)
+    # Only where the devices take their time, and then in the order in which slots become free.
+    in_order = [text for text, _ in grader.seen] == list(dict.fromkeys(texts))
+  assert in_order == ready
+  np.testing.assert_array_equal(got.tokens, want.tokens)
+  assert graded[0] == texts
+  np.testing.assert_array_equal(graded[1], [zlib.crc32(text.encode()) % 2 for text in texts])
+  assert 0 < graded[1].sum() < len(texts) and graded[3] == 0
+
+
+def test_a_grader_that_fails_stops_decoding(run, monkeypatch):
+  decoding(monkeypatch, False)
+  chunks = mock.Mock(wraps=slots.decode)
+  monkeypatch.setattr(slots, "decode", chunks)
+  parts, params, prompts = run
+  with Odd() as grader:
+    generator = dataclasses.replace(parts.generator, grader=grader,
+                                    engine=EngineConfig(slots=4, read=4, chunk=2, cache_gib=1.0))
+    monkeypatch.setattr(Odd, "_here", mock.Mock(side_effect=GraderError("odd is broken")))
+    with pytest.raises(GraderError, match="odd is broken"):
+      generator.answer(params, prompts, jax.random.key(7), group=8, sampling=PLAIN)
+  stopped = chunks.call_count
+  sample(run, prompts, group=8, engine=generator.engine)
+  assert 2 * stopped < chunks.call_count - stopped
+
+
 def test_the_end_may_come_at_the_first_token_or_never(run):
   end = run[0].generator.end[0]
   samples = sample(run, run[2], allowed=only(run), engine=EngineConfig(4, 4, 16, 1.0))
@@ -166,13 +241,13 @@ def test_a_slot_takes_the_next_row_within_a_chunk(run):
     # The last prompt is not kept: its answers have to wait.
     read = slots.nothing_read(model, prompts=4, places=3, tokens=prompts.tokens.shape[1])
     read = slots.read(model, params, read, arrays, np.arange(4), np.int32([2, 0, 1, 3]))
-    state, left, longest = slots.decode(
+    state, ended, longest = slots.decode(
       model, params, read,
       slots.idle(model, rows=8, slots=3, tokens=8, group=2, branches=0), jax.random.key(0),
       only(run), None, group=2, sampling=PLAIN, end=parts.generator.end, steps=2, live=8)
     state = jax.device_get(state)
   # 6 answers of one token in 3 slots.
-  np.testing.assert_array_equal(left, [0, 0, 0, 2])
+  np.testing.assert_array_equal(ended, [True] * 6 + [False] * 2)
   np.testing.assert_array_equal(longest, [0])
   np.testing.assert_array_equal(state.length, [1, 1, 1, 1, 1, 1, 0, 0])
   np.testing.assert_array_equal(state.tokens[:6, 0], parts.generator.end[0])
@@ -218,8 +293,8 @@ def test_as_many_slots_as_the_cache_has_room_for(run):
 
 
 def test_a_place_is_used_again_when_all_rows_of_its_prompt_have_ended():
-  # Two devices with 3 prompts of 2 rows and 2 places each.
-  places = sampler.Places.free(2, 3, sampler.Plan(slots=1, places=2, read=1))
+  # Two devices with 3 prompts of 2 rows and 2 places each, and so many slots that some are free.
+  places = sampler.Places.free(2, 3, sampler.Plan(slots=8, places=2, read=1))
   left = np.full(6, 2)
   assert [x.tolist() for x in places.next_read(left)] == [[[0], [0]], [[0], [0]]]
   assert [x.tolist() for x in places.next_read(left)] == [[[1], [1]], [[1], [1]]]
@@ -232,6 +307,23 @@ def test_a_place_is_used_again_when_all_rows_of_its_prompt_have_ended():
   left[0] = 0
   assert [x.tolist() for x in places.next_read(left)] == [[[2], [3]], [[0], [2]]]
   assert places.next_read(np.zeros(6, int)) is None
+
+
+def test_devices_read_together_unless_one_is_short_of_rows():
+  # Two devices with 4 prompts of 4 rows, 3 places and 4 slots each.
+  places = sampler.Places.free(2, 4, sampler.Plan(slots=4, places=3, read=1))
+  left = np.full(8, 4)
+  while places.next_read(left) is not None:
+    pass
+  assert places.begun.tolist() == [3, 3]
+  left[[0, 1]] = 0  # device 0 has two places, and 4 rows for its 4 slots
+  assert places.next_read(left) is None
+  left[2] = 3
+  assert places.next_read(left) is None  # a quarter of its slots has no row, not more
+  left[2] = 2
+  assert [x.tolist() for x in places.next_read(left)] == [[[3], [4]], [[0], [3]]]
+  left[4] = 0  # device 0 has nothing to read, device 1 need not wait for it
+  assert [x.tolist() for x in places.next_read(left)] == [[[4], [3]], [[3], [0]]]
 
 
 def test_greedy_repeats_itself_and_image_tokens_are_never_drawn(run):

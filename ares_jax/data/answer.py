@@ -10,7 +10,7 @@ import re
 import unicodedata
 
 from ares_jax.data import option, quantity
-from ares_jax.data.collection import closes_at_end, collection, inequality
+from ares_jax.data.collection import closes_at_end, collection, inequality, split
 from ares_jax.data.formula import FUNCTIONS, is_safe, same_formula, variables
 
 MAX_LENGTH = 256  # characters of an answer; nothing longer is compared but by equality
@@ -47,6 +47,7 @@ _NAMED = re.compile(
   r"|[A-Z]{2,3}|\\overline\s*\{[A-Z]{2}\}|[a-z](?:\s*[+-]\s*[a-z])+)\s*(?:=|\\in\b)\s*(.+)"
 )
 _BASED = re.compile(r"\(?([0-9A-F]+)\)?\s*_\s*(?:\{\s*([0-9]{1,2})\s*\}|([0-9]{1,2}))")
+_CLOCK = re.compile(r"^([0-9]{1,2}:[0-9]{2}) ?([APap])\.? ?[Mm]$")
 _ARITHMETIC = re.compile(r"[0-9A-Za-z)}]\s*[-+*(]|\)\s*[0-9A-Za-z\\]|\\(?:times|cdot|div|pm|mp)\b")
 
 
@@ -87,7 +88,8 @@ def normalise(text):
     text = _TEXT.sub(r" \1", text).strip()  # 5\text{m} is a unit, 5m a product
     if text == before:
       break
-  text = re.sub(r"\\[dtc]frac\b", r"\\frac", text)
+  text = re.sub(r"^\*\*([^*]+)\*\*$", r"\1", text)
+  text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
   text = re.sub(r"\\(?:left|right|displaystyle|big|Big)(?![a-zA-Z])", "", text)
   text = re.sub(r"(?<=[0-9])(?:\\[,!]|\{,\}(?=[0-9]))+(?=[0-9])", _join_digits, text)
   text = re.sub(r"^([+-]?[0-9]{1,3})((?: [0-9]{3})+)(?! ?[0-9/])", _join_thousands, text)
@@ -95,6 +97,8 @@ def normalise(text):
   text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b|\\textdegree\b", "°", text)
   text = re.sub(r"\\([%$#&])", r"\1", text)
   text = re.sub(r"\\(l|g)e(?:q|qslant)\b", r"\\\1e", text)
+  text = text.replace("<=", "\\le ").replace(">=", "\\ge ")
+  text = _CLOCK.sub(lambda match: f"{match[1]} {match[2].lower()}m", text)
   text = re.sub(r"\\lt\b", "<", re.sub(r"\\gt\b", ">", text))
   text = re.sub(r"^(?:\\varnothing|\\\{\s*\\\}|∅)$", r"\\emptyset", text)
   text = " ".join(text.split())
@@ -122,7 +126,7 @@ def _same(answer, truth, symbolic, depth):
                     _same_based(answer, truth), _same_chemical(answer, truth)):  # fmt: skip
       if verdict is not None:
         return verdict
-    answer, truth = _as_intervals(answer, truth)
+    answer, truth = _as_intervals(_as_tuple(answer, truth), truth)
   answer, truth = _spelled(answer), _spelled(truth)
   answer, truth = _without_name(answer, truth, depth)
   read_answer, read_truth = quantity.read(answer), quantity.read(truth)
@@ -227,6 +231,25 @@ def _as_intervals(answer, truth):
   if wanted and re.fullmatch(r"(?:[A-Za-z]\s*\\in\s*)?[(\[].*,.*[)\]]", answer):
     return answer, wanted[1]
   return answer, truth
+
+
+def _as_tuple(answer, truth):
+  """Answer "y = -1, x = 2" to a tuple, in the order of the truth's names or of x, y, z.
+
+  A truth without names that may be an interval, (1, 2), asks for none.
+  """
+  wanted = re.fullmatch(r"(?:\(([a-z](?:, ?[a-z])+)\) ?= ?)?\((.+,.+)\)", truth)
+  if wanted is None or answer.count("=") < 2:
+    return answer
+  ends = [quantity.read(item) for item in split(wanted[2], (",",))]
+  if not wanted[1] and len(ends) == 2 and (None in ends or ends[0].number < ends[1].number):
+    return answer
+  names = re.findall("[a-z]", wanted[1] or "xyz")
+  parts = [part.partition("=") for part in split(answer, (",", ";", " and "))]
+  said = {name.strip(): value.strip() for name, _, value in parts}
+  if len(said) < len(parts) or said.keys() != set(names[: len(parts)]):
+    return answer
+  return f"({', '.join(said[name] for name in names[: len(parts)])})"
 
 
 def _tight(text):

@@ -7,6 +7,7 @@ CODES = {
   "answer": "missing, empty, or without the box or mark that its schema asks for",
   "truth": "counts as wrong when a model writes it",
   "response": "missing where one is needed",
+  "pass_rate": "not measured, or no number from 0 to 1, where curation takes it from the data",
   "image_missing": "there is no such file",
   "image": "cannot be decoded, too large, too narrow, or outside the data's folder",
   "marks": "not as many image marks as images",

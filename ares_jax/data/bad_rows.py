@@ -6,6 +6,7 @@ import concurrent.futures
 import numpy as np
 
 from ares_jax.data.bad_row import BadRow
+from ares_jax.data.pass_rates import candidates, column_passes
 from ares_jax.data.sources import Kept, Mixture
 from ares_jax.data.traces import trace_batch
 
@@ -17,29 +18,46 @@ def check_prompt(encoder, row):
   encoder.encode(row)
 
 
-def check_traces(encoder, row, *, field, row_tokens, row_windows):
-  """Raises BadRow where a response of `row` cannot be learnt.
+def check_curated(encoder, row, *, samples, row_tokens, row_windows):
+  """Raises BadRow where AdaCS cannot choose among the responses of `row`.
+
+  Args:
+    encoder, row_tokens, row_windows: as for `check_traces`.
+    row: a row.
+    samples: answers that its pass rate counts as; None where it needs none.
+  """
+  if samples is not None:
+    column_passes(row, samples)
+  check_traces(encoder, row, candidates(row), row_tokens=row_tokens, row_windows=row_windows)
+
+
+def check_lesson(encoder, row, *, row_tokens, row_windows):
+  """Raises BadRow where the response of `row` cannot be learnt; arguments as for `check_traces`."""
+  check_traces(encoder, row, [row.get("response")], row_tokens=row_tokens, row_windows=row_windows)
+
+
+def check_traces(encoder, row, responses, *, row_tokens, row_windows):
+  """Raises BadRow where one of the responses cannot be learnt.
 
   Args:
     encoder: prompts.Encoder.
     row: a row.
-    field: "response", or "responses" for a list of them.
+    responses: texts.
     row_tokens, row_windows: what a packed row holds.
   """
-  responses = row.get(field) or []
-  responses = responses if isinstance(responses, list) else [responses]
-  if not responses or not all(isinstance(text, str) and text.strip() for text in responses):
-    raise BadRow(row["id"], "response", f"has no {field!r}, a teacher's text that it is there for")
+  if not all(isinstance(text, str) and text.strip() for text in responses):
+    raise BadRow(row["id"], "response", "has no response, a teacher's text, or an empty one")
   longest = max(responses, key=lambda text: len(encoder.chat.response(text)))
   trace_batch(encoder, [row | {"response": longest}], row_tokens=row_tokens,
               row_windows=row_windows, row_multiple=1)
 
 
-def scan(source, check, *, grader, threads):
-  """Looks at every row of one source.
+def scan(source, *, numbers, check, grader, threads):
+  """Looks at rows of one source.
 
   Args:
     source: sources.FileSource.
+    numbers: of the rows, ascending.
     check: function of a row that raises BadRow.
     grader: grade.GradingPool; a truth that it does not take for right is a fault.
     threads: that read and decode.
@@ -59,9 +77,9 @@ def scan(source, check, *, grader, threads):
 
   faults = []
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-    for start in range(0, len(source), _CHUNK):
-      numbers = range(start, min(start + _CHUNK, len(source)))
-      seen = dict(zip(numbers, pool.map(look, numbers), strict=True))
+    for start in range(0, len(numbers), _CHUNK):
+      chunk = numbers[start : start + _CHUNK]
+      seen = dict(zip(chunk, pool.map(look, chunk), strict=True))
       # By number: ids of one's own may come twice.
       good = [{"id": number, "answer": found["answer"]} for number, found in seen.items()
               if "answer" in found]

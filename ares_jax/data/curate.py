@@ -10,7 +10,6 @@ of C candidates, 25 MB.
 
 import array
 import dataclasses
-import json
 
 import numpy as np
 
@@ -30,12 +29,11 @@ class Candidates:
     return len(self.problem)
 
 
-def read_candidates(path):
-  """Candidates of a file of problems, line by line.
+def read_candidates(lines):
+  """Candidates of problems, one by one.
 
   Args:
-    path: JSONL of {"problem", "source", "passes", "tokens"}, the tokens of each response, null for
-      a wrong one.
+    lines: an iterable of {"problem", "source", "passes", "tokens"} as in data/pass_rates.py.
 
   Returns:
     candidates: Candidates.
@@ -46,19 +44,17 @@ def read_candidates(path):
   problems, rows, numbers, dropped = array.array("h"), array.array("h"), {}, 0
   columns = {name: array.array(code) for name, code in (
     ("problem", "i"), ("response", "h"), ("tokens", "i"), ("source", "h"), ("passes", "h"))}
-  with open(path, encoding="utf-8") as file:
-    for line in file:
-      record = json.loads(line)
-      source = numbers.setdefault(record["source"], len(numbers))
-      problems.append(record["passes"])
-      rows.append(source)
-      for response, tokens in enumerate(record["tokens"]):
-        if tokens is None:
-          dropped += 1
-          continue
-        for name, value in (("problem", record["problem"]), ("response", response),
-                            ("tokens", tokens), ("source", source), ("passes", record["passes"])):
-          columns[name].append(value)
+  for record in lines:
+    source = numbers.setdefault(record["source"], len(numbers))
+    problems.append(record["passes"])
+    rows.append(source)
+    for response, tokens in enumerate(record["tokens"]):
+      if tokens is None:
+        dropped += 1
+        continue
+      for name, value in (("problem", record["problem"]), ("response", response),
+                          ("tokens", tokens), ("source", source), ("passes", record["passes"])):
+        columns[name].append(value)
   names = tuple(sorted(numbers))
   # From the order of the file to the alphabet's.
   place = np.int16([names.index(name) for name in numbers])
@@ -67,17 +63,17 @@ def read_candidates(path):
   return Candidates(**columns, names=names), np.array(problems), place[np.array(rows)], dropped
 
 
-def report(path, *, selection, count, samples, rng):
-  """What was chosen of a file of problems, and why: a dict for JSON.
+def report(lines, *, selection, count, samples, rng):
+  """What was chosen of problems, and why: a dict for JSON.
 
   Args:
-    path: as for `read_candidates`.
+    lines: as for `read_candidates`.
     selection: "adacs" or "vanilla".
     count: responses chosen at most.
     samples: answers of the probe a problem.
     rng: numpy Generator.
   """
-  candidates, passes, source, dropped = read_candidates(path)
+  candidates, passes, source, dropped = read_candidates(lines)
   if selection == "adacs":
     chosen, targets, notes = select(candidates, count=count, samples=samples, rng=rng)
   else:
@@ -87,6 +83,11 @@ def report(path, *, selection, count, samples, rng):
 
   def brackets(values):
     return np.bincount(values, minlength=samples + 1).tolist()
+
+  def quartiles(before, after):
+    """Quartiles of tokens by bracket, of the right responses and of the chosen ones."""
+    return {"before": _quartiles(candidates.passes[before], candidates.tokens[before], samples),
+            "after": _quartiles(rate[after], tokens[after], samples)}
 
   return {
     "selection": selection,
@@ -100,14 +101,24 @@ def report(path, *, selection, count, samples, rng):
     "bracket_mean_tokens_before": {
       str(each): float(candidates.tokens[candidates.passes == each].mean())
       for each in range(samples + 1) if (candidates.passes == each).any()},
+    "bracket_quartiles": quartiles(slice(None), slice(None)),
     "source_brackets": {
       name: {"problems": brackets(passes[source == number]),
              "chosen": brackets(rate[candidates.source[chosen] == number])}
+      for number, name in enumerate(candidates.names)},
+    "source_quartiles": {
+      name: quartiles(candidates.source == number, candidates.source[chosen] == number)
       for number, name in enumerate(candidates.names)},
     "target_tokens": {name: target.tolist() for name, target in targets.items()},
     "notes": notes,
     "chosen": np.stack([candidates.problem[chosen], candidates.response[chosen]], 1).tolist(),
   }
+
+
+def _quartiles(passes, tokens, samples):
+  """For every bracket [25%, median, 75%] of its tokens, None without any."""
+  return [np.quantile(tokens[passes == each], [0.25, 0.5, 0.75]).tolist()
+          if (passes == each).any() else None for each in range(samples + 1)]
 
 
 def length_targets(candidates, *, samples):

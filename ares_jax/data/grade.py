@@ -133,21 +133,14 @@ class GradingPool:
     """
     if len(texts) != len(truths):
       raise ValueError(f"{len(texts)} responses but {len(truths)} truths")
-    pairs = [
-      (extract_boxed(text) if self.name == "layered" else text,
-       tuple(truth) if isinstance(truth, list) else truth)
-      for text, truth in zip(texts, truths, strict=True)
-    ]
-    verdicts = self._settle(dict.fromkeys(pairs))
-    late = [pair for pair in pairs if verdicts[pair] is None]
-    if len(late) > self._timeout_share * len(pairs):
-      raise GraderError(f"{len(late)} of {len(pairs)} answers timed out, more than the share of "
-                        f"{self._timeout_share} (grade.timeout_share); the first is "
-                        f"{late[0][0][-80:]!r} for {late[0][1]!r}; raise grade.timeout or "
-                        "grade.workers")
-    correct = np.float32([verdicts[pair] or 0 for pair in pairs])
-    formatted = np.float32([well_formed(text) for text in texts])
-    return correct, formatted, len(late)
+    grading = self.begin()
+    for place, (text, truth) in enumerate(zip(texts, truths, strict=True)):
+      grading.add(place, text, truth)
+    return grading.finish()
+
+  def begin(self):
+    """A Grading of this pool, for responses that come one by one."""
+    return Grading(self)
 
   def bad_truths(self, rows, batch=1024):
     """Yields (id, truth) of every row whose truth, boxed, is not graded as right.
@@ -166,40 +159,51 @@ class GradingPool:
       yield from ((row["id"], row["answer"])
                   for row, right in zip(chunk, correct, strict=True) if right < 1)
 
-  def _settle(self, pairs):
-    """{pair: 0 or 1, or None (timed out)}."""
-    verdicts, waiting = {}, {}
-    for pair in pairs:
-      key = _key(*pair)
-      if key in self._verdicts:
-        verdicts[pair] = self._verdicts[key]
-        self._verdicts.move_to_end(key)
-        continue
-      try:
-        verdicts[pair] = float(self._here(pair))
-      except _NeedsWorker:
-        waiting[pair] = self._submit(pair)
-    for pair, future in waiting.items():
-      beat()
-      try:
-        verdicts[pair] = future.result()
-      except concurrent.futures.process.BrokenProcessPool as error:
-        raise GraderError(f"the workers of grader {self.name!r} do not start: {error}") from error
-      except (concurrent.futures.TimeoutError, pebble.ProcessExpired, MemoryError) as error:
-        if self._is_users:
-          raise GraderError(f"grader {self.name!r} hangs or dies ({type(error).__name__}, limit "
-                            f"{self._timeout} s) on {pair[0][-80:]!r} for {pair[1]!r}") from error
-        beat()  # a stop that was sent to the workers too: no verdict on the answer
-        verdicts[pair] = None
-      else:
-        if isinstance(verdicts[pair], str):
-          raise GraderError(f"grader {self.name!r} {verdicts[pair]} on {pair[0][-80:]!r} for "
-                            f"{pair[1]!r}")
-    for pair in pairs:
-      self._verdicts[_key(*pair)] = verdicts[pair]
-    while len(self._verdicts) > _CACHED:
+  def check_late(self, late, count):
+    """Raises GraderError where too many of `count` pairs, these, ran out of time."""
+    if len(late) > self._timeout_share * count:
+      raise GraderError(f"{len(late)} of {count} answers timed out, more than the share of "
+                        f"{self._timeout_share} (grade.timeout_share); the first is "
+                        f"{late[0][0][-80:]!r} for {late[0][1]!r}; raise grade.timeout or "
+                        "grade.workers")
+
+  def verdict(self, pair):
+    """0 or 1, None (timed out) or a future of it, for (what is graded, truth)."""
+    key = _key(*pair)
+    if key in self._verdicts:
+      self._verdicts.move_to_end(key)
+      return self._verdicts[key]
+    try:
+      return self.remember(pair, float(self._here(pair)))
+    except _NeedsWorker:
+      return self._submit(pair)
+
+  def remember(self, pair, verdict):
+    """Keeps a verdict for the next time, and returns it."""
+    self._verdicts[_key(*pair)] = verdict
+    if len(self._verdicts) > _CACHED:
       self._verdicts.popitem(last=False)
-    return verdicts
+    return verdict
+
+  def wait(self, pair, future):
+    """The verdict of a worker, 0 or 1, or None (timed out).
+
+    Raises:
+      GraderError: the user's grader raises, hangs, dies or says something else.
+    """
+    try:
+      verdict = future.result()
+    except concurrent.futures.process.BrokenProcessPool as error:
+      raise GraderError(f"the workers of grader {self.name!r} do not start: {error}") from error
+    except (concurrent.futures.TimeoutError, pebble.ProcessExpired, MemoryError) as error:
+      if self._is_users:
+        raise GraderError(f"grader {self.name!r} hangs or dies ({type(error).__name__}, limit "
+                          f"{self._timeout} s) on {pair[0][-80:]!r} for {pair[1]!r}") from error
+      beat()  # a stop that was sent to the workers too: no verdict on the answer
+      verdict = None
+    if isinstance(verdict, str):
+      raise GraderError(f"grader {self.name!r} {verdict} on {pair[0][-80:]!r} for {pair[1]!r}")
+    return self.remember(pair, None if verdict is None else float(verdict))
 
   @property
   def _is_users(self):
@@ -212,15 +216,67 @@ class GradingPool:
     raise _NeedsWorker
 
   def _submit(self, pair):
-    module, task, arguments = "math_verify", _same_in_worker, pair
+    module, first, task, arguments = "math_verify", _first_formula, _same_in_worker, pair
     if self.name == "release":
-      module, task = "mathruler.grader", sandbox.release
+      module, first, task = "mathruler.grader", None, sandbox.release
     elif self._is_users:
-      module, task = self.name.partition(":")[0], sandbox.call
+      module, first, task = self.name.partition(":")[0], None, sandbox.call
       arguments = (self.name, pair[0], list(pair[1]) if isinstance(pair[1], tuple) else pair[1])
     if self._pool is None:
-      self._pool = sandbox.make_pool(self._workers, module)
+      self._pool = sandbox.make_pool(self._workers, module, first)
     return self._pool.schedule(task, args=arguments, timeout=self._timeout)
+
+
+class Grading:
+  """Responses graded while others are still written; `GradingPool.begin` makes it.
+
+  What comes out is in the order of the places, whatever the order they came in.
+  """
+
+  def __init__(self, pool):
+    self._pool = pool
+    self._pairs = {}  # place -> (what is graded, truth)
+    self._formatted = {}  # place -> bool
+    self._verdicts = {}  # pair -> 0 or 1, None = timed out
+    self._waiting = collections.OrderedDict()  # pair -> future, in a worker
+
+  def add(self, place, text, truth):
+    """Grades a response, or hands it to a worker and does not wait.
+
+    Args:
+      place: int, in the result.
+      text: the response.
+      truth: right answer, a string or a list or tuple of accepted ones.
+
+    Raises:
+      ValueError: the truth is not a text.
+      GraderError: the user's grader failed on a response that was added before.
+    """
+    pair = (extract_boxed(text) if self._pool.name == "layered" else text,
+            tuple(truth) if isinstance(truth, list) else truth)
+    self._pairs[place], self._formatted[place] = pair, well_formed(text)
+    if pair not in self._verdicts and pair not in self._waiting:
+      verdict = self._pool.verdict(pair)
+      known = verdict is None or isinstance(verdict, float)
+      (self._verdicts if known else self._waiting)[pair] = verdict
+    while self._waiting and next(iter(self._waiting.values())).done():
+      self._next()
+
+  def finish(self):
+    """Waits for the workers; returns what `GradingPool.grade` returns, and raises what it does."""
+    while self._waiting:
+      beat()
+      self._next()
+    places = sorted(self._pairs)
+    pairs = [self._pairs[place] for place in places]
+    late = [pair for pair in pairs if self._verdicts[pair] is None]
+    self._pool.check_late(late, len(pairs))
+    correct = np.float32([self._verdicts[pair] or 0 for pair in pairs])
+    return correct, np.float32([self._formatted[place] for place in places]), len(late)
+
+  def _next(self):
+    pair, future = self._waiting.popitem(last=False)
+    self._verdicts[pair] = self._pool.wait(pair, future)
 
 
 def _key(answer, truth):
@@ -236,6 +292,11 @@ class _NeedsWorker(Exception):
 
 def _needs_worker(answer, truth):
   raise _NeedsWorker
+
+
+def _first_formula():
+  """Makes the parsers, which takes twenty times as long as a formula: of no answer's time."""
+  same_formula("\\frac{x}{2}+1", "1+\\frac{x}{2}")
 
 
 def _same_in_worker(answer, truth):

@@ -18,14 +18,15 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LOOKED_AT = 20_000  # last characters of a response that the release's grader sees
 
 
-def make_pool(workers, module):
+def make_pool(workers, module, first=None):
   """A pebble.ProcessPool whose workers import neither jax nor the program that made it.
 
   Args:
     workers: processes.
     module: name of a module that the tasks need, imported before the clock of a task starts.
+    first: function that each worker calls before it too, or None.
   """
-  return pebble.ProcessPool(max_workers=workers, initializer=_prepare, initargs=[module],
+  return pebble.ProcessPool(max_workers=workers, initializer=_prepare, initargs=[module, first],
                             context=_Context())
 
 
@@ -84,7 +85,7 @@ def has_release():
   return True
 
 
-def _prepare(module):
+def _prepare(module, first):
   # A worker in an endless formula must not outlive a killed trainer.
   ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
   importlib.import_module(module)
@@ -92,6 +93,8 @@ def _prepare(module):
   _wipe_environment()
   resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+  if first is not None:
+    first()
 
 
 def _wipe_environment():

@@ -20,7 +20,7 @@ from ares_jax.data.chat import IMAGE_MARK
 from ares_jax.data.grade import extract_boxed
 
 # Fields that a row has as they stand in the record.
-_AS_THEY_ARE = ("response", "responses")
+_AS_THEY_ARE = ("response", "responses", "pass_rate")
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 _TEXT = (str, bytes)
 

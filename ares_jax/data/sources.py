@@ -8,6 +8,7 @@ A row is a dict:
   answer    list of accepted truths: an option's letter and its text (a str from data/digits.py)
   images    list of uint8 arrays [H, W, 3], encoded bytes, or file names
   response  str, only for supervised examples; `responses`, a list, for AdaCS to choose from
+  pass_rate float, how often a probe solved it, where the data say; AdaCS may take it from there
   level, group, step, tolerance   as in data/benchmarks.py; None, and 0, where the data say nothing
 
 Files and folders are those of data/records.py: JSONL, JSON, parquet, Hugging Face folders (saved by

@@ -1,11 +1,16 @@
 """What AdaCS curation holds in memory, at the size of the paper and with responses of its length.
 
-    python -m tests.bench.curate [--problems=224000] [--streamed=64] [--tokens=32000]
+    python -m tests.bench.curate [--problems=224000] [--texts=16000] [--streamed=64]
+    python -m tests.bench.curate --only=packing [--rows=34000]
 
-Selection: a file of `problems` x 8 lengths to the report of what was chosen. Streaming: `streamed`
-problems x 8 responses of `tokens` tokens, made as they are asked for, through the steps before it
-in batches of 16; the probe's own sampling and the grader are left out. Memory is the largest the
-process grew by while it went on, above what one batch of responses takes.
+The first three go through the whole of `adacs.curate`, its files and its report among it, with pass
+rates from their column and a grader that takes every response for right; memory is the process's,
+looked at whenever a row is read. 8 responses a problem of up to `tokens` tokens.
+Counts: `problems` problems; for a text stands the number of its tokens.
+Texts: `texts` problems with texts of their full length, 4 bytes a token, tokens counted by length.
+Streaming: `streamed` problems with texts and the tokenizer, in batches of 16.
+Packing: `rows` prompts and responses of realistic lengths (see `packing`) into packed rows of 32768
+tokens: the share of tokens that are real.
 """
 
 import argparse
@@ -19,66 +24,99 @@ import numpy as np
 import psutil
 
 from ares_jax import adacs
-from ares_jax.data import curate, digits
+from ares_jax.data import digits
 from ares_jax.data.chat import Chat
+from ares_jax.data.packing import first_fit
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-  for name, size in (("problems", 224_000), ("streamed", 64), ("tokens", 32_000)):
+  for name, size in (("problems", 224_000), ("texts", 16_000), ("streamed", 64),
+                     ("tokens", 32_000), ("rows", 34_000)):
     parser.add_argument(f"--{name}", type=int, default=size)
+  parser.add_argument("--only", choices=("counts", "texts", "streaming", "packing"))
   options = parser.parse_args()
-  with tempfile.TemporaryDirectory() as folder:
-    selection(os.path.join(folder, "curation.jsonl"), options.problems)
-    streaming(folder, options.streamed, options.tokens)
-
-
-def selection(path, problems):
-  rng = np.random.default_rng(0)
-  with open(path, "w", encoding="utf-8") as file:
-    for number in range(problems):
-      passes = int(rng.integers(9))
-      tokens = (rng.lognormal(9 - passes / 8, 0.5, 8)).astype(int).tolist()
-      tokens = [length if rng.random() < 0.6 else None for length in tokens]
-      file.write(json.dumps({"problem": number, "id": f"p{number}", "source": f"s{number % 5}",
-                             "passes": passes, "tokens": tokens}) + "\n")
-  before, began = memory(), time.perf_counter()
-  report = curate.report(path, selection="adacs", count=34_000, samples=8,
-                         rng=np.random.default_rng(0))
-  print(f"selection: {report['candidates']} right responses of {problems} problems, "
-        f"{len(report['chosen'])} chosen: {time.perf_counter() - began:.1f} s, "
-        f"{memory() - before:.0f} MiB more at its end")
-
-
-def streaming(folder, problems, tokens):
   tokenizer = digits.tokenizer()
   chat = Chat(tokenizer, "", tokenizer.convert_tokens_to_ids("<|image_pad|>"))
+  cases = {
+    "counts": (options.problems, str, lambda text: range(int(text)), 512),
+    "texts": (options.texts, lambda tokens: "abc " * tokens, lambda text: range(len(text) // 4),
+              512),
+    "streaming": (options.streamed, lambda tokens: " red" * tokens, chat.response, 16)}
+  for name, (problems, text, response, batch) in cases.items():
+    if options.only in (None, name):
+      curate(name, Source(problems, options.tokens, text), response, batch=batch)
+  if options.only in (None, "packing"):
+    packing(options.rows)
+
+
+class Source:
+  """Problems whose responses are shorter the easier they are, made when they are asked for."""
+
+  def __init__(self, problems, tokens, text):
+    """`text` is a function of a number of tokens."""
+    self.problems, self.tokens, self.text = problems, tokens, text
+    self.seen, self.written = [], 0
+
+  def __len__(self):
+    return self.problems
+
+  def __getitem__(self, number):
+    self.seen.append(memory())
+    rng = np.random.default_rng(number)
+    passes = int(rng.integers(9))
+    # At most `tokens`, half of it at the least.
+    lengths = self.tokens - rng.integers(0, 1 + self.tokens * (4 + passes) // 24, 8)
+    texts = [self.text(int(length)) for length in lengths]
+    self.written += int(lengths.sum())
+    return {"id": f"p{number}", "source": f"s{number % 5}", "answer": ["1"],
+            "pass_rate": passes / 8, "responses": texts}
+
+
+def curate(name, source, response, *, batch):
   generator = types.SimpleNamespace(
-    encoder=types.SimpleNamespace(chat=chat), grader=types.SimpleNamespace(
-      grade=lambda texts, truths: (np.ones(len(texts)), None, 0)))
+    encoder=types.SimpleNamespace(chat=types.SimpleNamespace(response=response)),
+    grader=types.SimpleNamespace(grade=lambda texts, truths: (np.ones(len(texts)), None, 0)))
+  problems = len(source)
+  config = adacs.CurateConfig(selection="adacs", pass_rates="column", problems=problems, samples=8,
+                              count=min(34_000, problems), batch=batch)
+  with tempfile.TemporaryDirectory() as folder:
+    began = time.perf_counter()
+    chosen = adacs.curate(None, source, config, generator=generator, workdir=folder, max_tokens=8,
+                          seed=0)
+    taken, end = time.perf_counter() - began, memory()
+    size = os.path.getsize(os.path.join(folder, "curation.jsonl")) / 2**20
+    with open(os.path.join(folder, "curation.json"), encoding="utf-8") as file:
+      candidates = json.load(file)["candidates"]
+    length = len(response(chosen[0]["response"]))
+  tenths = [max(part) for part in np.array_split(source.seen[:problems], min(10, problems))]
+  print(f"{name}: {problems} problems, {candidates} responses, {source.written / 1e9:.1f} G tokens "
+        f"in {taken:.0f} s; {len(chosen)} chosen, the first of {length} tokens; process at most "
+        f"{', '.join(f'{held:.0f}' for held in tenths)} MiB tenth by tenth, {end:.0f} at the "
+        f"end; curation.jsonl {size:.0f} MiB", flush=True)
 
-  class Source:
-    seen = []
 
-    def __len__(self):
-      return problems
-
-    def __getitem__(self, number):
-      self.seen.append(memory())
-      return {"id": str(number), "source": "s", "answer": "1",
-              "responses": [" red" * tokens + f" {number}{sample}" for sample in range(8)]}
-
-  adacs._pass_counts = lambda params, rows, *_: np.zeros(len(rows), int)
-  config = adacs.CurateConfig(selection="adacs", problems=problems, samples=8, count=problems,
-                              batch=16)
-  os.remove(os.path.join(folder, "curation.jsonl"))
-  began = time.perf_counter()
-  source = Source()
-  adacs.curate(None, source, config, generator=generator, workdir=folder, max_tokens=8, seed=0)
-  batches = [max(source.seen[start : start + 16]) for start in range(0, len(source.seen), 16)]
-  print(f"streaming: {problems} problems x 8 x {tokens} tokens, {time.perf_counter() - began:.0f} "
-        f"s; process at most {', '.join(f'{held:.0f}' for held in batches)} MiB batch by batch")
+def packing(rows):
+  """Responses of median 3000 tokens, 95th percentile 12000 and 16384 at most, prompts of 900."""
+  rng = np.random.default_rng(0)
+  response = np.clip(rng.lognormal(np.log(3000), 0.843, rows), 64, 16384).astype(int)
+  prompt = np.clip(rng.lognormal(np.log(900), 0.6, rows), 64, 4096).astype(int)
+  windows = np.clip(prompt // 16, 1, 384)
+  lengths = prompt + response
+  print(f"packing: {lengths.mean():.0f} tokens an example on average, {lengths.max()} at most")
+  for batches in (1, 8, 16):
+    for multiple in (1, 8):
+      packed = 0
+      size = 256 * batches
+      for start in range(0, rows - rows % 4096, size):
+        part = slice(start, start + size)
+        bins = first_fit(list(zip(lengths[part].tolist(), windows[part].tolist(), strict=True)),
+                         (32768, 768))
+        packed += -(-len(bins) // multiple) * multiple
+      real = lengths[: rows - rows % 4096].sum()
+      print(f"packing, {batches} batches of 256 together, rows a multiple of {multiple}: "
+            f"{real / (packed * 32768):.2%} of the tokens of {packed} rows are real", flush=True)
 
 
 def memory():

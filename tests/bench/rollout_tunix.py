@@ -1,19 +1,23 @@
-"""Rollouts of equal lengths: ours against google-tunix's vanilla sampler, in one run.
+"""Rollouts of equal or skewed lengths: ours against google-tunix's vanilla sampler, in one run.
 
     python -m tests.bench.rollout_tunix
     python -m tests.bench.rollout_tunix --cases=32x128,8x512 --new=64
+    python -m tests.bench.rollout_tunix --cases=16x128 --new=256 --skewed --slots=64 --chunk=16
 
 tests/bench/logprob_entropy.py says how to install google-tunix 0.1.7, in a virtual environment of
 its own. A case 32x128 has 32 prompts of 128 tokens, 8 samples each. Both have a Qwen2.5 text model
 of the same sizes with fresh weights, the same prompts, temperature 1 and the whole vocabulary, and
-draw --new tokens a sample, since the end may not be drawn. google-tunix returns the log-probability
-of each token; ours that, another and the entropy. Every call has a key of its own. Prints a
-Markdown table: medians of `--repeats` rounds, in each of which both run once, of wall time and of
-the process's CPU time, which a busy machine changes less.
+draw --new tokens a sample, since the end may not be drawn. With --skewed a sample has the length of
+tests/bench/rollout.py's lognormal: ours ends there; google-tunix, which goes on until the last of
+its batch has ended, draws --new for all, and what lies beyond a sample's length is not counted.
+google-tunix returns the log-probability of each token; ours that, another and the entropy. Every
+call has a key of its own. Prints a Markdown table: medians of `--repeats` rounds, in each of which
+both run once, of wall time and of the process's CPU time, which a busy machine changes less.
 """
 
 import argparse
 import time
+from unittest import mock
 
 import jax
 import numpy as np
@@ -21,10 +25,11 @@ from flax import nnx
 from tunix.generate import sampler as tunix_sampler
 from tunix.models.qwen2 import model as tunix_qwen2
 
-from ares_jax import mesh, sampler
+from ares_jax import mesh, sampler, slots
 from ares_jax.models import weights
 from ares_jax.models.config import ModelConfig, VisionConfig
 from ares_jax.models.vision import VisionInput
+from tests.bench import rollout
 
 GROUP, END, VOCAB = 8, 1, 8192
 LAYERS, EMBED, MLP, HEADS, KV_HEADS, HEAD_DIM = 4, 256, 768, 8, 2, 32
@@ -56,8 +61,8 @@ class Numbers:
     return 0
 
 
-def ours(tokens_PT, new):
-  """A function of a seed that draws the samples and returns how many tokens they have."""
+def ours(tokens_PT, new, held, chunk):
+  """A function of a seed that draws the samples and returns their lengths."""
   prompts, length = tokens_PT.shape
   patches = 4
   arrays = dict(
@@ -70,13 +75,13 @@ def ours(tokens_PT, new):
       image=np.zeros((prompts, 1, patches), np.int32)))
   params = jax.jit(lambda: weights.init(MODEL, jax.random.key(0)))()
   sampling = sampler.SamplingConfig(1.0, 1.0, 0, 0, new)
-  engine = sampler.EngineConfig(slots=0, read=prompts, chunk=new, cache_gib=8.0)
+  engine = sampler.EngineConfig(slots=held, read=held // GROUP, chunk=chunk, cache_gib=8.0)
 
   def run(seed):
     samples = sampler.sample(
       MODEL, params, arrays, jax.random.key(seed), np.arange(VOCAB) != END, group=GROUP,
       sampling=sampling, engine=engine, end=(END,))
-    return int(jax.device_get(samples).mask.sum())
+    return jax.device_get(samples).mask.sum(1)
 
   return run
 
@@ -96,7 +101,7 @@ def tunix(tokens_PT, new):
   def run(seed):
     out = engine(texts, max_generation_steps=new, max_prompt_length=length, return_logprobs=True,
                  eos_tokens=[END], forbidden_tokens=[END], temperature=1.0, top_p=1.0, seed=seed)
-    return sum(len(tokens) for tokens in out.tokens)
+    return np.array([len(tokens) for tokens in out.tokens])
 
   return run
 
@@ -106,6 +111,9 @@ def main():
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--cases", default="32x128,8x512", help="PROMPTSxTOKENS,...")
   parser.add_argument("--new", type=int, default=64, help="tokens a sample, default %(default)s")
+  parser.add_argument("--skewed", action="store_true", help="lognormal lengths, --new at most")
+  parser.add_argument("--slots", type=int, default=0, help="of ours, default one a sample")
+  parser.add_argument("--chunk", type=int, default=64, help="of ours, default %(default)s")
   parser.add_argument("--repeats", type=int, default=3, help="rounds, default %(default)s")
   options = parser.parse_args()
   print(f"4 layers, D=256, V={VOCAB}, {GROUP} samples x {options.new} tokens, on "
@@ -116,15 +124,19 @@ def main():
   for case in options.cases.split(","):
     prompts, length = map(int, case.split("x"))
     tokens_PT = np.random.default_rng(0).integers(2, VOCAB, (prompts, length), np.int32)
-    runs = {"google-tunix": tunix(tokens_PT, options.new), "ours": ours(tokens_PT, options.new)}
+    rows = prompts * GROUP
+    want_B = (rollout.skewed(rows, options.new) if options.skewed
+              else np.full(rows, options.new, np.int32))
+    runs = {"google-tunix": tunix(tokens_PT, options.new),
+            "ours": ours(tokens_PT, options.new, options.slots or rows, options.chunk)}
     times = {name: [] for name in runs}
     for round_ in range(options.repeats + 1):
       for name, run in runs.items():
         start = time.perf_counter(), time.process_time()
-        tokens = run(round_)
+        with mock.patch.object(slots, "_draw", rollout.ending_at(want_B, END)):
+          drawn_B = run(round_)
         spent = time.perf_counter() - start[0], time.process_time() - start[1]
-        if tokens != prompts * GROUP * options.new:
-          raise ValueError(f"{name} drew {tokens} tokens, not {prompts * GROUP * options.new}")
+        np.testing.assert_array_equal(np.minimum(drawn_B, want_B), want_B)
         if round_:  # The first round compiles.
           times[name].append(spent)
     median = {name: np.median(spent, 0) for name, spent in times.items()}

@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 
 from ares_jax.data import curate
@@ -73,13 +71,11 @@ def test_nothing_right_is_nothing_chosen():
   assert len(select(pool([]), count=3, samples=8, rng=np.random.default_rng(0))[0]) == 0
 
 
-def test_a_report_counts_by_source_and_bracket(tmp_path):
+def test_a_report_counts_by_source_and_bracket():
   lines = [("b", 0, [None, 40]), ("a", 8, [10, 12]), ("a", 8, [None, None]), ("b", 8, [20])]
-  (tmp_path / "c.jsonl").write_text("".join(json.dumps(
-    {"problem": number, "source": source, "passes": passes, "tokens": tokens}) + "\n"
-    for number, (source, passes, tokens) in enumerate(lines)))
-  found = curate.report(str(tmp_path / "c.jsonl"), selection="adacs", count=9, samples=8,
-                        rng=np.random.default_rng(0))
+  found = curate.report(({"problem": number, "source": source, "passes": passes, "tokens": tokens}
+                         for number, (source, passes, tokens) in enumerate(lines)),
+                        selection="adacs", count=9, samples=8, rng=np.random.default_rng(0))
   assert (found["problems"], found["candidates"], found["wrong_candidates_dropped"]) == (4, 4, 3)
   assert found["bracket_problems"] == [1] + [0] * 7 + [3]
   # The median of 10 and 12 is 11: either is as close.
@@ -87,3 +83,5 @@ def test_a_report_counts_by_source_and_bracket(tmp_path):
   assert found["source_brackets"]["a"] == {"problems": [0] * 8 + [2], "chosen": [0] * 8 + [1]}
   assert found["source_brackets"]["b"]["chosen"] == [1] + [0] * 7 + [1]
   assert found["bracket_mean_tokens_before"] == {"0": 40.0, "8": 14.0}
+  assert found["bracket_quartiles"]["before"] == [[40] * 3, *[None] * 7, [11, 12, 16]]
+  assert found["source_quartiles"]["b"]["after"] == [[40] * 3, *[None] * 7, [20] * 3]

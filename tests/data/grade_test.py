@@ -1,3 +1,4 @@
+import concurrent.futures
 import os
 import subprocess
 import sys
@@ -100,6 +101,16 @@ def test_formulas_go_to_workers_in_order_and_are_remembered(pool):
   again, _, _ = pool.grade(texts, truths)
   np.testing.assert_array_equal(again, correct)
   assert time.perf_counter() - began < 0.05
+
+
+def test_responses_come_in_any_order_and_leave_by_their_places(pool):
+  grading = pool.begin()
+  for place, text in ((2, box("3+y")), (0, box("8")), (3, r"\boxed{9}"), (1, box("y+3"))):
+    grading.add(place, text, ["8", "3+y", "y+3", "8"][place])
+  correct, formatted, timed_out = grading.finish()
+  np.testing.assert_array_equal(correct, [1, 1, 1, 0])
+  np.testing.assert_array_equal(formatted, [1, 1, 1, 0])
+  assert timed_out == 0
 
 
 def test_a_worker_has_no_jax_no_main_module_and_no_environment(pool):
@@ -222,6 +233,15 @@ def test_a_users_grader_that_fails_is_named(users, name, words):
   with grade.GradingPool(workers=1, timeout=0.3, grader=f"my_grader:{name}") as pool:
     with pytest.raises(grade.GraderError, match=words):
       pool.grade(["says 8"], ["8"])
+
+
+def test_a_users_grader_that_failed_is_named_at_the_next_response(users):
+  with grade.GradingPool(workers=1, timeout=5.0, grader="my_grader:breaks") as pool:
+    grading = pool.begin()
+    grading.add(0, "says 8", "8")
+    concurrent.futures.wait(grading._waiting.values())
+    with pytest.raises(grade.GraderError, match="grader 'my_grader:breaks' raises KeyError"):
+      grading.add(1, "says 9", "9")
 
 
 @pytest.mark.parametrize("name, words", [

@@ -1,5 +1,8 @@
 import json
+import pathlib
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -174,6 +177,36 @@ def test_shards_together_are_the_whole(source):
     assert sorted(whole[:10]) == sorted(whole[10:20]) == list(range(10))
   # Saved with two hosts, resumed with one.
   assert take(1, source, start=1, batch=20)[0][1] == tuple(whole[20:])
+
+
+def test_two_processes_share_every_epoch_of_files_mixed_by_weight(tmp_path):
+  text, pictures = (str(tmp_path / name) for name in ("d.jsonl", "d.parquet"))
+  files.jsonl(tmp_path / "d.jsonl", [
+    {"question": f"How many? {number}", "answer": "#### 3"} for number in range(12)])
+  files.parquet(tmp_path / "d.parquet", [
+    {"problem": f"<image>Find {number}.", "answer": "3",
+     "images": [{"bytes": files.png(number), "path": None}]} for number in range(4)])
+  program = f"""if True:
+    import json, sys
+    from ares_jax.data.sources import SourceConfig, open_sources, stream
+    mixture = open_sources([SourceConfig({text!r}, "gsm8k", "", 3.0),
+                            SourceConfig({pictures!r}, "geometry3k", "", 1.0)])
+    batches = stream(mixture, batch=8, seed=0, start=0, threads=2,
+                     shard=(int(sys.argv[1]), 2),
+                     collate=lambda rows, _: [row["id"] for row in rows])
+    print(json.dumps([next(batches) for _ in range(4)]))
+  """
+  processes = [subprocess.Popen(
+    [sys.executable, "-c", program, str(host)], cwd=pathlib.Path(__file__).parents[2],
+    stdout=subprocess.PIPE, text=True) for host in range(2)]
+  found = [json.loads(process.communicate()[0]) for process in processes]
+  assert all(len(batch) == 4 for batches in found for batch in batches)
+  every = sorted([f"d.jsonl:{number}" for number in range(12)]
+                 + [f"d.parquet:{number}" for number in range(4)])
+  epochs_of_rows = [sorted(row for host in found for batch in host[start : start + 2]
+                           for row in batch) for start in (0, 2)]
+  assert epochs_of_rows == [every, every]
+  assert not set(sum(found[0][:2], [])) & set(sum(found[1][:2], []))
 
 
 @pytest.mark.parametrize("shard", [(2, 2), (0, 3), (-1, 2)])

@@ -17,7 +17,7 @@ def test_a_rollout_is_left_between_two_chunks(monkeypatch):
     chunks.append(1)
     if len(chunks) == 3:
       os.kill(os.getpid(), signal.SIGTERM)
-    return None, np.int32([1]), np.int32([4])  # one row is never done
+    return None, np.zeros(1, bool), np.int32([4])  # one row is never done
 
   monkeypatch.setattr(sampler, "_arrays", lambda *_: ())
   monkeypatch.setattr(sampler, "rollout_weights", lambda model, params: params)
@@ -38,6 +38,9 @@ class Answered:
   """A future whose answer is there; the stop is asked for while the third one is awaited."""
 
   awaited = []
+
+  def done(self):
+    return False
 
   def result(self):
     self.awaited.append(1)

@@ -1,0 +1,107 @@
+"""How often problems are solved: from a column of the data, or what a probe left in files.
+
+A file has a line a problem: {"problem": its number, "id", "source", "passes": right answers of
+CurateConfig.samples, "tokens": [length of each response, null for a wrong one]}. It stands in the
+run's folder, or, where shards were made apart, in folders of their own under curation/.
+"""
+
+import json
+import os
+
+from ares_jax.data.bad_row import BadRow
+
+FILE = "curation.jsonl"
+
+
+def column_passes(row, samples):
+  """Right answers of `samples` that the row's "pass_rate", 0 to 1, comes nearest to.
+
+  Raises:
+    BadRow: the row has none (below 0 is not measured), or no such number.
+  """
+  rate = row.get("pass_rate")
+  if rate is None or isinstance(rate, float | int) and rate < 0:
+    raise BadRow(row["id"], "pass_rate", f"its pass rate is {rate}: not measured; leave the row "
+                 "out, or set curate.pass_rates = 'probe'")
+  if isinstance(rate, bool) or not isinstance(rate, float | int) or not rate <= 1:
+    raise BadRow(row["id"], "pass_rate", f"its pass rate is {rate!r}; a number from 0 to 1 is "
+                 "needed")
+  return round(rate * samples)
+
+
+def candidates(row):
+  """The teacher's responses of a row, one or several; BadRow without any."""
+  found = row.get("responses") or [row[field] for field in ("response",) if row.get(field)]
+  if not found:
+    raise BadRow(row["id"], "response", "has no 'responses', a list of a teacher's candidate "
+                 "answers, nor a 'response'; AdaCS selects among them")
+  return found
+
+
+def whole_lines(path):
+  """How many lines the file has, after what a stop left of a last one is cut off."""
+  count = end = 0
+  if os.path.exists(path):
+    with open(path, "rb+") as file:
+      for line in file:
+        if line.endswith(b"\n"):
+          count, end = count + 1, end + len(line)
+      file.truncate(end)
+  return count
+
+
+def part(problems, shard):
+  """Numbers of the problems of a shard (number, shards): neighbours, as files are read by groups.
+
+  Raises:
+    ValueError: there is no such shard, or nothing for it.
+  """
+  number, shards = shard
+  if not 0 <= number < shards <= problems:
+    raise ValueError(f"shard {number} of {shards}: the number must be below {shards}, which must "
+                     f"be at most the {problems} problems; change --shard")
+  return range(problems * number // shards, problems * (number + 1) // shards)
+
+
+def shard_folder(workdir, shard):
+  """Folder of a shard (number, shards) of a curation."""
+  return os.path.join(workdir, "curation", "{:05d}-of-{:05d}".format(*shard))
+
+
+def finished_shards(workdir, problems, same):
+  """Files of the shards that were made apart, in the order of their problems; [] without any.
+
+  Args:
+    workdir: folder of the run.
+    problems: of the curation.
+    same: function of a shard's folder that raises ValueError where it is of another curation.
+
+  Raises:
+    ValueError: shards are missing or not finished, or of several divisions; says which.
+  """
+  root = os.path.join(workdir, "curation")
+  names = sorted(os.listdir(root)) if os.path.isdir(root) else []
+  if not names:
+    return []
+  counts = sorted({int(name.rpartition("-")[2]) for name in names})
+  if len(counts) > 1:
+    raise ValueError(f"{root} holds shards of {', '.join(map(str, counts))}; keep one division")
+  files, missing = [], []
+  for number in range(counts[0]):
+    folder = shard_folder(workdir, (number, counts[0]))
+    files.append(os.path.join(folder, FILE))
+    if whole_lines(files[-1]) < len(part(problems, (number, counts[0]))):
+      missing.append(f"{number}/{counts[0]}")
+    else:
+      same(folder)
+  if missing:
+    raise ValueError(f"{root}: the shards {', '.join(missing)} are missing or not finished; run "
+                     "ares_jax.curate with --shard of each")
+  return files
+
+
+def lines(files):
+  """The problems of files, one after the other."""
+  for path in files:
+    with open(path, encoding="utf-8") as file:
+      yield from map(json.loads, file)
