@@ -8,8 +8,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, HEIGHT, SCALE = 640, 400, 2
 LEFT, RIGHT, TOP = 64, 16, 36
-COLOURS = ("#1f5fa8", "#b3261e", "#1b6e35", "#7a4fa3", "#8a5a00", "#00707a")
-MARKS = "ox+*#="  # a curve is told by its mark too
+COLOURS = ("#1f5fa8", "#b3261e", "#1b6e35", "#7a4fa3", "#8a5a00", "#00707a", "#52606d")
+MARKS = "ox+*#=%"  # a curve is told by its mark too
 INK, GREY, FAINT = "#1f2933", "#616e7c", "#d9dee4"
 BARS = 150  # where bars begin
 
@@ -132,7 +132,10 @@ class Paper(Sheet):
     for value in np.linspace(self._low, self._high, 5):
       self.line(LEFT, self.y(value), WIDTH - RIGHT, self.y(value), FAINT)
       self.text(LEFT - 6, self.y(value), f"{value:.3g}", GREY, "rm")
-    for value in np.linspace(*self.span, 5):
+    places = np.linspace(*self.span, 5)
+    if all(float(value).is_integer() for value in xs):  # steps, counts
+      places = np.unique(np.round(places))
+    for value in places:
       self.text(self.x(value), self._floor + 14, f"{value:.4g}", GREY)
     self.text((LEFT + WIDTH - RIGHT) / 2, self._floor + 32, label, GREY)
 

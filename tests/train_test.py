@@ -35,6 +35,10 @@ def test_all_stages_leave_their_records(finished):
     ("warmup", 1), ("warmup", 2), ("adacs", 1), ("adacs", 2), ("aepo", 1), ("aepo", 2), ("aepo", 3)]
   for name in ("hwe/share/easy", "hwe/multiplier/hard", "kl/kappa/medium", "seconds/rollout"):
     assert name in metrics[-1]
+  for line in metrics:
+    assert line["speed/tokens"] == pytest.approx(line["work/tokens"] / line["seconds/step"])
+    # 2 a weight and token at least, of the 2 layers of tests/tiny.py.
+    assert line["work/flops"] > 2 * 2 * (32 * 16 * 6 + 3 * 32 * 64) * line["work/tokens"]
   responses = lines(workdir, "rollouts.jsonl")
   assert [line["step"] for line in responses] == [1, 1, 2, 2, 3, 3]
   aepo_lines = metrics[-3:]

@@ -7,6 +7,7 @@ import numpy as np
 
 from ares_jax.data.scores import BUCKETS
 from ares_jax.diagnose import kl as kl_check
+from ares_jax.diagnose.tables import number
 from ares_jax.drawing import bars, cells, lines
 
 # Of the states of diagnose.kl.
@@ -35,14 +36,20 @@ def hwe(result):
   series = [one for one in series if any(value is not None for value in one[2])]
   drawn = {}
   if series:
-    drawn["hwe_f1"] = lines("F1 of HWE windows against triggers (figure 2a)", series,
-                            "window, tokens")
+    drawn["hwe_f1"] = lines(f"F1 of HWE windows against triggers (figure 2a); {_best(result)}",
+                            series, "window, tokens")
   if result["found"]:
     drawn["hwe_tokens"] = bars("Tokens that begin flagged windows (* in V_sem)", [
       (json.dumps(row["token"], ensure_ascii=False)[:18] + (" *" if row["trigger"] else ""),
        [(row["count"], f"{row['count']} windows, {row['entropy']:.2f} nats")])
       for row in result["found"]])
   return drawn
+
+
+def _best(result):
+  claim = result["claim"]
+  found = "not known" if claim["best"] is None else number(claim["best"]["f1"])
+  return f"best at w = {claim['window']}: {found}"
 
 
 def kl(result, records):
