@@ -119,9 +119,12 @@ def sft_step(model, config, state, batch):
   (grads, loss, entropy), _ = jax.lax.scan(accumulate, zeros, split)
   rate = optimizer.learning_rate(config.optimizer, state.step, config.steps)
   tx = optimizer.of(config.optimizer, state.params, frozen=config.frozen)
-  params, opt_state, metrics = optimizer.apply(tx, grads, state.opt_state, state.params, rate)
+  # Entropy is a function of all logits: where one is not finite, it is not.
+  faults = {"fault/logits": ~jnp.isfinite(entropy), "fault/logprob": ~jnp.isfinite(loss)}
+  params, opt_state, metrics = optimizer.apply(
+    tx, grads, state.opt_state, state.params, rate, ~jnp.any(jnp.stack([*faults.values()])))
   params, opt_state = optimizer.keep_layout(tx, params, opt_state, weights.specs(model))
-  metrics |= {"loss": loss, "entropy": entropy, "tokens": tokens, "learning_rate": rate,
+  metrics |= faults | {"loss": loss, "entropy": entropy, "tokens": tokens, "learning_rate": rate,
               "rows": jnp.float32(len(batch["tokens"]))}
   return SftState(state.step + 1, params, opt_state), metrics
 
@@ -154,13 +157,13 @@ def fine_tune(params, source, config, *, stage, generator, workdir, seed, thread
     def step(state):
       with generator.phases("data"):
         traces = next(batches)
-        batch = _device_batch(traces)
+        batch = to_device(traces)
       with generator.phases("update"), generator.phases("device"):
         state, metrics = sft_step(generator.model, config, state, batch)
         metrics = jax.device_get(metrics) | epochs(source, int(state.step) * config.batch)
       metrics |= _work(traces, config, generator.model)
       if metrics["skipped"]:
-        dump_batch(workdir, stage, int(state.step), batch)
+        dump_batch(workdir, stage, int(state.step), {"batch": batch})
       return state, metrics, f"loss {metrics['loss']:.3f}"
 
     return step
@@ -178,7 +181,8 @@ def _work(batch, config, model):
                                                batch.loss_mask.sum(), image)}
 
 
-def _device_batch(batch):
+def to_device(batch):
+  """The arrays of a data.traces.TraceBatch on the current mesh, rows over "data"."""
   arrays = mesh.put({"tokens": batch.tokens, "segment": batch.segment, "unit": batch.unit,
                      "loss_mask": batch.loss_mask, "vision": VisionInput(**batch.vision)}, "data")
   arrays["positions"] = mesh.put(batch.positions, None, "data")

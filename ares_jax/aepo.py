@@ -35,6 +35,9 @@ from ares_jax.shaping import Controllers, EntropyConfig, RewardConfig, by_bucket
 
 # Share of high-window-entropy tokens below which AEPO is GRPO, above which it relaxes everything.
 HWE_SHARE = (0.001, 0.2)
+# Metrics of a minibatch that are above 0 where its update is skipped for what it was made of.
+FAULTS = tuple(f"fault/{name}" for name in (
+  "logits", "logprob", "reference", "sampler_logprob", "loss", "sampler_gap"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +126,9 @@ def aepo_step(model, config, state, reference, batch, words_V):
     shaping.reward, group=config.group, normalize=config.loss.advantage,
     correct_B=batch.correct if config.loss.equal_groups == "zero" else None)
   metrics["reward/no_signal"] = (advantage_B == 0).mean()
+  # Values that are not finite; any skips the update.
+  faults = {"fault/reward": (~jnp.isfinite(shaping.reward)).sum(), "fault/sampler_entropy":
+            (batch.response_mask & ~jnp.isfinite(batch.entropy)).sum()}
   # On every device whole (see Signal).
   signal = jax.tree.map(mesh.shard, Signal(
     advantage=advantage_B, bonus=shaping.bonus if config.reward.token_bonus else None,
@@ -149,7 +155,10 @@ def aepo_step(model, config, state, reference, batch, words_V):
     grads, sums = policy_gradient.gradient(model, config, params, reference, rows, images, signal,
                                            old)
     rate = optimizer.learning_rate(config.optimizer, state.step, config.steps)
-    params, opt_state, update = optimizer.apply(tx, grads, opt_state, params, rate)
+    sums["fault/loss"] = (~jnp.isfinite(sums["loss/policy"] + sums["loss/kl"])).astype(int)
+    sums["fault/sampler_gap"] = (sums["loss/sampler_gap"] > config.loss.sampler_gap[1]).astype(int)
+    sound = sum([*faults.values(), *(x for name, x in sums.items() if name in FAULTS)]) == 0
+    params, opt_state, update = optimizer.apply(tx, grads, opt_state, params, rate, sound)
     return (params, opt_state), sums | {f"update/{name}": x for name, x in update.items()}
 
   (params, opt_state), sums = jax.lax.scan(
@@ -166,6 +175,7 @@ def aepo_step(model, config, state, reference, batch, words_V):
   skipped, ratio_max = sums.pop("update/skipped").sum(), sums.pop("ratio_max").max()
   controllers = jax.tree.map(lambda new, old: mesh.shard(jnp.where(skipped > 0, old, new)),
                              controllers, state.controllers)
+  metrics |= faults | {name: sums.pop(name).sum() for name in FAULTS}
   metrics |= {name: value.mean() for name, value in sums.items()}
   metrics |= {"update/skipped": skipped, "loss/ratio_max": ratio_max}
   metrics |= by_bucket("kl/outside", kl_3) | by_bucket("kl/kappa", controllers.kappa)
@@ -218,7 +228,8 @@ def run(params, source, config, *, generator, words, workdir, seed, threads):
         state, metrics = aepo_step(generator.model, config, state, reference, batch, words_V)
         metrics = jax.device_get(metrics)
       if metrics["update/skipped"]:
-        dump_batch(workdir, "aepo", int(state.step), batch.replace(rows=None))
+        dump_batch(workdir, "aepo", int(state.step),
+                   {"batch": batch, "controllers": state.controllers})
       metrics |= _work(rollout, config, generator.model)
       metrics |= rollout.metrics | packing | epochs(source, int(state.batches) * config.prompts)
       note = (f"accuracy {metrics['reward/accuracy']:.2f} "
@@ -226,6 +237,9 @@ def run(params, source, config, *, generator, words, workdir, seed, threads):
       # Outside this band windows say nothing about when to explore (section 3.2.1).
       if not HWE_SHARE[0] <= metrics["hwe/share"] <= HWE_SHARE[1]:
         note += f" (outside {HWE_SHARE[0]:.1%}..{HWE_SHARE[1]:.0%}: change entropy.quantile)"
+      if metrics["loss/sampler_gap"] > config.loss.sampler_gap[0]:
+        note += (f" (sampler and trainer are {metrics['loss/sampler_gap']:.2g} nats a token apart: "
+                 "they compute differently)")
       return state, metrics, note
 
     return step

@@ -9,6 +9,7 @@ is read has these digests or is not used: Orbax itself restores flipped bits sil
 import concurrent.futures
 import contextlib
 import json
+import math
 import os
 
 import jax
@@ -17,10 +18,11 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from ares_jax import digest, manifest
+from ares_jax import digest, manifest, pulse
 from ares_jax.manifest import DamagedError
 
-_READ_AT_ONCE = 1 << 30  # bytes read back at a time, where a leaf is not larger
+_READ_AT_ONCE = 1 << 30  # bytes read at a time, where a leaf is not larger
+_REPLACED = 5  # times that a reader looks again, where a run replaces what it is reading
 
 # jax has no public way from an abstract key's dtype to its implementation but comparing.
 _KEY_IMPLEMENTATIONS = ("threefry2x32", "rbg", "unsafe_rbg")
@@ -132,7 +134,11 @@ class Checkpoints:
       self._manager = self._open()
       raise self._failed(step, error) from error
     for old in self.steps()[:-self._keep]:
-      self._manager.delete(old)
+      try:
+        self._manager.delete(old)
+      except OSError as error:
+        # The new one is whole: a save it is. The next save removes it.
+        logging.warning("%s: checkpoint %d is not removed: %s", self.directory, old, error)
 
   def _failed(self, step, error):
     text = " ".join(str(error).split())[:300]
@@ -230,9 +236,6 @@ def read_part(directory, part, abstract):
     ValueError: there is no checkpoint, or a leaf of `part` is missing, extra, or of another shape
       or dtype.
   """
-  steps = _steps(directory)
-  if not steps:
-    raise ValueError(f"there is no checkpoint in {directory}")
   targets = {f"{part}/{name}": _target(name, leaf) for name, leaf in _flatten(abstract).items()}
 
   def read(step):
@@ -243,7 +246,17 @@ def read_part(directory, part, abstract):
     manifest.check_digests(step, digest.of(arrays), leaves)
     return arrays
 
-  step, restored, _ = _newest_whole(directory, steps, read, strict=False)
+  for attempt in range(_REPLACED):
+    steps = _steps(directory)
+    if not steps:
+      raise ValueError(f"there is no checkpoint in {directory}")
+    try:
+      step, restored, _ = _newest_whole(directory, steps, read, strict=False)
+      break
+    except DamagedError:
+      # A run that saves there may have replaced what was being read.
+      if _steps(directory) == steps or attempt == _REPLACED - 1:
+        raise
   leaves = [restored[name] for name in targets]
   return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
@@ -288,6 +301,15 @@ def _read_record(directory, step):
 
 
 def _read_leaves(directory, step, targets):
+  """{name: array} of some leaves, on the devices of `targets`: _READ_AT_ONCE bytes at a time."""
+  found = {}
+  for some in _portions(targets):
+    pulse.beat()
+    found |= _read_some(directory, step, some)
+  return found
+
+
+def _read_some(directory, step, targets):
   """{name: array} of some leaves, as `targets` have them: on devices, or numpy."""
   path = _folder(directory) / str(step) / "state"
   with manifest.reading(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -298,14 +320,24 @@ def _read_leaves(directory, step, targets):
 
 def _compare(directory, step, leaves):
   """Reads all leaves of a checkpoint into this host's memory, some at a time; DamagedError."""
+  saved = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (dtype, shape, _) in leaves.items()}
+  for some in _portions(saved):
+    targets = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in some.items()}
+    digests = digest.of(_read_some(directory, step, targets))
+    manifest.check_digests(step, digests, {name: leaves[name] for name in some})
+
+
+def _portions(leaves):
+  """{name: leaf} in parts of about _READ_AT_ONCE bytes."""
   some, size = {}, 0
-  for index, (name, (dtype, shape, _)) in enumerate(leaves.items(), start=1):
-    some[name] = np.empty(shape, jax.numpy.dtype(dtype))
-    size += some[name].nbytes
-    if size >= _READ_AT_ONCE or index == len(leaves):
-      digests = digest.of(_read_leaves(directory, step, some))
-      manifest.check_digests(step, digests, {name: leaves[name] for name in some})
+  for name, leaf in leaves.items():
+    some[name] = leaf
+    size += math.prod(leaf.shape) * leaf.dtype.itemsize
+    if size >= _READ_AT_ONCE:
+      yield some
       some, size = {}, 0
+  if some:
+    yield some
 
 
 def abstract_like(state):

@@ -14,8 +14,10 @@ from absl import logging
 from ares_jax import profiler, pulse, speed
 from ares_jax.checkpoint import Checkpoints, abstract_like
 from ares_jax.metrics import MetricWriter, PhaseTimer, Progress
+from ares_jax.run_folder import check_marks, marks
 
-_SKIPPED = ("skipped", "update/skipped")  # metrics > 0 where a gradient was not finite
+_SKIPPED = ("skipped", "update/skipped")  # metrics > 0 where an update was left out
+FAULT = "fault/"  # metrics > 0 that say why; logged in such steps alone
 _PAUSES = (2, 10)  # seconds before a disk that refused a save is asked again
 
 
@@ -26,7 +28,7 @@ class LoopConfig:
   save_every: int  # steps between checkpoints; the last step is always saved
   keep: int  # newest checkpoints kept; 1 leaves none to go on from when it is damaged
   strict: bool  # whether a damaged checkpoint is refused; else the newest whole one is taken
-  max_skipped: int  # steps in a row whose gradient is not finite; one more stops the run
+  max_skipped: int  # steps in a row whose update is left out; one more stops the run
 
   def __post_init__(self):
     if self.save_every < 1 or self.keep < 1:
@@ -57,7 +59,8 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
     ValueError: a step cannot be done (a bad row, a grader that fails, a cache that is too small):
       saved likewise; gradients stay non-finite; or the checkpoint is of another model, of a longer
       run, or damaged.
-    OSError: a save failed, which is noticed at the first step after it, and two more tries did.
+    OSError: a save failed, which is noticed at the first step after it, or a line of the log, and
+      two more tries did.
   """
   phases = phases or PhaseTimer()
   with Checkpoints(os.path.join(workdir, name), config.keep) as checkpoints:
@@ -65,7 +68,9 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
     if restored is not None:
       # A fresh stage donates its first state; a resumed one must not hold it beside the real one.
       jax.tree.map(lambda x: x.delete(), state)
-      _, state, _ = restored
+      step, state, made_with = restored
+      check_marks(workdir, made_with, f"checkpoint {step} of {name}")
+    made_with = marks(workdir)
     done = int(state.step)
     if done > steps:
       raise ValueError(f"{checkpoints.directory} is at step {done}, beyond the {steps} steps of "
@@ -86,33 +91,50 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
             metrics = jax.device_get(metrics)
         except pulse.Stopped:
           break  # between two steps, or in one that has not reached its update: `state` is whole
-        except ValueError as error:
-          # A step refuses its data before the update, which is what uses the state up.
-          _save_now(checkpoints, done, state)
-          raise ValueError(f"{error}; {name} is saved at step {done} of {steps}") from error
+        except (ValueError, OSError) as error:
+          # A step refuses its data, or its folder refuses responses, before the update, which is
+          # what uses the state up.
+          _save_now(checkpoints, done, state, made_with)
+          kind = OSError if isinstance(error, OSError) else ValueError
+          raise kind(f"{error}; {name} is saved at step {done} of {steps}") from error
         done += 1
-        skipped = skipped + 1 if any(metrics[key] for key in _SKIPPED if key in metrics) else 0
+        faults = {key: count for key, count in metrics.items() if key.startswith(FAULT)}
+        metrics = {key: x for key, x in metrics.items() if key not in faults or faults[key]}
+        if any(metrics[key] for key in _SKIPPED if key in metrics):
+          skipped += 1
+          named = [key[len(FAULT):] for key in faults if faults[key]] or ["gradient"]
+          logging.warning("%s step %d: no update: not finite, or beyond its limit: %s", name, done,
+                          ", ".join(named))
+        else:
+          skipped = 0
         seconds = phases.take()
         fast = speed.measured(metrics, seconds["seconds/step"])
-        writer.write_scalars(done, metrics | seconds | fast)
+        metrics |= seconds | fast
+        try:
+          _patiently(lambda done=done, metrics=metrics: writer.write_scalars(done, metrics))
+        except OSError as error:
+          # Without its line the step does not count: saved, it would be missing in the log.
+          raise OSError(f"step {done} of {name} cannot be logged: {error}; the run goes on from "
+                        "its newest checkpoint when the folder can be written") from error
         progress.update(done, ", ".join(filter(None, (note, speed.words(fast)))))
         try:
           checkpoints.check()
           if done % config.save_every == 0:
             with phases("save"):
-              checkpoints.save(done, state, {})
+              checkpoints.save(done, state, made_with)
         except OSError as error:
           logging.warning("%s; saving step %d instead", error, done)
-          _save_now(checkpoints, done, state)
+          _save_now(checkpoints, done, state, made_with)
         if skipped > config.max_skipped:
-          _save_now(checkpoints, done, state)
+          _save_now(checkpoints, done, state, made_with)
           raise ValueError(
-            f"{name}: the gradients of {skipped} steps in a row were not finite and none was "
-            f"applied; step {done} is saved and as finite as the one before them; the batches are "
-            f"in {os.path.join(workdir, 'nonfinite')}; lower the learning rate")
+            f"{name}: {skipped} steps in a row were skipped, for {', '.join(named)} that was not "
+            f"finite or beyond its limit; step {done} is saved and as finite as the one before "
+            f"them; look into a batch with --replay={os.path.join(workdir, 'nonfinite')}/"
+            f"{name}-{done}.npz; lower the learning rate")
       progress.close()
       with phases("save"):
-        _save_now(checkpoints, done, state)
+        _save_now(checkpoints, done, state, made_with)
       profiler.end()  # what comes after the stage is none of its steps
       stopped = pulse.asked()
     if stopped:
@@ -121,14 +143,24 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
   return state
 
 
-def _save_now(checkpoints, step, state):
+def _save_now(checkpoints, step, state, made_with):
   """Returns when the finished `step`, if any, is on disk; tries again when the disk refuses."""
+  log = os.path.join(os.path.dirname(checkpoints.directory), "metrics.jsonl")
+
+  def save():
+    os.stat(log)  # Orbax would make a folder that is gone anew, for this checkpoint alone
+    if step and checkpoints.latest() != step:
+      checkpoints.save(step, state, made_with)
+    checkpoints.wait()
+
+  _patiently(save)
+
+
+def _patiently(act):
+  """Calls `act`; again, after a while, when the disk refuses."""
   for pause in (*_PAUSES, None):
     try:
-      if step and checkpoints.latest() != step:
-        checkpoints.save(step, state, {})
-      checkpoints.wait()
-      return
+      return act()
     except OSError as error:
       if pause is None:
         raise

@@ -6,6 +6,7 @@ a checkpoint at step s holds the work of lines 1..s. TensorBoard files are in DI
 """
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -14,7 +15,12 @@ import time
 
 import jax
 import numpy as np
-import tensorboardX
+from absl import logging
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+_FLUSH = 30.0  # seconds between flushes of TensorBoard's file
 
 # Who is told of every line, of the process.
 _mirrors = []
@@ -54,18 +60,18 @@ class MetricWriter:
     if jax.process_index() != 0:
       return
     os.makedirs(workdir, exist_ok=True)
-    path = os.path.join(workdir, "metrics.jsonl")
-    truncate(path, stage, step)
-    self._file = open(path, "a", encoding="utf-8", newline="\n")
-    self._events = tensorboardX.SummaryWriter(
-      os.path.join(workdir, "tensorboard", stage), purge_step=step + 1, flush_secs=30
-    )
+    self._path = os.path.join(workdir, "metrics.jsonl")
+    truncate(self._path, stage, step)
+    self._file = open(self._path, "ab", buffering=0)
+    self._events = _Events(os.path.join(workdir, "tensorboard", stage), step)
 
   def __enter__(self):
     return self
 
-  def __exit__(self, *exc):
-    self.close()
+  def __exit__(self, kind, *exc):
+    # What ended the stage is not hidden by a disk that refuses the rest.
+    with contextlib.nullcontext() if kind is None else contextlib.suppress(OSError):
+      self.close()
 
   def write_scalars(self, step, scalars):
     """Writes one line.
@@ -76,6 +82,7 @@ class MetricWriter:
 
     Raises:
       ValueError: a value has more than one element, or a name is "stage" or "step".
+      OSError: the line cannot be written, or the file is gone; may be tried again.
     """
     numbers = {name: _number(name, value) for name, value in scalars.items()}
     if self._file is None:
@@ -85,28 +92,76 @@ class MetricWriter:
       if name in line:
         raise ValueError(f"a metric cannot be called {name!r}; it is a key of every line")
       line[name] = number if math.isfinite(number) else None
-      if math.isfinite(number):  # TensorBoard has no null
-        self._events.add_scalar(name, number, int(step))
-    # One write of a whole line: a kill leaves at most one torn line, which truncate removes.
-    self._file.write(json.dumps(line, allow_nan=False) + "\n")
-    self._file.flush()
+    self._append((json.dumps(line, allow_nan=False) + "\n").encode())
+    self._events.add(int(step), numbers)
     for send in _mirrors:
       send(line)
+
+  def _append(self, line):
+    """One write of a whole line: a kill leaves at most one torn line, which truncate removes."""
+    there = os.fstat(self._file.fileno())
+    if not os.path.samestat(os.stat(self._path), there):  # also raises where the folder is gone
+      raise OSError(errno.ESTALE, "another file is in its place", self._path)
+    try:
+      written = self._file.write(line)
+      if written < len(line):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
+    except OSError:
+      with contextlib.suppress(OSError):
+        self._file.truncate(there.st_size)
+      raise
 
   def flush(self):
     """Forces everything written to disk."""
     if self._file is not None:
-      self._file.flush()
       os.fsync(self._file.fileno())
       self._events.flush()
 
   def close(self):
     """Flushes and closes; the writer is then dead."""
     if self._file is not None:
+      try:
+        self.flush()
+      finally:
+        self._file.close()
+        self._file = None
+
+
+class _Events:
+  """TensorBoard's copy of the scalars; ends where a disk refuses it.
+
+  tensorboardX.SummaryWriter writes in a thread: where that has died, the tenth step after it waits
+  for ever.
+  """
+
+  def __init__(self, folder, step):
+    os.makedirs(folder, exist_ok=True)
+    self._writer = EventsWriter(os.path.join(folder, "events"))
+    # Hides what a killed run drew after its last checkpoint.
+    self._writer.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+    self._flushed = time.monotonic()
+
+  def add(self, step, numbers):
+    """Adds {name: number}; TensorBoard has no null."""
+    event = Event(wall_time=time.time(), step=step)
+    for name, number in numbers.items():
+      if math.isfinite(number):
+        event.summary.value.extend(scalar(name, number).value)
+    self._try(lambda writer: writer.write_event(event))
+    if time.monotonic() - self._flushed > _FLUSH:
       self.flush()
-      self._file.close()
-      self._events.close()
-      self._file = None
+
+  def flush(self):
+    self._flushed = time.monotonic()
+    self._try(lambda writer: writer.flush())
+
+  def _try(self, act):
+    try:
+      if self._writer is not None:
+        act(self._writer)
+    except OSError as error:
+      logging.warning("TensorBoard's file ends here: %s; metrics.jsonl goes on", error)
+      self._writer = None
 
 
 class Progress:
@@ -232,8 +287,13 @@ def truncate(path, stage, step):
   if len(kept) == len(lines) and not torn:
     return
   temporary = path + ".tmp"
-  with open(temporary, "wb") as file:
-    file.writelines(kept)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+  try:
+    with open(temporary, "wb") as file:
+      file.writelines(kept)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except OSError:
+    with contextlib.suppress(OSError):
+      os.remove(temporary)
+    raise

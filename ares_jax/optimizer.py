@@ -167,8 +167,8 @@ def start(tx, params):
   return jax.jit(tx.init, out_shardings=state_shardings(tx, params, shardings))(params)
 
 
-def apply(tx, grads, opt_state, params, rate):
-  """One update, or none when the gradient is not finite.
+def apply(tx, grads, opt_state, params, rate, sound=True):
+  """One update, or none when the gradient is not finite or what it was made of is not sound.
 
   Args:
     tx: from `make`.
@@ -176,10 +176,11 @@ def apply(tx, grads, opt_state, params, rate):
     opt_state: from `tx.init`.
     params: float32 leaves.
     rate: float32 [], the learning rate, e.g. `learning_rate(config, step, total)`.
+    sound: bool [], whether to update at all.
 
   Returns:
     params, opt_state: unchanged bit for bit (moments and count too) when any gradient is NaN or
-      infinite, or the squares overflow.
+      infinite, the squares overflow, or not `sound`.
     metrics: grad_norm float32 [] (before clipping), skipped float32 [] (0 or 1).
 
   Raises:
@@ -192,7 +193,7 @@ def apply(tx, grads, opt_state, params, rate):
       )
   grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
   grad_norm = optax.tree_utils.tree_norm(grads)
-  finite = jnp.isfinite(grad_norm)
+  finite = jnp.isfinite(grad_norm) & sound
   # Not optax.apply_if_finite: with a limit of N it applies the (N+1)th NaN.
   updates, new_state = tx.update(grads, opt_state, params)
   new_params = jax.tree.map(lambda p, u: p - rate * u, params, updates)

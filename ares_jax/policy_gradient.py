@@ -29,6 +29,9 @@ class LossConfig:
   average: Literal["token", "sequence"]
   old_logprob: Literal["sampler", "recompute"]
   importance_cap: float  # of min(exp(old - sampler), cap); used where old_logprob is recomputed
+  # Mean |log-probability of the trainer - of the sampler|, nats a token: beyond the first the
+  # progress bar warns, beyond the second the update is skipped. inf = never.
+  sampler_gap: tuple[float, float]
 
   def __post_init__(self):
     if not 0 <= self.clip_low < 1 or self.clip_high < 0 or self.clip_dual <= 1:
@@ -36,6 +39,9 @@ class LossConfig:
                        f"{self.clip_high} >= 0, clip_dual = {self.clip_dual} > 1")
     if self.importance_cap <= 0:
       raise ValueError(f"importance_cap = {self.importance_cap} must be > 0")
+    if not 0 < self.sampler_gap[0] <= self.sampler_gap[1]:
+      raise ValueError(f"sampler_gap = {self.sampler_gap} must be two limits > 0: from the first "
+                       "on a warning, from the second on no update; inf = never")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,6 +226,10 @@ def _loss(config, signal, part, logprob_RC, entropy_RC, reference_RC, old_RC, to
            "loss/sampler_gap": ops.average_loss(jnp.abs(logprob_RC - sampler_RC), mask_RC,
                                                 total=tokens),
            "kl_sum_3": kl_3 * kl_tokens_3, "kl_tokens_3": kl_tokens_3, "ratio_max": ratio_max}
+  # Entropy is a function of all logits: where one is not finite, it is not.
+  sums |= {f"fault/{name}": (mask_RC & ~jnp.isfinite(x)).sum() for name, x in (
+    ("logits", entropy_RC), ("logprob", logprob_RC), ("reference", reference_RC),
+    ("sampler_logprob", sampler_RC))}
   return policy + penalty, sums
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ares_jax import aepo, mesh, model_flops, optimizer, sampler, slots
+from ares_jax import adacs, aepo, mesh, model_flops, optimizer, sampler, slots
 from ares_jax.branching import Branching
 from ares_jax.models import hf_config, weights
 from ares_jax.models.published import BY_NAME
@@ -115,6 +115,25 @@ def programs(config, model):
             beside + device_bytes(state)),
     Program("decode", rounds * -(-tokens // config.engine.chunk), decode, beside),
     Program("aepo_step", 1, update, 0.0))
+
+
+def fine_tuning(config, model, stage):
+  """The Program of a step of `stage`, "warmup" or "adacs": every example in a row of its own."""
+  settings = getattr(config, stage)
+  rows = -(-settings.batch // settings.microbatch) * settings.microbatch
+
+  def trace():
+    trained = _state(settings, weights.abstract(model, _devices(), jnp.float32))
+    ints, mask = (jax.ShapeDtypeStruct((rows, settings.row_tokens), dtype)
+                  for dtype in (jnp.int32, bool))
+    batch = _split(dict(tokens=ints, segment=ints, unit=ints, loss_mask=mask,
+                        vision=_vision(model, rows, settings.row_windows)), "data")
+    batch["positions"] = _split(
+      jax.ShapeDtypeStruct((3, *ints.shape), jnp.int32), None, "data")
+    return adacs.sft_step.trace(
+      model, settings, adacs.SftState(trained.step, trained.params, trained.opt_state), batch)
+
+  return Program(stage, 1, trace, 0.0)
 
 
 def device_bytes(tree):

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ares_jax.data.images import load_image
-from ares_jax.run_folder import write_text
+from ares_jax.run_folder import whole, write_text
 
 # Images are kept for people: at most so many pixels.
 MAX_PIXELS = 512 * 512
@@ -111,6 +111,6 @@ def save_image(workdir, image):
   if not os.path.exists(path):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     # Without colour subsampling: at 56 x 56 pixels it smears one cell's colour into the next.
-    Image.fromarray(pixels).save(path + ".tmp", format="JPEG", quality=90, subsampling=0)
-    os.replace(path + ".tmp", path)
+    with whole(path) as temporary:
+      Image.fromarray(pixels).save(temporary, format="JPEG", quality=90, subsampling=0)
   return name

@@ -22,6 +22,8 @@ STAGES = ("warmup", "adacs", "aepo")  # in the order of a run; each saves in a f
 FREE = ("threads", "mesh.", "engine.", "grade.workers", "grade.timeout",
         "stall_minutes", "wandb.", *(f"{stage}.loop." for stage in STAGES))
 
+_RECORDS = ("config.json", "fingerprint.json")  # what a run was made with
+_ALLOWED = "allowed.json"  # {key: values that it had before a change was allowed}
 _BATCHES = 3  # dumped batches kept
 _RENEW = 20.0  # seconds between two signs of life of a lock
 _GONE = 6 * _RENEW  # a lock of another host without one for so long is stale
@@ -48,15 +50,119 @@ def flat(values, prefix=""):
 
 
 def write_text(path, text):
-  """Writes a file that is there whole or not at all."""
-  with open(path + ".tmp", "w", encoding="utf-8") as file:
+  """Writes a file that is there whole or not at all; a disk that refuses it keeps no part of it."""
+  with whole(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
     file.write(text)
-  os.replace(path + ".tmp", path)
+
+
+@contextlib.contextmanager
+def whole(path):
+  """Name of a temporary file that becomes `path` when it was written, and goes when it was not."""
+  temporary = path + ".tmp"
+  try:
+    yield temporary
+    os.replace(temporary, path)
+  except OSError:
+    with contextlib.suppress(OSError):
+      os.remove(temporary)
+    raise
 
 
 def write_json(path, value):
   """`write_text` of a JSON object."""
   write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def check(workdir, records, allow=()):
+  """Refuses a folder that was made with something else; writes nothing.
+
+  Only how often a run saves, how it reads and where it runs (FREE) may change.
+
+  Args:
+    workdir: folder of the run.
+    records: {"config.json": nested dict, "fingerprint.json": {name: digest}} or one of them, of
+      JSON values.
+    allow: keys that may differ all the same.
+
+  Returns:
+    {key: value there was} of what differs and may.
+
+  Raises:
+    ValueError: names the keys that differ.
+  """
+  before, after = {}, {}
+  for name, record in records.items():
+    if os.path.exists(os.path.join(workdir, name)):
+      before |= _marks(_json(workdir, name))
+      after |= _marks(record)
+  different = _different(before, after)
+  refused = [key for key in different if key not in allow]
+  if refused:
+    raise ValueError(f"{workdir} was made with another config or other files: {', '.join(refused)} "
+                     f"differ; use another --workdir, or go on all the same with "
+                     f"--allow_change={','.join(refused)}")
+  return {key: before.get(key) for key in different}
+
+
+def keep(workdir, records, allow=()):
+  """Writes what a run is made with, after `check` of all of it."""
+  changed = check(workdir, records, allow)
+  os.makedirs(workdir, exist_ok=True)
+  if changed:
+    logging.warning("%s: %s changed, as allowed", workdir, ", ".join(changed))
+    allowed = _json(workdir, _ALLOWED)
+    for key, value in changed.items():
+      allowed[key] = [*allowed.get(key, ()), value]
+    write_json(os.path.join(workdir, _ALLOWED), allowed)
+  for name, record in records.items():
+    write_json(os.path.join(workdir, name), record)
+
+
+def marks(workdir):
+  """{key: JSON of its value} of what the run in a folder is made with, but for what is FREE.
+
+  Goes into every checkpoint; {} where nothing was kept.
+  """
+  found = {}
+  for name in _RECORDS:
+    found |= _marks(_json(workdir, name))
+  return found
+
+
+def check_marks(workdir, found, where):
+  """Refuses a checkpoint that says it was made with something else than the folder's run.
+
+  Args:
+    workdir: folder of the run.
+    found: the checkpoint's `marks`; {} is believed.
+    where: its name.
+
+  Raises:
+    ValueError: names what differs and was never allowed to change.
+  """
+  now, allowed = marks(workdir), _json(workdir, _ALLOWED)
+  different = [key for key in _different(found, now) if found.get(key) not in allowed.get(key, ())]
+  if found and now and different:
+    raise ValueError(f"{where} was made with another config or other files than {workdir}: "
+                     f"{', '.join(different)} differ; move it away or use another --workdir")
+
+
+def _marks(record):
+  return {key: json.dumps(value) for key, value in flat(record).items()
+          if not key.startswith(FREE)}
+
+
+def _different(before, after):
+  return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+
+
+def _json(workdir, name):
+  """The object in a file of the folder; {} where there is none."""
+  path = os.path.join(workdir, name)
+  if not os.path.exists(path):
+    return {}
+  with open(path, encoding="utf-8") as file:
+    return json.load(file)
 
 
 def dump_batch(workdir, stage, step, batch):
@@ -65,10 +171,15 @@ def dump_batch(workdir, stage, step, batch):
   Only the newest three files are kept.
   """
   folder = os.path.join(workdir, "nonfinite")
-  os.makedirs(folder, exist_ok=True)
   arrays = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(batch)}
-  np.savez_compressed(os.path.join(folder, f"{stage}-{step}.npz"), **arrays)
+  try:
+    os.makedirs(folder, exist_ok=True)
+    with whole(os.path.join(folder, f"{stage}-{step}.npz")) as path, open(path, "wb") as file:
+      np.savez_compressed(file, **arrays)
+  except OSError as error:
+    # The run is worth more than the batch.
+    logging.warning("the batch of %s step %d is not kept: %s", stage, step, error)
   for old in sorted(glob.glob(os.path.join(folder, "*.npz")), key=os.path.getmtime)[:-_BATCHES]:
     os.remove(old)
 

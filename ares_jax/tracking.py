@@ -9,6 +9,7 @@ import dataclasses
 import os
 
 import jax
+from absl import logging
 
 from ares_jax import metrics
 from ares_jax.config import ConfigError
@@ -61,8 +62,12 @@ def wandb(config, workdir, settings):
     if stage not in stages:
       stages.add(stage)
       run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-    run.log({f"{stage}/{name}": value for name, value in line.items()
-             if name != "stage" and value is not None})
+    try:
+      run.log({f"{stage}/{name}": value for name, value in line.items()
+               if name != "stage" and value is not None})
+    except OSError as error:  # the line is in the file: a copy that fails stops no run
+      logging.warning("step %d of %s was not sent to Weights & Biases: %s", line["step"], stage,
+                      error)
 
   try:
     with metrics.mirrored(send):

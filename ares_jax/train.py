@@ -15,28 +15,33 @@ import contextlib
 import functools
 import json
 import os
+import sys
 
 import jax
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
-from ares_jax import adacs, aepo, mesh, profiler, pulse, tracking
+from ares_jax import adacs, aepo, check, mesh, profiler, pulse, run_folder, tracking
 from ares_jax.command import UsageError, require_config, run
 from ares_jax.data import pass_rates
 from ares_jax.fingerprint import fingerprint
 from ares_jax.measure import evaluate, level_table, table
+from ares_jax.replay import replay, text
 from ares_jax.responses import write_held_out
-from ares_jax.run_folder import FREE, STAGES, flat, lock, write_json
+from ares_jax.run_folder import STAGES, lock, write_json
 from ares_jax.setup import open_run, read_config
 
 # Of a stage's evaluation, what is written for people to read.
 HELD_OUT = {"problems": 32, "kept": 2}
-_OTHER_CONFIG = "was made with another config"
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, see configs/.")
 _STRICT = flags.DEFINE_bool("strict", False, "Refuse a damaged checkpoint, take no older one.")
 _ALLOW_CHANGE = flags.DEFINE_list(
   "allow_change", [], "Keys of config.json or fingerprint.json that may differ from the workdir's.")
+_CHECK = flags.DEFINE_bool(
+  "check", False, "Compile the largest programs and print their memory; no training.")
+_REPLAY = flags.DEFINE_string(
+  "replay", "", "File of WORKDIR/nonfinite: says which term of it is not finite; no training.")
 _PROFILE = flags.DEFINE_string(
   "profile", None, "START:STOP, steps of the last stage to trace into WORKDIR/profile, from 0.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/CONFIG_NAME.")
@@ -59,15 +64,25 @@ def main():
   with pulse.requests(), lock(workdir), pulse.watch(
       os.path.join(workdir, "stacks.txt"), config.stall_minutes):
     # Before all rows are looked at; written when the data are found to be whole.
-    check_config(workdir, values, allow)
+    records = {"config.json": json.loads(values.to_json_best_effort())}
+    run_folder.check(workdir, records, allow)
     with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model)), \
         open_run(config, workdir=workdir, check=not shard) as parts:
-      keep_config(workdir, values, allow)
-      keep_fingerprint(workdir, fingerprint(parts), allow)
+      if _CHECK.value:
+        checked = check.check(config, parts.model, _note)
+        print(check.table(checked))
+        check.require(checked, config, parts.model)
+        return
+      run_folder.keep(workdir, records | {"fingerprint.json": fingerprint(parts)}, allow)
+      if _REPLAY.value:
+        print(text(_REPLAY.value, *replay(parts, workdir, _REPLAY.value)))
+        return
       if shard:
         curate_shard(parts, workdir, shard)
         return
-      with tracking.wandb(config.wandb, workdir, values.to_dict()), traced:
+      with check.naming_knobs(config, parts.model), traced, \
+          tracking.wandb(config.wandb, workdir, values.to_dict()):
+        check.longest_first(config, parts.model, workdir, _note)
         train(parts, workdir, until="curation" if _CURATE.value else "end")
 
 
@@ -103,51 +118,8 @@ def curate_shard(parts, folder, shard):
                 max_tokens=config.aepo.sampling.max_tokens)
 
 
-def check_config(workdir, values, allow=()):
-  """Refuses a workdir that was made with other numbers, as `keep_config` does; writes nothing."""
-  _check(workdir, "config.json", json.loads(values.to_json_best_effort()), allow, _OTHER_CONFIG)
-
-
-def keep_config(workdir, values, allow=()):
-  """Writes WORKDIR/config.json; refuses a workdir that was made with other numbers.
-
-  Only how often a run saves, how it reads and where it runs may change.
-
-  Args:
-    workdir: folder of the run.
-    values: ConfigDict.
-    allow: keys that may differ all the same.
-
-  Raises:
-    ValueError: names the keys that differ.
-  """
-  _keep(workdir, "config.json", json.loads(values.to_json_best_effort()), allow, _OTHER_CONFIG)
-
-
-def keep_fingerprint(workdir, marks, allow=()):
-  """`keep_config` of what the run reads besides: WORKDIR/fingerprint.json, {name: digest}."""
-  _keep(workdir, "fingerprint.json", marks, allow, "was made with other files")
-
-
-def _keep(workdir, name, new, allow, was):
-  os.makedirs(workdir, exist_ok=True)
-  _check(workdir, name, new, allow, was)
-  write_json(os.path.join(workdir, name), new)
-
-
-def _check(workdir, name, new, allow, was):
-  path = os.path.join(workdir, name)
-  if os.path.exists(path):
-    with open(path, encoding="utf-8") as file:
-      before, after = flat(json.load(file)), flat(new)
-    different = sorted(key for key in before.keys() | after.keys() if not key.startswith(FREE)
-                       and (key not in before or key not in after or before[key] != after[key]))
-    refused = [key for key in different if key not in allow]
-    if refused:
-      raise ValueError(f"{workdir} {was}: {', '.join(refused)} differ; use another --workdir, or "
-                       f"go on all the same with --allow_change={','.join(refused)}")
-    if different:
-      logging.warning("%s %s: %s changed, as allowed", workdir, was, ", ".join(different))
+def _note(line):
+  print(line, file=sys.stderr, flush=True)
 
 
 def train(parts, workdir, until="end"):

@@ -68,7 +68,8 @@ def get_config(algorithm="aepo"):
     kind="aepo", easy=0.75, medium=0.375, rule="signed", target="ema", target_scale=(0.8, 1.0, 1.2),
     target_decay=0.9, var_floor=1.0, cap=0.5, penalize="wrong", alpha_rate=0.05, token_bonus=0.0)
   c.aepo.loss = dict(advantage="std", equal_groups="zero", clip_low=0.2, clip_high=0.3,
-                     clip_dual=3.0, average="token", old_logprob="sampler", importance_cap=2.0)
+                     clip_dual=3.0, average="token", old_logprob="sampler", importance_cap=2.0,
+                     sampler_gap=(0.01, 1.0))
   c.aepo.kl = dict(estimator="k3", dynamic=True, start=(1.0, 1.0, 1.0), beta=(0.01, 0.01, 0.01),
                    rho=0.5, target=(0.05, 0.05, 0.05), rate=0.1, low=0.1, high=10.0)
   c.aepo.optimizer = dict(

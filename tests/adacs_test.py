@@ -10,7 +10,8 @@ import tiny
 from models import golden_batch, make_golden
 from models.qwen25_vl_test import load
 
-from ares_jax import adacs, mesh, optimizer, setup
+from ares_jax import adacs, mesh, optimizer, replay, run_folder, setup
+from ares_jax.checkpoint import Checkpoints
 from ares_jax.data.prompts import Encoder, PromptConfig
 from ares_jax.data.traces import trace_batch
 from ares_jax.models import qwen25_vl
@@ -36,7 +37,7 @@ class Prepared:
       params = jax.tree.map(jnp.copy, self.params)
       tx = optimizer.of(config.optimizer, params, frozen=config.frozen)
       state = adacs.SftState(mesh.put(jnp.int32(0)), params, optimizer.start(tx, params))
-      return step(self.run.model, config, state, adacs._device_batch(self.batch))
+      return step(self.run.model, config, state, adacs.to_device(self.batch))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_loss_of_packed_rows_is_torchs():
     tx = optimizer.of(config.optimizer, params, frozen=config.frozen)
     state = adacs.SftState(mesh.put(jnp.int32(0)), params, optimizer.start(tx, params))
     _, metrics = adacs.sft_step(golden_batch.config("tied"), config, state,
-                                adacs._device_batch(batch))
+                                adacs.to_device(batch))
   assert metrics["tokens"] == len(nll)
   np.testing.assert_allclose(metrics["loss"], np.mean(nll), rtol=0, atol=1e-4)
 
@@ -117,6 +118,18 @@ def test_one_device_and_four_give_the_same_first_step(stepped):
     np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
   # The logits of each device's own tokens: the form that TPU kernels and a split vocabulary need.
   assert "shard_map" in str(four.step(step=adacs.sft_step.trace).jaxpr)
+
+
+def test_weights_that_are_not_finite_are_named_from_a_dumped_batch(prepared, tmp_path):
+  run, broken = prepared.run, prepared.params | {
+    "final_norm": prepared.params["final_norm"] * np.nan}
+  with jax.set_mesh(prepared.mesh):
+    run_folder.dump_batch(str(tmp_path), "warmup", 3, {"batch": adacs.to_device(prepared.batch)})
+    start = optimizer.start(optimizer.of(prepared.config.optimizer, broken, frozen=()), broken)
+    with Checkpoints(str(tmp_path / "warmup"), 1) as checkpoints:
+      checkpoints.save(2, adacs.SftState(mesh.put(jnp.int32(2)), broken, start), {})
+    terms, step = replay.replay(run, str(tmp_path), str(tmp_path / "nonfinite" / "warmup-3.npz"))
+  assert step == 2 and list(terms) == ["weights/final_norm", "logits", "logprob"]
 
 
 class Source:

@@ -8,7 +8,8 @@ import pytest
 import tiny
 from PIL import Image
 
-from ares_jax import aepo, mesh, policy_gradient, responses, rows, setup
+from ares_jax import aepo, mesh, policy_gradient, replay, responses, rows, run_folder, setup
+from ares_jax.checkpoint import Checkpoints
 from ares_jax.models import weights
 from ares_jax.rollout import collect
 
@@ -191,13 +192,61 @@ def test_without_dynamic_kl_the_coefficient_stays_and_windows_get_no_relief(prep
   assert whole[2]["loss/kl"] < metrics["loss/kl"]
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing(prepared):
-  samples = prepared.rollout.samples
-  state, metrics = prepared.step(samples=samples.replace(logprob=samples.logprob + np.nan))
-  assert metrics["update/skipped"] == 2
-  assert distance(state.params, prepared.params) == 0
+def broken(prepared, name):
+  """Changes of the rollout in which one value of the first response is not what it should be."""
+  samples, correct = prepared.rollout.samples, prepared.rollout.correct.copy()
+  if name == "reward":
+    correct[0] = np.nan
+    return {"correct": correct}
+  if name == "sampler_gap":
+    return {"samples": samples.replace(logprob=samples.logprob - 2)}
+  field = {"sampler_logprob": "logprob", "sampler_entropy": "entropy"}[name]
+  array = getattr(samples, field).copy()
+  array[0, 0] = np.inf
+  return {"samples": samples.replace(**{field: array})}
+
+
+@pytest.mark.parametrize("name", ["reward", "sampler_gap", "sampler_logprob", "sampler_entropy",
+                                  "reference"])
+def test_a_term_that_is_not_finite_is_named_and_changes_nothing(prepared, name):
+  if name == "reference":
+    state, metrics = prepared.step(reference=prepared.params | {
+      "final_norm": prepared.params["final_norm"] * np.nan})
+  else:
+    state, metrics = prepared.step(**broken(prepared, name))
+  faults = {key: int(metrics[key]) for key in metrics if key.startswith("fault/") and metrics[key]}
+  assert f"fault/{name}" in faults and "fault/logits" not in faults
+  # What is wrong with a single minibatch leaves the update of the other one.
+  assert metrics["update/skipped"] == (1 if name == "sampler_logprob" else 2)
+  if name != "sampler_logprob":
+    assert distance(state.params, prepared.params) == 0
   assert np.isnan(state.controllers.threshold)  # not seeded by a batch that was thrown away
   assert (state.controllers.kappa == 1).all()
+
+
+def test_a_dumped_batch_is_replayed_and_its_term_named(prepared, tmp_path):
+  config, run = prepared.config.aepo, prepared.run
+  path = str(tmp_path / "nonfinite" / "aepo-7.npz")
+  with jax.set_mesh(mesh_of(1)):
+    for name, kept in (("sampler_logprob", True), (None, False)):
+      rollout = dataclasses.replace(prepared.rollout, **(broken(prepared, name) if name else {}))
+      batch, _ = aepo._packed(rollout, config, run.generator.encoder)
+      state = aepo.init_state(config, prepared.params)
+      run_folder.dump_batch(str(tmp_path), "aepo", 7,
+                            {"batch": batch, "controllers": state.controllers})
+      terms, step = replay.replay(run, str(tmp_path), path)
+      assert step == 0 and list(terms)[:2] == (
+        ["batch/rows/sampler_logprob", "sampler_logprob"] if kept else [])
+      assert "first: batch/rows/sampler_logprob" in replay.text(path, terms, step) or not kept
+    # The batch is sound: now the weights are not.
+    weights_of = prepared.params | {"final_norm": prepared.params["final_norm"] * np.nan}
+    with Checkpoints(str(tmp_path / "aepo"), 1) as checkpoints:
+      checkpoints.save(6, state.replace(params=weights_of), {})
+    terms, step = replay.replay(run, str(tmp_path), path)
+  assert step == 6 and next(iter(terms)) == "weights/final_norm" and {"logits", "logprob"} <= set(
+    terms)
+  with pytest.raises(ValueError, match="STAGE-STEP.npz, with STAGE one of warmup"):
+    replay.replay(run, str(tmp_path), "x.npz")
 
 
 def test_rewarded_answers_become_more_probable(prepared, whole):

@@ -231,3 +231,52 @@ def test_another_schema_is_refused_by_name(tmp_path, monkeypatch):
 def test_what_does_not_answer_is_not_damaged(error, kind):
   with pytest.raises(kind), manifest.reading(3):
     raise error
+
+
+def test_what_a_run_replaces_while_it_is_read_is_not_called_damaged(tmp_path, monkeypatch):
+  state = {"params": {"a": jnp.zeros(3)}}
+  with checkpoint.Checkpoints(str(tmp_path), keep=1) as saved:
+    saved.save(1, state, {})
+    saved.wait()
+    read = checkpoint._read_leaves
+
+    def replaced(directory, step, targets):
+      if step == 1:
+        saved.save(2, {"params": {"a": jnp.ones(3)}}, {})
+        saved.wait()
+      return read(directory, step, targets)
+
+    monkeypatch.setattr(checkpoint, "_read_leaves", replaced)
+    step, params = checkpoint.read_part(str(tmp_path), "params",
+                                        checkpoint.abstract_like(state["params"]))
+  assert step == 2
+  np.testing.assert_array_equal(params["a"], np.ones(3))
+
+
+def test_an_old_step_that_is_not_removed_is_removed_after_the_next_save(tmp_path, monkeypatch):
+  delete, failures = checkpoint.ocp.CheckpointManager.delete, [1]
+
+  def fail(self, step):
+    if failures:
+      failures.pop()
+      raise OSError(errno.EACCES, "Permission denied")
+    delete(self, step)
+
+  monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "delete", fail)
+  with checkpoint.Checkpoints(str(tmp_path), keep=1) as saved:
+    for step, kept in ((1, [1]), (2, [1, 2]), (3, [3])):
+      saved.save(step, {"a": np.float32([step])}, {})
+      saved.wait()
+      assert saved.steps() == kept
+
+
+def test_a_restore_beats_as_it_goes(tmp_path, monkeypatch):
+  monkeypatch.setattr(checkpoint, "_READ_AT_ONCE", 8)
+  state, beats = {name: jnp.arange(4.0) for name in "abc"}, []
+  with checkpoint.Checkpoints(str(tmp_path), keep=1) as saved:
+    saved.save(1, state, {})
+    saved.wait()
+    monkeypatch.setattr(checkpoint.pulse, "beat", lambda: beats.append(1))
+    _, restored, _ = saved.restore(checkpoint.abstract_like(state))
+  assert_same(restored, state)
+  assert len(beats) == 3  # and none from the thread that reads a save back

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ares_jax import adacs, evaluate, mesh, optimizer, setup, train
+from ares_jax import adacs, evaluate, mesh, optimizer, setup
 from ares_jax.checkpoint import Checkpoints
 from ares_jax.data import digits
 
@@ -22,7 +22,7 @@ SHORT = {"warmup__steps": 1, "adacs__steps": 0, "aepo__steps": 0, "evaluate__pro
 def trained(tmp_path_factory):
   """A workdir as one step of the warm-up leaves it, but for the step itself."""
   workdir = tmp_path_factory.mktemp("trained")
-  train.keep_config(str(workdir), tiny.values(**SHORT))
+  (workdir / "config.json").write_text(tiny.values(**SHORT).to_json_best_effort())
   config = tiny.read(**SHORT)
   with jax.set_mesh(mesh.make_mesh(-1, 1)), setup.open_run(config) as parts:
     params = parts.init_params()

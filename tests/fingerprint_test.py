@@ -3,7 +3,7 @@ import json
 import pytest
 import tiny
 
-from ares_jax import run_data, setup, train
+from ares_jax import run_data, run_folder, setup
 from ares_jax.data.sources import SourceConfig
 from ares_jax.fingerprint import fingerprint
 
@@ -36,12 +36,12 @@ def test_a_file_that_changed_under_its_name_is_refused_by_name_or_allowed(tmp_pa
   config = tiny.read()
   object.__setattr__(config, "data", run_data.DataConfig(None, files, "error"))
   workdir = str(tmp_path / "run")
-  train.keep_fingerprint(workdir, marks(config))
-  train.keep_fingerprint(workdir, marks(config))
+  run_folder.keep(workdir, {"fingerprint.json": marks(config)})
+  run_folder.keep(workdir, {"fingerprint.json": marks(config)})
   (tmp_path / "prompts.jsonl").write_text('{"question": "q", "answer": "4"}\n' * 4)
-  with pytest.raises(ValueError, match="made with other files: data.prompts differ; .* "
+  with pytest.raises(ValueError, match="or other files: data.prompts differ; .* "
                                        "--allow_change=data.prompts$"):
-    train.keep_fingerprint(workdir, marks(config))
-  train.keep_fingerprint(workdir, marks(config), allow=("data.prompts",))
-  train.keep_fingerprint(workdir, marks(config))
+    run_folder.keep(workdir, {"fingerprint.json": marks(config)})
+  run_folder.keep(workdir, {"fingerprint.json": marks(config)}, ("data.prompts",))
+  run_folder.keep(workdir, {"fingerprint.json": marks(config)})
   assert set(json.loads((tmp_path / "run" / "fingerprint.json").read_text())) >= {"template"}

@@ -9,8 +9,10 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "ares_jax"
 
 # A module may import from rows below its own; inside a folder sideways too.
 ROWS = (
-  ("train", "evaluate", "generate", "export", "report", "diagnose", "plan"),
-  ("setup", "ablation", "fingerprint", "run_records", "programs"),
+  ("train", "evaluate", "generate", "export", "report", "diagnose"),
+  ("check",),
+  ("plan",),
+  ("setup", "ablation", "fingerprint", "run_records", "programs", "replay"),
   ("adacs", "aepo"),
   ("measure", "predictions", "rollout", "policy_gradient", "loop", "run_data", "responses",
    "tracking"),

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ares_jax import checkpoint, loop, pulse
+from ares_jax import checkpoint, loop, pulse, run_folder
 from ares_jax.loop import LoopConfig, run_stage
 
 
@@ -162,3 +163,15 @@ def test_a_save_that_fails_is_made_up_for_at_the_next_step(tmp_path, monkeypatch
   with pytest.raises(OSError, match="saving checkpoint 6 .* step 5 is whole.*No space left"):
     run(tmp_path, steps=6)
   assert sorted(os.listdir(tmp_path / "stage")) == ["5"]
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path):
+  for folder, seed in (("one", 0), ("two", 1)):
+    run_folder.keep(str(tmp_path / folder), {"config.json": {"seed": seed, "threads": seed}})
+    run(tmp_path / folder, steps=2)
+  shutil.rmtree(tmp_path / "two" / "stage")
+  shutil.copytree(tmp_path / "one" / "stage", tmp_path / "two" / "stage")
+  with pytest.raises(ValueError, match="^checkpoint 2 of stage was made with .*: seed differ"):
+    run(tmp_path / "two", steps=3)
+  run_folder.keep(str(tmp_path / "one"), {"config.json": {"seed": 1, "threads": 4}}, ("seed",))
+  assert run(tmp_path / "one", steps=3).total == 3

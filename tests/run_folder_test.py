@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import tiny
 
 from ares_jax import run_folder
 
@@ -84,3 +85,54 @@ def test_a_dumped_batch_reads_back_and_three_are_kept(tmp_path):
   with np.load(tmp_path / "nonfinite" / "aepo-4.npz") as file:
     np.testing.assert_array_equal(file["tokens"], batch["tokens"])
     np.testing.assert_array_equal(file["vision/patches"], batch["vision"]["patches"])
+
+
+def keep(folder, marks=None, allow=(), **changes):
+  """Keeps the tiny config with `changes`, and digests."""
+  run_folder.keep(str(folder), {
+    "config.json": json.loads(tiny.values(**changes).to_json_best_effort()),
+    "fingerprint.json": marks or {"tokenizer": "a", "data.prompts": "b"}}, allow)
+
+
+def test_a_workdir_belongs_to_one_config_but_for_how_it_runs(tmp_path):
+  keep(tmp_path)
+  keep(tmp_path, threads=3, aepo__loop__save_every=7, engine__slots=3)
+  with pytest.raises(ValueError, match="made with another config .*: aepo.kl.dynamic, seed differ"):
+    keep(tmp_path, seed=1, aepo__kl__dynamic=False)
+  assert json.loads((tmp_path / "config.json").read_text())["threads"] == 3
+  with pytest.raises(ValueError, match="files: aepo.kl.dynamic differ; .*=aepo.kl.dynamic$"):
+    keep(tmp_path, seed=1, aepo__kl__dynamic=False, allow=("seed",))
+  keep(tmp_path, seed=1, allow=("seed",))
+  keep(tmp_path, seed=1)  # the new value is now the workdir's
+
+
+def test_what_is_refused_changes_nothing(tmp_path):
+  keep(tmp_path)
+  before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+  with pytest.raises(ValueError, match="other files: data.prompts differ"):
+    keep(tmp_path, {"tokenizer": "a", "data.prompts": "c"}, seed=1, allow=("seed",))
+  assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_a_checkpoint_made_with_something_else_is_refused_unless_it_was_allowed(tmp_path):
+  keep(tmp_path)
+  first = run_folder.marks(str(tmp_path))
+  assert first["data.prompts"] == '"b"' and first["seed"] == "0" and "threads" not in first
+  for found in (first, {}):  # {}: of a version that kept none
+    run_folder.check_marks(str(tmp_path), found, "checkpoint 3")
+  with pytest.raises(ValueError, match="^checkpoint 3 was made .*: data.prompts, seed differ; "):
+    run_folder.check_marks(str(tmp_path), first | {"data.prompts": '"x"', "seed": "5"},
+                           "checkpoint 3")
+  keep(tmp_path, {"tokenizer": "a", "data.prompts": "c"}, ("seed", "data.prompts"), seed=1)
+  run_folder.check_marks(str(tmp_path), first, "checkpoint 3")  # from before the change
+  with pytest.raises(ValueError, match="seed differ"):
+    run_folder.check_marks(str(tmp_path), first | {"seed": "7"}, "checkpoint 3")
+
+
+def test_a_disk_that_refuses_a_file_keeps_the_old_one_and_nothing_besides(tmp_path):
+  path = tmp_path / "results.json"
+  run_folder.write_text(str(path), "old")
+  (tmp_path / "results.json.tmp").symlink_to("/dev/full")
+  with pytest.raises(OSError, match="No space left"):
+    run_folder.write_text(str(path), "new" * 10_000)
+  assert os.listdir(tmp_path) == ["results.json"] and path.read_text() == "old"

@@ -76,16 +76,3 @@ def test_a_run_cut_off_in_an_update_ends_like_one_that_was_not(finished, tmp_pat
               if not key.startswith(("seconds", "speed", "memory"))}
              for line in lines(workdir, name)] for workdir in (straight, tmp_path)]
     assert kept[0] == kept[1]
-
-
-def test_a_workdir_belongs_to_one_config(tmp_path):
-  train.keep_config(str(tmp_path), tiny.values())
-  train.keep_config(str(tmp_path), tiny.values(threads=3, aepo__loop__save_every=7,
-                                                engine__slots=3))
-  with pytest.raises(ValueError, match="made with another config: aepo.kl.dynamic, seed differ"):
-    train.keep_config(str(tmp_path), tiny.values(seed=1, aepo__kl__dynamic=False))
-  assert json.loads((tmp_path / "config.json").read_text())["threads"] == 3
-  with pytest.raises(ValueError, match="config: aepo.kl.dynamic differ; .*=aepo.kl.dynamic$"):
-    train.keep_config(str(tmp_path), tiny.values(seed=1, aepo__kl__dynamic=False), ("seed",))
-  train.keep_config(str(tmp_path), tiny.values(seed=1), ("seed",))
-  train.keep_config(str(tmp_path), tiny.values(seed=1))  # the new value is now the workdir's

@@ -9,6 +9,7 @@ from ares_jax.data.bad_row import BadRow
 from ares_jax.data.pass_rates import candidates, column_passes
 from ares_jax.data.sources import Kept, Mixture
 from ares_jax.data.traces import trace_batch
+from ares_jax.pulse import beat  # the module by its name would load jax, see ares_jax/__init__.py
 
 _CHUNK = 1024  # rows looked at together; what is kept of one is its number, id and truths
 
@@ -78,8 +79,10 @@ def scan(source, *, numbers, check, grader, threads):
   faults = []
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     for start in range(0, len(numbers), _CHUNK):
-      chunk = numbers[start : start + _CHUNK]
-      seen = dict(zip(chunk, pool.map(look, chunk), strict=True))
+      chunk, seen = numbers[start : start + _CHUNK], {}
+      for number, found in zip(chunk, pool.map(look, chunk), strict=True):
+        beat()
+        seen[number] = found
       # By number: ids of one's own may come twice.
       good = [{"id": number, "answer": found["answer"]} for number, found in seen.items()
               if "answer" in found]

@@ -217,9 +217,9 @@ class Encoder:
     return set()
 
   def _picture(self, row, image):
-    if isinstance(image, np.ndarray):
-      image = Image.fromarray(image)
     with _naming(row):
+      if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
       pixels = images.load_image(image, min_pixels=self.config.min_pixels,
                                  max_pixels=self.config.max_pixels, factor=self.patch * self.merge)
     return images.patchify(pixels, patch=self.patch, merge=self.merge)
@@ -230,6 +230,6 @@ def _naming(row):
   """What is wrong with an image is its row's fault."""
   try:
     yield
-  except ValueError as error:
+  except (ValueError, TypeError) as error:  # TypeError: an array that is no picture, [H, W, 1]
     missing = isinstance(error.__cause__, FileNotFoundError)
     raise BadRow(row["id"], "image_missing" if missing else "image", error) from error

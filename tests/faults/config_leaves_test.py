@@ -1,5 +1,9 @@
 """Every leaf of a config, misspelt, of the wrong type and null: one line that names it."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import tiny
 
@@ -75,3 +79,15 @@ def test_a_missing_null_or_wrongly_typed_leaf_is_named(path):
   for value in (None, *wrong(LEAVES[path])):
     message = read(path, lambda node, key, value=value: node.update({key: value}))
     assert f"config.{path} is " in message, (value, message)
+
+
+@pytest.mark.parametrize("word, message", [
+  ("--config.aepo.minibatch=100", "config.aepo: 32 prompts x 8 samples = 256 sequences: minibatch"),
+  ("--config.model.path=/nowhere", "config.model.path '/nowhere' is no folder")])
+def test_the_command_refuses_in_one_line_before_it_touches_a_device(tmp_path, word, message):
+  done = subprocess.run(
+    [sys.executable, "-m", "ares_jax.train", "--config=configs/ares_tiny.py",
+     f"--workdir={tmp_path / 'run'}", word], cwd=tiny.ROOT, capture_output=True, text=True,
+    timeout=300, env=os.environ | {"JAX_PLATFORMS": "none_such"})
+  assert done.returncode == 1 and done.stdout == "" and not (tmp_path / "run").exists()
+  assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1

@@ -61,8 +61,8 @@ def die():
   os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run(workdir, phase):
-  """The whole run, or as much of it as it lives to see."""
+def run(workdir, phase, *, steps=STEPS, keep=1, each=lambda number: None):
+  """The whole run, or as much of it as it lives to see; `each` is called before every step."""
   arm(phase)
   tx = optimizer.make(ADAM)
   path = os.path.join(workdir, "rollouts.jsonl")
@@ -82,6 +82,7 @@ def run(workdir, phase):
 
     def step(state):
       note("steps", int(state.step))
+      each(int(state.step))
       # As with online filtering, every other step draws two batches.
       batch = [next(batches) for _ in range(1 + int(state.step) % 2)][-1]
       line = json.dumps({"stage": "toy", "step": int(state.step) + 1, "rows": batch.tolist()})
@@ -109,8 +110,8 @@ def run(workdir, phase):
     params = {"w": jnp.zeros(4)}
     return State(jnp.int32(0), jnp.int32(0), params, tx.init(params), jnp.zeros(4))
 
-  loop.run_stage("toy", first(), begin, steps=STEPS, workdir=workdir,
-                 config=loop.LoopConfig(SAVE_EVERY, 1, False, 2))
+  loop.run_stage("toy", first(), begin, steps=steps, workdir=workdir,
+                 config=loop.LoopConfig(SAVE_EVERY, keep, False, 2))
 
 
 def arm(phase):
@@ -127,8 +128,7 @@ def arm(phase):
     if when == "after":
       function(*args, **kwargs)
     elif when == "torn":
-      args[0]._file.write('{"stage": "toy", "st')
-      args[0]._file.flush()
+      args[0]._file.write(b'{"stage": "toy", "st')
     elif when == "half":
       folder = os.path.join(str(args[0].directory), str(args[1]), "state")
       shutil.rmtree(folder)
@@ -178,7 +178,7 @@ def wait_for(workdir, steps, seconds):
 def end(workdir):
   """What may not depend on kills: digests of the state, both logs without times."""
   folder = os.path.join(workdir, "toy")
-  (step,) = (name for name in os.listdir(folder) if name.isdigit())
+  step = max((name for name in os.listdir(folder) if name.isdigit()), key=int)
   with open(os.path.join(folder, step, "extra", "metadata")) as file:
     found = {"step": step, "leaves": json.load(file)["record"]["leaves"]}
   for name in ("metrics.jsonl", "rollouts.jsonl"):

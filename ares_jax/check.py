@@ -1,0 +1,124 @@
+"""Compiles the largest programs of a run on its devices: what does not fit is said at the start.
+
+    python -m ares_jax.train --config=configs/ares_tiny.py --check
+
+Shapes are the longest of the config: every example of fine-tuning in a row of its own, prompts of
+the last `prompt.max_tokens`, answers of `max_tokens`, packed rows of the longest `row_tokens`. What
+is compiled here the run does not compile again.
+"""
+
+import contextlib
+import dataclasses
+import os
+import time
+
+import jax
+
+from ares_jax import pulse
+from ares_jax.checkpoint import newest
+from ares_jax.config import one_line
+from ares_jax.plan import GIB, NAMES, knobs
+from ares_jax.programs import fine_tuning, programs
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+  """One compiled program."""
+
+  name: str
+  bytes: float | None  # of a device, with what the run holds beside it; None: the compiler gave up
+  limit: float | None  # bytes of a device; None where the backend does not tell
+  seconds: float  # of compiling
+
+  @property
+  def fits(self):
+    """False where it surely does not."""
+    return self.bytes is not None and (self.limit is None or self.bytes <= self.limit)
+
+
+def check(config, model, note=lambda line: None):
+  """Checked programs of a TrainConfig on the current mesh, in the order they run.
+
+  Args:
+    config: setup.TrainConfig.
+    model: ModelConfig.
+    note: is told of every program when it starts.
+
+  Raises:
+    ValueError: sizes do not divide over the mesh, or keys and values do not fit engine.cache_gib.
+  """
+  largest = [fine_tuning(config, model, stage) for stage in ("warmup", "adacs")
+             if getattr(config, stage).steps]
+  largest += programs(config, model) if config.aepo.steps else ()
+  checked = []
+  for program in largest:
+    note(f"compiling the longest shape of {program.name} ...")
+    pulse.beat()
+    start, size = time.perf_counter(), None
+    try:
+      found = program.trace().lower().compile().memory_analysis()
+      size = (found.argument_size_in_bytes + found.output_size_in_bytes
+              + found.temp_size_in_bytes - found.alias_size_in_bytes + program.beside)
+    except jax.errors.JaxRuntimeError as error:
+      if not _exhausted(error):
+        raise
+    checked.append(Checked(program.name, size, _limit(), time.perf_counter() - start))
+  return checked
+
+
+def table(checked):
+  """The programs as Markdown."""
+  lines = ["| program | GiB a device | of | compiled in s |", "| --- | --- | --- | --- |"]
+  for one in checked:
+    size, limit = ("?" if x is None else f"{x / GIB:.3f}" for x in (one.bytes, one.limit))
+    lines.append(f"| {one.name} | {size}{'' if one.fits else ', too many'} | {limit} | "
+                 f"{one.seconds:.0f} |")
+  return "\n".join(lines)
+
+
+def require(checked, config, model):
+  """Refuses programs that do not fit: ValueError names them and what to turn."""
+  over = [one.name for one in checked if not one.fits]
+  if over:
+    raise ValueError(f"{', '.join(over)} need more memory than a device has; "
+                     f"{remedies(over, config, model)}")
+
+
+def longest_first(config, model, workdir, note):
+  """Before AEPO begins: compiles its longest shapes, where the first batch may have shorter ones.
+
+  Raises:
+    ValueError: they do not fit; names what to turn.
+  """
+  several = len(config.prompt.max_tokens) > 1 or len(config.aepo.row_tokens) > 1
+  if several and config.aepo.steps and newest(os.path.join(workdir, "aepo")) is None:
+    require(check(config, model, note), config, model)
+
+
+@contextlib.contextmanager
+def naming_knobs(config, model):
+  """Turns a device's "out of memory" into one line that says what to turn."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if not _exhausted(error):
+      raise
+    raise ValueError(f"out of device memory: {one_line(error)[:200]}; the newest checkpoint is "
+                     f"whole; {remedies(NAMES, config, model)}") from error
+
+
+def remedies(names, config, model):
+  """What to turn first, in one line."""
+  found = [f"--config.{name}.microbatch={getattr(config, name).microbatch // 2}" for name in (
+    "warmup", "adacs") if name in names and getattr(config, name).microbatch > 1]
+  found += knobs(names, config, model, len(jax.devices()))
+  return f"turn first: {'; '.join(dict.fromkeys(found))}"
+
+
+def _exhausted(error):
+  return "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _limit():
+  """Bytes of this process's first device, where its backend tells."""
+  return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")

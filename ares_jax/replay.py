@@ -1,0 +1,126 @@
+"""Replays a batch whose update was left out, and says which of its terms is not finite.
+
+    python -m ares_jax.train --config=configs/ares_tiny.py --workdir=runs/ares_tiny \\
+      --replay=runs/ares_tiny/nonfinite/aepo-7.npz
+
+The stage's own step runs once more, on the weights of its newest checkpoint: updates that were left
+out did not change them. Nothing is written.
+"""
+
+import os
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ares_jax import adacs, aepo, mesh, optimizer
+from ares_jax.checkpoint import abstract_like, newest, read_part
+from ares_jax.loop import FAULT
+from ares_jax.models.vision import VisionInput
+from ares_jax.rollout import RolloutBatch
+from ares_jax.rows import PackedRows
+from ares_jax.run_folder import STAGES
+from ares_jax.shaping import Controllers
+
+# What a step names, in the order in which it comes by them.
+TERMS = ("sampler_logprob", "sampler_entropy", "reward", "logits", "logprob", "reference",
+         "sampler_gap", "loss", "gradient")
+
+
+def replay(parts, workdir, path):
+  """Runs the step of a dumped batch once more.
+
+  Args:
+    parts: setup.Run.
+    workdir: folder of the run.
+    path: a file that run_folder.dump_batch wrote.
+
+  Returns:
+    {term: values of it that are not finite, or 1 where it is beyond its limit}, in the order in
+    which the step computes them: arrays of the batch, weights, what is made of both, the gradient.
+    Empty where the update would be applied.
+    step: of the checkpoint whose weights were taken; 0 = the first ones.
+
+  Raises:
+    ValueError: the file is no dumped batch of a stage.
+  """
+  found = re.fullmatch(rf"({'|'.join(STAGES)})-(\d+)\.npz", os.path.basename(path))
+  if not found:
+    raise ValueError(f"--replay={path}: the name of a dumped batch is STAGE-STEP.npz, with STAGE "
+                     f"one of {', '.join(STAGES)}")
+  stage, number = found[1], int(found[2])
+  with np.load(path, allow_pickle=False) as file:
+    arrays = dict(file)
+  config = getattr(parts.config, stage)
+  first = _first_weights(parts, workdir, stage)
+  if stage == "aepo":
+    state = aepo.init_state(config, jax.tree.map(jnp.copy, first))
+    state = state.replace(controllers=Controllers(**mesh.put(_under(arrays, "controllers"))))
+  else:
+    start = optimizer.start(optimizer.of(config.optimizer, first, frozen=config.frozen), first)
+    state = adacs.SftState(mesh.put(jnp.int32(0)), first, start)
+  folder, step = os.path.join(workdir, stage), 0
+  if newest(folder) is not None:
+    for part in ("params", "opt_state"):
+      step, value = read_part(folder, part, abstract_like(getattr(state, part)))
+      state = state.replace(**{part: value})
+  state = state.replace(step=mesh.put(jnp.int32(number - 1)))
+  terms = _not_finite("batch", _under(arrays, "batch")) | _not_finite("weights", state.params)
+  if stage == "aepo":
+    terms |= _not_finite("reference weights", first)
+    _, metrics = aepo.aepo_step(parts.generator.model, config, state, first, _rollout(arrays),
+                                mesh.put(parts.words))
+  else:
+    _, metrics = adacs.sft_step(parts.generator.model, config, state, _traces(arrays))
+  metrics = jax.device_get(metrics)
+  terms |= {name: int(metrics[FAULT + name]) for name in TERMS if metrics.get(FAULT + name, 0)}
+  if metrics.get("skipped", 0) + metrics.get("update/skipped", 0) and not terms:
+    terms["gradient"] = 1
+  return terms, step
+
+
+def text(path, terms, step):
+  """What `replay` found, for a terminal."""
+  lines = [f"{path}, with the weights of step {step}:"]
+  lines += [f"  {name}: {count}" for name, count in terms.items()]
+  lines.append(f"not finite or beyond its limit first: {next(iter(terms))}" if terms else
+               "all terms are finite: with these weights the update would be applied")
+  return "\n".join(lines)
+
+
+def _first_weights(parts, workdir, stage):
+  """Those the stage started from: of the last stage before it, or the run's first."""
+  first = parts.init_params()
+  for earlier in reversed(STAGES[:STAGES.index(stage)]):
+    folder = os.path.join(workdir, earlier)
+    if newest(folder) is not None:
+      return read_part(folder, "params", abstract_like(first))[1]
+  return first
+
+
+def _under(arrays, name):
+  """{path below `name`: array}."""
+  return {path[len(name) + 1:]: array for path, array in arrays.items()
+          if path.startswith(f"{name}/")}
+
+
+def _not_finite(name, tree):
+  """{"name/path": values that are not finite} of the leaves that have some."""
+  counts = {jax.tree_util.keystr(path, simple=True, separator="/"): int((~jnp.isfinite(x)).sum())
+            for path, x in jax.tree_util.tree_leaves_with_path(tree)
+            if jnp.issubdtype(x.dtype, jnp.inexact)}
+  return {f"{name}/{path}": count for path, count in counts.items() if count}
+
+
+def _rollout(arrays):
+  batch = _under(arrays, "batch")
+  own = {name: array for name, array in batch.items() if "/" not in name}
+  return RolloutBatch(vision=VisionInput(**_under(batch, "vision")),
+                      rows=PackedRows(**_under(batch, "rows")), **own).to_device()
+
+
+def _traces(arrays):
+  batch = _under(arrays, "batch")
+  return adacs.to_device(types.SimpleNamespace(**batch, vision=_under(batch, "vision")))

@@ -1,0 +1,193 @@
+"""Disks that are full, read-only or gone: what was saved stays, nothing is left over, the end is
+one clear error, and the same command goes on when the disk is mended."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+import types
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ares_jax import loop, metrics, run_folder
+
+# A save that fails leaves Orbax's own threads and files to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+SIZE = 3 << 20  # of the disk; a checkpoint of this run takes about 0.4 MiB of it
+
+
+@flax.struct.dataclass
+class State:
+  step: jax.Array
+  weights: jax.Array
+
+
+@pytest.fixture
+def disk(tmp_path):
+  """A small disk of its own, where this user may mount one."""
+  folder = tmp_path / "disk"
+  folder.mkdir()
+  if shutil.which("mount") is None or subprocess.run(
+      ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", folder],
+      capture_output=True).returncode:
+    pytest.skip("needs the right to mount a file system")
+  yield folder
+  subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch):
+  """Nothing to wait for; the list says what happens in a pause."""
+  events = []
+  monkeypatch.setattr(loop, "_PAUSES", (0, 0))
+  monkeypatch.setattr(loop, "time", types.SimpleNamespace(
+    sleep=lambda _: events and events.pop(0)()))
+  return events
+
+
+def run(workdir, *, steps=6, at=None, event=None):
+  """A run of 6 steps that saves after each; `event` happens after step `at`."""
+  def begin(state):
+    def step(state):
+      if int(state.step) == at:
+        event()
+      # Logged before the update, as responses are.
+      with open(os.path.join(workdir, "rollouts.jsonl"), "a") as file:
+        file.write(json.dumps({"stage": "stage", "step": int(state.step) + 1}) + "\n")
+      return State(state.step + 1, state.weights + state.step), {"sum": state.step}, ""
+
+    metrics.truncate(os.path.join(workdir, "rollouts.jsonl"), "stage", int(state.step))
+    return step
+
+  state = State(jnp.int32(0), jax.random.normal(jax.random.key(0), (300, 300)))
+  return loop.run_stage("stage", state, begin, steps=steps, workdir=str(workdir),
+                        config=loop.LoopConfig(1, 1, False, 2))
+
+
+def fill(folder, left=0):
+  """Function that fills the disk but for `left` bytes, when no save is under way."""
+  def event():
+    while (folder / "run").exists() and os.listdir(folder / "run" / "stage") != ["3"]:
+      time.sleep(0.01)
+    stat = os.statvfs(folder)
+    with open(folder / "filler", "wb") as file:
+      file.write(bytes(stat.f_bavail * stat.f_frsize - left))
+
+  return event
+
+
+def assert_ends_whole(workdir, alone):
+  """The run goes on and ends as one that was left alone; nothing is left over."""
+  assert (run(workdir).weights == alone.weights).all()
+  assert sorted(os.listdir(workdir)) == ["metrics.jsonl", "rollouts.jsonl", "stage", "tensorboard"]
+  assert os.listdir(workdir / "stage") == ["6"]
+  for name in ("metrics.jsonl", "rollouts.jsonl"):
+    assert [json.loads(line)["step"] for line in (workdir / name).read_text().splitlines()] == [
+      1, 2, 3, 4, 5, 6], name
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+  return run(tmp_path_factory.mktemp("alone"))
+
+
+@pytest.mark.parametrize("left", [0, 8192, 200_000])
+def test_a_full_disk_ends_the_run_with_its_checkpoint_intact(disk, alone, left):
+  workdir = disk / "run"
+  # In the last block of a log, in a log, or in a checkpoint: wherever the disk ends.
+  with pytest.raises(OSError, match="No space left|RESOURCE_EXHAUSTED|StatusCode|Error writing"):
+    run(workdir, at=3, event=fill(disk, left))
+  saved = [name for name in os.listdir(workdir / "stage") if name.isdigit()]
+  assert saved and set(saved) <= {"2", "3"}
+  os.remove(disk / "filler")
+  assert_ends_whole(workdir, alone)
+
+
+def test_a_disk_that_is_full_for_a_while_is_waited_for(disk, alone, pauses):
+  workdir = disk / "run"
+  pauses.append(lambda: None)
+  pauses.append(lambda: os.remove(disk / "filler"))
+  assert (run(workdir, at=3, event=fill(disk, 200_000)).weights == alone.weights).all()
+  assert not pauses
+  assert_ends_whole(workdir, alone)
+
+
+def test_a_disk_that_turns_read_only_ends_the_run(disk, alone):
+  workdir, turn = disk / "run", lambda how: subprocess.run(
+    ["mount", "-o", f"remount,{how}", disk], check=True)
+
+  def refuse():  # a disk does not turn read-only while a file is open for writing
+    raise OSError(30, "Read-only file system")
+
+  with pytest.raises(OSError, match="Read-only file system; stage is saved at step 3 of 6"):
+    run(workdir, at=3, event=refuse)
+  kept = os.listdir(workdir / "stage")
+  turn("ro")
+  with pytest.raises(OSError, match="Read-only file system"):
+    with run_folder.lock(str(workdir)):
+      pass
+  with pytest.raises(OSError, match="Read-only file system"):
+    run(workdir)
+  with pytest.raises(OSError, match="Read-only file system"):
+    run_folder.keep(str(disk / "new"), {"config.json": {}})
+  assert os.listdir(workdir / "stage") == kept
+  turn("rw")
+  assert_ends_whole(workdir, alone)
+
+
+def test_a_folder_that_vanishes_is_not_made_anew(tmp_path, alone):
+  workdir, aside = tmp_path / "run", tmp_path / "aside"
+  with pytest.raises(OSError, match="run/.*No such file|No such file.*run/"):
+    run(workdir, at=3, event=lambda: workdir.rename(aside))
+  assert not (workdir / "metrics.jsonl").exists() and not list(workdir.glob("stage/[0-9]*"))
+  shutil.rmtree(workdir, ignore_errors=True)
+  aside.rename(workdir)
+  assert_ends_whole(workdir, alone)
+
+
+def test_a_log_that_cannot_be_written_ends_the_run_unless_it_can_soon(tmp_path, alone, pauses,
+                                                                      monkeypatch):
+  append, left = metrics.MetricWriter._append, [9]
+
+  def fail(self, line):
+    if b'"step": 4,' in line and left[0]:
+      left[0] -= 1
+      raise OSError(5, "Input/output error")
+    append(self, line)
+
+  monkeypatch.setattr(metrics.MetricWriter, "_append", fail)
+  with pytest.raises(OSError, match="step 4 of stage cannot be logged: .*Input/output error"):
+    run(tmp_path)
+  assert os.listdir(tmp_path / "stage") == ["3"] and left[0] == 6
+  left[0] = 2
+  assert_ends_whole(tmp_path, alone)
+
+
+def test_a_line_that_does_not_fit_leaves_no_part_of_itself(disk):
+  with metrics.MetricWriter(str(disk), "aepo", step=0) as writer:
+    writer.write_scalars(1, {"loss": 1.0})
+    fill(disk)()
+    with pytest.raises(OSError, match="No space left"):
+      writer.write_scalars(2, {f"a long name {number}": 0.5 for number in range(1000)})
+    os.remove(disk / "filler")
+    writer.write_scalars(2, {"loss": 0.5})
+  assert [json.loads(line)["step"] for line in (disk / "metrics.jsonl").read_text().splitlines()] \
+    == [1, 2]
+
+
+def test_tensorboard_without_a_disk_does_not_hold_up_the_run(tmp_path, alone, monkeypatch):
+  def fail(self, event):
+    raise OSError(28, "No space left on device")
+
+  begun = []
+  monkeypatch.setattr(metrics.EventsWriter, "_write_serialized_event",
+                      lambda self, event: fail(self, event) if begun else None)
+  assert (run(tmp_path, at=1, event=lambda: begun.append(1), steps=6).weights
+          == alone.weights).all()
+  monkeypatch.undo()
+  assert_ends_whole(tmp_path, alone)
