@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ares_jax import hosts, mesh, optimizer, shares
+from ares_jax import hosts, mesh, model_flops, optimizer, shares
 from ares_jax.data import curate as curation
 from ares_jax.data import curation_page, pass_rates
 from ares_jax.data.sources import epochs
@@ -163,14 +163,16 @@ def fine_tune(params, source, config, *, stage, generator, workdir, seed, thread
 
   def begin(state):
     batches = shares.stream(source, batch=config.batch, seed=seed, encode=encode, collate=collate,
-                     start=int(state.step), threads=threads, shuffle=config.shuffle)
+                            start=int(state.step), threads=threads, shuffle=config.shuffle)
 
     def step(state):
       with generator.phases("data"):
-        batch = to_device(next(batches))
+        traces = next(batches)
+        batch = to_device(traces)
       with generator.phases("update"), generator.phases("device"):
         state, metrics = sft_step(generator.model, config, state, batch, base)
         metrics = jax.device_get(metrics) | epochs(source, int(state.step) * config.batch)
+      metrics |= _work(traces, config, generator.model, base is not None)
       if metrics["skipped"]:
         dump_batch(workdir, stage, int(state.step), {"batch": batch})
       return state, metrics, f"loss {metrics['loss']:.3f}"
@@ -180,6 +182,14 @@ def fine_tune(params, source, config, *, stage, generator, workdir, seed, thread
   state = SftState(mesh.put(jnp.int32(0)), params, opt_state)
   return run_stage(stage, state, begin, steps=config.steps, workdir=workdir,
                    config=config.loop, phases=generator.phases).params
+
+
+def _work(batch, config, model, adapters):
+  """Tokens of a TraceBatch, prompts too, and FLOPs that learning them needs."""
+  image = model_flops.vision(model.vision, batch.vision["image"])
+  return {"work/tokens": (batch.segment > 0).sum(),
+          "work/flops": model_flops.fine_tuning(config, model, batch.segment, batch.loss_mask.sum(),
+                                               image, adapters=adapters)}
 
 
 def to_device(batch):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ares_jax import mesh, ops, optimizer, policy_gradient
+from ares_jax import mesh, model_flops, ops, optimizer, policy_gradient
 from ares_jax.branching import Branching
 from ares_jax.data.sources import epochs
 from ares_jax.loop import LoopConfig, run_stage
@@ -247,6 +247,7 @@ def run(params, source, config, *, generator, words, workdir, seed, threads, bas
       if metrics["update/skipped"]:
         dump_batch(workdir, "aepo", int(state.step),
                    {"batch": batch, "controllers": state.controllers})
+      metrics |= _work(rollout, config, generator.model, base is not None)
       metrics |= rollout.metrics | packing | epochs(source, int(state.batches) * config.prompts)
       note = (f"accuracy {metrics['reward/accuracy']:.2f} "
               f"tokens {metrics['response/tokens']:.1f} hwe {metrics['hwe/share']:.1%}")
@@ -262,6 +263,18 @@ def run(params, source, config, *, generator, words, workdir, seed, threads, bas
 
   return run_stage("aepo", state, begin, steps=config.steps, workdir=workdir, config=config.loop,
                    phases=generator.phases).params
+
+
+def _work(rollout, config, model, adapters):
+  """Tokens drawn, and FLOPs that drawing and learning them needs; batches that were filtered out
+  count as if they were like those kept."""
+  prompts, answers = rollout.prompts.length, rollout.samples.mask.sum(1)
+  needed = model_flops.iteration(
+    config, model, prompts=prompts, answers=answers,
+    image=model_flops.vision(model.vision, rollout.prompts.vision["image"]), adapters=adapters)
+  drawing = needed["prefill"] + needed["decode"]
+  return {"work/tokens": answers.sum() * rollout.batches,
+          "work/flops": drawing * rollout.batches + needed["aepo_step"]}
 
 
 def _packed(rollout, config, encoder):

@@ -110,7 +110,7 @@ def plan(config, model, topology, *, only=NAMES, note=lambda line: None):
   chip, devices = chips.describe(topology)
   with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model, devices)):
     layout = mesh.size("data"), mesh.size("model")
-    needed = programs.model_flops(config, model)
+    needed = programs.needed_flops(config, model)
     parts = []
     for program in programs.programs(config, model):
       if program.name in only:

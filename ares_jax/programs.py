@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ares_jax import adacs, aepo, mesh, optimizer, sampler, slots
+from ares_jax import adacs, aepo, mesh, model_flops, optimizer, sampler, slots
 from ares_jax.branching import Branching
 from ares_jax.models import hf_config, lora, weights
 from ares_jax.models.published import BY_NAME
@@ -161,45 +162,17 @@ def device_bytes(tree):
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)))
 
 
-def model_flops(config, model):
-  """FLOPs that an iteration's mathematics needs, by program: no recomputation, no masked scores.
-
-  2 a weight and token forward, 4 more for the gradients of what is trained; scores of causal
-  attention over half the square. Rows are as long as the config allows.
-  """
-  settings = config.aepo
-  prompt, answer = config.prompt.max_tokens[-1], settings.sampling.max_tokens
-  rows, row = settings.prompts * settings.group, prompt + answer
-  heads = 4 * model.layers * model.heads * model.head_dim  # a query and a key, both products
-  block = model.embed * model.head_dim * 2 * (model.heads + model.kv_heads) \
-    + 3 * model.embed * model.mlp
-  token, head = 2 * model.layers * block, 2 * model.vocab * model.embed
-  image = settings.prompts * _vision_flops(model.vision, config.prompt.windows[-1])
-  # Of prompt tokens no log-probability is asked: the head works for answers alone.
-  products, scores = rows * (row * token + answer * head), rows * heads * row**2 / 2
-  frozen = bool(config.model.lora.rank) or "vision" in settings.frozen
-  # Of adapters' matrices only the gradient of what goes through them: 2 a weight and token.
-  back = 1 if config.model.lora.rank else 2
-  # Policy, reference, and of several minibatches the policy before the update.
-  passes = 2 + (settings.loss.old_logprob == "recompute" and rows > settings.minibatch)
-  towers = 1 if frozen else passes + 2
-  return {
-    "reshard": 0.0,
-    "prefill": settings.prompts * (prompt * token + heads * prompt**2 / 2) + image,
-    "decode": rows * (answer * (token + head) + heads * (prompt * answer + answer**2 / 2)),
-    "aepo_step": (passes + back) * products + (passes + 2) * scores + towers * image}
-
-
-def _vision_flops(vision, windows):
-  """Of one prompt's images, forward."""
-  patches = windows * vision.window_patches
-  block = 4 * vision.hidden**2 + 3 * vision.hidden * vision.mlp
-  full = len(vision.full_attention)
-  keys = full * patches + (vision.depth - full) * vision.window_patches
-  merged = vision.unit * vision.hidden
-  return (2 * patches * (vision.depth * block + vision.patch_dim * vision.hidden)
-          + 4 * patches * keys * vision.hidden
-          + 2 * patches // vision.unit * (merged**2 + merged * vision.out))
+def needed_flops(config, model):
+  """FLOPs that an iteration's mathematics needs, by program (model_flops.py): every prompt, image
+  and answer as long as the config allows."""
+  settings, size = config.aepo, model.vision
+  patches = config.prompt.windows[-1] * size.window_patches
+  prompts = np.full(settings.prompts, config.prompt.max_tokens[-1])
+  answers = np.full(settings.prompts * settings.group, settings.sampling.max_tokens)
+  image = settings.prompts * model_flops.tower(size, patches, patches**2)
+  return {"reshard": 0.0} | model_flops.iteration(settings, model, prompts=prompts,
+                                                  answers=answers, image=image,
+                                                   adapters=bool(config.model.lora.rank))
 
 
 def _devices():

@@ -21,7 +21,7 @@ STAGES = ("warmup", "adacs", "aepo")  # in the order of a run; each saves in a f
 # Settings that may change when a run goes on: how it reads, where it runs, how often it saves. None
 # of them changes what comes out.
 FREE = ("threads", "hosts.", "mesh.", "engine.", "grade.workers", "grade.timeout",
-        "stall_minutes", *(f"{stage}.loop." for stage in STAGES))
+        "stall_minutes", "wandb.", *(f"{stage}.loop." for stage in STAGES))
 
 # Settings that hosts of one run may have each for itself.
 OWN = ("threads", "grade.workers", "grade.timeout", "stall_minutes")

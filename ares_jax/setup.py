@@ -27,6 +27,7 @@ from ares_jax.models.config import ModelConfig, VisionConfig
 from ares_jax.rollout import Generator
 from ares_jax.run_data import DataConfig, RunData
 from ares_jax.sampler import EngineConfig, plan
+from ares_jax.tracking import WandbConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +98,7 @@ class TrainConfig:
   adacs: SftConfig
   aepo: AepoConfig
   evaluate: EvaluateConfig
+  wandb: WandbConfig
 
   def __post_init__(self):
     if self.threads < 1:

@@ -23,7 +23,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from ares_jax import adacs, aepo, check, hosts, mesh, pulse, run_folder, saved
+from ares_jax import adacs, aepo, check, hosts, mesh, profiler, pulse, run_folder, saved, tracking
 from ares_jax.command import UsageError, require_config, run
 from ares_jax.data import pass_rates
 from ares_jax.fingerprint import fingerprint
@@ -45,6 +45,8 @@ _CHECK = flags.DEFINE_bool(
   "check", False, "Compile the largest programs and print their memory; no training.")
 _REPLAY = flags.DEFINE_string(
   "replay", "", "File of WORKDIR/nonfinite: says which term of it is not finite; no training.")
+_PROFILE = flags.DEFINE_string(
+  "profile", None, "START:STOP, steps of the last stage to trace into WORKDIR/profile, from 0.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/CONFIG_NAME.")
 _CURATE = flags.DEFINE_string("curate", "", "all: stop after curation; 3/8: one shard of it alone.")
 
@@ -58,6 +60,7 @@ def main():
   name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))
   workdir = os.path.abspath(_WORKDIR.value or os.path.join("runs", name[0]))
   allow = tuple(_ALLOW_CHANGE.value)
+  traced = _traced(config, workdir)
   shard = _shard(_CURATE.value)
   if shard:
     workdir = pass_rates.shard_folder(workdir, shard)
@@ -86,9 +89,19 @@ def main():
       if shard:
         curate_shard(parts, workdir, shard)
         return
-      with check.naming_knobs(config, parts.model):
+      with check.naming_knobs(config, parts.model), traced, \
+          tracking.wandb(config.wandb, workdir, values.to_dict()):
         check.longest_first(config, parts.model, workdir, _note)
         train(parts, workdir, until="curation" if _CURATE.value else "end", allow=allow)
+
+
+def _traced(config, workdir):
+  """The context of --profile; of nothing without it."""
+  if _PROFILE.value is None:
+    return contextlib.nullcontext()
+  stage = next((name for name in reversed(STAGES) if getattr(config, name).steps), STAGES[-1])
+  steps = profiler.steps(_PROFILE.value, stage, getattr(config, stage).steps)
+  return profiler.requested(os.path.join(workdir, "profile"), stage, *steps)
 
 
 def _shard(text):

@@ -91,4 +91,5 @@ def get_config(algorithm="aepo"):
   c.aepo.loop = loop
 
   c.evaluate = dict(problems=512, samples=8, batch=64, temperature=1.0, top_p=1.0)
+  c.wandb = dict(project="", name="")  # Weights & Biases; no project: nothing is sent
   return choose(c, algorithm)

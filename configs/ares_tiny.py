@@ -82,4 +82,5 @@ def get_config(algorithm="aepo"):
   c.aepo.loop = dict(save_every=10, keep=1, strict=False, max_skipped=5)
 
   c.evaluate = dict(problems=256, samples=8, batch=64, temperature=1.0, top_p=1.0)
+  c.wandb = dict(project="", name="")  # Weights & Biases; no project: nothing is sent
   return choose(c, algorithm)

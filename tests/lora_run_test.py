@@ -181,7 +181,7 @@ def test_a_plan_counts_the_base_once(trained):
   # Weights and reference, and moments but for the frozen tower's.
   assert more["decode"] == pytest.approx(8 * count + 8 * (count - vision) + 2 * vision, abs=200)
   # Adapters' gradients are a small part of the work back: nothing is computed for the base.
-  work = [programs.model_flops(one, model)["aepo_step"] for one in (config, full)]
+  work = [programs.needed_flops(one, model)["aepo_step"] for one in (config, full)]
   assert 0.7 < work[0] / work[1] < 0.8
   jax.tree.map(lambda shape, leaf: np.testing.assert_equal((shape.shape, shape.dtype),
                                                            (leaf.shape, leaf.dtype)), state, real)

@@ -27,7 +27,7 @@ def row(size, topology, changes):
   with jax.set_mesh(mesh.make_mesh(*SLICES[topology], devices)):
     params, base, _ = programs._policy(settings.model.lora, model)
     held = programs.device_bytes((programs._state(settings.aepo, params, base), params, base))
-  return held / 2**30, programs.model_flops(settings, model)["aepo_step"]
+  return held / 2**30, programs.needed_flops(settings, model)["aepo_step"]
 
 
 def main():
