@@ -20,7 +20,7 @@ import optax
 
 from ares_jax import mesh, ops, optimizer, policy_gradient
 from ares_jax.branching import Branching
-from ares_jax.data.sources import epochs, stream
+from ares_jax.data.sources import epochs
 from ares_jax.loop import LoopConfig, run_stage
 from ares_jax.metrics import truncate
 from ares_jax.models import lora
@@ -32,6 +32,7 @@ from ares_jax.rows import balance, deal, pack
 from ares_jax.run_folder import dump_batch
 from ares_jax.sampler import SamplingConfig, stage_key
 from ares_jax.shaping import Controllers, EntropyConfig, RewardConfig, by_bucket, shape
+from ares_jax.shares import stream
 
 # Share of high-window-entropy tokens below which AEPO is GRPO, above which it relaxes everything.
 HWE_SHARE = (0.001, 0.2)
@@ -215,13 +216,15 @@ def run(params, source, config, *, generator, words, workdir, seed, threads, bas
   state = init_state(config, jax.tree.map(jnp.copy, params), base)
   words_V, key = mesh.put(words), stage_key(seed, "aepo")
 
-  def collate(rows, number):
-    return generator.encoder.batch(rows, number * config.prompts + np.arange(config.prompts))
+  def collate(rows, encoded, number):
+    place = number * config.prompts + np.arange(config.prompts)
+    return generator.encoder.batch(rows, place, encoded)
 
   def begin(state):
-    truncate(os.path.join(workdir, "rollouts.jsonl"), "aepo", int(state.step))
-    batches = stream(source, batch=config.prompts, seed=seed, collate=collate,
-                     start=int(state.batches), threads=threads)
+    if jax.process_index() == 0:
+      truncate(os.path.join(workdir, "rollouts.jsonl"), "aepo", int(state.step))
+    batches = stream(source, batch=config.prompts, seed=seed, encode=generator.encoder.encode,
+                     collate=collate, start=int(state.batches), threads=threads)
     order = functools.partial(balance, minibatch=config.minibatch, microbatch=config.microbatch,
                               row_tokens=config.row_tokens)
 

@@ -142,7 +142,7 @@ def fine_tuning(config, model, stage):
   def trace():
     params, base, _ = _policy(config.model.lora, model)
     trained = _state(settings, params, base)
-    ints, mask = (jax.ShapeDtypeStruct((rows, settings.row_tokens), dtype)
+    ints, mask = (jax.ShapeDtypeStruct((rows, max(settings.row_tokens)), dtype)
                   for dtype in (jnp.int32, bool))
     batch = _split(dict(tokens=ints, segment=ints, unit=ints, loss_mask=mask,
                         vision=_vision(model, rows, settings.row_windows)), "data")

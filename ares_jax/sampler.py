@@ -135,7 +135,7 @@ def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, e
   places = Places.free(devices, prompts_P // devices, sizes)
   ended_B, longest, queue = np.zeros(rows, bool), 0, collections.deque()
   while not ended_B.all():
-    pulse.beat()
+    pulse.beat(common=True)
     while (next_read := places.next_read(_left(ended_B, group))) is not None:
       read = slots.read(model, params, read, *_arrays(prompts, *next_read))
     with working():

@@ -10,7 +10,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from ares_jax import mesh
+from ares_jax import hosts, mesh
 from ares_jax.adacs import CurateConfig, SftConfig
 from ares_jax.aepo import AepoConfig
 from ares_jax.config import ConfigError, build
@@ -19,6 +19,7 @@ from ares_jax.data.chat import Chat
 from ares_jax.data.grade import GradingPool
 from ares_jax.data.prompts import Encoder, PromptConfig
 from ares_jax.data.trigger_words import semantic_table
+from ares_jax.hosts import HostsConfig
 from ares_jax.measure import EvaluateConfig
 from ares_jax.metrics import PhaseTimer
 from ares_jax.models import lora, weights
@@ -84,6 +85,7 @@ class TrainConfig:
   seed: int
   threads: int  # data reading threads
   stall_minutes: float  # without a finished step, chunk or grade until the run is ended as hung
+  hosts: HostsConfig
   mesh: MeshConfig
   model: ModelSection
   data: DataConfig
@@ -169,7 +171,7 @@ class Run:
         raise ValueError(f"config.{key} needs {need} rows of the {name!r} data, which has {have}; "
                          f"lower it or give more data")
     for name in sorted({name for name, _ in sizes.values()} - {"lessons"}):
-      self.data.check_truths(name)
+      hosts.leader(functools.partial(self.data.check_truths, name))
     rows = {"warmup.microbatch": config.warmup.microbatch if config.warmup.steps else 0,
             "adacs.microbatch": config.adacs.microbatch if config.adacs.steps else 0,
             "aepo.prompts": config.aepo.prompts if config.aepo.steps else 0,
@@ -181,6 +183,13 @@ class Run:
       if count % devices:
         raise ValueError(f"config.{key} = {count} does not divide over {devices} devices of the "
                          "\"data\" axis; change it or config.mesh")
+    shared = {"warmup.batch": config.warmup.batch if config.warmup.steps else 0,
+              "adacs.batch": config.adacs.batch if config.adacs.steps else 0,
+              "aepo.prompts": config.aepo.prompts if config.aepo.steps else 0}
+    for key, count in shared.items():
+      if count % jax.process_count():
+        raise ValueError(f"config.{key} = {count} does not divide over {jax.process_count()} "
+                         "processes, each of which reads its share; change it")
     self._check_cache()
 
   def _check_cache(self):
@@ -269,9 +278,7 @@ def open_run(config, *, workdir=None, check=True):
     workdir: the run's folder, where rows that are skipped are listed.
     check: whether the run trains, so that its data and sizes have to fit the mesh.
   """
-  if jax.process_count() > 1:
-    raise ValueError(f"{jax.process_count()} processes: runs on several hosts are not supported "
-                     "yet; use one host")
+  hosts.check_joined()
   model, tokenizer = model_and_tokenizer(config.model)
   chat = Chat(tokenizer, config.prompt.suffix, model.image_token)
   vision = model.vision

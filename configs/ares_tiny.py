@@ -19,6 +19,8 @@ def get_config(algorithm="aepo"):
   c.seed = 0
   c.threads = 1  # data reading threads: the device is the same two cores
   c.stall_minutes = 20.0  # without a finished step: the run counts as hung
+  # Of several processes: s until all are there; s without a sign of one until the others end.
+  c.hosts = dict(join=300.0, heartbeat=30.0)
   c.mesh = dict(data=-1, model=1)
 
   c.model = ConfigDict(dict(path="", compute_dtype="float32", remat="none", unroll=3))
@@ -51,7 +53,7 @@ def get_config(algorithm="aepo"):
   adam = dict(schedule="cosine", warmup_steps=30, final_fraction=0.1, b1=0.9, b2=0.98, eps=1e-8,
               weight_decay=0.01, clip=1.0, moments="float32")
   loop = dict(save_every=200, keep=1, strict=False, max_skipped=5)
-  packed = dict(batch=64, row_tokens=160, row_windows=24, microbatch=4, frozen=())
+  packed = dict(batch=64, row_tokens=(160,), row_windows=24, microbatch=4, frozen=())
   c.warmup = dict(steps=1200, shuffle=False, loop=loop, **packed,
                   optimizer=dict(learning_rate=3e-3, **adam))
   c.curate = dict(selection="adacs", pass_rates="probe", problems=640, samples=8, count=512,

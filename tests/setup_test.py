@@ -23,6 +23,9 @@ NO_FILES = dict(lessons=(), curated=(), prompts=(), test=())
   ({"aepo.sampling.top_p": 0.0}, "top_p = 0.0"),
   ({"aepo.steps": True}, "config.aepo.steps is True"),
   ({"curate.count": 9}, "count = 9 responses from problems = 8"),
+  ({"adacs.row_tokens": ()}, "config.adacs.row_windows = 24 must be >= 1, row_tokens = ()"),
+  ({"curate.pass_rates": "colum"}, "config.curate.pass_rates is 'colum', not one of its values; "
+                                   "did you mean 'column'"),
   ({"data.digits.problem.levels": 9}, "levels = 9"),
   ({"threads": 0}, "threads = 0"),
   ({"data.digits": None, "data.files": NO_FILES | dict(test=[dict(
