@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import jax
 import numpy as np
@@ -161,19 +162,22 @@ def test_adapters_are_read_over_their_base_and_over_no_other(trained, tmp_path, 
   assert json.loads((tmp_path / "base.json").read_text())["base"].keys() == marks.keys()
 
 
-def test_a_plan_counts_the_base_once(trained):
+def test_a_plan_counts_the_base_once():
   """By hand, on one device: rollouts read the base where it is; full training holds all of it."""
-  config, model = trained.config, trained.run.model
+  config = tiny.read(**CHANGES)
+  model, section = setup.model_and_tokenizer(config.model)[0], config.model.lora
   full = dataclasses.replace(config, model=dataclasses.replace(
     config.model, lora=dataclasses.replace(config.model.lora, rank=0)))
-  adapters = sum(leaf.size for leaf in jax.tree.leaves(trained.end))
   count = weights.count(model)
-  vision = sum(leaf.size for leaf in jax.tree.leaves(trained.base.weights["vision"]))
-  with jax.set_mesh(trained.devices):
+  vision = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(weights.table(model)["vision"]))
+  with jax.set_mesh(mesh.make_mesh(1, 1, devices=jax.devices()[:1])):
+    first = lora.init(model, section, jax.random.key(0))
+    adapters = sum(leaf.size for leaf in jax.tree.leaves(first))
     held = {program.name: program.beside for program in programs.programs(config, model)}
     more = {program.name: program.beside for program in programs.programs(full, model)}
-    state = programs._state(config.aepo, *programs._policy(config.model.lora, model)[:2])
-    real = aepo.init_state(config.aepo, trained.end, trained.base)
+    params, base, _ = programs._policy(section, model)
+    state, real = programs._state(config.aepo, params, base), aepo.init_state(
+      config.aepo, first, base)
   # Adapters, two moments and the reference's, 4 bytes each, and the tower that decoding is not
   # given; a few counts and controllers.
   assert held["decode"] == pytest.approx(4 * 4 * adapters + 2 * vision, abs=200)
