@@ -19,14 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ares_jax import hosts, mesh, optimizer, shares
+from ares_jax import hosts, mesh, model_flops, optimizer, shares
 from ares_jax.data import curate as curation
 from ares_jax.data import curation_page, pass_rates
 from ares_jax.data.sources import epochs
 from ares_jax.data.traces import encode_example, trace_batch
 from ares_jax.loop import LoopConfig, run_stage
 from ares_jax.metrics import Progress
-from ares_jax.models import qwen25_vl, weights
+from ares_jax.models import lora, qwen25_vl
 from ares_jax.models.vision import VisionInput
 from ares_jax.optimizer import OptimizerConfig
 from ares_jax.run_folder import dump_batch, flat, write_json, write_text
@@ -40,10 +40,10 @@ class SftConfig:
   steps: int  # 0 leaves the stage out
   batch: int  # examples a step
   shuffle: bool  # False takes the rows in their order, a curriculum
-  row_tokens: int  # T, tokens of a packed row
+  row_tokens: tuple[int, ...]  # T, tokens of a packed row: of these, what pads a batch least
   row_windows: int  # vision windows a packed row has room for
   microbatch: int  # packed rows a gradient; a step accumulates over its rows
-  frozen: tuple[str, ...]  # parts of the weights that are not trained, e.g. ("vision",)
+  frozen: tuple[str, ...]  # parts of the weights that are not trained, e.g. ("vision",); LoRA: all
   optimizer: OptimizerConfig
   loop: LoopConfig
 
@@ -51,6 +51,9 @@ class SftConfig:
     if self.steps < 0 or self.batch < 1 or self.microbatch < 1:
       raise ValueError(f"steps = {self.steps} must be >= 0, batch = {self.batch} and "
                        f"microbatch = {self.microbatch} >= 1")
+    if min(self.row_windows, *self.row_tokens, len(self.row_tokens)) < 1:
+      raise ValueError(f"row_windows = {self.row_windows} must be >= 1, row_tokens = "
+                       f"{self.row_tokens} one size or more, >= 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +80,12 @@ class SftState:
   """All that supervised training changes."""
 
   step: jax.Array  # int32 [], finished steps
-  params: dict
+  params: dict  # what is trained: weights, or adapters (models/lora.py)
   opt_state: optax.OptState
 
 
 @functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="state")
-def sft_step(model, config, state, batch):
+def sft_step(model, config, state, batch, base=None):
   """One update on a packed batch: mean negative log-likelihood of the response tokens.
 
   Args:
@@ -91,10 +94,12 @@ def sft_step(model, config, state, batch):
     state: SftState.
     batch: dict of tokens, segment, loss_mask, unit [R, T], positions [3, R, T] and vision; R a
       multiple of config.microbatch.
+    base: lora.Base under the adapters that the state holds; None where it holds weights.
 
   Returns:
     state, metrics.
   """
+  frozen = lora.trained_frozen(base, config.frozen)
   parts = len(batch["tokens"]) // config.microbatch
   split = {name: jnp.moveaxis(batch[name], -2, 0) if name == "positions" else batch[name]
            for name in batch}
@@ -103,7 +108,8 @@ def sft_step(model, config, state, batch):
 
   def loss_fn(params, part):
     part = jax.tree.map(lambda x: mesh.shard(x, "data"), part)
-    params = params | {name: jax.lax.stop_gradient(params[name]) for name in config.frozen}
+    params = params | {name: jax.lax.stop_gradient(params[name]) for name in frozen}
+    params = lora.join(base, params)
     features = qwen25_vl.vision_features(model, params, part["vision"])
     logprob, entropy = qwen25_vl.score(
       model, params, features,
@@ -118,33 +124,35 @@ def sft_step(model, config, state, batch):
   zeros = (jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0), jnp.float32(0))
   (grads, loss, entropy), _ = jax.lax.scan(accumulate, zeros, split)
   rate = optimizer.learning_rate(config.optimizer, state.step, config.steps)
-  tx = optimizer.of(config.optimizer, state.params, frozen=config.frozen)
+  tx = optimizer.of(config.optimizer, state.params, frozen=frozen)
   # Entropy is a function of all logits: where one is not finite, it is not.
   faults = {"fault/logits": ~jnp.isfinite(entropy), "fault/logprob": ~jnp.isfinite(loss)}
   params, opt_state, metrics = optimizer.apply(
     tx, grads, state.opt_state, state.params, rate, ~jnp.any(jnp.stack([*faults.values()])))
-  params, opt_state = optimizer.keep_layout(tx, params, opt_state, weights.specs(model))
+  params, opt_state = optimizer.keep_layout(tx, params, opt_state, lora.specs(model, base, params))
   metrics |= faults | {"loss": loss, "entropy": entropy, "tokens": tokens, "learning_rate": rate,
-              "rows": jnp.float32(len(batch["tokens"]))}
+                       "rows": jnp.float32(len(batch["tokens"])),
+                       "pack/real": (batch["segment"] > 0).mean()}
   return SftState(state.step + 1, params, opt_state), metrics
 
 
-def fine_tune(params, source, config, *, stage, generator, workdir, seed, threads):
+def fine_tune(params, source, config, *, stage, generator, workdir, seed, threads, base=None):
   """Supervised fine-tuning as a resumable stage.
 
   Args:
-    params: weights to start from; donated.
+    params: what is trained, as the stage starts: weights, or adapters of `base`; donated.
     source: rows with a "response".
     config: SftConfig.
     stage: name of the stage.
     generator: rollout.Generator.
     workdir, seed, threads: folder, shuffle seed, reading threads.
+    base: lora.Base, or None.
 
   Returns:
-    The trained weights.
+    `params`, trained.
   """
-  opt_state = optimizer.start(
-    optimizer.of(config.optimizer, params, frozen=config.frozen), params)
+  opt_state = optimizer.start(optimizer.of(
+    config.optimizer, params, frozen=lora.trained_frozen(base, config.frozen)), params)
 
   encode = functools.partial(encode_example, generator.encoder)
 
@@ -155,14 +163,16 @@ def fine_tune(params, source, config, *, stage, generator, workdir, seed, thread
 
   def begin(state):
     batches = shares.stream(source, batch=config.batch, seed=seed, encode=encode, collate=collate,
-                     start=int(state.step), threads=threads, shuffle=config.shuffle)
+                            start=int(state.step), threads=threads, shuffle=config.shuffle)
 
     def step(state):
       with generator.phases("data"):
-        batch = to_device(next(batches))
+        traces = next(batches)
+        batch = to_device(traces)
       with generator.phases("update"), generator.phases("device"):
-        state, metrics = sft_step(generator.model, config, state, batch)
+        state, metrics = sft_step(generator.model, config, state, batch, base)
         metrics = jax.device_get(metrics) | epochs(source, int(state.step) * config.batch)
+      metrics |= _work(traces, config, generator.model, base is not None)
       if metrics["skipped"]:
         dump_batch(workdir, stage, int(state.step), {"batch": batch})
       return state, metrics, f"loss {metrics['loss']:.3f}"
@@ -172,6 +182,14 @@ def fine_tune(params, source, config, *, stage, generator, workdir, seed, thread
   state = SftState(mesh.put(jnp.int32(0)), params, opt_state)
   return run_stage(stage, state, begin, steps=config.steps, workdir=workdir,
                    config=config.loop, phases=generator.phases).params
+
+
+def _work(batch, config, model, adapters):
+  """Tokens of a TraceBatch, prompts too, and FLOPs that learning them needs."""
+  image = model_flops.vision(model.vision, batch.vision["image"])
+  return {"work/tokens": (batch.segment > 0).sum(),
+          "work/flops": model_flops.fine_tuning(config, model, batch.segment, batch.loss_mask.sum(),
+                                               image, adapters=adapters)}
 
 
 def to_device(batch):
@@ -201,7 +219,7 @@ class Selected:
 def curate(params, source, config, *, generator, workdir, max_tokens, seed):
   """Pass rates, selection, and WORKDIR/curation.json and .html, what was chosen and why.
 
-  Shards that `python -m ares_jax.curate --shard` made are taken as they are.
+  Shards that were made apart (`ares_jax.train --curate=3/8`) are taken as they are.
 
   Args:
     params: the probe's weights; None where config.pass_rates is "column".

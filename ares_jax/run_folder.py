@@ -21,12 +21,12 @@ STAGES = ("warmup", "adacs", "aepo")  # in the order of a run; each saves in a f
 # Settings that may change when a run goes on: how it reads, where it runs, how often it saves. None
 # of them changes what comes out.
 FREE = ("threads", "hosts.", "mesh.", "engine.", "grade.workers", "grade.timeout",
-        "stall_minutes", *(f"{stage}.loop." for stage in STAGES))
+        "stall_minutes", "wandb.", *(f"{stage}.loop." for stage in STAGES))
 
 # Settings that hosts of one run may have each for itself.
 OWN = ("threads", "grade.workers", "grade.timeout", "stall_minutes")
 
-_RECORDS = ("config.json", "fingerprint.json")  # what a run was made with
+_RECORDS = ("config.json", "fingerprint.json", "base.json")  # what a run was made with
 _ALLOWED = "allowed.json"  # {key: values that it had before a change was allowed}
 _BATCHES = 3  # dumped batches kept
 _RENEW = 20.0  # seconds between two signs of life of a lock

@@ -23,11 +23,12 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from ares_jax import adacs, aepo, check, hosts, mesh, pulse, run_folder
+from ares_jax import adacs, aepo, check, hosts, mesh, profiler, pulse, run_folder, saved, tracking
 from ares_jax.command import UsageError, require_config, run
 from ares_jax.data import pass_rates
 from ares_jax.fingerprint import fingerprint
 from ares_jax.measure import evaluate, level_table, table
+from ares_jax.models import lora
 from ares_jax.replay import replay, text
 from ares_jax.responses import write_held_out
 from ares_jax.run_folder import OWN, STAGES, flat, lock, read_lock, write_json
@@ -44,6 +45,8 @@ _CHECK = flags.DEFINE_bool(
   "check", False, "Compile the largest programs and print their memory; no training.")
 _REPLAY = flags.DEFINE_string(
   "replay", "", "File of WORKDIR/nonfinite: says which term of it is not finite; no training.")
+_PROFILE = flags.DEFINE_string(
+  "profile", None, "START:STOP, steps of the last stage to trace into WORKDIR/profile, from 0.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/CONFIG_NAME.")
 _CURATE = flags.DEFINE_string("curate", "", "all: stop after curation; 3/8: one shard of it alone.")
 
@@ -57,6 +60,7 @@ def main():
   name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))
   workdir = os.path.abspath(_WORKDIR.value or os.path.join("runs", name[0]))
   allow = tuple(_ALLOW_CHANGE.value)
+  traced = _traced(config, workdir)
   shard = _shard(_CURATE.value)
   if shard:
     workdir = pass_rates.shard_folder(workdir, shard)
@@ -85,9 +89,19 @@ def main():
       if shard:
         curate_shard(parts, workdir, shard)
         return
-      with check.naming_knobs(config, parts.model):
+      with check.naming_knobs(config, parts.model), traced, \
+          tracking.wandb(config.wandb, workdir, values.to_dict()):
         check.longest_first(config, parts.model, workdir, _note)
-        train(parts, workdir, until="curation" if _CURATE.value else "end")
+        train(parts, workdir, until="curation" if _CURATE.value else "end", allow=allow)
+
+
+def _traced(config, workdir):
+  """The context of --profile; of nothing without it."""
+  if _PROFILE.value is None:
+    return contextlib.nullcontext()
+  stage = next((name for name in reversed(STAGES) if getattr(config, name).steps), STAGES[-1])
+  steps = profiler.steps(_PROFILE.value, stage, getattr(config, stage).steps)
+  return profiler.requested(os.path.join(workdir, "profile"), stage, *steps)
 
 
 def _shard(text):
@@ -111,6 +125,12 @@ def curate_shard(parts, folder, shard):
   adacs.measure(params, parts.source("curated"), config.curate, generator=parts.generator,
                 path=os.path.join(folder, pass_rates.FILE), seed=config.seed, shard=shard,
                 max_tokens=config.aepo.sampling.max_tokens)
+
+
+def keep_base(workdir, base, allow=()):
+  """Writes WORKDIR/base.json, digests of the weights under adapters; refuses another base."""
+  records = {"base.json": {"base": saved.base_marks(base.weights)}}
+  hosts.leader(lambda: run_folder.keep(workdir, records, allow))
 
 
 def _note(line):
@@ -145,35 +165,42 @@ def _code():
   return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
-def train(parts, workdir, until="end"):
+def train(parts, workdir, until="end", allow=()):
   """Runs the stages that have steps; prints and writes WORKDIR/results.json.
 
   Args:
     parts: setup.Run.
     workdir: folder of the run; what is finished there is not done again.
     until: "curation" ends before stage 1 learns from what was chosen.
+    allow: keys of base.json that may differ.
+
+  Returns:
+    What was trained: weights, or adapters.
   """
   config, generator = parts.config, parts.generator
-  shared = {"generator": generator, "workdir": workdir, "seed": config.seed,
-            "threads": config.threads}
   results = _Results(parts, workdir)
-  params = parts.init_params()
+  params, base = parts.start()
+  if base is not None:
+    keep_base(workdir, base, allow)
+  shared = {"generator": generator, "workdir": workdir, "seed": config.seed,
+            "threads": config.threads, "base": base}
   if config.warmup.steps:
     params = adacs.fine_tune(params, parts.source("lessons"), config.warmup, stage="warmup",
                              **shared)
-    results.add("warmup", params)
+    results.add("warmup", lora.join(base, params))
   if config.adacs.steps:
     source = parts.source("curated")
-    selected = adacs.curate(params, source, config.curate, generator=generator, workdir=workdir,
-                            max_tokens=config.aepo.sampling.max_tokens, seed=config.seed)
+    selected = adacs.curate(lora.join(base, params), source, config.curate, generator=generator,
+                            workdir=workdir, max_tokens=config.aepo.sampling.max_tokens,
+                            seed=config.seed)
     if until == "curation":
       return params
     params = adacs.fine_tune(params, selected, config.adacs, stage="adacs", **shared)
-    results.add("adacs", params)
+    results.add("adacs", lora.join(base, params))
   if config.aepo.steps:
     params = aepo.run(params, parts.source("prompts"), config.aepo, words=parts.words,
                       **shared)
-    results.add("aepo", params)
+    results.add("aepo", lora.join(base, params))
   results.show()
   return params
 
