@@ -123,7 +123,10 @@ def markdown(table, paper):
             "the same problems.", "",
             f"The paper's table 5 ({paper['table_5']['what']}): " + ", ".join(
               f"{arm} {value}" for arm, value in paper["table_5"]["rows"].items())
-            + f". {paper['source']}; other models and data, so only the order compares."]
+            + f". {paper['source']}; other models and data, so only the order compares.", "",
+            f"Of its table 4 ({paper['table_4']['what']}): " + ", ".join(
+              f"{name} {before} to {after}"
+              for name, (before, after) in paper["table_4"]["rows"].items()) + "."]
   return "\n".join(lines)
 
 

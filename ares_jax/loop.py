@@ -11,7 +11,7 @@ import time
 import jax
 from absl import logging
 
-from ares_jax import pulse
+from ares_jax import hosts, pulse
 from ares_jax.checkpoint import Checkpoints, abstract_like
 from ares_jax.metrics import MetricWriter, PhaseTimer, Progress
 from ares_jax.run_folder import check_marks, marks
@@ -69,8 +69,9 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
       # A fresh stage donates its first state; a resumed one must not hold it beside the real one.
       jax.tree.map(lambda x: x.delete(), state)
       step, state, made_with = restored
-      check_marks(workdir, made_with, f"checkpoint {step} of {name}")
-    made_with = marks(workdir)
+      where = f"checkpoint {step} of {name}"
+      hosts.leader(lambda: check_marks(workdir, made_with, where))
+    made_with = hosts.leader(lambda: marks(workdir))
     done = int(state.step)
     if done > steps:
       raise ValueError(f"{checkpoints.directory} is at step {done}, beyond the {steps} steps of "
@@ -85,12 +86,14 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
       while done < steps:
         try:
           with phases("step"):
-            pulse.beat()
+            pulse.beat(common=True)
             state, metrics, note = step(state)
             metrics = jax.device_get(metrics)
         except pulse.Stopped:
           break  # between two steps, or in one that has not reached its update: `state` is whole
         except (ValueError, OSError) as error:
+          if isinstance(error, OSError) and jax.process_count() > 1:
+            raise  # this process alone has met it, and a save takes all
           # A step refuses its data, or its folder refuses responses, before the update, which is
           # what uses the state up.
           _save_now(checkpoints, done, state, made_with)

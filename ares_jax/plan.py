@@ -152,6 +152,9 @@ def knobs(names, config, model, devices):
     if wider:
       found.append(f"--config.mesh.model={wider[0]} (heads and the MLP are split over it)")
     found.append(f"--config.aepo.sampling.max_tokens={settings.sampling.max_tokens // 2}")
+    if not config.model.lora.rank:
+      found.append("--config.aepo.optimizer.moments=factored (2 bytes a weight in place of 8)")
+      found.append("--config.model.lora.rank=16 (adapters alone are trained)")
   if names:
     found.append("a larger slice: weights, gradients and moments are split over all its chips")
   return tuple(dict.fromkeys(found))

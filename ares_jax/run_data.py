@@ -8,6 +8,7 @@ import os
 import sys
 from typing import Literal
 
+from ares_jax import hosts
 from ares_jax.data import bad_rows, digits
 from ares_jax.data.sources import SourceConfig, open_sources
 from ares_jax.run_folder import write_text
@@ -67,11 +68,13 @@ class RunData:
         self._opened[name] = self._digits(name)
       else:
         opened = open_sources(getattr(data.files, name))
-        self._opened[name] = (self._usable(name, opened) if data.bad_rows == "skip" else opened)
+        self._opened[name] = (
+          bad_rows.without(opened, hosts.leader(lambda: self._faults(name, opened)))
+          if data.bad_rows == "skip" else opened)
     return self._opened[name]
 
-  def _usable(self, name, mixture):
-    """The rows that can be used; all others are listed in WORKDIR/bad_rows.jsonl.
+  def _faults(self, name, mixture):
+    """The rows of each part that cannot be used, listed in WORKDIR/bad_rows.jsonl.
 
     The file holds for each of "lessons" ... a line of counts and then a line for each bad row. It
     is made anew where the data files or the limits have changed, or a listed row was mended.
@@ -105,7 +108,7 @@ class RunData:
       print(f"{name!r} data, {part['source']}: {part['used']} of {part['rows']} rows used, "
             f"{part['quarantined']} quarantined {part['reasons'] or ''} {path}", file=sys.stderr,
             flush=True)
-    return bad_rows.without(mixture, faults)
+    return faults
 
   def _list(self, name, path, lines, checked, mixture, faults):
     """Writes `lines` with those of `name` in the place of its old ones."""

@@ -12,14 +12,15 @@ ROWS = (
   ("train", "evaluate", "generate", "export", "report", "diagnose"),
   ("check",),
   ("plan",),
-  ("setup", "ablation", "fingerprint", "run_records", "programs", "replay"),
+  ("saved",),
+  ("setup", "ablation", "ablation_figure", "fingerprint", "run_records", "programs", "replay"),
   ("adacs", "aepo"),
   ("measure", "predictions", "rollout", "policy_gradient", "loop", "run_data", "responses"),
-  ("sampler", "rows", "run_folder"),
+  ("sampler", "rows", "run_folder", "shares"),
   ("slots", "shaping", "checkpoint", "optimizer", "metrics"),
   ("manifest",),
   ("models", "data", "branching"),
-  ("ops", "mesh", "command", "digest", "presets"),
+  ("ops", "mesh", "command", "digest", "presets", "hosts"),
   ("config", "pulse", "chips", "hlo_cost", "jaxpr_cost"),
 )
 ROW_OF = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}

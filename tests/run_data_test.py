@@ -87,7 +87,7 @@ def test_a_second_start_reads_the_list_and_looks_at_listed_rows_alone(tmp_path, 
 
 @pytest.mark.parametrize("kinds, how, used", [
   (["good", "long", "text", "text"], "longer", 3),
-  (["long", "good", "text"], "of the same length", 2),
+  (["long", "long", "text"], "of as many rows", 1),
   (["good", "broken", "text"], "an image of it", 3)])
 def test_the_list_is_renewed_when_data_change_in_place(tmp_path, grader, capsys, kinds, how, used):
   config = write(tmp_path, ["good", "broken" if how == "an image of it" else "long", "text"])

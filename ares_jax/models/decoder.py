@@ -14,6 +14,7 @@ from ares_jax.models.attention import attention
 from ares_jax.models.config import ModelConfig
 from ares_jax.models.layers import (
   MASKED,
+  adapted,
   project,
   rms_norm,
   rotary,
@@ -171,14 +172,17 @@ def _mrope(config: ModelConfig, positions_3BT):
 
 def _qkv(config, weights, x, cos_sin):
   x = rms_norm(x, weights["attention_norm"], config.norm_eps)
-  q = project(x, weights["q"], weights["q_bias"])
-  k = project(x, weights["k"], weights["k_bias"])
-  v = project(x, weights["v"], weights["v_bias"])
+  q, k, v = (adapted(x, weights, name) for name in ("q", "k", "v"))
   return rotate(q, cos_sin), rotate(k, cos_sin), v
 
 
 def _out(weights, mixed_BTNH):
-  return jnp.einsum("btnh,nhd->btd", mixed_BTNH, weights["o"].astype(mixed_BTNH.dtype))
+  out = jnp.einsum("btnh,nhd->btd", mixed_BTNH, weights["o"].astype(mixed_BTNH.dtype))
+  pair = weights.get("o_lora")
+  if pair is None:
+    return out
+  low = jnp.einsum("btnh,nhr->btr", mixed_BTNH, pair["a"].astype(mixed_BTNH.dtype))
+  return out + project(low, pair["b"])
 
 
 def _mlp(config, weights, x):
