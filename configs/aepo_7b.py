@@ -9,7 +9,8 @@ after stage 1.
 
 Hardware: the TPU chips of one host. Hours and expected score: not measured. What stands in the way
 of the paper's sizes today: runs on several hosts are refused. By plan, 8 chips with 6 GiB for keys
-and values decode 40 answers at a time, and hold 32 prompts of 4096 tokens of the 512.
+and values decode 40 answers at a time, and hold 32 prompts of 4096 tokens of the 512; on v5e:8x8
+all programs fit with --config.mesh.model=4 --config.aepo.microbatch=16 (benchmarks.md).
 Baselines: --config=configs/aepo_7b.py:grpo and :dapo (ares_jax/presets.py).
 """
 
