@@ -184,7 +184,7 @@ def end(workdir):
   for name in ("metrics.jsonl", "rollouts.jsonl"):
     with open(os.path.join(workdir, name)) as file:
       found[name] = [{key: value for key, value in json.loads(line).items()
-                      if not key.startswith("seconds/")} for line in file]
+                      if not key.startswith(("seconds/", "device/", "speed/", "memory/"))} for line in file]
   return found
 
 
