@@ -142,7 +142,8 @@ class Checkpoints:
 
   def _failed(self, step, error):
     text = " ".join(str(error).split())[:300]
-    older = f"step {self.steps()[-1]} is whole" if self.steps() else "there is none before it"
+    steps = _steps(self.directory)
+    older = f"step {steps[-1]} is whole" if steps else "there is none before it"
     return OSError(f"saving checkpoint {step} in {self.directory} failed, {older}: "
                    f"{type(error).__name__}: {text}")
 
