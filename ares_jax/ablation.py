@@ -81,8 +81,8 @@ def rows(arms):
                        ("pass_at_k", lambda r: r["sampled"]["pass_at_k"]),
                        ("formatted", lambda r: r["sampled"]["formatted"]),
                        ("length", lambda r: r["sampled"]["length"])):
-      row[name] = _mean([pick(result) for result in results])
-    row["versus"] = _mean([by_seed[seed]["sampled"]["accuracy"]
+      row[name] = mean([pick(result) for result in results])
+    row["versus"] = mean([by_seed[seed]["sampled"]["accuracy"]
                            - reference[seed]["sampled"]["accuracy"]
                            for seed in by_seed if seed in reference])
     levels = sorted({level for result in results for level in result["level"]})
@@ -91,7 +91,7 @@ def rows(arms):
       for name in names:
         parts = [r[field][name] for r in results if name in r[field] and r[field][name]["n"]]
         row[field][name] = {"n": sum(part["n"] for part in parts), **{
-          key: _mean([part[key] for part in parts]) for key in ("accuracy", "length")}}
+          key: mean([part[key] for part in parts]) for key in ("accuracy", "length")}}
     table.append(row)
   return table
 
@@ -123,7 +123,10 @@ def markdown(table, paper):
             "the same problems.", "",
             f"The paper's table 5 ({paper['table_5']['what']}): " + ", ".join(
               f"{arm} {value}" for arm, value in paper["table_5"]["rows"].items())
-            + f". {paper['source']}; other models and data, so only the order compares."]
+            + f". {paper['source']}; other models and data, so only the order compares.", "",
+            f"Of its table 4 ({paper['table_4']['what']}): " + ", ".join(
+              f"{name} {before} to {after}"
+              for name, (before, after) in paper["table_4"]["rows"].items()) + "."]
   return "\n".join(lines)
 
 
@@ -144,7 +147,7 @@ def _rank(name):
   return next(index for index, start in enumerate(order) if name.startswith(start)), name
 
 
-def _mean(values):
+def mean(values):
   """(mean, half-width of the 95% t-interval over seeds or None)."""
   if not values:
     return None, None

@@ -19,14 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ares_jax import mesh, optimizer
+from ares_jax import hosts, mesh, model_flops, optimizer, shares
 from ares_jax.data import curate as curation
 from ares_jax.data import curation_page, pass_rates
-from ares_jax.data.sources import epochs, stream
-from ares_jax.data.traces import trace_batch
+from ares_jax.data.sources import epochs
+from ares_jax.data.traces import encode_example, trace_batch
 from ares_jax.loop import LoopConfig, run_stage
 from ares_jax.metrics import Progress
-from ares_jax.models import qwen25_vl, weights
+from ares_jax.models import lora, qwen25_vl
 from ares_jax.models.vision import VisionInput
 from ares_jax.optimizer import OptimizerConfig
 from ares_jax.run_folder import dump_batch, flat, write_json, write_text
@@ -40,10 +40,10 @@ class SftConfig:
   steps: int  # 0 leaves the stage out
   batch: int  # examples a step
   shuffle: bool  # False takes the rows in their order, a curriculum
-  row_tokens: int  # T, tokens of a packed row
+  row_tokens: tuple[int, ...]  # T, tokens of a packed row: of these, what pads a batch least
   row_windows: int  # vision windows a packed row has room for
   microbatch: int  # packed rows a gradient; a step accumulates over its rows
-  frozen: tuple[str, ...]  # parts of the weights that are not trained, e.g. ("vision",)
+  frozen: tuple[str, ...]  # parts of the weights that are not trained, e.g. ("vision",); LoRA: all
   optimizer: OptimizerConfig
   loop: LoopConfig
 
@@ -51,6 +51,9 @@ class SftConfig:
     if self.steps < 0 or self.batch < 1 or self.microbatch < 1:
       raise ValueError(f"steps = {self.steps} must be >= 0, batch = {self.batch} and "
                        f"microbatch = {self.microbatch} >= 1")
+    if min(self.row_windows, *self.row_tokens, len(self.row_tokens)) < 1:
+      raise ValueError(f"row_windows = {self.row_windows} must be >= 1, row_tokens = "
+                       f"{self.row_tokens} one size or more, >= 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +80,12 @@ class SftState:
   """All that supervised training changes."""
 
   step: jax.Array  # int32 [], finished steps
-  params: dict
+  params: dict  # what is trained: weights, or adapters (models/lora.py)
   opt_state: optax.OptState
 
 
 @functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="state")
-def sft_step(model, config, state, batch):
+def sft_step(model, config, state, batch, base=None):
   """One update on a packed batch: mean negative log-likelihood of the response tokens.
 
   Args:
@@ -91,10 +94,12 @@ def sft_step(model, config, state, batch):
     state: SftState.
     batch: dict of tokens, segment, loss_mask, unit [R, T], positions [3, R, T] and vision; R a
       multiple of config.microbatch.
+    base: lora.Base under the adapters that the state holds; None where it holds weights.
 
   Returns:
     state, metrics.
   """
+  frozen = lora.trained_frozen(base, config.frozen)
   parts = len(batch["tokens"]) // config.microbatch
   split = {name: jnp.moveaxis(batch[name], -2, 0) if name == "positions" else batch[name]
            for name in batch}
@@ -103,7 +108,8 @@ def sft_step(model, config, state, batch):
 
   def loss_fn(params, part):
     part = jax.tree.map(lambda x: mesh.shard(x, "data"), part)
-    params = params | {name: jax.lax.stop_gradient(params[name]) for name in config.frozen}
+    params = params | {name: jax.lax.stop_gradient(params[name]) for name in frozen}
+    params = lora.join(base, params)
     features = qwen25_vl.vision_features(model, params, part["vision"])
     logprob, entropy = qwen25_vl.score(
       model, params, features,
@@ -118,48 +124,55 @@ def sft_step(model, config, state, batch):
   zeros = (jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0), jnp.float32(0))
   (grads, loss, entropy), _ = jax.lax.scan(accumulate, zeros, split)
   rate = optimizer.learning_rate(config.optimizer, state.step, config.steps)
-  tx = optimizer.of(config.optimizer, state.params, frozen=config.frozen)
+  tx = optimizer.of(config.optimizer, state.params, frozen=frozen)
   # Entropy is a function of all logits: where one is not finite, it is not.
   faults = {"fault/logits": ~jnp.isfinite(entropy), "fault/logprob": ~jnp.isfinite(loss)}
   params, opt_state, metrics = optimizer.apply(
     tx, grads, state.opt_state, state.params, rate, ~jnp.any(jnp.stack([*faults.values()])))
-  params, opt_state = optimizer.keep_layout(tx, params, opt_state, weights.specs(model))
+  params, opt_state = optimizer.keep_layout(tx, params, opt_state, lora.specs(model, base, params))
   metrics |= faults | {"loss": loss, "entropy": entropy, "tokens": tokens, "learning_rate": rate,
-              "rows": jnp.float32(len(batch["tokens"]))}
+                       "rows": jnp.float32(len(batch["tokens"])),
+                       "pack/real": (batch["segment"] > 0).mean()}
   return SftState(state.step + 1, params, opt_state), metrics
 
 
-def fine_tune(params, source, config, *, stage, generator, workdir, seed, threads):
+def fine_tune(params, source, config, *, stage, generator, workdir, seed, threads, base=None):
   """Supervised fine-tuning as a resumable stage.
 
   Args:
-    params: weights to start from; donated.
+    params: what is trained, as the stage starts: weights, or adapters of `base`; donated.
     source: rows with a "response".
     config: SftConfig.
     stage: name of the stage.
     generator: rollout.Generator.
     workdir, seed, threads: folder, shuffle seed, reading threads.
+    base: lora.Base, or None.
 
   Returns:
-    The trained weights.
+    `params`, trained.
   """
-  opt_state = optimizer.start(
-    optimizer.of(config.optimizer, params, frozen=config.frozen), params)
+  opt_state = optimizer.start(optimizer.of(
+    config.optimizer, params, frozen=lora.trained_frozen(base, config.frozen)), params)
 
-  def collate(rows, _):
+  encode = functools.partial(encode_example, generator.encoder)
+
+  def collate(rows, examples, _):
     return trace_batch(generator.encoder, rows, row_tokens=config.row_tokens,
-                       row_windows=config.row_windows, row_multiple=config.microbatch)
+                       row_windows=config.row_windows, row_multiple=config.microbatch,
+                       examples=examples)
 
   def begin(state):
-    batches = stream(source, batch=config.batch, seed=seed, collate=collate,
-                     start=int(state.step), threads=threads, shuffle=config.shuffle)
+    batches = shares.stream(source, batch=config.batch, seed=seed, encode=encode, collate=collate,
+                            start=int(state.step), threads=threads, shuffle=config.shuffle)
 
     def step(state):
       with generator.phases("data"):
-        batch = to_device(next(batches))
+        traces = next(batches)
+        batch = to_device(traces)
       with generator.phases("update"), generator.phases("device"):
-        state, metrics = sft_step(generator.model, config, state, batch)
+        state, metrics = sft_step(generator.model, config, state, batch, base)
         metrics = jax.device_get(metrics) | epochs(source, int(state.step) * config.batch)
+      metrics |= _work(traces, config, generator.model, base is not None)
       if metrics["skipped"]:
         dump_batch(workdir, stage, int(state.step), {"batch": batch})
       return state, metrics, f"loss {metrics['loss']:.3f}"
@@ -169,6 +182,14 @@ def fine_tune(params, source, config, *, stage, generator, workdir, seed, thread
   state = SftState(mesh.put(jnp.int32(0)), params, opt_state)
   return run_stage(stage, state, begin, steps=config.steps, workdir=workdir,
                    config=config.loop, phases=generator.phases).params
+
+
+def _work(batch, config, model, adapters):
+  """Tokens of a TraceBatch, prompts too, and FLOPs that learning them needs."""
+  image = model_flops.vision(model.vision, batch.vision["image"])
+  return {"work/tokens": (batch.segment > 0).sum(),
+          "work/flops": model_flops.fine_tuning(config, model, batch.segment, batch.loss_mask.sum(),
+                                               image, adapters=adapters)}
 
 
 def to_device(batch):
@@ -198,7 +219,7 @@ class Selected:
 def curate(params, source, config, *, generator, workdir, max_tokens, seed):
   """Pass rates, selection, and WORKDIR/curation.json and .html, what was chosen and why.
 
-  Shards that `python -m ares_jax.curate --shard` made are taken as they are.
+  Shards that were made apart (`ares_jax.train --curate=3/8`) are taken as they are.
 
   Args:
     params: the probe's weights; None where config.pass_rates is "column".
@@ -213,21 +234,35 @@ def curate(params, source, config, *, generator, workdir, max_tokens, seed):
     Selected.
   """
   path = os.path.join(workdir, "curation.json")
-  if not os.path.exists(path):
-    files = pass_rates.finished_shards(workdir, config.problems,
-                                       functools.partial(_check_same, workdir))
+  chosen = hosts.leader(lambda: _chosen(path))
+  if chosen is None:
+    files = hosts.leader(lambda: pass_rates.finished_shards(
+      workdir, config.problems, functools.partial(_check_same, workdir)))
     if not files:
       files = [os.path.join(workdir, pass_rates.FILE)]
       measure(params, source, config, generator=generator, path=files[0], max_tokens=max_tokens,
               seed=seed)
-    report = curation.report(pass_rates.lines(files), selection=config.selection,
-                             count=config.count, samples=config.samples,
-                             rng=np.random.default_rng(seed))
-    write_text(os.path.join(workdir, "curation.html"), curation_page.html(report))
-    write_json(path, report)
-    print(curation_page.text(report), file=sys.stderr, flush=True)
+    hosts.leader(lambda: _report(files, workdir, config, seed))
+    chosen = hosts.leader(lambda: _chosen(path))
+  return Selected(source, [tuple(pair) for pair in chosen])
+
+
+def _chosen(path):
+  """What curation.json says was chosen; None where there is none yet."""
+  if not os.path.exists(path):
+    return None
   with open(path, encoding="utf-8") as file:
-    return Selected(source, [tuple(pair) for pair in json.load(file)["chosen"]])
+    return json.load(file)["chosen"]
+
+
+def _report(files, workdir, config, seed):
+  """Writes WORKDIR/curation.html and curation.json of files of lines."""
+  report = curation.report(pass_rates.lines(files), selection=config.selection,
+                           count=config.count, samples=config.samples,
+                           rng=np.random.default_rng(seed))
+  write_text(os.path.join(workdir, "curation.html"), curation_page.html(report))
+  write_json(os.path.join(workdir, "curation.json"), report)
+  print(curation_page.text(report), file=sys.stderr, flush=True)
 
 
 def measure(params, source, config, *, generator, path, max_tokens, seed, shard=(0, 1)):
@@ -244,12 +279,14 @@ def measure(params, source, config, *, generator, path, max_tokens, seed, shard=
   if len(source) < config.problems:
     raise ValueError(f"{config.problems} problems to curate, the source has {len(source)}; "
                      "lower curate.problems")
-  part, done = pass_rates.part(config.problems, shard), pass_rates.whole_lines(path)
+  part, done = pass_rates.part(config.problems, shard), hosts.leader(
+    lambda: pass_rates.whole_lines(path))
   progress = Progress(len(part), "curation", start=done)
   while done < len(part):
     looked_at = _look_at(params, source, config, generator, max_tokens, seed, part, done)
-    with open(path, "a", encoding="utf-8") as file:
-      file.writelines(json.dumps(line) + "\n" for line in looked_at)
+    if jax.process_index() == 0:
+      with open(path, "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in looked_at)
     done += len(looked_at)
     progress.update(done, "problems")
   progress.close()
@@ -279,30 +316,31 @@ def _check_same(workdir, folder):
 
 def _look_at(params, source, config, generator, max_tokens, seed, part, start):
   """Lines of the next batch of problems of `part`, those from its place `start` on."""
-  size = min(config.batch, len(part) - start)
+  size, probe = min(config.batch, len(part) - start), config.pass_rates == "probe"
   # The probe's batches have one shape: the last one is filled up.
   numbers = [part[place % len(part)] for place in range(
-    start, start + (config.batch if config.pass_rates == "probe" else size))]
-  rows = [source[number] for number in numbers]
+    start, start + (config.batch if probe else size))]
+  rows, encoded = shares.read(source, numbers,
+                              generator.encoder.encode if probe else lambda row: None)
   responses = [pass_rates.candidates(row) for row in rows[:size]]
-  if config.pass_rates == "column":
-    passes = [pass_rates.column_passes(row, config.samples) for row in rows]
+  if probe:
+    prompts = generator.encoder.batch(rows, np.array(numbers), encoded)
+    passes = _pass_counts(params, prompts, config, generator, max_tokens, seed)
   else:
-    passes = _pass_counts(params, rows, np.array(numbers), config, generator, max_tokens, seed)
+    passes = [pass_rates.column_passes(row, config.samples) for row in rows]
   pairs = [(row["answer"], text) for row, texts in zip(rows, responses, strict=False)
            for text in texts]
-  correct, _, _ = generator.grader.grade([text for _, text in pairs], [truth for truth, _ in pairs])
+  _, correct, _, _ = generator.judge([text for _, text in pairs], [truth for truth, _ in pairs])
   right, chat = iter(correct), generator.encoder.chat
   return [{"problem": number, "id": row["id"], "source": row["source"], "passes": int(count),
            "tokens": [len(chat.response(text)) if next(right) else None for text in texts]}
           for number, row, texts, count in zip(numbers, rows, responses, passes, strict=False)]
 
 
-def _pass_counts(params, rows, places, config, generator, max_tokens, seed):
+def _pass_counts(params, prompts, config, generator, max_tokens, seed):
   """int [problems of the batch]: right answers of the probe at temperature 1."""
   sampling = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, min_tokens=0,
                             max_tokens=max_tokens)
-  prompts = generator.encoder.batch(rows, places)
   _, _, correct, _, _ = generator.answer(params, prompts, stage_key(seed, "probe"),
                                          group=config.samples, sampling=sampling)
   return correct.reshape(-1, config.samples).sum(1).astype(int)

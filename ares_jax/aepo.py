@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ares_jax import mesh, ops, optimizer, policy_gradient
+from ares_jax import mesh, model_flops, ops, optimizer, policy_gradient
 from ares_jax.branching import Branching
-from ares_jax.data.sources import epochs, stream
+from ares_jax.data.sources import epochs
 from ares_jax.loop import LoopConfig, run_stage
 from ares_jax.metrics import truncate
-from ares_jax.models import weights
+from ares_jax.models import lora
 from ares_jax.optimizer import OptimizerConfig
 from ares_jax.policy_gradient import KlConfig, LossConfig, Signal
 from ares_jax.responses import write_rollouts
@@ -32,6 +32,7 @@ from ares_jax.rows import balance, deal, pack
 from ares_jax.run_folder import dump_batch
 from ares_jax.sampler import SamplingConfig, stage_key
 from ares_jax.shaping import Controllers, EntropyConfig, RewardConfig, by_bucket, shape
+from ares_jax.shares import stream
 
 # Share of high-window-entropy tokens below which AEPO is GRPO, above which it relaxes everything.
 HWE_SHARE = (0.001, 0.2)
@@ -51,7 +52,7 @@ class AepoConfig:
   minibatch: int  # sequences an optimizer update: whole groups
   microbatch: int  # packed rows a gradient
   row_tokens: tuple[int, ...]  # tokens of a packed row: of these, what pads a batch least
-  frozen: tuple[str, ...]  # parts of the weights that are not trained, e.g. ("vision",)
+  frozen: tuple[str, ...]  # parts of the weights that are not trained, e.g. ("vision",); LoRA: all
   log_responses: int  # graded responses written to rollouts.jsonl an iteration
   sampling: SamplingConfig
   filter: FilterConfig
@@ -87,15 +88,20 @@ class AepoState:
 
   step: jax.Array  # int32 [], finished iterations
   batches: jax.Array  # int32 [], prompt batches drawn: more than `step` with online filtering
-  params: dict
+  params: dict  # what is trained: weights, or adapters (models/lora.py)
   opt_state: optax.OptState
   controllers: Controllers
 
 
-def init_state(config, params):
-  """AepoState before the first iteration, on the current mesh, which holds the weights."""
-  opt_state = optimizer.start(
-    optimizer.of(config.optimizer, params, frozen=config.frozen), params)
+def init_state(config, params, base=None):
+  """AepoState before the first iteration, on the current mesh, which holds the weights.
+
+  Args:
+    config: AepoConfig.
+    params: what is trained: weights, or adapters of `base`.
+    base: lora.Base, or None.
+  """
+  opt_state = optimizer.start(_optimizer(config, params, base), params)
   controllers = Controllers(
     threshold=jnp.float32(jnp.nan), hwe_target=jnp.full(3, jnp.nan, jnp.float32),
     multiplier=jnp.zeros(3), kappa=jnp.float32(config.kl.start),
@@ -105,17 +111,23 @@ def init_state(config, params):
     {"step": step, "batches": batches, "controllers": controllers}))
 
 
+def _optimizer(config, params, base):
+  return optimizer.of(config.optimizer, params, frozen=lora.trained_frozen(base, config.frozen))
+
+
 @functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="state")
-def aepo_step(model, config, state, reference, batch, words_V):
+def aepo_step(model, config, state, reference, batch, words_V, base=None):
   """One iteration on a rollout batch (algorithm 1).
 
   Args:
     model: ModelConfig.
     config: AepoConfig.
     state: AepoState; donated.
-    reference: frozen weights of the reference policy; config.frozen parts are those of the state.
+    reference: like state.params, of the reference policy; config.frozen parts are those of the
+      state.
     batch: rollout.RolloutBatch.
     words_V: bool, tokens of V_sem (detectors "semantic" and "trigger").
+    base: lora.Base under the adapters that state and reference hold; None where they hold weights.
 
   Returns:
     state, metrics (float32 scalars).
@@ -136,24 +148,23 @@ def aepo_step(model, config, state, reference, batch, words_V):
     beta_3=jnp.float32(config.kl.beta) * state.controllers.kappa,
     rho=config.kl.rho if config.kl.dynamic else 1.0))
   rows, minibatches = batch.rows, len(batch.rows.used)
-  if "vision" in config.frozen:
-    images = policy_gradient.frozen_features(model, state.params, batch.vision,
-                                             minibatches=minibatches)
+  sampled, reference = lora.join(base, state.params), lora.join(base, reference)
+  if base is not None or "vision" in config.frozen:
+    images = policy_gradient.frozen_features(model, sampled, batch.vision, minibatches=minibatches)
   else:
     images = deal(batch.vision, minibatches)
   old = rows.sampler_logprob
   if config.loss.old_logprob == "recompute":
     # Of a single minibatch the gradient's own forward pass is it.
-    old = (policy_gradient.old_logprobs(model, state.params, rows, images) if minibatches > 1
-           else None)
+    old = policy_gradient.old_logprobs(model, sampled, rows, images) if minibatches > 1 else None
 
-  tx = optimizer.of(config.optimizer, state.params, frozen=config.frozen)
+  tx = _optimizer(config, state.params, base)
 
   def minibatch(carry, part):
     params, opt_state = carry
     rows, images, old = part
     grads, sums = policy_gradient.gradient(model, config, params, reference, rows, images, signal,
-                                           old)
+                                           old, base)
     rate = optimizer.learning_rate(config.optimizer, state.step, config.steps)
     sums["fault/loss"] = (~jnp.isfinite(sums["loss/policy"] + sums["loss/kl"])).astype(int)
     sums["fault/sampler_gap"] = (sums["loss/sampler_gap"] > config.loss.sampler_gap[1]).astype(int)
@@ -163,7 +174,8 @@ def aepo_step(model, config, state, reference, batch, words_V):
 
   (params, opt_state), sums = jax.lax.scan(
     minibatch, (state.params, state.opt_state), (rows, images, old))
-  params, opt_state = optimizer.keep_layout(tx, params, opt_state, weights.specs(model))
+  params, opt_state = optimizer.keep_layout(tx, params, opt_state,
+                                            lora.specs(model, base, params))
   kl_tokens_3 = sums.pop("kl_tokens_3").sum(0)
   # NaN, null in the log, where a bucket had no such tokens: not to be mistaken for 0.
   kl_3 = sums.pop("kl_sum_3").sum(0) / kl_tokens_3
@@ -183,39 +195,44 @@ def aepo_step(model, config, state, reference, batch, words_V):
                        controllers=controllers), metrics
 
 
-def run(params, source, config, *, generator, words, workdir, seed, threads):
+def run(params, source, config, *, generator, words, workdir, seed, threads, base=None):
   """AEPO as a resumable stage.
 
   Args:
-    params: weights to start from, which are also the frozen reference policy.
+    params: what is trained, as the stage starts: weights, or adapters of `base`. It is the frozen
+      reference policy too: after a cold start that trained adapters, these, not the base alone.
     source: random access to rows.
     config: AepoConfig.
     generator: rollout.Generator.
     words: bool [V] numpy, tokens of V_sem.
     workdir, seed, threads: folder, seed of shuffle and samples, reading threads.
+    base: lora.Base, or None.
 
   Returns:
-    The trained weights.
+    `params`, trained.
   """
   reference = params
   # The state is donated step by step: it needs weights of its own.
-  state = init_state(config, jax.tree.map(jnp.copy, params))
+  state = init_state(config, jax.tree.map(jnp.copy, params), base)
   words_V, key = mesh.put(words), stage_key(seed, "aepo")
 
-  def collate(rows, number):
-    return generator.encoder.batch(rows, number * config.prompts + np.arange(config.prompts))
+  def collate(rows, encoded, number):
+    place = number * config.prompts + np.arange(config.prompts)
+    return generator.encoder.batch(rows, place, encoded)
 
   def begin(state):
-    truncate(os.path.join(workdir, "rollouts.jsonl"), "aepo", int(state.step))
-    batches = stream(source, batch=config.prompts, seed=seed, collate=collate,
-                     start=int(state.batches), threads=threads)
+    if jax.process_index() == 0:
+      truncate(os.path.join(workdir, "rollouts.jsonl"), "aepo", int(state.step))
+    batches = stream(source, batch=config.prompts, seed=seed, encode=generator.encoder.encode,
+                     collate=collate, start=int(state.batches), threads=threads)
     order = functools.partial(balance, minibatch=config.minibatch, microbatch=config.microbatch,
                               row_tokens=config.row_tokens)
 
     def step(state):
       # The threshold of the iterations so far: nan, which forks nothing, before the first.
       branching = Branching(state.controllers.threshold, config.branches, config.entropy.window)
-      rollout = collect(generator, state.params, batches, key, group=config.group,
+      rollout = collect(generator, lora.join(base, state.params), batches, key,
+                        group=config.group,
                         order=order, sampling=config.sampling, config=config.filter,
                         branching=branching if config.branches else None)
       if jax.process_index() == 0:
@@ -225,11 +242,12 @@ def run(params, source, config, *, generator, words, workdir, seed, threads):
         batch, packing = _packed(rollout, config, generator.encoder)
       with generator.phases("update"), generator.phases("device"):
         state = state.replace(batches=state.batches + rollout.batches)
-        state, metrics = aepo_step(generator.model, config, state, reference, batch, words_V)
+        state, metrics = aepo_step(generator.model, config, state, reference, batch, words_V, base)
         metrics = jax.device_get(metrics)
       if metrics["update/skipped"]:
         dump_batch(workdir, "aepo", int(state.step),
                    {"batch": batch, "controllers": state.controllers})
+      metrics |= _work(rollout, config, generator.model, base is not None)
       metrics |= rollout.metrics | packing | epochs(source, int(state.batches) * config.prompts)
       note = (f"accuracy {metrics['reward/accuracy']:.2f} "
               f"tokens {metrics['response/tokens']:.1f} hwe {metrics['hwe/share']:.1%}")
@@ -245,6 +263,18 @@ def run(params, source, config, *, generator, words, workdir, seed, threads):
 
   return run_stage("aepo", state, begin, steps=config.steps, workdir=workdir, config=config.loop,
                    phases=generator.phases).params
+
+
+def _work(rollout, config, model, adapters):
+  """Tokens drawn, and FLOPs that drawing and learning them needs; batches that were filtered out
+  count as if they were like those kept."""
+  prompts, answers = rollout.prompts.length, rollout.samples.mask.sum(1)
+  needed = model_flops.iteration(
+    config, model, prompts=prompts, answers=answers,
+    image=model_flops.vision(model.vision, rollout.prompts.vision["image"]), adapters=adapters)
+  drawing = needed["prefill"] + needed["decode"]
+  return {"work/tokens": answers.sum() * rollout.batches,
+          "work/flops": drawing * rollout.batches + needed["aepo_step"]}
 
 
 def _packed(rollout, config, encoder):

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from ares_jax import digest, manifest, pulse
+from ares_jax import digest, hosts, manifest, pulse
 from ares_jax.manifest import DamagedError
 
 _READ_AT_ONCE = 1 << 30  # bytes read at a time, where a leaf is not larger
@@ -45,8 +45,10 @@ class Checkpoints:
       raise ValueError(f"keep is {keep}; must be >= 1 or no checkpoint survives")
     self.directory = str(_folder(directory))
     self._keep = keep
+    hosts.leader(lambda: _folder(directory).mkdir(parents=True, exist_ok=True))
     self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
     self._saving = None  # Future of the save in flight
+    self._settled = 0  # saves that have ended, one way or the other
     self._manager = self._open()
 
   def _open(self):
@@ -54,9 +56,12 @@ class Checkpoints:
       self.directory,
       options=ocp.CheckpointManagerOptions(
         max_to_keep=None,  # _settle deletes: Orbax would before it knows that the new one is whole
-        create=True,
+        create=False,
         cleanup_tmp_directories=True,
         enable_async_checkpointing=True,
+        # Named, the processes wait for each other without a device, in any thread.
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+          active_processes=set(range(jax.process_count()))),
       ),
       # Named handlers let the manager read a checkpoint's shapes before anything was saved.
       item_handlers={
@@ -68,8 +73,10 @@ class Checkpoints:
   def __enter__(self):
     return self
 
-  def __exit__(self, *exc):
-    self.close()
+  def __exit__(self, kind, *_):
+    # Where a process leaves by an error of its own, the others are not on their way out.
+    if kind is None or jax.process_count() == 1:
+      self.close()
 
   def latest(self):
     """The newest step, in flight or finished, or None."""
@@ -117,35 +124,42 @@ class Checkpoints:
         ),
       )
     except OSError as error:
+      failed = self._failed(step, _text(error))
+      if jax.process_count() > 1:
+        # The others wait inside the save that this process left: no second try.
+        raise ValueError(str(failed)) from error
       self._manager = self._open()
-      raise self._failed(step, error) from error
+      raise failed from error
     self._saving = self._worker.submit(self._settle, step, written["leaves"])
 
   def _settle(self, step, leaves):
     """Waits for a save, reads it back, and deletes what it makes superfluous."""
+    error = None
     try:
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
-      _compare(self.directory, step, leaves)
-    except Exception as error:
+      _compare(self.directory, step, {name: leaves[name] for name in hosts.share(list(leaves))})
+    except Exception as raised:
+      error = raised
+    self._settled += 1
+    said = hosts.vote(f"{self.directory}/{self._settled}", _text(error))
+    if any(said):
       # Orbax keeps a failed save's error and its temporary folder: a new manager forgets both.
       with contextlib.suppress(OSError):
         (_folder(self.directory) / str(step)).rmtree(missing_ok=True)
       self._manager = self._open()
-      raise self._failed(step, error) from error
+      raise self._failed(step, next(filter(None, said))) from error
     for old in self.steps()[:-self._keep]:
       try:
         self._manager.delete(old)
-      except OSError as error:
+      except (OSError, jax.errors.JaxRuntimeError) as error:
         # The new one is whole: a save it is. The next save removes it.
         logging.warning("%s: checkpoint %d is not removed: %s", self.directory, old, error)
 
-  def _failed(self, step, error):
-    text = " ".join(str(error).split())[:300]
+  def _failed(self, step, text):
     steps = _steps(self.directory)
     older = f"step {steps[-1]} is whole" if steps else "there is none before it"
-    return OSError(f"saving checkpoint {step} in {self.directory} failed, {older}: "
-                   f"{type(error).__name__}: {text}")
+    return OSError(f"saving checkpoint {step} in {self.directory} failed, {older}: {text}")
 
   def restore(self, abstract, step=None, *, strict=False):
     """Reads a checkpoint onto the shardings of `abstract`.
@@ -168,7 +182,7 @@ class Checkpoints:
         would cast it silently); a leaf of `abstract` has no sharding. Up to 8 leaves are named.
     """
     self.wait()
-    steps = self.steps()
+    steps = hosts.leader(self.steps)
     if step is not None and step not in steps:
       raise ValueError(f"no checkpoint {step} in {self.directory}; there are {steps}")
     if not steps:
@@ -176,18 +190,15 @@ class Checkpoints:
     targets = {name: _target(name, leaf) for name, leaf in _flatten(abstract).items()}
 
     def read(step):
-      written = _read_record(self.directory, step)
+      written = _agreed(lambda: _read_record(self.directory, step))
       manifest.check_match(targets, written["leaves"], f"checkpoint {step} in {self.directory}")
-      arrays = _read_leaves(self.directory, step, targets)
+      arrays = _agreed(lambda: _read_leaves(self.directory, step, targets))
       manifest.check_digests(step, digest.of(arrays), written["leaves"])
       return arrays, written["extra"]
 
     step, (arrays, extra), damaged = _newest_whole(
       self.directory, steps if step is None else [step], read, strict)
-    for bad in damaged:
-      aside = _folder(self.directory) / f"damaged-{bad}"
-      aside.rmtree(missing_ok=True)
-      (_folder(self.directory) / str(bad)).rename(aside)
+    hosts.leader(lambda: self._set_aside(damaged))
     if damaged:
       self._manager.reload()
     leaves = [
@@ -195,9 +206,15 @@ class Checkpoints:
       else arrays[name] for name, leaf in _flatten(abstract).items()]
     return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves), extra
 
+  def _set_aside(self, damaged):
+    for bad in damaged:
+      aside = _folder(self.directory) / f"damaged-{bad}"
+      aside.rmtree(missing_ok=True)
+      (_folder(self.directory) / str(bad)).rename(aside)
+
   def check(self):
     """Raises, without waiting, what went wrong in a save that has ended: OSError."""
-    if self._saving is not None and self._saving.done():
+    if self._saving is not None and not hosts.agree(not self._saving.done()):
       self.wait()
 
   def wait(self):
@@ -240,15 +257,16 @@ def read_part(directory, part, abstract):
   targets = {f"{part}/{name}": _target(name, leaf) for name, leaf in _flatten(abstract).items()}
 
   def read(step):
-    leaves = {name: leaf for name, leaf in _read_record(directory, step)["leaves"].items()
+    written = _agreed(lambda: _read_record(directory, step))
+    leaves = {name: leaf for name, leaf in written["leaves"].items()
               if name.startswith(f"{part}/")}
     manifest.check_match(targets, leaves, f"checkpoint {step} in {directory}")
-    arrays = _read_leaves(directory, step, targets)
+    arrays = _agreed(lambda: _read_leaves(directory, step, targets))
     manifest.check_digests(step, digest.of(arrays), leaves)
     return arrays
 
   for attempt in range(_REPLACED):
-    steps = _steps(directory)
+    steps = hosts.leader(lambda: _steps(directory))
     if not steps:
       raise ValueError(f"there is no checkpoint in {directory}")
     try:
@@ -256,7 +274,7 @@ def read_part(directory, part, abstract):
       break
     except DamagedError:
       # A run that saves there may have replaced what was being read.
-      if _steps(directory) == steps or attempt == _REPLACED - 1:
+      if hosts.leader(lambda: _steps(directory)) == steps or attempt == _REPLACED - 1:
         raise
   leaves = [restored[name] for name in targets]
   return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves)
@@ -294,9 +312,36 @@ def _newest_whole(directory, steps, read, strict):
                      "remove the folder to begin its stage anew")
 
 
+def _agreed(call):
+  """What `call` reads; DamagedError on all processes where one of them finds damage."""
+  found, said = None, ""
+  try:
+    found = call()
+  except DamagedError as error:
+    if jax.process_count() == 1:
+      raise
+    said = str(error)
+  for damage in filter(None, hosts.gather(said.encode())):
+    raise DamagedError(damage.decode())
+  return found
+
+
+def _reader(handler):
+  """A Checkpointer that waits for no other process."""
+  own = jax.process_index()
+  return ocp.Checkpointer(handler, multiprocessing_options=ocp.options.MultiprocessingOptions(
+    primary_host=own, active_processes={own}))
+
+
+def _text(error):
+  """What was raised in a line; "" for nothing."""
+  text = " ".join(str(error).split())[:300]
+  return "" if error is None else f"{type(error).__name__}: {text}"
+
+
 def _read_record(directory, step):
   path = _folder(directory) / str(step) / "extra"
-  with manifest.reading(step), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+  with manifest.reading(step), _reader(ocp.JsonCheckpointHandler()) as reader:
     stored = reader.restore(path, args=ocp.args.JsonRestore())
   return manifest.unseal(stored, step)
 
@@ -313,7 +358,7 @@ def _read_leaves(directory, step, targets):
 def _read_some(directory, step, targets):
   """{name: array} of some leaves, as `targets` have them: on devices, or numpy."""
   path = _folder(directory) / str(step) / "state"
-  with manifest.reading(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+  with manifest.reading(step), _reader(ocp.PyTreeCheckpointHandler()) as reader:
     return reader.restore(path, args=ocp.args.PyTreeRestore(
       item=targets, restore_args=ocp.checkpoint_utils.construct_restore_args(targets),
       partial_restore=True))

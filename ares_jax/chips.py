@@ -17,6 +17,7 @@ class Chip:
   """One kind of TPU chip."""
 
   name: str
+  kind: str  # jax's device_kind
   flops: float  # a second, bfloat16
   memory: float  # bytes
   memory_rate: float  # bytes a second
@@ -25,10 +26,18 @@ class Chip:
 
 
 CHIPS = {chip.name: chip for chip in (
-  Chip("v5e", flops=197e12, memory=15.75 * 2**30, memory_rate=819e9, link_rate=200e9, axes=2),
-  Chip("v5p", flops=459e12, memory=95.73 * 2**30, memory_rate=2765e9, link_rate=600e9, axes=3),
-  Chip("v6e", flops=918e12, memory=31.24 * 2**30, memory_rate=1600e9, link_rate=400e9, axes=2),
+  Chip("v5e", "TPU v5 lite", flops=197e12, memory=15.75 * 2**30,
+       memory_rate=819e9, link_rate=200e9, axes=2),
+  Chip("v5p", "TPU v5", flops=459e12, memory=95.73 * 2**30,
+       memory_rate=2765e9, link_rate=600e9, axes=3),
+  Chip("v6e", "TPU v6 lite", flops=918e12, memory=31.24 * 2**30,
+       memory_rate=1600e9, link_rate=400e9, axes=2),
 )}
+
+
+def of(device):
+  """The Chip that a device is, None where its numbers are not here."""
+  return next((chip for chip in CHIPS.values() if chip.kind == device.device_kind), None)
 
 
 def describe(topology):

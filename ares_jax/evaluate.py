@@ -3,7 +3,7 @@
     python -m ares_jax.evaluate --config=configs/ares_tiny.py --workdir=runs/ares_tiny
     python -m ares_jax.evaluate --config=configs/aepo_7b.py --model=HF_FOLDER --workdir=DIR \\
       --benchmark=mathvista --data=testmini.parquet [--compare=OTHER/results.json]
-    python -m ares_jax.evaluate --ablation=runs/table4/0/*,runs/table4/1/*
+    python -m ares_jax.evaluate --ablation=runs/table4/0/*,runs/table4/1/* --figure=figure.html
 
 Without --benchmark the config's own held-out data are asked. --benchmark is a name of
 ares_jax/data/benchmarks.json, with --data its file or folder, or the path of a file of your own.
@@ -17,16 +17,14 @@ import json
 import os
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
-from ares_jax import ablation, mesh, predictions
-from ares_jax.checkpoint import read_part
+from ares_jax import ablation, ablation_figure, hosts, mesh, predictions, saved
 from ares_jax.command import UsageError, require_config, run
 from ares_jax.data import scores
 from ares_jax.data.benchmarks import Benchmark, open_benchmark, schemas
-from ares_jax.models import weights
+from ares_jax.models import lora
 from ares_jax.run_folder import latest_stage, write_text
 from ares_jax.sampler import SamplingConfig
 from ares_jax.setup import open_run, read_config
@@ -36,6 +34,8 @@ def main():
   words = flags.FLAGS
   if words.ablation:
     table, page = ablate(words.ablation)
+    if words.figure:
+      write_text(words.figure, ablation_figure.page(table))
     print(json.dumps(table) if words.json else page)
     return
   values = require_config(words.config)
@@ -46,13 +46,15 @@ def main():
     with values.unlocked():
       values.model.path = words.model
   config, workdir = read_config(values), os.path.abspath(words.workdir)
-  with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model)), (
+  with hosts.joined(config.hosts), jax.set_mesh(
+      mesh.make_mesh(config.mesh.data, config.mesh.model)), (
       open_run(config, workdir=workdir, check=False)) as parts:
     benchmark = choose(parts, words.benchmark, words.data)
     name, params = (words.model, parts.init_params()) if words.model else newest(parts, workdir)
     result = evaluate(parts, params, benchmark, model=name, compare=words.compare,
                       folder=os.path.join(workdir, "evaluate", benchmark.name))
-  print(json.dumps(result) if words.json else text(result))
+    if jax.process_index() == 0:
+      print(json.dumps(result) if words.json else text(result))
 
 
 def choose(parts, name, path):
@@ -82,9 +84,8 @@ def newest(parts, workdir):
     ValueError: there is none.
   """
   stage = latest_stage(workdir)
-  step, params = read_part(os.path.join(workdir, stage), "params",
-                           weights.abstract(parts.model, jax.sharding.get_mesh(), jnp.float32))
-  return f"{workdir} {stage} step {step}", params
+  step, params, base = saved.read(workdir, stage, parts.config, parts.model)
+  return f"{workdir} {stage} step {step}", lora.join(base, params)
 
 
 def evaluate(parts, params, benchmark, *, folder, model, compare=""):
@@ -118,9 +119,10 @@ def evaluate(parts, params, benchmark, *, folder, model, compare=""):
              "tokens_per_second": tokens / sum(problem["seconds"] for problem in problems)}
   if other:
     result["compare"] = _compare(result, other, compare)
-  for name, content in (("results.json", json.dumps(result, indent=1)), ("results.md",
-                                                                         markdown(result))):
-    write_text(os.path.join(folder, name), content + "\n")
+  if jax.process_index() == 0:
+    for name, content in (("results.json", json.dumps(result, indent=1)), ("results.md",
+                                                                           markdown(result))):
+      write_text(os.path.join(folder, name), content + "\n")
   return result
 
 
@@ -225,6 +227,7 @@ def define_flags():
   flags.DEFINE_string("model", "", "Hugging Face folder; default the newest checkpoint.")
   flags.DEFINE_string("compare", "", "results.json of an earlier evaluation.")
   flags.DEFINE_list("ablation", [], "Folders of finished runs, or patterns of them.")
+  flags.DEFINE_string("figure", "", "HTML file of --ablation's accuracy and tokens by difficulty.")
   flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
 
 

@@ -5,21 +5,19 @@
 
 Takes the newest checkpoint of the last stage that has one, or of --stage; the run may go on
 meanwhile. A model that came from a Hugging Face folder keeps its names, files, dtypes, tokenizer
-and processor; a fresh one is written in float32.
+and processor; a fresh one is written in float32. Adapters are merged into their matrices.
 """
 
 import json
 import os
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict
 
-from ares_jax import mesh
-from ares_jax.checkpoint import read_part
+from ares_jax import mesh, saved
 from ares_jax.command import UsageError, run
-from ares_jax.models import hf, weights
+from ares_jax.models import hf, lora, weights
 from ares_jax.run_folder import STAGES, latest_stage
 from ares_jax.setup import model_and_tokenizer, read_config
 
@@ -63,8 +61,8 @@ def export(workdir, out, stage=None):
   if stage is None:
     stage = latest_stage(workdir)
   model, tokenizer = model_and_tokenizer(config.model)
-  step, params = read_part(os.path.join(workdir, stage), "params",
-                           weights.abstract(model, jax.sharding.get_mesh(), jnp.float32))
+  step, params, base = saved.read(workdir, stage, config, model)
+  params = lora.merge(base, params)
   if config.model.path:
     hf.to_hf(params, model, out, config.model.path)
   else:

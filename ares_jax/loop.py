@@ -11,7 +11,7 @@ import time
 import jax
 from absl import logging
 
-from ares_jax import pulse
+from ares_jax import hosts, profiler, pulse, speed
 from ares_jax.checkpoint import Checkpoints, abstract_like
 from ares_jax.metrics import MetricWriter, PhaseTimer, Progress
 from ares_jax.run_folder import check_marks, marks
@@ -69,8 +69,9 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
       # A fresh stage donates its first state; a resumed one must not hold it beside the real one.
       jax.tree.map(lambda x: x.delete(), state)
       step, state, made_with = restored
-      check_marks(workdir, made_with, f"checkpoint {step} of {name}")
-    made_with = marks(workdir)
+      where = f"checkpoint {step} of {name}"
+      hosts.leader(lambda: check_marks(workdir, made_with, where))
+    made_with = hosts.leader(lambda: marks(workdir))
     done = int(state.step)
     if done > steps:
       raise ValueError(f"{checkpoints.directory} is at step {done}, beyond the {steps} steps of "
@@ -83,14 +84,17 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
       phases.take()  # what ran between the stages belongs to none of their steps
       step = begin(state)
       while done < steps:
+        profiler.at(name, done)
         try:
           with phases("step"):
-            pulse.beat()
+            pulse.beat(common=True)
             state, metrics, note = step(state)
             metrics = jax.device_get(metrics)
         except pulse.Stopped:
           break  # between two steps, or in one that has not reached its update: `state` is whole
         except (ValueError, OSError) as error:
+          if isinstance(error, OSError) and jax.process_count() > 1:
+            raise  # this process alone has met it, and a save takes all
           # A step refuses its data, or its folder refuses responses, before the update, which is
           # what uses the state up.
           _save_now(checkpoints, done, state, made_with)
@@ -106,18 +110,21 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
                           ", ".join(named))
         else:
           skipped = 0
-        metrics |= phases.take()
+        seconds = phases.take()
+        fast = speed.measured(metrics, seconds["seconds/step"])
+        metrics |= seconds | fast
         try:
           _patiently(lambda done=done, metrics=metrics: writer.write_scalars(done, metrics))
         except OSError as error:
           # Without its line the step does not count: saved, it would be missing in the log.
           raise OSError(f"step {done} of {name} cannot be logged: {error}; the run goes on from "
                         "its newest checkpoint when the folder can be written") from error
-        progress.update(done, note)
+        progress.update(done, ", ".join(filter(None, (note, speed.words(fast)))))
         try:
           checkpoints.check()
           if done % config.save_every == 0:
-            checkpoints.save(done, state, made_with)
+            with phases("save"):
+              checkpoints.save(done, state, made_with)
         except OSError as error:
           logging.warning("%s; saving step %d instead", error, done)
           _save_now(checkpoints, done, state, made_with)
@@ -129,7 +136,9 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
             f"them; look into a batch with --replay={os.path.join(workdir, 'nonfinite')}/"
             f"{name}-{done}.npz; lower the learning rate")
       progress.close()
-      _save_now(checkpoints, done, state, made_with)
+      with phases("save"):
+        _save_now(checkpoints, done, state, made_with)
+      profiler.end()  # what comes after the stage is none of its steps
       stopped = pulse.asked()
     if stopped:
       raise KeyboardInterrupt(f"{name} is saved at step {done} of {steps}; "

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from ares_jax import shares
 from ares_jax.data.grade import thought
 from ares_jax.data.scores import BUCKETS
 from ares_jax.sampler import SamplingConfig, stage_key
@@ -57,7 +58,8 @@ def evaluate(generator, params, source, config, *, max_tokens, easy, medium, see
     # The last batch is filled with rows from the front, which are then dropped: one shape.
     places = np.arange(start, start + config.batch) % config.problems
     fresh = min(config.batch, config.problems - start)
-    prompts = generator.encoder.batch([source[int(place)] for place in places], places)
+    rows, encoded = shares.read(source, places, generator.encoder.encode)
+    prompts = generator.encoder.batch(rows, places, encoded)
     for name, sampling, group in (("greedy", greedy, 1), ("sampled", sampled, config.samples)):
       samples, texts, correct, formatted, _ = generator.answer(
         params, prompts, stage_key(seed, "evaluate"), group=group, sampling=sampling)

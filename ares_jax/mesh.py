@@ -7,7 +7,8 @@ Every other room uses the mesh that `jax.set_mesh` made current.
 import math
 
 import jax
-from jax.experimental import mesh_utils
+import numpy as np
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "model")
@@ -77,6 +78,8 @@ def size(axis):
 def put(tree, *spec):
   """Moves every leaf of `tree` to `PartitionSpec(*spec)` on the current mesh; no spec replicates.
 
+  Several processes call it together, with equal leaves.
+
   Raises:
     ValueError: no mesh is current, or a leaf's axis does not divide over its mesh axis; names
       the leaf.
@@ -84,7 +87,31 @@ def put(tree, *spec):
   target = sharding(*spec)
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     _check_divides(jax.tree_util.keystr(path), leaf.shape, target)
-  return jax.device_put(tree, target)
+  if jax.process_count() == 1:
+    return jax.device_put(tree, target)
+  return jax.tree.map(lambda leaf: _put_own(leaf, target), tree)
+
+
+def _put_own(leaf, target):
+  """`leaf`, which is the same on all processes: each gives its devices their parts."""
+  if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+    return jax.device_put(leaf, target)
+  # jax.device_put would first compare all of it between the processes.
+  own = np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
+  return jax.make_array_from_callback(own.shape, target, lambda index: own[index])
+
+
+def fetch(tree):
+  """`tree` as numpy arrays, whole on every process; all of a run's processes call it."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return jax.tree.map(_fetched, tree)
+
+
+def _fetched(leaf):
+  if not isinstance(leaf, jax.Array) or leaf.is_fully_replicated:
+    return np.asarray(leaf)
+  return multihost_utils.process_allgather(leaf, tiled=True)
 
 
 def _check_divides(name, shape, target):

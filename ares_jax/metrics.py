@@ -22,6 +22,19 @@ from tensorboardX.summary import scalar
 
 _FLUSH = 30.0  # seconds between flushes of TensorBoard's file
 
+# Who is told of every line, of the process.
+_mirrors = []
+
+
+@contextlib.contextmanager
+def mirrored(send):
+  """Inside, every line that is written goes to `send`, a function of the line's dict, too."""
+  _mirrors.append(send)
+  try:
+    yield
+  finally:
+    _mirrors.remove(send)
+
 
 class MetricWriter:
   """Writes the scalars of one stage; has the methods of clu's MetricWriter that we use.
@@ -81,6 +94,8 @@ class MetricWriter:
       line[name] = number if math.isfinite(number) else None
     self._append((json.dumps(line, allow_nan=False) + "\n").encode())
     self._events.add(int(step), numbers)
+    for send in _mirrors:
+      send(line)
 
   def _append(self, line):
     """One write of a whole line: a kill leaves at most one torn line, which truncate removes."""
@@ -204,7 +219,7 @@ class Progress:
 
 
 class PhaseTimer:
-  """Seconds spent in each phase: `with timer("rollout"): ...`.
+  """Seconds spent in each phase: `with timer("rollout"): ...`; its name in a profiler's trace.
 
   jax returns before the device is done: block on the result inside the phase.
   """
@@ -217,7 +232,8 @@ class PhaseTimer:
   def __call__(self, phase):
     began = self._clock()
     try:
-      yield
+      with jax.profiler.TraceAnnotation(phase):
+        yield
     finally:
       spent = self._clock() - began
       self._seconds[phase] = self._seconds.setdefault(phase, 0.0) + spent

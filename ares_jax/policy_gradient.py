@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ares_jax import mesh, ops
-from ares_jax.models import qwen25_vl, weights
+from ares_jax.models import lora, qwen25_vl
 from ares_jax.rows import deal
 
 
@@ -129,7 +129,7 @@ def old_logprobs(model, params, rows, images):
   return jax.lax.map(minibatch, (rows, images))
 
 
-def gradient(model, config, params, reference, rows, images, signal, old):
+def gradient(model, config, params, reference, rows, images, signal, old, base=None):
   """Gradient of a minibatch, accumulated in float32 over the microbatches in use, and its metrics.
 
   The vision tower works once a prompt, not once a sample: a gradient for it is gathered over the
@@ -138,21 +138,23 @@ def gradient(model, config, params, reference, rows, images, signal, old):
   Args:
     model: ModelConfig.
     config: AepoConfig.
-    params: weights.
+    params: what is trained: weights, or adapters of `base`.
     reference: frozen weights of the reference policy.
     rows: rows.PackedRows of the minibatch.
     images: its VisionInput; or, where the tower is frozen and so the reference's too, its features
       [Q, U, D].
     signal: Signal.
     old: float32 [K, R, C], log-probabilities before the update; None: those of `params`.
+    base: lora.Base, or None.
 
   Returns:
     Gradient like params, and sums over microbatches of parts of the minibatch's means.
   """
-  frozen_vision = "vision" in config.frozen
-  trained = {name: part for name, part in params.items() if name not in (*config.frozen, "vision")}
+  frozen_vision = base is not None or "vision" in config.frozen
+  frozen = (*lora.trained_frozen(base, config.frozen), "vision")
+  trained = {name: part for name, part in params.items() if name not in frozen}
   if frozen_vision:
-    features = reference_features = _shared(model, params, images)
+    features = reference_features = _shared(model, reference, images)
   else:
     features, pull = jax.vjp(lambda vision: _shared(model, {"vision": vision}, images),
                              params["vision"])
@@ -165,7 +167,7 @@ def gradient(model, config, params, reference, rows, images, signal, old):
     total = (rows.response_mask / length_B[rows.sequence]).sum()
 
   def loss_fn(trained, features, part, old_RC):
-    logprob_RC, entropy_RC = _score(model, params | trained, part, features)
+    logprob_RC, entropy_RC = _score(model, lora.join(base, params | trained), part, features)
     reference_RC = jax.lax.stop_gradient(_score(model, reference, part, reference_features)[0])
     return _loss(config, signal, part, logprob_RC, entropy_RC, reference_RC, old_RC, tokens, total,
                  length_B)
@@ -182,7 +184,7 @@ def gradient(model, config, params, reference, rows, images, signal, old):
     return (weight_grads, feature_grads), jax.tree.map(jnp.add, sums, new) | {"ratio_max": largest}
 
   zeros = jax.tree.map(lambda x, spec: mesh.shard(jnp.zeros_like(x), *spec), params,
-                       weights.specs(model))
+                       lora.specs(model, base, params))
   _, sums = jax.eval_shape(
     lambda: loss_fn(trained, features, _at(rows, 0), None if old is None else old[0]))
   (grads, feature_grads), sums = _for_used(rows, microbatch, (

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from ares_jax import hosts, shares
 from ares_jax.data import quantity
 from ares_jax.data.answer import normalise
 from ares_jax.data.grade import extract_boxed
@@ -47,21 +48,22 @@ def predict(generator, params, benchmark, *, path, sampling, batch, seed, model)
           "prompts": asked.hexdigest()[:16], "grader": generator.grader.name,
           "min_pixels": generator.encoder.config.min_pixels,
           "max_pixels": generator.encoder.config.max_pixels, **dataclasses.asdict(sampling)}
-  done = _resume(path, head)
+  done = {problem["place"]: problem for problem in hosts.leader(lambda: _resume(path, head))}
   for start in range(0, len(rows), batch):
     fresh = range(start, min(start + batch, len(rows)))
     if all(place in done for place in fresh):
       continue
     # The last batch is filled with rows from the front, which are then dropped: one shape.
     places = np.arange(start, start + batch) % len(rows)
-    prompts = generator.encoder.batch([rows[place] for place in places], places)
+    shared, encoded = shares.read(rows, places, generator.encoder.encode)
+    prompts = generator.encoder.batch(shared, places, encoded)
     began = time.perf_counter()
     samples, texts, correct, formatted, timed_out = generator.answer(
       params, prompts, stage_key(seed, "evaluate"), group=benchmark.n, sampling=sampling)
     seconds = (time.perf_counter() - began) / len(fresh)
     lengths = samples.mask.sum(1)
     last = samples.tokens[np.arange(len(texts)), np.maximum(lengths, 1) - 1]
-    with open(path, "a", encoding="utf-8") as file:
+    with open(path if jax.process_index() == 0 else os.devnull, "a", encoding="utf-8") as file:
       for index, place in enumerate(fresh):
         row = rows[place]
         problem = {field: row.get(field) for field in ("id", "source", "level", "group", "step")}
@@ -122,7 +124,7 @@ def _digest_images(row):
 
 
 def _resume(path, head):
-  """{place in the benchmark: problem} of whole lines; writes the head of a new file."""
+  """The problems of whole lines, each place once; writes the head of a new file."""
   done = {}
   if os.path.exists(path):
     with open(path, encoding="utf-8", newline="\n") as file:
@@ -136,4 +138,4 @@ def _resume(path, head):
     # What follows the last line end was cut off in writing.
     done = {problem["place"]: problem for problem in map(json.loads, lines[1:-1])}
   write_text(path, "".join(json.dumps(line) + "\n" for line in [head, *done.values()]))
-  return done
+  return list(done.values())

@@ -12,10 +12,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ares_jax import adacs, aepo, mesh, optimizer, sampler, slots
+from ares_jax import adacs, aepo, mesh, model_flops, optimizer, sampler, slots
 from ares_jax.branching import Branching
-from ares_jax.models import hf_config, weights
+from ares_jax.models import hf_config, lora, weights
 from ares_jax.models.published import BY_NAME
 from ares_jax.models.vision import VisionInput
 from ares_jax.rollout import RolloutBatch
@@ -75,10 +76,12 @@ def programs(config, model):
   except ValueError as error:
     raise ValueError(f"config.aepo.prompts = {prompts}: {error}") from error
 
-  params = weights.abstract(model, _devices(), jnp.float32)
+  params, base, whole = _policy(config.model.lora, model)
   lowered = jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, model.compute_dtype, sharding=sharding),
-    params, sampler.rollout_shardings(model))
+    whole, sampler.rollout_shardings(model, whole))
+  # On one device of "data" rollouts read the base itself, where it is.
+  shared = device_bytes(base) if base is not None and devices == 1 else 0.0
   vocabulary = _split(jax.ShapeDtypeStruct((model.vocab,), bool))
   asked, number = _prompts(model, held.read * devices, prompt_tokens, windows)
   read = _laid_out(model, jax.eval_shape(functools.partial(
@@ -89,12 +92,15 @@ def programs(config, model):
     group=settings.group, branches=settings.branches)))
   branching = Branching(_split(jax.ShapeDtypeStruct((), jnp.float32)), settings.branches,
                         settings.entropy.window) if settings.branches else None
-  trained = _state(settings, params)
-  beside = device_bytes((trained, params))
+  trained = _state(settings, params, base)
+  beside = device_bytes((trained, params, base))
 
   def reshard():
-    return jax.jit(functools.partial(jax.tree.map, lambda x: x.astype(model.compute_dtype)),
-                   out_shardings=sampler.rollout_shardings(model)).trace(params)
+    moved = params if shared else whole
+    return jax.jit(
+      functools.partial(jax.tree.map, lambda x: x.astype(model.compute_dtype)),
+      out_shardings=sampler.rollout_shardings(model, whole) if moved is whole else None,
+    ).trace(moved)
 
   def decode():
     return slots.decode.trace(
@@ -104,16 +110,29 @@ def programs(config, model):
 
   def update():
     batch = _rollout(model, settings, prompt_tokens, windows)
-    return aepo.aepo_step.trace(model, settings, trained, params, batch, vocabulary)
+    return aepo.aepo_step.trace(model, settings, trained, params, batch, vocabulary, base)
 
   rounds = -(-prompts * settings.group // (held.slots * devices))
   return (
-    Program("reshard", 1, reshard, beside - device_bytes(params)),
+    Program("reshard", 1, reshard, beside - device_bytes(params if shared else whole)),
     Program("prefill", -(-prompts // (held.read * devices)),
             lambda: slots.read.trace(model, lowered, read, asked, number, number),
-            beside + device_bytes(state)),
-    Program("decode", rounds * -(-tokens // config.engine.chunk), decode, beside),
+            beside - shared + device_bytes(state)),
+    # Decoding is not given the vision tower, which rollouts hold all the same.
+    Program("decode", rounds * -(-tokens // config.engine.chunk), decode,
+            beside - shared + device_bytes(lowered["vision"])),
     Program("aepo_step", 1, update, 0.0))
+
+
+def _policy(section, model):
+  """(what is trained, lora.Base or None, weights that they make) in shapes."""
+  if not section.rank:
+    params = weights.abstract(model, _devices(), jnp.float32)
+    return params, None, params
+  base = lora.Base(weights.abstract(model, _devices(), jnp.dtype(model.compute_dtype)),
+                   section.alpha / section.rank)
+  params = lora.abstract(model, section, _devices())
+  return params, base, lora.attach(base.weights, params)
 
 
 def fine_tuning(config, model, stage):
@@ -122,15 +141,17 @@ def fine_tuning(config, model, stage):
   rows = -(-settings.batch // settings.microbatch) * settings.microbatch
 
   def trace():
-    trained = _state(settings, weights.abstract(model, _devices(), jnp.float32))
-    ints, mask = (jax.ShapeDtypeStruct((rows, settings.row_tokens), dtype)
+    params, base, _ = _policy(config.model.lora, model)
+    trained = _state(settings, params, base)
+    ints, mask = (jax.ShapeDtypeStruct((rows, max(settings.row_tokens)), dtype)
                   for dtype in (jnp.int32, bool))
     batch = _split(dict(tokens=ints, segment=ints, unit=ints, loss_mask=mask,
                         vision=_vision(model, rows, settings.row_windows)), "data")
     batch["positions"] = _split(
       jax.ShapeDtypeStruct((3, *ints.shape), jnp.int32), None, "data")
     return adacs.sft_step.trace(
-      model, settings, adacs.SftState(trained.step, trained.params, trained.opt_state), batch)
+      model, settings, adacs.SftState(trained.step, trained.params, trained.opt_state), batch,
+      base)
 
   return Program(stage, 1, trace, 0.0)
 
@@ -141,43 +162,17 @@ def device_bytes(tree):
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)))
 
 
-def model_flops(config, model):
-  """FLOPs that an iteration's mathematics needs, by program: no recomputation, no masked scores.
-
-  2 a weight and token forward, 4 more for the gradients of what is trained; scores of causal
-  attention over half the square. Rows are as long as the config allows.
-  """
-  settings = config.aepo
-  prompt, answer = config.prompt.max_tokens[-1], settings.sampling.max_tokens
-  rows, row = settings.prompts * settings.group, prompt + answer
-  heads = 4 * model.layers * model.heads * model.head_dim  # a query and a key, both products
-  block = model.embed * model.head_dim * 2 * (model.heads + model.kv_heads) \
-    + 3 * model.embed * model.mlp
-  token, head = 2 * model.layers * block, 2 * model.vocab * model.embed
-  image = settings.prompts * _vision_flops(model.vision, config.prompt.windows[-1])
-  # Of prompt tokens no log-probability is asked: the head works for answers alone.
-  sequence = rows * (row * token + answer * head + heads * row**2 / 2)
-  frozen = "vision" in settings.frozen
-  # Policy, reference, and of several minibatches the policy before the update.
-  passes = 2 + (settings.loss.old_logprob == "recompute" and rows > settings.minibatch)
-  towers = 1 if frozen else passes + 2
-  return {
-    "reshard": 0.0,
-    "prefill": settings.prompts * (prompt * token + heads * prompt**2 / 2) + image,
-    "decode": rows * (answer * (token + head) + heads * (prompt * answer + answer**2 / 2)),
-    "aepo_step": (passes + 2) * sequence + towers * image}
-
-
-def _vision_flops(vision, windows):
-  """Of one prompt's images, forward."""
-  patches = windows * vision.window_patches
-  block = 4 * vision.hidden**2 + 3 * vision.hidden * vision.mlp
-  full = len(vision.full_attention)
-  keys = full * patches + (vision.depth - full) * vision.window_patches
-  merged = vision.unit * vision.hidden
-  return (2 * patches * (vision.depth * block + vision.patch_dim * vision.hidden)
-          + 4 * patches * keys * vision.hidden
-          + 2 * patches // vision.unit * (merged**2 + merged * vision.out))
+def needed_flops(config, model):
+  """FLOPs that an iteration's mathematics needs, by program (model_flops.py): every prompt, image
+  and answer as long as the config allows."""
+  settings, size = config.aepo, model.vision
+  patches = config.prompt.windows[-1] * size.window_patches
+  prompts = np.full(settings.prompts, config.prompt.max_tokens[-1])
+  answers = np.full(settings.prompts * settings.group, settings.sampling.max_tokens)
+  image = settings.prompts * model_flops.tower(size, patches, patches**2)
+  return {"reshard": 0.0} | model_flops.iteration(settings, model, prompts=prompts,
+                                                  answers=answers, image=image,
+                                                   adapters=bool(config.model.lora.rank))
 
 
 def _devices():
@@ -217,9 +212,9 @@ def _laid_out(model, shapes):
   return type(shapes)(cache=cache, **fields)
 
 
-def _state(config, params):
+def _state(config, params, base):
   """`aepo.init_state` in shapes."""
-  tx = optimizer.of(config.optimizer, params, frozen=config.frozen)
+  tx = optimizer.of(config.optimizer, params, frozen=lora.trained_frozen(base, config.frozen))
   layouts = []
   # Inside a trace: optax makes small arrays on the way, and described devices hold none.
   jax.eval_shape(lambda: layouts.append(

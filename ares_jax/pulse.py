@@ -19,21 +19,36 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _asked = threading.Event()
 _listening = threading.Event()
 _beats = {"last": 0.0}  # time.monotonic
+_agreement = {"any": None}  # of a run of several processes: whether any of them says yes
 
 
 class Stopped(KeyboardInterrupt):
   """A stop was asked for; nothing is half done."""
 
 
-def beat():
-  """Says that the run is alive; raises Stopped when it was asked to stop."""
+def agree_by(any_of):
+  """Several processes stop together: `any_of` says whether a flag is true on any of them.
+
+  All call it at the same point. None: this process is alone.
+  """
+  _agreement["any"] = any_of
+
+
+def beat(*, common=False):
+  """Says that the run is alive; raises Stopped when it was asked to stop.
+
+  Args:
+    common: whether all processes of the run come to this point. Several stop at no other.
+  """
   _beats["last"] = time.monotonic()
-  if _asked.is_set():
+  if (common or _agreement["any"] is None) and asked():
     raise Stopped
 
 
 def asked():
-  """Whether a stop was asked for."""
+  """Whether a stop was asked for, of any process of the run; all come to this point."""
+  if _agreement["any"] is not None and _agreement["any"](_asked.is_set()):
+    _asked.set()
   return _asked.is_set()
 
 

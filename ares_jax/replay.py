@@ -18,6 +18,7 @@ import numpy as np
 from ares_jax import adacs, aepo, mesh, optimizer
 from ares_jax.checkpoint import abstract_like, newest, read_part
 from ares_jax.loop import FAULT
+from ares_jax.models import lora
 from ares_jax.models.vision import VisionInput
 from ares_jax.rollout import RolloutBatch
 from ares_jax.rows import PackedRows
@@ -54,12 +55,13 @@ def replay(parts, workdir, path):
   with np.load(path, allow_pickle=False) as file:
     arrays = dict(file)
   config = getattr(parts.config, stage)
-  first = _first_weights(parts, workdir, stage)
+  first, base = _first(parts, workdir, stage)
   if stage == "aepo":
-    state = aepo.init_state(config, jax.tree.map(jnp.copy, first))
+    state = aepo.init_state(config, jax.tree.map(jnp.copy, first), base)
     state = state.replace(controllers=Controllers(**mesh.put(_under(arrays, "controllers"))))
   else:
-    start = optimizer.start(optimizer.of(config.optimizer, first, frozen=config.frozen), first)
+    frozen = lora.trained_frozen(base, config.frozen)
+    start = optimizer.start(optimizer.of(config.optimizer, first, frozen=frozen), first)
     state = adacs.SftState(mesh.put(jnp.int32(0)), first, start)
   folder, step = os.path.join(workdir, stage), 0
   if newest(folder) is not None:
@@ -71,9 +73,9 @@ def replay(parts, workdir, path):
   if stage == "aepo":
     terms |= _not_finite("reference weights", first)
     _, metrics = aepo.aepo_step(parts.generator.model, config, state, first, _rollout(arrays),
-                                mesh.put(parts.words))
+                                mesh.put(parts.words), base)
   else:
-    _, metrics = adacs.sft_step(parts.generator.model, config, state, _traces(arrays))
+    _, metrics = adacs.sft_step(parts.generator.model, config, state, _traces(arrays), base)
   metrics = jax.device_get(metrics)
   terms |= {name: int(metrics[FAULT + name]) for name in TERMS if metrics.get(FAULT + name, 0)}
   if metrics.get("skipped", 0) + metrics.get("update/skipped", 0) and not terms:
@@ -90,14 +92,14 @@ def text(path, terms, step):
   return "\n".join(lines)
 
 
-def _first_weights(parts, workdir, stage):
-  """Those the stage started from: of the last stage before it, or the run's first."""
-  first = parts.init_params()
+def _first(parts, workdir, stage):
+  """(what the stage started from: of the last stage before it, or the run's first; lora.Base)."""
+  first, base = parts.start()
   for earlier in reversed(STAGES[:STAGES.index(stage)]):
     folder = os.path.join(workdir, earlier)
     if newest(folder) is not None:
-      return read_part(folder, "params", abstract_like(first))[1]
-  return first
+      return read_part(folder, "params", abstract_like(first))[1], base
+  return first, base
 
 
 def _under(arrays, name):

@@ -7,7 +7,7 @@ import flax.struct
 import jax
 import numpy as np
 
-from ares_jax import mesh
+from ares_jax import hosts, mesh, shares
 from ares_jax.data.prompts import PromptBatch
 from ares_jax.models.vision import VisionInput
 from ares_jax.rows import PackedRows
@@ -91,7 +91,7 @@ class Generator:
       samples = sample(self.model, params, arrays, key, self.allowed, group=group,
                        sampling=sampling, engine=self.engine, end=self.end, branching=branching,
                        finished=finished, working=functools.partial(self.phases, "device"))
-      samples = jax.device_get(samples)
+      samples = mesh.fetch(samples)
     return jax.tree.map(lambda array: array[: prompts_P * group], samples)
 
   def answer(self, params, prompts, key, *, group, sampling, branching=None):
@@ -101,23 +101,39 @@ class Generator:
       samples, texts, correct float32 [B], formatted float32 [B], answers that timed out.
     """
     truths = [row["answer"] for row in prompts.rows for _ in range(group)]
-    texts, grading = [None] * len(truths), self.grader.begin()
+    own, texts, faults = hosts.share(range(len(truths))), {}, []
+    grading = self.grader.begin()
 
     def add(row, tokens):
-      if row < len(truths) and texts[row] is None:  # others are of padding
+      if row in own and row not in texts:  # others are of padding, or of another process
         texts[row] = self.encoder.chat.text(tokens)
         grading.add(row, texts[row], truths[row])
 
     def finished(row, tokens):
       with self.phases("grading_meanwhile"):
-        add(row, tokens)
+        try:
+          add(row, tokens)
+        except ValueError as error:
+          if jax.process_count() == 1:
+            raise
+          faults.append(error)  # the others decode on: told to them when all have ended
+
+    def rest():
+      for error in faults:
+        raise error
+      for row in own:
+        add(row, samples.tokens[row][samples.mask[row]])
+      return [texts[row] for row in own], *grading.finish()
 
     samples = self.sample(params, prompts, key, group=group, sampling=sampling,
                           branching=branching, finished=finished)
     with self.phases("grading"):
-      for row, (tokens, mask) in enumerate(zip(samples.tokens, samples.mask, strict=True)):
-        add(row, tokens[mask])
-      return samples, texts, *grading.finish()
+      return samples, *shares.graded(rest)
+
+  def judge(self, texts, truths):
+    """(texts, correct, formatted, answers that timed out) of texts that are there."""
+    own = hosts.share(texts)
+    return shares.graded(lambda: (own, *self.grader.grade(own, hosts.share(truths))))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,13 @@ import os
 import sys
 from typing import Literal
 
+from ares_jax import hosts
 from ares_jax.data import bad_rows, digits
 from ares_jax.data.sources import SourceConfig, open_sources
 from ares_jax.run_folder import write_text
+
+# What leaves out the stage that data are for.
+_STEPS = {"lessons": "warmup.steps", "curated": "adacs.steps", "prompts": "aepo.steps"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +70,17 @@ class RunData:
       if data.files is None:
         self._opened[name] = self._digits(name)
       else:
+        if not getattr(data.files, name):
+          raise ValueError(f"data.files.{name} is empty; name files there"
+                           + (f", or set {_STEPS[name]} = 0" if name in _STEPS else ""))
         opened = open_sources(getattr(data.files, name))
-        self._opened[name] = (self._usable(name, opened) if data.bad_rows == "skip" else opened)
+        self._opened[name] = (
+          bad_rows.without(opened, hosts.leader(lambda: self._faults(name, opened)))
+          if data.bad_rows == "skip" else opened)
     return self._opened[name]
 
-  def _usable(self, name, mixture):
-    """The rows that can be used; all others are listed in WORKDIR/bad_rows.jsonl.
+  def _faults(self, name, mixture):
+    """The rows of each part that cannot be used, listed in WORKDIR/bad_rows.jsonl.
 
     The file holds for each of "lessons" ... a line of counts and then a line for each bad row. It
     is made anew where the data files or the limits have changed, or a listed row was mended.
@@ -105,7 +114,7 @@ class RunData:
       print(f"{name!r} data, {part['source']}: {part['used']} of {part['rows']} rows used, "
             f"{part['quarantined']} quarantined {part['reasons'] or ''} {path}", file=sys.stderr,
             flush=True)
-    return bad_rows.without(mixture, faults)
+    return faults
 
   def _list(self, name, path, lines, checked, mixture, faults):
     """Writes `lines` with those of `name` in the place of its old ones."""

@@ -13,16 +13,20 @@ import jax
 import numpy as np
 from absl import logging
 
+from ares_jax import mesh
 from ares_jax.checkpoint import newest
 
 STAGES = ("warmup", "adacs", "aepo")  # in the order of a run; each saves in a folder of its name
 
 # Settings that may change when a run goes on: how it reads, where it runs, how often it saves. None
 # of them changes what comes out.
-FREE = ("threads", "mesh.", "engine.", "grade.workers", "grade.timeout",
-        "stall_minutes", *(f"{stage}.loop." for stage in STAGES))
+FREE = ("threads", "hosts.", "mesh.", "engine.", "grade.workers", "grade.timeout",
+        "stall_minutes", "wandb.", *(f"{stage}.loop." for stage in STAGES))
 
-_RECORDS = ("config.json", "fingerprint.json")  # what a run was made with
+# Settings that hosts of one run may have each for itself.
+OWN = ("threads", "grade.workers", "grade.timeout", "stall_minutes")
+
+_RECORDS = ("config.json", "fingerprint.json", "base.json")  # what a run was made with
 _ALLOWED = "allowed.json"  # {key: values that it had before a change was allowed}
 _BATCHES = 3  # dumped batches kept
 _RENEW = 20.0  # seconds between two signs of life of a lock
@@ -171,8 +175,10 @@ def dump_batch(workdir, stage, step, batch):
   Only the newest three files are kept.
   """
   folder = os.path.join(workdir, "nonfinite")
-  arrays = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(batch)}
+  arrays = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(mesh.fetch(batch))}
+  if jax.process_index():
+    return
   try:
     os.makedirs(folder, exist_ok=True)
     with whole(os.path.join(folder, f"{stage}-{step}.npz")) as path, open(path, "wb") as file:
@@ -224,6 +230,15 @@ def lock(workdir):
       over.set()
       renewing.join()
       file.truncate(0)
+
+
+def read_lock(workdir):
+  """What stands in the lock of a folder; "" where there is none."""
+  path = os.path.join(workdir, "lock")
+  if not os.path.exists(path):
+    return ""
+  with open(path, encoding="utf-8") as file:
+    return file.read()
 
 
 def _holder(text):

@@ -17,7 +17,7 @@ import numpy as np
 
 from ares_jax import branching as branching_lib
 from ares_jax import mesh, pulse, slots
-from ares_jax.models import weights
+from ares_jax.models import lora
 
 SHORTEST_LIVE = 512  # tokens: attention over fewer is not worth a program of its own
 # Places, in units of the prompts whose G rows fill all slots. A place is taken until the longest of
@@ -135,7 +135,7 @@ def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, e
   places = Places.free(devices, prompts_P // devices, sizes)
   ended_B, longest, queue = np.zeros(rows, bool), 0, collections.deque()
   while not ended_B.all():
-    pulse.beat()
+    pulse.beat(common=True)
     while (next_read := places.next_read(_left(ended_B, group))) is not None:
       read = slots.read(model, params, read, *_arrays(prompts, *next_read))
     with working():
@@ -183,14 +183,14 @@ def rollout_weights(model, params):
   """
   return jax.tree.map(
     lambda x, sharding: jax.device_put(x.astype(model.compute_dtype), sharding),
-    params, rollout_shardings(model))
+    params, rollout_shardings(model, params))
 
 
-def rollout_shardings(model):
+def rollout_shardings(model, params):
   """`NamedSharding` of every tensor of `rollout_weights`."""
   return jax.tree.map(
     lambda spec: mesh.sharding(*(None if axis == "data" else axis for axis in spec)),
-    weights.specs(model))
+    lora.joined_specs(model, params))
 
 
 @dataclasses.dataclass(frozen=True)

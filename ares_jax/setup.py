@@ -10,7 +10,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from ares_jax import mesh
+from ares_jax import hosts, mesh
 from ares_jax.adacs import CurateConfig, SftConfig
 from ares_jax.aepo import AepoConfig
 from ares_jax.config import ConfigError, build
@@ -19,13 +19,15 @@ from ares_jax.data.chat import Chat
 from ares_jax.data.grade import GradingPool
 from ares_jax.data.prompts import Encoder, PromptConfig
 from ares_jax.data.trigger_words import semantic_table
+from ares_jax.hosts import HostsConfig
 from ares_jax.measure import EvaluateConfig
 from ares_jax.metrics import PhaseTimer
-from ares_jax.models import weights
+from ares_jax.models import lora, weights
 from ares_jax.models.config import ModelConfig, VisionConfig
 from ares_jax.rollout import Generator
 from ares_jax.run_data import DataConfig, RunData
 from ares_jax.sampler import EngineConfig, plan
+from ares_jax.tracking import WandbConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,7 @@ class ModelSection:
   compute_dtype: Literal["float32", "bfloat16"]
   remat: Literal["none", "block", "dots"]
   unroll: int  # layers per iteration of the layer loop
+  lora: lora.LoraConfig  # rank 0 = all weights are trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +86,7 @@ class TrainConfig:
   seed: int
   threads: int  # data reading threads
   stall_minutes: float  # without a finished step, chunk or grade until the run is ended as hung
+  hosts: HostsConfig
   mesh: MeshConfig
   model: ModelSection
   data: DataConfig
@@ -94,6 +98,7 @@ class TrainConfig:
   adacs: SftConfig
   aepo: AepoConfig
   evaluate: EvaluateConfig
+  wandb: WandbConfig
 
   def __post_init__(self):
     if self.threads < 1:
@@ -136,14 +141,16 @@ class Run:
 
   def init_params(self):
     """First weights, on the current mesh: from the Hugging Face folder, or fresh."""
-    devices = jax.sharding.get_mesh()
-    if self.config.model.path:
-      from ares_jax.models import hf
+    return first_weights(self.config, self.model)
 
-      return hf.from_hf(self.config.model.path, self.model, devices)
-    return jax.jit(functools.partial(weights.init, self.model),
-                   out_shardings=weights.shardings(self.model, devices))(
-                     jax.random.key(self.config.seed))
+  def start(self):
+    """(what is trained, as a run begins; lora.Base under it, or None), on the current mesh."""
+    section, params = self.config.model.lora, self.init_params()
+    if not section.rank:
+      return params, None
+    # A key of its own: init_params draws from the seed's.
+    key = jax.random.fold_in(jax.random.key(self.config.seed), section.rank)
+    return lora.init(self.model, section, key), lora.Base(params, section.alpha / section.rank)
 
   def check(self):
     """Refuses, before anything runs, data that are missing or too few, truths that no answer can
@@ -166,18 +173,25 @@ class Run:
         raise ValueError(f"config.{key} needs {need} rows of the {name!r} data, which has {have}; "
                          f"lower it or give more data")
     for name in sorted({name for name, _ in sizes.values()} - {"lessons"}):
-      self.data.check_truths(name)
+      hosts.leader(functools.partial(self.data.check_truths, name))
     rows = {"warmup.microbatch": config.warmup.microbatch if config.warmup.steps else 0,
             "adacs.microbatch": config.adacs.microbatch if config.adacs.steps else 0,
             "aepo.prompts": config.aepo.prompts if config.aepo.steps else 0,
             "aepo.microbatch": config.aepo.microbatch if config.aepo.steps else 0}
-    if config.aepo.steps and "vision" not in config.aepo.frozen:
+    if config.aepo.steps and not config.model.lora.rank and "vision" not in config.aepo.frozen:
       # A trained vision tower works on a minibatch's images, a prompt on one device.
       rows["aepo.minibatch / aepo.group"] = config.aepo.minibatch // config.aepo.group
     for key, count in rows.items():
       if count % devices:
         raise ValueError(f"config.{key} = {count} does not divide over {devices} devices of the "
                          "\"data\" axis; change it or config.mesh")
+    shared = {"warmup.batch": config.warmup.batch if config.warmup.steps else 0,
+              "adacs.batch": config.adacs.batch if config.adacs.steps else 0,
+              "aepo.prompts": config.aepo.prompts if config.aepo.steps else 0}
+    for key, count in shared.items():
+      if count % jax.process_count():
+        raise ValueError(f"config.{key} = {count} does not divide over {jax.process_count()} "
+                         "processes, each of which reads its share; change it")
     self._check_cache()
 
   def _check_cache(self):
@@ -194,6 +208,21 @@ class Run:
              prompt_tokens=config.prompt.max_tokens[-1], tokens=config.aepo.sampling.max_tokens)
       except ValueError as error:
         raise ValueError(f"config.{key} = {prompts}: {error}") from error
+
+
+def first_weights(config, model):
+  """Weights that a run of `config`, a TrainConfig, starts from, on the current mesh.
+
+  float32; under adapters, which leave them as they are, in the compute dtype.
+  """
+  devices = jax.sharding.get_mesh()
+  dtype = jax.numpy.dtype(config.model.compute_dtype if config.model.lora.rank else "float32")
+  if config.model.path:
+    from ares_jax.models import hf
+
+    return hf.from_hf(config.model.path, model, devices, dtype)
+  return jax.jit(functools.partial(weights.init, model, dtype=dtype),
+                 out_shardings=weights.shardings(model, devices))(jax.random.key(config.seed))
 
 
 def model_and_tokenizer(section):
@@ -251,9 +280,7 @@ def open_run(config, *, workdir=None, check=True):
     workdir: the run's folder, where rows that are skipped are listed.
     check: whether the run trains, so that its data and sizes have to fit the mesh.
   """
-  if jax.process_count() > 1:
-    raise ValueError(f"{jax.process_count()} processes: runs on several hosts are not supported "
-                     "yet; use one host")
+  hosts.check_joined()
   model, tokenizer = model_and_tokenizer(config.model)
   chat = Chat(tokenizer, config.prompt.suffix, model.image_token)
   vision = model.vision

@@ -168,10 +168,11 @@ def decode(model, params, prompts, slots, key, allowed_V, branching, *, group, s
   """
   one_device = functools.partial(_decode, model, group=group, sampling=sampling, end=end,
                                  steps=steps, live=live)
-  return jax.shard_map(
+  slots, ended_B, longest = jax.shard_map(
     one_device, axis_names={"data"}, check_vma=False,
     in_specs=(PartitionSpec(), _PROMPTS, _SLOTS, *[PartitionSpec()] * 3),
     out_specs=(_SLOTS, _ROWS, _ROWS))(params, prompts, slots, key, allowed_V, branching)
+  return slots, shard(ended_B), shard(longest)  # whole, for every host to read
 
 
 def _decode(model, params, prompts, slots, key, allowed_V, branching, *, group, sampling, end,

@@ -11,23 +11,27 @@ The probe of stage 1 may answer its problems in shards, on as many machines as t
 makes use; --curate=all stops after the curation's report.
 """
 
+import contextlib
 import functools
+import hashlib
 import json
 import os
+import pathlib
 import sys
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
-from ares_jax import adacs, aepo, check, mesh, pulse, run_folder
+from ares_jax import adacs, aepo, check, hosts, mesh, profiler, pulse, run_folder, saved, tracking
 from ares_jax.command import UsageError, require_config, run
 from ares_jax.data import pass_rates
 from ares_jax.fingerprint import fingerprint
 from ares_jax.measure import evaluate, level_table, table
+from ares_jax.models import lora
 from ares_jax.replay import replay, text
 from ares_jax.responses import write_held_out
-from ares_jax.run_folder import STAGES, lock, write_json
+from ares_jax.run_folder import OWN, STAGES, flat, lock, read_lock, write_json
 from ares_jax.setup import open_run, read_config
 
 # Of a stage's evaluation, what is written for people to read.
@@ -41,6 +45,8 @@ _CHECK = flags.DEFINE_bool(
   "check", False, "Compile the largest programs and print their memory; no training.")
 _REPLAY = flags.DEFINE_string(
   "replay", "", "File of WORKDIR/nonfinite: says which term of it is not finite; no training.")
+_PROFILE = flags.DEFINE_string(
+  "profile", None, "START:STOP, steps of the last stage to trace into WORKDIR/profile, from 0.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/CONFIG_NAME.")
 _CURATE = flags.DEFINE_string("curate", "", "all: stop after curation; 3/8: one shard of it alone.")
 
@@ -54,32 +60,49 @@ def main():
   name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))
   workdir = os.path.abspath(_WORKDIR.value or os.path.join("runs", name[0]))
   allow = tuple(_ALLOW_CHANGE.value)
+  traced = _traced(config, workdir)
   shard = _shard(_CURATE.value)
   if shard:
     workdir = pass_rates.shard_folder(workdir, shard)
-  with pulse.requests(), lock(workdir), pulse.watch(
-      os.path.join(workdir, "stacks.txt"), config.stall_minutes):
+  with hosts.joined(config.hosts), pulse.requests(), one_run(workdir), pulse.watch(
+      os.path.join(workdir, hosts.own("stacks.txt")), config.stall_minutes):
+    check_equal(values, workdir)
     # Before all rows are looked at; written when the data are found to be whole.
     records = {"config.json": json.loads(values.to_json_best_effort())}
     if not _CHECK.value:  # which may try other numbers
-      run_folder.check(workdir, records, allow)
+      hosts.leader(lambda: run_folder.check(workdir, records, allow))
     with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model)), \
         open_run(config, workdir=workdir, check=not shard) as parts:
       if _CHECK.value:
         checked = check.check(config, parts.model, _note)
-        print(check.table(checked))
+        if jax.process_index() == 0:
+          print(check.table(checked))
         check.require(checked, config, parts.model)
         return
-      run_folder.keep(workdir, records | {"fingerprint.json": fingerprint(parts)}, allow)
+      records["fingerprint.json"] = fingerprint(parts)
+      hosts.check_same(records["fingerprint.json"], "reads other files")
+      hosts.leader(lambda: run_folder.keep(workdir, records, allow))
       if _REPLAY.value:
-        print(text(_REPLAY.value, *replay(parts, workdir, _REPLAY.value)))
+        found = text(_REPLAY.value, *replay(parts, workdir, _REPLAY.value))
+        if jax.process_index() == 0:
+          print(found)
         return
       if shard:
         curate_shard(parts, workdir, shard)
         return
-      with check.naming_knobs(config, parts.model):
+      with check.naming_knobs(config, parts.model), traced, \
+          tracking.wandb(config.wandb, workdir, values.to_dict()):
         check.longest_first(config, parts.model, workdir, _note)
-        train(parts, workdir, until="curation" if _CURATE.value else "end")
+        train(parts, workdir, until="curation" if _CURATE.value else "end", allow=allow)
+
+
+def _traced(config, workdir):
+  """The context of --profile; of nothing without it."""
+  if _PROFILE.value is None:
+    return contextlib.nullcontext()
+  stage = next((name for name in reversed(STAGES) if getattr(config, name).steps), STAGES[-1])
+  steps = profiler.steps(_PROFILE.value, stage, getattr(config, stage).steps)
+  return profiler.requested(os.path.join(workdir, "profile"), stage, *steps)
 
 
 def _shard(text):
@@ -105,39 +128,80 @@ def curate_shard(parts, folder, shard):
                 max_tokens=config.aepo.sampling.max_tokens)
 
 
+def keep_base(workdir, base, allow=()):
+  """Writes WORKDIR/base.json, digests of the weights under adapters; refuses another base."""
+  records = {"base.json": {"base": saved.base_marks(base.weights)}}
+  hosts.leader(lambda: run_folder.keep(workdir, records, allow))
+
+
 def _note(line):
-  print(line, file=sys.stderr, flush=True)
+  if jax.process_index() == 0:
+    print(line, file=sys.stderr, flush=True)
 
 
-def train(parts, workdir, until="end"):
+@contextlib.contextmanager
+def one_run(workdir):
+  """`run_folder.lock`, held by process 0 for all, who must see it."""
+  with contextlib.ExitStack() as stack:
+    hosts.leader(lambda: stack.enter_context(lock(workdir)))
+    seen = hosts.exchange(lambda: read_lock(workdir).encode())
+    for number, there in enumerate(seen):
+      if there != seen[0]:
+        raise ValueError(f"process {number} finds another {workdir} than process 0; --workdir must "
+                         "be a folder on a disk that all hosts share")
+    yield
+
+
+def check_equal(values, workdir):
+  """Refuses processes of one run that were started with other numbers, folders or versions."""
+  record = flat(json.loads(values.to_json_best_effort())) | {
+    "--workdir": workdir, "version of jax": jax.__version__, "code of ares_jax": _code()}
+  hosts.check_same({key: value for key, value in record.items() if key not in OWN},
+                   "was started with another config")
+
+
+def _code():
+  """Digest of the package's modules."""
+  files = sorted(pathlib.Path(__file__).parent.rglob("*.py"))
+  return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def train(parts, workdir, until="end", allow=()):
   """Runs the stages that have steps; prints and writes WORKDIR/results.json.
 
   Args:
     parts: setup.Run.
     workdir: folder of the run; what is finished there is not done again.
     until: "curation" ends before stage 1 learns from what was chosen.
+    allow: keys of base.json that may differ.
+
+  Returns:
+    What was trained: weights, or adapters.
   """
   config, generator = parts.config, parts.generator
-  shared = {"generator": generator, "workdir": workdir, "seed": config.seed,
-            "threads": config.threads}
   results = _Results(parts, workdir)
-  params = parts.init_params()
+  params, base = parts.start()
+  if base is not None:
+    keep_base(workdir, base, allow)
+  shared = {"generator": generator, "workdir": workdir, "seed": config.seed,
+            "threads": config.threads, "base": base}
   if config.warmup.steps:
     params = adacs.fine_tune(params, parts.source("lessons"), config.warmup, stage="warmup",
                              **shared)
-    results.add("warmup", params)
+    results.add("warmup", lora.join(base, params))
   if config.adacs.steps:
     source = parts.source("curated")
-    selected = adacs.curate(params, source, config.curate, generator=generator, workdir=workdir,
-                            max_tokens=config.aepo.sampling.max_tokens, seed=config.seed)
+    selected = adacs.curate(lora.join(base, params), source, config.curate, generator=generator,
+                            workdir=workdir, max_tokens=config.aepo.sampling.max_tokens,
+                            seed=config.seed)
     if until == "curation":
       return params
     params = adacs.fine_tune(params, selected, config.adacs, stage="adacs", **shared)
-    results.add("adacs", params)
+    results.add("adacs", lora.join(base, params))
   if config.aepo.steps:
     params = aepo.run(params, parts.source("prompts"), config.aepo, words=parts.words,
                       **shared)
-    results.add("aepo", params)
+    results.add("aepo", lora.join(base, params))
   results.show()
   return params
 
@@ -148,10 +212,13 @@ class _Results:
   def __init__(self, parts, workdir):
     self._parts, self._workdir = parts, workdir
     self._path = os.path.join(workdir, "results.json")
-    self._results = {}
-    if os.path.exists(self._path):
-      with open(self._path, encoding="utf-8") as file:
-        self._results = json.load(file)
+    self._results = hosts.leader(self._read)
+
+  def _read(self):
+    if not os.path.exists(self._path):
+      return {}
+    with open(self._path, encoding="utf-8") as file:
+      return json.load(file)
 
   def add(self, stage, params):
     """Evaluates `params` unless that was done before the run was stopped."""
@@ -159,13 +226,17 @@ class _Results:
     steps = getattr(config, stage).steps
     if self._results.get(stage, {}).get("steps") == steps:
       return
+    show = functools.partial(write_held_out, self._workdir, stage, steps,
+                             group=config.evaluate.samples, chat=generator.encoder.chat, **HELD_OUT)
     result = evaluate(generator, params, self._parts.source("test"), config.evaluate,
                       max_tokens=config.aepo.sampling.max_tokens, easy=config.aepo.reward.easy,
-                      medium=config.aepo.reward.medium, seed=0, show=functools.partial(
-                        write_held_out, self._workdir, stage, steps,
-                        group=config.evaluate.samples, chat=generator.encoder.chat,
-                        **HELD_OUT))
-    self._results[stage] = result | {"steps": steps, "seconds": self._seconds(stage)}
+                      medium=config.aepo.reward.medium, seed=0,
+                      show=None if jax.process_index() else show)
+    self._results[stage] = result | {"steps": steps}
+    hosts.leader(functools.partial(self._write, stage))
+
+  def _write(self, stage):
+    self._results[stage]["seconds"] = self._seconds(stage)
     write_json(self._path, self._results)
 
   def _seconds(self, stage):
@@ -179,7 +250,9 @@ class _Results:
     return spent
 
   def show(self):
-    """Prints the tables of all stages."""
+    """Prints the tables of all stages, on process 0."""
+    if jax.process_index():
+      return
     print(table(self._results))
     print(level_table(self._results))
     for stage, result in self._results.items():

@@ -3,11 +3,14 @@
     python -m ares_jax.train --config=configs/aepo_7b.py --workdir=DIR \\
       --config.model.path=HF_FOLDER
 
-The data are named in `c.data.files` below.
+The data are named in `c.data.files` below: stage 1 chooses among the responses of `curated` by pass
+rate, --config.adacs.steps=0 starts a cold-started model at stage 2, and --config.aepo.steps=0 stops
+after stage 1.
 
 Hardware: the TPU chips of one host. Hours and expected score: not measured. What stands in the way
 of the paper's sizes today: runs on several hosts are refused. By plan, 8 chips with 6 GiB for keys
-and values decode 40 answers at a time, and hold 32 prompts of 4096 tokens of the 512.
+and values decode 40 answers at a time, and hold 32 prompts of 4096 tokens of the 512; on v5e:8x8
+all programs fit with --config.mesh.model=4 --config.aepo.microbatch=16 (benchmarks.md).
 Baselines: --config=configs/aepo_7b.py:grpo and :dapo (ares_jax/presets.py).
 """
 
@@ -21,10 +24,14 @@ def get_config(algorithm="aepo"):
   c.seed = 0
   c.threads = 16  # data reading threads a host
   c.stall_minutes = 60.0  # without a finished step: the run counts as hung
+  # Of several processes: s until all are there; s without a sign of one until the others end.
+  c.hosts = dict(join=300.0, heartbeat=30.0)
   c.mesh = dict(data=-1, model=1)
 
   c.model = dict(path="Qwen2.5-VL-7B-Instruct", sizes=None, compute_dtype="bfloat16",
-                 remat="block", unroll=1)
+                 remat="block", unroll=1,
+                 # Rank 0 trains all weights; see configs/aepo_3b_lora_colab.py for adapters.
+                 lora=dict(rank=0, alpha=32.0, targets=("q", "k", "v", "o", "gate", "up", "down")))
 
   # What each stage draws from; ares_jax/data/sources.py shows a line of every schema. A source's
   # weight is its share of the rows drawn.
@@ -46,18 +53,20 @@ def get_config(algorithm="aepo"):
   # As many rows at once as fit into 6 GiB of keys and values a device; prompts read a call.
   c.engine = dict(slots=0, read=8, chunk=64, cache_gib=6.0)
 
-  adam = dict(b1=0.9, b2=0.999, eps=1e-8, clip=1.0)
+  adam = dict(b1=0.9, b2=0.999, eps=1e-8, clip=1.0, moments="float32")
   loop = dict(save_every=5, keep=2, strict=False, max_skipped=5)
-  sft = dict(shuffle=True, row_tokens=32768, row_windows=768, microbatch=64, frozen=("vision",),
-             loop=loop)
+  # The 256 examples of a step are some 40 rows, and microbatches are whole: rows are shortened so
+  # that few tokens are padding. Each size is compiled when it first comes.
+  sft = dict(shuffle=True, row_tokens=tuple(range(24576, 32769, 512)), row_windows=768,
+             microbatch=8, frozen=("vision",), loop=loop)
   c.warmup = dict(steps=0, batch=256, **sft, optimizer=dict(
     learning_rate=2e-5, schedule="cosine", warmup_steps=0, final_fraction=0.0, weight_decay=0.0,
     **adam))
   # pass_rates="column" takes each row's own "pass_rate", in eighths, in the place of a probe.
   c.curate = dict(selection="adacs", pass_rates="probe", problems=224_000, samples=8, count=34_000,
                   batch=512)
-  # Stage 1: 2 epochs of 34k responses in batches of 256 are 266 steps; 0 starts at stage 2.
-  c.adacs = dict(steps=0, batch=256, **sft, optimizer=dict(
+  # 2 epochs of 34k responses in batches of 256 are 266 steps.
+  c.adacs = dict(steps=266, batch=256, **sft, optimizer=dict(
     learning_rate=2e-5, schedule="cosine", warmup_steps=13, final_fraction=0.0, weight_decay=0.0,
     **adam))
 
@@ -83,4 +92,5 @@ def get_config(algorithm="aepo"):
   c.aepo.loop = loop
 
   c.evaluate = dict(problems=512, samples=8, batch=64, temperature=1.0, top_p=1.0)
+  c.wandb = dict(project="", name="")  # Weights & Biases; no project: nothing is sent
   return choose(c, algorithm)

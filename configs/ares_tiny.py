@@ -19,9 +19,13 @@ def get_config(algorithm="aepo"):
   c.seed = 0
   c.threads = 1  # data reading threads: the device is the same two cores
   c.stall_minutes = 20.0  # without a finished step: the run counts as hung
+  # Of several processes: s until all are there; s without a sign of one until the others end.
+  c.hosts = dict(join=300.0, heartbeat=30.0)
   c.mesh = dict(data=-1, model=1)
 
   c.model = ConfigDict(dict(path="", compute_dtype="float32", remat="none", unroll=3))
+  # Rank 0 trains all weights; from nothing, adapters of random weights would learn little.
+  c.model.lora = dict(rank=0, alpha=32.0, targets=("q", "k", "v", "o", "gate", "up", "down"))
   c.model.sizes = dict(
     embed=96, layers=3, heads=3, kv_heads=1, head_dim=32, mlp=256, rope_theta=1e4,
     mrope_sections=(4, 6, 6), norm_eps=1e-6, tied=True,
@@ -47,9 +51,9 @@ def get_config(algorithm="aepo"):
   c.engine = dict(slots=128, read=32, chunk=8, cache_gib=1.0)
 
   adam = dict(schedule="cosine", warmup_steps=30, final_fraction=0.1, b1=0.9, b2=0.98, eps=1e-8,
-              weight_decay=0.01, clip=1.0)
+              weight_decay=0.01, clip=1.0, moments="float32")
   loop = dict(save_every=200, keep=1, strict=False, max_skipped=5)
-  packed = dict(batch=64, row_tokens=160, row_windows=24, microbatch=4, frozen=())
+  packed = dict(batch=64, row_tokens=(160,), row_windows=24, microbatch=4, frozen=())
   c.warmup = dict(steps=1200, shuffle=False, loop=loop, **packed,
                   optimizer=dict(learning_rate=3e-3, **adam))
   c.curate = dict(selection="adacs", pass_rates="probe", problems=640, samples=8, count=512,
@@ -74,8 +78,9 @@ def get_config(algorithm="aepo"):
                    rho=0.5, target=(0.05, 0.05, 0.05), rate=0.1, low=0.1, high=10.0)
   c.aepo.optimizer = dict(
     learning_rate=3e-4, schedule="constant", warmup_steps=0, final_fraction=1.0, b1=0.9, b2=0.999,
-    eps=1e-8, weight_decay=0.01, clip=1.0)
+    eps=1e-8, weight_decay=0.01, clip=1.0, moments="float32")
   c.aepo.loop = dict(save_every=10, keep=1, strict=False, max_skipped=5)
 
   c.evaluate = dict(problems=256, samples=8, batch=64, temperature=1.0, top_p=1.0)
+  c.wandb = dict(project="", name="")  # Weights & Biases; no project: nothing is sent
   return choose(c, algorithm)

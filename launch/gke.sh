@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A run on GKE: one JobSet of one pod, through kubectl or XPK.
+# A run on GKE: one JobSet, a pod a host, through kubectl or XPK.
 #
 #   launch/gke.sh COMMAND [flags] [-- words of ares_jax.train]
 #
@@ -20,19 +20,22 @@
 #                                     a TPU: e.g. tpu-v5-lite-podslice, 2x4, 8
 #   --gpus=N --accelerator=LABEL      GPUs: e.g. 8, nvidia-h100-80gb
 #   --restarts=N                      after failures and preemptions; default 20
+#   --hosts=N                         pods of the run; default 1. A TPU slice has one for each of its
+#                                     machines: 4x8 of v5e with --chips=4 has 8
 #   --slices=1                        more are refused
 #   --cluster=NAME --type=TYPE        XPK's, e.g. v5litepod-8
 #   --dry-run                         prints every command, starts nothing
 #
-# One pod, one slice: ares_jax.train refuses several processes, so multi-slice is refused here too.
-# A pod that is taken away gets SIGTERM: train saves, and the JobSet's next pod goes on from --claim.
+# One slice: the mesh of ares_jax.train has no axis of slices. Several pods need a --claim that all
+# may write (ReadWriteMany). A pod that is taken away gets SIGTERM: all save the same step, and the
+# JobSet's next pods go on from --claim.
 # Nothing of this has run on a cluster: the commands are tested against a kubectl that records them.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
 source "$here/common.sh"
 
-name=ares image='' claim='' accelerator='' topology='' chips='' gpus='' restarts=20 slices=1
+name=ares image='' claim='' accelerator='' topology='' chips='' gpus='' restarts=20 hosts=1 slices=1
 cluster='' type=''
 words=()
 command=${1:---help}
@@ -47,11 +50,12 @@ while (($#)); do
       words=("$@")
       break
       ;;
-    *) flag "$1" name image claim accelerator topology chips gpus restarts slices cluster type ;;
+    *) flag "$1" name image claim accelerator topology chips gpus restarts hosts slices cluster type ;;
   esac
   shift
 done
-[[ $slices == 1 ]] || die "--slices=$slices: ares_jax.train refuses several processes; take one slice"
+[[ $slices == 1 ]] || die "--slices=$slices: the mesh of ares_jax.train has no axis of slices; take one"
+[[ $hosts =~ ^[1-9][0-9]*$ ]] || die "--hosts=$hosts must be a number >= 1"
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || die "--name=$name must be lower-case letters, digits, -"
 
 words_there() {
@@ -85,6 +89,23 @@ selector() {
   fi
 }
 
+# How the pods find each other: on a TPU slice GKE tells them.
+peers() {
+  [[ $hosts != 1 && -n $gpus ]] || return 0
+  cat <<EOF
+
+                  env:
+                    - name: JAX_COORDINATOR_ADDRESS
+                      value: "$name-train-0-0.$name:8476"
+                    - name: JAX_NUM_PROCESSES
+                      value: "$hosts"
+                    - name: JAX_PROCESS_ID
+                      valueFrom:
+                        fieldRef:
+                          fieldPath: metadata.annotations['batch.kubernetes.io/job-completion-index']
+EOF
+}
+
 jobset() {
   local arguments='' word
   for word in "${words[@]}" "--workdir=/runs/$name"; do
@@ -103,8 +124,9 @@ spec:
       replicas: 1
       template:
         spec:
-          parallelism: 1
-          completions: 1
+          parallelism: $hosts
+          completions: $hosts
+          completionMode: Indexed
           backoffLimit: 0
           template:
             spec:
@@ -115,7 +137,7 @@ spec:
               containers:
                 - name: train
                   image: $image
-                  args: [$arguments]
+                  args: [$arguments]$(peers)
                   resources:
                     limits:
                       $(resources)

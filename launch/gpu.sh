@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# A run on one machine with GPUs: here, or through Slurm.
+# A run on machines with GPUs: here, or through Slurm.
 #
 #   launch/gpu.sh install                                  the requirements and JAX for CUDA 12
 #   launch/gpu.sh local [flags] -- words of ares_jax.train
 #   launch/gpu.sh slurm [flags] -- words of ares_jax.train
 #
 # Flags
-#   --gpus=N             GPUs of the machine; default 8 (slurm), all (local)
+#   --gpus=N             GPUs of a machine; default 8 (slurm), all (local)
+#   --nodes=N            Slurm's machines, a process each; default 1
 #   --partition=NAME     Slurm's; default: the cluster's
 #   --time=HH:MM:SS      Slurm's limit for one go; default 24:00:00
 #   --job=NAME           Slurm's name of the job; default ares
 #   --log=FILE           output; default JOB-%j.log
 #   --python=PATH        default python3
-#   --nodes=1            more are refused: ares_jax.train runs in one process
 #   --dry-run            prints every command, starts nothing
 #
 # Slurm sends SIGTERM three minutes before the limit and at a preemption: train saves, the job queues
@@ -41,7 +41,7 @@ while (($#)); do
   esac
   shift
 done
-[[ $nodes == 1 ]] || die "--nodes=$nodes: ares_jax.train refuses several processes; take one node"
+[[ $nodes =~ ^[1-9][0-9]*$ ]] || die "--nodes=$nodes must be a number >= 1"
 [[ -z $gpus || $gpus =~ ^[1-9][0-9]*$ ]] || die "--gpus=$gpus must be a number >= 1"
 
 install() {
@@ -62,11 +62,14 @@ local_run() {
 }
 
 script() {
+  # train finds its peers in what srun tells each of its tasks.
+  local over=()
+  ((nodes == 1)) || over=(srun --kill-on-bad-exit=0)
   cat <<EOF
 #!/usr/bin/env bash
 #SBATCH --job-name=$job
-#SBATCH --nodes=1
-#SBATCH --ntasks=1
+#SBATCH --nodes=$nodes
+#SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=${gpus:-8}
 #SBATCH --exclusive
 #SBATCH --time=$time
@@ -77,7 +80,7 @@ script() {
 ${partition:+#SBATCH --partition=$partition}
 set -u
 cd $(quoted "$(cd "$here/.." && pwd)")
-$(quoted "$python" -m ares_jax.train "${words[@]}") &
+$(quoted "${over[@]}" "$python" -m ares_jax.train "${words[@]}") &
 train=\$!
 stopped=0
 trap 'stopped=1; kill -TERM "\$train"' TERM

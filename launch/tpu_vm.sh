@@ -18,21 +18,23 @@
 #   --name=NAME --zone=ZONE --type=TYPE   e.g. ares, us-west4-a, v5litepod-8
 #   --project=PROJECT                     default: gcloud's
 #   --version=RUNTIME                     default: the one of TYPE
-#   --bucket=gs://BUCKET/RUN              where the run's folder is kept; without it a preemption
-#                                         loses the run, and resume starts from the beginning
+#   --bucket=gs://BUCKET/RUN              where the run's folder is kept; without it, or --share, a
+#                                         preemption loses the run: resume starts from the beginning
+#   --share=DIR                           folder on a disk that all workers mount (Filestore, NFS):
+#                                         several hosts need it, the run lies in DIR/NAME
 #   --every=SECONDS                       between two copies to the bucket; default 300
 #   --spot=1                              cheaper, and may be taken away
 #   --dry-run                             prints every command, asks for nothing
 #
-# One host: ares_jax.train refuses several processes, so TYPE must be one that a single host serves
-# (v5litepod-1, -4, -8, v6e-1, -4, -8, v4-8, v5p-8). "All workers" is then one. Nothing of this has
-# run on a TPU: the commands are tested against a gcloud that records them.
+# v5litepod-1, -4, -8, v6e-1, -4, -8, v4-8 and v5p-8 are one host; "all workers" is then one. Others
+# are several, which train finds together (ARES_CLUSTER=gcetpu). Nothing of this has run on a TPU:
+# the commands are tested against a gcloud that records them.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
 source "$here/common.sh"
 
-name='' zone='' type='' project='' version='' bucket='' every=300 spot=''
+name='' zone='' type='' project='' version='' bucket='' every=300 spot='' share=''
 words=()
 command=${1:---help}
 [[ $command != --help && $command != -h ]] || help "$0"
@@ -46,7 +48,7 @@ while (($#)); do
       words=("$@")
       break
       ;;
-    *) flag "$1" name zone type project version bucket every spot ;;
+    *) flag "$1" name zone type project version bucket every spot share ;;
   esac
   shift
 done
@@ -55,12 +57,12 @@ need zone
 where=("--zone=$zone")
 [[ -z $project ]] || where+=("--project=$project")
 
-one_host() {
+storage() {
   need type
+  [[ -z $bucket || -z $share ]] || die "--bucket copies a folder of one host, --share is kept as it is; give one of them"
   case $type in
     v5litepod-[148] | v6e-[148] | v4-8 | v5p-8) ;;
-    *) die "--type=$type has several hosts, or is not known; ares_jax.train runs on one:" \
-      "v5litepod-1, -4, -8, v6e-1, -4, -8, v4-8, v5p-8" ;;
+    *) [[ -n $share ]] || die "--type=$type has several hosts; they need --share=DIR on a disk that all mount" ;;
   esac
 }
 
@@ -78,7 +80,7 @@ runtime() {
 }
 
 create() {
-  one_host
+  storage
   local more=()
   [[ -z $spot ]] || more+=(--spot)
   call gcloud compute tpus queued-resources create "$name" "--node-id=$name" "${where[@]}" \
@@ -128,14 +130,15 @@ test -d ~/venv || ~/.local/bin/uv venv --python 3.11 ~/venv
 }
 
 run() {
-  one_host
+  storage
   ((${#words[@]})) || die "give train's words behind --, e.g. -- --config=configs/aepo_7b.py"
-  local word train get='' keep=''
-  for word in "${words[@]}"; do
-    [[ $word != --workdir* ]] || die "the run's folder is ~/run there; leave out $word"
-  done
   # Expanded there: \$HOME and what else is escaped.
-  train="\"\$HOME/venv/bin/python\" -m ares_jax.train --workdir=\"\$HOME/run\" $(quoted "${words[@]}")"
+  local word train get='' keep='' folder="\"\$HOME/run\"" cluster=''
+  [[ -z $share ]] || folder=$(quoted "$share/$name") cluster='ARES_CLUSTER=gcetpu '
+  for word in "${words[@]}"; do
+    [[ $word != --workdir* ]] || die "the run's folder is ~/run there, or in --share; leave out $word"
+  done
+  train="$cluster\"\$HOME/venv/bin/python\" -m ares_jax.train --workdir=$folder $(quoted "${words[@]}")"
   if [[ -n $bucket ]]; then
     get="bash launch/sync.sh pull ~/run $(quoted "$bucket") && "
     keep="bash launch/sync.sh watch ~/run $(quoted "$bucket" "$every") & watch=\$!; "
@@ -164,14 +167,14 @@ case $command in
   wait) wait_for ;;
   tail) tail_log ;;
   up)
-    one_host
+    storage
     ((${#words[@]})) || die "give train's words behind --, e.g. -- --config=configs/aepo_7b.py"
     up
     ;;
   resume)
-    one_host
+    storage
     ((${#words[@]})) || die "give train's words behind --, as at the first run"
-    [[ -n $bucket ]] || echo "no --bucket: the run starts from its beginning" >&2
+    [[ -n $bucket$share ]] || echo "no --bucket: the run starts from its beginning" >&2
     if ((DRY)) || [[ -n $(state 2>/dev/null) ]]; then
       delete
     fi

@@ -1,11 +1,14 @@
 import json
+import re
+import xml.etree.ElementTree
 
 import pytest
 import tiny
 
-from ares_jax import ablation
+from ares_jax import ablation, ablation_figure
 
-PAPER = {"source": "somewhere", "table_5": {"what": "accuracy", "rows": {"cold start": 50.7}}}
+PAPER = {"source": "somewhere", "table_5": {"what": "accuracy", "rows": {"cold start": 50.7}},
+         "table_4": {"what": "tokens", "rows": {"GSM8K": [332, 279]}}}
 
 
 def result(accuracy, length=10.0):
@@ -53,7 +56,20 @@ def test_arms_are_named_and_their_seeds_averaged(tmp_path):
 def test_tables_hold_every_arm_and_the_paper(tmp_path):
   text = ablation.markdown(ablation.rows(ablation.collect(runs(tmp_path))), PAPER)
   assert text.count("AdaCS + GRPO |") == 3 and "60.0 ± 127.1" in text and "cold start 50.7" in text
+  assert "(tokens): GSM8K 332 to 279." in text
   assert "| 70.0 ± 127.1 / 10.0 ± 0.0 | - | 70.0" in text
+
+
+def test_the_figure_has_a_bar_for_every_arm_and_difficulty(tmp_path):
+  table = ablation.rows(ablation.collect(runs(tmp_path)))
+  page = ablation_figure.page(table)
+  picture = xml.etree.ElementTree.fromstring(page[page.index("<svg"):])
+  bars = picture.findall(".//{*}rect")
+  assert len(bars) == 2 * 3 * len(table)  # all, easy and hard; nothing was medium
+  named = {bar[0].text: float(bar.get("height")) for bar in bars}
+  # The panel is 176 high, for 100%.
+  assert named["AdaCS + GRPO, all: 60.0 ± 127.1"] == pytest.approx(0.6 * 176, abs=0.1)
+  assert not re.search("http(?!://www.w3.org/2000/svg)", page)
 
 
 @pytest.mark.parametrize("selection, kind, dynamic, batches, name", [

@@ -29,7 +29,7 @@ class Prepared:
       self.params = run.init_params()
       lessons = run.source("lessons")
       self.batch = trace_batch(run.generator.encoder, [lessons[i] for i in range(8)],
-                               row_tokens=80, row_windows=24, row_multiple=8)
+                               row_tokens=(80,), row_windows=24, row_multiple=8)
 
   def step(self, *, step=adacs.sft_step, **changes):
     config = dataclasses.replace(self.config, **changes)
@@ -78,7 +78,7 @@ def test_loss_of_packed_rows_is_torchs():
   encoder = Encoder(chat, PromptConfig("", (88,), (23,), 784, 10**6), window=56, patch=14, merge=2)
   rows = [{"id": name, "question": name, "images": pictures, "response": name}
           for name, (_, pictures) in cases.items()]
-  batch = trace_batch(encoder, rows, row_tokens=88, row_windows=32, row_multiple=2)
+  batch = trace_batch(encoder, rows, row_tokens=(88,), row_windows=32, row_multiple=2)
   assert len(batch.tokens) == 2 and batch.segment.max() > 1  # four examples in two rows
   nll = []
   with golden_batch.references("tied") as reference:

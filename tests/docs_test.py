@@ -1,17 +1,21 @@
-"""The documentation's examples run, and its picture is what its script draws."""
+"""The documentation's examples run, its commands exist, its picture is what its script draws."""
 
+import ast
 import doctest
 import importlib.util
 import pathlib
 import re
+import shlex
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ares_jax import ops
+from ares_jax import config, ops, setup
 
-DOCS = pathlib.Path(__file__).parent.parent / "docs"
+ROOT = pathlib.Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +26,11 @@ def picture():
   return module
 
 
-def test_examples_run():
+@pytest.mark.parametrize("page, least", [("ops.md", 40), ("reward.md", 3)])
+def test_examples_run(page, least):
   with np.printoptions():  # The page sets its own, for itself.
-    results = doctest.testfile(str(DOCS / "ops.md"), module_relative=False)
-  assert results.attempted > 40 and results.failed == 0
+    results = doctest.testfile(str(DOCS / page), module_relative=False)
+  assert results.attempted >= least and results.failed == 0
 
 
 def test_every_op_is_mentioned():
@@ -34,9 +39,85 @@ def test_every_op_is_mentioned():
 
 
 def test_links_lead_somewhere():
-  for page in DOCS.glob("*.md"):
-    for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-      assert (page.parent / link).exists(), f"{page.name}: {link}"
+  for page in PAGES:
+    for link, part in re.findall(r"\]\(([^)#:\s]*)(#[^)]*)?\)", page.read_text(encoding="utf-8")):
+      target = page.parent / link if link else page
+      assert target.exists(), f"{page.name}: {link}"
+      if part:
+        heads = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+        known = {"#" + re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}
+        assert part in known, f"{page.name}: {link}{part}"
+
+
+def commands():
+  """(page, words) of every command in a block of shell, and of those in the text."""
+  for page in PAGES:
+    text = page.read_text(encoding="utf-8")
+    lines = [line for kind, block in re.findall(r"^```(\w*)\n(.*?)^```", text,
+                                                re.DOTALL | re.MULTILINE)
+             if not kind for line in block.replace("\\\n", " ").splitlines()]
+    lines += [" ".join(line.split()) for line in re.findall(
+      r"`((?:python -m|launch/)[^`]*)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))]
+    for line in lines:
+      for command in line.split("&&"):
+        words = shlex.split(command)
+        while words and re.match(r"[A-Z_]+=", words[0]):
+          words.pop(0)
+        if words:
+          yield pytest.param(page.name, words, id=f"{page.name}: {' '.join(words)[:70]}")
+
+
+def flags_of(text):
+  return set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', text)) | {"help"}
+
+
+@pytest.mark.parametrize("page, words", list(commands()))
+def test_commands_exist_with_their_flags_and_config_keys(page, words):
+  own = [word for word in words if word.startswith("-") and word != "-m"]
+  if words[0] == "python" and words[1] == "-m" and words[2].startswith("ares_jax"):
+    place = ROOT / words[2].replace(".", "/")
+    place = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
+    check_flags(own, flags_of(place.read_text(encoding="utf-8")))
+  elif words[0].startswith("launch/"):
+    text = (ROOT / words[0]).read_text(encoding="utf-8")
+    if "--" in words:
+      check_flags(words[words.index("--") + 1 :],
+                  flags_of((ROOT / "ares_jax" / "train.py").read_text(encoding="utf-8")))
+      own = [word for word in words[: words.index("--")] if word.startswith("-")]
+    for word in own:
+      assert re.search(re.escape(word.split("=")[0]) + r"\b", text), word
+    assert len(words) == 1 or f"#   {words[1]}" in text or words[1].startswith("-")
+  elif words[0] == "python":
+    path = words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1]
+    assert words[2] == "pytest" or (ROOT / path).is_file() or ".." in path
+  else:
+    assert words[0] in ("pip", "hf"), f"{page}: what is {words[0]}?"
+
+
+def check_flags(words, known):
+  """Flags are defined, files of configs are there, and their keys take these values."""
+  values, changes = None, {}
+  for word in (word.strip("[]") for word in words if word.startswith(("-", "["))):
+    name, _, value = word.lstrip("-").partition("=")
+    assert name.split(".")[0] in known, word
+    if name == "config" and value.startswith("configs/"):
+      values = config.load(str(ROOT / value))
+    elif name.startswith("config."):
+      changes[name.removeprefix("config.")] = value
+  if values is None:
+    return
+  for key, value in changes.items():
+    try:
+      value = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+      pass
+    with values.unlocked():
+      node = values
+      for part in key.split(".")[:-1]:
+        node = node[part]
+      assert key.split(".")[-1] in node, key
+      node[key.split(".")[-1]] = value
+  config.build(setup.TrainConfig, values, "config")
 
 
 def test_picture_flags_four_windows_and_the_seven_tokens_they_cover(picture):

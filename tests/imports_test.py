@@ -12,15 +12,17 @@ ROWS = (
   ("train", "evaluate", "generate", "export", "report", "diagnose"),
   ("check",),
   ("plan",),
-  ("setup", "ablation", "fingerprint", "run_records", "programs", "replay"),
+  ("saved",),
+  ("setup", "ablation", "ablation_figure", "fingerprint", "run_records", "programs", "replay"),
   ("adacs", "aepo"),
-  ("measure", "predictions", "rollout", "policy_gradient", "loop", "run_data", "responses"),
-  ("sampler", "rows", "run_folder"),
+  ("measure", "predictions", "rollout", "policy_gradient", "loop", "run_data", "responses",
+   "tracking"),
+  ("sampler", "rows", "run_folder", "shares"),
   ("slots", "shaping", "checkpoint", "optimizer", "metrics"),
   ("manifest",),
   ("models", "data", "branching"),
-  ("ops", "mesh", "command", "digest", "presets"),
-  ("config", "pulse", "chips", "hlo_cost", "jaxpr_cost"),
+  ("ops", "mesh", "command", "digest", "presets", "hosts", "speed", "drawing"),
+  ("config", "pulse", "chips", "hlo_cost", "jaxpr_cost", "profiler", "model_flops"),
 )
 ROW_OF = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}
 # Commands that are found in a room stand where the other commands do.

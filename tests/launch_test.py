@@ -183,15 +183,16 @@ def test_a_push_cut_short_leaves_the_one_before(cloud):
 
 
 @pytest.mark.parametrize("script, words, message", [
-  ("tpu_vm.sh", ["create", "--name=a", "--zone=z", "--type=v5litepod-16"], "several hosts"),
+  ("tpu_vm.sh", ["create", "--name=a", "--zone=z", "--type=v5litepod-16"], "--share=DIR"),
+  ("tpu_vm.sh", ["create", *TPU, "--bucket=gs://b/r", "--share=/s"], "one of them"),
   ("tpu_vm.sh", ["run", *TPU], "words behind --"),
   ("tpu_vm.sh", ["run", *TPU, "--", "--workdir=x"], "leave out --workdir=x"),
   ("tpu_vm.sh", ["create", "--name=a"], "--zone is missing"),
   ("tpu_vm.sh", ["create", "--nmae=a"], "unknown flag --nmae"),
   ("tpu_vm.sh", ["creat", *TPU], "unknown command creat"),
-  ("gpu.sh", ["slurm", "--nodes=2", "--", "x"], "several processes"),
+  ("gpu.sh", ["slurm", "--nodes=two", "--", "x"], "--nodes=two"),
   ("gpu.sh", ["local", "--gpus=two", "--", "x"], "--gpus=two"),
-  ("gke.sh", ["create", "--slices=2", "--", "x"], "several processes"),
+  ("gke.sh", ["create", "--slices=2", "--", "x"], "no axis of slices"),
   ("gke.sh", ["create", "--image=i", "--", "x"], "--claim is missing"),
 ])
 def test_mistakes_are_one_line_and_call_nothing(cloud, script, words, message):
@@ -212,6 +213,24 @@ def test_the_jobset_is_one_pod_with_tpus_and_the_words_whole(cloud):
   assert pod["nodeSelector"] == {"cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
                                  "cloud.google.com/gke-tpu-topology": "2x4"}
   assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "c"
+
+
+def test_several_hosts_are_told_of_each_other(cloud):
+  cloud.run("gke.sh", "create", "--image=i", "--claim=c", "--accelerator=nvidia-h100-80gb",
+            "--gpus=8", "--hosts=3", "--", HARD)
+  [job] = yaml.safe_load(cloud.calls[0][1])["spec"]["replicatedJobs"]
+  job = job["template"]["spec"]
+  assert (job["parallelism"], job["completions"], job["completionMode"]) == (3, 3, "Indexed")
+  [container] = job["template"]["spec"]["containers"]
+  assert [variable["name"] for variable in container["env"]] == [
+    "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"]
+  assert container["env"][0]["value"] == "ares-train-0-0.ares:8476"
+  script = cloud.run("gpu.sh", "slurm", "--dry-run", "--nodes=2", "--", HARD)
+  assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=1\n" in script
+  assert "srun --kill-on-bad-exit=0 python3 -m ares_jax.train" in script
+  command = cloud.run("tpu_vm.sh", "run", "--dry-run", *TPU[:2], "--type=v5litepod-16",
+                      "--share=/share", "--", HARD)
+  assert "ARES_CLUSTER=gcetpu" in command and "--workdir=/share/ares" in command
 
 
 def test_a_slurm_job_that_is_stopped_saves_and_queues_itself_again(cloud):

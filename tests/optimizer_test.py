@@ -12,7 +12,7 @@ from ares_jax import optimizer
 
 CONFIG = optimizer.OptimizerConfig(
   learning_rate=0.1, schedule="constant", warmup_steps=0, final_fraction=0.1,
-  b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=math.inf,
+  b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=math.inf, moments="float32",
 )  # fmt: skip
 
 
@@ -152,6 +152,63 @@ def test_start_places_the_state_beside_the_params_and_freezes_parts():
     optimizer.of(CONFIG, values, frozen=("vison",))
   state = optimizer.start(optimizer.of(CONFIG, params()), params())
   assert len(jax.tree.leaves(state)) == 5
+
+
+def run_moments(moments, matrix, gradients):
+  """(weights after updates of rate 0.1, bytes of the state) with one kind of moments."""
+  tx = optimizer.make(change(moments=moments, b2=0.9))
+  values = {"w": jnp.asarray(matrix)}
+  state = tx.init(values)
+  size = sum(x.nbytes for x in jax.tree.leaves(state))
+  update = jax.jit(lambda *args: optimizer.apply(tx, *args))
+  for gradient in gradients:
+    values, state, metrics = update({"w": jnp.asarray(gradient)}, state, values, 0.1)
+    assert float(metrics["skipped"]) == 0
+  broken, broken_state, metrics = update({"w": jnp.full(matrix.shape, jnp.nan)}, state, values, 0.1)
+  assert float(metrics["skipped"]) == 1
+  jax.tree.map(np.testing.assert_array_equal, (broken, broken_state), (values, state))
+  return np.asarray(values["w"]), size
+
+
+def test_smaller_moments_keep_their_arithmetic_and_leave_a_broken_gradient_alone():
+  rng = np.random.default_rng(0)
+  matrix = np.float32(rng.standard_normal((128, 256)))
+  # Of rank 1 in size, where rows and columns say all about the squares.
+  size = np.outer(rng.uniform(0.5, 2, 128), rng.uniform(0.5, 2, 256))
+  gradients = [np.float32(size * rng.choice([-1, 1], matrix.shape)) for _ in range(3)]
+  exact, whole = run_moments("float32", matrix, gradients)
+  first, three_quarters = run_moments("bfloat16", matrix, gradients)
+  factored, quarter = run_moments("factored", matrix, gradients)
+  count = matrix.size
+  assert (whole, three_quarters) == (8 * count + 4, 6 * count + 4)
+  assert quarter == 2 * count + 4 * (128 + 256) + 12  # two counts, and an empty place
+  assert np.abs(exact - matrix).max() > 0.1
+  np.testing.assert_allclose(first, exact, atol=2e-3)  # of steps of 0.1: 8 bits
+  assert np.abs(first - exact).max() > 0
+  # By hand: the update over its root mean square, averaged and made up for its start at 0.
+  mean, expected = 0, matrix
+  for step, gradient in enumerate(gradients):
+    mean = 0.9 * mean + 0.1 * gradient / size
+    expected = expected - 0.1 * mean / (1 - 0.9 ** (step + 1))
+  np.testing.assert_allclose(factored, expected, atol=2e-3)
+
+
+def test_factors_are_replicated_and_the_rest_of_the_state_is_split():
+  mesh = mesh_lib.make_mesh(2, 2)
+  split = NamedSharding(mesh, PartitionSpec("data", "model"))
+  values = {"w": jax.device_put(jnp.ones((128, 256)), split)}
+  tx = optimizer.of(change(moments="factored"), values)
+  with jax.set_mesh(mesh):
+    state = optimizer.start(tx, values)
+    specs = {"w": PartitionSpec("data", "model")}
+    _, after = jax.jit(lambda *args: optimizer.keep_layout(tx, *args, specs))(values, state)
+  for leaf in (*jax.tree.leaves(state), *jax.tree.leaves(after)):
+    if leaf.shape == (128, 256):
+      assert leaf.dtype == jnp.bfloat16 and leaf.sharding.is_equivalent_to(split, 2)
+    else:
+      assert leaf.is_fully_replicated
+  assert sorted(x.shape for x in jax.tree.leaves(state)) == sorted(
+    x.shape for x in jax.tree.leaves(after))
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_sizes_come_from_a_folder_or_a_name(small, tmp_path):
 def test_model_flops_are_those_of_a_known_model(small):
   """By hand for 2 layers of width 32: what the table of the paper's recipe rests on."""
   config, model = small
-  found = programs.model_flops(config, model)
+  found = programs.needed_flops(config, model)
   prompts, rows = config.aepo.prompts, config.aepo.prompts * config.aepo.group
   prompt, answer = config.prompt.max_tokens[-1], config.aepo.sampling.max_tokens
   token = 2 * model.layers * (32 * 16 * 2 * (2 + 1) + 3 * 32 * 64)

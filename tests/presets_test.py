@@ -23,7 +23,7 @@ def changed(name, algorithm):
 
 
 def test_grpo_is_aepo_without_its_two_parts():
-  for name in ("aepo_7b.py", "aepo_3b.py", "ares_tiny.py"):
+  for name in ("aepo_7b.py", "aepo_3b.py", "aepo_3b_lora_colab.py", "ares_tiny.py"):
     assert changed(name, "grpo") == {"aepo.reward.kind": "accuracy", "aepo.kl.dynamic": False}
     assert changed(name, "aepo") == {}
 

@@ -87,7 +87,7 @@ def test_a_second_start_reads_the_list_and_looks_at_listed_rows_alone(tmp_path, 
 
 @pytest.mark.parametrize("kinds, how, used", [
   (["good", "long", "text", "text"], "longer", 3),
-  (["long", "good", "text"], "of the same length", 2),
+  (["long", "long", "text"], "of as many rows", 1),
   (["good", "broken", "text"], "an image of it", 3)])
 def test_the_list_is_renewed_when_data_change_in_place(tmp_path, grader, capsys, kinds, how, used):
   config = write(tmp_path, ["good", "broken" if how == "an image of it" else "long", "text"])
@@ -113,6 +113,14 @@ def test_by_default_a_bad_row_is_an_error_with_its_name(tmp_path, grader):
   truths = data(tmp_path, write(tmp_path, ["good", "truth"]), grader=grader, how="error")
   with pytest.raises(ValueError, match="1 of 2 truths of the 'prompts' data"):
     truths.check_truths("prompts")
+
+
+def test_a_stage_without_files_is_named(tmp_path, grader):
+  run = data(tmp_path, write(tmp_path, ["good"]), grader=grader)
+  with pytest.raises(ValueError, match="data.files.curated is empty; .* or set adacs.steps = 0$"):
+    run.source("curated")
+  with pytest.raises(ValueError, match="data.files.test is empty; name files there$"):
+    run.source("test")
 
 
 def test_a_source_of_bad_rows_alone_is_an_error(tmp_path, grader):

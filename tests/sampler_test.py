@@ -39,18 +39,20 @@ def test_refuses_impossible_engines(bad):
 
 @pytest.mark.parametrize("variant", make_golden.VARIANTS)
 def test_greedy_decoding_of_64_tokens_equals_transformers(variant):
-  model, batch = golden_batch.config(variant), golden_batch.batch(("text", "image"), length=40)
+  names = ("text", "image", "images")
+  # 78 tokens are those of four images: the prompt is as long as the array allows.
+  model, batch = golden_batch.config(variant), golden_batch.batch(names, length=78)
   params = hf.from_hf(make_golden.folder(variant), model, None)
   prompts = {name: getattr(batch, name)
              for name in ("tokens", "length", "positions", "unit", "vision")}
   with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])):
     got = sampler.sample(
-      model, params, prompts | {"prompt_id": np.arange(2)}, jax.random.key(0),
+      model, params, prompts | {"prompt_id": np.arange(3)}, jax.random.key(0),
       np.ones(model.vocab, bool), group=2, end=(-1,), engine=EngineConfig(3, 1, 20, 1.0),
       sampling=SamplingConfig(0.0, 1.0, 0, 0, make_golden.GREEDY))
   assert got.mask.all()
   with golden_batch.references(variant) as reference:
-    for b, name in enumerate(("text", "image")):
+    for b, name in enumerate(names):
       for g in range(2):
         np.testing.assert_array_equal(got.tokens[b * 2 + g], reference[f"{name}/greedy"])
 

@@ -23,6 +23,9 @@ NO_FILES = dict(lessons=(), curated=(), prompts=(), test=())
   ({"aepo.sampling.top_p": 0.0}, "top_p = 0.0"),
   ({"aepo.steps": True}, "config.aepo.steps is True"),
   ({"curate.count": 9}, "count = 9 responses from problems = 8"),
+  ({"adacs.row_tokens": ()}, "config.adacs.row_windows = 24 must be >= 1, row_tokens = ()"),
+  ({"curate.pass_rates": "colum"}, "config.curate.pass_rates is 'colum', not one of its values; "
+                                   "did you mean 'column'"),
   ({"data.digits.problem.levels": 9}, "levels = 9"),
   ({"threads": 0}, "threads = 0"),
   ({"data.digits": None, "data.files": NO_FILES | dict(test=[dict(
@@ -77,9 +80,9 @@ def test_truths_that_no_answer_meets_are_found_before_training(tmp_path):
       run.check()
 
 
-@pytest.mark.parametrize("size", ["7", "3"])
-def test_configs_of_the_repository_are_complete(size):
+@pytest.mark.parametrize("name", ["aepo_7b", "aepo_3b", "aepo_3b_lora_colab"])
+def test_configs_of_the_repository_are_complete(name):
   tiny.read()
-  values = tiny.config_lib.load(str(tiny.ROOT / "configs" / f"aepo_{size}b.py"))
+  values, size = tiny.config_lib.load(str(tiny.ROOT / "configs" / f"{name}.py")), name[5]
   with pytest.raises(ConfigError, match=f"config.model.path 'Qwen2.5-VL-{size}B-Instruct' is no f"):
     setup.read_config(values)

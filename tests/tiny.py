@@ -17,8 +17,8 @@ def values(**changes):
     "model.sizes.vision.hidden": 32, "model.sizes.vision.mlp": 32, "model.sizes.vision.out": 32,
     "data.digits.problem.levels": 2, "data.digits.curated": 8,
     "data.digits.prompts": 64, "data.digits.test": 8,
-    "warmup.steps": 2, "warmup.batch": 8, "warmup.row_tokens": 80, "adacs.steps": 2,
-    "adacs.batch": 4, "adacs.row_tokens": 80, "curate.problems": 8, "curate.samples": 4,
+    "warmup.steps": 2, "warmup.batch": 8, "warmup.row_tokens": (80,), "adacs.steps": 2,
+    "adacs.batch": 4, "adacs.row_tokens": (80,), "curate.problems": 8, "curate.samples": 4,
     "curate.count": 8, "curate.batch": 8,
     "aepo.steps": 3, "aepo.prompts": 4, "aepo.group": 4, "aepo.minibatch": 16,
     "aepo.microbatch": 4, "aepo.row_tokens": (80,), "aepo.sampling.max_tokens": 12,
@@ -29,6 +29,11 @@ def values(**changes):
   with config.unlocked():
     config.update_from_flattened_dict(small)
   return config
+
+
+def get_config():
+  """The same for a command: --config=tests/tiny.py."""
+  return values()
 
 
 def read(**changes):

@@ -35,6 +35,10 @@ def test_all_stages_leave_their_records(finished):
     ("warmup", 1), ("warmup", 2), ("adacs", 1), ("adacs", 2), ("aepo", 1), ("aepo", 2), ("aepo", 3)]
   for name in ("hwe/share/easy", "hwe/multiplier/hard", "kl/kappa/medium", "seconds/rollout"):
     assert name in metrics[-1]
+  for line in metrics:
+    assert line["speed/tokens"] == pytest.approx(line["work/tokens"] / line["seconds/step"])
+    # 2 a weight and token at least, of the 2 layers of tests/tiny.py.
+    assert line["work/flops"] > 2 * 2 * (32 * 16 * 6 + 3 * 32 * 64) * line["work/tokens"]
   responses = lines(workdir, "rollouts.jsonl")
   assert [line["step"] for line in responses] == [1, 1, 2, 2, 3, 3]
   aepo_lines = metrics[-3:]
@@ -68,6 +72,7 @@ def test_a_run_cut_off_in_an_update_ends_like_one_that_was_not(finished, tmp_pat
   resumed = run(tmp_path)
   jax.tree.map(np.testing.assert_array_equal, resumed, params)
   for name in ("metrics.jsonl", "rollouts.jsonl"):
-    kept = [[{key: value for key, value in line.items() if not key.startswith("seconds")}
+    kept = [[{key: value for key, value in line.items()
+              if not key.startswith(("seconds", "speed", "memory"))}
              for line in lines(workdir, name)] for workdir in (straight, tmp_path)]
     assert kept[0] == kept[1]

@@ -43,18 +43,26 @@ def open_benchmark(name, path):
   if name not in schemas():
     raise ValueError(f"there is no benchmark {name!r}{suggest(name, list(schemas()))}")
   schema, rows, seen = schemas()[name], [], {}
+  parts = [_part(schema, each) for each in schema.get("each", [""])]
   records = open_records(path)
   for number in range(len(records)):
     record = records[number]
     if all(record.get(key) == value for key, value in schema.get("where", {}).items()):
-      row = read_row(schema, record, place=records.place(number), name=name,
-                     folder=records.folder)
-      # Variants of a problem, a file each, have the same id.
-      seen[row["id"]] = seen.get(row["id"], 0) + 1
-      if seen[row["id"]] > 1:
-        row["id"] += f"#{seen[row['id']]}"
-      rows.append(row)
+      for part in parts:
+        row = read_row(part, record, place=records.place(number), name=name, folder=records.folder)
+        # Variants of a problem, a file each, and questions about one picture have the same id.
+        seen[row["id"]] = seen.get(row["id"], 0) + 1
+        if seen[row["id"]] > 1:
+          row["id"] += f"#{seen[row['id']]}"
+        rows.append(row)
   if not rows:
     raise ValueError(f"{path} has no rows of {name!r}"
                      + (f" where {schema['where']}" if "where" in schema else ""))
   return Benchmark(name, rows, schema["metric"], schema["n"])
+
+
+def _part(schema, each):
+  """The schema with `each` in the names of its columns."""
+  columns = {field: [name.replace("{each}", each) for name in names]
+             for field, names in schema["columns"].items()}
+  return schema | {"columns": columns}

@@ -18,9 +18,8 @@ _HEAD = ("pass rate", "problems", "chosen", "tokens before", "tokens after", "ta
 
 def text(report):
   """The report as tables for a terminal."""
-  lines = [_summary(report), *_table([_HEAD, *_rows(report)])]
-  lines += _table([("source", "problems", "chosen", "target at 0", "target at 1"),
-                   *_sources(report)])
+  lines = [_summary(report), *_table(_rows(report))]
+  lines += _table(_sources(report))
   return "\n".join([*lines, *report["notes"]])
 
 
@@ -30,8 +29,7 @@ def html(report):
   names = sorted(report["source_brackets"], key=lambda name: -sum(
     report["source_brackets"][name]["problems"]))
   if len(names) > 1:
-    sections.append(_html_table("By source", ("source", "problems", "chosen", "target at 0",
-                                              "target at 1"), _sources(report)))
+    sections.append(_html_table("By source", _sources(report)))
     sections += [_section(report, name) for name in names[:_PICTURES]]
   if len(names) > _PICTURES:
     sections.append(f"<p>{len(names) - _PICTURES} smaller sources have no picture.</p>")
@@ -63,19 +61,22 @@ def _part(report, name):
 
 
 def _rows(report, name=None):
+  """Head and a row a bracket; several sources have no one target."""
   problems, chosen, quartiles, target = _part(report, name)
   last = len(problems) - 1
 
   def median(values):
     return "" if values is None else f"{values[1]:.0f}"
 
-  return [(f"{bracket}/{last}", str(problems[bracket]), str(chosen[bracket]),
-           median(quartiles["before"][bracket]), median(quartiles["after"][bracket]),
-           "" if target is None else f"{target[bracket]:.0f}") for bracket in range(last + 1)]
+  rows = [_HEAD, *((f"{bracket}/{last}", str(problems[bracket]), str(chosen[bracket]),
+                    median(quartiles["before"][bracket]), median(quartiles["after"][bracket]),
+                    "" if target is None else f"{target[bracket]:.0f}")
+                   for bracket in range(last + 1))]
+  return rows if target is not None else [row[:-1] for row in rows]
 
 
 def _sources(report):
-  rows = []
+  rows = [("source", "problems", "chosen", "target at 0", "target at 1")]
   for name, counts in report["source_brackets"].items():
     target = report["target_tokens"].get(name)
     ends = ("", "") if target is None else (f"{target[0]:.0f}", f"{target[-1]:.0f}")
@@ -92,10 +93,11 @@ def _table(rows):
 def _section(report, name):
   title = "All sources" if name is None else name
   return (f"<h2>{markup.escape(title)}</h2>{_picture(report, name)}"
-          + _html_table(f"Length by pass rate, {title}", _HEAD, _rows(report, name)))
+          + _html_table(f"Length by pass rate, {title}", _rows(report, name)))
 
 
-def _html_table(caption, head, rows):
+def _html_table(caption, table):
+  head, *rows = table
   cells = "".join(f"<th scope=\"col\">{cell}</th>" for cell in head)
   body = "".join("<tr>" + "".join(f"<td>{markup.escape(cell)}</td>" for cell in row) + "</tr>"
                  for row in rows)

@@ -3,7 +3,8 @@
     python -m ares_jax.data.inspect --config=configs/aepo_7b.py --config.model.path=HF_FOLDER
 
 Prints for each stage its sources, lengths, image sizes, rows that cannot be used, and tokens an
-epoch; writes OUT/index.html with ten rendered examples each, and OUT/STAGE_lengths.png.
+epoch; writes OUT/index.html with the same, a histogram (OUT/STAGE_lengths.png too) and ten rendered
+examples each.
 --rows=N looks at N rows spread over each stage's data (0 at all of them); lengths come from the
 headers of images, so that damage behind a header shows only where a row is rendered.
 """
@@ -51,11 +52,14 @@ def inspect(parts, out, *, rows, stages):
     text = summary.text(name, source, found, limit=encoder.config.max_tokens[-1], group=group,
                         answer=config.aepo.sampling.max_tokens)
     print(text)
+    pictures = []
     if found.tokens:
-      page.histogram_png(found.tokens, os.path.join(out, f"{name}_lengths.png"),
-                         title=f"{name}: prompt tokens")
+      picture = os.path.join(out, f"{name}_lengths.png")
+      page.histogram_png(found.tokens, picture, title=f"{name}: prompt tokens")
+      pictures.append(page.picture(picture, f"histogram of prompt tokens of {name}"))
     places = np.linspace(0, len(source) - 1, min(10, len(source))).astype(int)
-    sections.append((name, text, [page.example(source, encoder, int(place)) for place in places]))
+    sections.append((name, text, pictures + [page.example(source, encoder, int(place))
+                                             for place in places]))
   path = os.path.join(out, "index.html")
   write_text(path, page.html(dataclasses.asdict(encoder.config), sections))
   print(f"examples: {path}")

@@ -48,7 +48,7 @@ def html(prompt, sections):
 
   Args:
     prompt: dict of the config's prompt section.
-    sections: list of (name, summary in words, examples as HTML).
+    sections: list of (name, summary in words, pictures and examples as HTML).
   """
   body = "".join(f"<h2>{_escape(name)}</h2><pre>{_escape(text)}</pre>{''.join(examples)}"
                  for name, text, examples in sections)
@@ -57,6 +57,13 @@ def html(prompt, sections):
           "img-src data:; style-src 'unsafe-inline'\">"
           f"<style>{_STYLE}</style><h1>Data</h1><pre>{_escape(json.dumps(prompt))}</pre>"
           f"{body}</html>\n")
+
+
+def picture(path, alt):
+  """A PNG file as HTML."""
+  with open(path, "rb") as file:
+    data = base64.b64encode(file.read()).decode()
+  return f'<p><img alt="{_escape(alt)}" src="data:image/png;base64,{data}"></p>'
 
 
 def histogram_png(values, path, *, title):

@@ -59,7 +59,7 @@ def part(problems, shard):
   number, shards = shard
   if not 0 <= number < shards <= problems:
     raise ValueError(f"shard {number} of {shards}: the number must be below {shards}, which must "
-                     f"be at most the {problems} problems; change --shard")
+                     f"be at most the {problems} problems; change --curate")
   return range(problems * number // shards, problems * (number + 1) // shards)
 
 
@@ -95,8 +95,8 @@ def finished_shards(workdir, problems, same):
     else:
       same(folder)
   if missing:
-    raise ValueError(f"{root}: the shards {', '.join(missing)} are missing or not finished; run "
-                     "ares_jax.curate with --shard of each")
+    raise ValueError(f"{root}: the shards {', '.join(missing)} are missing or not finished; "
+                     f"train with --curate={missing[0]} makes one")
   return files
 
 

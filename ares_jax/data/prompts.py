@@ -162,14 +162,15 @@ class Encoder:
     return images.count_windows([grid for _, grid in prompt.images], window=self.window,
                                 patch=self.patch, merge=self.merge)
 
-  def batch(self, rows, prompt_id):
+  def batch(self, rows, prompt_id, encoded=None):
     """PromptBatch of `rows` in the first shape that holds them all.
 
     Args:
       rows: list of rows.
       prompt_id: int32 [P], where in the stream they stand.
+      encoded: EncodedPrompt of each row; None: made here.
     """
-    encoded = [self.encode(row) for row in rows]
+    encoded = [self.encode(row) for row in rows] if encoded is None else encoded
     need = (max(len(prompt.tokens) for prompt in encoded),
             max(self.windows(prompt) for prompt in encoded))
     shapes = list(zip(self.config.max_tokens, self.config.windows, strict=True))

@@ -4,7 +4,7 @@
   .jsonl          one JSON object a line
   .json           a list of objects, or an object of them; read whole
   .parquet        by row groups, read when one of their rows is asked for
-  .arrow          what Hugging Face `datasets` saves, mapped into memory; local only
+  .arrow          what Hugging Face `datasets` saves, mapped into memory where it is local
   .array_record   one JSON object a record (.arrayrecord too)
   a TFDS folder   with features.json, its splits as ArrayRecord files
 A folder of files is read in the order of their names. Parquet gives a row at the price of its row
@@ -12,7 +12,6 @@ group: writers that embed images should keep groups small (`row_group_size=100`)
 """
 
 import bisect
-import collections
 import itertools
 import json
 import re
@@ -23,11 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet
 from etils import epath
 
+from ares_jax.data import group_cache
 from ares_jax.data.bad_row import BadRow
+from ares_jax.data.remote_arrow import RemoteArrow
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow", ".array_record", ".arrayrecord")
-# Decoded row groups kept for the next row of them: small files stay whole, large ones do not grow.
-CACHE_BYTES = 2**28
 _SCAN_BYTES = 2**24
 
 
@@ -148,7 +147,7 @@ def _open(file):
   if file.suffix == ".parquet":
     return _Parquet(file)
   if file.suffix == ".arrow":
-    return _Arrow(file)
+    return RemoteArrow(file) if "://" in str(file) else _Arrow(file)
   if file.suffix == ".json":
     return _json_list(file)
   return _Lines(file) if file.suffix == ".jsonl" else _ArrayRecord(file)
@@ -213,34 +212,6 @@ def _json_object(data):
   return record
 
 
-class _Groups:
-  """Row groups last read, of all parquet files of the process together."""
-
-  def __init__(self, room):
-    self._room, self._lock = room, threading.Lock()
-    self._tables = collections.OrderedDict()
-
-  def get(self, key):
-    with self._lock:
-      if key in self._tables:
-        self._tables.move_to_end(key)
-      return self._tables.get(key)
-
-  def make_room(self, size):
-    """Drops the oldest until `size` bytes fit: old and new must not be there together."""
-    with self._lock:
-      held = sum(table.nbytes for table in self._tables.values())
-      while self._tables and held + size > self._room:
-        held -= self._tables.popitem(last=False)[1].nbytes
-
-  def put(self, key, table):
-    with self._lock:
-      self._tables[key] = table
-
-
-_GROUPS = _Groups(CACHE_BYTES)
-
-
 class _Parquet:
   """Opened when first read, in every process anew."""
 
@@ -270,11 +241,11 @@ class _Parquet:
     with self._lock:  # a second thread waits for the group that the first one reads
       self._file = self._file or pyarrow.parquet.ParquetFile(self._path.open("rb"))
       key = self._file, group
-      table = _GROUPS.get(key)
+      table = group_cache.GROUPS.get(key)
       if table is None:
-        _GROUPS.make_room(self._file.metadata.row_group(group).total_byte_size)
+        group_cache.GROUPS.make_room(self._file.metadata.row_group(group).total_byte_size)
         table = self._file.read_row_group(group, use_threads=False)
-        _GROUPS.put(key, table)
+        group_cache.GROUPS.put(key, table)
       return table
 
 
@@ -282,9 +253,6 @@ class _Arrow:
   """Record batches of a mapped file: the system reads the pages that are asked for."""
 
   def __init__(self, path):
-    if "://" in str(path):
-      raise ValueError(f"{path}: .arrow files are mapped into memory and must be local; copy them, "
-                       "or save as parquet")
     self.__setstate__({"_path": path})
 
   def __getstate__(self):

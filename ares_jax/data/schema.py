@@ -59,6 +59,10 @@ def _read_row(schema, record, place, name, folder):
     return default
 
   asked, response = first("question"), None
+  if "asks" in schema:
+    asked = _ask(schema, first, place)
+  elif "question" not in columns:
+    asked = schema["prompt"]
   if isinstance(asked, list):
     asked, response = _dialogue(asked, place)
   if not isinstance(asked, _TEXT):
@@ -88,6 +92,21 @@ def _read_row(schema, record, place, name, folder):
   found = {field: first(field) for field in _AS_THEY_ARE} | ({"response": response} if response
                                                              else {})
   return row | {field: _plain(value) for field, value in found.items() if value is not None}
+
+
+def _ask(schema, first, place):
+  """The question of the record's number, about the part of the picture that it names."""
+  number, row, column, name = (first(field) for field in ("ask", "row", "column", "place"))
+  try:
+    asked = schema["asks"][str(int(number))]
+  except (KeyError, TypeError, ValueError) as error:
+    raise BadRow(place, "question", f"asks number {number!r}; there are "
+                 f"{', '.join(schema['asks'])}") from error
+  kind = "place" if name else "grid" if row else "whole"
+  about = schema["about"][kind]
+  for field, value in (("{place}", name), ("{row}", row), ("{column}", column)):
+    about = about.replace(field, str(value if kind == "place" else int(value or 0)))
+  return asked.replace("{about}", about)
 
 
 def _at(record, column):

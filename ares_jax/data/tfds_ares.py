@@ -22,6 +22,7 @@ from ares_jax.data.sources import FileSource, SourceConfig
 
 _TEXTS = ("id", "source", "question", "level", "response")
 _LISTS = ("answer", "responses")
+_RATE = "pass_rate"
 
 
 class Ares(tfds.core.GeneratorBasedBuilder):
@@ -39,12 +40,14 @@ class Ares(tfds.core.GeneratorBasedBuilder):
     self._source, self.VERSION = source, tfds.core.Version(version)
     # A field is a column if the first row has it; rows of one source have the same fields.
     first = source[0]
-    self._fields = [field for field in (*_TEXTS, *_LISTS) if first.get(field) is not None]
+    self._fields = [field for field in (*_TEXTS, *_LISTS, _RATE) if first.get(field) is not None]
     super().__init__(data_dir=folder, file_format="array_record")
 
   def _info(self):
     columns = {field: tfds.features.Text() if field in _TEXTS else
                tfds.features.Sequence(tfds.features.Text()) for field in self._fields}
+    if _RATE in columns:
+      columns[_RATE] = tfds.features.Scalar(np.float64)
     columns["images"] = tfds.features.Sequence(
       tfds.features.Tensor(shape=(), dtype=np.object_))
     return tfds.core.DatasetInfo(
@@ -55,7 +58,7 @@ class Ares(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self):
     for number in range(len(self._source)):
-      row = self._source[number]
+      row = {_RATE: -1.0} | self._source[number]  # -1: not measured
       # A missing field stops here, at its row, and not as an empty text in training.
       yield number, {field: row[field] for field in self._fields} | {
         "images": [_encoded(image) for image in row["images"]]}

@@ -34,31 +34,40 @@ def encode_example(encoder, row):
   return EncodedPrompt(tokens, positions, prompt.images), len(prompt.tokens)
 
 
-def trace_batch(encoder, rows, *, row_tokens, row_windows, row_multiple):
+def trace_batch(encoder, rows, *, row_tokens, row_windows, row_multiple, examples=None):
   """Packs examples into as few rows as first-fit-decreasing finds.
 
   Args:
     encoder: a prompts.Encoder.
     rows: rows with a "response".
-    row_tokens: T.
+    row_tokens: what T may be; it becomes the one that pads least, the first of equals.
     row_windows: vision windows a packed row has room for.
     row_multiple: the number of rows is rounded up to a multiple, so that few shapes occur and
       devices divide it.
+    examples: what `encode_example` gives for each row; None: made here.
 
   Raises:
     BadRow: an example alone is longer than a row.
   """
-  examples = [encode_example(encoder, row) for row in rows]
+  if examples is None:
+    examples = [encode_example(encoder, row) for row in rows]
   sizes = [(len(sequence.tokens), encoder.windows(sequence)) for sequence, _ in examples]
   for row, (tokens, windows) in zip(rows, sizes, strict=True):
-    if tokens > row_tokens or windows > row_windows:
+    if tokens > max(row_tokens) or windows > row_windows:
       raise BadRow(row["id"], "length", f"{tokens} tokens and {windows} vision windows, a packed "
-                   f"row holds {row_tokens} and {row_windows}; raise row_tokens or row_windows")
-  packed = first_fit(sizes, (row_tokens, row_windows))
-  packed += [[] for _ in range(-len(packed) % row_multiple)]
+                   f"row holds {max(row_tokens)} and {row_windows}; raise row_tokens or "
+                   "row_windows")
+
+  def bins(room):
+    packed = first_fit(sizes, (room, row_windows))
+    return packed + [[] for _ in range(-len(packed) % row_multiple)]
+
+  longest = max(tokens for tokens, _ in sizes)
+  room, packed = min(((room, bins(room)) for room in row_tokens if room >= longest),
+                     key=lambda pair: pair[0] * len(pair[1]))
   tokens, positions, unit, vision = encoder.pack(
-    [[examples[index][0] for index in row] for row in packed], row_tokens, row_windows)
-  layout = lay_out(packed, [len(sequence.tokens) for sequence, _ in examples], row_tokens)
+    [[examples[index][0] for index in row] for row in packed], room, row_windows)
+  layout = lay_out(packed, [len(sequence.tokens) for sequence, _ in examples], room)
   prompt_length = np.int32([length for _, length in examples])
   loss_mask = (layout.segment > 0) & (layout.place >= prompt_length[layout.sequence])
   return TraceBatch(tokens, layout.segment, loss_mask, positions, unit, vision)

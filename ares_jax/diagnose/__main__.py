@@ -1,45 +1,66 @@
-"""The paper's own checks, on what a run has logged so far.
+"""The paper's own checks, on what runs have logged so far.
 
     python -m ares_jax.diagnose hwe --workdir=runs/ares_tiny [--labels=FILE]
     python -m ares_jax.diagnose kl --workdir=runs/ares_tiny
     python -m ares_jax.diagnose passk --workdir=runs/ares_tiny
+    python -m ares_jax.diagnose ablation --workdir=runs/ares_tiny --compare=runs/uniform
 
 hwe: do windows of high entropy find the words that mark a turn in reasoning (figure 2a)? FILE holds
 JSON lines of step, id, sample and triggers, the places of labelled tokens; default: V_sem.
 kl: does the controller hold the KL outside windows at its target, and would it at other rates?
 passk: how often do 2, 4, 8, 16 samples put a problem into another bucket than 64 would?
+ablation: finished runs with one shaping for all problems (--config.aepo.reward.easy=1.0
+--config.aepo.reward.medium=0.0) against runs that shape by difficulty, on easy and hard problems.
+--png writes the pictures of hwe, kl and ablation into WORKDIR/diagnose/.
 """
 
+import functools
 import json
+import os
+import sys
 
 import jax
 from absl import flags
 
 from ares_jax.command import UsageError, run
-from ares_jax.diagnose import hwe, kl, passk
+from ares_jax.diagnose import ablation, hwe, kl, passk, pictures
 from ares_jax.run_records import read
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", allow_override=True)
+_COMPARE = flags.DEFINE_multi_string(
+  "compare", [], "ablation: folders of other runs, with commas between; can be given again.",
+  allow_override=True)
 _LABELS = flags.DEFINE_string("labels", None, "hwe: JSON lines of labelled triggers.")
 _JSON = flags.DEFINE_bool("json", False, "One JSON object on stdout.", allow_override=True)
+_PNG = flags.DEFINE_bool("png", False, "Also the pictures as PNG.", allow_override=True)
+CHECKS = ("hwe", "kl", "passk", "ablation")
 
 
 def main(check):
   if not _WORKDIR.value:
     raise UsageError("pass --workdir=DIR, a run's folder")
-  if check not in ("hwe", "kl", "passk"):
-    raise UsageError(f"unknown check {check!r}; say hwe, kl or passk")
+  if check not in CHECKS:
+    raise UsageError(f"unknown check {check!r}; say {', '.join(CHECKS[:-1])} or {CHECKS[-1]}")
   # A run that goes on holds the accelerator.
   jax.config.update("jax_platforms", "cpu")
-  records = read(_WORKDIR.value)
-  if check == "hwe":
-    labelled = hwe.labels(_LABELS.value) if _LABELS.value else None
-    result, text = hwe.check(records, labelled), hwe.text
-  elif check == "kl":
-    result, text = kl.check(records), kl.text
+  if check == "ablation":
+    others = [folder for word in _COMPARE.value for folder in word.split(",")]
+    result = ablation.check([_WORKDIR.value, *others])
+    told, drawn = ablation.text, pictures.ablation
   else:
-    result, text = passk.check(records), passk.text
-  print(json.dumps(result) if _JSON.value else text(result))
+    records = read(_WORKDIR.value)
+    if check == "hwe":
+      labelled = hwe.labels(_LABELS.value) if _LABELS.value else None
+      result, told, drawn = hwe.check(records, labelled), hwe.text, pictures.hwe
+    elif check == "kl":
+      result, told = kl.check(records), kl.text
+      drawn = functools.partial(pictures.kl, records=records)
+    else:
+      result, told, drawn = passk.check(records), passk.text, lambda _: {}
+  print(json.dumps(result) if _JSON.value else told(result))
+  if _PNG.value:
+    for path in pictures.write(drawn(result), os.path.join(_WORKDIR.value, "diagnose")):
+      print(f"wrote {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":

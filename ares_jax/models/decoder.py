@@ -14,6 +14,7 @@ from ares_jax.models.attention import attention
 from ares_jax.models.config import ModelConfig
 from ares_jax.models.layers import (
   MASKED,
+  adapted,
   project,
   rms_norm,
   rotary,
@@ -48,7 +49,7 @@ def hidden(config: ModelConfig, params: Params, embeds_BTD, positions_3BT, segme
     [B, T, D] in the compute dtype; meaningless on padding.
   """
   x, _ = _blocks(config, params, embeds_BTD, positions_3BT, segment_BT, keep_kv=False)
-  return rms_norm(x, params["final_norm"], config.norm_eps)
+  return shard(rms_norm(x, params["final_norm"], config.norm_eps), "data")
 
 
 def prefill(config: ModelConfig, params: Params, embeds_PTD, positions_3PT,
@@ -137,14 +138,27 @@ def _blocks(config, params, embeds_BTD, positions_3BT, segment_BT, *, keep_kv):
   cos_sin = _mrope(config, positions_3BT)
 
   def block(x_BTD, weights):
-    x_BTD = shard(x_BTD, "data")
+    x_BTD = _split_tokens(x_BTD)
     q, k, v = _qkv(config, weights, x_BTD, cos_sin)
     mixed = attention(q, k, v, segment_BT=segment_BT, segment_BS=segment_BT, causal=True)
-    x_BTD = _mlp(config, weights, x_BTD + _out(weights, mixed))
-    return x_BTD, (k, v) if keep_kv else None
+    x_BTD = _split_tokens(x_BTD + _out(weights, mixed))
+    return _split_tokens(_mlp(config, weights, x_BTD)), (k, v) if keep_kv else None
 
   return scan_blocks(block, embeds_BTD, params["blocks"], remat=config.remat,
                      unroll=config.unroll)
+
+
+def _split_tokens(x_BTD):
+  """The residual stream with a row's tokens split over "model", where they divide.
+
+  Attention and MLP split heads and width over it instead: tokens are gathered before and scattered
+  behind. A row is then kept for the backward pass by all of those devices together: of 20480 tokens
+  28 blocks of 7B keep 3.8 GiB. By plan of its update on 16 x 4 chips 1.4 times as much is sent as
+  where every device has all tokens, half as much goes to memory and back, and 3.1 GiB less is held.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  parts = 1 if mesh.empty else mesh.shape["model"]
+  return shard(x_BTD, "data", "model" if x_BTD.shape[1] % parts == 0 else None)
 
 
 def _mrope(config: ModelConfig, positions_3BT):
@@ -158,14 +172,17 @@ def _mrope(config: ModelConfig, positions_3BT):
 
 def _qkv(config, weights, x, cos_sin):
   x = rms_norm(x, weights["attention_norm"], config.norm_eps)
-  q = project(x, weights["q"], weights["q_bias"])
-  k = project(x, weights["k"], weights["k_bias"])
-  v = project(x, weights["v"], weights["v_bias"])
+  q, k, v = (adapted(x, weights, name) for name in ("q", "k", "v"))
   return rotate(q, cos_sin), rotate(k, cos_sin), v
 
 
 def _out(weights, mixed_BTNH):
-  return jnp.einsum("btnh,nhd->btd", mixed_BTNH, weights["o"].astype(mixed_BTNH.dtype))
+  out = jnp.einsum("btnh,nhd->btd", mixed_BTNH, weights["o"].astype(mixed_BTNH.dtype))
+  pair = weights.get("o_lora")
+  if pair is None:
+    return out
+  low = jnp.einsum("btnh,nhr->btr", mixed_BTNH, pair["a"].astype(mixed_BTNH.dtype))
+  return out + project(low, pair["b"])
 
 
 def _mlp(config, weights, x):

@@ -45,11 +45,17 @@ def project(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> j
   return y if bias is None else y + bias.astype(x.dtype)
 
 
-def swiglu(x: jax.Array, weights: dict[str, jax.Array]) -> jax.Array:
-  """(silu(x gate) * (x up)) down, with biases where the weights have them."""
-  gate = project(x, weights["gate"], weights.get("gate_bias"))
-  up = project(x, weights["up"], weights.get("up_bias"))
-  return project(jax.nn.silu(gate) * up, weights["down"], weights.get("down_bias"))
+def adapted(x: jax.Array, weights: dict[str, Any], name: str) -> jax.Array:
+  """`project` by matrix `name`, with its bias and its adapter (lora.py) where there is one."""
+  y = project(x, weights[name], weights.get(f"{name}_bias"))
+  pair = weights.get(f"{name}_lora")
+  return y if pair is None else y + project(project(x, pair["a"]), pair["b"])
+
+
+def swiglu(x: jax.Array, weights: dict[str, Any]) -> jax.Array:
+  """(silu(x gate) * (x up)) down, with biases and adapters where the weights have them."""
+  gate, up = adapted(x, weights, "gate"), adapted(x, weights, "up")
+  return adapted(jax.nn.silu(gate) * up, weights, "down")
 
 
 def scan_blocks(

@@ -111,6 +111,11 @@ def init(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32) ->
 
   Under `jax.jit(..., out_shardings=shardings(config, mesh))` no device holds a whole tensor.
   """
+  return draw(table(config), key, dtype)
+
+
+def draw(weights: dict[str, Any], key: jax.Array, dtype: jnp.dtype = jnp.float32) -> Params:
+  """`init` of any table of weights."""
 
   def tensor(path, weight: Weight) -> jax.Array:
     if weight.init == "ones":
@@ -120,7 +125,7 @@ def init(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32) ->
     name = zlib.crc32(jax.tree_util.keystr(path).encode())
     return weight.init * jax.random.normal(jax.random.fold_in(key, name), weight.shape, dtype)
 
-  return jax.tree_util.tree_map_with_path(tensor, table(config))
+  return jax.tree_util.tree_map_with_path(tensor, weights)
 
 
 def abstract(config: ModelConfig, mesh: Mesh | None, dtype: jnp.dtype) -> Params:
@@ -137,6 +142,11 @@ def shardings(config: ModelConfig, mesh: Mesh) -> Params:
 
   Raises ValueError naming every tensor whose size does not divide over its mesh axis.
   """
+  return layout(table(config), mesh)
+
+
+def layout(weights: dict[str, Any], mesh: Mesh) -> Params:
+  """`shardings` of any table of weights."""
   faults = []
 
   def sharding(path, weight: Weight) -> NamedSharding:
@@ -145,7 +155,7 @@ def shardings(config: ModelConfig, mesh: Mesh) -> Params:
         faults.append(f"{name_of(path)} {weight.shape}: {size} over {axis}={mesh.shape[axis]}")
     return NamedSharding(mesh, weight.spec)
 
-  tree = jax.tree_util.tree_map_with_path(sharding, table(config))
+  tree = jax.tree_util.tree_map_with_path(sharding, weights)
   if faults:
     raise ValueError("weights do not divide over the mesh: " + "; ".join(faults)
                      + "; change the mesh or the model sizes")

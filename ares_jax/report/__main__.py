@@ -20,10 +20,12 @@ from ares_jax.run_records import read
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", allow_override=True)
 _COMPARE = flags.DEFINE_multi_string(
-  "compare", [], "Folders of other runs, with commas between; can be given again.")
+  "compare", [], "Folders of other runs, with commas between; can be given again.",
+  allow_override=True)
 _OUT = flags.DEFINE_string("out", None, "File to write; default WORKDIR/report.html.",
                            allow_override=True)
-_PNG = flags.DEFINE_bool("png", False, "Also the pictures as PNG and as TensorBoard images.")
+_PNG = flags.DEFINE_bool("png", False, "Also the pictures as PNG and as TensorBoard images.",
+                         allow_override=True)
 
 
 def main():

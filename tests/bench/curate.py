@@ -14,6 +14,7 @@ tokens: the share of tokens that are real.
 """
 
 import argparse
+import collections
 import json
 import os
 import tempfile
@@ -105,18 +106,20 @@ def packing(rows):
   windows = np.clip(prompt // 16, 1, 384)
   lengths = prompt + response
   print(f"packing: {lengths.mean():.0f} tokens an example on average, {lengths.max()} at most")
-  for batches in (1, 8, 16):
+  sizes = list(zip(lengths.tolist(), windows.tolist(), strict=True))
+  for rooms in ((32768,), tuple(range(24576, 32769, 512))):
     for multiple in (1, 8):
-      packed = 0
-      size = 256 * batches
-      for start in range(0, rows - rows % 4096, size):
-        part = slice(start, start + size)
-        bins = first_fit(list(zip(lengths[part].tolist(), windows[part].tolist(), strict=True)),
-                         (32768, 768))
-        packed += -(-len(bins) // multiple) * multiple
-      real = lengths[: rows - rows % 4096].sum()
-      print(f"packing, {batches} batches of 256 together, rows a multiple of {multiple}: "
-            f"{real / (packed * 32768):.2%} of the tokens of {packed} rows are real", flush=True)
+      room_tokens, shapes = 0, collections.Counter()
+      for start in range(0, rows - 255, 256):
+        batch = sizes[start : start + 256]
+        count, room = min(
+          ((-(-len(first_fit(batch, (room, 768))) // multiple) * multiple, room)
+           for room in rooms if room >= max(batch)[0]), key=lambda shape: shape[0] * shape[1])
+        room_tokens, shapes[count, room] = room_tokens + count * room, shapes[count, room] + 1
+      real = lengths[: rows - rows % 256].sum()
+      print(f"packing, rows of {len(rooms)} sizes, a multiple of {multiple} a step: "
+            f"{real / room_tokens:.2%} of the tokens are real, {len(shapes)} shapes in "
+            f"{sum(shapes.values())} steps", flush=True)
 
 
 def memory():

@@ -35,9 +35,10 @@ def split(tree, *spec):
 
 def rollout_weights():
   """Shapes of what `sampler.rollout_weights` returns."""
+  params = weights.abstract(MODEL, None, jnp.bfloat16)
   return jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-    weights.abstract(MODEL, None, jnp.bfloat16), sampler.rollout_shardings(MODEL))
+    params, sampler.rollout_shardings(MODEL, params))
 
 
 def report(name, lowered):

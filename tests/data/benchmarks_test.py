@@ -96,10 +96,11 @@ def test_reads_choices_and_accepts_letter_or_text(tmp_path, name):
 
 
 def test_every_schema_is_covered_and_says_who_wrote_its_prompt():
-  assert set(schemas()) == {*OPEN, *CHOICES, "mathverse_v", "gpqa", "generic"}
+  assert set(schemas()) == {*OPEN, *CHOICES, "mathverse_v", "gpqa", "generic", "mmmu_pro_vision",
+                            "charxiv_descriptive"}
   for name, schema in schemas().items():
     assert schema["metric"] in METRICS and schema["prompt_by"] in ("authors", "ours"), name
-    assert "{question}" in schema["prompt"]
+    assert ("{question}" in schema["prompt"]) == (name != "mmmu_pro_vision")
     assert (schema["n"] > 1) == (schema["metric"] == "avg@n"), name
 
 
@@ -131,6 +132,37 @@ def test_options_that_are_letters_or_twins_accept_the_letter_alone(tmp_path):
   twins = CHOICES["mmlu_pro"] | {"options": ["4", "4"], "question_id": 71}
   rows = open_benchmark("mmlu_pro", parquet(tmp_path / "d.parquet", record, twins)).rows
   assert [row["answer"] for row in rows] == [["A"], ["B"]]
+
+
+def test_questions_by_number_are_asked_about_their_part_of_the_figure(tmp_path):
+  asked = {f"descriptive_q{place}": number for place, number in enumerate((1, 10, 18, 19), 1)}
+  record = asked | {"figure_id": 7, "image": IMAGE, "category": "cs", "subplot_row": 1,
+                    "subplot_col": 2, "subplot_loc": None,
+                    **{f"descriptive_a{place}": text for place, text in enumerate(
+                      ("Not Applicable", "3", "1 by 2", "2"), 1)}}
+  whole = record | {"figure_id": 8, "subplot_row": 0, "subplot_col": 0}
+  named = record | {"figure_id": 9, "subplot_row": None, "subplot_loc": "the left one"}
+  path = parquet(tmp_path / "data.parquet", record, whole, named)
+  rows = open_benchmark("charxiv_descriptive", path).rows
+  assert [row["id"] for row in rows[:5]] == ["7", "7#2", "7#3", "7#4", "8"]
+  assert [row["answer"] for row in rows[:4]] == [["Not Applicable"], ["3"], ["1 by 2"], ["2"]]
+  assert rows[0]["question"].startswith("For the subplot at row 1 and column 2, what is its title?")
+  assert rows[1]["question"].splitlines()[0].endswith("column 2, how many lines are there?")
+  assert rows[2]["question"].startswith("What is the layout of the subplots?")
+  assert rows[4]["question"].startswith("For the current plot, what is its title?")
+  assert rows[8]["question"].startswith("For the left one, what is its title?")
+  assert all(row["images"] == [png()] for row in rows)
+  with pytest.raises(ValueError, match="row data.parquet:0: asks number 20; there are 1, 2, "):
+    open_benchmark("charxiv_descriptive",
+                   parquet(tmp_path / "data.parquet", record | {"descriptive_q3": 20}))
+
+
+def test_a_question_may_stand_in_the_picture_alone(tmp_path):
+  record = {"id": "test_1", "image": IMAGE, "options": "['3', '4']", "answer": "B",
+            "subject": "Art"}
+  (row,) = open_benchmark("mmmu_pro_vision", parquet(tmp_path / "data.parquet", record)).rows
+  assert row["question"].startswith("Write out the multiple-choice question in the image")
+  assert row["answer"] == ["B", "4"] and row["images"] == [png()]
 
 
 def test_variants_in_a_folder_form_a_group(tmp_path):

@@ -82,5 +82,6 @@ def test_the_command_shows_every_stage(tmp_path, capsys):
     assert f"{stage}: {rows} rows, 8 looked at" in printed
     assert Image.open(tmp_path / f"{stage}_lengths.png").size == (640, 320)
   shown = (tmp_path / "index.html").read_text()
-  assert shown.count("<article>") == 10 + 8 + 10 + 8 == shown.count('src="data:image/png;base64,')
+  assert shown.count("<article>") == 10 + 8 + 10 + 8
+  assert shown.count('src="data:image/png;base64,') == 10 + 8 + 10 + 8 + len(STAGES)
   assert json.dumps("max_tokens").strip('"') in shown

@@ -3,15 +3,18 @@
 import json
 import pickle
 
+import pyarrow as pa
 import pytest
 from data import files
 from etils import epath
 
-from ares_jax.data import records
+from ares_jax.data import group_cache, records
 from ares_jax.data.bad_row import BadRow
 from ares_jax.data.images import load_image
 from ares_jax.data.records import open_records
-from ares_jax.data.schema import read_row, table
+from ares_jax.data.remote_arrow import RemoteArrow
+from ares_jax.data.schema import read_row
+from ares_jax.data.schema import table as schemas
 
 RECORDS = [{"problem": f"line\u2028break {number}", "answer": str(number),
             "images": [f"{number}.png"] * (number % 3)} for number in range(7)]
@@ -62,8 +65,8 @@ def test_a_file_longer_than_a_scan_is_the_same(tmp_path, monkeypatch):
 
 
 def test_row_groups_beyond_the_room_are_dropped(tmp_path, monkeypatch):
-  held = records._Groups(room=3000)
-  monkeypatch.setattr(records, "_GROUPS", held)
+  held = group_cache.Groups(room=3000)
+  monkeypatch.setattr(group_cache, "GROUPS", held)
   many = [{"text": f"{number}" * 1000} for number in range(8)]
   opened = open_records(files.parquet(tmp_path / "d.parquet", many, row_group_size=1))
   assert [opened[number] for number in range(8)] == many
@@ -107,6 +110,10 @@ def test_what_cannot_be_read_is_named(tmp_path):
 def test_cloud_paths_are_read_through_epath(tmp_path):
   files.parquet(tmp_path / "d.parquet", RECORDS)
   files.jsonl(tmp_path / "d.jsonl", RECORDS)
+  table = pa.Table.from_pylist(RECORDS)
+  with pa.OSFile(str(tmp_path / "d.arrow"), "wb") as file, pa.ipc.new_stream(
+      file, table.schema) as writer:
+    writer.write_table(table)
 
   def local(path):
     return str(path).replace("gs://bucket", str(tmp_path)).replace("/gs/bucket", str(tmp_path))
@@ -115,10 +122,10 @@ def test_cloud_paths_are_read_through_epath(tmp_path):
       exists=lambda original, path: original(local(path)),
       isdir=lambda original, path: original(local(path)),
       open=lambda original, path, mode: original(local(path), mode)):
-    for name in ("d.parquet", "d.jsonl"):
+    for name in ("d.parquet", "d.jsonl", "d.arrow"):
       opened = open_records(f"gs://bucket/{name}")
       assert opened[5] == RECORDS[5] and str(opened.folder) == "gs://bucket"
-    row = read_row(table("schemas.json")["easyr1"], RECORDS[1], place="", name="",
+    row = read_row(schemas("schemas.json")["easyr1"], RECORDS[1], place="", name="",
                    folder=opened.folder)
     assert row["images"] == ["gs://bucket/1.png"]
     (tmp_path / "1.png").write_bytes(files.png(7, (28, 56)))
@@ -126,6 +133,29 @@ def test_cloud_paths_are_read_through_epath(tmp_path):
     assert pixels.shape == (28, 56, 3) and (pixels == 7).all()
 
 
-def test_arrow_files_must_be_local():
-  with pytest.raises(ValueError, match="must be local"):
-    records._Arrow(epath.Path("gs://bucket/d.arrow"))
+@pytest.mark.parametrize("form", ["new_stream", "new_file"])
+def test_arrow_elsewhere_is_read_batch_by_batch(tmp_path, monkeypatch, form):
+  table = pa.Table.from_pylist(RECORDS)
+  with pa.OSFile(str(tmp_path / "d.arrow"), "wb") as file, getattr(pa.ipc, form)(
+      file, table.schema) as writer:
+    for start in range(0, 7, 3):
+      writer.write_table(table.slice(start, 3))
+  monkeypatch.setattr(group_cache, "GROUPS", group_cache.Groups(room=1))  # holds the last alone
+  opened = RemoteArrow(epath.Path(tmp_path / "d.arrow"))
+  for reader in (opened, pickle.loads(pickle.dumps(opened))):
+    assert len(reader) == 7
+    assert [reader[number] for number in (6, 0, 3, 5, 2)] == [
+      RECORDS[number] for number in (6, 0, 3, 5, 2)]
+  assert len(group_cache.GROUPS._tables) == 1
+
+
+def test_what_is_no_arrow_elsewhere_is_named(tmp_path):
+  (tmp_path / "d.arrow").write_bytes(b"0123456789abcdef")
+  with pytest.raises(ValueError, match="d.arrow is no Arrow stream or file"):
+    RemoteArrow(epath.Path(tmp_path / "d.arrow"))
+  column = pa.array(["a", "b"]).dictionary_encode()
+  with pa.OSFile(str(tmp_path / "d.arrow"), "wb") as file, pa.ipc.new_stream(
+      file, pa.schema([("a", column.type)])) as writer:
+    writer.write_batch(pa.record_batch([column], ["a"]))
+  with pytest.raises(ValueError, match="has dictionary columns; save it as parquet"):
+    RemoteArrow(epath.Path(tmp_path / "d.arrow"))

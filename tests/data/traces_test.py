@@ -25,7 +25,7 @@ def rows(count):
 
 def test_every_example_is_packed_once_and_unpacks_to_itself():
   examples = rows(30)
-  batch = trace_batch(encoder(), examples, row_tokens=160, row_windows=24, row_multiple=4)
+  batch = trace_batch(encoder(), examples, row_tokens=(160,), row_windows=24, row_multiple=4)
   assert len(batch.tokens) % 4 == 0
   expected = sorted(tuple(encode_example(encoder(), row)[0].tokens) for row in examples)
   unpacked = [tuple(tokens[segments == segment])
@@ -35,16 +35,29 @@ def test_every_example_is_packed_once_and_unpacks_to_itself():
   assert (batch.segment > 0).mean() > 0.6
 
 
+def test_rows_take_the_length_that_pads_least():
+  examples = rows(30)
+  tokens = sum(len(encode_example(encoder(), row)[0].tokens) for row in examples)
+  shared = dict(row_windows=24, row_multiple=4)
+  sizes = (160, 100, 120, 1000, 5)  # 5 holds no example, 1000 all of them in one of four rows
+  alone = {size: trace_batch(encoder(), examples, row_tokens=(size,), **shared).tokens.shape
+           for size in sizes[:4]}
+  batch = trace_batch(encoder(), examples, row_tokens=sizes, **shared)
+  best = min(sizes[:4], key=lambda size: np.prod(alone[size]))
+  assert batch.tokens.shape == alone[best] and best != 1000
+  assert (batch.segment > 0).sum() == tokens
+
+
 def test_loss_covers_the_response_and_its_end_only():
   row = rows(3)[2]
-  batch = trace_batch(encoder(), [row], row_tokens=160, row_windows=4, row_multiple=1)
+  batch = trace_batch(encoder(), [row], row_tokens=(160,), row_windows=4, row_multiple=1)
   covered = batch.tokens[0][batch.loss_mask[0]]
   assert TOKENIZER.decode(covered) == row["response"] + "<|im_end|>"
 
 
 def test_positions_restart_and_image_tokens_are_fed_in_order():
   examples = rows(6)
-  batch = trace_batch(encoder(), examples, row_tokens=400, row_windows=24, row_multiple=1)
+  batch = trace_batch(encoder(), examples, row_tokens=(400,), row_windows=24, row_multiple=1)
   for segment in range(1, 7):
     inside = batch.segment[0] == segment
     assert batch.positions[0, 0][inside].min() == 0
@@ -56,6 +69,6 @@ def test_positions_restart_and_image_tokens_are_fed_in_order():
 
 def test_refuses_a_row_too_long_and_names_it():
   with pytest.raises(ValueError, match="digits-train-0-0.*row_tokens"):
-    trace_batch(encoder(), rows(1), row_tokens=20, row_windows=4, row_multiple=1)
+    trace_batch(encoder(), rows(1), row_tokens=(20,), row_windows=4, row_multiple=1)
   with pytest.raises(ValueError, match="digits-train-0-0.*max_tokens"):
-    trace_batch(encoder(max_tokens=5), rows(1), row_tokens=90, row_windows=4, row_multiple=1)
+    trace_batch(encoder(max_tokens=5), rows(1), row_tokens=(90,), row_windows=4, row_multiple=1)

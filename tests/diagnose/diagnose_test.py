@@ -1,11 +1,13 @@
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
+from PIL import Image
 from small_run import line, write
 
-from ares_jax.diagnose import hwe, kl, passk
+from ares_jax.diagnose import hwe, kl, passk, pictures
 from ares_jax.run_records import read
 
 
@@ -104,3 +106,17 @@ def test_more_samples_find_the_true_bucket_more_often(records):
     assert np.trace(row["confusion"]) == pytest.approx(row["right"], abs=1e-3)
   change = [row["reward"] for row in result["groups"]]
   assert change[0] > change[-1] > 0 and "truth: 64 samples" in passk.text(result)
+
+
+def test_checks_are_drawn(records, tmp_path, monkeypatch):
+  monkeypatch.setattr(kl, "RATES", (0.1, 0.9))  # the simulation takes seconds
+  monkeypatch.setattr(kl, "NOISES", (0.0, 1.5))
+  found = hwe.check(records, windows=(2, 4), quantiles=(0.5, 0.9))
+  result = kl.check(records)
+  paths = pictures.write(pictures.hwe(found) | pictures.kl(result, records), str(tmp_path / "d"))
+  assert [os.path.basename(path) for path in paths] == [
+    "hwe_f1.png", "hwe_tokens.png", "kl_outside.png", "kl_kappa.png", "kl_regions.png"]
+  colours = set(map(tuple, np.asarray(Image.open(paths[-1])).reshape(-1, 3).tolist()))
+  states = {one["state"] for one in result["simulation"]}
+  assert len(states) > 1 and {state for state, tint in pictures.TINTS.items()
+                              if tuple(bytes.fromhex(tint[1:])) in colours} == states

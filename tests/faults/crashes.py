@@ -33,7 +33,7 @@ from ares_jax.data.sources import stream  # noqa: E402
 STEPS, SAVE_EVERY = 80, 2
 ADAM = optimizer.OptimizerConfig(
   learning_rate=0.1, schedule="constant", warmup_steps=0, final_fraction=1.0, b1=0.9, b2=0.99,
-  eps=1e-8, weight_decay=0.0, clip=1.0)
+  eps=1e-8, weight_decay=0.0, clip=1.0, moments="float32")
 # Where a run is killed: before a call of this function has begun, or after it has returned.
 PHASES = {
   "rollout": None,  # in the middle of a line of the stage's own log

@@ -10,6 +10,7 @@ import pytest
 from jax.extend import core as jex
 from models import golden_batch
 
+from ares_jax import mesh as mesh_lib
 from ares_jax.models import weights
 from ares_jax.models.decoder import KVCache, decode_step, empty_cache, hidden, prefill
 
@@ -101,6 +102,21 @@ def test_remat_and_unroll_change_no_gradient(change):
   want = gradient(CONFIG, PARAMS)
   got = gradient(dataclasses.replace(CONFIG, **change), PARAMS)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), got, want)
+
+
+def test_between_blocks_a_rows_tokens_are_split_over_the_model_axis():
+  config = dataclasses.replace(golden_batch.config("untied"), remat="block")
+  with jax.set_mesh(mesh_lib.make_mesh(2, 2)) as mesh:
+    def array(dtype, shape, *spec):
+      return jax.ShapeDtypeStruct(shape, dtype, sharding=mesh_lib.sharding(*spec))
+
+    text = jax.jit(jax.grad(lambda *arrays: hidden(config, *arrays).sum())).lower(
+      weights.abstract(config, mesh, jnp.float32), array(jnp.float32, (2, T, config.embed), "data"),
+      array(jnp.int32, (3, 2, T), None, "data"), array(jnp.int32, (2, T), "data"),
+    ).compile().as_text()
+  # What every block keeps for the backward pass, of one of two rows: half of its tokens.
+  assert f"f32[{config.layers},1,{T // 2},{config.embed}]" in text
+  assert f"f32[{config.layers},1,{T},{config.embed}]" not in text
 
 
 def matmul_flops(jaxpr):

@@ -95,7 +95,7 @@ def references(variant: str, names=tuple(CASES)) -> dict[str, np.ndarray]:
       # A tower that saw no image has no gradient.
       gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
       out[f"{name}/gradient/{key}"] = gradient.numpy().copy()
-    if name in ("text", "image"):
+    if name in ("text", "image", "images"):
       with torch.no_grad():
         for _ in range(GREEDY):
           ids = torch.cat([ids, logits(ids)[:, -1:].argmax(-1)], 1)

@@ -121,7 +121,10 @@ def test_the_same_problem_stands_early_and_late(opened):
 def test_pictures_are_written_as_files_and_for_tensorboard(tmp_path):
   [workdir, other] = [write(tmp_path / name) for name in ("run", "other")]
   paths = pictures.write(read(workdir), [read(other)], os.path.join(workdir, "report"))
-  assert len(paths) == 11 and os.path.join(workdir, "report", "aepo_entropy.png") in paths
+  assert len(paths) == 17 and os.path.join(workdir, "report", "aepo_entropy.png") in paths
+  assert {"aepo_entropy_by_difficulty.png", "aepo_n_he_by_difficulty.png",
+          "held_out_length_by_level_run.png", "held_out_length_by_difficulty_other.png"} <= {
+            os.path.basename(path) for path in paths}
   colours = np.asarray(Image.open(paths[0])).reshape(-1, 3)
   assert {(31, 95, 168), (179, 38, 30)} <= set(map(tuple, colours))  # a curve of either run
   [events] = (tmp_path / "run" / "tensorboard" / "report").iterdir()

@@ -1,0 +1,142 @@
+"""Is it worth it to shape by difficulty? Finished runs with one pressure for all problems against
+runs with one for each bucket (section 3.2.2), easy and hard problems apart.
+
+Uniform shaping is a single bucket for whatever has a wrong answer: train with
+--config.aepo.reward.easy=1.0 --config.aepo.reward.medium=0.0. Buckets follow from a model's own
+answers, so arms are compared by the levels of the data: the lowest is easy, the highest hard.
+"""
+
+import json
+import os
+
+from ares_jax import ablation
+from ares_jax.diagnose.tables import table
+from ares_jax.run_folder import FREE, flat
+
+KINDS = ("uniform shaping", "difficulty shaping")
+# What runs of both arms may differ in.
+_MAY = ("seed", "evaluate.", "aepo.reward.easy", "aepo.reward.medium", *FREE)
+
+
+def check(workdirs):
+  """Accuracy and length of both arms on easy and hard problems, over seeds.
+
+  Args:
+    workdirs: folders of finished runs, of both kinds.
+
+  Returns:
+    dict: levels (the easy and the hard one), arms: a list of dicts with arm, seeds, and for
+    "easy", "hard" and "all" accuracy and length, a mean and the half-width of its 95% t-interval
+    (None of one seed) each; less: what difficulty shaping has more on "easy", "hard" and "all",
+    over the seeds of both.
+
+  Raises:
+    ValueError: a run that is not finished or shapes no rewards, runs that differ in more than
+      their shaping, an arm that is missing, or an evaluation without two levels.
+  """
+  configs = {workdir: _config(workdir) for workdir in workdirs}
+  first = {key: value for key, value in next(iter(configs.values())).items()
+           if not key.startswith(_MAY)}
+  by_kind = {kind: [] for kind in KINDS}
+  for workdir, config in configs.items():
+    other = sorted(key for key in config.keys() | first.keys() if not key.startswith(_MAY)
+                   and (key not in first or key not in config or config[key] != first[key]))
+    if other:
+      raise ValueError(f"{workdir} differs from {workdirs[0]} in {', '.join(other[:5])}: runs that "
+                       "differ in their shaping alone tell what it does")
+    by_kind[kind(config, workdir)].append(workdir)
+  for name, found in by_kind.items():
+    if not found:
+      raise ValueError(f"no run with {name} among {', '.join(workdirs)}; uniform shaping is "
+                       "--config.aepo.reward.easy=1.0 --config.aepo.reward.medium=0.0")
+  arms = {name: _finished(found) for name, found in by_kind.items()}
+  rows = {row["arm"]: row for row in ablation.rows(arms)}
+  levels = sorted({level for row in rows.values() for level in row["level"]}, key=_order)
+  if len(levels) < 2:
+    raise ValueError("the evaluations have fewer than two levels; easy and hard apart need held-out"
+                     " data with a column `level`")
+  levels = {"easy": levels[0], "hard": levels[-1]}
+  uniform, ours = (arms[name] for name in KINDS)
+  shared = sorted(uniform.keys() & ours.keys())
+  return {
+    "levels": levels, "arms": [{"arm": name, "seeds": row["seeds"], **{
+      part: {"accuracy": row["level"][level]["accuracy"], "length": row["level"][level]["length"]}
+      for part, level in levels.items()},
+      "all": {"accuracy": row["accuracy"], "length": row["length"]}} for name, row in rows.items()],
+    "shared": shared, "less": {part: ablation.mean(
+      [_accuracy(ours[seed], level) - _accuracy(uniform[seed], level) for seed in shared])
+      for part, level in (levels | {"all": None}).items()}}
+
+
+def kind(config, workdir):
+  """Which of KINDS the flat config of a run is."""
+  if config["aepo.reward.kind"] != "aepo":
+    raise ValueError(f"{workdir} shapes no rewards: config.aepo.reward.kind is "
+                     f"{config['aepo.reward.kind']!r}")
+  borders = config["aepo.reward.easy"], config["aepo.reward.medium"]
+  return KINDS[0] if borders == (1.0, 0.0) else KINDS[1]
+
+
+def text(result):
+  """The table and the verdict."""
+  parts = "easy", "hard", "all"
+  lines = [f"easy: level {result['levels']['easy']}, hard: level {result['levels']['hard']}; "
+           "accuracy in % / tokens, mean over seeds ± 95% t-interval", "", table(
+             ["arm", "seeds", *parts], [[row["arm"], len(row["seeds"]), *(
+               f"{_cell(row[part]['accuracy'], 100)} / {_cell(row[part]['length'], 1)}"
+               for part in parts)] for row in result["arms"]]), ""]
+  if not result["shared"]:
+    return "\n".join([*lines, "The arms share no seed: their difference is that of the seeds too."])
+  told = ", ".join(f"{_cell(result['less'][part], 100)} on {part}" for part in parts)
+  return "\n".join([*lines, f"Difficulty shaping less uniform shaping, points, same seeds "
+                            f"({len(result['shared'])}): {told}. {_verdict(result)}"])
+
+
+def _verdict(result):
+  said = []
+  for part in ("easy", "hard"):
+    mean, half = result["less"][part]
+    if half is None or abs(mean) <= half:
+      said.append(f"on {part} problems the runs do not tell them apart")
+    else:
+      said.append(f"on {part} problems difficulty shaping is {'better' if mean > 0 else 'worse'}")
+  return f"{'; '.join(said)}.".capitalize()
+
+
+def _finished(workdirs):
+  """{seed: results of stage 2} of runs of one arm."""
+  found = {}
+  for workdir in workdirs:
+    # Arms of a collection are stages too; the one that shapes rewards is the last.
+    for arm, by_seed in ablation.collect([workdir]).items():
+      if " + " in arm:
+        for seed, result in by_seed.items():
+          if seed in found:
+            raise ValueError(f"{workdir}: seed {seed} is there twice; give one folder a seed")
+          found[seed] = result
+  if not found:
+    raise ValueError(f"{workdirs[0]}/results.json has no evaluation of stage 2 yet")
+  return found
+
+
+def _config(workdir):
+  path = os.path.join(workdir, "config.json")
+  if not os.path.isfile(path):
+    raise ValueError(f"{path} does not exist; give folders of finished runs")
+  with open(path, encoding="utf-8") as file:
+    return flat(json.load(file))
+
+
+def _accuracy(result, level):
+  part = result["sampled"] if level is None else result["level"][level]
+  return part["accuracy"]
+
+
+def _order(level):
+  """Levels by number where they are numbers."""
+  return (0, float(level), level) if level.replace(".", "", 1).isdigit() else (1, 0.0, level)
+
+
+def _cell(pair, factor):
+  mean, half = pair
+  return f"{factor * mean:.1f}" + ("" if half is None else f" ± {factor * half:.1f}")

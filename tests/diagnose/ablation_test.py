@@ -1,0 +1,66 @@
+import json
+
+import pytest
+import tiny
+
+from ares_jax.diagnose import ablation, pictures
+
+UNIFORM = {"aepo__reward__easy": 1.0, "aepo__reward__medium": 0.0}
+
+
+def part(accuracy, length):
+  return {"n": 4, "accuracy": accuracy, "pass_at_k": 1.0, "formatted": 1.0, "length": length}
+
+
+def finish(folder, seed, easy, hard, levels=("1", "2", "10"), **changes):
+  """A finished run's folder: accuracies of its lowest and its highest level."""
+  folder.mkdir()
+  (folder / "config.json").write_text(tiny.values(seed=seed, **changes).to_json_best_effort())
+  by_level = dict(zip(levels, (part(easy, 5.0), part(0.5, 9.0), part(hard, 20.0)), strict=False))
+  whole = part((easy + hard) / 2, 12.0)
+  result = {"greedy": whole, "sampled": whole, "level": by_level,
+            "bucket": {name: part(0.5, 9.0) for name in ("easy", "medium", "hard")}}
+  (folder / "results.json").write_text(json.dumps({"adacs": result, "aepo": result}))
+  return str(folder)
+
+
+def test_easy_and_hard_are_told_apart_over_the_seeds_of_both(tmp_path):
+  folders = [finish(tmp_path / "d0", 0, 0.9, 0.6), finish(tmp_path / "d1", 1, 0.8, 0.7),
+             finish(tmp_path / "d2", 2, 0.1, 0.1),
+             finish(tmp_path / "u0", 0, 0.9, 0.4, **UNIFORM),
+             finish(tmp_path / "u1", 1, 0.8, 0.5, **UNIFORM)]
+  result = ablation.check(folders)
+  # By number: as text "10" would stand before "2".
+  assert result["levels"] == {"easy": "1", "hard": "10"} and result["shared"] == [0, 1]
+  uniform, ours = result["arms"]
+  assert (uniform["arm"], ours["arm"]) == ablation.KINDS and ours["seeds"] == [0, 1, 2]
+  assert uniform["hard"]["accuracy"][0] == pytest.approx(0.45)
+  assert uniform["easy"]["length"][0] == 5
+  assert result["less"]["easy"] == pytest.approx((0, 0), abs=1e-9)
+  assert result["less"]["hard"] == pytest.approx((0.2, 0), abs=1e-9)
+  said = ablation.text(result)
+  assert "On easy problems the runs do not tell them apart" in said
+  assert "on hard problems difficulty shaping is better" in said
+  image = pictures.ablation(result)["ablation"]
+  assert image.width > 1000
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path):
+  ours, uniform = finish(tmp_path / "d", 0, 1, 1), finish(tmp_path / "u", 0, 1, 1, **UNIFORM)
+  plain = finish(tmp_path / "p", 0, 1, 1, aepo__reward__kind="accuracy")
+  other = finish(tmp_path / "o", 0, 1, 1, adacs__steps=77)
+  flat = finish(tmp_path / "f", 0, 1, 1, levels=())
+  none = finish(tmp_path / "n", 0, 1, 1, levels=(), **UNIFORM)
+  for folders, message in (
+      ([ours], "no run with uniform shaping"), ([plain], "p shapes no rewards"),
+      ([ours, uniform, other], "differs from .*/d in adacs.steps"),
+      ([ours, uniform, str(tmp_path)], "config.json does not exist"),
+      ([flat, none], "fewer than two levels"), ([ours, ours + "/", uniform], "seed 0 is there")):
+    with pytest.raises(ValueError, match=message):
+      ablation.check(folders)
+
+
+def test_different_seeds_have_no_difference(tmp_path):
+  result = ablation.check([finish(tmp_path / "d", 0, 1, 1),
+                           finish(tmp_path / "u", 1, 1, 0.5, **UNIFORM)])
+  assert result["less"]["hard"] == (None, None) and "share no seed" in ablation.text(result)

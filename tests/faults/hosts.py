@@ -1,0 +1,217 @@
+"""Trains the smallest run in several layouts of processes and devices, and compares what comes out.
+
+    python tests/faults/hosts.py FOLDER [STEPS]
+
+Layouts are PROCESSES x DEVICES over 127.0.0.1; stage 2 alone, from fresh weights. Prints a table:
+how far the weights are from those of one process and one device, whether the samples are the same,
+and a checkpoint of each layout taken up by another one.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+HERE = pathlib.Path(__file__)
+ROOT = HERE.parent.parent.parent
+LAYOUTS = ((1, 1), (1, 2), (2, 1), (2, 2), (4, 1))
+# Compiling is most of the time: little is optimised, in all layouts alike.
+XLA = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+SMALL = {"model__sizes__layers": 1, "aepo__group": 2, "aepo__minibatch": 8,
+         "aepo__sampling__max_tokens": 6, "aepo__loop__keep": 9, "aepo__loop__save_every": 1,
+         "aepo__log_responses": 99, "hosts__heartbeat": 8.0, "hosts__join": 60.0,
+         "warmup__steps": 0, "adacs__steps": 0}
+
+
+def environment(number, count, devices, port):
+  """Of process `number` of `count`."""
+  keep = {name: value for name, value in os.environ.items()
+          if not name.startswith(("SLURM_", "TPU_", "MEGASCALE_", "JAX_COORD"))}
+  keep |= {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1",
+           "XLA_FLAGS": f"{XLA} --xla_force_host_platform_device_count={devices}",
+           "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+           "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+  if count > 1:
+    keep |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count),
+             "JAX_PROCESS_ID": str(number)}
+  return keep
+
+
+def free_port():
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    return server.getsockname()[1]
+
+
+def start(command, name, processes, devices, *, numbers=None, each=None):
+  """Starts the processes of a layout; process N prints to NAME-N.log.
+
+  Args:
+    command: words behind python.
+    name: path, without its end, of the logs.
+    processes, devices: the layout.
+    numbers: of the processes that are started; None is all.
+    each: {number of a process: further words}.
+  """
+  port, started = free_port(), []
+  cache = {"JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(name).parent / "jax")}
+  for number in range(processes) if numbers is None else numbers:
+    with open(f"{name}-{number}.log", "w") as log:
+      started.append(subprocess.Popen(
+        [sys.executable, *map(str, command), *(each or {}).get(number, ())], cwd=ROOT,
+        stdout=log, stderr=log, env=cache | environment(number, processes, devices, port)))
+  return started
+
+
+def log(name, number):
+  return pathlib.Path(f"{name}-{number}.log").read_text()
+
+
+def run(workdir, processes, devices, steps):
+  """Stage 2 to its end, from its newest checkpoint; returns its weights, see `child`."""
+  workdir = str(workdir)
+  started = start([str(HERE), "--child", workdir, str(steps)], workdir, processes, devices)
+  codes = [process.wait(timeout=1200) for process in started]
+  for number, code in enumerate(codes):
+    if code:
+      raise RuntimeError(f"process {number} of {processes} x {devices} ended with {code}: "
+                         f"{log(workdir, number)[-3000:]}")
+  said = {log(workdir, number).splitlines()[-1] for number in range(processes)}
+  if len(said) > 1:
+    raise RuntimeError(f"processes of {processes} x {devices} end with different weights: {said}")
+  return np.load(f"{workdir}/weights.npy")
+
+
+def child(workdir, steps):
+  """One process of a run."""
+  sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+  import jax
+  import tiny
+
+  from ares_jax import aepo, hosts, mesh, pulse, setup, train
+
+  config = tiny.read(**SMALL | {"aepo__steps": int(steps)})
+  with hosts.joined(config.hosts), pulse.requests(), train.one_run(workdir), \
+      jax.set_mesh(mesh.make_mesh(-1, 1)), setup.open_run(config, workdir=workdir) as parts:
+    # Fresh weights are never right: let answers of odd length be.
+    parts.generator.grader.name = "odd"
+    parts.generator.grader._here = lambda pair: len(pair[0]) % 2
+    params = aepo.run(parts.init_params(), parts.source("prompts"), config.aepo,
+                      generator=parts.generator, words=parts.words, workdir=workdir,
+                      seed=config.seed, threads=1)
+    weights = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(mesh.fetch(params))])
+    if jax.process_index() == 0:
+      np.save(f"{workdir}/weights.npy", weights)
+  print(hashlib.sha256(weights.tobytes()).hexdigest())
+
+
+def waiting(heartbeat, seed="0"):
+  """A process that has joined, says what it has and waits."""
+  sys.path[:0] = [str(ROOT)]
+  from ares_jax import hosts
+
+  with hosts.joined(hosts.HostsConfig(5.0, float(heartbeat))):
+    hosts.check_same({"seed": int(seed)}, "was started with another config")
+    print("joined", flush=True)
+    time.sleep(600)
+
+
+def toy(workdir, steps, seed="0"):
+  """One process of a stage without a model, slow enough to be stopped."""
+  sys.path[:0] = [str(ROOT)]
+  import jax
+
+  from ares_jax import hosts, mesh, pulse
+
+  with hosts.joined(hosts.HostsConfig(30.0, 4.0)), pulse.requests(), jax.set_mesh(
+      mesh.make_mesh(-1, 1)):
+    hosts.check_same({"seed": int(seed)}, "was started with another config")
+    toy_stage(workdir, int(steps), pause=0.1)
+
+
+def toy_stage(workdir, steps, pause=0.0):
+  """Adds up the numbers of a stream, on the current mesh; a digest of the sums."""
+  import flax.struct
+  import jax
+
+  from ares_jax import digest, mesh, shares
+  from ares_jax.loop import LoopConfig, run_stage
+
+  @flax.struct.dataclass
+  class State:
+    step: jax.Array
+    sums: jax.Array  # [4]
+
+  def begin(state):
+    batches = shares.stream(list(range(64)), batch=4, seed=0, encode=lambda row: row + 1,
+                            collate=lambda rows, encoded, _: (rows, np.float32(encoded)),
+                            start=int(state.step), threads=1)
+
+    def step(state):
+      time.sleep(pause)
+      rows, encoded = next(batches)
+      if jax.process_index() == 0:
+        print("step", int(state.step), rows, flush=True)
+      return State(state.step + 1, state.sums + mesh.put(encoded, "data")), {}, ""
+
+    return step
+
+  first = State(mesh.put(np.int32(0)), mesh.put(np.zeros(4, np.float32), "data"))
+  state = run_stage("toy", first, begin, steps=steps, workdir=workdir,
+                    config=LoopConfig(2, 2, False, 0))
+  return digest.of({"sums": state.sums})["sums"]
+
+
+def samples(workdir, step):
+  """What was sampled in an iteration: (problem, sample, tokens, entropies to 1e-3)."""
+  with open(os.path.join(workdir, "rollouts.jsonl"), encoding="utf-8") as file:
+    lines = [line for line in map(json.loads, file) if line["step"] == step]
+  return sorted((line["id"], line["sample"], line["tokens"]) for line in lines)
+
+
+def take_up(before, workdir, step):
+  """A folder as the run in another one had it at `step`."""
+  shutil.copytree(before, workdir)
+  for name in os.listdir(f"{workdir}/aepo"):
+    if name.isdigit() and int(name) > step:
+      shutil.rmtree(f"{workdir}/aepo/{name}")
+
+
+def main(folder, steps=30):
+  steps, weights = int(steps), {}
+  print("| processes x devices | largest difference | samples | taken up from | difference |")
+  print("| --- | --- | --- | --- | --- |", flush=True)
+  previous = LAYOUTS[-1]
+  for layout in LAYOUTS[-1:] + LAYOUTS:
+    name = os.path.join(folder, "{}x{}".format(*layout))
+    if layout not in weights:
+      weights[layout] = run(name, *layout, steps)
+    if len(weights) == 1:
+      continue
+    other = os.path.join(folder, "{}x{}".format(*previous))
+    taken = f"{name}-from-{previous[0]}x{previous[1]}"
+    take_up(other, taken, steps // 2)
+    resumed = run(taken, *layout, steps)
+    same = [all(samples(name, step) == samples(path, step) for step in range(1, steps + 1))
+            for name, path in ((name, other), (name, taken))]
+    alone = weights.get((1, 1))
+    print("| {}x{} | {:.1e} | {} | {}x{} | {:.1e} |".format(
+      *layout, np.abs(weights[layout] - alone).max(), "equal" if all(same) else "DIFFERENT",
+      *previous, np.abs(resumed - weights[layout]).max()), flush=True)
+    previous = layout
+  for one, two in (((1, 2), (2, 1)), ((2, 2), (4, 1))):
+    print(one, two, "bitwise" if (weights[one] == weights[two]).all() else "NOT BITWISE")
+
+
+if __name__ == "__main__":
+  modes = {"--child": child, "--waiting": waiting, "--toy": toy}
+  try:
+    modes.get(sys.argv[1], main)(*sys.argv[2 if sys.argv[1] in modes else 1:])
+  except KeyboardInterrupt as stop:
+    sys.exit(f"stopped: {stop}")

@@ -1,0 +1,95 @@
+"""Several processes on this machine: the same run as one, and an end for all when one is lost."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import signal
+import time
+
+import jax
+import pytest
+
+from ares_jax import mesh
+
+PATH = pathlib.Path(__file__).parent / "hosts.py"
+spec = importlib.util.spec_from_file_location("hosts_script", PATH)
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+
+
+LONG = pytest.mark.skipif("ARES_LONG" not in os.environ, reason="a minute more; set ARES_LONG=1")
+
+
+@pytest.fixture
+def begin(tmp_path):
+  """Starts processes and waits for what process 0 says; they do not outlive the test."""
+  started = []
+
+  def start(*words, said="", numbers=None, each=None):
+    started[:] = script.start([PATH, *words], tmp_path / "run", 2, 1, each=each, numbers=numbers)
+    while said and said not in script.log(tmp_path / "run", 0):
+      assert all(process.poll() is None for process in started)
+      time.sleep(0.1)
+    return started
+
+  yield start
+  for process in started:
+    process.kill()
+    process.wait()
+
+
+def test_two_processes_train_as_one_with_two_devices(tmp_path):
+  two = script.run(tmp_path / "two", 2, 1, 2)
+  assert (script.run(tmp_path / "one", 1, 2, 2) == two).all()
+  for step in (1, 2):
+    one, two = (script.samples(tmp_path / name, step) for name in ("one", "two"))
+    assert one == two and len(one) == 8
+  lines = [json.loads(line) for line in (tmp_path / "two/metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines] == [1, 2]
+  assert all(0 < line["reward/accuracy"] < 1 and line["update/grad_norm"] > 0 for line in lines)
+
+
+def test_a_stop_of_one_saves_the_same_step_on_all_and_any_layout_goes_on_from_it(tmp_path, begin):
+  started = begin("--toy", tmp_path / "toy", "500", said="step 3 ")
+  started[1].send_signal(signal.SIGTERM)
+  assert [process.wait(timeout=300) for process in started] == [1, 1]  # KeyboardInterrupt, no shell
+  saved = [re.search(r"toy is saved at step (\d+) of 500", script.log(tmp_path / "run", number))[1]
+           for number in range(2)]
+  assert saved[0] == saved[1] and int(saved[0]) >= 3
+  steps = int(saved[0]) + 3
+  with jax.set_mesh(mesh.make_mesh(-1, 1)):  # 4 devices of this process
+    gone_on = script.toy_stage(str(tmp_path / "toy"), steps)
+    assert script.toy_stage(str(tmp_path / "alone"), steps) == gone_on
+
+
+@pytest.mark.parametrize("victim, number, said", [
+  (1, signal.SIGKILL, "process 1 on .* has given no sign for 4 s"),
+  pytest.param(0, signal.SIGKILL, "process 0 at 127.0.0.1:.* is gone", marks=LONG),
+  pytest.param(0, signal.SIGSTOP, "process 0 at 127.0.0.1:.* has not answered for 4 s", marks=LONG),
+])
+def test_a_lost_process_ends_the_other_with_a_line(tmp_path, begin, victim, number, said):
+  started = begin("--waiting", "4", said="joined")
+  started[victim].send_signal(number)
+  assert started[1 - victim].wait(timeout=300) != 0
+  assert [line for line in script.log(tmp_path / "run", 1 - victim).splitlines()
+          if re.match(f"error: {said}", line)]
+
+
+def test_processes_with_different_seeds_refuse_each_other(tmp_path, begin):
+  for number, process in enumerate(begin("--waiting", "4", each={1: ["1"]})):
+    assert process.wait(timeout=300) == 1
+    assert "process 1 was started with another config: seed is 1, process 0 has 0" in script.log(
+      tmp_path / "run", number)
+
+
+@LONG
+@pytest.mark.parametrize("number, said", [(0, "of 1 at least one has not"),
+                                          (1, "finds nobody there, process 0 is missing")])
+def test_a_process_that_waits_in_vain_says_so(tmp_path, begin, number, said):
+  process, = begin("--waiting", "4", numbers=[number])
+  assert process.wait(timeout=300) == 1
+  text = script.log(tmp_path / "run", number)
+  assert "error: after 5 s (hosts.join) not all processes have come to 127.0.0.1" in text
+  assert said in text

@@ -1,0 +1,89 @@
+"""Processes of one run: what tells them of each other, and what they say to each other."""
+
+import socket
+
+import numpy as np
+import pytest
+
+from ares_jax import hosts, shares
+from ares_jax.data.prompts import EncodedPrompt
+
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "1",
+         "SLURM_LOCALID": "0", "SLURM_NTASKS": "2"}
+
+
+@pytest.mark.parametrize("environ, found", [
+  ({}, None),
+  ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, None),
+  ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
+   {"coordinator_address": "a:1", "num_processes": 2, "process_id": 1,
+    "coordinator_bind_address": "a:1", "cluster_detection_method": "deactivate"}),
+  (SLURM | {"SLURM_NTASKS": "1"}, None),
+  ({"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7"}, None),  # the batch script, not a step of srun
+  (SLURM, {"cluster_detection_method": "slurm", "local_device_ids": None}),
+  (SLURM | {"SLURM_STEP_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "3"},
+   {"cluster_detection_method": "slurm", "local_device_ids": [0, 1, 2]}),
+  (SLURM | {"SLURM_STEP_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "2"},  # a task a GPU
+   {"cluster_detection_method": "slurm", "local_device_ids": None}),
+  ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+  ({"TPU_WORKER_HOSTNAMES": "a,b"}, {"cluster_detection_method": "gketpu"}),
+  ({"ARES_CLUSTER": "gcetpu"}, {"cluster_detection_method": "gcetpu"}),
+])
+def test_the_environment_says_how_many_there_are(environ, found):
+  assert hosts.detect(environ) == found
+
+
+@pytest.mark.parametrize("environ, message", [
+  ({"JAX_NUM_PROCESSES": "2"}, "JAX_NUM_PROCESSES without JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID"),
+  ({"JAX_COORDINATOR_ADDRESS": "a", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}, "HOST:PORT"),
+  ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+   "JAX_PROCESS_ID=2 is outside 0..1"),
+])
+def test_half_an_environment_is_refused(environ, message):
+  with pytest.raises(ValueError, match=message):
+    hosts.detect(environ)
+
+
+def test_a_port_that_is_taken_is_refused(monkeypatch):
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    address = f"127.0.0.1:{server.getsockname()[1]}"
+    for name, value in zip(hosts.EXPLICIT, (address, "2", "0"), strict=True):
+      monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"cannot listen at {address}.*another port"), \
+        hosts.joined(hosts.HostsConfig(5.0, 5.0)):
+      pass
+
+
+def test_waiting_times_are_checked():
+  with pytest.raises(ValueError, match="heartbeat = 1.0 s >= 2"):
+    hosts.HostsConfig(5.0, 1.0)
+
+
+def test_what_is_exchanged_comes_back_as_it_was():
+  prompt = EncodedPrompt(np.int32([1, 2]), np.zeros((3, 2), np.int32),
+                         [(np.uint8([[7, 8]]), (1, 2, 2))])
+  row = {"id": "a", "answer": ["3", "\ud800"], "level": None, "images": [b"\x00\xff", "x.png"],
+         "number": np.float32(0.5)}
+  (back, (encoded, count)), = shares.loads(shares.dumps([(row, (prompt, np.int64(9)))]))
+  assert back == row and count == 9
+  np.testing.assert_array_equal(encoded.positions, prompt.positions)
+  assert encoded.tokens.dtype == np.int32 and encoded.images[0][1] == (1, 2, 2)
+  np.testing.assert_array_equal(encoded.images[0][0], [[7, 8]])
+
+
+def test_shares_put_together_are_the_whole(monkeypatch):
+  items = list(range(7))
+  monkeypatch.setattr(hosts.jax, "process_count", lambda: 3)
+  parts = []
+  for number in range(3):
+    monkeypatch.setattr(hosts.jax, "process_index", lambda number=number: number)
+    parts.append(hosts.share(items))
+  assert parts == [[0, 3, 6], [1, 4], [2, 5]] and hosts.whole(parts) == items
+
+
+def test_processes_that_differ_are_named(monkeypatch):
+  monkeypatch.setattr(hosts, "gather", lambda data: [data, data.replace(b"0", b"1")])
+  hosts.check_same({"steps": 2}, "was started with another config")
+  with pytest.raises(ValueError, match="process 1 was started with another config: seed is 1, "
+                     "process 0 has 0; start the same command"):
+    hosts.check_same({"seed": 0, "steps": 2}, "was started with another config")
