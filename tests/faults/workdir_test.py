@@ -144,7 +144,7 @@ def test_a_folder_that_vanishes_is_not_made_anew(tmp_path, alone):
   workdir, aside = tmp_path / "run", tmp_path / "aside"
   with pytest.raises(OSError, match="run/.*No such file|No such file.*run/"):
     run(workdir, at=3, event=lambda: workdir.rename(aside))
-  assert not (workdir / "metrics.jsonl").exists() and not list(workdir.glob("stage/[0-9]*"))
+  assert not (workdir / "metrics.jsonl").exists() and not list(workdir.glob("stage/[0-9]"))
   shutil.rmtree(workdir, ignore_errors=True)
   aside.rename(workdir)
   assert_ends_whole(workdir, alone)
