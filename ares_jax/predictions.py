@@ -36,7 +36,8 @@ def predict(generator, params, benchmark, *, path, sampling, batch, seed, model)
     model: name of the weights for people; their digest decides.
 
   Raises:
-    ValueError: the file holds answers of another model, other prompts or another sampling.
+    ValueError: the file holds answers of another model, other prompts or another sampling; or the
+      processes of this one were not asked the same.
   """
   rows = benchmark.rows
   asked = hashlib.sha256()
@@ -48,6 +49,7 @@ def predict(generator, params, benchmark, *, path, sampling, batch, seed, model)
           "prompts": asked.hexdigest()[:16], "grader": generator.grader.name,
           "min_pixels": generator.encoder.config.min_pixels,
           "max_pixels": generator.encoder.config.max_pixels, **dataclasses.asdict(sampling)}
+  hosts.check_same(head, "asks something else")
   done = {problem["place"]: problem for problem in hosts.leader(lambda: _resume(path, head))}
   for start in range(0, len(rows), batch):
     fresh = range(start, min(start + batch, len(rows)))

@@ -23,6 +23,8 @@ SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "
   (SLURM, {"cluster_detection_method": "slurm", "local_device_ids": None}),
   (SLURM | {"SLURM_STEP_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "3"},
    {"cluster_detection_method": "slurm", "local_device_ids": [0, 1, 2]}),
+  (SLURM | {"SLURM_STEP_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "2"},  # a task a GPU
+   {"cluster_detection_method": "slurm", "local_device_ids": None}),
   ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
   ({"TPU_WORKER_HOSTNAMES": "a,b"}, {"cluster_detection_method": "gketpu"}),
   ({"ARES_CLUSTER": "gcetpu"}, {"cluster_detection_method": "gcetpu"}),

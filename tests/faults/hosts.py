@@ -60,11 +60,12 @@ def start(command, name, processes, devices, *, numbers=None, each=None):
     each: {number of a process: further words}.
   """
   port, started = free_port(), []
+  cache = {"JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(name).parent / "jax")}
   for number in range(processes) if numbers is None else numbers:
     with open(f"{name}-{number}.log", "w") as log:
       started.append(subprocess.Popen(
         [sys.executable, *map(str, command), *(each or {}).get(number, ())], cwd=ROOT,
-        stdout=log, stderr=log, env=environment(number, processes, devices, port)))
+        stdout=log, stderr=log, env=cache | environment(number, processes, devices, port)))
   return started
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import pathlib
 import re
 import signal
@@ -16,6 +17,9 @@ PATH = pathlib.Path(__file__).parent / "hosts.py"
 spec = importlib.util.spec_from_file_location("hosts_script", PATH)
 script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)
+
+
+LONG = pytest.mark.skipif("ARES_LONG" not in os.environ, reason="a minute more; set ARES_LONG=1")
 
 
 @pytest.fixture
@@ -36,15 +40,12 @@ def begin(tmp_path):
     process.wait()
 
 
-def test_two_processes_train_as_one_with_two_devices_and_go_on_as_it(tmp_path):
-  one = script.run(tmp_path / "one", 1, 2, 2)
+def test_two_processes_train_as_one_with_two_devices(tmp_path):
   two = script.run(tmp_path / "two", 2, 1, 2)
-  assert (one == two).all()
-  script.take_up(tmp_path / "two", tmp_path / "taken", 1)
-  assert (script.run(tmp_path / "taken", 1, 2, 2) == one).all()
+  assert (script.run(tmp_path / "one", 1, 2, 2) == two).all()
   for step in (1, 2):
-    sampled = [script.samples(tmp_path / name, step) for name in ("one", "two", "taken")]
-    assert sampled[0] == sampled[1] == sampled[2] and len(sampled[0]) == 8
+    one, two = (script.samples(tmp_path / name, step) for name in ("one", "two"))
+    assert one == two and len(one) == 8
   lines = [json.loads(line) for line in (tmp_path / "two/metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines] == [1, 2]
   assert all(0 < line["reward/accuracy"] < 1 and line["update/grad_norm"] > 0 for line in lines)
@@ -65,8 +66,8 @@ def test_a_stop_of_one_saves_the_same_step_on_all_and_any_layout_goes_on_from_it
 
 @pytest.mark.parametrize("victim, number, said", [
   (1, signal.SIGKILL, "process 1 on .* has given no sign for 4 s"),
-  (0, signal.SIGKILL, "process 0 at 127.0.0.1:.* is gone"),
-  (0, signal.SIGSTOP, "process 0 at 127.0.0.1:.* has not answered for 4 s"),
+  pytest.param(0, signal.SIGKILL, "process 0 at 127.0.0.1:.* is gone", marks=LONG),
+  pytest.param(0, signal.SIGSTOP, "process 0 at 127.0.0.1:.* has not answered for 4 s", marks=LONG),
 ])
 def test_a_lost_process_ends_the_other_with_a_line(tmp_path, begin, victim, number, said):
   started = begin("--waiting", "4", said="joined")
@@ -83,6 +84,7 @@ def test_processes_with_different_seeds_refuse_each_other(tmp_path, begin):
       tmp_path / "run", number)
 
 
+@LONG
 @pytest.mark.parametrize("number, said", [(0, "of 1 at least one has not"),
                                           (1, "finds nobody there, process 0 is missing")])
 def test_a_process_that_waits_in_vain_says_so(tmp_path, begin, number, said):
