@@ -320,9 +320,14 @@ def _look_at(params, source, config, generator, max_tokens, seed, part, start):
   # The probe's batches have one shape: the last one is filled up.
   numbers = [part[place % len(part)] for place in range(
     start, start + (config.batch if probe else size))]
-  rows, encoded = shares.read(source, numbers,
-                              generator.encoder.encode if probe else lambda row: None)
-  responses = [pass_rates.candidates(row) for row in rows[:size]]
+
+  def look(row):
+    # Responses first: a row without any is told apart from one that cannot be asked.
+    return pass_rates.candidates(row), generator.encoder.encode(row) if probe else None
+
+  rows, found = shares.read(source, numbers, look)
+  responses, encoded = zip(*found, strict=True)
+  responses = responses[:size]
   if probe:
     prompts = generator.encoder.batch(rows, np.array(numbers), encoded)
     passes = _pass_counts(params, prompts, config, generator, max_tokens, seed)

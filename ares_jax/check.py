@@ -3,8 +3,8 @@
     python -m ares_jax.train --config=configs/ares_tiny.py --check
 
 Shapes are the longest of the config: every example of fine-tuning in a row of its own, prompts of
-the last `prompt.max_tokens`, answers of `max_tokens`, packed rows of the longest `row_tokens`. What
-is compiled here the run does not compile again.
+the last `prompt.max_tokens`, answers of `max_tokens`, packed rows of the longest `row_tokens`. jax
+keeps what is compiled here for a step of the same shapes and layout.
 """
 
 import contextlib

@@ -157,7 +157,8 @@ class Checkpoints:
         logging.warning("%s: checkpoint %d is not removed: %s", self.directory, old, error)
 
   def _failed(self, step, text):
-    older = f"step {self.steps()[-1]} is whole" if self.steps() else "there is none before it"
+    steps = _steps(self.directory)
+    older = f"step {steps[-1]} is whole" if steps else "there is none before it"
     return OSError(f"saving checkpoint {step} in {self.directory} failed, {older}: {text}")
 
   def restore(self, abstract, step=None, *, strict=False):

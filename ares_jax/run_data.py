@@ -13,6 +13,9 @@ from ares_jax.data import bad_rows, digits
 from ares_jax.data.sources import SourceConfig, open_sources
 from ares_jax.run_folder import write_text
 
+# What leaves out the stage that data are for.
+_STEPS = {"lessons": "warmup.steps", "curated": "adacs.steps", "prompts": "aepo.steps"}
+
 
 @dataclasses.dataclass(frozen=True)
 class DigitsData:
@@ -67,6 +70,9 @@ class RunData:
       if data.files is None:
         self._opened[name] = self._digits(name)
       else:
+        if not getattr(data.files, name):
+          raise ValueError(f"data.files.{name} is empty; name files there"
+                           + (f", or set {_STEPS[name]} = 0" if name in _STEPS else ""))
         opened = open_sources(getattr(data.files, name))
         self._opened[name] = (
           bad_rows.without(opened, hosts.leader(lambda: self._faults(name, opened)))

@@ -70,7 +70,8 @@ def main():
     check_equal(values, workdir)
     # Before all rows are looked at; written when the data are found to be whole.
     records = {"config.json": json.loads(values.to_json_best_effort())}
-    hosts.leader(lambda: run_folder.check(workdir, records, allow))
+    if not _CHECK.value:  # which may try other numbers
+      hosts.leader(lambda: run_folder.check(workdir, records, allow))
     with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model)), \
         open_run(config, workdir=workdir, check=not shard) as parts:
       if _CHECK.value:

@@ -24,6 +24,7 @@ def get_config(algorithm="aepo"):
 
   c.data.bad_rows = "skip"  # rows that are longer than the shapes below
   c.data.files.curated = ()
+  c.adacs.steps = 0  # no cold start
   c.data.files.prompts = (dict(path="geometry3k", schema="geometry3k", split="train", weight=1.0),)
   c.data.files.test = (dict(path="geometry3k", schema="geometry3k", split="test", weight=1.0),)
   # 200704 px are 256 tokens and 16 windows of a square; long images have partial windows as well.

@@ -7,9 +7,9 @@ The data are named in `c.data.files` below: stage 1 chooses among the responses 
 rate, --config.adacs.steps=0 starts a cold-started model at stage 2, and --config.aepo.steps=0 stops
 after stage 1.
 
-Hardware: the TPU chips of one host. Hours and expected score: not measured. What stands in the way
-of the paper's sizes today: runs on several hosts are refused. By plan, 8 chips with 6 GiB for keys
-and values decode 40 answers at a time, and hold 32 prompts of 4096 tokens of the 512.
+Hardware: TPU chips. Hours and expected score: not measured. By plan, 8 chips with 6 GiB for keys
+and values decode 40 answers at a time, and hold 32 prompts of 4096 tokens of the 512; on v5e:8x8
+an iteration's programs fit with --config.mesh.model=4 --config.aepo.microbatch=16 (benchmarks.md).
 Baselines: --config=configs/aepo_7b.py:grpo and :dapo (ares_jax/presets.py).
 """
 

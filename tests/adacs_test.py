@@ -139,7 +139,8 @@ class Source:
     return 4
 
   def __getitem__(self, index):
-    return {"id": str(index), "source": "s", "answer": "1", "pass_rate": [0, 1.0, 0.95, 0.5][index],
+    return {"id": str(index), "source": "s", "question": "1?", "images": [], "answer": "1",
+            "pass_rate": [0, 1.0, 0.95, 0.5][index],
             "responses": ["<think> </think> \\boxed{1}", "<think> wait wait </think> \\boxed{1}",
                           "<think> </think> \\boxed{2}"]}
 
@@ -162,7 +163,7 @@ def curate():
 
 def probe(monkeypatch, passes):
   monkeypatch.setattr(adacs, "_pass_counts",
-                      lambda params, rows, places, *_: np.array(passes)[places])
+                      lambda params, prompts, *_: np.array(passes)[prompts.prompt_id])
 
 
 @pytest.mark.parametrize("pass_rates", ["probe", "column"])

@@ -5,33 +5,49 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
-from ares_jax import check, mesh, setup
-
-# As in train_test: the programs of that run, which a cache of compiled programs has.
-CHANGES = {"aepo__filter__batches": 2}
+from ares_jax import check, mesh, programs, setup
+from ares_jax.models import weights
 
 
 @pytest.fixture(scope="module")
 def small():
-  config = tiny.read(**CHANGES)
+  config = tiny.read()
   return config, setup.model_and_tokenizer(config.model)[0]
 
 
-def test_the_largest_programs_are_compiled_and_what_is_too_large_is_refused(small, monkeypatch):
-  lines = []
-  monkeypatch.setattr(check, "_limit", lambda: 2_000_000.0)
+def program(name, size):
+  """One that adds 1 to `size` floats, beside 1000 bytes."""
+  return programs.Program(name, 1, lambda: jax.jit(lambda x: x + 1).trace(
+    jax.ShapeDtypeStruct((size,), jnp.float32)), 1000.0)
+
+
+def test_what_is_too_large_is_refused_with_what_to_turn(small, monkeypatch):
+  large, lines = 10**6, []
+  monkeypatch.setattr(check, "_limit", lambda: 2e6)
+  monkeypatch.setattr(check, "fine_tuning", lambda config, model, stage: program(
+    stage, large if stage == "warmup" else 4))
+  monkeypatch.setattr(check, "programs", lambda *_: (program("decode", 4),
+                                                     program("aepo_step", large)))
+  checked = check.check(*small, lines.append)
+  assert [one.name for one in checked] == ["warmup", "adacs", "decode", "aepo_step"]
+  assert len(lines) == 4 and checked[2].bytes == 1000 + 2 * 16
+  assert [one.fits for one in checked] == [False, True, True, False]
+  assert "| warmup | 0.007, too many | 0.002 |" in check.table(checked)
+  with pytest.raises(ValueError, match="^warmup, aepo_step need more memory than a") as error:
+    check.require(checked, *small)
+  assert "turn first: --config.warmup.microbatch=2; --config.model.remat=block" in str(error.value)
+  assert "\n" not in str(error.value)
+  check.require([one for one in checked if one.fits], *small)
+
+
+def test_fine_tuning_has_room_for_every_example_in_a_row_of_its_own(small):
   with jax.set_mesh(mesh.make_mesh(-1, 1)):
-    checked = check.check(*small, lines.append)
-    with pytest.raises(ValueError) as error:
-      check.require(checked, *small)
-  assert [one.name for one in checked] == ["warmup", "adacs", "reshard", "prefill", "decode",
-                                           "aepo_step"] and len(lines) == 6
-  over = [one.name for one in checked if not one.fits]
-  assert "aepo_step" in over and all(one.bytes > 0 for one in checked)
-  assert str(error.value).startswith(", ".join(over) + " need more memory")
-  assert "turn first: --config.warmup.microbatch=2" in str(error.value)
-  assert "--config.model.remat=block" in str(error.value) and "\n" not in str(error.value)
-  assert f"| {over[0]} |" in check.table(checked) and "too many | 0.002 |" in check.table(checked)
+    traced = programs.fine_tuning(*small, "warmup").trace()
+  state, metrics = traced.out_info
+  rows = small[0].warmup.batch
+  assert "grad_norm" in metrics and f"[{rows},80]" in str(traced.jaxpr.in_avals)
+  assert jax.tree.structure(state.params) == jax.tree.structure(
+    weights.abstract(small[1], jax.make_mesh((1, 1), mesh.AXES), jnp.float32))
 
 
 def test_the_longest_shapes_come_first_where_there_are_shorter_ones(small, tmp_path, monkeypatch):

@@ -15,13 +15,12 @@ class Fake:
 
   def __init__(self):
     self.encoder = types.SimpleNamespace(
-      batch=lambda rows, places: types.SimpleNamespace(rows=rows, places=places))
+      encode=id,
+      batch=lambda rows, places, _: types.SimpleNamespace(rows=rows, places=places))
 
-  def sample(self, params, prompts, key, *, group, sampling):
+  def answer(self, params, prompts, key, *, group, sampling):
     lengths = [10 * (row["number"] + 1) for row in prompts.rows for _ in range(group)]
-    return types.SimpleNamespace(mask=np.arange(60) < np.array(lengths)[:, None])
-
-  def grade(self, prompts, samples, *, group):
+    samples = types.SimpleNamespace(mask=np.arange(60) < np.array(lengths)[:, None])
     correct = []
     for row in prompts.rows:
       number = row["number"]
@@ -29,7 +28,7 @@ class Fake:
         [1.0] * self.RIGHT[number] + [0.0] * (4 - self.RIGHT[number]))
     texts = ["<think> x </think>" if row["number"] else "<think> </think>"
              for row in prompts.rows for _ in range(group)]
-    return texts, np.float32(correct), np.ones(len(correct), np.float32), 0
+    return samples, texts, np.float32(correct), np.ones(len(correct), np.float32), 0
 
 
 def result():

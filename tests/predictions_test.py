@@ -29,23 +29,22 @@ class Fake:
     self.encoder = types.SimpleNamespace(
       chat=types.SimpleNamespace(suffix=" Think."),
       config=types.SimpleNamespace(min_pixels=1, max_pixels=max_pixels),
-      batch=lambda rows, places: types.SimpleNamespace(rows=rows, places=places))
+      encode=id,
+      batch=lambda rows, places, _: types.SimpleNamespace(rows=rows, places=places))
     self.calls, self.fail_at = [], fail_at
 
-  def sample(self, params, prompts, key, *, group, sampling):
+  def answer(self, params, prompts, key, *, group, sampling):
     self.calls.append(list(prompts.places))
     if len(self.calls) == self.fail_at:
       raise KeyboardInterrupt
     lengths = np.repeat(np.int32(prompts.places) + 1, group)
     tokens = np.ones((len(lengths), 6), np.int32)
     tokens[np.arange(len(lengths)), lengths - 1] = np.where(lengths == 5, 1, 9)
-    return types.SimpleNamespace(tokens=tokens, mask=np.arange(6) < lengths[:, None])
-
-  def grade(self, prompts, samples, *, group):
+    samples = types.SimpleNamespace(tokens=tokens, mask=np.arange(6) < lengths[:, None])
     places = np.repeat(prompts.places, group)
     texts = [f"<think> </think> \\boxed{{{place + (0 if place < 3 else 0.25)}}}"
              for place in places]
-    return texts, np.float32(places < 3), np.ones(len(places), np.float32), 1
+    return samples, texts, np.float32(places < 3), np.ones(len(places), np.float32), 1
 
 
 def predict(path, generator, rows=ROWS, params=PARAMS, n=2, sampling=SAMPLING):

@@ -115,6 +115,14 @@ def test_by_default_a_bad_row_is_an_error_with_its_name(tmp_path, grader):
     truths.check_truths("prompts")
 
 
+def test_a_stage_without_files_is_named(tmp_path, grader):
+  run = data(tmp_path, write(tmp_path, ["good"]), grader=grader)
+  with pytest.raises(ValueError, match="data.files.curated is empty; .* or set adacs.steps = 0$"):
+    run.source("curated")
+  with pytest.raises(ValueError, match="data.files.test is empty; name files there$"):
+    run.source("test")
+
+
 def test_a_source_of_bad_rows_alone_is_an_error(tmp_path, grader):
   with pytest.raises(ValueError, match="none of the 2 rows of d can be used: d.jsonl:0: "):
     data(tmp_path, write(tmp_path, ["long", "empty"]), grader=grader).source("prompts")

@@ -73,6 +73,6 @@ def test_a_run_cut_off_in_an_update_ends_like_one_that_was_not(finished, tmp_pat
   jax.tree.map(np.testing.assert_array_equal, resumed, params)
   for name in ("metrics.jsonl", "rollouts.jsonl"):
     kept = [[{key: value for key, value in line.items()
-              if not key.startswith(("seconds", "speed", "memory"))}
+              if not key.startswith(("seconds", "device", "speed", "memory"))}
              for line in lines(workdir, name)] for workdir in (straight, tmp_path)]
     assert kept[0] == kept[1]

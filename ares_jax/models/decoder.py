@@ -152,8 +152,9 @@ def _split_tokens(x_BTD):
   """The residual stream with a row's tokens split over "model", where they divide.
 
   Attention and MLP split heads and width over it instead: tokens are gathered before and scattered
-  behind, which sends what the sum of their parts would. A row is then kept for the backward pass by
-  all of those devices together: of 20480 tokens 28 blocks of 7B keep 3.8 GiB in bfloat16.
+  behind. A row is then kept for the backward pass by all of those devices together: of 20480 tokens
+  28 blocks of 7B keep 3.8 GiB. By plan of its update on 16 x 4 chips 1.4 times as much is sent as
+  where every device has all tokens, half as much goes to memory and back, and 3.1 GiB less is held.
   """
   mesh = jax.sharding.get_abstract_mesh()
   parts = 1 if mesh.empty else mesh.shape["model"]

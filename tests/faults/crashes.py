@@ -31,6 +31,7 @@ from ares_jax import checkpoint, loop, metrics, optimizer  # noqa: E402
 from ares_jax.data.sources import stream  # noqa: E402
 
 STEPS, SAVE_EVERY = 80, 2
+_OF_THE_CLOCK = ("seconds/", "device/", "speed/", "memory/")
 ADAM = optimizer.OptimizerConfig(
   learning_rate=0.1, schedule="constant", warmup_steps=0, final_fraction=1.0, b1=0.9, b2=0.99,
   eps=1e-8, weight_decay=0.0, clip=1.0, moments="float32")
@@ -184,7 +185,7 @@ def end(workdir):
   for name in ("metrics.jsonl", "rollouts.jsonl"):
     with open(os.path.join(workdir, name)) as file:
       found[name] = [{key: value for key, value in json.loads(line).items()
-                      if not key.startswith("seconds/")} for line in file]
+                      if not key.startswith(_OF_THE_CLOCK)} for line in file]
   return found
 
 

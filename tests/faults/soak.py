@@ -29,7 +29,7 @@ import numpy as np  # noqa: E402
 
 from ares_jax import loop, pulse, run_folder  # noqa: E402
 
-PATIENCE = 120  # seconds for any process to end
+PATIENCE = 600  # seconds for any process to end, on a machine that has other work
 MEASURED = 400  # steps of the run whose memory is looked at
 FROZEN = '''
 import os, sys
@@ -59,14 +59,14 @@ def start(workdir, *, before=lambda: None, each=lambda number: None):
     loop._PAUSES = (0.05, 0.1)
     before()
     with pulse.requests(), run_folder.lock(workdir), pulse.watch(
-        os.path.join(workdir, "stacks.txt"), 0.5):
+        os.path.join(workdir, "stacks.txt"), 5.0):
       crashes.run(workdir, None, keep=2, each=each)
     code = 0
   except KeyboardInterrupt:
     code = 130
   except (OSError, ValueError) as error:
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    code = 3  # one line, as command.run writes it
+    code = 3
+    print(f"error: {error}", file=sys.stderr, flush=True)  # one line, as command.run writes it
   finally:
     os._exit(code)
 
@@ -137,6 +137,7 @@ class Round:
     size = self.rng.choice((300, 1500, 4000))
 
     def limit():
+      sys.stderr = open(os.devnull, "w")  # a file of the disk that is full would refuse it
       resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
     return ended(start(self.workdir, before=limit)) in (3, 0)

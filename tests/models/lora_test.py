@@ -54,19 +54,25 @@ def test_the_first_policy_is_the_base_bit_for_bit():
   np.testing.assert_array_equal(of(lora.join(base, adapters)), of(base.weights))
 
 
+def loss(params):
+  """A weighted sum of scores, and the scores."""
+  logprob = score(CONFIG, params)
+  weight = np.float32(np.random.default_rng(1).standard_normal((ROWS, TOKENS)))
+  return (weight * logprob).sum(), logprob
+
+
+@jax.jit
+def of_adapters(base, adapters):
+  return jax.value_and_grad(lambda adapters: loss(lora.join(base, adapters)), has_aux=True)(
+    adapters)
+
+
 @pytest.fixture(scope="module")
 def gradients():
-  """(base, adapters, scores and gradient of the adapters, the same of the merged weights)."""
+  """(base, adapters, merged weights, of_adapters, the same of the merged weights, the base's
+  scores)."""
   base, adapters = started(random_b=True)
-  weight = np.float32(np.random.default_rng(1).standard_normal((ROWS, TOKENS)))
-
-  def loss(params):
-    logprob = score(CONFIG, params)
-    return (weight * logprob).sum(), logprob
-
-  ours = jax.jit(jax.value_and_grad(
-    lambda adapters: loss(lora.join(base, adapters)), has_aux=True))(adapters)
-  merged = lora.merge(base, adapters)
+  ours, merged = of_adapters(base, adapters), lora.merge(base, adapters)
   whole = jax.jit(jax.value_and_grad(loss, has_aux=True))
   (_, of_base), _ = whole(base.weights)
   return base, adapters, merged, ours, whole(merged), of_base
@@ -95,6 +101,19 @@ def test_gradients_are_the_chain_rule_of_the_gradient_of_the_weights(gradients):
       np.testing.assert_allclose(found, expected.reshape(found.shape),
                                  atol=1e-4 * np.abs(expected).max(), err_msg=f"{name} {part}")
       assert np.abs(expected).max() > 0
+
+
+def test_split_over_devices_they_are_the_same(gradients):
+  base, adapters, _, ((_, expected), of_one), *_ = gradients
+  devices = mesh_lib.make_mesh(2, 2)
+  with jax.set_mesh(devices):
+    params = jax.device_put(base.weights, weights.shardings(CONFIG, devices))
+    split = jax.device_put(adapters, weights.layout(lora.table(CONFIG, LORA), devices))
+    assert not split["gate"]["a"].is_fully_replicated
+    (_, logprob), found = of_adapters(base.replace(weights=params), split)
+  np.testing.assert_allclose(logprob, expected, atol=2e-5)
+  for one, other in zip(jax.tree.leaves(of_one), jax.tree.leaves(found), strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(one).max())
 
 
 def test_adapters_are_split_over_the_mesh_as_their_matrices_are():
