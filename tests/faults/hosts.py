@@ -94,10 +94,10 @@ def child(workdir, steps):
   import jax
   import tiny
 
-  from ares_jax import aepo, hosts, mesh, pulse, setup, train
+  from ares_jax import aepo, joining, mesh, pulse, setup, train
 
   config = tiny.read(**SMALL | {"aepo__steps": int(steps)})
-  with hosts.joined(config.hosts), pulse.requests(), train.one_run(workdir), \
+  with joining.joined(config.hosts), pulse.requests(), train.one_run(workdir), \
       jax.set_mesh(mesh.make_mesh(-1, 1)), setup.open_run(config, workdir=workdir) as parts:
     # Fresh weights are never right: let answers of odd length be.
     parts.generator.grader.name = "odd"
@@ -114,9 +114,9 @@ def child(workdir, steps):
 def waiting(heartbeat, seed="0"):
   """A process that has joined, says what it has and waits."""
   sys.path[:0] = [str(ROOT)]
-  from ares_jax import hosts
+  from ares_jax import hosts, joining
 
-  with hosts.joined(hosts.HostsConfig(5.0, float(heartbeat))):
+  with joining.joined(joining.HostsConfig(5.0, float(heartbeat))):
     hosts.check_same({"seed": int(seed)}, "was started with another config")
     print("joined", flush=True)
     time.sleep(600)
@@ -127,9 +127,9 @@ def toy(workdir, steps, seed="0"):
   sys.path[:0] = [str(ROOT)]
   import jax
 
-  from ares_jax import hosts, mesh, pulse
+  from ares_jax import hosts, joining, mesh, pulse
 
-  with hosts.joined(hosts.HostsConfig(30.0, 4.0)), pulse.requests(), jax.set_mesh(
+  with joining.joined(joining.HostsConfig(30.0, 4.0)), pulse.requests(), jax.set_mesh(
       mesh.make_mesh(-1, 1)):
     hosts.check_same({"seed": int(seed)}, "was started with another config")
     toy_stage(workdir, int(steps), pause=0.1)
