@@ -20,10 +20,11 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from ares_jax import ablation, ablation_figure, hosts, mesh, predictions, saved
+from ares_jax import ablation, ablation_figure, mesh, predictions, saved
 from ares_jax.command import UsageError, require_config, run
 from ares_jax.data import scores
 from ares_jax.data.benchmarks import Benchmark, open_benchmark, schemas
+from ares_jax.joining import joined
 from ares_jax.models import lora
 from ares_jax.run_folder import latest_stage, write_text
 from ares_jax.sampler import SamplingConfig
@@ -46,7 +47,7 @@ def main():
     with values.unlocked():
       values.model.path = words.model
   config, workdir = read_config(values), os.path.abspath(words.workdir)
-  with hosts.joined(config.hosts), jax.set_mesh(
+  with joined(config.hosts), jax.set_mesh(
       mesh.make_mesh(config.mesh.data, config.mesh.model)), (
       open_run(config, workdir=workdir, check=False)) as parts:
     benchmark = choose(parts, words.benchmark, words.data)

@@ -19,7 +19,7 @@ from ares_jax.data.chat import Chat
 from ares_jax.data.grade import GradingPool
 from ares_jax.data.prompts import Encoder, PromptConfig
 from ares_jax.data.trigger_words import semantic_table
-from ares_jax.hosts import HostsConfig
+from ares_jax.joining import HostsConfig, check_joined
 from ares_jax.measure import EvaluateConfig
 from ares_jax.metrics import PhaseTimer
 from ares_jax.models import lora, weights
@@ -280,7 +280,7 @@ def open_run(config, *, workdir=None, check=True):
     workdir: the run's folder, where rows that are skipped are listed.
     check: whether the run trains, so that its data and sizes have to fit the mesh.
   """
-  hosts.check_joined()
+  check_joined()
   model, tokenizer = model_and_tokenizer(config.model)
   chat = Chat(tokenizer, config.prompt.suffix, model.image_token)
   vision = model.vision

@@ -27,6 +27,7 @@ from ares_jax import adacs, aepo, check, hosts, mesh, profiler, pulse, run_folde
 from ares_jax.command import UsageError, require_config, run
 from ares_jax.data import pass_rates
 from ares_jax.fingerprint import fingerprint
+from ares_jax.joining import joined
 from ares_jax.measure import evaluate, level_table, table
 from ares_jax.models import lora
 from ares_jax.replay import replay, text
@@ -64,7 +65,7 @@ def main():
   shard = _shard(_CURATE.value)
   if shard:
     workdir = pass_rates.shard_folder(workdir, shard)
-  with hosts.joined(config.hosts), pulse.requests(), one_run(workdir), pulse.watch(
+  with joined(config.hosts), pulse.requests(), one_run(workdir), pulse.watch(
       os.path.join(workdir, hosts.own("stacks.txt")), config.stall_minutes):
     check_equal(values, workdir)
     # Before all rows are looked at; written when the data are found to be whole.

@@ -5,7 +5,7 @@ import socket
 import numpy as np
 import pytest
 
-from ares_jax import hosts, shares
+from ares_jax import hosts, joining, shares
 from ares_jax.data.prompts import EncodedPrompt
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "1",
@@ -30,7 +30,7 @@ SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "
   ({"ARES_CLUSTER": "gcetpu"}, {"cluster_detection_method": "gcetpu"}),
 ])
 def test_the_environment_says_how_many_there_are(environ, found):
-  assert hosts.detect(environ) == found
+  assert joining.detect(environ) == found
 
 
 @pytest.mark.parametrize("environ, message", [
@@ -41,22 +41,22 @@ def test_the_environment_says_how_many_there_are(environ, found):
 ])
 def test_half_an_environment_is_refused(environ, message):
   with pytest.raises(ValueError, match=message):
-    hosts.detect(environ)
+    joining.detect(environ)
 
 
 def test_a_port_that_is_taken_is_refused(monkeypatch):
   with socket.create_server(("127.0.0.1", 0)) as server:
     address = f"127.0.0.1:{server.getsockname()[1]}"
-    for name, value in zip(hosts.EXPLICIT, (address, "2", "0"), strict=True):
+    for name, value in zip(joining.EXPLICIT, (address, "2", "0"), strict=True):
       monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f"cannot listen at {address}.*another port"), \
-        hosts.joined(hosts.HostsConfig(5.0, 5.0)):
+        joining.joined(joining.HostsConfig(5.0, 5.0)):
       pass
 
 
 def test_waiting_times_are_checked():
   with pytest.raises(ValueError, match="heartbeat = 1.0 s >= 2"):
-    hosts.HostsConfig(5.0, 1.0)
+    joining.HostsConfig(5.0, 1.0)
 
 
 def test_what_is_exchanged_comes_back_as_it_was():

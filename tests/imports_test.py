@@ -19,7 +19,7 @@ ROWS = (
    "tracking"),
   ("sampler", "rows", "run_folder", "shares"),
   ("slots", "shaping", "checkpoint", "optimizer", "metrics"),
-  ("manifest",),
+  ("manifest", "joining"),
   ("models", "data", "branching"),
   ("ops", "mesh", "command", "digest", "presets", "hosts", "speed", "drawing"),
   ("config", "pulse", "chips", "hlo_cost", "jaxpr_cost", "profiler", "model_flops"),

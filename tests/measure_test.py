@@ -15,7 +15,8 @@ class Fake:
 
   def __init__(self):
     self.encoder = types.SimpleNamespace(
-      batch=lambda rows, places: types.SimpleNamespace(rows=rows, places=places))
+      encode=id,
+      batch=lambda rows, places, _: types.SimpleNamespace(rows=rows, places=places))
 
   def answer(self, params, prompts, key, *, group, sampling):
     lengths = [10 * (row["number"] + 1) for row in prompts.rows for _ in range(group)]

@@ -45,3 +45,7 @@ def test_a_step_of_fine_tuning_is_three_passes_over_its_examples():
   adapted = model_flops.fine_tuning(config, MODEL, segment, 4, 100.0, adapters=True)
   spared = 2 * WEIGHTS * lengths.sum() + 2 * MODEL.vocab * EMBED * 4
   np.testing.assert_allclose(found - adapted, spared)
+  # And the tower's, frozen or not.
+  whole = model_flops.fine_tuning(types.SimpleNamespace(frozen=()), MODEL, segment, 4, 100.0,
+                                  adapters=True)
+  assert whole == adapted

@@ -29,7 +29,8 @@ class Fake:
     self.encoder = types.SimpleNamespace(
       chat=types.SimpleNamespace(suffix=" Think."),
       config=types.SimpleNamespace(min_pixels=1, max_pixels=max_pixels),
-      batch=lambda rows, places: types.SimpleNamespace(rows=rows, places=places))
+      encode=id,
+      batch=lambda rows, places, _: types.SimpleNamespace(rows=rows, places=places))
     self.calls, self.fail_at = [], fail_at
 
   def answer(self, params, prompts, key, *, group, sampling):

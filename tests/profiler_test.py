@@ -46,13 +46,18 @@ def run(workdir, name="stage", steps=4):
 
 def test_the_steps_that_were_asked_for_are_traced_with_their_phases(tmp_path):
   folder = tmp_path / "profile"
-  with profiler.requested(str(folder), "stage", 2, 4):
+  with profiler.requested(str(folder), "stage", 1, 3):
     assert run(tmp_path, "other") == [False] * 4
-    assert run(tmp_path) == [False, False, True, True]
-    assert not profiler._running  # what comes after the stage is not traced
+    assert run(tmp_path) == [False, True, True, False]
   [trace] = folder.rglob("*.xplane.pb")
   names = trace.read_bytes()
   assert b"rollout" in names and b"step" in names and b"save" in names
+
+
+def test_what_comes_after_the_stage_is_not_traced(tmp_path):
+  with profiler.requested(str(tmp_path / "profile"), "stage", 1, 2):
+    assert run(tmp_path, steps=2) == [False, True]
+    assert not profiler._running
 
 
 def test_a_run_that_ends_inside_the_range_leaves_no_trace_running(tmp_path):

@@ -17,7 +17,9 @@ import pebble
 
 from ares_jax.data import sandbox
 from ares_jax.data.answer import MAX_LENGTH, normalise, same_answer, same_formula
-from ares_jax.pulse import beat  # the module by its name would load jax, see ares_jax/__init__.py
+
+# The module by its name would load jax, see ares_jax/__init__.py.
+from ares_jax.pulse import asked, beat
 
 __all__ = ["GraderError", "GradingPool", "extract_boxed", "normalise", "same_answer", "thought",
            "well_formed"]
@@ -259,7 +261,8 @@ class Grading:
       verdict = self._pool.verdict(pair)
       known = verdict is None or isinstance(verdict, float)
       (self._verdicts if known else self._waiting)[pair] = verdict
-    while self._waiting and next(iter(self._waiting.values())).done():
+    # A stop was sent to the workers too: what they say from then on is no verdict.
+    while self._waiting and next(iter(self._waiting.values())).done() and not asked():
       self._next()
 
   def finish(self):

@@ -78,7 +78,7 @@ class Source:
 def curate(name, source, response, *, batch):
   generator = types.SimpleNamespace(
     encoder=types.SimpleNamespace(chat=types.SimpleNamespace(response=response)),
-    grader=types.SimpleNamespace(grade=lambda texts, truths: (np.ones(len(texts)), None, 0)))
+    judge=lambda texts, truths: (texts, np.ones(len(texts)), None, 0))
   problems = len(source)
   config = adacs.CurateConfig(selection="adacs", pass_rates="column", problems=problems, samples=8,
                               count=min(34_000, problems), batch=batch)

@@ -106,7 +106,8 @@ def test_rows_in_are_rows_used_and_quarantined_and_neighbours_are_untouched(tmp_
   source = FileSource(SourceConfig(str(folder / "d.jsonl"), "plain", "", 1.0))
   assert len(source) == 2 * BATCH + 1
   grader = types.SimpleNamespace(bad_truths=lambda rows: [])
-  faults = bad_rows.scan(source, functools.partial(bad_rows.check_prompt, ENCODER), grader=grader,
+  check = functools.partial(bad_rows.check_prompt, ENCODER)
+  faults = bad_rows.scan(source, numbers=range(len(source)), check=check, grader=grader,
                          threads=1)
   bad = {fault["number"] for fault in faults}
   assert len(bad) == len(faults) and all(number % 2 for number in bad)

@@ -26,7 +26,7 @@ LAYOUTS = ((1, 1), (1, 2), (2, 1), (2, 2), (4, 1))
 XLA = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 SMALL = {"model__sizes__layers": 1, "aepo__group": 2, "aepo__minibatch": 8,
          "aepo__sampling__max_tokens": 6, "aepo__loop__keep": 9, "aepo__loop__save_every": 1,
-         "aepo__log_responses": 99, "hosts__heartbeat": 8.0, "hosts__join": 60.0,
+         "aepo__log_responses": 99, "hosts__heartbeat": 120.0, "hosts__join": 300.0,
          "warmup__steps": 0, "adacs__steps": 0}
 
 
@@ -94,10 +94,10 @@ def child(workdir, steps):
   import jax
   import tiny
 
-  from ares_jax import aepo, hosts, mesh, pulse, setup, train
+  from ares_jax import aepo, joining, mesh, pulse, setup, train
 
   config = tiny.read(**SMALL | {"aepo__steps": int(steps)})
-  with hosts.joined(config.hosts), pulse.requests(), train.one_run(workdir), \
+  with joining.joined(config.hosts), pulse.requests(), train.one_run(workdir), \
       jax.set_mesh(mesh.make_mesh(-1, 1)), setup.open_run(config, workdir=workdir) as parts:
     # Fresh weights are never right: let answers of odd length be.
     parts.generator.grader.name = "odd"
@@ -111,12 +111,12 @@ def child(workdir, steps):
   print(hashlib.sha256(weights.tobytes()).hexdigest())
 
 
-def waiting(heartbeat, seed="0"):
+def waiting(join, heartbeat, seed="0"):
   """A process that has joined, says what it has and waits."""
   sys.path[:0] = [str(ROOT)]
-  from ares_jax import hosts
+  from ares_jax import hosts, joining
 
-  with hosts.joined(hosts.HostsConfig(5.0, float(heartbeat))):
+  with joining.joined(joining.HostsConfig(float(join), float(heartbeat))):
     hosts.check_same({"seed": int(seed)}, "was started with another config")
     print("joined", flush=True)
     time.sleep(600)
@@ -127,9 +127,9 @@ def toy(workdir, steps, seed="0"):
   sys.path[:0] = [str(ROOT)]
   import jax
 
-  from ares_jax import hosts, mesh, pulse
+  from ares_jax import hosts, joining, mesh, pulse
 
-  with hosts.joined(hosts.HostsConfig(30.0, 4.0)), pulse.requests(), jax.set_mesh(
+  with joining.joined(joining.HostsConfig(300.0, 120.0)), pulse.requests(), jax.set_mesh(
       mesh.make_mesh(-1, 1)):
     hosts.check_same({"seed": int(seed)}, "was started with another config")
     toy_stage(workdir, int(steps), pause=0.1)

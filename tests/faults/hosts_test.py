@@ -65,12 +65,12 @@ def test_a_stop_of_one_saves_the_same_step_on_all_and_any_layout_goes_on_from_it
 
 
 @pytest.mark.parametrize("victim, number, said", [
-  (1, signal.SIGKILL, "process 1 on .* has given no sign for 4 s"),
+  (1, signal.SIGKILL, "process 1 on .* has given no sign for 8 s"),
   pytest.param(0, signal.SIGKILL, "process 0 at 127.0.0.1:.* is gone", marks=LONG),
-  pytest.param(0, signal.SIGSTOP, "process 0 at 127.0.0.1:.* has not answered for 4 s", marks=LONG),
+  pytest.param(0, signal.SIGSTOP, "process 0 at 127.0.0.1:.* has not answered for 8 s", marks=LONG),
 ])
 def test_a_lost_process_ends_the_other_with_a_line(tmp_path, begin, victim, number, said):
-  started = begin("--waiting", "4", said="joined")
+  started = begin("--waiting", "300", "8", said="joined")
   started[victim].send_signal(number)
   assert started[1 - victim].wait(timeout=300) != 0
   assert [line for line in script.log(tmp_path / "run", 1 - victim).splitlines()
@@ -78,7 +78,7 @@ def test_a_lost_process_ends_the_other_with_a_line(tmp_path, begin, victim, numb
 
 
 def test_processes_with_different_seeds_refuse_each_other(tmp_path, begin):
-  for number, process in enumerate(begin("--waiting", "4", each={1: ["1"]})):
+  for number, process in enumerate(begin("--waiting", "300", "120", each={1: ["1"]})):
     assert process.wait(timeout=300) == 1
     assert "process 1 was started with another config: seed is 1, process 0 has 0" in script.log(
       tmp_path / "run", number)
@@ -88,7 +88,7 @@ def test_processes_with_different_seeds_refuse_each_other(tmp_path, begin):
 @pytest.mark.parametrize("number, said", [(0, "of 1 at least one has not"),
                                           (1, "finds nobody there, process 0 is missing")])
 def test_a_process_that_waits_in_vain_says_so(tmp_path, begin, number, said):
-  process, = begin("--waiting", "4", numbers=[number])
+  process, = begin("--waiting", "5", "120", numbers=[number])
   assert process.wait(timeout=300) == 1
   text = script.log(tmp_path / "run", number)
   assert "error: after 5 s (hosts.join) not all processes have come to 127.0.0.1" in text

@@ -3,6 +3,7 @@ import signal
 
 import jax
 import numpy as np
+import pebble
 import pytest
 import tiny
 
@@ -55,3 +56,26 @@ def test_grading_is_left_between_two_formulas(monkeypatch):
   with pulse.requests(), GradingPool(1) as pool, pytest.raises(pulse.Stopped):
     pool.grade(texts, ["y+x^2"] * 9)
   assert len(Answered.awaited) == 3
+
+
+class Killed:
+  """A future of a worker that a stop has killed."""
+
+  def done(self):
+    return True
+
+  def result(self):
+    raise pebble.ProcessExpired("killed")
+
+
+def test_a_stop_is_no_verdict_on_answers_graded_meanwhile(monkeypatch):
+  monkeypatch.setattr(GradingPool, "_submit", lambda self, pair: Killed())
+  with pulse.requests(), GradingPool(1) as pool:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert pulse.asked()
+    grading = pool.begin()
+    # Other processes decode on: they are left together, at the next chunk.
+    grading.add(0, r"<think> </think> \boxed{x^2+y}", "y+x^2")
+    with pytest.raises(pulse.Stopped):
+      grading.finish()
+    assert not pool._verdicts
