@@ -6,8 +6,9 @@
 The data are named in `c.data.files` of configs/aepo_7b.py.
 
 The numbers are those of configs/aepo_7b.py: the paper trains both sizes with one recipe. Baselines:
---config=configs/aepo_3b.py:grpo and :dapo. Hardware: the TPU chips of one host. Hours and expected
-score: not measured.
+--config=configs/aepo_3b.py:grpo and :dapo. Hardware: TPU chips; by plan the update takes 6.09
+of 15.75 GiB on v5e:8x8 with --config.mesh.model=4 --config.aepo.microbatch=16 (benchmarks.md).
+Hours and expected score: not measured.
 """
 
 import os
