@@ -8,7 +8,7 @@ import jax
 import pytest
 import tiny
 
-from ares_jax import chips, mesh, plan, programs, setup
+from ares_jax import chips, mesh, model_flops, plan, programs, setup
 from ares_jax import config as config_lib
 
 needs_libtpu = pytest.mark.skipif(
@@ -109,7 +109,8 @@ def test_model_flops_are_those_of_a_known_model(small):
   assert found["reshard"] == 0
   # Prompts pass through the layers, not through the head; policy and reference, and gradients.
   row = prompt + answer
-  image = programs._vision_flops(model.vision, config.prompt.windows[-1])
+  patches = config.prompt.windows[-1] * model.vision.window_patches
+  image = model_flops.tower(model.vision, patches, patches**2)
   assert config.aepo.minibatch == rows and config.aepo.frozen == ("vision",)
   assert found["aepo_step"] == pytest.approx(
     4 * rows * (row * token + answer * head + 4 * model.layers * 32 * row**2 / 2)
