@@ -137,6 +137,16 @@ def test_recomputed_log_probabilities_are_those_before_the_first_minibatch(prepa
   assert metrics["loss/ratio_max"] > 1.001
 
 
+@pytest.mark.parametrize("old", ["sampler", "recompute"])
+def test_how_far_the_policy_moves_is_no_gap_to_the_sampler(prepared, old):
+  # Rates of 10 and 100 thousand times the recipes' move the second minibatch's policy afar.
+  config = replace(prepared.config.aepo, loss__old_logprob=old, optimizer__learning_rate=0.1,
+                   loss__sampler_gap=(1e-3, 1e-3))
+  _, metrics = prepared.step(config)
+  assert metrics["loss/ratio_max"] > 1.1
+  assert metrics["loss/sampler_gap"] < 1e-4 and metrics["update/skipped"] == 0
+
+
 def test_sequence_average_weighs_responses_not_tokens(prepared, whole):
   config = replace(whole[0], microbatch=4, loss__average="sequence")
   _, metrics = prepared.step(config)
