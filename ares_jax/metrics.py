@@ -204,17 +204,21 @@ class Progress:
     if self._stream.isatty():
       filled = int(20 * step / max(self._total, 1))
       line = f"[{'#' * filled}{'.' * (20 - filled)}] {line}"
-      self._stream.write("\r" + line.ljust(self._width))
+      self._write("\r" + line.ljust(self._width))
       self._width = len(line)
     elif now - self._written >= self._every or step >= self._total:
-      self._stream.write(line + "\n")
+      self._write(line + "\n")
       self._written = now
-    self._stream.flush()
 
   def close(self):
     """Ends the bar's line."""
     if not self._silent and self._stream.isatty() and self._width:
-      self._stream.write("\n")
+      self._write("\n")
+
+  def _write(self, text):
+    # A terminal that was closed, or a pipe without a reader, is no reason to end a run.
+    with contextlib.suppress(OSError):
+      self._stream.write(text)
       self._stream.flush()
 
 

@@ -200,7 +200,9 @@ def _memory(found, program, chip):
 
 def _exhausted(error, program, chip):
   """Memory of a program that the compiler refused for its size; other errors go on."""
-  found = re.search(r"total memory required.*?\(([\d.]+)([KMGT])\) exceeds", str(error))
+  # Two wordings of libtpu's.
+  found = re.search(r"(?:total memory required[^()]*\(|Used )([\d.]+)([KMGT])(?:\) exceeds| of )",
+                    str(error))
   if "RESOURCE_EXHAUSTED" not in str(error) or not found:
     raise error
   total = float(found[1]) * 1024 ** (1 + "KMGT".index(found[2])) + program.beside

@@ -9,9 +9,10 @@ import os
 import re
 
 import jax
+from absl import logging
 
 # Of the process, as jax's profiler is.
-_wanted, _running = [], []
+_wanted, _began, _running = [], [], []
 
 
 def steps(text, stage, limit):
@@ -39,11 +40,15 @@ def steps(text, stage, limit):
 def requested(folder, stage, start, stop):
   """Steps `start` to `stop` of the stage called `stage` are traced into `folder` while inside."""
   _wanted.append((folder, stage, start, stop))
+  _began.clear()
   try:
     yield
   finally:
     _wanted.pop()
     end()
+    if not _began:
+      logging.warning("steps %d to %d of %s were not run here: no trace in %s", start, stop - 1,
+                      stage, folder)
 
 
 def at(stage, done):
@@ -53,10 +58,12 @@ def at(stage, done):
   """
   for folder, name, start, stop in _wanted:
     if stage == name and start <= done < stop:
-      if not _running:
-        os.makedirs(folder, exist_ok=True)
-        jax.profiler.start_trace(folder)
-        _running.append(folder)
+      if not _began:
+        _began.append(folder)
+        with _no_reason_to_end("begin"):
+          os.makedirs(folder, exist_ok=True)
+          jax.profiler.start_trace(folder)
+          _running.append(folder)
     else:
       end()
 
@@ -64,5 +71,14 @@ def at(stage, done):
 def end():
   """Ends the trace where one runs."""
   if _running:
-    jax.profiler.stop_trace()
     _running.clear()
+    with _no_reason_to_end("be written"):
+      jax.profiler.stop_trace()
+
+
+@contextlib.contextmanager
+def _no_reason_to_end(what):
+  try:
+    yield
+  except (OSError, RuntimeError) as error:
+    logging.warning("the trace could not %s: %s", what, error)

@@ -123,4 +123,6 @@ def _watch(over, path, seconds):
 
 
 def _tell(text):
-  os.write(2, f"\n{text}\n".encode())  # past sys.stderr, whose lock the main thread may hold
+  # Past sys.stderr, whose lock the main thread may hold; whoever read it may be gone.
+  with contextlib.suppress(OSError):
+    os.write(2, f"\n{text}\n".encode())

@@ -12,7 +12,7 @@ import jax
 from absl import logging
 
 from ares_jax import metrics
-from ares_jax.config import ConfigError
+from ares_jax.config import ConfigError, one_line
 from ares_jax.run_folder import write_text
 
 
@@ -37,7 +37,7 @@ def wandb(config, workdir, settings):
     settings: dict of the whole config, shown beside the metrics.
 
   Raises:
-    ConfigError: asked for, and the package is not there.
+    ConfigError: asked for, and the package is not there or cannot begin a run.
   """
   if not config.project or jax.process_index() != 0:
     yield
@@ -53,8 +53,14 @@ def wandb(config, workdir, settings):
   if not os.path.exists(path):
     write_text(path, os.urandom(8).hex())
   with open(path, encoding="utf-8") as file:
+    identity = file.read()
+  try:
     run = client.init(project=config.project, name=config.name or os.path.basename(workdir),
-                      id=file.read(), resume="allow", dir=workdir, config=settings)
+                      id=identity, resume="allow", dir=workdir, config=settings)
+  except Exception as error:  # its errors have no class in common
+    raise ConfigError(
+      f"config.wandb.project = {config.project!r}: {one_line(error)}; wandb login, set "
+      "WANDB_MODE=offline, or leave config.wandb.project empty") from error
   stages = set()
 
   def send(line):
@@ -65,7 +71,7 @@ def wandb(config, workdir, settings):
     try:
       run.log({f"{stage}/{name}": value for name, value in line.items()
                if name != "stage" and value is not None})
-    except OSError as error:  # the line is in the file: a copy that fails stops no run
+    except Exception as error:  # the line is in the file: a copy that fails stops no run
       logging.warning("step %d of %s was not sent to Weights & Biases: %s", line["step"], stage,
                       error)
 
@@ -73,4 +79,7 @@ def wandb(config, workdir, settings):
     with metrics.mirrored(send):
       yield
   finally:
-    run.finish()
+    try:
+      run.finish()
+    except Exception as error:
+      logging.warning("the run at Weights & Biases did not end well: %s", error)

@@ -136,3 +136,12 @@ def test_picture_is_what_the_script_draws(picture):
   # Another version of the font renderer may smooth letters differently.
   difference = np.abs(np.asarray(drawn, np.int16) - np.asarray(kept, np.int16)).max(-1)
   assert (difference > 32).mean() < 0.01
+
+
+def test_the_grader_of_the_reward_page_grades_what_the_tiny_run_writes():
+  text = (ROOT / "docs" / "reward.md").read_text(encoding="utf-8")
+  found = {}
+  exec(text.split("```python\n")[1].split("```")[0], found)
+  same_word = found["same_word"]
+  assert same_word("<think> 3 + 4 = 7 </think> \\boxed{7}", "7")
+  assert not same_word("<think> 3 + 4 = 7 </think> \\boxed{8}", "7") and not same_word("", "7")

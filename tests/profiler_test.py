@@ -1,13 +1,11 @@
-import time
+import json
+import os
+import subprocess
+import sys
 
-import flax.struct
-import jax
-import jax.numpy as jnp
 import pytest
 
 from ares_jax import profiler
-from ares_jax.loop import LoopConfig, run_stage
-from ares_jax.metrics import PhaseTimer
 
 
 @pytest.mark.parametrize("text, message", [
@@ -23,46 +21,28 @@ def test_a_range_is_two_numbers():
   assert profiler.steps("0:9", "aepo", 9) == (0, 9)
 
 
-@flax.struct.dataclass
-class Counter:
-  step: jax.Array
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory):
+  """(folder, what tests/tracing.py found)."""
+  folder = tmp_path_factory.mktemp("traced")
+  script = os.path.join(os.path.dirname(__file__), "tracing.py")
+  done = subprocess.run([sys.executable, script, folder], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  return folder, json.loads(done.stdout.splitlines()[-1])
 
 
-def run(workdir, name="stage", steps=4):
-  timer, seen = PhaseTimer(), []
-
-  def begin(state):
-    def step(state):
-      with timer("rollout"):
-        seen.append(bool(profiler._running))
-        time.sleep(0.001)
-      return Counter(state.step + 1), {}, ""
-    return step
-
-  run_stage(name, Counter(jnp.int32(0)), begin, steps=steps, workdir=str(workdir),
-            config=LoopConfig(1, 1, False, 2), phases=timer)
-  return seen
-
-
-def test_the_steps_that_were_asked_for_are_traced_with_their_phases(tmp_path):
-  folder = tmp_path / "profile"
-  with profiler.requested(str(folder), "stage", 1, 3):
-    assert run(tmp_path, "other") == [False] * 4
-    assert run(tmp_path) == [False, True, True, False]
-  [trace] = folder.rglob("*.xplane.pb")
+def test_the_steps_that_were_asked_for_are_traced_with_their_phases(traced):
+  folder, found = traced
+  assert found["another stage"] == [False] * 5
+  assert found["whole"] == [False, True, True, False, False]
+  [trace] = (folder / "whole").rglob("*.xplane.pb")
   names = trace.read_bytes()
   assert b"rollout" in names and b"step" in names and b"save" in names
 
 
-def test_what_comes_after_the_stage_is_not_traced(tmp_path):
-  with profiler.requested(str(tmp_path / "profile"), "stage", 1, 2):
-    assert run(tmp_path, steps=2) == [False, True]
-    assert not profiler._running
+def test_what_comes_after_the_stage_is_not_traced(traced):
+  assert traced[1]["last step"] == [False, True, False]
 
 
-def test_a_run_that_ends_inside_the_range_leaves_no_trace_running(tmp_path):
-  with pytest.raises(RuntimeError), profiler.requested(str(tmp_path / "p"), "stage", 0, 9):
-    profiler.at("stage", 0)
-    assert profiler._running
-    raise RuntimeError("power cut")
-  assert not profiler._running
+def test_a_run_that_ends_inside_the_range_leaves_no_trace_running(traced):
+  assert traced[1]["before the end"] and not traced[1]["ended inside"]

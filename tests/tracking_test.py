@@ -73,3 +73,26 @@ def test_asked_for_and_absent_is_one_line_with_the_remedy(monkeypatch, tmp_path)
   monkeypatch.setitem(sys.modules, "wandb", None)
   with pytest.raises(ConfigError, match="config.wandb.project = 'ares' needs.*pip install wandb"):
     write(tmp_path, tracking.WandbConfig("ares", ""), [1])
+
+
+def test_what_fails_there_ends_no_run_and_hides_no_error(client, tmp_path, monkeypatch):
+  def fail(*_):
+    raise ConnectionResetError("gone")
+
+  monkeypatch.setattr(Run, "log", fail)
+  monkeypatch.setattr(Run, "finish", fail)
+  write(tmp_path, tracking.WandbConfig("ares", ""), [1])
+  assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+  with (pytest.raises(ValueError, match="power cut"),
+        tracking.wandb(tracking.WandbConfig("ares", ""), str(tmp_path), {})):
+    raise ValueError("power cut")
+
+
+def test_a_run_that_cannot_begin_there_is_one_line(monkeypatch, tmp_path):
+  def init(**_):
+    raise RuntimeError("no API key\nconfigured")
+
+  monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+  with pytest.raises(ConfigError, match="'ares': no API key.*WANDB_MODE=offline") as error:
+    write(tmp_path, tracking.WandbConfig("ares", ""), [1])
+  assert "\n" not in str(error.value)

@@ -55,17 +55,17 @@ def _best(result):
 def kl(result, records):
   """The KL outside windows against its target over the run, and the regions of the controller."""
   found = [line for _, line in sorted(records.aepo_metrics().items())]
-  steps, series = [line["step"] for line in found], []
-  for name in BUCKETS:
-    values = [line[f"kl/outside/{name}"] for line in found]
-    if any(value is not None for value in values):
-      series.append((name, steps, values))
-  for row in result["buckets"]:
-    series.append((f"target {row['bucket']}", steps, [row["target"]] * len(steps)))
-  drawn = {
-    "kl_outside": lines("KL outside windows, nats a token", series),
-    "kl_kappa": lines("KL coefficient kappa", [
-      (name, steps, [line[f"kl/kappa/{name}"] for line in found]) for name in BUCKETS])}
+  steps = [line["step"] for line in found]
+
+  def by_bucket(metric):
+    series = [(name, steps, [line[f"{metric}/{name}"] for line in found]) for name in BUCKETS]
+    return [one for one in series if any(value is not None for value in one[2])]
+
+  targets = [(f"target {row['bucket']}", steps, [row["target"]] * len(steps))
+             for row in result["buckets"]]
+  drawn = {name: lines(title, series) for name, title, series in (
+    ("kl_outside", "KL outside windows, nats a token", by_bucket("kl/outside") + targets),
+    ("kl_kappa", "KL coefficient kappa", by_bucket("kl/kappa"))) if series}
   by_key = {(one["rate"], one["noise"]): one["state"] for one in result["simulation"]}
   rates, noises = kl_check.RATES, kl_check.NOISES
   states = [[by_key[rate, noise] for noise in noises] for rate in rates]

@@ -4,9 +4,9 @@
     JAX_PLATFORMS=cpu python -m tests.bench.plan_full --models=7B --topologies=v5e:8x8
 
 Prints a Markdown row as soon as a program is compiled, with the CPU time that took: compiling uses
-all cores, and its wall time is the machine's load. "model" takes what 16 chips of "data" leave, as
-far as heads divide over it: the recipe's minibatch is 25 packed rows, and a microbatch has one a
-chip of "data" or more. A GPU has no row: its programs can be compiled on that GPU only.
+all cores, and its wall time is the machine's load. "model" has 4 chips where that leaves 16 for
+"data", else 1: 7B has 4 heads of keys, and those of 3B, 2, are whole on every chip. A microbatch
+has a row a chip of "data". A GPU has no row: its programs can be compiled on that GPU only.
 """
 
 import argparse
@@ -16,11 +16,10 @@ import jax
 
 from ares_jax import config as config_lib
 from ares_jax import plan, programs, setup
-from ares_jax.models.published import BY_NAME
 
 MODELS = {"7B": "Qwen2.5-VL-7B-Instruct", "3B": "Qwen2.5-VL-3B-Instruct"}
 TOPOLOGIES = "v5e:8x8", "v5p:4x4x4", "v6e:8x8", "v5p:2x2x4", "v5e:16x16"
-DATA = 16  # at least
+DATA, MODEL = 16, 4  # at least; where there are enough
 
 
 def rows(model, topology, only):
@@ -29,8 +28,7 @@ def rows(model, topology, only):
   chips = 1
   for size in topology.split(":")[1].split("x"):
     chips *= int(size)
-  heads = BY_NAME[MODELS[model]].heads
-  parts = max(n for n in range(1, chips // DATA + 1) if chips % n == heads % n == 0)
+  parts = MODEL if chips >= DATA * MODEL else 1
   values.update_from_flattened_dict({
     "model.path": MODELS[model], "mesh.model": parts, "aepo.microbatch": chips // parts})
   config = setup.build(setup.TrainConfig, values, "config")

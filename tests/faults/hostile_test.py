@@ -190,7 +190,7 @@ def test_mutated_images_give_an_image_or_its_name_in_little_memory():
 
 AUDIT = '''
 import sys
-from ares_jax.data import digits, grade
+from ares_jax.data import digits, formula, grade
 from ares_jax.data.chat import Chat
 from ares_jax.data.prompts import Encoder, PromptConfig
 from ares_jax.data.sources import FileSource, SourceConfig
@@ -203,27 +203,35 @@ chat = Chat(tokenizer, "", tokenizer.convert_tokens_to_ids("<|image_pad|>"))
 encoder = Encoder(chat, PromptConfig("", (200,), (4,), 784, 3136), window=28, patch=14, merge=2)
 
 def work(texts):
-  with grade.GradingPool(1) as pool:
-    source = FileSource(SourceConfig("d.jsonl", "plain", "", 1.0))
-    for number in range(len(source)):
-      try:
-        encoder.encode(source[number])
-      except ValueError:
-        pass
-    for text in texts:
-      chat.response(text)
-      grade.same_answer(text, "3", symbolic=lambda *_: False)
-      grade.extract_boxed(text), grade.well_formed(text)
+  source = FileSource(SourceConfig("d.jsonl", "plain", "", 1.0))
+  for number in range(len(source)):
+    try:
+      encoder.encode(source[number])
+    except ValueError:
+      pass
+  for text in texts:
+    chat.response(text)
+    grade.same_answer(text, "3", symbolic=lambda *_: False)
+    grade.extract_boxed(text), grade.well_formed(text)
 
-work(["3", "x+1"])  # what is imported late is imported here
-FORBIDDEN = ("exec", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen",
-             "pickle.find_class", "socket.connect", "socket.getaddrinfo", "socket.bind",
-             "marshal.loads", "ctypes.dlopen", "import")
+def formulas(texts):  # as a worker grades them: sympy compiles what it has parsed
+  for text in texts:
+    try:
+      formula.same_formula(text, "x+1")
+    except Exception:
+      pass
+
+work(["3", "x+1"]), formulas(["3", "x^2+1"])  # what is imported late is imported here
+REACHING = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen",
+            "socket.connect", "socket.getaddrinfo", "socket.bind", "ctypes.dlopen")
+FORBIDDEN = REACHING + ("exec", "pickle.find_class", "marshal.loads", "import")
 seen = []
 sys.addaudithook(lambda event, args: seen.append((event, str(args)[:80]))
-                 if armed and event in FORBIDDEN else None)
-armed = [1]
+                 if armed and event in armed[0] else None)
+armed = [FORBIDDEN]
 work(EVIL)
+armed[0] = REACHING
+formulas(EVIL)
 armed.clear()
 print(seen)
 '''

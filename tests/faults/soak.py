@@ -71,9 +71,9 @@ def start(workdir, *, before=lambda: None, each=lambda number: None):
     os._exit(code)
 
 
-def ended(pid):
+def ended(pid, patience=PATIENCE):
   """Exit code, or minus the signal; None where the process had to be ended."""
-  limit = time.monotonic() + PATIENCE
+  limit = time.monotonic() + patience
   while time.monotonic() < limit:
     done, status = os.waitpid(pid, os.WNOHANG)
     if done:
@@ -235,12 +235,15 @@ def measure(workdir):
   os.makedirs(workdir)
   pid = os.fork()
   if pid == 0:
-    sys.stderr = open(os.path.join(workdir, "stderr"), "a")
-    crashes.run(workdir, None, steps=MEASURED, keep=2, each=each)
-    os._exit(0)
-  ended_at = time.monotonic() + 10 * PATIENCE
-  while os.waitpid(pid, os.WNOHANG)[0] == 0 and time.monotonic() < ended_at:
-    time.sleep(0.1)
+    code = 1
+    try:
+      sys.stderr = open(os.path.join(workdir, "stderr"), "a")
+      crashes.run(workdir, None, steps=MEASURED, keep=2, each=each)
+      code = 0
+    finally:
+      os._exit(code)
+  if ended(pid, 10 * PATIENCE) != 0:
+    raise RuntimeError(f"the run that is measured fails: see {workdir}/stderr")
   return np.loadtxt(path)
 
 
