@@ -279,8 +279,12 @@ def measure(params, source, config, *, generator, path, max_tokens, seed, shard=
   if len(source) < config.problems:
     raise ValueError(f"{config.problems} problems to curate, the source has {len(source)}; "
                      "lower curate.problems")
+  if config.problems < len(source) and len(getattr(source, "parts", ())) > 1:
+    raise ValueError(f"{config.problems} problems of {len(source)} in {len(source.parts)} sources: "
+                     "they are taken one source behind the other, whatever the weights; set "
+                     f"curate.problems={len(source)}, or leave sources out of data.files.curated")
   part, done = pass_rates.part(config.problems, shard), hosts.leader(
-    lambda: pass_rates.whole_lines(path))
+    lambda: pass_rates.go_on(path))
   progress = Progress(len(part), "curation", start=done)
   while done < len(part):
     looked_at = _look_at(params, source, config, generator, max_tokens, seed, part, done)

@@ -161,19 +161,23 @@ def aepo_step(model, config, state, reference, batch, words_V, base=None):
   tx = _optimizer(config, state.params, base)
 
   def minibatch(carry, part):
-    params, opt_state = carry
+    params, opt_state, gap = carry
     rows, images, old = part
     grads, sums = policy_gradient.gradient(model, config, params, reference, rows, images, signal,
                                            old, base)
     rate = optimizer.learning_rate(config.optimizer, state.step, config.steps)
     sums["fault/loss"] = (~jnp.isfinite(sums["loss/policy"] + sums["loss/kl"])).astype(int)
+    if config.loss.old_logprob == "sampler":
+      # Of the first minibatch: once one was applied, the policy is not the one that sampled.
+      sums["loss/sampler_gap"] = jnp.where(gap < 0, sums["loss/sampler_gap"], gap)
     sums["fault/sampler_gap"] = (sums["loss/sampler_gap"] > config.loss.sampler_gap[1]).astype(int)
     sound = sum([*faults.values(), *(x for name, x in sums.items() if name in FAULTS)]) == 0
     params, opt_state, update = optimizer.apply(tx, grads, opt_state, params, rate, sound)
-    return (params, opt_state), sums | {f"update/{name}": x for name, x in update.items()}
+    gap = jnp.where(update["skipped"], gap, sums["loss/sampler_gap"])
+    return (params, opt_state, gap), sums | {f"update/{name}": x for name, x in update.items()}
 
-  (params, opt_state), sums = jax.lax.scan(
-    minibatch, (state.params, state.opt_state), (rows, images, old))
+  (params, opt_state, _), sums = jax.lax.scan(
+    minibatch, (state.params, state.opt_state, jnp.float32(-1)), (rows, images, old))
   params, opt_state = optimizer.keep_layout(tx, params, opt_state,
                                             lora.specs(model, base, params))
   kl_tokens_3 = sums.pop("kl_tokens_3").sum(0)

@@ -2,8 +2,9 @@
 
     python -m ares_jax.train --config=configs/ares_tiny.py --check
 
-Shapes are the longest of the config: every example of fine-tuning in a row of its own, prompts of
-the last `prompt.max_tokens`, answers of `max_tokens`, packed rows of the longest `row_tokens`. jax
+Shapes are the longest of the config: prompts of the last `prompt.max_tokens`, answers of
+`max_tokens`, packed rows of the longest `row_tokens`. Fine-tuning is checked with every example in
+a row of its own, which is an upper bound: packed rows are fewer, so a run begins without it. jax
 keeps what is compiled here for a step of the same shapes and layout.
 """
 
@@ -19,6 +20,7 @@ from ares_jax.checkpoint import newest
 from ares_jax.config import one_line
 from ares_jax.plan import GIB, NAMES, knobs
 from ares_jax.programs import fine_tuning, programs
+from ares_jax.run_folder import STAGES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,21 +38,24 @@ class Checked:
     return self.bytes is not None and (self.limit is None or self.bytes <= self.limit)
 
 
-def check(config, model, note=lambda line: None):
+def check(config, model, end, note=lambda line: None, stages=STAGES):
   """Checked programs of a TrainConfig on the current mesh, in the order they run.
 
   Args:
     config: setup.TrainConfig.
     model: ModelConfig.
+    end: token ids that end an answer.
     note: is told of every program when it starts.
+    stages: whose programs.
 
   Raises:
     ValueError: sizes do not divide over the mesh, or keys and values do not fit engine.cache_gib.
   """
-  largest = [fine_tuning(config, model, stage) for stage in ("warmup", "adacs")
-             if getattr(config, stage).steps]
-  largest += programs(config, model) if config.aepo.steps else ()
-  checked = []
+  largest, checked = [], []
+  for stage in stages:
+    if getattr(config, stage).steps:
+      largest += programs(config, model, end) if stage == "aepo" else [
+        fine_tuning(config, model, stage)]
   for program in largest:
     note(f"compiling the longest shape of {program.name} ...")
     pulse.beat()
@@ -73,6 +78,8 @@ def table(checked):
     size, limit = ("?" if x is None else f"{x / GIB:.3f}" for x in (one.bytes, one.limit))
     lines.append(f"| {one.name} | {size}{'' if one.fits else ', too many'} | {limit} | "
                  f"{one.seconds:.0f} |")
+  if {"warmup", "adacs"} & {one.name for one in checked}:
+    lines += ["", "warmup and adacs with every example in a row of its own: an upper bound."]
   return "\n".join(lines)
 
 
@@ -84,7 +91,7 @@ def require(checked, config, model):
                      f"{remedies(over, config, model)}")
 
 
-def longest_first(config, model, workdir, note):
+def longest_first(config, model, end, workdir, note):
   """Before AEPO begins: compiles its longest shapes, where the first batch may have shorter ones.
 
   Raises:
@@ -92,7 +99,7 @@ def longest_first(config, model, workdir, note):
   """
   several = len(config.prompt.max_tokens) > 1 or len(config.aepo.row_tokens) > 1
   if several and config.aepo.steps and newest(os.path.join(workdir, "aepo")) is None:
-    require(check(config, model, note), config, model)
+    require(check(config, model, end, note, ("aepo",)), config, model)
 
 
 @contextlib.contextmanager

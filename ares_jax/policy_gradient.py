@@ -29,8 +29,9 @@ class LossConfig:
   average: Literal["token", "sequence"]
   old_logprob: Literal["sampler", "recompute"]
   importance_cap: float  # of min(exp(old - sampler), cap); used where old_logprob is recomputed
-  # Mean |log-probability of the trainer - of the sampler|, nats a token: beyond the first the
-  # progress bar warns, beyond the second the update is skipped. inf = never.
+  # Mean |log-probability of the trainer - of the sampler|, both before the iteration's first
+  # update, nats a token: beyond the first the progress bar warns, beyond the second the update is
+  # skipped. inf = never.
   sampler_gap: tuple[float, float]
 
   def __post_init__(self):
@@ -148,7 +149,9 @@ def gradient(model, config, params, reference, rows, images, signal, old, base=N
     base: lora.Base, or None.
 
   Returns:
-    Gradient like params, and sums over microbatches of parts of the minibatch's means.
+    Gradient like params, and sums over microbatches of parts of means. Over the minibatches they
+    average to means over the batch's tokens; "loss/sampler_gap" is over the minibatch's own, from
+    `old` where that is recomputed, else from `params`.
   """
   frozen_vision = base is not None or "vision" in config.frozen
   frozen = (*lora.trained_frozen(base, config.frozen), "vision")
@@ -159,8 +162,10 @@ def gradient(model, config, params, reference, rows, images, signal, old, base=N
     features, pull = jax.vjp(lambda vision: _shared(model, {"vision": vision}, images),
                              params["vision"])
     reference_features = _shared(model, reference, images)
-  tokens = rows.response_mask.sum()
-  # What a mean divides by, of the whole minibatch: the microbatches' losses add up to its own.
+  # What a mean divides by: as many tokens in every minibatch, the batch's mean. Minibatches are
+  # dealt by length (rows.balance) and may hold twice the tokens of others: divided by its own, a
+  # token of a short answer would weigh twice that of a long one.
+  tokens = signal.length.sum() * (config.minibatch / len(signal.length))
   total, length_B = tokens, jnp.maximum(signal.length, 1)
   if config.loss.average == "sequence":
     # Every sequence in the rows counts 1, spread over its tokens.
@@ -169,8 +174,8 @@ def gradient(model, config, params, reference, rows, images, signal, old, base=N
   def loss_fn(trained, features, part, old_RC):
     logprob_RC, entropy_RC = _score(model, lora.join(base, params | trained), part, features)
     reference_RC = jax.lax.stop_gradient(_score(model, reference, part, reference_features)[0])
-    return _loss(config, signal, part, logprob_RC, entropy_RC, reference_RC, old_RC, tokens, total,
-                 length_B)
+    return _loss(config, signal, part, logprob_RC, entropy_RC, reference_RC, old_RC,
+                 rows.response_mask.sum(), tokens, total, length_B)
 
   def microbatch(index, carry):
     (weight_grads, feature_grads), sums = carry
@@ -195,9 +200,9 @@ def gradient(model, config, params, reference, rows, images, signal, old, base=N
   return zeros | grads, sums
 
 
-def _loss(config, signal, part, logprob_RC, entropy_RC, reference_RC, old_RC, tokens, total,
+def _loss(config, signal, part, logprob_RC, entropy_RC, reference_RC, old_RC, own, tokens, total,
           length_B):
-  """A microbatch's share of the minibatch's loss, and of its metrics."""
+  """A microbatch's share of the minibatch's loss, and of its metrics; `own` are its tokens."""
   loss, kl = config.loss, config.kl
   mask_RC, sampler_RC, b_RC = part.response_mask, part.sampler_logprob, part.sequence
   cover_RC, bucket_RC = signal.cover[b_RC, part.place] & mask_RC, signal.bucket[b_RC]
@@ -206,6 +211,7 @@ def _loss(config, signal, part, logprob_RC, entropy_RC, reference_RC, old_RC, to
     advantage_RC += signal.bonus[b_RC, part.place]
   if old_RC is None:
     old_RC = jax.lax.stop_gradient(logprob_RC)
+  before_RC = logprob_RC if loss.old_logprob == "sampler" else old_RC
   weight_RC = jnp.ones_like(logprob_RC)
   if loss.average == "sequence":
     weight_RC /= length_B[b_RC]
@@ -225,8 +231,8 @@ def _loss(config, signal, part, logprob_RC, entropy_RC, reference_RC, old_RC, to
   sums |= {"loss/policy": policy, "loss/kl": penalty,
            "kl/mean": ops.average_loss(kl_RC, mask_RC, total=tokens),
            "loss/entropy": ops.average_loss(entropy_RC, mask_RC, total=tokens),
-           "loss/sampler_gap": ops.average_loss(jnp.abs(logprob_RC - sampler_RC), mask_RC,
-                                                total=tokens),
+           "loss/sampler_gap": ops.average_loss(jnp.abs(before_RC - sampler_RC), mask_RC,
+                                                total=own),
            "kl_sum_3": kl_3 * kl_tokens_3, "kl_tokens_3": kl_tokens_3, "ratio_max": ratio_max}
   # Entropy is a function of all logits: where one is not finite, it is not.
   sums |= {f"fault/{name}": (mask_RC & ~jnp.isfinite(x)).sum() for name, x in (

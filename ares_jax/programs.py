@@ -54,11 +54,12 @@ def sizes(section):
   return dataclasses.replace(BY_NAME[name], **how)
 
 
-def programs(config, model):
+def programs(config, model, end=(0,)):
   """Programs of an iteration of a TrainConfig on the current mesh, in the order they run.
 
   All shapes are the largest of the config: prompts of the last `prompt.max_tokens` and `windows`,
   answers of `max_tokens`. With online filtering an iteration may sample several batches; here one.
+  `end`, token ids that end an answer, are part of what is compiled, but hardly of its cost.
 
   Raises:
     ValueError: sizes do not divide over the mesh, or keys and values do not fit engine.cache_gib.
@@ -105,7 +106,7 @@ def programs(config, model):
   def decode():
     return slots.decode.trace(
       model, lowered, read, state, _split(jax.eval_shape(lambda: jax.random.key(0))), vocabulary,
-      branching, group=settings.group, sampling=settings.sampling, end=(0,),
+      branching, group=settings.group, sampling=settings.sampling, end=end,
       steps=config.engine.chunk, live=tokens)
 
   def update():

@@ -3,8 +3,9 @@
     python -m ares_jax.train --config=configs/ares_tiny.py --workdir=runs/ares_tiny \\
       --replay=runs/ares_tiny/nonfinite/aepo-7.npz
 
-The stage's own step runs once more, on the weights of its newest checkpoint: updates that were left
-out did not change them. Nothing is written.
+The stage's own step runs once more, on the weights of its newest checkpoint. Where that is not of
+the step before, updates in between are missing, or were made since: the output says so. What the
+run keeps of itself, its records, checkpoints and metrics, stays as it is.
 """
 
 import os
@@ -47,11 +48,7 @@ def replay(parts, workdir, path):
   Raises:
     ValueError: the file is no dumped batch of a stage.
   """
-  found = re.fullmatch(rf"({'|'.join(STAGES)})-(\d+)\.npz", os.path.basename(path))
-  if not found:
-    raise ValueError(f"--replay={path}: the name of a dumped batch is STAGE-STEP.npz, with STAGE "
-                     f"one of {', '.join(STAGES)}")
-  stage, number = found[1], int(found[2])
+  stage, number = _parts(path)
   with np.load(path, allow_pickle=False) as file:
     arrays = dict(file)
   config = getattr(parts.config, stage)
@@ -85,11 +82,24 @@ def replay(parts, workdir, path):
 
 def text(path, terms, step):
   """What `replay` found, for a terminal."""
+  before = _parts(path)[1] - 1
   lines = [f"{path}, with the weights of step {step}:"]
+  if step != before:
+    lines.append(f"  it was made with those of step {before}, of which the newest checkpoint is "
+                 "not: what is made of weights may come out otherwise")
   lines += [f"  {name}: {count}" for name, count in terms.items()]
   lines.append(f"not finite or beyond its limit first: {next(iter(terms))}" if terms else
                "all terms are finite: with these weights the update would be applied")
   return "\n".join(lines)
+
+
+def _parts(path):
+  """(stage, number of the step) in the name of a dumped batch."""
+  found = re.fullmatch(rf"({'|'.join(STAGES)})-(\d+)\.npz", os.path.basename(path))
+  if not found:
+    raise ValueError(f"--replay={path}: the name of a dumped batch is STAGE-STEP.npz, with STAGE "
+                     f"one of {', '.join(STAGES)}")
+  return found[1], int(found[2])
 
 
 def _first(parts, workdir, stage):

@@ -24,7 +24,7 @@ SHORTEST_LIVE = 512  # tokens: attention over fewer is not worth a program of it
 # its rows ends: at skewed lengths 1 idles a third of the slots' steps, 3 as few as all prompts do.
 PLACES = 3
 # All devices read together: one reads before the others have room when this share of its slots has
-# no row. Of 8 devices that saves half of the reads at skewed lengths, and costs no slot its row.
+# no row; until then reads wait for room on all, and are fewer.
 STARVED = 0.25
 HANDED = 64  # responses fetched in one transfer for whoever takes them while others are decoded
 

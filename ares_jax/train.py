@@ -75,25 +75,25 @@ def main():
     with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model)), \
         open_run(config, workdir=workdir, check=not shard) as parts:
       if _CHECK.value:
-        checked = check.check(config, parts.model, _note)
+        checked = check.check(config, parts.model, parts.generator.end, _note)
         if jax.process_index() == 0:
           print(check.table(checked))
         check.require(checked, config, parts.model)
         return
-      records["fingerprint.json"] = fingerprint(parts)
-      hosts.check_same(records["fingerprint.json"], "reads other files")
-      hosts.leader(lambda: run_folder.keep(workdir, records, allow))
       if _REPLAY.value:
         found = text(_REPLAY.value, *replay(parts, workdir, _REPLAY.value))
         if jax.process_index() == 0:
           print(found)
         return
+      records["fingerprint.json"] = fingerprint(parts)
+      hosts.check_same(records["fingerprint.json"], "reads other files")
+      hosts.leader(lambda: run_folder.keep(workdir, records, allow))
       if shard:
         curate_shard(parts, workdir, shard)
         return
       with check.naming_knobs(config, parts.model), traced, \
           tracking.wandb(config.wandb, workdir, values.to_dict()):
-        check.longest_first(config, parts.model, workdir, _note)
+        check.longest_first(config, parts.model, parts.generator.end, workdir, _note)
         train(parts, workdir, until="curation" if _CURATE.value else "end", allow=allow)
 
 

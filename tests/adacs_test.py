@@ -13,6 +13,7 @@ from models.qwen25_vl_test import load
 from ares_jax import adacs, mesh, optimizer, replay, run_folder, setup
 from ares_jax.checkpoint import Checkpoints
 from ares_jax.data.prompts import Encoder, PromptConfig
+from ares_jax.data.sources import Mixture
 from ares_jax.data.traces import trace_batch
 from ares_jax.models import qwen25_vl
 from ares_jax.models.vision import VisionInput
@@ -226,6 +227,15 @@ def test_shards_made_apart_are_the_curation_of_one(curate, tmp_path, monkeypatch
     assert (apart / name).read_text() == (whole / name).read_text()
   with pytest.raises(ValueError, match="shard 5 of 5: the number must be below 5, which must be"):
     curate(folder, shard=(5, 5))
+
+
+def test_a_part_of_several_sources_is_refused(tmp_path):
+  mixed = Mixture([Source(), Source()], [1.0, 3.0])
+  config = adacs.CurateConfig(selection="adacs", pass_rates="column", problems=6, samples=8,
+                              count=6, batch=3)
+  with pytest.raises(ValueError, match="6 problems of 8 in 2 sources: .* curate.problems=8, or"):
+    adacs.measure(None, mixed, config, generator=None, path=str(tmp_path / "curation.jsonl"),
+                  max_tokens=8, seed=0)
 
 
 def test_rows_without_candidates_are_named_before_the_probe(tmp_path):

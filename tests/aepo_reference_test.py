@@ -158,8 +158,10 @@ def test_two_iterations_equal_the_slow_reference(case):
     assert (np.array(slow.reward) < CORRECT[1]).any()
 
 
-def test_a_minibatch_against_the_slow_reference_with_importance_and_sequence_average(case):
-  config = replace(case.run.config.aepo, minibatch=16, loss__average="sequence",
+@pytest.mark.parametrize("average, minibatches", [("sequence", 1), ("token", 2)])
+def test_minibatches_together_equal_the_slow_reference_with_importance(case, average, minibatches):
+  """Before any update their mean gradient is the batch's: a token weighs the same in each."""
+  config = replace(case.run.config.aepo, minibatch=16 // minibatches, loss__average=average,
                    loss__old_logprob="recompute")
   model, params, slow = case.run.model, case.params, Slow(config)
   entropy, sampler = case.draw(3)
@@ -177,11 +179,16 @@ def test_a_minibatch_against_the_slow_reference_with_importance_and_sequence_ave
     beta_3=jnp.float32(config.kl.beta), rho=config.kl.rho)
   with jax.set_mesh(mesh_of(1)):
     batch = case.batch(config, CORRECT[0], entropy, sampler)
-    images = policy_gradient.frozen_features(model, params, batch.vision, minibatches=1)
-    rows, images = jax.tree.map(lambda x: x[0], (batch.rows, images))
-    grads, sums = jax.jit(functools.partial(policy_gradient.gradient, model, config))(
-      params, reference, rows, images, signal, jnp.where(
-        rows.response_mask, jnp.array(old)[rows.sequence, rows.place], 0))
+    tokens = batch.rows.response_mask.sum((1, 2, 3))
+    assert minibatches == 1 or abs(tokens[0] - tokens[1]) > 0.1 * tokens[0]
+    images = policy_gradient.frozen_features(model, params, batch.vision, minibatches=minibatches)
+    gradient = jax.jit(functools.partial(policy_gradient.gradient, model, config))
+    found = []
+    for number in range(minibatches):
+      rows, features = jax.tree.map(lambda x: x[number], (batch.rows, images))  # noqa: B023
+      found.append(gradient(params, reference, rows, features, signal, jnp.where(
+        rows.response_mask, jnp.array(old)[rows.sequence, rows.place], 0)))
+  grads, sums = jax.tree.map(lambda *parts: sum(parts) / minibatches, *found)
   np.testing.assert_allclose(sums["loss/policy"], policy, rtol=1e-5)
   np.testing.assert_allclose(sums["loss/kl"], penalty, rtol=1e-5)
   expected = case.gradient(params, slopes)

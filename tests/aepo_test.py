@@ -137,6 +137,16 @@ def test_recomputed_log_probabilities_are_those_before_the_first_minibatch(prepa
   assert metrics["loss/ratio_max"] > 1.001
 
 
+@pytest.mark.parametrize("old", ["sampler", "recompute"])
+def test_how_far_the_policy_moves_is_no_gap_to_the_sampler(prepared, old):
+  # Rates of 10 and 100 thousand times the recipes' move the second minibatch's policy afar.
+  config = replace(prepared.config.aepo, loss__old_logprob=old, optimizer__learning_rate=0.1,
+                   loss__sampler_gap=(1e-3, 1e-3))
+  _, metrics = prepared.step(config)
+  assert metrics["loss/ratio_max"] > 1.1
+  assert metrics["loss/sampler_gap"] < 1e-4 and metrics["update/skipped"] == 0
+
+
 def test_sequence_average_weighs_responses_not_tokens(prepared, whole):
   config = replace(whole[0], microbatch=4, loss__average="sequence")
   _, metrics = prepared.step(config)
@@ -237,7 +247,9 @@ def test_a_dumped_batch_is_replayed_and_its_term_named(prepared, tmp_path):
       terms, step = replay.replay(run, str(tmp_path), path)
       assert step == 0 and list(terms)[:2] == (
         ["batch/rows/sampler_logprob", "sampler_logprob"] if kept else [])
-      assert "first: batch/rows/sampler_logprob" in replay.text(path, terms, step) or not kept
+      said = replay.text(path, terms, step)
+      assert "first: batch/rows/sampler_logprob" in said or not kept
+      assert "with the weights of step 0:\n  it was made with those of step 6, of which" in said
     # The batch is sound: now the weights are not.
     weights_of = prepared.params | {"final_norm": prepared.params["final_norm"] * np.nan}
     with Checkpoints(str(tmp_path / "aepo"), 1) as checkpoints:
@@ -245,6 +257,7 @@ def test_a_dumped_batch_is_replayed_and_its_term_named(prepared, tmp_path):
     terms, step = replay.replay(run, str(tmp_path), path)
   assert step == 6 and next(iter(terms)) == "weights/final_norm" and {"logits", "logprob"} <= set(
     terms)
+  assert "it was made with" not in replay.text(path, terms, step)
   with pytest.raises(ValueError, match="STAGE-STEP.npz, with STAGE one of warmup"):
     replay.replay(run, str(tmp_path), "x.npz")
 

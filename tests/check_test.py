@@ -28,11 +28,12 @@ def test_what_is_too_large_is_refused_with_what_to_turn(small, monkeypatch):
     stage, large if stage == "warmup" else 4))
   monkeypatch.setattr(check, "programs", lambda *_: (program("decode", 4),
                                                      program("aepo_step", large)))
-  checked = check.check(*small, lines.append)
+  checked = check.check(*small, (5,), lines.append)
   assert [one.name for one in checked] == ["warmup", "adacs", "decode", "aepo_step"]
   assert len(lines) == 4 and checked[2].bytes == 1000 + 2 * 16
   assert [one.fits for one in checked] == [False, True, True, False]
   assert "| warmup | 0.007, too many | 0.002 |" in check.table(checked)
+  assert check.table(checked).endswith("an upper bound.")
   with pytest.raises(ValueError, match="^warmup, aepo_step need more memory than a") as error:
     check.require(checked, *small)
   assert "turn first: --config.warmup.microbatch=2; --config.model.remat=block" in str(error.value)
@@ -51,18 +52,21 @@ def test_fine_tuning_has_room_for_every_example_in_a_row_of_its_own(small):
 
 
 def test_the_longest_shapes_come_first_where_there_are_shorter_ones(small, tmp_path, monkeypatch):
-  calls = []
-  monkeypatch.setattr(check, "check", lambda *_: calls.append(1) or [
-    check.Checked("decode", None, None, 0.0)])
-  check.longest_first(*small, str(tmp_path), print)
+  calls, end = [], (5, 6)
+  monkeypatch.setattr(check, "_limit", lambda: 2e6)
+  # What fine-tuning would need at most is no reason to refuse a run.
+  monkeypatch.setattr(check, "fine_tuning", lambda *_: program("warmup", 10**6))
+  monkeypatch.setattr(check, "programs", lambda config, model, end: calls.append(end) or [
+    program("decode", 10**6)])
+  check.longest_first(*small, end, str(tmp_path), print)
   assert not calls  # one shape: the first batch has it
   several = tiny.read(prompt__max_tokens=(20, 26), prompt__windows=(4, 4)), small[1]
-  with pytest.raises(ValueError, match="decode need more .* turn first: --config.mesh.model"):
-    check.longest_first(*several, str(tmp_path), print)
+  with pytest.raises(ValueError, match="^decode need more .* turn first: --config.mesh.model"):
+    check.longest_first(*several, end, str(tmp_path), print)
   (tmp_path / "aepo" / "5").mkdir(parents=True)  # a run that goes on
   monkeypatch.setattr(check, "newest", lambda folder: 5)
-  check.longest_first(*several, str(tmp_path), print)
-  assert len(calls) == 1
+  check.longest_first(*several, end, str(tmp_path), print)
+  assert calls == [end]  # of the run: they are part of what is compiled
 
 
 def test_out_of_memory_is_one_line_that_names_the_knobs(small):

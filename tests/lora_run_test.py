@@ -115,6 +115,7 @@ def test_a_gradient_that_is_not_finite_leaves_adapters_and_moments(trained, tmp_
 
   monkeypatch.setattr(aepo, "aepo_step", broken)
   trained.go_on(str(tmp_path))
+  assert len(seen) == 2
   for before, after, skipped in seen:
     assert skipped == 1
     jax.tree.map(np.testing.assert_array_equal, before, after)
@@ -156,10 +157,18 @@ def test_adapters_are_read_over_their_base_and_over_no_other(trained, tmp_path, 
   with pytest.raises(ValueError, match="other files: base.final_norm differ"):
     train.keep_base(str(tmp_path), other)
   train.keep_base(str(tmp_path), other, ("base.final_norm",))
-  (tmp_path / "aepo").symlink_to(f"{trained.workdir}/aepo")
+  for name in ("aepo", "config.json"):
+    (tmp_path / name).symlink_to(f"{trained.workdir}/{name}")
   with jax.set_mesh(trained.devices), pytest.raises(ValueError, match="another base: final_norm"):
     evaluate.newest(trained.run, str(tmp_path))
   assert json.loads((tmp_path / "base.json").read_text())["base"].keys() == marks.keys()
+
+
+def test_adapters_are_not_read_with_another_alpha(trained):
+  other = tiny.read(**CHANGES | {"model__lora__alpha": 8.0})
+  with jax.set_mesh(trained.devices), pytest.raises(
+      ValueError, match="was trained with model.lora.alpha = 4.0, not 8.0; set config.model.lora"):
+    saved.read(trained.workdir, "aepo", other, trained.run.model)
 
 
 def test_a_plan_counts_the_base_once():

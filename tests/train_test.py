@@ -1,6 +1,8 @@
 """Both stages end to end, at the smallest size."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -76,3 +78,12 @@ def test_a_run_cut_off_in_an_update_ends_like_one_that_was_not(finished, tmp_pat
               if not key.startswith(("seconds", "device", "speed", "memory"))}
              for line in lines(workdir, name)] for workdir in (straight, tmp_path)]
     assert kept[0] == kept[1]
+
+
+def test_a_replay_writes_no_records(tmp_path):
+  process = subprocess.run(
+    [sys.executable, "-m", "ares_jax.train", "--config=configs/ares_tiny.py",
+     f"--workdir={tmp_path}", "--replay=x.npz"], capture_output=True, text=True, timeout=120)
+  assert process.returncode == 1 and "the name of a dumped batch is STAGE-STEP.npz" in (
+    process.stderr)
+  assert not [path.name for path in tmp_path.iterdir() if path.suffix == ".json"]

@@ -7,6 +7,7 @@ run's folder, or, where shards were made apart, in folders of their own under cu
 
 import json
 import os
+import re
 
 from ares_jax.data.bad_row import BadRow
 
@@ -31,22 +32,32 @@ def column_passes(row, samples):
 
 def candidates(row):
   """The teacher's responses of a row, one or several; BadRow without any."""
-  found = row.get("responses") or [row[field] for field in ("response",) if row.get(field)]
+  found = row.get("responses") or ([row["response"]] if row.get("response") else [])
   if not found:
     raise BadRow(row["id"], "response", "has no 'responses', a list of a teacher's candidate "
                  "answers, nor a 'response'; AdaCS selects among them")
+  if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+    raise BadRow(row["id"], "response", "its candidate answers are no list of texts; 'responses' "
+                 "is a list, one answer is a 'response'")
   return found
 
 
 def whole_lines(path):
-  """How many lines the file has, after what a stop left of a last one is cut off."""
+  """(whole lines of a file, bytes they take): a last one may be part of what is being written."""
   count = end = 0
   if os.path.exists(path):
-    with open(path, "rb+") as file:
+    with open(path, "rb") as file:
       for line in file:
         if line.endswith(b"\n"):
           count, end = count + 1, end + len(line)
-      file.truncate(end)
+  return count, end
+
+
+def go_on(path):
+  """How many lines one's own file has, after what a stop left of a last one is cut off."""
+  count, end = whole_lines(path)
+  if os.path.exists(path):
+    os.truncate(path, end)
   return count
 
 
@@ -71,6 +82,8 @@ def shard_folder(workdir, shard):
 def finished_shards(workdir, problems, same):
   """Files of the shards that were made apart, in the order of their problems; [] without any.
 
+  Only reads: a shard may be at work on another machine.
+
   Args:
     workdir: folder of the run.
     problems: of the curation.
@@ -80,7 +93,8 @@ def finished_shards(workdir, problems, same):
     ValueError: shards are missing or not finished, or of several divisions; says which.
   """
   root = os.path.join(workdir, "curation")
-  names = sorted(os.listdir(root)) if os.path.isdir(root) else []
+  names = sorted(name for name in (os.listdir(root) if os.path.isdir(root) else ())
+                 if re.fullmatch(r"\d{5}-of-\d{5}", name))
   if not names:
     return []
   counts = sorted({int(name.rpartition("-")[2]) for name in names})
@@ -90,7 +104,7 @@ def finished_shards(workdir, problems, same):
   for number in range(counts[0]):
     folder = shard_folder(workdir, (number, counts[0]))
     files.append(os.path.join(folder, FILE))
-    if whole_lines(files[-1]) < len(part(problems, (number, counts[0]))):
+    if whole_lines(files[-1])[0] < len(part(problems, (number, counts[0]))):
       missing.append(f"{number}/{counts[0]}")
     else:
       same(folder)

@@ -1,7 +1,17 @@
+import pathlib
+
 import pytest
 
 from ares_jax.data.bad_row import BadRow
-from ares_jax.data.pass_rates import candidates, column_passes, part
+from ares_jax.data.pass_rates import (
+  FILE,
+  candidates,
+  column_passes,
+  finished_shards,
+  go_on,
+  part,
+  shard_folder,
+)
 
 
 @pytest.mark.parametrize("rate, passes", [(0, 0), (0.0, 0), (0.05, 0), (0.25, 2), (0.5, 4),
@@ -24,6 +34,22 @@ def test_candidates_are_several_responses_or_one():
   assert candidates({"id": "7", "response": "c"}) == ["c"]
   with pytest.raises(BadRow, match="row 7: has no 'responses'"):
     candidates({"id": "7", "responses": [], "response": None})
+  for wrong in ("boxed", [1], [["a"]]):
+    with pytest.raises(BadRow, match="row 7: its candidate answers are no list of texts"):
+      candidates({"id": "7", "responses": wrong})
+
+
+def test_other_peoples_shards_are_counted_and_left_as_they_are(tmp_path):
+  written = {0: b'{"problem": 0}\n', 1: b'{"problem": 1}\n{"prob'}
+  for number, content in written.items():
+    path = pathlib.Path(shard_folder(tmp_path, (number, 2)), FILE)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+  (tmp_path / "curation" / ".DS_Store").touch()
+  with pytest.raises(ValueError, match="the shards 1/2 are missing or not finished"):
+    finished_shards(tmp_path, 3, lambda folder: None)
+  assert path.read_bytes() == written[1]
+  assert go_on(path) == 1 and path.read_bytes() == b'{"problem": 1}\n'  # by its own machine
 
 
 def test_shards_are_neighbours_and_together_all():
