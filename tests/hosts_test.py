@@ -1,11 +1,12 @@
 """Processes of one run: what tells them of each other, and what they say to each other."""
 
 import socket
+import unittest.mock
 
 import numpy as np
 import pytest
 
-from ares_jax import hosts, joining, shares
+from ares_jax import hosts, joining, pulse, shares
 from ares_jax.data.prompts import EncodedPrompt
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "1",
@@ -52,6 +53,20 @@ def test_a_port_that_is_taken_is_refused(monkeypatch):
     with pytest.raises(ValueError, match=f"cannot listen at {address}.*another port"), \
         joining.joined(joining.HostsConfig(5.0, 5.0)):
       pass
+
+
+@pytest.mark.parametrize("any_of, ended", [(bool, "fail"), (lambda flag: True, "leave")])
+def test_a_stop_that_the_others_do_not_know_of_ends_them(monkeypatch, any_of, ended):
+  peers = unittest.mock.Mock()
+  monkeypatch.setattr(joining, "detect", lambda environ: {"cluster_detection_method": "none"})
+  monkeypatch.setattr(joining, "_connect", lambda found, config: None)
+  monkeypatch.setattr(joining, "_Peers", lambda heartbeat: peers)
+  monkeypatch.setattr(joining.hosts, "agree", any_of)
+  with pytest.raises(KeyboardInterrupt), joining.joined(joining.HostsConfig(5.0, 5.0)):
+    with pulse.requests():
+      pulse.asked()
+      raise KeyboardInterrupt
+  assert [name for name, *_ in peers.method_calls] == [ended] and not pulse.agreed()
 
 
 def test_waiting_times_are_checked():

@@ -122,6 +122,41 @@ def waiting(join, heartbeat, seed="0"):
     time.sleep(600)
 
 
+def odd(response, truth):
+  """A grader for workers."""
+  return len(response) % 2
+
+
+def endless(response, truth):
+  """A grader that leaves its worker's process id in the file that the response names."""
+  pathlib.Path(f"{response}.tmp").write_text(str(os.getpid()))
+  os.rename(f"{response}.tmp", response)
+  time.sleep(600)
+
+
+def grading(folder):
+  """Grades by workers: process 0 three answers, process 1 one; then one that never ends."""
+  sys.path[:0] = [str(ROOT)]
+  import concurrent.futures
+
+  import jax
+
+  from ares_jax import joining, pulse, shares
+  from ares_jax.data.grade import GradingPool
+
+  with joining.joined(joining.HostsConfig(300.0, 120.0)), pulse.requests():
+    texts = ["a", "bb", "ccc"][:1 if jax.process_index() else 3]
+    with GradingPool(1, 300.0, grader="hosts:odd") as pool:
+      graded = pool.begin()
+      for place, text in enumerate(texts):
+        graded.add(place, text, "")
+        concurrent.futures.wait(graded._waiting.values())
+      print("graded", shares.graded(lambda: (texts, *graded.finish()))[1].tolist(), flush=True)
+    grader = "hosts:endless" if jax.process_index() else "hosts:odd"
+    with GradingPool(1, 300.0, grader=grader) as pool:
+      shares.graded(lambda: (texts, *pool.grade([f"{folder}/worker"], [""])))
+
+
 def toy(workdir, steps, seed="0"):
   """One process of a stage without a model, slow enough to be stopped."""
   sys.path[:0] = [str(ROOT)]
@@ -210,7 +245,7 @@ def main(folder, steps=30):
 
 
 if __name__ == "__main__":
-  modes = {"--child": child, "--waiting": waiting, "--toy": toy}
+  modes = {"--child": child, "--waiting": waiting, "--toy": toy, "--grading": grading}
   try:
     modes.get(sys.argv[1], main)(*sys.argv[2 if sys.argv[1] in modes else 1:])
   except KeyboardInterrupt as stop:

@@ -64,6 +64,20 @@ def test_a_stop_of_one_saves_the_same_step_on_all_and_any_layout_goes_on_from_it
     assert script.toy_stage(str(tmp_path / "alone"), steps) == gone_on
 
 
+def test_answers_are_graded_by_workers_and_a_stop_of_one_is_no_verdict(tmp_path, begin):
+  started = begin("--grading", tmp_path, said="graded [1.0, 1.0, 0.0, 1.0]")
+  while not (tmp_path / "worker").exists():
+    time.sleep(0.1)
+  started[1].send_signal(signal.SIGTERM)
+  while "stopping at the next safe point" not in script.log(tmp_path / "run", 1):
+    time.sleep(0.1)
+  # As a stop of a whole job does.
+  os.kill(int((tmp_path / "worker").read_text()), signal.SIGKILL)
+  for number, process in enumerate(started):
+    assert process.wait(timeout=300) == 1
+    assert script.log(tmp_path / "run", number).splitlines()[-1].startswith("stopped: ")
+
+
 @pytest.mark.parametrize("victim, number, said", [
   (1, signal.SIGKILL, "process 1 on .* has given no sign for 8 s"),
   pytest.param(0, signal.SIGKILL, "process 0 at 127.0.0.1:.* is gone", marks=LONG),
