@@ -140,6 +140,17 @@ def vote(name, error):
           for number in range(jax.process_count())]
 
 
+def together(name, seconds):
+  """Whether all processes come to this point within so many seconds; `name` is used once."""
+  if jax.process_count() == 1:
+    return True
+  try:
+    distributed.global_state.client.wait_at_barrier(f"ares/together/{name}", int(1000 * seconds))
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True
+
+
 def share(items):
   """The part of a sequence that this process works on; `whole` puts the parts together."""
   return items[jax.process_index()::jax.process_count()]

@@ -157,25 +157,31 @@ def grading(folder):
       shares.graded(lambda: (texts, *pool.grade([f"{folder}/worker"], [""])))
 
 
-def toy(workdir, steps, seed="0"):
+def toy(workdir, steps, seed="0", refuse=""):
   """One process of a stage without a model, slow enough to be stopped."""
   sys.path[:0] = [str(ROOT)]
   import jax
 
-  from ares_jax import hosts, joining, mesh, pulse
+  from ares_jax import hosts, joining, loop, mesh, pulse
 
+  loop._TOGETHER = 1
   with joining.joined(joining.HostsConfig(300.0, 120.0)), pulse.requests(), jax.set_mesh(
       mesh.make_mesh(-1, 1)):
     hosts.check_same({"seed": int(seed)}, "was started with another config")
-    toy_stage(workdir, int(steps), pause=0.1)
+    toy_stage(workdir, int(steps), pause=0.1, refuse=refuse)
 
 
-def toy_stage(workdir, steps, pause=0.0):
-  """Adds up the numbers of a stream, on the current mesh; a digest of the sums."""
+def toy_stage(workdir, steps, pause=0.0, refuse=""):
+  """Adds up the numbers of a stream, on the current mesh; a digest of the sums.
+
+  Args:
+    workdir, steps, pause: folder, steps in all, seconds of each.
+    refuse: "leader" or "alone": step 3 refuses its data, on process 0 for all, on process 1 alone.
+  """
   import flax.struct
   import jax
 
-  from ares_jax import digest, mesh, shares
+  from ares_jax import digest, hosts, mesh, shares
   from ares_jax.loop import LoopConfig, run_stage
 
   @flax.struct.dataclass
@@ -193,6 +199,10 @@ def toy_stage(workdir, steps, pause=0.0):
       rows, encoded = next(batches)
       if jax.process_index() == 0:
         print("step", int(state.step), rows, flush=True)
+      if refuse == "leader" and int(state.step) == 3:
+        hosts.leader(lambda: int("no number"))
+      if refuse == "alone" and int(state.step) == 3 and jax.process_index() == 1:
+        raise ValueError("a bad row that nobody else sees")
       return State(state.step + 1, state.sums + mesh.put(encoded, "data")), {}, ""
 
     return step

@@ -78,6 +78,20 @@ def test_answers_are_graded_by_workers_and_a_stop_of_one_is_no_verdict(tmp_path,
     assert script.log(tmp_path / "run", number).splitlines()[-1].startswith("stopped: ")
 
 
+def test_an_error_that_process_0_meets_for_all_saves_the_same_step(tmp_path, begin):
+  for number, process in enumerate(begin("--toy", tmp_path / "toy", "500", "0", "leader")):
+    assert process.wait(timeout=300) == 1
+    assert "'no number'; toy is saved at step 3 of 500" in script.log(tmp_path / "run", number)
+  assert (tmp_path / "toy" / "toy" / "3").is_dir()
+
+
+def test_an_error_of_one_process_alone_ends_all_with_its_text(tmp_path, begin):
+  started = begin("--toy", tmp_path / "toy", "500", "0", "alone")
+  assert all(process.wait(timeout=300) for process in started)
+  assert re.search("error: process 1 on .* ended: a bad row that nobody else sees",
+                   script.log(tmp_path / "run", 0))
+
+
 @pytest.mark.parametrize("victim, number, said", [
   (1, signal.SIGKILL, "process 1 on .* has given no sign for 8 s"),
   pytest.param(0, signal.SIGKILL, "process 0 at 127.0.0.1:.* is gone", marks=LONG),
