@@ -177,11 +177,12 @@ def toy_stage(workdir, steps, pause=0.0, refuse=""):
   Args:
     workdir, steps, pause: folder, steps in all, seconds of each.
     refuse: "leader" or "alone": step 3 refuses its data, on process 0 for all, on process 1 alone.
+      With the first, process 1 finds the checkpoint of step 2 damaged.
   """
   import flax.struct
   import jax
 
-  from ares_jax import digest, hosts, mesh, shares
+  from ares_jax import checkpoint, digest, hosts, mesh, shares
   from ares_jax.loop import LoopConfig, run_stage
 
   @flax.struct.dataclass
@@ -207,6 +208,15 @@ def toy_stage(workdir, steps, pause=0.0, refuse=""):
 
     return step
 
+  if refuse == "leader" and jax.process_index() == 1:
+    compare = checkpoint._compare
+
+    def fail(directory, step, leaves):
+      if step == 2:
+        raise OSError(28, "No space left on device")
+      compare(directory, step, leaves)
+
+    checkpoint._compare = fail
   first = State(mesh.put(np.int32(0)), mesh.put(np.zeros(4, np.float32), "data"))
   state = run_stage("toy", first, begin, steps=steps, workdir=workdir,
                     config=LoopConfig(2, 2, False, 0))

@@ -81,8 +81,11 @@ def test_answers_are_graded_by_workers_and_a_stop_of_one_is_no_verdict(tmp_path,
 def test_an_error_that_process_0_meets_for_all_saves_the_same_step(tmp_path, begin):
   for number, process in enumerate(begin("--toy", tmp_path / "toy", "500", "0", "leader")):
     assert process.wait(timeout=300) == 1
-    assert "'no number'; toy is saved at step 3 of 500" in script.log(tmp_path / "run", number)
-  assert (tmp_path / "toy" / "toy" / "3").is_dir()
+    text = script.log(tmp_path / "run", number)
+    assert "'no number'; toy is saved at step 3 of 500" in text
+    if number == 0:
+      assert "saving checkpoint 2" in text and "No space left" in text  # as process 1 has said
+  assert os.listdir(tmp_path / "toy" / "toy") == ["3"]
 
 
 def test_an_error_of_one_process_alone_ends_all_with_its_text(tmp_path, begin):
