@@ -95,13 +95,15 @@ def test_an_error_of_one_process_alone_ends_all_with_its_text(tmp_path, begin):
                    script.log(tmp_path / "run", 0))
 
 
-@pytest.mark.parametrize("victim, number, said", [
-  (1, signal.SIGKILL, "process 1 on .* has given no sign for 8 s"),
-  pytest.param(0, signal.SIGKILL, "process 0 at 127.0.0.1:.* is gone", marks=LONG),
-  pytest.param(0, signal.SIGSTOP, "process 0 at 127.0.0.1:.* has not answered for 8 s", marks=LONG),
+@pytest.mark.parametrize("victim, number, heartbeat, said", [
+  (1, signal.SIGKILL, 15, "process 1 on .* has given no sign for 15 s"),
+  pytest.param(0, signal.SIGKILL, 30, "process 0 at 127.0.0.1:.* is gone", marks=LONG),
+  pytest.param(0, signal.SIGSTOP, 15, "process 0 at 127.0.0.1:.* has not answered for 15 s",
+               marks=LONG),
 ])
-def test_a_lost_process_ends_the_other_with_a_line(tmp_path, begin, victim, number, said):
-  started = begin("--waiting", "300", "8", said="joined")
+def test_a_lost_process_ends_the_other_with_a_line(tmp_path, begin, victim, number, heartbeat,
+                                                   said):
+  started = begin("--waiting", "300", heartbeat, said="joined")
   started[victim].send_signal(number)
   assert started[1 - victim].wait(timeout=300) != 0
   assert [line for line in script.log(tmp_path / "run", 1 - victim).splitlines()
