@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ares_jax import mesh, model_flops, ops, optimizer, policy_gradient
+from ares_jax import hosts, mesh, model_flops, ops, optimizer, policy_gradient
 from ares_jax.branching import Branching
 from ares_jax.data.sources import epochs
 from ares_jax.loop import LoopConfig, run_stage
@@ -225,8 +225,7 @@ def run(params, source, config, *, generator, words, workdir, seed, threads, bas
     return generator.encoder.batch(rows, place, encoded)
 
   def begin(state):
-    if jax.process_index() == 0:
-      truncate(os.path.join(workdir, "rollouts.jsonl"), "aepo", int(state.step))
+    hosts.leader(lambda: truncate(os.path.join(workdir, "rollouts.jsonl"), "aepo", int(state.step)))
     batches = stream(source, batch=config.prompts, seed=seed, encode=generator.encoder.encode,
                      collate=collate, start=int(state.batches), threads=threads)
     order = functools.partial(balance, minibatch=config.minibatch, microbatch=config.microbatch,
@@ -239,9 +238,9 @@ def run(params, source, config, *, generator, words, workdir, seed, threads, bas
                         group=config.group,
                         order=order, sampling=config.sampling, config=config.filter,
                         branching=branching if config.branches else None)
-      if jax.process_index() == 0:
-        write_rollouts(workdir, int(state.step) + 1, rollout, group=config.group,
-                       count=config.log_responses, chat=generator.encoder.chat)
+      hosts.leader(functools.partial(
+        write_rollouts, workdir, int(state.step) + 1, rollout, group=config.group,
+        count=config.log_responses, chat=generator.encoder.chat))
       with generator.phases("packing"):
         batch, packing = _packed(rollout, config, generator.encoder)
       with generator.phases("update"), generator.phases("device"):

@@ -145,8 +145,11 @@ class Checkpoints:
     said = hosts.vote(f"{self.directory}/{self._settled}", _text(error))
     if any(said):
       # Orbax keeps a failed save's error and its temporary folder: a new manager forgets both.
-      with contextlib.suppress(OSError):
-        (_folder(self.directory) / str(step)).rmtree(missing_ok=True)
+      if jax.process_index() == 0:
+        with contextlib.suppress(OSError):
+          (_folder(self.directory) / str(step)).rmtree(missing_ok=True)
+      # None may list the folder that another one is removing.
+      hosts.vote(f"{self.directory}/{self._settled}/removed", "")
       self._manager = self._open()
       raise self._failed(step, next(filter(None, said))) from error
     for old in self.steps()[:-self._keep]:

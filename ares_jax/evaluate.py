@@ -20,7 +20,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from ares_jax import ablation, ablation_figure, mesh, predictions, saved
+from ares_jax import ablation, ablation_figure, hosts, mesh, predictions, pulse, saved
 from ares_jax.command import UsageError, require_config, run
 from ares_jax.data import scores
 from ares_jax.data.benchmarks import Benchmark, open_benchmark, schemas
@@ -47,7 +47,8 @@ def main():
     with values.unlocked():
       values.model.path = words.model
   config, workdir = read_config(values), os.path.abspath(words.workdir)
-  with joined(config.hosts), jax.set_mesh(
+  with joined(config.hosts), pulse.requests(), pulse.watch(
+      os.path.join(workdir, hosts.own("stacks.txt")), config.stall_minutes), jax.set_mesh(
       mesh.make_mesh(config.mesh.data, config.mesh.model)), (
       open_run(config, workdir=workdir, check=False)) as parts:
     benchmark = choose(parts, words.benchmark, words.data)
@@ -84,7 +85,7 @@ def newest(parts, workdir):
   Raises:
     ValueError: there is none.
   """
-  stage = latest_stage(workdir)
+  stage = hosts.leader(lambda: latest_stage(workdir))
   step, params, base = saved.read(workdir, stage, parts.config, parts.model)
   return f"{workdir} {stage} step {step}", lora.join(base, params)
 

@@ -69,6 +69,7 @@ def leader(call):
 
   Raises:
     ValueError: on all, where `call` raised it.
+    pulse.Stopped: likewise.
   """
   if jax.process_count() == 1:
     return call()
@@ -79,11 +80,17 @@ def leader(call):
     except ValueError as error:
       client.key_value_set(key, f"-{error}")
       raise
-    client.key_value_set(key, "+")
+    except pulse.Stopped:
+      text = "!"
+    else:
+      text = "+"
+    client.key_value_set(key, text)
   else:
     text = _await(client, key)
     if text[0] == "-":
       raise ValueError(text[1:])
+  if text == "!":
+    pulse.beat(common=True)  # process 0 was asked to stop: all do
   return json.loads(gather(said)[0])
 
 
@@ -131,6 +138,17 @@ def vote(name, error):
   client.key_value_set(f"ares/vote/{name}/{jax.process_index()}", f"={error}")
   return [_await(client, f"ares/vote/{name}/{number}", beat=False)[1:]
           for number in range(jax.process_count())]
+
+
+def together(name, seconds):
+  """Whether all processes come to this point within so many seconds; `name` is used once."""
+  if jax.process_count() == 1:
+    return True
+  try:
+    distributed.global_state.client.wait_at_barrier(f"ares/together/{name}", int(1000 * seconds))
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True
 
 
 def share(items):

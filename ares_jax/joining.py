@@ -106,11 +106,11 @@ def joined(config):
   pulse.agree_by(hosts.agree)
   try:
     yield
-  except KeyboardInterrupt:
-    peers.leave()  # all were asked, all have saved
-    raise
   except BaseException as error:
-    peers.fail(error)
+    if isinstance(error, KeyboardInterrupt) and pulse.agreed():
+      peers.leave()  # all were asked, all have saved
+    else:
+      peers.fail(error)
     raise
   else:
     peers.leave()

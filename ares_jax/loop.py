@@ -18,6 +18,7 @@ from ares_jax.run_folder import check_marks, marks
 
 _SKIPPED = ("skipped", "update/skipped")  # metrics > 0 where an update was left out
 FAULT = "fault/"  # metrics > 0 that say why; logged in such steps alone
+_TOGETHER = 60  # seconds between two processes that meet the same error
 _PAUSES = (2, 10)  # seconds before a disk that refused a save is asked again
 
 
@@ -93,7 +94,8 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
         except pulse.Stopped:
           break  # between two steps, or in one that has not reached its update: `state` is whole
         except (ValueError, OSError) as error:
-          if isinstance(error, OSError) and jax.process_count() > 1:
+          if isinstance(error, OSError) and jax.process_count() > 1 or not hosts.together(
+              f"{name}/{done}", _TOGETHER):
             raise  # this process alone has met it, and a save takes all
           # A step refuses its data, or its folder refuses responses, before the update, which is
           # what uses the state up.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from ares_jax import hosts, shares
+from ares_jax import hosts, pulse, shares
 from ares_jax.data import quantity
 from ares_jax.data.answer import normalise
 from ares_jax.data.grade import extract_boxed
@@ -38,10 +38,12 @@ def predict(generator, params, benchmark, *, path, sampling, batch, seed, model)
   Raises:
     ValueError: the file holds answers of another model, other prompts or another sampling; or the
       processes of this one were not asked the same.
+    pulse.Stopped: the run was asked to stop; whole problems are in the file.
   """
   rows = benchmark.rows
   asked = hashlib.sha256()
   for row in rows:
+    pulse.beat()
     asked.update(json.dumps([row["id"], row["question"] + generator.encoder.chat.suffix,
                              row["answer"], row.get("tolerance"), _digest_images(row)]).encode())
   head = {"benchmark": benchmark.name, "problems": len(rows), "n": benchmark.n, "seed": seed,

@@ -19,7 +19,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _asked = threading.Event()
 _listening = threading.Event()
 _beats = {"last": 0.0}  # time.monotonic
-_agreement = {"any": None}  # of a run of several processes: whether any of them says yes
+# Of a run of several processes: whether any of them says yes; whether all know of a stop.
+_agreement = {"any": None, "reached": False}
 
 
 class Stopped(KeyboardInterrupt):
@@ -31,7 +32,12 @@ def agree_by(any_of):
 
   All call it at the same point. None: this process is alone.
   """
-  _agreement["any"] = any_of
+  _agreement.update(any=any_of, reached=False)
+
+
+def agreed():
+  """Whether all processes of the run know that it stops."""
+  return _agreement["reached"]
 
 
 def beat(*, common=False):
@@ -49,6 +55,12 @@ def asked():
   """Whether a stop was asked for, of any process of the run; all come to this point."""
   if _agreement["any"] is not None and _agreement["any"](_asked.is_set()):
     _asked.set()
+    _agreement["reached"] = True
+  return _asked.is_set()
+
+
+def asked_here():
+  """Whether a stop was asked for of this process; the others need not come to this point."""
   return _asked.is_set()
 
 

@@ -7,7 +7,7 @@ import flax.struct
 import jax
 import numpy as np
 
-from ares_jax import hosts, mesh, shares
+from ares_jax import hosts, mesh, pulse, shares
 from ares_jax.data.prompts import PromptBatch
 from ares_jax.models.vision import VisionInput
 from ares_jax.rows import PackedRows
@@ -113,7 +113,7 @@ class Generator:
       with self.phases("grading_meanwhile"):
         try:
           add(row, tokens)
-        except ValueError as error:
+        except (ValueError, pulse.Stopped) as error:
           if jax.process_count() == 1:
             raise
           faults.append(error)  # the others decode on: told to them when all have ended

@@ -221,6 +221,7 @@ def lock(workdir):
     json.dump({"host": socket.gethostname(), "pid": os.getpid(),
                "time": time.strftime("%Y-%m-%d %H:%M:%S %z")}, file)
     file.flush()
+    os.fsync(file.fileno())  # other hosts of the run read it at once
     over = threading.Event()
     renewing = threading.Thread(target=_renew, args=(over, path), daemon=True, name="lock")
     renewing.start()

@@ -11,7 +11,7 @@ import json
 import jax
 import numpy as np
 
-from ares_jax import hosts
+from ares_jax import hosts, pulse
 from ares_jax.data import sources
 from ares_jax.data.prompts import EncodedPrompt
 
@@ -57,13 +57,22 @@ def graded(call):
   """(texts, correct, formatted, answers that timed out) of all, of each process's share of them.
 
   Args:
-    call: returns the same for `hosts.share`; raises ValueError on all processes where it does on
-      one.
+    call: returns the same for `hosts.share`; raises ValueError or pulse.Stopped on all processes
+      where it does on one.
   """
   if jax.process_count() == 1:
     return call()
-  texts, correct, formatted, late = zip(
-    *map(loads, hosts.exchange(lambda: dumps(call()))), strict=True)
+
+  def told():
+    try:
+      return dumps(call())
+    except pulse.Stopped:
+      return b""
+
+  parts = hosts.exchange(told)
+  if not all(parts):
+    pulse.beat(common=True)  # one was asked to stop: all do
+  texts, correct, formatted, late = zip(*map(loads, parts), strict=True)
   return (hosts.whole(texts), np.float32(hosts.whole(correct)), np.float32(hosts.whole(formatted)),
           sum(late))
 

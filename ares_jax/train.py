@@ -67,7 +67,8 @@ def main():
     workdir = pass_rates.shard_folder(workdir, shard)
   with joined(config.hosts), pulse.requests(), one_run(workdir), pulse.watch(
       os.path.join(workdir, hosts.own("stacks.txt")), config.stall_minutes):
-    check_equal(values, workdir)
+    check_equal(values, workdir, {flag.name: flag.value for flag in (
+      _ALLOW_CHANGE, _CHECK, _REPLAY, _PROFILE, _CURATE)})
     # Before all rows are looked at; written when the data are found to be whole.
     records = {"config.json": json.loads(values.to_json_best_effort())}
     if not _CHECK.value:  # which may try other numbers
@@ -153,9 +154,16 @@ def one_run(workdir):
     yield
 
 
-def check_equal(values, workdir):
-  """Refuses processes of one run that were started with other numbers, folders or versions."""
+def check_equal(values, workdir, words):
+  """Refuses processes of one run that were started with other numbers, folders or versions.
+
+  Args:
+    values: ConfigDict.
+    workdir: folder of the run.
+    words: {flag: value} of what else decides what a run does.
+  """
   record = flat(json.loads(values.to_json_best_effort())) | {
+    f"--{name}": value for name, value in words.items()} | {
     "--workdir": workdir, "version of jax": jax.__version__, "code of ares_jax": _code()}
   hosts.check_same({key: value for key, value in record.items() if key not in OWN},
                    "was started with another config")

@@ -21,7 +21,8 @@
 #   --bucket=gs://BUCKET/RUN              where the run's folder is kept; without it, or --share, a
 #                                         preemption loses the run: resume starts from the beginning
 #   --share=DIR                           folder on a disk that all workers mount (Filestore, NFS):
-#                                         several hosts need it, the run lies in DIR/NAME
+#                                         several hosts need it, the run lies in DIR/NAME; fresh
+#                                         machines mount nothing: create, wait, install, mount, run
 #   --every=SECONDS                       between two copies to the bucket; default 300
 #   --spot=1                              cheaper, and may be taken away
 #   --dry-run                             prints every command, asks for nothing
@@ -151,6 +152,13 @@ tail_log() {
   call gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=0 '--command=tail -n 100 -F train.log'
 }
 
+# Of up and resume, which start on machines that are new.
+own_disk() {
+  storage
+  [[ -z $share ]] || die "fresh machines have no $share: create, wait, install, mount it on all workers, run; after a preemption delete first"
+  ((${#words[@]})) || die "give train's words behind --, e.g. -- --config=configs/aepo_7b.py"
+}
+
 delete() {
   call gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
 }
@@ -167,14 +175,12 @@ case $command in
   wait) wait_for ;;
   tail) tail_log ;;
   up)
-    storage
-    ((${#words[@]})) || die "give train's words behind --, e.g. -- --config=configs/aepo_7b.py"
+    own_disk
     up
     ;;
   resume)
-    storage
-    ((${#words[@]})) || die "give train's words behind --, as at the first run"
-    [[ -n $bucket$share ]] || echo "no --bucket: the run starts from its beginning" >&2
+    own_disk
+    [[ -n $bucket ]] || echo "no --bucket: the run starts from its beginning" >&2
     if ((DRY)) || [[ -n $(state 2>/dev/null) ]]; then
       delete
     fi

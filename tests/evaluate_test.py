@@ -1,16 +1,21 @@
 """The command on a run of ours and on a Hugging Face folder, at the smallest size."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
+import types
 
 import jax
 import numpy as np
 import pytest
 import tiny
 
-from ares_jax import adacs, evaluate, mesh, optimizer, setup
+from ares_jax import adacs, evaluate, mesh, optimizer, pulse, setup
 from ares_jax.checkpoint import Checkpoints
 from ares_jax.data import digits
 
@@ -99,6 +104,21 @@ def test_a_benchmark_that_cannot_be_read_is_named(trained, name, path, words):
 def test_ablation_needs_finished_runs(tmp_path):
   with pytest.raises(ValueError, match="no finished run"):
     evaluate.ablate([f"{tmp_path}/*"])
+
+
+def test_the_command_is_watched_and_stops_when_it_is_asked(tmp_path, monkeypatch):
+  def open_run(config, **_):
+    assert {"signals", "watch"} <= {thread.name for thread in threading.enumerate()}
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(100):
+      pulse.beat()
+      time.sleep(0.01)
+
+  monkeypatch.setattr(evaluate, "open_run", open_run)
+  monkeypatch.setattr(evaluate.flags, "FLAGS", types.SimpleNamespace(
+    ablation=[], config=tiny.values(**SHORT), workdir=str(tmp_path), model=""))
+  with pytest.raises(pulse.Stopped):
+    evaluate.main()
 
 
 def test_the_command_finds_the_checkpoint_and_what_is_answered(trained):

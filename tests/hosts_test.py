@@ -1,11 +1,15 @@
 """Processes of one run: what tells them of each other, and what they say to each other."""
 
+import json
+import re
 import socket
+import unittest.mock
 
 import numpy as np
 import pytest
+import tiny
 
-from ares_jax import hosts, joining, shares
+from ares_jax import hosts, joining, pulse, shares, train
 from ares_jax.data.prompts import EncodedPrompt
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "1",
@@ -54,6 +58,20 @@ def test_a_port_that_is_taken_is_refused(monkeypatch):
       pass
 
 
+@pytest.mark.parametrize("any_of, ended", [(bool, "fail"), (lambda flag: True, "leave")])
+def test_a_stop_that_the_others_do_not_know_of_ends_them(monkeypatch, any_of, ended):
+  peers = unittest.mock.Mock()
+  monkeypatch.setattr(joining, "detect", lambda environ: {"cluster_detection_method": "none"})
+  monkeypatch.setattr(joining, "_connect", lambda found, config: None)
+  monkeypatch.setattr(joining, "_Peers", lambda heartbeat: peers)
+  monkeypatch.setattr(joining.hosts, "agree", any_of)
+  with pytest.raises(KeyboardInterrupt), joining.joined(joining.HostsConfig(5.0, 5.0)):
+    with pulse.requests():
+      pulse.asked()
+      raise KeyboardInterrupt
+  assert [name for name, *_ in peers.method_calls] == [ended] and not pulse.agreed()
+
+
 def test_waiting_times_are_checked():
   with pytest.raises(ValueError, match="heartbeat = 1.0 s >= 2"):
     joining.HostsConfig(5.0, 1.0)
@@ -87,3 +105,27 @@ def test_processes_that_differ_are_named(monkeypatch):
   with pytest.raises(ValueError, match="process 1 was started with another config: seed is 1, "
                      "process 0 has 0; start the same command"):
     hosts.check_same({"seed": 0, "steps": 2}, "was started with another config")
+
+
+@pytest.mark.parametrize("name, value", [
+  ("seed", 7), ("aepo.group", 3), ("--workdir", "/other"), ("--check", True), ("--replay", "x.npz"),
+  ("--allow_change", ["seed"]), ("version of jax", "0.1"), ("code of ares_jax", "0")])
+def test_every_word_that_decides_what_a_run_does_is_compared(monkeypatch, name, value):
+  words = {"check": False, "replay": "", "allow_change": []}
+
+  def gather(data):
+    record = json.loads(data)
+    assert name in record
+    return [data, json.dumps(record | {name: value}).encode()]
+
+  monkeypatch.setattr(hosts, "gather", gather)
+  with pytest.raises(ValueError, match="process 1 was started with another config: "
+                     f"{name} is {re.escape(repr(value))}, process 0 has"):
+    train.check_equal(tiny.values(), "/run", words)
+
+
+def test_another_disk_of_a_process_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(hosts, "exchange", lambda call: [call(), b""])
+  with pytest.raises(ValueError, match=f"process 1 finds another {tmp_path} than process 0"), \
+      train.one_run(str(tmp_path)):
+    pass

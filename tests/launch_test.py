@@ -185,6 +185,8 @@ def test_a_push_cut_short_leaves_the_one_before(cloud):
 @pytest.mark.parametrize("script, words, message", [
   ("tpu_vm.sh", ["create", "--name=a", "--zone=z", "--type=v5litepod-16"], "--share=DIR"),
   ("tpu_vm.sh", ["create", *TPU, "--bucket=gs://b/r", "--share=/s"], "one of them"),
+  ("tpu_vm.sh", ["up", *TPU, "--share=/s", "--", "x"], "no /s: create, wait, install, mount it"),
+  ("tpu_vm.sh", ["resume", *TPU, "--share=/s", "--", "x"], "after a preemption delete first"),
   ("tpu_vm.sh", ["run", *TPU], "words behind --"),
   ("tpu_vm.sh", ["run", *TPU, "--", "--workdir=x"], "leave out --workdir=x"),
   ("tpu_vm.sh", ["create", "--name=a"], "--zone is missing"),

@@ -40,6 +40,13 @@ def test_one_run_a_folder(tmp_path):
   assert (tmp_path / "lock").read_text() == ""
 
 
+def test_other_hosts_can_read_a_lock_at_once(tmp_path, monkeypatch):
+  written = []
+  monkeypatch.setattr(os, "fsync", lambda number: written.append(os.fstat(number).st_size))
+  with run_folder.lock(str(tmp_path)):
+    assert written == [os.stat(tmp_path / "lock").st_size]
+
+
 def test_the_lock_of_a_killed_run_is_stale(tmp_path, caplog):
   path = tmp_path / "lock"
   process = subprocess.Popen([sys.executable, "-c", HOLD, path, record()], stdout=subprocess.PIPE)

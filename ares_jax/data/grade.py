@@ -19,7 +19,7 @@ from ares_jax.data import sandbox
 from ares_jax.data.answer import MAX_LENGTH, normalise, same_answer, same_formula
 
 # The module by its name would load jax, see ares_jax/__init__.py.
-from ares_jax.pulse import asked, beat
+from ares_jax.pulse import Stopped, asked_here, beat
 
 __all__ = ["GraderError", "GradingPool", "extract_boxed", "normalise", "same_answer", "thought",
            "well_formed"]
@@ -131,7 +131,8 @@ class GradingPool:
     Raises:
       ValueError: the lengths differ, or a truth is not a text.
       GraderError: the user's grader fails, or more than `timeout_share` of the answers time out.
-      pulse.Stopped: the run was asked to stop; seen between two formulas.
+      pulse.Stopped: the run was asked to stop; seen between two formulas. Of several processes
+        each stops for itself: hosts.leader and shares.graded tell the others.
     """
     if len(texts) != len(truths):
       raise ValueError(f"{len(texts)} responses but {len(truths)} truths")
@@ -153,7 +154,7 @@ class GradingPool:
     """
     rows = iter(rows)
     while chunk := list(itertools.islice(rows, batch)):
-      beat()
+      _beat()
       firsts = [row["answer"] if isinstance(row["answer"], str) else row["answer"][0]
                 for row in chunk]
       correct, _, _ = self.grade([f"<think> </think> \\boxed{{{truth}}}" for truth in firsts],
@@ -192,16 +193,18 @@ class GradingPool:
 
     Raises:
       GraderError: the user's grader raises, hangs, dies or says something else.
+      pulse.Stopped: the run was asked to stop, and the workers with it: no verdict on the answer.
     """
     try:
       verdict = future.result()
     except concurrent.futures.process.BrokenProcessPool as error:
+      _beat()
       raise GraderError(f"the workers of grader {self.name!r} do not start: {error}") from error
     except (concurrent.futures.TimeoutError, pebble.ProcessExpired, MemoryError) as error:
+      _beat()
       if self._is_users:
         raise GraderError(f"grader {self.name!r} hangs or dies ({type(error).__name__}, limit "
                           f"{self._timeout} s) on {pair[0][-80:]!r} for {pair[1]!r}") from error
-      beat()  # a stop that was sent to the workers too: no verdict on the answer
       verdict = None
     if isinstance(verdict, str):
       raise GraderError(f"grader {self.name!r} {verdict} on {pair[0][-80:]!r} for {pair[1]!r}")
@@ -262,13 +265,13 @@ class Grading:
       known = verdict is None or isinstance(verdict, float)
       (self._verdicts if known else self._waiting)[pair] = verdict
     # A stop was sent to the workers too: what they say from then on is no verdict.
-    while self._waiting and next(iter(self._waiting.values())).done() and not asked():
+    while self._waiting and next(iter(self._waiting.values())).done() and not asked_here():
       self._next()
 
   def finish(self):
     """Waits for the workers; returns what `GradingPool.grade` returns, and raises what it does."""
     while self._waiting:
-      beat()
+      _beat()
       self._next()
     places = sorted(self._pairs)
     pairs = [self._pairs[place] for place in places]
@@ -287,6 +290,13 @@ def _key(answer, truth):
   if answer is None or len(answer) <= MAX_LENGTH:
     return answer, truth
   return hashlib.sha256(answer.encode("utf-8", "surrogatepass")).digest(), truth
+
+
+def _beat():
+  """A beat where this process may stop alone, because whoever called tells the others."""
+  beat()
+  if asked_here():
+    raise Stopped
 
 
 class _NeedsWorker(Exception):

@@ -1,5 +1,7 @@
-import concurrent.futures
+import concurrent.futures.process
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ares_jax import pulse
 from ares_jax.data import grade, sandbox
 
 
@@ -241,6 +244,26 @@ def test_a_users_grader_that_failed_is_named_at_the_next_response(users):
     concurrent.futures.wait(grading._waiting.values())
     with pytest.raises(grade.GraderError, match="grader 'my_grader:breaks' raises KeyError"):
       grading.add(1, "says 9", "9")
+
+
+def test_a_stop_that_is_sent_to_the_workers_too_is_no_fault_of_the_grader(users):
+  others = multiprocessing.active_children()
+  with pulse.requests(), grade.GradingPool(workers=1, timeout=60.0,
+                                           grader="my_grader:hangs") as pool:
+    pair = ("says 8", "8")
+    future = pool.verdict(pair)
+    while not future.running():
+      time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+    for child in multiprocessing.active_children():
+      if child not in others:
+        child.kill()
+    with pytest.raises(pulse.Stopped):
+      pool.wait(pair, future)
+    broken = concurrent.futures.Future()
+    broken.set_exception(concurrent.futures.process.BrokenProcessPool())
+    with pytest.raises(pulse.Stopped):
+      pool.wait(pair, broken)
 
 
 @pytest.mark.parametrize("name, words", [

@@ -122,25 +122,67 @@ def waiting(join, heartbeat, seed="0"):
     time.sleep(600)
 
 
-def toy(workdir, steps, seed="0"):
+def odd(response, truth):
+  """A grader for workers."""
+  return len(response) % 2
+
+
+def endless(response, truth):
+  """A grader that leaves its worker's process id in the file that the response names."""
+  pathlib.Path(f"{response}.tmp").write_text(str(os.getpid()))
+  os.rename(f"{response}.tmp", response)
+  time.sleep(600)
+
+
+def grading(folder):
+  """Grades by workers: process 0 three answers, process 1 one; then one that never ends."""
+  sys.path[:0] = [str(ROOT)]
+  import concurrent.futures
+
+  import jax
+
+  from ares_jax import joining, pulse, shares
+  from ares_jax.data.grade import GradingPool
+
+  with joining.joined(joining.HostsConfig(300.0, 120.0)), pulse.requests():
+    texts = ["a", "bb", "ccc"][:1 if jax.process_index() else 3]
+    with GradingPool(1, 300.0, grader="hosts:odd") as pool:
+      graded = pool.begin()
+      for place, text in enumerate(texts):
+        graded.add(place, text, "")
+        concurrent.futures.wait(graded._waiting.values())
+      print("graded", shares.graded(lambda: (texts, *graded.finish()))[1].tolist(), flush=True)
+    grader = "hosts:endless" if jax.process_index() else "hosts:odd"
+    with GradingPool(1, 300.0, grader=grader) as pool:
+      shares.graded(lambda: (texts, *pool.grade([f"{folder}/worker"], [""])))
+
+
+def toy(workdir, steps, seed="0", refuse=""):
   """One process of a stage without a model, slow enough to be stopped."""
   sys.path[:0] = [str(ROOT)]
   import jax
 
-  from ares_jax import hosts, joining, mesh, pulse
+  from ares_jax import hosts, joining, loop, mesh, pulse
 
+  loop._TOGETHER = 1
   with joining.joined(joining.HostsConfig(300.0, 120.0)), pulse.requests(), jax.set_mesh(
       mesh.make_mesh(-1, 1)):
     hosts.check_same({"seed": int(seed)}, "was started with another config")
-    toy_stage(workdir, int(steps), pause=0.1)
+    toy_stage(workdir, int(steps), pause=0.1, refuse=refuse)
 
 
-def toy_stage(workdir, steps, pause=0.0):
-  """Adds up the numbers of a stream, on the current mesh; a digest of the sums."""
+def toy_stage(workdir, steps, pause=0.0, refuse=""):
+  """Adds up the numbers of a stream, on the current mesh; a digest of the sums.
+
+  Args:
+    workdir, steps, pause: folder, steps in all, seconds of each.
+    refuse: "leader" or "alone": step 3 refuses its data, on process 0 for all, on process 1 alone.
+      With the first, process 1 finds the checkpoint of step 2 damaged.
+  """
   import flax.struct
   import jax
 
-  from ares_jax import digest, mesh, shares
+  from ares_jax import checkpoint, digest, hosts, mesh, shares
   from ares_jax.loop import LoopConfig, run_stage
 
   @flax.struct.dataclass
@@ -158,10 +200,23 @@ def toy_stage(workdir, steps, pause=0.0):
       rows, encoded = next(batches)
       if jax.process_index() == 0:
         print("step", int(state.step), rows, flush=True)
+      if refuse == "leader" and int(state.step) == 3:
+        hosts.leader(lambda: int("no number"))
+      if refuse == "alone" and int(state.step) == 3 and jax.process_index() == 1:
+        raise ValueError("a bad row that nobody else sees")
       return State(state.step + 1, state.sums + mesh.put(encoded, "data")), {}, ""
 
     return step
 
+  if refuse == "leader" and jax.process_index() == 1:
+    compare = checkpoint._compare
+
+    def fail(directory, step, leaves):
+      if step == 2:
+        raise OSError(28, "No space left on device")
+      compare(directory, step, leaves)
+
+    checkpoint._compare = fail
   first = State(mesh.put(np.int32(0)), mesh.put(np.zeros(4, np.float32), "data"))
   state = run_stage("toy", first, begin, steps=steps, workdir=workdir,
                     config=LoopConfig(2, 2, False, 0))
@@ -210,7 +265,7 @@ def main(folder, steps=30):
 
 
 if __name__ == "__main__":
-  modes = {"--child": child, "--waiting": waiting, "--toy": toy}
+  modes = {"--child": child, "--waiting": waiting, "--toy": toy, "--grading": grading}
   try:
     modes.get(sys.argv[1], main)(*sys.argv[2 if sys.argv[1] in modes else 1:])
   except KeyboardInterrupt as stop:

@@ -64,13 +64,46 @@ def test_a_stop_of_one_saves_the_same_step_on_all_and_any_layout_goes_on_from_it
     assert script.toy_stage(str(tmp_path / "alone"), steps) == gone_on
 
 
-@pytest.mark.parametrize("victim, number, said", [
-  (1, signal.SIGKILL, "process 1 on .* has given no sign for 8 s"),
-  pytest.param(0, signal.SIGKILL, "process 0 at 127.0.0.1:.* is gone", marks=LONG),
-  pytest.param(0, signal.SIGSTOP, "process 0 at 127.0.0.1:.* has not answered for 8 s", marks=LONG),
+def test_answers_are_graded_by_workers_and_a_stop_of_one_is_no_verdict(tmp_path, begin):
+  started = begin("--grading", tmp_path, said="graded [1.0, 1.0, 0.0, 1.0]")
+  while not (tmp_path / "worker").exists():
+    time.sleep(0.1)
+  started[1].send_signal(signal.SIGTERM)
+  while "stopping at the next safe point" not in script.log(tmp_path / "run", 1):
+    time.sleep(0.1)
+  # As a stop of a whole job does.
+  os.kill(int((tmp_path / "worker").read_text()), signal.SIGKILL)
+  for number, process in enumerate(started):
+    assert process.wait(timeout=300) == 1
+    assert script.log(tmp_path / "run", number).splitlines()[-1].startswith("stopped: ")
+
+
+def test_an_error_that_process_0_meets_for_all_saves_the_same_step(tmp_path, begin):
+  for number, process in enumerate(begin("--toy", tmp_path / "toy", "500", "0", "leader")):
+    assert process.wait(timeout=300) == 1
+    text = script.log(tmp_path / "run", number)
+    assert "'no number'; toy is saved at step 3 of 500" in text
+    if number == 0:
+      assert "saving checkpoint 2" in text and "No space left" in text  # as process 1 has said
+  assert os.listdir(tmp_path / "toy" / "toy") == ["3"]
+
+
+def test_an_error_of_one_process_alone_ends_all_with_its_text(tmp_path, begin):
+  started = begin("--toy", tmp_path / "toy", "500", "0", "alone")
+  assert all(process.wait(timeout=300) for process in started)
+  assert re.search("error: process 1 on .* ended: a bad row that nobody else sees",
+                   script.log(tmp_path / "run", 0))
+
+
+@pytest.mark.parametrize("victim, number, heartbeat, said", [
+  (1, signal.SIGKILL, 15, "process 1 on .* has given no sign for 15 s"),
+  pytest.param(0, signal.SIGKILL, 30, "process 0 at 127.0.0.1:.* is gone", marks=LONG),
+  pytest.param(0, signal.SIGSTOP, 15, "process 0 at 127.0.0.1:.* has not answered for 15 s",
+               marks=LONG),
 ])
-def test_a_lost_process_ends_the_other_with_a_line(tmp_path, begin, victim, number, said):
-  started = begin("--waiting", "300", "8", said="joined")
+def test_a_lost_process_ends_the_other_with_a_line(tmp_path, begin, victim, number, heartbeat,
+                                                   said):
+  started = begin("--waiting", "300", heartbeat, said="joined")
   started[victim].send_signal(number)
   assert started[1 - victim].wait(timeout=300) != 0
   assert [line for line in script.log(tmp_path / "run", 1 - victim).splitlines()
