@@ -15,7 +15,7 @@ import time
 
 import jax
 
-from ares_jax import pulse
+from ares_jax import hosts, pulse
 from ares_jax.checkpoint import newest
 from ares_jax.config import one_line
 from ares_jax.plan import GIB, NAMES, knobs
@@ -98,7 +98,8 @@ def longest_first(config, model, end, workdir, note):
     ValueError: they do not fit; names what to turn.
   """
   several = len(config.prompt.max_tokens) > 1 or len(config.aepo.row_tokens) > 1
-  if several and config.aepo.steps and newest(os.path.join(workdir, "aepo")) is None:
+  if several and config.aepo.steps and hosts.leader(
+      lambda: newest(os.path.join(workdir, "aepo"))) is None:
     require(check(config, model, end, note, ("aepo",)), config, model)
 
 

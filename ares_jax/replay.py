@@ -8,6 +8,7 @@ the step before, updates in between are missing, or were made since: the output 
 run keeps of itself, its records, checkpoints and metrics, stays as it is.
 """
 
+import functools
 import os
 import re
 import types
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ares_jax import adacs, aepo, mesh, optimizer
+from ares_jax import adacs, aepo, hosts, mesh, optimizer
 from ares_jax.checkpoint import abstract_like, newest, read_part
 from ares_jax.loop import FAULT
 from ares_jax.models import lora
@@ -61,7 +62,7 @@ def replay(parts, workdir, path):
     start = optimizer.start(optimizer.of(config.optimizer, first, frozen=frozen), first)
     state = adacs.SftState(mesh.put(jnp.int32(0)), first, start)
   folder, step = os.path.join(workdir, stage), 0
-  if newest(folder) is not None:
+  if hosts.leader(functools.partial(newest, folder)) is not None:
     for part in ("params", "opt_state"):
       step, value = read_part(folder, part, abstract_like(getattr(state, part)))
       state = state.replace(**{part: value})
@@ -107,7 +108,7 @@ def _first(parts, workdir, stage):
   first, base = parts.start()
   for earlier in reversed(STAGES[:STAGES.index(stage)]):
     folder = os.path.join(workdir, earlier)
-    if newest(folder) is not None:
+    if hosts.leader(functools.partial(newest, folder)) is not None:
       return read_part(folder, "params", abstract_like(first))[1], base
   return first, base
 
