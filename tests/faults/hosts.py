@@ -240,6 +240,7 @@ def take_up(before, workdir, step):
 
 def main(folder, steps=30):
   steps, weights = int(steps), {}
+  os.makedirs(folder, exist_ok=True)
   print("| processes x devices | largest difference | samples | taken up from | difference |")
   print("| --- | --- | --- | --- | --- |", flush=True)
   previous = LAYOUTS[-1]
