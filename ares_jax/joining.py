@@ -201,13 +201,18 @@ class _Peers:
     self._heartbeat, self._pause = heartbeat, min(2.0, heartbeat / 4)
     self._answered = time.monotonic()  # the store did
     self._name = f"process {jax.process_index()} on {socket.gethostname()}"
-    for loop in (self._talk, self._listen):
-      threading.Thread(target=loop, daemon=True, name=f"peers{loop.__name__}").start()
+    self._threads = [threading.Thread(target=loop, daemon=True, name=f"peers{loop.__name__}")
+                     for loop in (self._talk, self._listen)]
+    for thread in self._threads:
+      thread.start()
 
   def leave(self):
     """Waits until all have come to their end, then lets go of them."""
     self._client.wait_at_barrier("ares/end", 10 * 60 * 1000)
     hosts.left.set()
+    # A thread inside the store's client when Python ends would abort the process.
+    for thread in self._threads:
+      thread.join()
     jax.distributed.shutdown()
 
   def fail(self, error):
