@@ -97,7 +97,7 @@ def check(workdir, records, allow=()):
   before, after = {}, {}
   for name, record in records.items():
     if os.path.exists(os.path.join(workdir, name)):
-      before |= _marks(_json(workdir, name))
+      before |= _marks(read_json(workdir, name))
       after |= _marks(record)
   different = _different(before, after)
   refused = [key for key in different if key not in allow]
@@ -114,7 +114,7 @@ def keep(workdir, records, allow=()):
   os.makedirs(workdir, exist_ok=True)
   if changed:
     logging.warning("%s: %s changed, as allowed", workdir, ", ".join(changed))
-    allowed = _json(workdir, _ALLOWED)
+    allowed = read_json(workdir, _ALLOWED)
     for key, value in changed.items():
       allowed[key] = [*allowed.get(key, ()), value]
     write_json(os.path.join(workdir, _ALLOWED), allowed)
@@ -129,7 +129,7 @@ def marks(workdir):
   """
   found = {}
   for name in _RECORDS:
-    found |= _marks(_json(workdir, name))
+    found |= _marks(read_json(workdir, name))
   return found
 
 
@@ -144,7 +144,7 @@ def check_marks(workdir, found, where):
   Raises:
     ValueError: names what differs and was never allowed to change.
   """
-  now, allowed = marks(workdir), _json(workdir, _ALLOWED)
+  now, allowed = marks(workdir), read_json(workdir, _ALLOWED)
   different = [key for key in _different(found, now) if found.get(key) not in allowed.get(key, ())]
   if found and now and different:
     raise ValueError(f"{where} was made with another config or other files than {workdir}: "
@@ -160,7 +160,7 @@ def _different(before, after):
   return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
 
 
-def _json(workdir, name):
+def read_json(workdir, name):
   """The object in a file of the folder; {} where there is none."""
   path = os.path.join(workdir, name)
   if not os.path.exists(path):

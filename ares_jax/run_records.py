@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from ares_jax.aepo import AepoConfig
 from ares_jax.config import build
-from ares_jax.run_folder import STAGES
+from ares_jax.run_folder import STAGES, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +49,9 @@ def read(workdir):
   # Runs of earlier versions wrote the text alone.
   whole = [line for line in rollouts if "tokens" in line]
   return Records(
-    workdir, _json(workdir, "config.json"), metrics, whole,
+    workdir, read_json(workdir, "config.json"), metrics, whole,
     [line for stage in STAGES for line in _lines(workdir, f"held_out/{stage}.jsonl")],
-    _json(workdir, "results.json"), len(rollouts) - len(whole))
+    read_json(workdir, "results.json"), len(rollouts) - len(whole))
 
 
 def _lines(workdir, name):
@@ -68,11 +68,3 @@ def _lines(workdir, name):
       except ValueError as error:
         raise ValueError(
           f"{path} line {number} is not JSON ({error}); repair or move it") from error
-
-
-def _json(workdir, name):
-  path = os.path.join(workdir, name)
-  if not os.path.exists(path):
-    return {}
-  with open(path, encoding="utf-8") as file:
-    return json.load(file)

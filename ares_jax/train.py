@@ -221,13 +221,7 @@ class _Results:
   def __init__(self, parts, workdir):
     self._parts, self._workdir = parts, workdir
     self._path = os.path.join(workdir, "results.json")
-    self._results = hosts.leader(self._read)
-
-  def _read(self):
-    if not os.path.exists(self._path):
-      return {}
-    with open(self._path, encoding="utf-8") as file:
-      return json.load(file)
+    self._results = hosts.leader(lambda: run_folder.read_json(workdir, "results.json"))
 
   def add(self, stage, params):
     """Evaluates `params` unless that was done before the run was stopped."""
