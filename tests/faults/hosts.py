@@ -236,6 +236,8 @@ def take_up(before, workdir, step):
   for name in os.listdir(f"{workdir}/aepo"):
     if name.isdigit() and int(name) > step:
       shutil.rmtree(f"{workdir}/aepo/{name}")
+  if not os.path.isdir(f"{workdir}/aepo/{step}"):
+    raise ValueError(f"{before} has no checkpoint of step {step}")
 
 
 def main(folder, steps=30):
@@ -252,7 +254,7 @@ def main(folder, steps=30):
       continue
     other = os.path.join(folder, "{}x{}".format(*previous))
     taken = f"{name}-from-{previous[0]}x{previous[1]}"
-    take_up(other, taken, steps // 2)
+    take_up(other, taken, max(1, steps - SMALL["aepo__loop__keep"] + 1))  # the oldest there is
     resumed = run(taken, *layout, steps)
     same = [all(samples(name, step) == samples(path, step) for step in range(1, steps + 1))
             for name, path in ((name, other), (name, taken))]
