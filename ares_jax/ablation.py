@@ -7,7 +7,7 @@ import numpy as np
 from scipy import stats
 
 from ares_jax.data.scores import BUCKETS
-from ares_jax.run_folder import FREE, STAGES, flat
+from ares_jax.run_folder import FREE, STAGES, flat, later
 
 # What two runs of the same arm may differ in.
 _FREE = ("seed", "evaluate.", *FREE)
@@ -30,13 +30,10 @@ def collect(workdirs):
       raise ValueError(f"{missing[0]} does not exist; give folders of finished runs")
     config, results = [_read(name) for name in files]
     settings = {key: value for key, value in flat(config).items() if not key.startswith(_FREE)}
-    for index, stage in enumerate(STAGES):
+    for stage in STAGES:
       if stage not in results:
         continue
-      later = tuple(f"{name}." for name in STAGES[index + 1 :])
-      # Curation comes between the warm-up and stage 1.
-      later += ("curate.",) if stage == "warmup" else ()
-      own = {key: value for key, value in settings.items() if not key.startswith(later)}
+      own = {key: value for key, value in settings.items() if not key.startswith(later(stage))}
       arm = found.setdefault(json.dumps(own, sort_keys=True), (label(config, stage), own, {}))
       before = arm[2].get(config["seed"])
       if before is not None and before["sampled"] != results[stage]["sampled"]:

@@ -71,7 +71,7 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
       jax.tree.map(lambda x: x.delete(), state)
       step, state, made_with = restored
       where = f"checkpoint {step} of {name}"
-      hosts.leader(lambda: check_marks(workdir, made_with, where))
+      hosts.leader(lambda: check_marks(workdir, name, made_with, where))
     made_with = hosts.leader(lambda: marks(workdir))
     done = int(state.step)
     if done > steps:

@@ -23,6 +23,10 @@ STAGES = ("warmup", "adacs", "aepo")  # in the order of a run; each saves in a f
 FREE = ("threads", "hosts.", "mesh.", "engine.", "grade.workers", "grade.timeout",
         "stall_minutes", "wandb.", *(f"{stage}.loop." for stage in STAGES))
 
+# Settings and digests that a stage reads and the stages before it do not.
+_READ_BY = {"warmup": ("warmup.", "data.lessons"), "adacs": ("adacs.", "curate.", "data.curated"),
+            "aepo": ("aepo.", "data.prompts")}
+
 # Settings that hosts of one run may have each for itself.
 OWN = ("threads", "grade.workers", "grade.timeout", "stall_minutes")
 
@@ -122,6 +126,11 @@ def keep(workdir, records, allow=()):
     write_json(os.path.join(workdir, name), record)
 
 
+def later(stage):
+  """Prefixes of the settings and digests that only what comes after `stage` reads."""
+  return sum((_READ_BY[name] for name in STAGES[STAGES.index(stage) + 1 :]), ())
+
+
 def marks(workdir):
   """{key: JSON of its value} of what the run in a folder is made with, but for what is FREE.
 
@@ -133,11 +142,14 @@ def marks(workdir):
   return found
 
 
-def check_marks(workdir, found, where):
+def check_marks(workdir, stage, found, where):
   """Refuses a checkpoint that says it was made with something else than the folder's run.
+
+  What only later stages read may differ: several runs may go on from copies of one cold start.
 
   Args:
     workdir: folder of the run.
+    stage: whose checkpoint it is.
     found: the checkpoint's `marks`; {} is believed.
     where: its name.
 
@@ -145,7 +157,8 @@ def check_marks(workdir, found, where):
     ValueError: names what differs and was never allowed to change.
   """
   now, allowed = marks(workdir), read_json(workdir, _ALLOWED)
-  different = [key for key in _different(found, now) if found.get(key) not in allowed.get(key, ())]
+  different = [key for key in _different(found, now)
+               if not key.startswith(later(stage)) and found.get(key) not in allowed.get(key, ())]
   if found and now and different:
     raise ValueError(f"{where} was made with another config or other files than {workdir}: "
                      f"{', '.join(different)} differ; move it away or use another --workdir")

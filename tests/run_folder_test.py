@@ -126,14 +126,26 @@ def test_a_checkpoint_made_with_something_else_is_refused_unless_it_was_allowed(
   first = run_folder.marks(str(tmp_path))
   assert first["data.prompts"] == '"b"' and first["seed"] == "0" and "threads" not in first
   for found in (first, {}):  # {}: of a version that kept none
-    run_folder.check_marks(str(tmp_path), found, "checkpoint 3")
+    run_folder.check_marks(str(tmp_path), "aepo", found, "checkpoint 3")
   with pytest.raises(ValueError, match="^checkpoint 3 was made .*: data.prompts, seed differ; "):
-    run_folder.check_marks(str(tmp_path), first | {"data.prompts": '"x"', "seed": "5"},
-                           "checkpoint 3")
+    run_folder.check_marks(
+      str(tmp_path), "aepo", first | {"data.prompts": '"x"', "seed": "5"}, "checkpoint 3")
   keep(tmp_path, {"tokenizer": "a", "data.prompts": "c"}, ("seed", "data.prompts"), seed=1)
-  run_folder.check_marks(str(tmp_path), first, "checkpoint 3")  # from before the change
+  run_folder.check_marks(str(tmp_path), "aepo", first, "checkpoint 3")  # from before the change
   with pytest.raises(ValueError, match="seed differ"):
-    run_folder.check_marks(str(tmp_path), first | {"seed": "7"}, "checkpoint 3")
+    run_folder.check_marks(str(tmp_path), "aepo", first | {"seed": "7"}, "checkpoint 3")
+
+
+def test_runs_that_differ_later_go_on_from_copies_of_one_cold_start(tmp_path):
+  keep(tmp_path, {"data.prompts": "a"})
+  other = run_folder.marks(str(tmp_path)) | {"data.prompts": '"b"', "aepo.reward.kind": '"x"'}
+  run_folder.check_marks(str(tmp_path), "adacs", other, "checkpoint 3")
+  run_folder.check_marks(
+    str(tmp_path), "warmup", other | {"curate.selection": '"x"'}, "checkpoint 3")
+  for stage, key in (("aepo", "aepo.reward.kind"), ("adacs", "curate.selection"),
+                     ("warmup", "warmup.steps")):
+    with pytest.raises(ValueError, match=f"{key}.* differ"):
+      run_folder.check_marks(str(tmp_path), stage, other | {key: '"x"'}, "checkpoint 3")
 
 
 def test_a_disk_that_refuses_a_file_keeps_the_old_one_and_nothing_besides(tmp_path):

@@ -1,6 +1,6 @@
 """The paper's table 4 in small: cold starts and what reinforcement learning makes of each.
 
-    python tests/bench/table4.py --workdir=runs/table4 --seeds=0,1,2 [--ablations]
+    python -m tests.bench.table4 --workdir=runs/table4 --seeds=0,1,2 [--ablations]
 
 For every seed one warm-up is shared by all arms; then vanilla and AdaCS cold starts, AEPO from
 each, and from vanilla GRPO with the same seeds, and as much more supervised training as AEPO took
@@ -18,8 +18,12 @@ import sys
 
 import numpy as np
 
-GRPO = ["aepo.reward.kind=accuracy", "aepo.kl.dynamic=False"]
+from ares_jax.presets import PRESETS
+
+GRPO, DAPO = ([f"{key}={value}" for key, value in PRESETS[name].items()]
+              for name in ("grpo", "dapo"))
 ABLATIONS = {
+  "DAPO": DAPO,
   "entropy shaping only": ["aepo.kl.dynamic=False"],
   "dynamic KL only": ["aepo.reward.kind=accuracy"],
   # Where correct or all-wrong groups carry a reward of their own, their advantage must count.
