@@ -118,12 +118,16 @@ def markdown(table, paper):
       lines.append(f"| {row['arm']} | " + " | ".join(cells) + " |")
   lines += ["", "Means over seeds ± 95% t-interval; a single seed has none. Arms are compared on "
             "the same problems.", "",
-            f"The paper's table 5 ({paper['table_5']['what']}): " + ", ".join(
-              f"{arm} {value}" for arm, value in paper["table_5"]["rows"].items())
+            f"The paper's table 5 ({paper['table_5']['what']}; % right, average of 4 benchmarks): "
+            + ", ".join(f"{arm} {values[-1]}" for arm, values in paper["table_5"]["rows"].items())
             + f". {paper['source']}; other models and data, so only the order compares.", "",
-            f"Of its table 4 ({paper['table_4']['what']}): " + ", ".join(
-              f"{name} {before} to {after}"
-              for name, (before, after) in paper["table_4"]["rows"].items()) + "."]
+            "Its table 4 (% right / tokens):", "",
+            "| | " + " | ".join(paper["table_4"]["columns"]) + " |",
+            "|" + " --- |" * (1 + len(paper["table_4"]["columns"]))]
+  lines += [f"| {arm} | " + " | ".join(
+              f"{right} / {tokens:.0f}" for right, tokens in zip(
+                values["accuracy"], values["tokens"], strict=True)) + " |"
+            for arm, values in paper["table_4"]["rows"].items()]
   return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
     python -m ares_jax.evaluate --config=configs/ares_tiny.py --workdir=runs/ares_tiny
     python -m ares_jax.evaluate --config=configs/aepo_7b.py --model=HF_FOLDER --workdir=DIR \\
       --benchmark=mathvista --data=testmini.parquet [--compare=OTHER/results.json]
+    python -m ares_jax.evaluate ... --benchmark=mathvista --data=... --compare=paper:ARES-7B
     python -m ares_jax.evaluate --ablation=runs/table4/0/*,runs/table4/1/* --figure=figure.html
 
 Without --benchmark the config's own held-out data are asked. --benchmark is a name of
@@ -12,7 +13,6 @@ Everything lies in WORKDIR/evaluate/BENCHMARK; the same command goes on where it
 
 import dataclasses
 import glob
-import importlib.resources
 import json
 import os
 
@@ -22,13 +22,15 @@ from ml_collections import config_flags
 
 from ares_jax import ablation, ablation_figure, hosts, mesh, predictions, pulse, saved
 from ares_jax.command import UsageError, require_config, run
-from ares_jax.data import scores
+from ares_jax.data import paper, scores
 from ares_jax.data.benchmarks import Benchmark, open_benchmark, schemas
 from ares_jax.joining import joined
 from ares_jax.models import lora
 from ares_jax.run_folder import latest_stage, write_text
 from ares_jax.sampler import SamplingConfig
 from ares_jax.setup import open_run, read_config
+
+_PAPER = "paper:"  # before a model of the paper's tables, where an earlier results.json may stand
 
 
 def main():
@@ -99,7 +101,7 @@ def evaluate(parts, params, benchmark, *, folder, model, compare=""):
     benchmark: Benchmark.
     folder: is made.
     model: name of the weights.
-    compare: path of an earlier results.json, or "".
+    compare: path of an earlier results.json, "paper:MODEL" for a row of the paper's tables, or "".
 
   Returns:
     The dict of results.json.
@@ -135,8 +137,7 @@ def ablate(patterns):
   if not folders:
     raise ValueError(f"no finished run (results.json) in {', '.join(patterns)}")
   table = ablation.rows(ablation.collect(folders))
-  paper = importlib.resources.files("ares_jax.data") / "paper_tables.json"
-  return table, ablation.markdown(table, json.loads(paper.read_text(encoding="utf-8")))
+  return table, ablation.markdown(table, paper.tables())
 
 
 def markdown(result):
@@ -181,7 +182,9 @@ def _rows(result):
 
 
 def _earlier(path, benchmark):
-  """The results.json at `path`, read before anything is answered."""
+  """The results.json at `path`, or what the paper prints, read before anything is answered."""
+  if path.startswith(_PAPER):
+    return paper.result(path.removeprefix(_PAPER), benchmark.name, benchmark.metric)
   try:
     with open(path, encoding="utf-8") as file:
       other = json.load(file)
@@ -199,17 +202,21 @@ def _compare(result, other, path):
   return {"with": path, "model": other["model"], "score": other["score"], "difference": difference,
           "interval": interval, "paired": paired,
           "same_prompts": other["prompts"] == result["prompts"],
-          "length_difference": result["length_mean"] - other["length_mean"]}
+          "length_difference": (None if other["length_mean"] is None
+                                else result["length_mean"] - other["length_mean"])}
 
 
 def _versus(compare):
   interval = compare["interval"]
   ends = "" if interval is None else f" ({100 * interval[0]:+.1f} to {100 * interval[1]:+.1f})"
+  tokens = compare["length_difference"]
   return (f"against {compare['model']} ({_percent(compare['score'])}): "
           f"{100 * compare['difference']:+.1f} points{ends}, "
-          f"{'paired by problem' if compare['paired'] else 'not paired'}, "
-          f"{compare['length_difference']:+.1f} tokens"
-          + ("" if compare["same_prompts"] else "; the prompts differ"))
+          f"{'paired by problem' if compare['paired'] else 'not paired'}"
+          + ("" if tokens is None else f", {tokens:+.1f} tokens")
+          + ("; that score counts as exact, its prompts and grading are not these"
+             if compare["with"].startswith(_PAPER)
+             else "" if compare["same_prompts"] else "; the prompts differ"))
 
 
 def _percent(value):
@@ -227,7 +234,7 @@ def define_flags():
   flags.DEFINE_string("benchmark", "", "Name of a benchmark, or a file of your own.")
   flags.DEFINE_string("data", "", "File or folder of the named benchmark.")
   flags.DEFINE_string("model", "", "Hugging Face folder; default the newest checkpoint.")
-  flags.DEFINE_string("compare", "", "results.json of an earlier evaluation.")
+  flags.DEFINE_string("compare", "", "results.json of an earlier evaluation, or paper:MODEL.")
   flags.DEFINE_list("ablation", [], "Folders of finished runs, or patterns of them.")
   flags.DEFINE_string("figure", "", "HTML file of --ablation's accuracy and tokens by difficulty.")
   flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")

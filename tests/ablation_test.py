@@ -6,9 +6,7 @@ import pytest
 import tiny
 
 from ares_jax import ablation, ablation_figure
-
-PAPER = {"source": "somewhere", "table_5": {"what": "accuracy", "rows": {"cold start": 50.7}},
-         "table_4": {"what": "tokens", "rows": {"GSM8K": [332, 279]}}}
+from ares_jax.data import paper
 
 
 def result(accuracy, length=10.0):
@@ -54,9 +52,9 @@ def test_arms_are_named_and_their_seeds_averaged(tmp_path):
 
 
 def test_tables_hold_every_arm_and_the_paper(tmp_path):
-  text = ablation.markdown(ablation.rows(ablation.collect(runs(tmp_path))), PAPER)
+  text = ablation.markdown(ablation.rows(ablation.collect(runs(tmp_path))), paper.tables())
   assert text.count("AdaCS + GRPO |") == 3 and "60.0 ± 127.1" in text and "cold start 50.7" in text
-  assert "(tokens): GSM8K 332 to 279." in text
+  assert "| ARES-RL-7B | 56.9 / 12893 |" in text and "ARES 55.7" in text
   assert "| 70.0 ± 127.1 / 10.0 ± 0.0 | - | 70.0" in text
 
 

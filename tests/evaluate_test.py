@@ -1,5 +1,6 @@
 """The command on a run of ours and on a Hugging Face folder, at the smallest size."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -60,7 +61,20 @@ def test_a_run_is_evaluated_on_its_own_data_and_resumed(trained, monkeypatch):
   with pytest.raises(ValueError, match="results.md is no results.json of an evaluation"):
     evaluate.evaluate(parts, params, benchmark, folder=str(workdir / "none"), model=name,
                       compare=f"{folder}/results.md")
+  with pytest.raises(ValueError, match="the paper has nothing of 'test'"):
+    evaluate.evaluate(parts, params, benchmark, folder=str(workdir / "none"), model=name,
+                      compare="paper:ARES-7B")
   assert not (workdir / "none").exists()  # seen before anything is answered
+
+  monkeypatch.undo()
+  named, folder = dataclasses.replace(benchmark, name="gsm8k"), workdir / "evaluate" / "gsm8k"
+  beside = evaluate.evaluate(parts, params, named, folder=str(folder), model=name,
+                             compare="paper:ARES-RL-7B")["compare"]
+  assert beside["difference"] == pytest.approx(first["score"] - 0.957) and not beside["paired"]
+  assert beside["length_difference"] == pytest.approx(first["length_mean"] - 278.9)
+  low, high = first["interval"]
+  assert np.diff(beside["interval"]) == pytest.approx(high - low)
+  assert "counts as exact" in (folder / "results.md").read_text()
 
 
 def test_a_workdir_without_a_checkpoint_is_named(trained, tmp_path):

@@ -95,18 +95,25 @@ def _read_row(schema, record, place, name, folder):
 
 
 def _ask(schema, first, place):
-  """The question of the record's number, about the part of the picture that it names."""
+  """What the record's number asks, with its own question and the part of the picture it names."""
   number, row, column, name = (first(field) for field in ("ask", "row", "column", "place"))
   try:
     asked = schema["asks"][str(int(number))]
   except (KeyError, TypeError, ValueError) as error:
     raise BadRow(place, "question", f"asks number {number!r}; there are "
                  f"{', '.join(schema['asks'])}") from error
-  kind = "place" if name else "grid" if row else "whole"
-  about = schema["about"][kind]
-  for field, value in (("{place}", name), ("{row}", row), ("{column}", column)):
-    about = about.replace(field, str(value if kind == "place" else int(value or 0)))
-  return asked.replace("{about}", about)
+  if "{about}" in asked:
+    kind = "place" if name else "grid" if row else "whole"
+    about = schema["about"][kind]
+    for field, value in (("{place}", name), ("{row}", row), ("{column}", column)):
+      about = about.replace(field, str(value if kind == "place" else int(value or 0)))
+    asked = asked.replace("{about}", about)
+  if "{digits}" in asked:
+    _, point, decimals = str(first("answer")).partition(".")
+    digits = schema["digits"]["decimal" if point else "whole"]
+    asked = asked.replace("{digits}", digits.replace("{count}", str(len(decimals))))
+  # Last: a question may hold any of the marks.
+  return asked.replace("{question}", str(first("question")))
 
 
 def _at(record, column):

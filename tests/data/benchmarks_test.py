@@ -24,7 +24,8 @@ OPEN = {
   "mathverse": {"sample_index": "7", "problem_version": "Text Lite", "question": "<image>x?",
                 "query_cot": "Reason first.\nQuestion: <image>x?\nChoices:\nA:1",
                 "answer": "A", "image": IMAGE, "question_type": "multi-choice"},
-  "charxiv": {"figure_id": 3, "reasoning_q": "Which?", "reasoning_a": "blue", "image": IMAGE},
+  "charxiv": {"figure_id": 3, "reasoning_q": "Which?", "reasoning_a": "blue", "image": IMAGE,
+              "reasoning_a_type": 1},
   "mmstar": {"index": 3, "question": "Which?\nOptions: A: 1, B: 2", "answer": "B",
              "image": png(), "category": "math"},
   "aime24": {"ID": "2024-I-1", "Problem": "Find x.", "Answer": 204},
@@ -102,6 +103,21 @@ def test_every_schema_is_covered_and_says_who_wrote_its_prompt():
     assert schema["metric"] in METRICS and schema["prompt_by"] in ("authors", "ours"), name
     assert ("{question}" in schema["prompt"]) == (name != "mmmu_pro_vision")
     assert (schema["n"] > 1) == (schema["metric"] == "avg@n"), name
+
+
+@pytest.mark.parametrize("kind, said, asked", [
+  (1, "a, b", "commas"), (2, "no", "one of the options"), (3, "0.5", "explicitly written"),
+  (4, "12", "must be an exact integer."), (4, "-0.250", "a number with 3 decimal places."),
+])
+def test_charxiv_asks_as_its_authors_do_of_each_kind_of_answer(tmp_path, kind, said, asked):
+  question = "How far is {about} from {digits}?"
+  record = OPEN["charxiv"] | {
+    "reasoning_a_type": kind, "reasoning_q": question, "reasoning_a": said}
+  (row,) = open_benchmark("charxiv", parquet(tmp_path / "data.parquet", record)).rows
+  head, _, rules = row["question"].partition(f"{question}\n* ")
+  assert asked in rules and "How far" not in head + rules
+  with pytest.raises(ValueError, match="asks number 5; there are 1, 2, 3, 4"):
+    open_benchmark("charxiv", parquet(tmp_path / "b.parquet", record | {"reasoning_a_type": 5}))
 
 
 def test_only_the_vision_version_counts(tmp_path):
