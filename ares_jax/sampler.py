@@ -78,7 +78,6 @@ class Samples:
   tokens: jax.Array  # int32 [B, T]
   mask: jax.Array  # bool [B, T]: True on response tokens, the end-of-turn token included
   logprob: jax.Array  # float32 [B, T]: log pi(token), temperature 1, whole vocabulary
-  drawn_logprob: jax.Array  # float32 [B, T]: log-prob. of the distribution it was drawn from
   entropy: jax.Array  # float32 [B, T]: nats, whole vocabulary, at the sampling temperature (eq. 3)
   parent: jax.Array  # int32 [B]: sample of the same prompt that it forked from; -1 = from none
   fork: jax.Array  # int32 [B]: tokens it has in common with its parent
@@ -170,10 +169,9 @@ def _responses(state, rows, group, branches):
 def _samples(state, *, group, branches):
   mask = jnp.arange(state.tokens.shape[1]) < state.length[:, None]
   parent = jnp.tile(branching_lib.parents(group, branches), len(mask) // group)
-  whole = [branching_lib.joined(x, state.fork, group, branches)
-           for x in (state.logprob, state.drawn_logprob, state.entropy)]
-  return Samples(branching_lib.joined(state.tokens, state.fork, group, branches), mask, *whole,
-                 jnp.where(state.fork > 0, parent, -1), state.fork)
+  tokens, logprob, entropy = (branching_lib.joined(x, state.fork, group, branches)
+                              for x in (state.tokens, state.logprob, state.entropy))
+  return Samples(tokens, mask, logprob, entropy, jnp.where(state.fork > 0, parent, -1), state.fork)
 
 
 def rollout_weights(model, params):

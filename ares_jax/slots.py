@@ -45,7 +45,6 @@ class Slots:
   tokens: jax.Array  # int32 [B, T]
   length: jax.Array  # int32 [B]: tokens of each response
   logprob: jax.Array  # float32 [B, T]
-  drawn_logprob: jax.Array  # float32 [B, T]
   entropy: jax.Array  # float32 [B, T]
   fork: jax.Array  # int32 [B]: tokens that are its parent's; 0 = it starts at the prompt
   forks: jax.Array  # int32 [S]: forks of the slot's sequence; those from `given` on are to come
@@ -55,7 +54,7 @@ class Slots:
 _ROWS, _CACHE = PartitionSpec("data"), PartitionSpec(None, "data")
 _CACHES = KVCache(k=_CACHE, v=_CACHE, length=_ROWS)
 _PROMPTS = Prompts(_CACHES, *[_ROWS] * 4)
-_SLOTS = Slots(_ROWS, _ROWS, _CACHES, *[_ROWS] * 10)
+_SLOTS = Slots(_ROWS, _ROWS, _CACHES, *[_ROWS] * 9)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "prompts", "places", "tokens"))
@@ -138,8 +137,7 @@ def idle(model, *, rows, slots, tokens, group, branches):
                  ended=jnp.zeros(rows, bool), fork=jnp.zeros(rows, jnp.int32),
                  forks=jnp.zeros(slots, jnp.int32), given=jnp.zeros(slots, jnp.int32),
                  tokens=jnp.zeros((rows, tokens), jnp.int32), length=jnp.zeros(rows, jnp.int32),
-                 logprob=jnp.zeros((rows, tokens)), drawn_logprob=jnp.zeros((rows, tokens)),
-                 entropy=jnp.zeros((rows, tokens)))))
+                 logprob=jnp.zeros((rows, tokens)), entropy=jnp.zeros((rows, tokens)))))
 
 
 @functools.partial(
@@ -295,5 +293,4 @@ def _record(model, params, slots, prompts, drawn, again_S, group):
     tokens=write(slots.tokens, drawn.token),
     length=slots.length.at[slots.row].set(slots.cache.length + 1, mode="drop"),
     logprob=write(slots.logprob, drawn.logprob),
-    drawn_logprob=write(slots.drawn_logprob, drawn.drawn_logprob),
     entropy=write(slots.entropy, drawn.entropy)), embeds, positions

@@ -35,7 +35,7 @@ class Case:
     mask = np.arange(most) < rng.integers(3, most + 1, 16)[:, None]
     drawn = rng.choice(np.flatnonzero(run.generator.allowed), mask.shape)
     zeros = np.zeros(mask.shape, np.float32)
-    samples = Samples(np.where(mask, drawn, 0).astype(np.int32), mask, zeros, zeros, zeros,
+    samples = Samples(np.where(mask, drawn, 0).astype(np.int32), mask, zeros, zeros,
                       np.full(16, -1), np.zeros(16, int))
     self.rollout = Rollout(prompts, samples, CORRECT[0], CORRECT[0], [""] * 16, 1, {})
     self.length = samples.mask.sum(1)

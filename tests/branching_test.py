@@ -89,7 +89,7 @@ def test_an_idle_slot_takes_over_the_first_fork_that_waits():
     row=np.int32([0, 4, 1]), hidden=None, cache=qwen25_vl.KVCache(
       k_LSTKH, k_LSTKH + 0.5, np.int32([4, 0, 3])),
     waiting=None, ended=None, tokens=np.zeros((4, 5), np.int32), length=None, logprob=None,
-    drawn_logprob=None, entropy=None, fork=np.int32([0, 0, 2, 3]), forks=np.int32([1, 7, 1]),
+    entropy=None, fork=np.int32([0, 0, 2, 3]), forks=np.int32([1, 7, 1]),
     given=np.int32([0, 7, 0]))
   got = jax.jit(lambda state: spread(state, 4, Branching(1.0, branches=2, window=2), 4))(state)
   np.testing.assert_array_equal(got.row, [0, 2, 1])
@@ -166,7 +166,7 @@ def test_slots_places_and_devices_change_no_fork(run, forked, threshold, monkeyp
                  EngineConfig(slots=2, read=1, chunk=7, cache_gib=1.0))
   for name in ("tokens", "mask", "parent", "fork"):
     np.testing.assert_array_equal(getattr(got, name), getattr(forked, name), err_msg=name)
-  for name in ("logprob", "drawn_logprob", "entropy"):
+  for name in ("logprob", "entropy"):
     np.testing.assert_allclose(getattr(got, name), getattr(forked, name), atol=1e-5)
 
 

@@ -27,7 +27,7 @@ def samples(rows):
   mask = np.arange(2) < lengths[:, None]
   tokens = np.where(mask, 100 + np.arange(rows)[:, None] * 10 + np.arange(2), 0)
   logprob, entropy = (np.where(mask, value, 0).astype(np.float32) for value in (-0.5, 1.5))
-  return Samples(tokens.astype(np.int32), mask, logprob, logprob, entropy,
+  return Samples(tokens.astype(np.int32), mask, logprob, entropy,
                  parent=np.full(rows, -1, np.int32), fork=np.zeros(rows, np.int32))
 
 

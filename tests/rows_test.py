@@ -31,7 +31,7 @@ def samples(lengths):
   mask = column < lengths[:, None]
   tokens = np.where(mask, 100 * (1 + np.arange(len(lengths)))[:, None] + column, 0)
   value = np.where(mask, tokens / 1000, 0).astype(np.float32)
-  return Samples(tokens.astype(np.int32), mask, -value, -value, value,
+  return Samples(tokens.astype(np.int32), mask, -value, value,
                  np.full(len(mask), -1), np.zeros(len(mask), int))
 
 

@@ -18,7 +18,6 @@ class Drawn(NamedTuple):
 
   token: jax.Array  # int32 [B]
   logprob: jax.Array  # [B]: of the policy: temperature 1, whole vocabulary
-  drawn_logprob: jax.Array  # [B]: of the distribution it was drawn from; 0 where greedy
   entropy: jax.Array  # [B]: at the sampling temperature (1 where greedy), whole vocabulary (eq. 3)
 
 
@@ -54,7 +53,6 @@ def next_token(logits_BV, uniform_B, allowed_BV, *, temperature, top_p, top_k):
   if temperature == 0:
     token_B = jnp.argmax(jnp.where(allowed_BV, logits_BV, -jnp.inf), -1).astype(jnp.int32)
     block_B, entry_B = token_B // C, token_B % C
-    drawn_B = jnp.zeros_like(entropy_B)
   else:
     # From the largest allowed entry: beside a forbidden one far above, all would round to 0.
     scaled_BNC = jnp.where(allowed_BNC, scaled_BNC, FAR)
@@ -65,13 +63,11 @@ def next_token(logits_BV, uniform_B, allowed_BV, *, temperature, top_p, top_k):
     if top_p < 1:
       kept_BNC = _at_least(kept_BNC, _threshold(kept_BNC, top_p * _sum(kept_BNC), count=False))
     block_BN = kept_BNC.sum(2)
-    kept_B = block_BN.sum(1)
-    block_B, rest_B = _invert(block_BN, uniform_B * kept_B)
+    block_B, rest_B = _invert(block_BN, uniform_B * block_BN.sum(1))
     entry_B, _ = _invert(_block(kept_BNC, block_B), rest_B)
     token_B = block_B * C + entry_B
-    drawn_B = jnp.log(_pick(kept_BNC, block_B, entry_B) / kept_B)
   logprob_B = _pick(l_BNC, block_B, entry_B) - jnp.log(total_B)
-  return Drawn(token_B, logprob_B, drawn_B, entropy_B)
+  return Drawn(token_B, logprob_B, entropy_B)
 
 
 def _table(x_BV, fill):

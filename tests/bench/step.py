@@ -73,7 +73,7 @@ def sampled(prompts, prompt_tokens, tokens, skewed):
   value = np.where(mask, 1.0, 0).astype(np.float32)
   samples = Samples(
     np.where(mask, rng.integers(2, VOCAB, mask.shape), 0).astype(np.int32), mask, -9 * value,
-    -9 * value, value, np.full(count, -1, np.int32), np.zeros(count, np.int32))
+    value, np.full(count, -1, np.int32), np.zeros(count, np.int32))
   return batch, samples, (np.arange(count) % 2).astype(np.float32)
 
 
