@@ -8,7 +8,8 @@
 
 Without --benchmark the config's own held-out data are asked. --benchmark is a name of
 ares_jax/data/benchmarks.json, with --data its file or folder, or the path of a file of your own.
-Everything lies in WORKDIR/evaluate/BENCHMARK; the same command goes on where it was stopped.
+Everything lies in WORKDIR/evaluate/BENCHMARK, or in --out, a folder for each checkpoint of a run
+that is evaluated more than once; the same command goes on where it was stopped.
 """
 
 import dataclasses
@@ -55,8 +56,8 @@ def main():
       open_run(config, workdir=workdir, check=False)) as parts:
     benchmark = choose(parts, words.benchmark, words.data)
     name, params = (words.model, parts.init_params()) if words.model else newest(parts, workdir)
-    result = evaluate(parts, params, benchmark, model=name, compare=words.compare,
-                      folder=os.path.join(workdir, "evaluate", benchmark.name))
+    folder = words.out or os.path.join(workdir, "evaluate", benchmark.name)
+    result = evaluate(parts, params, benchmark, folder=folder, model=name, compare=words.compare)
     if jax.process_index() == 0:
       print(json.dumps(result) if words.json else text(result))
 
@@ -234,6 +235,7 @@ def define_flags():
   flags.DEFINE_string("benchmark", "", "Name of a benchmark, or a file of your own.")
   flags.DEFINE_string("data", "", "File or folder of the named benchmark.")
   flags.DEFINE_string("model", "", "Hugging Face folder; default the newest checkpoint.")
+  flags.DEFINE_string("out", "", "Folder of the results; default WORKDIR/evaluate/BENCHMARK.")
   flags.DEFINE_string("compare", "", "results.json of an earlier evaluation, or paper:MODEL.")
   flags.DEFINE_list("ablation", [], "Folders of finished runs, or patterns of them.")
   flags.DEFINE_string("figure", "", "HTML file of --ablation's accuracy and tokens by difficulty.")

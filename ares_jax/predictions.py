@@ -137,8 +137,8 @@ def _resume(path, head):
     different = [f"{key} was {before.get(key)!r}, is {head[key]!r}" for key in head
                  if before.get(key) != head[key] and key != "model"]
     if different:
-      raise ValueError(f"{path} holds other answers: {'; '.join(different)}; remove it or use "
-                       "another --workdir")
+      raise ValueError(f"{path} holds other answers: {'; '.join(different)}; remove it or give "
+                       "another --out")
     # What follows the last line end was cut off in writing.
     done = {problem["place"]: problem for problem in map(json.loads, lines[1:-1])}
   write_text(path, "".join(json.dumps(line) + "\n" for line in [head, *done.values()]))

@@ -1,5 +1,6 @@
 """The command on a run of ours and on a Hugging Face folder, at the smallest size."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -133,6 +134,19 @@ def test_the_command_is_watched_and_stops_when_it_is_asked(tmp_path, monkeypatch
     ablation=[], config=tiny.values(**SHORT), workdir=str(tmp_path), model=""))
   with pytest.raises(pulse.Stopped):
     evaluate.main()
+
+
+@pytest.mark.parametrize("out", ["", "step_1"])
+def test_results_lie_in_the_run_or_where_it_was_said(trained, monkeypatch, capsys, out):
+  workdir, parts = trained
+  monkeypatch.setattr(evaluate, "open_run", lambda *_, **__: contextlib.nullcontext(parts))
+  monkeypatch.setattr(evaluate, "newest", lambda *_: ("m", None))
+  monkeypatch.setattr(evaluate, "evaluate", lambda *_, folder, **__: folder)
+  monkeypatch.setattr(evaluate.flags, "FLAGS", types.SimpleNamespace(
+    ablation=[], config=tiny.values(**SHORT), workdir=str(workdir), model="", benchmark="", data="",
+    compare="", json=True, out=out))
+  evaluate.main()
+  assert json.loads(capsys.readouterr().out) == (out or str(workdir / "evaluate" / "test"))
 
 
 def test_the_command_finds_the_checkpoint_and_what_is_answered(trained):
