@@ -31,6 +31,12 @@ def of(leaves):
           for name, leaf in leaves.items()}
 
 
+def of_tree(tree):
+  """Digests of a pytree's leaves, {"blocks/q": 16 hexadecimal digits}."""
+  return of({jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)})
+
+
 def of_host(array):
   """The digest of a numpy array, block by block: no memory to speak of, about .1 G words a second.
 

@@ -7,11 +7,10 @@ import os
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from ares_jax import hosts, pulse, shares
+from ares_jax import digest, hosts, pulse, shares
 from ares_jax.data import quantity
 from ares_jax.data.answer import normalise
 from ares_jax.data.grade import extract_boxed
@@ -46,8 +45,9 @@ def predict(generator, params, benchmark, *, path, sampling, batch, seed, model)
     pulse.beat()
     asked.update(json.dumps([row["id"], row["question"] + generator.encoder.chat.suffix,
                              row["answer"], row.get("tolerance"), _digest_images(row)]).encode())
+  weights = hashlib.sha256(json.dumps(digest.of_tree(params)).encode()).hexdigest()[:16]
   head = {"benchmark": benchmark.name, "problems": len(rows), "n": benchmark.n, "seed": seed,
-          "model": model, "weights": digest(params), "dtype": generator.model.compute_dtype,
+          "model": model, "weights": weights, "dtype": generator.model.compute_dtype,
           "prompts": asked.hexdigest()[:16], "grader": generator.grader.name,
           "min_pixels": generator.encoder.config.min_pixels,
           "max_pixels": generator.encoder.config.max_pixels, **dataclasses.asdict(sampling)}
@@ -87,14 +87,6 @@ def predict(generator, params, benchmark, *, path, sampling, batch, seed, model)
   return head, [done[place] for place in range(len(rows))]
 
 
-def digest(params):
-  """16 hex digits of all weights' bits, whatever their sharding."""
-  sums = jax.device_get(jax.jit(lambda tree: jax.tree.map(_sum_bits, tree))(params))
-  named = [(jax.tree_util.keystr(name), int(value))
-           for name, value in jax.tree_util.tree_leaves_with_path(sums)]
-  return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
-
-
 def within(said, truths, tolerance):
   """Whether a number is at most `tolerance` off one of the truths, in the same unit."""
   said = None if said is None else quantity.read(normalise(said)) if len(said) < 100 else None
@@ -104,16 +96,6 @@ def within(said, truths, tolerance):
         said.unit == right.unit and said.size == right.size or None in (said.unit, right.unit)):
       return True
   return False
-
-
-def _sum_bits(leaf):
-  bits = jax.lax.bitcast_convert_type(
-    leaf, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]).astype(jnp.uint32)
-  # Odd factors that depend on the place: two swapped weights change the sum.
-  place = jnp.zeros((), jnp.uint32)
-  for axis, size in enumerate(leaf.shape):
-    place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-  return jnp.sum(bits * ((place * jnp.uint32(2654435761)) | 1), dtype=jnp.uint32)
 
 
 def _digest_images(row):

@@ -44,7 +44,8 @@ def read(workdir, stage, config, model):
                      "copy the whole folder of the run")
   with open(path, encoding="utf-8") as file:
     written = json.load(file)["base"]
-  different = sorted(name for name, found in base_marks(base).items() if written.get(name) != found)
+  different = sorted(name for name, found in digest.of_tree(base).items()
+                     if written.get(name) != found)
   if different:
     raise ValueError(f"{workdir} trained adapters of another base: {', '.join(different)} are not "
                      "those of base.json; restore the files under config.model.path")
@@ -68,9 +69,3 @@ def _check_lora(workdir, section):
     if before != value:
       raise ValueError(f"{workdir} was trained with model.lora.{key} = {before!r}, not {value!r}; "
                        "set config.model.lora as it was then")
-
-
-def base_marks(params):
-  """{name: digest} of the weights under adapters."""
-  return digest.of({weights.name_of(path): leaf
-                    for path, leaf in jax.tree_util.tree_leaves_with_path(params)})

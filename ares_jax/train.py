@@ -23,7 +23,18 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from ares_jax import adacs, aepo, check, hosts, mesh, profiler, pulse, run_folder, saved, tracking
+from ares_jax import (
+  adacs,
+  aepo,
+  check,
+  digest,
+  hosts,
+  mesh,
+  profiler,
+  pulse,
+  run_folder,
+  tracking,
+)
 from ares_jax.command import UsageError, require_config, run
 from ares_jax.data import pass_rates
 from ares_jax.fingerprint import fingerprint
@@ -132,7 +143,7 @@ def curate_shard(parts, folder, shard):
 
 def keep_base(workdir, base, allow=()):
   """Writes WORKDIR/base.json, digests of the weights under adapters; refuses another base."""
-  records = {"base.json": {"base": saved.base_marks(base.weights)}}
+  records = {"base.json": {"base": digest.of_tree(base.weights)}}
   hosts.leader(lambda: run_folder.keep(workdir, records, allow))
 
 

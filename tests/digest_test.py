@@ -60,6 +60,11 @@ def test_blocks_of_a_large_array_join():
   assert digest.of({"x": jnp.asarray(array)}) == {"x": digest.of_host(array)}
 
 
+def test_leaves_of_a_tree_are_named():
+  one, two = ARRAYS["float32"], jnp.asarray(ARRAYS["int8"])
+  assert digest.of_tree({"a": {"q": one}, "b": two}) == digest.of({"a/q": one, "b": two})
+
+
 def test_an_odd_size_is_refused():
   with pytest.raises(ValueError, match="16 bytes an element"):
     digest.of_host(np.zeros(2, np.complex128))

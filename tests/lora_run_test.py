@@ -14,6 +14,7 @@ from ares_jax import (
   adacs,
   aepo,
   checkpoint,
+  digest,
   evaluate,
   export,
   mesh,
@@ -150,7 +151,7 @@ def test_adapters_are_read_over_their_base_and_over_no_other(trained, tmp_path, 
     name, joined = evaluate.newest(trained.run, trained.workdir)
   assert name.endswith("aepo step 2")
   jax.tree.map(np.testing.assert_array_equal, joined, lora.join(trained.base, trained.end))
-  marks = saved.base_marks(trained.base.weights)
+  marks = digest.of_tree(trained.base.weights)
   train.keep_base(str(tmp_path), trained.base)
   other = trained.base.replace(weights=trained.base.weights | {
     "final_norm": trained.base.weights["final_norm"] * 2})
