@@ -12,8 +12,8 @@ from etils import epath
 
 from ares_jax import digest, hosts, pulse, shares
 from ares_jax.data import quantity
-from ares_jax.data.answer import normalise
 from ares_jax.data.grade import extract_boxed
+from ares_jax.data.notation import normalise
 from ares_jax.run_folder import write_text
 from ares_jax.sampler import stage_key
 

@@ -7,47 +7,20 @@ products of letters. No tolerance: 0.33 is not 1/3.
 """
 
 import re
-import unicodedata
 
-from ares_jax.data import option, quantity
-from ares_jax.data.collection import closes_at_end, collection, inequality, split
-from ares_jax.data.formula import FUNCTIONS, is_safe, same_formula, variables
+from ares_jax.data import option, quantity, words
+from ares_jax.data.collection import collection, inequality, split
+from ares_jax.data.formula import is_safe, same_formula, variables
+from ares_jax.data.notation import has_control, normalise, tight
 
 MAX_LENGTH = 256  # characters of an answer; nothing longer is compared but by equality
 
-_CHARACTERS = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full width -> ASCII
-_CHARACTERS |= str.maketrans({
-  "−": "-", "–": "-", "—": "-", "‐": "-", "\u2011": "-", "\u00a0": " ", "\u2009": " ",
-  "\u202f": " ", "\u3000": " ", "×": "\\times ", "·": "\\cdot ", "÷": "/", "π": "\\pi ",
-  "√": "\\sqrt ", "∞": "\\infty ", "∪": "\\cup ", "±": "\\pm ", "≤": "\\le ", "≥": "\\ge ",
-  "²": "^2", "³": "^3", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}",
-  "Ω": "\\Omega ", "º": "°", "’": "'", "“": '"', "”": '"',
-})  # fmt: skip
-_TEXT = re.compile(
-  r"\\(?:text|textbf|textit|textrm|textsf|mathrm|mathbf|mathit|mathsf|mbox|operatorname)"
-  r"\s*\{([^{}]*)\}"
-)
-_SMALL = (
-  "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-  "sixteen seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_NUMBER_WORDS = {word: number for number, word in enumerate(_SMALL)}
-_NUMBER_WORDS |= {word: 20 + 10 * number for number, word in enumerate(_TENS)}
-_NUMBER_WORDS |= {
-  f"{tens}{joint}{_SMALL[one]}": 20 + 10 * number + one
-  for number, tens in enumerate(_TENS) for one in range(1, 10) for joint in "- "
-}  # fmt: skip
-_SPELLED = re.compile(
-  rf"({'|'.join(sorted(_NUMBER_WORDS, key=len, reverse=True))})(?![\w-])", re.IGNORECASE
-)
 # x, x_1, \theta, f(x), segments and angles (AB, m\angle ABC), sums asked for (m + n).
 _NAMED = re.compile(
   r"([A-Za-z](?:_\{?\w\}?)?|\\(?!no?t|ne)[a-z]+|\([a-z](?:,\s*[a-z])+\)|[A-Za-z]\([a-z]\)|(?:m\s*)?\\angle\s*[A-Z0-9]{1,3}"
   r"|[A-Z]{2,3}|\\overline\s*\{[A-Z]{2}\}|[a-z](?:\s*[+-]\s*[a-z])+)\s*(?:=|\\in\b)\s*(.+)"
 )
 _BASED = re.compile(r"\(?([0-9A-F]+)\)?\s*_\s*(?:\{\s*([0-9]{1,2})\s*\}|([0-9]{1,2}))")
-_CLOCK = re.compile(r"^([0-9]{1,2}:[0-9]{2}) ?([APap])\.? ?[Mm]$")
 _ARITHMETIC = re.compile(r"[0-9A-Za-z)}]\s*[-+*(]|\)\s*[0-9A-Za-z\\]|\\(?:times|cdot|div|pm|mp)\b")
 
 
@@ -75,47 +48,17 @@ def same_answer(answer, truth, symbolic=None):
   return any(_same_text(answer, accepted, symbolic) for accepted in truths)
 
 
-def normalise(text):
-  """`text` without what only changes its look: math delimiters, spacing, text commands."""
-  text = text.translate(_CHARACTERS).strip()
-  for _ in range(4):  # \boxed inside $...$ inside \text: a few layers are all that is met
-    before = text = text.rstrip(" .,;") or text
-    for left, right in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
-      inner = text[len(left) : len(text) - len(right)]
-      if len(text) > len(left + right) and text == left + inner + right and left not in inner:
-        text = inner.strip()
-    text = _unbox(text)
-    text = _TEXT.sub(r" \1", text).strip()  # 5\text{m} is a unit, 5m a product
-    if text == before:
-      break
-  text = re.sub(r"^\*\*([^*]+)\*\*$", r"\1", text)
-  text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
-  text = re.sub(r"\\(?:left|right|displaystyle|big|Big)(?![a-zA-Z])", "", text)
-  text = re.sub(r"(?<=[0-9])(?:\\[,!]|\{,\}(?=[0-9]))+(?=[0-9])", _join_digits, text)
-  text = re.sub(r"^([+-]?[0-9]{1,3})((?: [0-9]{3})+)(?! ?[0-9/])", _join_thousands, text)
-  text = re.sub(r"(?<!\\)\\[,;:! ]|\\quad\b|\\qquad\b|~", " ", text)
-  text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b|\\textdegree\b", "°", text)
-  text = re.sub(r"\\([%$#&])", r"\1", text)
-  text = re.sub(r"\\(l|g)e(?:q|qslant)\b", r"\\\1e", text)
-  text = text.replace("<=", "\\le ").replace(">=", "\\ge ")
-  text = _CLOCK.sub(lambda match: f"{match[1]} {match[2].lower()}m", text)
-  text = re.sub(r"\\lt\b", "<", re.sub(r"\\gt\b", ">", text))
-  text = re.sub(r"^(?:\\varnothing|\\\{\s*\\\}|∅)$", r"\\emptyset", text)
-  text = " ".join(text.split())
-  return text
-
-
 def _same_text(answer, truth, symbolic):
   if answer.strip() == truth.strip():
     return True
-  if len(answer) > MAX_LENGTH or len(truth) > MAX_LENGTH or _has_control(answer):
+  if len(answer) > MAX_LENGTH or len(truth) > MAX_LENGTH or has_control(answer):
     return False
   return _same(normalise(answer), normalise(truth), symbolic, depth=0)
 
 
 def _same(answer, truth, symbolic, depth):
   """The layers, on normalised texts; `depth` counts collections inside collections."""
-  if answer and _tight(answer) == _tight(truth):
+  if answer and tight(answer) == tight(truth):
     return True
   if depth > 2:
     return False
@@ -127,7 +70,7 @@ def _same(answer, truth, symbolic, depth):
       if verdict is not None:
         return verdict
     answer, truth = _as_intervals(_as_tuple(answer, truth), truth)
-  answer, truth = _spelled(answer), _spelled(truth)
+  answer, truth = words.spelled(answer), words.spelled(truth)
   answer, truth = _without_name(answer, truth, depth)
   read_answer, read_truth = quantity.read(answer), quantity.read(truth)
   if read_answer and read_truth:
@@ -139,8 +82,8 @@ def _same(answer, truth, symbolic, depth):
   parts_truth = None if read_truth else collection(truth)
   if parts_answer and parts_truth:
     return _same_collection(parts_answer, parts_truth, symbolic, depth)
-  if _is_words(truth) or _is_words(answer):
-    return _words(answer) == _words(truth) and _words(truth) != ""
+  if words.is_words(truth) or words.is_words(answer):
+    return words.plain(answer) == words.plain(truth) and words.plain(truth) != ""
   if parts_answer or parts_truth:
     return False
   return _same_formula_with_unit(answer, truth, symbolic)
@@ -191,8 +134,8 @@ def _same_yes_no(answer, truth):
   wanted = truth.lower()
   if wanted not in ("yes", "no", "true", "false"):
     return None
-  words = re.findall(r"[a-z]+", answer.lower())
-  said = [word for word in words if word in ("yes", "no", "not", "true", "false")]
+  said = re.findall(r"[a-z]+", answer.lower())
+  said = [word for word in said if word in ("yes", "no", "not", "true", "false")]
   first = re.match(r"[a-z]+(?=$|[.,;:!])", answer.lower())
   if wanted in ("no", "false"):
     said = [word for word in said if word != "not"]  # "No, it is not"
@@ -252,21 +195,6 @@ def _as_tuple(answer, truth):
   return f"({', '.join(said[name] for name in names[: len(parts)])})"
 
 
-def _tight(text):
-  """`text` without the spaces that mean nothing: "1 1/2" is not 11/2, "1, 234" not 1,234."""
-  if re.search(r"[0-9], [0-9]{3}(?![0-9])", text):
-    return text
-  return re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", text)
-
-
-def _spelled(text):
-  """ "seventy-two dollars" -> "72 dollars"; signs that say nothing go, "4 = n" -> "n = 4"."""
-  if match := _SPELLED.match(text):
-    text = f"{_NUMBER_WORDS[match[1].lower()]}{text[match.end() :]}"
-  text = re.sub(r"^([^=A-Za-z\\]+?)\s*=\s*([A-Za-z])$", r"\2 = \1", text)
-  return re.sub(r"^(?:\\approx|≈|\+(?=\s*\\infty))\s*", "", text)
-
-
 def _without_name(answer, truth, depth):
   """Drops "x =" where both sides have the same name, or only one has and is no part of a list."""
   said, wanted = _named(answer), _named(truth)
@@ -292,27 +220,11 @@ def _without_repeats(match):
   return re.sub(rf"(?<![A-Za-z\\]){re.escape(match[1])}\s*=\s*", "", match[2])
 
 
-def _is_words(text):
-  """Whether `text` is language: letters in a row that are neither LaTeX nor a function."""
-  bare = re.sub(r"\\[A-Za-z]+", " ", text)
-  # Two letters beside digits or signs are a product: 4ac.
-  least = 3 if re.search(r"[0-9+*/^=<>]|\\[A-Za-z]", text) else 2
-  runs = re.findall(rf"[^\W\d_]{{{least},}}", bare)
-  return any(run.lower() not in FUNCTIONS for run in runs)
-
-
 def _cut_unit(text):
   """(formula, unit) of "2\\sqrt{3} cm"; the unit is None where none is written."""
   match = re.fullmatch(r"(.*(?:[})0-9]|\\pi))\s*((?:[A-Za-z]{2}|[°%]).*)", text)
   unit = quantity.read(f"1 {match[2]}") if match else None
   return (match[1], (unit.unit, unit.size)) if unit else (text, None)
-
-
-def _words(text):
-  # In a unit capitals tell: 5 mW, 5 MW.
-  text = text if re.fullmatch(r"[+-]?[0-9.,]+ ?[A-Za-z]{2,3}", text) else text.casefold()
-  text = re.sub(r"[\s_]+", " ", text).strip(" .,;:!?\"'")
-  return re.sub(r"^(?:the|an|a) ", "", text)
 
 
 def _same_collection(answer, truth, symbolic, depth):
@@ -331,26 +243,3 @@ def _same_collection(answer, truth, symbolic, depth):
       return False
     left.pop(found[0])
   return True
-
-
-def _has_control(text):
-  """Whether there are control, invisible or direction marks: they make a text look like another."""
-  hidden = ("Cc", "Cf", "Co", "Cs")
-  return any(unicodedata.category(c) in hidden and c not in "\n\t\r" for c in text)
-
-
-def _unbox(text):
-  match = re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.*)\}", text, flags=re.DOTALL)
-  if match and closes_at_end(text[text.index("{") :], "{"):
-    return match[1].strip()
-  # Some data sets lost the closing brace of their answer's box.
-  match = re.fullmatch(r"\\boxed\s*\{([^{}]*)", text)
-  return match[1].strip() if match else text
-
-
-def _join_thousands(match):
-  return match[0].replace(" ", "")
-
-
-def _join_digits(match):
-  return "," if "," in match[0] and "{" in match[0] else ""

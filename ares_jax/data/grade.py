@@ -16,13 +16,12 @@ import numpy as np
 import pebble
 
 from ares_jax.data import sandbox
-from ares_jax.data.answer import MAX_LENGTH, normalise, same_answer, same_formula
+from ares_jax.data.answer import MAX_LENGTH, same_answer, same_formula
 
 # The module by its name would load jax, see ares_jax/__init__.py.
 from ares_jax.pulse import Stopped, asked_here, beat
 
-__all__ = ["GraderError", "GradingPool", "extract_boxed", "normalise", "same_answer", "thought",
-           "well_formed"]
+__all__ = ["GraderError", "GradingPool", "extract_boxed", "same_answer", "thought", "well_formed"]
 
 _LOOKED_AT = 20_000  # last characters of a response in which the box is searched
 _CACHED = 100_000  # verdicts kept, about 20 MB

@@ -95,7 +95,7 @@ def read(text):
   """The Quantity that the whole of `text` spells, or None.
 
   Args:
-    text: normalised by `answer.normalise`, at most a few hundred characters.
+    text: normalised by `notation.normalise`, at most a few hundred characters.
   """
   match = _SIGN.match(text)
   first, currency, second = match.groups()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ares_jax.data import answer, formula, quantity
+from ares_jax.data import answer, formula, notation, quantity
 
 # The first by form, the second by data set; verdicts are a careful reader's, not the grader's.
 PAIRS = [
@@ -128,7 +128,7 @@ def test_units_convert_exactly():
 
 
 def test_the_look_of_a_formula_is_normalised():
-  assert answer.normalise("$$\\left(\\dfrac{1}{2},\\ 3\\right)$$.") == "(\\frac{1}{2}, 3)"
-  assert answer.normalise("\\boxed{\\text{５ cm}}") == "5 cm"
-  assert answer.normalise("90^{\\circ}") == "90°"
-  assert answer.normalise("12\\,345") == answer.normalise("12 345") == "12345"
+  assert notation.normalise("$$\\left(\\dfrac{1}{2},\\ 3\\right)$$.") == "(\\frac{1}{2}, 3)"
+  assert notation.normalise("\\boxed{\\text{５ cm}}") == "5 cm"
+  assert notation.normalise("90^{\\circ}") == "90°"
+  assert notation.normalise("12\\,345") == notation.normalise("12 345") == "12345"

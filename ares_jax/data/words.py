@@ -1,0 +1,45 @@
+"""Answers in words: numbers spelled out, and whether a text is language at all."""
+
+import re
+
+from ares_jax.data.formula import FUNCTIONS
+
+_SMALL = (
+  "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+  "sixteen seventeen eighteen nineteen"
+).split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_NUMBER_WORDS = {word: number for number, word in enumerate(_SMALL)}
+_NUMBER_WORDS |= {word: 20 + 10 * number for number, word in enumerate(_TENS)}
+_NUMBER_WORDS |= {
+  f"{tens}{joint}{_SMALL[one]}": 20 + 10 * number + one
+  for number, tens in enumerate(_TENS) for one in range(1, 10) for joint in "- "
+}  # fmt: skip
+_SPELLED = re.compile(
+  rf"({'|'.join(sorted(_NUMBER_WORDS, key=len, reverse=True))})(?![\w-])", re.IGNORECASE
+)
+
+
+def spelled(text):
+  """ "seventy-two dollars" -> "72 dollars"; signs that say nothing go, "4 = n" -> "n = 4"."""
+  if match := _SPELLED.match(text):
+    text = f"{_NUMBER_WORDS[match[1].lower()]}{text[match.end() :]}"
+  text = re.sub(r"^([^=A-Za-z\\]+?)\s*=\s*([A-Za-z])$", r"\2 = \1", text)
+  return re.sub(r"^(?:\\approx|≈|\+(?=\s*\\infty))\s*", "", text)
+
+
+def is_words(text):
+  """Whether `text` is language: letters in a row that are neither LaTeX nor a function."""
+  bare = re.sub(r"\\[A-Za-z]+", " ", text)
+  # Two letters beside digits or signs are a product: 4ac.
+  least = 3 if re.search(r"[0-9+*/^=<>]|\\[A-Za-z]", text) else 2
+  runs = re.findall(rf"[^\W\d_]{{{least},}}", bare)
+  return any(run.lower() not in FUNCTIONS for run in runs)
+
+
+def plain(text):
+  """`text` without case, articles and what surrounds it: two texts in words are compared so."""
+  # In a unit capitals tell: 5 mW, 5 MW.
+  text = text if re.fullmatch(r"[+-]?[0-9.,]+ ?[A-Za-z]{2,3}", text) else text.casefold()
+  text = re.sub(r"[\s_]+", " ", text).strip(" .,;:!?\"'")
+  return re.sub(r"^(?:the|an|a) ", "", text)
