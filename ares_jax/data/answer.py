@@ -6,9 +6,10 @@ only formulas reach the symbolic parser (math-verify), which takes anagrams of w
 products of letters. No tolerance: 0.33 is not 1/3.
 """
 
+import math
 import re
 
-from ares_jax.data import option, quantity, words
+from ares_jax.data import moment, option, quantity, words
 from ares_jax.data.collection import collection, inequality, split
 from ares_jax.data.formula import is_safe, same_formula, variables
 from ares_jax.data.notation import has_control, normalise, tight
@@ -21,7 +22,9 @@ _NAMED = re.compile(
   r"|[A-Z]{2,3}|\\overline\s*\{[A-Z]{2}\}|[a-z](?:\s*[+-]\s*[a-z])+)\s*(?:=|\\in\b)\s*(.+)"
 )
 _BASED = re.compile(r"\(?([0-9A-F]+)\)?\s*_\s*(?:\{\s*([0-9]{1,2})\s*\}|([0-9]{1,2}))")
-_ARITHMETIC = re.compile(r"[0-9A-Za-z)}]\s*[-+*(]|\)\s*[0-9A-Za-z\\]|\\(?:times|cdot|div|pm|mp)\b")
+_ARITHMETIC = re.compile(
+  r"[0-9A-Za-z)}]\s*[-+*(]|\)\s*[0-9A-Za-z\\]|\\(?:times|cdot|div|pm|mp|binom)(?![a-z])"
+)
 
 
 def same_answer(answer, truth, symbolic=None):
@@ -43,7 +46,7 @@ def same_answer(answer, truth, symbolic=None):
   if answer is None or not answer.strip():
     return False
   symbolic = same_formula if symbolic is None else symbolic
-  if len(truths) > 1 and len(answer) <= MAX_LENGTH:
+  if len(truths) > 1 and max(map(len, (answer, *truths))) <= MAX_LENGTH:
     truths = option.joined(normalise(answer), [normalise(accepted) for accepted in truths])
   return any(_same_text(answer, accepted, symbolic) for accepted in truths)
 
@@ -53,7 +56,11 @@ def _same_text(answer, truth, symbolic):
     return True
   if len(answer) > MAX_LENGTH or len(truth) > MAX_LENGTH or has_control(answer):
     return False
-  return _same(normalise(answer), normalise(truth), symbolic, depth=0)
+  answer, truth = normalise(answer), normalise(truth)
+  # "½" is 11 characters of LaTeX, and some patterns take the cube of a length.
+  if max(len(answer), len(truth)) > 2 * MAX_LENGTH:
+    return answer == truth
+  return _same(answer, truth, symbolic, depth=0)
 
 
 def _same(answer, truth, symbolic, depth):
@@ -66,11 +73,14 @@ def _same(answer, truth, symbolic, depth):
     announced = option.ANNOUNCED.match(answer)
     answer = answer[announced.end() :] if announced else answer
     for verdict in (_same_option(answer, truth, symbolic), _same_yes_no(answer, truth),
-                    _same_based(answer, truth), _same_chemical(answer, truth)):  # fmt: skip
+                    _same_based(answer, truth), _same_chemical(answer, truth),
+                    moment.same(answer, truth)):  # fmt: skip
       if verdict is not None:
         return verdict
     answer, truth = _as_intervals(_as_tuple(answer, truth), truth)
   answer, truth = words.spelled(answer), words.spelled(truth)
+  if re.fullmatch(r"[0-9]{1,2}!", truth):  # as a truth alone: "6!" for 720 restates the question
+    truth = str(math.factorial(int(truth[:-1])))
   answer, truth = _without_name(answer, truth, depth)
   read_answer, read_truth = quantity.read(answer), quantity.read(truth)
   if read_answer and read_truth:
@@ -102,7 +112,7 @@ def _same_formula_with_unit(answer, truth, symbolic):
     return False
   # Letters alone name a thing: the segment AB, not a product. Nor may an answer bring its own
   # variables (5 + 0x), and X is not x, though math-verify says so.
-  if re.fullmatch(r"[A-Za-z' ]*", truth) or variables(answer) != variables(truth):
+  if truth != "i" and re.fullmatch(r"[A-Za-z' ]*", truth) or variables(answer) != variables(truth):
     return False
   return symbolic(answer, truth)
 
@@ -117,6 +127,8 @@ def _same_option(answer, truth, symbolic):
     plain = re.fullmatch(r"\(?[A-J]\)?(?:\s*(?:,|and|&|\s)?\s*\(?[A-J]\)?)*", answer)
     return bool(plain) and set(re.findall(r"[A-J]", answer)) == wanted
   wanted, said = option.read(truth), option.read(answer)
+  if answer == f"({truth})" and said:  # a part of a figure, "(a)"
+    return True
   if wanted is None or wanted[0].islower():
     # A truth that is an option's text: "C. 12" says 12.
     if said and said[1] and not said[0].islower():
@@ -227,10 +239,18 @@ def _cut_unit(text):
   return (match[1], (unit.unit, unit.size)) if unit else (text, None)
 
 
+def _in_order(items):
+  """Whether a bare list is a sequence: with repeats, or of verdicts on several questions."""
+  items = [tight(item).casefold() for item in items]
+  return len(set(items)) < len(items) or all(
+    item in ("yes", "no", "true", "false", "unknown") for item in items
+  )
+
+
 def _same_collection(answer, truth, symbolic, depth):
   if answer is None or truth is None or answer[0] != truth[0] or len(answer[1]) != len(truth[1]):
     return False
-  if truth[0] not in ("list", "union"):
+  if truth[0] not in ("list", "union") or _in_order(truth[1]):
     return all(
       _same(a, t, symbolic, depth + 1) for a, t in zip(answer[1], truth[1], strict=True)
     )

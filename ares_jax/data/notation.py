@@ -10,19 +10,31 @@ _CHARACTERS |= str.maketrans({
   "−": "-", "–": "-", "—": "-", "‐": "-", "\u2011": "-", "\u00a0": " ", "\u2009": " ",
   "\u202f": " ", "\u3000": " ", "×": "\\times ", "·": "\\cdot ", "÷": "/", "π": "\\pi ",
   "√": "\\sqrt ", "∞": "\\infty ", "∪": "\\cup ", "±": "\\pm ", "≤": "\\le ", "≥": "\\ge ",
-  "²": "^2", "³": "^3", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}",
+  "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}",
   "Ω": "\\Omega ", "º": "°", "’": "'", "“": '"', "”": '"',
+  "α": "\\alpha ", "β": "\\beta ", "γ": "\\gamma ", "δ": "\\delta ", "θ": "\\theta ",
+  "λ": "\\lambda ", "μ": "\\mu ", "µ": "\\mu ", "ρ": "\\rho ", "σ": "\\sigma ", "φ": "\\phi ",
+  "ω": "\\omega ",
 })  # fmt: skip
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 _TEXT = re.compile(
   r"\\(?:text|textbf|textit|textrm|textsf|mathrm|mathbf|mathit|mathsf|mbox|operatorname)"
-  r"\s*\{([^{}]*)\}"
+  r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
-_CLOCK = re.compile(r"^([0-9]{1,2}:[0-9]{2}) ?([APap])\.? ?[Mm]$")
+_CLOCK = re.compile(r"^([0-9]{1,2}:[0-9]{2}) *([APap])\.? ?[Mm]$")
+# Names of sets and values that are also written out.
+_WRITTEN_OUT = (
+  (re.compile(r"\\varnothing|\\\{\s*\\\}|∅|no solutions?", re.IGNORECASE), r"\emptyset"),
+  (re.compile(r"\\mathbb\s*(?:R|\{\s*R\s*\})|ℝ|all real numbers", re.IGNORECASE),
+   r"(-\infty, \infty)"),
+  (re.compile("infinity", re.IGNORECASE), r"\infty"),
+  (re.compile("- ?infinity", re.IGNORECASE), r"-\infty"),
+)  # fmt: skip
 
 
 def normalise(text):
   """`text` without what only changes its look: math delimiters, spacing, text commands."""
-  text = text.translate(_CHARACTERS).strip()
+  text = re.sub("[⁰¹²³⁴-⁹⁺⁻]+", _lower, text.translate(_CHARACTERS)).strip()
   for _ in range(4):  # \boxed inside $...$ inside \text: a few layers are all that is met
     before = text = text.rstrip(" .,;") or text
     for left, right in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
@@ -34,7 +46,7 @@ def normalise(text):
     if text == before:
       break
   text = re.sub(r"^\*\*([^*]+)\*\*$", r"\1", text)
-  text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
+  text = re.sub(r"\\[dtc]?(frac|binom)(?![a-zA-Z])", r"\\\1", text)
   text = re.sub(r"\\(?:left|right|displaystyle|big|Big)(?![a-zA-Z])", "", text)
   text = re.sub(r"(?<=[0-9])(?:\\[,!]|\{,\}(?=[0-9]))+(?=[0-9])", _join_digits, text)
   text = re.sub(r"^([+-]?[0-9]{1,3})((?: [0-9]{3})+)(?! ?[0-9/])", _join_thousands, text)
@@ -45,9 +57,11 @@ def normalise(text):
   text = text.replace("<=", "\\le ").replace(">=", "\\ge ")
   text = _CLOCK.sub(lambda match: f"{match[1]} {match[2].lower()}m", text)
   text = re.sub(r"\\lt\b", "<", re.sub(r"\\gt\b", ">", text))
-  text = re.sub(r"^(?:\\varnothing|\\\{\s*\\\}|∅)$", r"\\emptyset", text)
+  text = re.sub(r"(^|[(\[,])\s*\+\s*(?=\\infty)", r"\1", text)
+  text = re.sub(r"\\lg(?![a-zA-Z])", r"\\log_{10}", re.sub(r"\\colon(?![a-zA-Z])", ":", text))
+  text = re.sub(r"(?<=[①-⑳])[\s,;]*(?:and\s)?\s*(?=[①-⑳])", "", text)
   text = " ".join(text.split())
-  return text
+  return next((same for form, same in _WRITTEN_OUT if form.fullmatch(text)), text)
 
 
 def tight(text):
@@ -70,6 +84,12 @@ def _unbox(text):
   # Some data sets lost the closing brace of their answer's box.
   match = re.fullmatch(r"\\boxed\s*\{([^{}]*)", text)
   return match[1].strip() if match else text
+
+
+def _lower(match):
+  """ "²" -> "^2", "¹²" -> "^{12}"."""
+  digits = match[0].translate(_RAISED)
+  return f"^{digits}" if len(digits) == 1 else f"^{{{digits}}}"
 
 
 def _join_thousands(match):

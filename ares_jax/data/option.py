@@ -4,7 +4,7 @@ import re
 
 _LETTERS = re.compile(r"[A-J](?:\s*(?:,|and|&)\s*[A-J])+")
 _OPTION = re.compile(
-  r"\(([A-Ja-j])\)[.:]?\s*(.*)|([A-Ja-j])(?:[.:)]\s*(.*))?"
+  r"[(\[{]([A-Ja-j])[)\]}][.:]?\s*(.*)|([A-Ja-j])(?:[.:)]\s*(.*))?"
   r"|([A-J])\s*(\([A-Za-z]{3}.*\)|\s-\s[A-Za-z]{3}.*)"
 )
 # A second option in the same answer: "A. or B.", "(A) or (B)", "A: yes, B: yes".

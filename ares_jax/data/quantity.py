@@ -52,6 +52,11 @@ _UNITS = {
   "mV": ("volt", "1/1000"), "kV": ("volt", 1000), "k\\Omega": ("ohm", 1000),
   "M\\Omega": ("ohm", 10**6), "eV": ("electronvolt", 1), "keV": ("electronvolt", 1000),
   "MeV": ("electronvolt", 10**6), "GeV": ("electronvolt", 10**9), "meV": ("electronvolt", "1/1000"),
+  "atm": ("atmosphere", 1), "bar": ("pascal", 10**5), "psi": ("psi", 1), "rpm": ("rpm", 1),
+  "bpm": ("bpm", 1), "mmol": ("mole", "1/1000"), "cal": ("calorie", 1), "kcal": ("calorie", 1000),
+  "\\mum": ("length", "1/1000000"), "\\mug": ("mass", "1/1000000"), "\\mus": ("time", "1/1000000"),
+  "\\mul": ("volume", "1/1000000"), "\\mua": ("ampere", "1/1000000"),
+  "\\muf": ("farad", "1/1000000"), "\\muc": ("coulomb", "1/1000000"),
   "C": ("coulomb", 1), "%": ("percent", 1), "unit": ("unit", 1),
 }  # fmt: skip
 _SPELLINGS = {
@@ -70,14 +75,16 @@ _SPELLINGS = {
 # counted things.
 _NOT_COUNTED = {
   "thirds", "halves", "quarters", "hundreds", "thousands", "millions", "billions",
-  "trillions", "dozens", "pairs", "scores", "times", "plus", "minus", "less", "roots", "squares",
-  "cubes", "powers", "has", "is", "was", "its", "this", "thus", "does", "versus", "perhaps",
+  "trillions", "dozens", "pairs", "scores", "times", "plus", "minus", "less", "roots", "powers",
+  "has", "is", "was", "its", "this", "thus", "does", "versus", "perhaps",
   "always", "lots", "guess", "unless",
 }  # fmt: skip
 _COUNTED = {"people", "children", "men", "women", "fish", "sheep", "mice", "person", "feet"}
 _UNIT_PART = re.compile(
-  r"([kM]?\\Omega|°\s?[CF]\b|[A-Za-z]+|[%°$€£¥])\s*(?:\^\s*\{?\s*(-?[1-9])\s*\}?)?"
+  r"([kM]?\\Omega|\\mu\s?[A-Za-z]+|°\s?[CF]\b|[A-Za-z]+|[%°$€£¥])\s*(?:\^\s*\{?\s*(-?[1-9])\s*\}?)?"
 )
+_OF = re.compile(r"([a-z]+) of(?: [a-z]+){1,3}")  # "20 cups of feed" are 20 cups
+_COMPOUND = re.compile(r"([0-9]+ ?[A-Za-z]+) (?:and )?([0-9.]+ ?[A-Za-z]+)")
 _UNIT_WORDS = {"squared": 2, "cubed": 3}
 
 
@@ -97,6 +104,8 @@ def read(text):
   Args:
     text: normalised by `notation.normalise`, at most a few hundred characters.
   """
+  if match := _COMPOUND.fullmatch(text):
+    return _compound(*map(read, match.groups()))
   match = _SIGN.match(text)
   first, currency, second = match.groups()
   number, end = _read_number(text, match.end())
@@ -131,6 +140,14 @@ def same(answer, truth):
   if answer.unit is None or truth.unit is None:
     return answer.number == truth.number and not answer.glued and not truth.glued
   return False
+
+
+def _compound(large, small):
+  """2 hours and 30 minutes: both of one dimension, the second less than one of the first."""
+  if None in (large, small) or large.unit is None or large.unit != small.unit:
+    return None
+  part = small.number * small.size / large.size
+  return dataclasses.replace(large, number=large.number + part) if part < 1 else None
 
 
 def _read_number(text, start):
@@ -174,6 +191,9 @@ def _read_unit(text):
   """(unit, size) of a unit's text; (None, 1) when it is empty, None when it is no unit."""
   if not text:
     return None, Fraction(1)
+  text = re.sub(r"\bmph\b", "mi/h", text)
+  if match := _OF.fullmatch(text):
+    text = match[1]
   powers, size, position, divide, pending = {}, Fraction(1), 0, 1, 1
   while position < len(text):
     if separator := re.compile(r"\s*(/|per\b)\s*").match(text, position):

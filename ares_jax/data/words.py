@@ -18,14 +18,23 @@ _NUMBER_WORDS |= {
 _SPELLED = re.compile(
   rf"({'|'.join(sorted(_NUMBER_WORDS, key=len, reverse=True))})(?![\w-])", re.IGNORECASE
 )
+# Two letters that are no product, wherever they stand.
+_SHORT = re.compile(r"(?<![A-Za-z])(?:by|of|to|in|is|at|on|as|if|no)(?![A-Za-z])")
+# "third" alone is an ordinal.
+_FRACTIONS = {"half": "1/2", "a half": "1/2", "one half": "1/2", "a third": "1/3",
+              "one third": "1/3", "two thirds": "2/3", "a quarter": "1/4", "one quarter": "1/4",
+              "three quarters": "3/4"}  # fmt: skip
 
 
 def spelled(text):
   """ "seventy-two dollars" -> "72 dollars"; signs that say nothing go, "4 = n" -> "n = 4"."""
+  fraction = text.lower().replace("-", " ")
+  if fraction in _FRACTIONS:
+    return _FRACTIONS[fraction]
   if match := _SPELLED.match(text):
     text = f"{_NUMBER_WORDS[match[1].lower()]}{text[match.end() :]}"
   text = re.sub(r"^([^=A-Za-z\\]+?)\s*=\s*([A-Za-z])$", r"\2 = \1", text)
-  return re.sub(r"^(?:\\approx|≈|\+(?=\s*\\infty))\s*", "", text)
+  return re.sub(r"^(?:\\approx|≈)\s*", "", text)
 
 
 def is_words(text):
@@ -34,12 +43,15 @@ def is_words(text):
   # Two letters beside digits or signs are a product: 4ac.
   least = 3 if re.search(r"[0-9+*/^=<>]|\\[A-Za-z]", text) else 2
   runs = re.findall(rf"[^\W\d_]{{{least},}}", bare)
-  return any(run.lower() not in FUNCTIONS for run in runs)
+  return any(run.lower() not in FUNCTIONS for run in runs) or bool(_SHORT.search(bare))
 
 
 def plain(text):
   """`text` without case, articles and what surrounds it: two texts in words are compared so."""
   # In a unit capitals tell: 5 mW, 5 MW.
   text = text if re.fullmatch(r"[+-]?[0-9.,]+ ?[A-Za-z]{2,3}", text) else text.casefold()
+  text = re.sub(r"(?<=[0-9]) ?(?:x|\\times) ?(?=[0-9])", " by ", text)  # 3x4 subplots
+  # A name of a Greek letter is the letter.
+  text = re.sub(r"\\(?=[a-z]{2})", "", text)
   text = re.sub(r"[\s_]+", " ", text).strip(" .,;:!?\"'")
   return re.sub(r"^(?:the|an|a) ", "", text)
