@@ -111,10 +111,10 @@ def sft_step(model, config, state, batch, base=None):
     params = params | {name: jax.lax.stop_gradient(params[name]) for name in frozen}
     params = lora.join(base, params)
     features = qwen25_vl.vision_features(model, params, part["vision"])
-    logprob, entropy = qwen25_vl.score(
-      model, params, features,
-      **{name: part[name] for name in ("tokens", "unit", "positions", "segment")})
     mask = part["loss_mask"]
+    logprob, entropy = qwen25_vl.score(
+      model, params, features, wanted=mask,
+      **{name: part[name] for name in ("tokens", "unit", "positions", "segment")})
     return -jnp.where(mask, logprob, 0).sum() / tokens, jnp.where(mask, entropy, 0).sum() / tokens
 
   def accumulate(carry, part):

@@ -267,4 +267,5 @@ def _at(rows, index):
 
 def _score(model, params, part, features):
   return qwen25_vl.score(model, params, features, tokens=part.tokens, unit=part.unit,
-                         positions=part.positions, segment=part.segment)
+                         positions=part.positions, segment=part.segment,
+                         wanted=part.response_mask)

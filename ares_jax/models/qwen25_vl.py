@@ -56,8 +56,8 @@ def embed(config: ModelConfig, params: Params, tokens_BT, unit_BT, features) -> 
   return shard(jnp.where(unit_BT[:, :, None] >= 0, image_BTD, embeds_BTD), "data")
 
 
-def score(config: ModelConfig, params: Params, features, *, tokens, unit, positions,
-          segment) -> tuple[jax.Array, jax.Array]:
+def score(config: ModelConfig, params: Params, features, *, tokens, unit, positions, segment,
+          wanted=None) -> tuple[jax.Array, jax.Array]:
   """Log-probability of every token after its predecessors, and the entropy it was drawn at.
 
   Column t is about token t. What stands in the first column of a segment means nothing.
@@ -68,6 +68,7 @@ def score(config: ModelConfig, params: Params, features, *, tokens, unit, positi
     features: as in `embed`.
     tokens, unit, segment: int32 [B, T], as in `embed` and `hidden`.
     positions: int32 [B, 3, T].
+    wanted: bool [B, T], as in `logprob_and_entropy`: elsewhere both are 0. None: of all tokens.
 
   Returns:
     float32 [B, T], nats, both; on a mesh each device works on its own tokens.
@@ -76,7 +77,7 @@ def score(config: ModelConfig, params: Params, features, *, tokens, unit, positi
   hidden_BTD = hidden(config, params, embeds_BTD, jnp.moveaxis(positions, 1, 0), segment)
   both = logprob_and_entropy(
     hidden_BTD[:, :-1].reshape(-1, hidden_BTD.shape[-1]), unembedding(config, params),
-    tokens[:, 1:].reshape(-1), axes=AXES)
+    tokens[:, 1:].reshape(-1), None if wanted is None else wanted[:, 1:].reshape(-1), axes=AXES)
   return tuple(jnp.pad(x.reshape(len(tokens), -1), ((0, 0), (1, 0))) for x in both)
 
 

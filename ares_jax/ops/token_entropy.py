@@ -17,6 +17,10 @@ from jax.sharding import PartitionSpec as P
 
 from ares_jax.ops import token_entropy_xla as xla
 
+# Where only some tokens are wanted there are so many chunks that few are computed in vain, of no
+# fewer tokens: the gradient of the unembedding is read and written once a chunk.
+WANTED_CHUNKS, WANTED_TOKENS = 8, 256
+
 
 @functools.partial(jax.jit, static_argnames="temperature")
 def token_entropy(logits_BTV, *, temperature=1.0):
@@ -55,7 +59,8 @@ def token_entropy(logits_BTV, *, temperature=1.0):
   jax.jit, static_argnames=("temperature", "token_chunk", "vocab_chunk", "axes")
 )
 def logprob_and_entropy(
-  hidden_ND, unembed_VD, token_N, *, temperature=1.0, token_chunk=2048, vocab_chunk=4096, axes=None
+  hidden_ND, unembed_VD, token_N, wanted_N=None, *, temperature=1.0, token_chunk=2048,
+  vocab_chunk=4096, axes=None
 ):
   """ln pi(token) and entropy (paper eq. 3) of softmax(hidden @ unembed^T / temperature).
 
@@ -74,17 +79,20 @@ def logprob_and_entropy(
     hidden_ND: floating; products are taken in this dtype and summed in float32.
     unembed_VD: floating; cast to hidden's dtype.
     token_N: integers in [0, V); others give a meaningless log-probability.
+    wanted_N: bool, tokens that results are wanted of, or None for all. Chunks are filled with them
+      first, and those without any are left out: of prompts nothing is asked, and of a rollout
+      batch they may be half. One chunk and the kernels of a TPU compute all tokens.
     temperature: divides the logits, > 0.
     token_chunk, vocab_chunk: a chunk holds at most their product of logits; where the vocabulary
-      is smaller than vocab_chunk it holds more tokens instead. They count what a device holds
-      with `axes`, and the whole array without: when N is then sharded over devices, multiply
-      token_chunk by their number.
+      is smaller than vocab_chunk it holds more tokens instead, with `wanted_N` fewer. They count
+      what a device holds with `axes`, and the whole array without: when N is then sharded over
+      devices, multiply token_chunk by their number.
     axes: (axis that splits the tokens, axis that splits the vocabulary), names of axes of the
       current mesh (`jax.set_mesh`) or None for not split. V must divide over its axis.
 
   Returns:
-    logprob_N: float32, nats.
-    entropy_N: float32, nats, >= 0.
+    logprob_N: float32, nats; 0 where not wanted.
+    entropy_N: float32, nats, >= 0; 0 where not wanted.
 
   Raises:
     ValueError: shapes that do not fit, wrong dtypes, temperature or chunks not positive, axes that
@@ -101,6 +109,8 @@ def logprob_and_entropy(
       f"hidden {hidden_ND.shape}, unembed {unembed_VD.shape}, token {token_N.shape}: "
       "need [N, D], [V, D], [N]; flatten batch and time first"
     )
+  if wanted_N is not None and (wanted_N.shape != token_N.shape or wanted_N.dtype != bool):
+    raise ValueError(f"wanted_N is {wanted_N.dtype} {wanted_N.shape}; pass bool {token_N.shape}")
   if hidden_ND.shape[1] != unembed_VD.shape[1] or unembed_VD.shape[0] == 0:
     raise ValueError(
       f"hidden {hidden_ND.shape} and unembed {unembed_VD.shape} must share D and V must be >= 1; "
@@ -117,7 +127,8 @@ def logprob_and_entropy(
   here = -(-tokens // token_parts), vocab // vocab_parts  # tokens and vocabulary of a device
   plan = _Plan(
     temperature=temperature,
-    token_chunk=max(token_chunk, token_chunk * vocab_chunk // here[1]),
+    token_chunk=(max(token_chunk, token_chunk * vocab_chunk // here[1]) if wanted_N is None else
+                 min(token_chunk, max(WANTED_TOKENS, here[0] // WANTED_CHUNKS))),
     vocab_chunk=min(vocab_chunk, here[1]),
     token_axis=token_axis,
     vocab_axis=vocab_axis,
@@ -128,7 +139,8 @@ def logprob_and_entropy(
   padding = -tokens % token_parts
   if padding:
     hidden_ND, token_N = jnp.pad(hidden_ND, ((0, padding), (0, 0))), jnp.pad(token_N, (0, padding))
-  logprob_N, entropy_N = _both(plan, hidden_ND, unembed_VD, token_N)
+    wanted_N = None if wanted_N is None else jnp.pad(wanted_N, (0, padding))
+  logprob_N, entropy_N = _both(plan, hidden_ND, unembed_VD, token_N, wanted_N)
   return (logprob_N[:tokens], entropy_N[:tokens]) if padding else (logprob_N, entropy_N)
 
 
@@ -172,34 +184,40 @@ def _split(axes, vocab):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _both(plan, hidden_ND, unembed_VD, token_N):
-  return _both_forward(plan, hidden_ND, unembed_VD, token_N)[0]
+def _both(plan, hidden_ND, unembed_VD, token_N, wanted_N):
+  return _both_forward(plan, hidden_ND, unembed_VD, token_N, wanted_N)[0]
 
 
-def _both_forward(plan, hidden_ND, unembed_VD, token_N):
+def _both_forward(plan, hidden_ND, unembed_VD, token_N, wanted_N):
   n, v = plan.token_axis, plan.vocab_axis
   forward = plan.map(
-    _forward, (P(n), P(v), P(n)), ((P(n), P(n)), P(n, v) if plan.whole else P(n))
+    _forward, (P(n), P(v), P(n), P(n)), ((P(n), P(n)), P(n, v) if plan.whole else P(n))
   )
-  outputs, kept = forward(hidden_ND, _gathered(plan, unembed_VD, hidden_ND.dtype), token_N)
-  return outputs, (hidden_ND, unembed_VD, token_N, outputs[1], kept)
+  unembed = _gathered(plan, unembed_VD, hidden_ND.dtype)
+  outputs, kept = forward(hidden_ND, unembed, token_N, wanted_N)
+  if wanted_N is not None:
+    outputs = tuple(jnp.where(wanted_N, x, 0) for x in outputs)
+  return outputs, (hidden_ND, unembed_VD, token_N, wanted_N, outputs[1], kept)
 
 
 def _both_backward(plan, kept, gradients):
-  hidden_ND, unembed_VD, token_N, entropy_N, kept = kept
+  hidden_ND, unembed_VD, token_N, wanted_N, entropy_N, kept = kept
+  if wanted_N is not None:
+    gradients = tuple(jnp.where(wanted_N, x, 0) for x in gradients)
   n, v = plan.token_axis, plan.vocab_axis
   # Weights are often split along D over the tokens' axis (FSDP): their gradient can arrive so.
   parts = jax.sharding.get_abstract_mesh().shape[n] if n else 1
   scattered = n if hidden_ND.shape[1] % parts == 0 else None
   backward = plan.map(
     functools.partial(_backward, scattered=scattered),
-    (P(n), P(v), P(n), P(n), P(n, v) if plan.whole else P(n), (P(n), P(n))),
+    (P(n), P(v), P(n), P(n), P(n), P(n, v) if plan.whole else P(n), (P(n), P(n))),
     (P(n), P(v, scattered)),
   )
   hidden_gradient_ND, unembed_gradient_VD = backward(
-    hidden_ND, _gathered(plan, unembed_VD, hidden_ND.dtype), token_N, entropy_N, kept, gradients
+    hidden_ND, _gathered(plan, unembed_VD, hidden_ND.dtype), token_N, wanted_N, entropy_N, kept,
+    gradients
   )
-  return hidden_gradient_ND, unembed_gradient_VD.astype(unembed_VD.dtype), None
+  return hidden_gradient_ND, unembed_gradient_VD.astype(unembed_VD.dtype), None, None
 
 
 _both.defvjp(_both_forward, _both_backward)
@@ -210,7 +228,7 @@ def _gathered(plan, unembed_VD, dtype):
   return unembed_VD.astype(dtype) if plan.token_axis else unembed_VD
 
 
-def _forward(plan, hidden_ND, unembed_VD, token_N):
+def _forward(plan, hidden_ND, unembed_VD, token_N, wanted_N):
   """(logprob, entropy) and what is kept for `_backward`, of one device's arrays."""
   token_N = _own(plan, token_N, unembed_VD)
   if plan.whole:
@@ -228,12 +246,12 @@ def _forward(plan, hidden_ND, unembed_VD, token_N):
   )
   if _kernel_suits(plan, hidden_ND, unembed_VD):
     local = lax.platform_dependent(
-      hidden_ND, unembed_VD, token_N,
-      tpu=functools.partial(_tpu().statistics, temperature=plan.temperature),
+      hidden_ND, unembed_VD, token_N, wanted_N,
+      tpu=functools.partial(_tpu_statistics, plan),
       default=statistics,
     )
   else:
-    local = statistics(hidden_ND, unembed_VD, token_N)
+    local = statistics(hidden_ND, unembed_VD, token_N, wanted_N)
   max_N, total_N, weighted_N, chosen_N = local
   if plan.vocab_axis:
     local_N, max_N = max_N, _all_max(plan, max_N)
@@ -244,7 +262,8 @@ def _forward(plan, hidden_ND, unembed_VD, token_N):
   return (chosen_N - lse_N, log_total_N - weighted_N / total_N), lse_N
 
 
-def _backward(plan, hidden_ND, unembed_VD, token_N, entropy_N, kept, slopes, *, scattered):
+def _backward(plan, hidden_ND, unembed_VD, token_N, wanted_N, entropy_N, kept, slopes, *,
+              scattered):
   """Gradients in hidden and unembed, of one device's arrays; `scattered` as in `_all_rows`."""
   token_N = _own(plan, token_N, unembed_VD)
   if plan.whole:
@@ -254,7 +273,7 @@ def _backward(plan, hidden_ND, unembed_VD, token_N, entropy_N, kept, slopes, *, 
     hidden_gradient_ND = _all_sum(plan, hidden_gradient_ND).astype(hidden_ND.dtype)
     unembed_gradient_VD = xla.dot(slope_NV, hidden_ND, "nv,nd->vd")
   else:
-    arguments = hidden_ND, unembed_VD, token_N, kept, entropy_N, *slopes
+    arguments = hidden_ND, unembed_VD, token_N, wanted_N, kept, entropy_N, *slopes
     gradients = functools.partial(
       xla.gradients, temperature=plan.temperature, token_chunk=plan.token_chunk,
       vocab_chunk=plan.vocab_chunk, vocab_axis=plan.vocab_axis,
@@ -280,9 +299,15 @@ def _tpu():
   return token_entropy_tpu
 
 
-def _tpu_gradients(plan, hidden_ND, unembed_VD, *known_N):
+def _tpu_statistics(plan, hidden_ND, unembed_VD, token_N, wanted_N):
+  del wanted_N
+  return _tpu().statistics(hidden_ND, unembed_VD, token_N, temperature=plan.temperature)
+
+
+def _tpu_gradients(plan, hidden_ND, unembed_VD, token_N, wanted_N, *known_N):
+  del wanted_N
   hidden_gradient_ND, unembed_gradient_VD = _tpu().gradients(
-    hidden_ND, unembed_VD, *known_N, temperature=plan.temperature,
+    hidden_ND, unembed_VD, token_N, *known_N, temperature=plan.temperature,
     hidden_dtype=jnp.dtype(jnp.float32 if plan.vocab_axis else hidden_ND.dtype),
     unembed_dtype=_partial_dtype(plan, unembed_VD),
   )

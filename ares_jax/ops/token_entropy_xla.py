@@ -7,22 +7,24 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def statistics(hidden_ND, unembed_VD, token_N, *, temperature, token_chunk, vocab_chunk):
+def statistics(hidden_ND, unembed_VD, token_N, wanted_N, *, temperature, token_chunk, vocab_chunk):
   """max l, sum e^(l - max), sum (l - max) e^(l - max) and l[token], of l = logits / temperature.
 
   Args:
     hidden_ND, unembed_VD: floating; products in hidden's dtype.
     token_N: int32; one outside [0, V) gets the logit 0.
+    wanted_N: bool, the tokens whose results mean something, or None for all.
     temperature: > 0.
     token_chunk, vocab_chunk: tokens and rows of the vocabulary of a chunk, the latter <= V.
 
   Returns:
     four float32 [N].
   """
-  hidden_SKD, token_SK = (_in_chunks(x, token_chunk) for x in (hidden_ND, token_N))
+  order_SK, used = _wanted_first(wanted_N, token_chunk)
+  hidden_SKD, token_SK = (_in_chunks(x, token_chunk, order_SK) for x in (hidden_ND, token_N))
   size, chunks, _ = hidden_SKD.shape
 
-  def one_chunk(chunk):
+  def one_chunk(chunk, found):
     hidden_SD = lax.dynamic_index_in_dim(hidden_SKD, chunk, 1, keepdims=False)
     token_S = lax.dynamic_index_in_dim(token_SK, chunk, 1, keepdims=False)
 
@@ -41,24 +43,27 @@ def statistics(hidden_ND, unembed_VD, token_N, *, temperature, token_chunk, voca
     zero_S = jnp.zeros(size, jnp.float32)
     lowest_S = jnp.full(size, jnp.finfo(jnp.float32).min / 4)
     running = lowest_S, zero_S, zero_S, zero_S
-    return _over_vocab(fold, running, unembed_VD, vocab_chunk)
+    values = _over_vocab(fold, running, unembed_VD, vocab_chunk)
+    return tuple(lax.dynamic_update_index_in_dim(x_SK, x_S, chunk, 1)
+                 for x_SK, x_S in zip(found, values, strict=True))
 
-  if chunks == 1:
-    return tuple(x[: len(token_N)] for x in one_chunk(0))
-  return tuple(x.T.reshape(-1)[: len(token_N)] for x in lax.map(one_chunk, jnp.arange(chunks)))
+  found = _over_chunks(chunks, used, one_chunk, (jnp.zeros((size, chunks), jnp.float32),) * 4)
+  return tuple(_in_place(x, len(token_N), order_SK) for x in found)
 
 
 def gradients(
-  hidden_ND, unembed_VD, token_N, lse_N, entropy_N, logprob_slope_N, entropy_slope_N, *,
+  hidden_ND, unembed_VD, token_N, wanted_N, lse_N, entropy_N, logprob_slope_N, entropy_slope_N, *,
   temperature, token_chunk, vocab_chunk, vocab_axis, unembed_dtype,
 ):
   """Gradients in hidden and unembed from those in the log-probability and the entropy.
 
   Args:
-    hidden_ND, unembed_VD, token_N, temperature, token_chunk, vocab_chunk: as in `statistics`.
+    hidden_ND, unembed_VD, token_N, wanted_N, temperature, token_chunk, vocab_chunk: as in
+      `statistics`.
     lse_N: float32, logsumexp of the logits over the whole vocabulary.
     entropy_N: float32, nats, likewise.
-    logprob_slope_N, entropy_slope_N: float32, the loss's gradients in the two outputs.
+    logprob_slope_N, entropy_slope_N: float32, the loss's gradients in the two outputs; 0 for a
+      token that is not wanted.
     vocab_axis: mesh axis over which hidden's gradient is summed, a chunk at a time, or None.
     unembed_dtype: dtype of the second result.
 
@@ -66,8 +71,9 @@ def gradients(
     [N, D] in hidden's dtype, [V, D].
   """
   known_N = token_N, lse_N, entropy_N, logprob_slope_N, entropy_slope_N
+  order_SK, used = _wanted_first(wanted_N, token_chunk)
   hidden_SKD, token_SK, lse_SK, entropy_SK, *slopes_SK = (
-    _in_chunks(x, token_chunk) for x in (hidden_ND, *known_N)
+    _in_chunks(x, token_chunk, order_SK) for x in (hidden_ND, *known_N)
   )
   size, chunks, embed = hidden_SKD.shape
   # With one chunk of tokens every row of the gradient is written once: no float32 sum is needed.
@@ -109,17 +115,56 @@ def gradients(
     )
 
   carry = jnp.zeros_like(hidden_SKD), jnp.zeros(unembed_VD.shape, sum_dtype)
-  carry = one_chunk(0, carry) if chunks == 1 else lax.fori_loop(0, chunks, one_chunk, carry)
-  hidden_gradient_ND = carry[0].reshape(-1, embed)[: len(token_N)]
-  return hidden_gradient_ND, carry[1].astype(unembed_dtype)
+  hidden_gradient_SKD, unembed_gradient_VD = _over_chunks(chunks, used, one_chunk, carry)
+  return (_in_place(hidden_gradient_SKD, len(token_N), order_SK),
+          unembed_gradient_VD.astype(unembed_dtype))
 
 
-def _in_chunks(array, token_chunk):
-  """[N, ...] as [S, K, ...], padded: token i*K + j is in chunk j, so that each chunk takes some
-  tokens of every device where N is sharded without `axes`."""
+def _wanted_first(wanted_N, token_chunk):
+  """Tokens of each chunk, so that those wanted fill the first ones, and how many chunks they fill.
+
+  None, None where all are wanted. Numbers from N on are padding.
+  """
+  if wanted_N is None:
+    return None, None
+  tokens = len(wanted_N)
+  chunks = -(-tokens // token_chunk)
+  size = -(-tokens // chunks)
+  order_N = jnp.argsort(~wanted_N, stable=True)
+  order_N = jnp.pad(order_N, (0, size * chunks - tokens), constant_values=tokens)
+  return order_N.reshape(chunks, size).T, (wanted_N.sum() + size - 1) // size
+
+
+def _in_chunks(array, token_chunk, order_SK):
+  """[N, ...] as [S, K, ...], padded with 0, in the order given.
+
+  Without one token i*K + j is in chunk j, so that each chunk takes some tokens of every device
+  where N is sharded without `axes`.
+  """
+  if order_SK is not None:
+    return array.at[order_SK].get(mode="fill", fill_value=0)
   chunks = -(-array.shape[0] // token_chunk)
   padding = [(0, -array.shape[0] % chunks)] + [(0, 0)] * (array.ndim - 1)
   return jnp.pad(array, padding).reshape(-1, chunks, *array.shape[1:])
+
+
+def _in_place(array_SK, tokens, order_SK):
+  """What `_in_chunks` had made [S, K, ...] of, [N, ...]."""
+  rest = array_SK.shape[2:]
+  if order_SK is None:
+    return array_SK.reshape(-1, *rest)[:tokens]
+  return jnp.zeros((tokens, *rest), array_SK.dtype).at[order_SK].set(array_SK, mode="drop")
+
+
+def _over_chunks(chunks, used, body, carry):
+  """carry = body(chunk, carry) over all chunks, or the `used` first ones."""
+  if chunks == 1:
+    return body(0, carry)
+  if used is None:
+    return lax.fori_loop(0, chunks, body, carry)
+  # The bound that is a number is for those who count FLOPs (jaxpr_cost.py).
+  return lax.while_loop(lambda state: (state[0] < chunks) & (state[0] < used),
+                        lambda state: (state[0] + 1, body(*state)), (jnp.int32(0), carry))[1]
 
 
 def rise(weighted_S, total_S, rise_S):

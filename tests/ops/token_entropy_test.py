@@ -130,6 +130,42 @@ def test_gradients_match_float64_finite_differences(token_chunk, vocab_chunk, te
   np.testing.assert_allclose(gradient_VD, expected_VD, atol=2e-5)
 
 
+@pytest.mark.parametrize("token_chunk,vocab_chunk", [(2048, 4096), (2, 4), (4, 11)])
+@pytest.mark.parametrize("wanted", ["010110", "000000", "111111"])
+def test_only_wanted_tokens_have_results_and_gradients(token_chunk, vocab_chunk, wanted):
+  hidden_ND, unembed_VD, token_N = example()
+  wanted_N = np.array(list(wanted)) == "1"
+  weight_N, other_N = np.random.default_rng(1).normal(size=(2, 6))
+
+  def loss(hidden_ND, unembed_VD, wanted_N, keep_N):
+    both = logprob_and_entropy(hidden_ND, unembed_VD, token_N, wanted_N, token_chunk=token_chunk,
+                               vocab_chunk=vocab_chunk)
+    both = [jnp.where(keep_N, x, 0) for x in both]
+    return both[0] @ weight_N + both[1] @ other_N, both
+
+  pull = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+  got = pull(hidden_ND, unembed_VD, wanted_N, np.ones(6, bool))
+  for value, expected in zip(jax.tree.leaves(got),
+                             jax.tree.leaves(pull(hidden_ND, unembed_VD, None, wanted_N)),
+                             strict=True):
+    np.testing.assert_allclose(value, expected, atol=2e-6)
+
+
+def test_chunks_without_wanted_tokens_are_not_computed():
+  hidden_ND, unembed_VD, token_N = example(tokens=8)
+  wanted_N = np.arange(8) % 4 == 1  # two of 8: one chunk of 2, if they come first
+
+  def finite(bad_N):
+    # Nan in what is computed makes the gradient of the unembedding nan, even with a slope of 0.
+    hidden = np.where(bad_N[:, None], np.nan, hidden_ND)
+    return np.isfinite(jax.grad(lambda unembed_VD: logprob_and_entropy(
+      hidden, unembed_VD, token_N, wanted_N, token_chunk=2, vocab_chunk=4)[0].sum())(
+        unembed_VD)).all()
+
+  assert finite(~wanted_N)
+  assert not finite(wanted_N)
+
+
 @pytest.mark.parametrize("token_chunk,vocab_chunk", [(2048, 4096), (4, 4)])
 def test_far_apart_logits_stay_finite_and_exact(token_chunk, vocab_chunk):
   # The maximum comes first, in the middle and last: the running one must move or stay.
