@@ -109,6 +109,20 @@ def test_kernels_equal_plain_attention_of_packed_rows(kernel, causal, tokens, kv
     np.testing.assert_allclose(value, want, atol=2e-5)
 
 
+def test_near_keys_are_enough_for_short_segments_and_all_are_there_for_long_ones():
+  # Blocks of 32: sequences that end within 2 blocks of keys, within 4, and beyond, and no block of
+  # whole padding. A row decides for both.
+  lengths = [(20, 30, 40, 60, 90, 10), (250, 6)]
+  segment = np.stack([np.repeat(np.arange(1, len(row) + 1), row).tolist() + [0] * (256 - sum(row))
+                      for row in lengths]).astype(np.int32)
+  q, k, v, _ = packed(2, 256, 4, 2, 8)
+  for rows in (slice(0, 1), slice(1, 2), slice(0, 2)):
+    case = q[rows], k[rows], v[rows], segment[rows]
+    got = results(lambda *args, causal: attention_lib._near(*args), True, *case)
+    for value, want in zip(got, results(dense, True, *case), strict=True):
+      np.testing.assert_allclose(value, want, atol=2e-5)
+
+
 def kernels_for(platform, tokens, *, kv_segments=None):
   """Names of the kernels in the program of the gradient, lowered on this host for `platform`."""
   def total(q, k, v, segment):
