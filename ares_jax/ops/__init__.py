@@ -1,4 +1,13 @@
-"""The paper's mathematics: arrays in, arrays out. Every function is jitted and stands alone."""
+"""The paper's mathematics: arrays in, arrays out. Every function named here stands alone.
+
+Each is jitted and also takes lists. Settings such as `window`, `quantile`, `rho`, `decay`, `rate`,
+`cap` and `temperature` are compiled in: they must be Python numbers or concrete scalars, and each
+new value compiles again, so a setting that changes every step is slow.
+
+Five functions have the name of their module, `difficulty`, `entropy_reward`, `token_entropy`,
+`token_kl` and `window_entropy`; `import ares_jax.ops.difficulty as d` gives the function too.
+`ops/sampling.py` is the sampler's own: not jitted, not checked and not exported.
+"""
 
 from ares_jax.ops.difficulty import difficulty
 from ares_jax.ops.entropy_reward import entropy_reward, release_reward, track_alpha

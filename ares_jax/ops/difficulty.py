@@ -3,22 +3,22 @@
 B = P*G rows, row b = p*G + g. Buckets are int32: 0 easy, 1 medium, 2 hard.
 """
 
-import functools
 import math
 
-import jax
 import jax.numpy as jnp
 
+from ares_jax.ops.op import op
 
-@functools.partial(jax.jit, static_argnames=("group", "easy", "medium"))
+
+@op(static=("group", "easy", "medium"))
 def difficulty(correct_B, *, group, easy=0.75, medium=0.375):
   """Bucket of every row from the pass rate of its group (paper eq. 9, 10).
 
   Args:
     correct_B: bool or number, 0 or 1.
-    group: G, rollouts a prompt; divides B.
-    easy, medium: lowest pass rates of the easy and the medium bucket, 0 <= medium <= easy <= 1;
-      of 8 rollouts 6 correct are easy, 3 medium, 2 hard.
+    group: G, rollouts a prompt, an integer; divides B.
+    easy, medium: Python numbers, lowest pass rates of the easy and the medium bucket,
+      0 <= medium <= easy <= 1; of 8 rollouts 6 correct are easy, 3 medium, 2 hard.
 
   Returns:
     bucket_B: int32, equal within a group.

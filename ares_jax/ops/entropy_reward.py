@@ -4,10 +4,10 @@ B rows; `_B` of a bucket quantity is `quantity_3[bucket_B]`. Buckets: 0 easy, 1 
 Delta is count - target: the excess of high-window-entropy tokens N_HE over N_target.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
+
+from ares_jax.ops.op import op
 
 # The release's constants, (easy, medium, hard); margins and kappas are in tokens.
 _MARGIN = (0.15, 0.25, 0.35)  # of the target
@@ -17,7 +17,7 @@ _CAP = (1.0, 1.0, 1.2)  # of alpha
 _WRONG = (0.6, 0.8, 1.0)  # of the cap, for wrong answers
 
 
-@functools.partial(jax.jit, static_argnames=("cap", "penalize"))
+@op(static=("cap", "penalize"))
 def entropy_reward(
   correct_B, count_B, bucket_B, target_B, multiplier_B, *, cap=0.5, penalize="wrong"
 ):
@@ -31,7 +31,7 @@ def entropy_reward(
     bucket_B: integer; a row of another bucket (-1 for padding) is not penalised.
     target_B: N_target of the row's bucket; nan where there is none yet: no penalty.
     multiplier_B: lambda of the row's bucket, >= 0.
-    cap: greatest penalty, >= 0; math.inf is the paper's.
+    cap: greatest penalty, a Python number >= 0; math.inf is the paper's.
     penalize: "wrong": wrong answers only (3.2.2); "all": correct answers of the easy and medium
       buckets too (appendix I).
 
@@ -67,7 +67,7 @@ def entropy_reward(
   return correct_B - jnp.where(penalised_B, penalty_B, 0)
 
 
-@jax.jit
+@op
 def release_reward(correct_B, count_B, bucket_B, target_B, alpha_B):
   """Accuracy plus the entropy score of the paper's public release (paper appendix I, M).
 
@@ -130,7 +130,7 @@ def _score(bucket, right_B, excess_B, target_B, alpha_B):
   return jnp.where(right_B, right_score_B, wrong_score_B)
 
 
-@functools.partial(jax.jit, static_argnames=("rate", "low", "high"))
+@op(static=("rate", "low", "high"))
 def track_alpha(alpha_3, mean_3, size_3, target_3, *, rate=0.05, low=0.0, high=2.0):
   """The release's strength update: alpha += rate * (mean - target), the opposite for hard.
 
@@ -138,8 +138,8 @@ def track_alpha(alpha_3, mean_3, size_3, target_3, *, rate=0.05, low=0.0, high=2
     alpha_3: strengths so far, 0.5 at the start of a run.
     mean_3, size_3: from `bucket_stats`.
     target_3: N_target; nan where there is none yet.
-    rate: strength a token of excess, > 0.
-    low, high: bounds of the strength, low <= high.
+    rate: strength a token of excess, a Python number > 0.
+    low, high: bounds of the strength, Python numbers, low <= high.
 
   Returns:
     alpha_3: float32; unchanged for an empty bucket or without a target.

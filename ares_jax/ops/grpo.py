@@ -3,21 +3,21 @@
 P prompts, G rollouts of each, B = P*G rows with b = p*G + g, T tokens.
 """
 
-import functools
 import math
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ares_jax.ops.op import op
 
-@functools.partial(jax.jit, static_argnames=("group", "normalize", "eps"))
+
+@op(static=("group", "normalize", "eps"))
 def group_advantage(reward_B, *, group, normalize="std", eps=1e-6, correct_B=None):
   """(R - mean of the group) / (std of the group + eps) (algorithm 1 line 12).
 
   Args:
     reward_B: floating.
-    group: G, rollouts a prompt; divides B.
+    group: G, rollouts a prompt, an integer; divides B.
     normalize: "std" with ddof = 1 (release); "none": no division; "leave_one_out": R minus the
       mean of the other rollouts.
     eps: > 0, added to the standard deviation.
@@ -63,7 +63,7 @@ def group_advantage(reward_B, *, group, normalize="std", eps=1e-6, correct_B=Non
   return advantage_PG.reshape(-1)
 
 
-@jax.jit
+@op
 def token_bonus(mean_BT, flag_BT, mask_BT, threshold, multiplier_B):
   """psi = lambda_d relu(Hbar - tau) m, less its mean over the sequence (algorithm 1 line 13).
 
@@ -104,7 +104,7 @@ def token_bonus(mean_BT, flag_BT, mask_BT, threshold, multiplier_B):
   return jnp.where(mask_BT, bonus_BT - mean_B1, 0)
 
 
-@functools.partial(jax.jit, static_argnames="cap")
+@op(static=("cap",))
 def importance_weight(old_logprob_BT, sampler_logprob_BT, mask_BT, *, cap):
   """min(exp(old_logprob - sampler_logprob), cap): sampler and trainer round differently.
 
@@ -113,7 +113,7 @@ def importance_weight(old_logprob_BT, sampler_logprob_BT, mask_BT, *, cap):
     sampler_logprob_BT: floating, nats, recorded while sampling at the same temperature and over
       the whole vocabulary.
     mask_BT: bool, True on response tokens.
-    cap: greatest weight, > 0.
+    cap: greatest weight, a Python number > 0.
 
   Returns:
     weight_BT: float32; 1 outside the mask; no gradient.
@@ -135,7 +135,7 @@ def importance_weight(old_logprob_BT, sampler_logprob_BT, mask_BT, *, cap):
   return lax.stop_gradient(jnp.where(mask_BT, weight_BT, 1))
 
 
-@functools.partial(jax.jit, static_argnames=("clip_low", "clip_high", "clip_dual", "average"))
+@op(static=("clip_low", "clip_high", "clip_dual", "average"))
 def policy_loss(
   logprob_BT, old_logprob_BT, advantage_BT, mask_BT, *, clip_low, clip_high, clip_dual,
   average="token", weight_BT=None, total=None,
@@ -150,7 +150,7 @@ def policy_loss(
     advantage_BT: floating; `jnp.broadcast_to(advantage_B[:, None], mask_BT.shape)`.
     mask_BT: bool, True on response tokens.
     clip_low: in [0, 1); 0.2. clip_high: >= 0; 0.3 (clip-higher).
-    clip_dual: > 1; 3.0; math.inf for none.
+    clip_dual: > 1; 3.0; math.inf for none. All three are Python numbers.
     average, total: see `average_loss`.
     weight_BT: importance weights that multiply the loss, or None.
 
@@ -209,7 +209,7 @@ def policy_loss(
   return loss, lax.stop_gradient(metrics)
 
 
-@functools.partial(jax.jit, static_argnames="average")
+@op(static=("average",))
 def average_loss(loss_BT, mask_BT, *, average="token", total=None):
   """Mean of a loss over tokens: all tokens equal, or all sequences equal.
 
@@ -220,6 +220,7 @@ def average_loss(loss_BT, mask_BT, *, average="token", total=None):
       mean of each response's mean (1/|o|, algorithm 1); empty rows do not count.
     total: what to divide by instead of this batch's number of tokens ("token") or of non-empty
       rows ("sequence"). With the whole minibatch's, the losses of its parts add up to its own.
+      Less than 1 counts as 1, so that an empty batch gives 0.
 
   Returns:
     loss: float32 scalar; 0 for an empty mask.

@@ -3,13 +3,12 @@
 B rows, T tokens; `_3` is one value a bucket: 0 easy, 1 medium, 2 hard.
 """
 
-import functools
-
-import jax
 import jax.numpy as jnp
 
+from ares_jax.ops.op import op
 
-@jax.jit
+
+@op
 def control_kl(kl_BT, mask_BT, cover_BT, bucket_B):
   """KL_ctrl(d): mean KL over a bucket's tokens outside high-entropy windows (algorithm 1).
 
@@ -51,7 +50,7 @@ def control_kl(kl_BT, mask_BT, cover_BT, bucket_B):
   return sum_3 / jnp.maximum(size_3, 1), size_3
 
 
-@functools.partial(jax.jit, static_argnames=("rate", "low", "high"))
+@op(static=("rate", "low", "high"))
 def track_kl_coefficient(kappa_3, kl_3, size_3, *, target_3, rate, low, high):
   """kappa <- clip(kappa (1 + rate (KL / target - 1)), low, high) (algorithm 1 line 24, eq. 27).
 
@@ -61,8 +60,8 @@ def track_kl_coefficient(kappa_3, kl_3, size_3, *, target_3, rate, low, high):
     kappa_3: coefficients so far, > 0.
     kl_3, size_3: from `control_kl`.
     target_3: delta_d, wanted KL, nats, > 0.
-    rate: in (0, 1), so that kappa stays positive.
-    low, high: bounds of kappa, 0 < low <= high.
+    rate: a Python number in (0, 1), so that kappa stays positive.
+    low, high: bounds of kappa, Python numbers, 0 < low <= high.
 
   Returns:
     kappa_3: float32.

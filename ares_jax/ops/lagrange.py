@@ -4,13 +4,12 @@ B rows; `_3` is one value a bucket: 0 easy, 1 medium, 2 hard. A row of any other
 padding) belongs to none.
 """
 
-import functools
-
-import jax
 import jax.numpy as jnp
 
+from ares_jax.ops.op import op
 
-@jax.jit
+
+@op
 def bucket_stats(count_B, bucket_B):
   """Mean and population variance of a count in each bucket (E and Var of N_HE, section 3.2.2).
 
@@ -43,7 +42,7 @@ def bucket_stats(count_B, bucket_B):
   return mean_3, var_3, size_3
 
 
-@functools.partial(jax.jit, static_argnames=("rule", "var_floor", "eps"))
+@op(static=("rule", "var_floor", "eps"))
 def hwe_multiplier(
   mean_3, var_3, size_3, target_3, *, rule="signed", var_floor=1.0, eps=1e-6
 ):
@@ -57,8 +56,8 @@ def hwe_multiplier(
     mean_3, var_3, size_3: from `bucket_stats`.
     target_3: N_target; nan where there is none yet.
     rule: "signed" as above; "literal": mean - target for all three, as printed.
-    var_floor: least variance, counts squared, >= 0; 0 is the paper's.
-    eps: > 0, added to the variance.
+    var_floor: least variance, counts squared, a Python number >= 0; 0 is the paper's.
+    eps: a Python number > 0, added to the variance.
 
   Returns:
     multiplier_3: float32, >= 0, finite; 0 for an empty bucket or without a target. To keep an
@@ -85,7 +84,7 @@ def hwe_multiplier(
   return violation_3 / (jnp.maximum(var_3.astype(jnp.float32), var_floor) + eps)
 
 
-@functools.partial(jax.jit, static_argnames="decay")
+@op(static=("decay",))
 def track_target(target_3, mean_3, size_3, *, decay):
   """Moving average of a batch statistic: target <- decay * target + (1 - decay) * mean.
 
@@ -95,7 +94,7 @@ def track_target(target_3, mean_3, size_3, *, decay):
   Args:
     target_3: the average so far; nan is seeded by the first value.
     mean_3, size_3: this batch; empty (size 0) or not finite leaves the average unchanged.
-    decay: in [0, 1); 0 keeps the latest value.
+    decay: a Python number in [0, 1); 0 keeps the latest value.
 
   Returns:
     target_3: float32.

@@ -16,13 +16,14 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from ares_jax.ops import token_entropy_xla as xla
+from ares_jax.ops.op import op
 
 # Where only some tokens are wanted there are so many chunks that few are computed in vain, of no
 # fewer tokens: the gradient of the unembedding is read and written once a chunk.
 WANTED_CHUNKS, WANTED_TOKENS = 8, 256
 
 
-@functools.partial(jax.jit, static_argnames="temperature")
+@op(static=("temperature",))
 def token_entropy(logits_BTV, *, temperature=1.0):
   """Entropy over the whole vocabulary, H = -sum_j p_j ln p_j (paper eq. 3).
 
@@ -30,7 +31,7 @@ def token_entropy(logits_BTV, *, temperature=1.0):
 
   Args:
     logits_BTV: [..., V] floating; -inf marks tokens that cannot be drawn.
-    temperature: p = softmax(logits / temperature), > 0.
+    temperature: p = softmax(logits / temperature), a Python number > 0.
 
   Returns:
     entropy_BT: [...] float32, nats.
@@ -55,9 +56,7 @@ def token_entropy(logits_BTV, *, temperature=1.0):
   return jnp.log(total_BT) - (weight_BTV * shifted_BTV).sum(-1) / total_BT
 
 
-@functools.partial(
-  jax.jit, static_argnames=("temperature", "token_chunk", "vocab_chunk", "axes")
-)
+@op(static=("temperature", "token_chunk", "vocab_chunk", "axes"))
 def logprob_and_entropy(
   hidden_ND, unembed_VD, token_N, wanted_N=None, *, temperature=1.0, token_chunk=2048,
   vocab_chunk=4096, axes=None
@@ -82,7 +81,7 @@ def logprob_and_entropy(
     wanted_N: bool, tokens that results are wanted of, or None for all. Chunks are filled with them
       first, and those without any are left out: of prompts nothing is asked, and of a rollout
       batch they may be half. One chunk and the kernels of a TPU compute all tokens.
-    temperature: divides the logits, > 0.
+    temperature: divides the logits, a Python number > 0.
     token_chunk, vocab_chunk: a chunk holds at most their product of logits; where the vocabulary
       is smaller than vocab_chunk it holds more tokens instead, with `wanted_N` fewer. They count
       what a device holds with `axes`, and the whole array without: when N is then sharded over

@@ -3,15 +3,14 @@
 B rows, T tokens; `_3` is one value a bucket: 0 easy, 1 medium, 2 hard.
 """
 
-import functools
-
-import jax
 import jax.numpy as jnp
+
+from ares_jax.ops.op import op
 
 _ESTIMATORS = ("k1", "k2", "k3", "abs")
 
 
-@functools.partial(jax.jit, static_argnames="estimator")
+@op(static=("estimator",))
 def token_kl(logprob_BT, ref_logprob_BT, *, estimator="k3"):
   """Estimate of KL(policy || reference) from one sampled token; d = ref_logprob - logprob.
 
@@ -51,7 +50,7 @@ def token_kl(logprob_BT, ref_logprob_BT, *, estimator="k3"):
   return jnp.minimum(jnp.expm1(gap_BT) - gap_BT, 10)
 
 
-@functools.partial(jax.jit, static_argnames="rho")
+@op(static=("rho",))
 def kl_weight(bucket_B, cover_BT, *, beta_3, rho):
   """beta[b, t] = beta_d (rho inside high-entropy windows, 1 outside) (paper section 3.2.2).
 
@@ -60,7 +59,7 @@ def kl_weight(bucket_B, cover_BT, *, beta_3, rho):
       several sequences.
     cover_BT: bool, from `hwe_cover`.
     beta_3: KL coefficient of each bucket; multiply by kappa_3 to include the controller.
-    rho: relaxation inside the windows, in [0, 1]; 1 for none.
+    rho: relaxation inside the windows, a Python number in [0, 1]; 1 for none.
 
   Returns:
     weight_BT: float32.

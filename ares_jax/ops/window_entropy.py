@@ -3,15 +3,14 @@
 B rows, T tokens. Column t is about token t; everything outside the mask is ignored, even nan.
 """
 
-import functools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ares_jax.ops.op import op
 
-@functools.partial(jax.jit, static_argnames="window")
+
+@op(static=("window",))
 def window_entropy(entropy_BT, mask_BT, *, window):
   """Mean entropy of the `window` tokens that start at each position (paper eq. 4).
 
@@ -45,7 +44,7 @@ def window_entropy(entropy_BT, mask_BT, *, window):
   return jnp.where(whole_BT, sum_BT / window, 0), whole_BT
 
 
-@functools.partial(jax.jit, static_argnames=("quantile", "reduce"))
+@op(static=("quantile", "reduce"))
 def entropy_threshold(value_BT, mask_BT, *, quantile=0.95, reduce="mean"):
   """tau: a quantile of each row, reduced over the rows (paper section 3.2.1).
 
@@ -55,11 +54,12 @@ def entropy_threshold(value_BT, mask_BT, *, quantile=0.95, reduce="mean"):
   Args:
     value_BT: floating, nats.
     mask_BT: bool, True on the values that count.
-    quantile: in [0, 1], linear between order statistics as numpy's default.
+    quantile: a Python number in [0, 1], linear between order statistics as numpy's default.
     reduce: "mean" or "median" over the rows that have a value.
 
   Returns:
-    threshold: float32 scalar, nats; 0 when no row has a value.
+    threshold: float32 scalar, nats; 0 when no row has a value. `hwe_flags` would flag every whole
+      window at 0: keep the last threshold then, as `track_target` does where `size` is 0.
     quantile_B: float32, nats; 0 for a row without values.
 
   Raises:
@@ -86,7 +86,7 @@ def entropy_threshold(value_BT, mask_BT, *, quantile=0.95, reduce="mean"):
   return threshold, quantile_B
 
 
-@functools.partial(jax.jit, static_argnames=("window", "detector"))
+@op(static=("window", "detector"))
 def hwe_flags(entropy_BT, mask_BT, threshold, *, window, detector="window", semantic_BT=None):
   """Tokens of high window entropy; their number in a row is N_HE (paper algorithm 1, app. H).
 
@@ -139,7 +139,7 @@ def hwe_flags(entropy_BT, mask_BT, threshold, *, window, detector="window", sema
   return mask_BT & semantic_BT & next_whole_BT & (next_BT >= threshold)
 
 
-@functools.partial(jax.jit, static_argnames="window")
+@op(static=("window",))
 def hwe_cover(flag_BT, mask_BT, *, window):
   """Tokens inside flagged windows: t..t+window-1 of each flag (paper section 3.2.2, W_HE).
 
