@@ -19,8 +19,9 @@ class UsageError(config_lib.ConfigError):
 def run(main, *, positional=(), argv=None):
   """Parses the flags, calls `main(*positional values)` and exits.
 
-  `ValueError` and `OSError` become one line on stderr and exit code 1 (with ARES_TRACEBACK=1 in
-  the environment, a traceback before it). Any other exception is a bug: it keeps its traceback.
+  `ValueError` and `OSError` become one line on stderr and exit code 1. With ARES_TRACEBACK=1 in the
+  environment, which the line names unless the config is at fault, a traceback stands before it. Any
+  other exception is a bug: it keeps its traceback.
 
   Args:
     main: the command; flags are parsed when it is called. Its return value is ignored.
@@ -43,7 +44,8 @@ def run(main, *, positional=(), argv=None):
   except (ValueError, OSError) as error:
     if "ARES_TRACEBACK" in os.environ:
       traceback.print_exc()
-    _stop(f"error: {config_lib.one_line(error)}", 1)
+    hint = "" if isinstance(error, config_lib.ConfigError) else " (ARES_TRACEBACK=1 shows where)"
+    _stop(f"error: {config_lib.one_line(error)}{hint}", 1)
   sys.exit(0)
 
 

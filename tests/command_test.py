@@ -101,6 +101,12 @@ def test_a_mistake_is_one_line_on_stderr(folder, words, code, message):
   assert err.startswith("error: ") and message in err and err.count("\n") == 1, err
 
 
+def test_the_line_says_how_to_see_the_place_unless_the_config_is_at_fault(folder):
+  assert "ARES_TRACEBACK" not in call(folder, "--config=c.py", "--config.stepz=1")[2]
+  _, _, err = call(folder, "--config=c.py", "--kind=value")
+  assert err == "error: rows 3 do not divide (ARES_TRACEBACK=1 shows where)\n"
+
+
 def test_a_bug_keeps_its_traceback(folder):
   code, _, err = call(folder, "--config=c.py", "--kind=bug")
   assert code == 1 and "Traceback" in err and "KeyError: 'bug'" in err
