@@ -33,7 +33,7 @@ HANDED = 64  # responses fetched in one transfer for whoever takes them while ot
 class SamplingConfig:
   """How the next token is drawn."""
 
-  temperature: float  # > 0; 0 takes the most probable token
+  temperature: float  # >= 0; 0 takes the most probable token
   top_p: float  # in (0, 1]; 1 keeps the whole vocabulary
   top_k: int  # the most probable tokens, ties included, before top_p; 0 keeps the whole vocabulary
   min_tokens: int  # the end-of-turn token comes at this one or later; 0 and 1: anywhere

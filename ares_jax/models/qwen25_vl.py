@@ -58,9 +58,10 @@ def embed(config: ModelConfig, params: Params, tokens_BT, unit_BT, features) -> 
 
 def score(config: ModelConfig, params: Params, features, *, tokens, unit, positions, segment,
           wanted=None) -> tuple[jax.Array, jax.Array]:
-  """Log-probability of every token after its predecessors, and the entropy it was drawn at.
+  """Log-probability of every token after its predecessors, and the entropy of the policy there.
 
-  Column t is about token t. What stands in the first column of a segment means nothing.
+  Both are at temperature 1, whatever temperature the token was drawn at. Column t is about token
+  t. What stands in the first column of a segment means nothing.
 
   Args:
     config: sizes.
