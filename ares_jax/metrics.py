@@ -20,6 +20,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from ares_jax.whole_file import whole
+
 _FLUSH = 30.0  # seconds between flushes of TensorBoard's file
 
 # Who is told of every line, of the process.
@@ -37,10 +39,7 @@ def mirrored(send):
 
 
 class MetricWriter:
-  """Writes the scalars of one stage; has the methods of clu's MetricWriter that we use.
-
-  clu.metric_writers itself imports TensorFlow. Only process 0 writes; on others all is a no-op.
-  """
+  """Writes the scalars of one stage. Only process 0 writes; on others all is a no-op."""
 
   def __init__(self, workdir, stage, *, step):
     """Opens the logs and cuts off what a killed run wrote after its last checkpoint.
@@ -271,33 +270,28 @@ def _duration(seconds):
 
 
 def truncate(path, stage, step):
-  """Rewrites `path` without `stage`'s lines after `step` and without a torn last line."""
-  if not os.path.exists(path):
+  """Rewrites `path` without `stage`'s lines after `step` and without a torn last line.
+
+  Line by line: rollouts.jsonl may be larger than memory.
+  """
+  if not os.path.exists(path) or all(stays for _, stays in _judged(path, stage, step)):
     return
+  with whole(path) as temporary, open(temporary, "wb") as file:
+    file.writelines(line for line, stays in _judged(path, stage, step) if stays)
+
+
+def _judged(path, stage, step):
+  """(line, whether it stays) of the lines of `path`."""
   with open(path, "rb") as file:
-    # Not splitlines(): it also splits at U+2028 and U+0085 inside a string.
-    *lines, torn = file.read().split(b"\n")
-  kept = []
-  for number, line in enumerate(lines, start=1):
-    try:
-      record = json.loads(line)
-      keep = record["stage"] != stage or record["step"] <= step
-    except (ValueError, KeyError, TypeError) as error:
-      raise ValueError(
-        f"{path} line {number} is not an object with stage and step ({error}); repair or move it"
-      ) from error
-    if keep:
-      kept.append(line + b"\n")
-  if len(kept) == len(lines) and not torn:
-    return
-  temporary = path + ".tmp"
-  try:
-    with open(temporary, "wb") as file:
-      file.writelines(kept)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  except OSError:
-    with contextlib.suppress(OSError):
-      os.remove(temporary)
-    raise
+    # In binary: as text, a line would also end at a carriage return.
+    for number, line in enumerate(file, start=1):
+      if not line.endswith(b"\n"):
+        yield line, False
+        return
+      try:
+        record = json.loads(line)
+        stays = record["stage"] != stage or record["step"] <= step
+      except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} line {number} is not an object with stage and step ({error}); "
+                         "repair or move it") from error
+      yield line, stays

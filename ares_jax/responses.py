@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from ares_jax.data.images import load_image
-from ares_jax.run_folder import whole, write_text
+from ares_jax.run_folder import write_text
+from ares_jax.whole_file import whole
 
 # Images are kept for people: at most so many pixels.
 MAX_PIXELS = 512 * 512

@@ -15,6 +15,7 @@ from absl import logging
 
 from ares_jax import mesh
 from ares_jax.checkpoint import newest
+from ares_jax.whole_file import whole
 
 STAGES = ("warmup", "adacs", "aepo")  # in the order of a run; each saves in a folder of its name
 
@@ -61,19 +62,6 @@ def write_text(path, text):
   """Writes a file that is there whole or not at all; a disk that refuses it keeps no part of it."""
   with whole(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
     file.write(text)
-
-
-@contextlib.contextmanager
-def whole(path):
-  """Name of a temporary file that becomes `path` when it was written, and goes when it was not."""
-  temporary = path + ".tmp"
-  try:
-    yield temporary
-    os.replace(temporary, path)
-  except OSError:
-    with contextlib.suppress(OSError):
-      os.remove(temporary)
-    raise
 
 
 def write_json(path, value):

@@ -22,7 +22,8 @@ ROWS = (
   ("manifest", "joining"),
   ("models", "data", "branching"),
   ("ops", "mesh", "command", "digest", "presets", "hosts", "speed", "drawing"),
-  ("config", "pulse", "chips", "hlo_cost", "jaxpr_cost", "profiler", "model_flops"),
+  ("config", "pulse", "chips", "hlo_cost", "jaxpr_cost", "profiler", "model_flops",
+   "whole_file"),
 )
 ROW_OF = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}
 # Commands that are found in a room stand where the other commands do.

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import pathlib
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ares_jax import run_folder
+from ares_jax import run_folder, whole_file
 
 HOLD = '''
 import fcntl, sys, time
@@ -146,6 +147,21 @@ def test_runs_that_differ_later_go_on_from_copies_of_one_cold_start(tmp_path):
                      ("warmup", "warmup.steps")):
     with pytest.raises(ValueError, match=f"{key}.* differ"):
       run_folder.check_marks(str(tmp_path), stage, other | {key: '"x"'}, "checkpoint 3")
+
+
+def test_a_file_that_is_not_finished_leaves_nothing(tmp_path):
+  with pytest.raises(KeyboardInterrupt), whole_file.whole(str(tmp_path / "a")) as temporary:
+    pathlib.Path(temporary).write_text("half")
+    raise KeyboardInterrupt
+  assert os.listdir(tmp_path) == []
+
+
+def test_a_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+  written = []
+  monkeypatch.setattr(os, "fsync", lambda number: written.append(
+    (os.fstat(number).st_size, os.listdir(tmp_path))))
+  run_folder.write_text(str(tmp_path / "a"), "four")
+  assert written == [(4, ["a.tmp"])] and os.listdir(tmp_path) == ["a"]
 
 
 def test_a_disk_that_refuses_a_file_keeps_the_old_one_and_nothing_besides(tmp_path):
