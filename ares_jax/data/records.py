@@ -240,13 +240,9 @@ class _Parquet:
   def _group(self, group):
     with self._lock:  # a second thread waits for the group that the first one reads
       self._file = self._file or pyarrow.parquet.ParquetFile(self._path.open("rb"))
-      key = self._file, group
-      table = group_cache.GROUPS.get(key)
-      if table is None:
-        group_cache.GROUPS.make_room(self._file.metadata.row_group(group).total_byte_size)
-        table = self._file.read_row_group(group, use_threads=False)
-        group_cache.GROUPS.put(key, table)
-      return table
+      return group_cache.GROUPS.read(
+        (self._file, group), self._file.metadata.row_group(group).total_byte_size,
+        lambda: self._file.read_row_group(group, use_threads=False))
 
 
 class _Arrow:

@@ -52,16 +52,15 @@ class RemoteArrow:
 
   def _read(self, batch):
     place, size = self._places[batch]
+
+    def load():
+      with self._path.open("rb") as file:
+        file.seek(place)
+        message = pa.ipc.read_message(pa.py_buffer(file.read(size)))
+      return pa.ipc.read_record_batch(message, self._schema)
+
     with self._lock:  # a second thread waits for the batch that the first one reads
-      found = group_cache.GROUPS.get((self._path, batch))
-      if found is None:
-        group_cache.GROUPS.make_room(size)
-        with self._path.open("rb") as file:
-          file.seek(place)
-          message = pa.ipc.read_message(pa.py_buffer(file.read(size)))
-        found = pa.ipc.read_record_batch(message, self._schema)
-        group_cache.GROUPS.put((self._path, batch), found)
-    return found
+      return group_cache.GROUPS.read((self._path, batch), size, load)
 
 
 def _messages(file, path):

@@ -1,7 +1,12 @@
 """Every format holds the same records, whatever its files, groups and batches."""
 
+import concurrent.futures
 import json
 import pickle
+import threading
+import time
+import types
+from unittest import mock
 
 import pyarrow as pa
 import pytest
@@ -71,6 +76,28 @@ def test_row_groups_beyond_the_room_are_dropped(tmp_path, monkeypatch):
   opened = open_records(files.parquet(tmp_path / "d.parquet", many, row_group_size=1))
   assert [opened[number] for number in range(8)] == many
   assert 1 <= len(held._tables) <= 3 and opened[0] == many[0]
+
+
+def test_threads_that_read_groups_keep_within_the_room():
+  held, most, begin = group_cache.Groups(room=100), [], threading.Barrier(4)
+
+  def load():
+    kept = sum(table.nbytes for table in held._tables.values())
+    most.append(kept + held._reading)
+    time.sleep(0.01)  # the others come while this one reads
+    return types.SimpleNamespace(nbytes=40)
+
+  def read(number):
+    begin.wait()
+    return held.read(number, 40, load)
+
+  with concurrent.futures.ThreadPoolExecutor(4) as threads:
+    assert [table.nbytes for table in threads.map(read, range(4))] == [40] * 4
+  assert len(most) == 4 and max(most) <= 100 and len(held._tables) == 2
+  with pytest.raises(OSError, match="gone"):
+    held.read("x", 1000, mock.Mock(side_effect=OSError("gone")))
+  assert held.read("y", 1000, lambda: types.SimpleNamespace(nbytes=1000)).nbytes == 1000
+  assert list(held._tables) == ["y"]
 
 
 def test_a_split_is_a_folder_or_the_beginning_of_names(tmp_path):
