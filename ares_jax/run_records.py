@@ -1,6 +1,8 @@
 """Reads a run's folder: metrics by stage, logged responses, results."""
 
+import collections.abc
 import dataclasses
+import itertools
 import json
 import os
 
@@ -11,6 +13,40 @@ from ares_jax.config import build
 from ares_jax.run_folder import STAGES, read_json
 
 
+class Lines(collections.abc.Sequence):
+  """The whole lines of a JSONL file that are there now, each read when it is asked for.
+
+  100 iterations of a 7B model log up to 1e8 tokens: as objects of Python they fill a machine.
+  """
+
+  def __init__(self, path):
+    """No file has no lines."""
+    self._path, self._starts = path, [0]
+    if os.path.exists(path):
+      with open(path, "rb") as file:
+        # The last one may still be being written.
+        sizes = [len(line) for line in file if line.endswith(b"\n")]
+      self._starts += itertools.accumulate(sizes)
+
+  def __len__(self):
+    return len(self._starts) - 1
+
+  def __getitem__(self, number):
+    number = range(len(self))[number]
+    with open(self._path, "rb") as file:
+      file.seek(self._starts[number])
+      line = file.read(self._starts[number + 1] - self._starts[number])
+    try:
+      return json.loads(line)
+    except ValueError as error:
+      raise ValueError(
+        f"{self._path} line {number + 1} is not JSON ({error}); repair or move it") from error
+
+  def drop_last(self):
+    """Leaves out the last line; the file keeps it."""
+    self._starts.pop()
+
+
 @dataclasses.dataclass(frozen=True)
 class Records:
   """What a run has written so far."""
@@ -18,10 +54,9 @@ class Records:
   workdir: str
   config: dict  # config.json
   metrics: dict  # {stage: {step: line of metrics.jsonl}}
-  rollouts: list  # lines of rollouts.jsonl
+  rollouts: Lines  # of rollouts.jsonl, iterations that metrics.jsonl has
   held_out: list  # lines of held_out/STAGE.jsonl, stage after stage
   results: dict  # results.json; {} before the first stage has ended
-  without_tokens: int  # lines of rollouts.jsonl without the entropies of their tokens
 
   def aepo_config(self):
     """AepoConfig of the run."""
@@ -43,28 +78,14 @@ def read(workdir):
       raise ValueError(f"{os.path.join(workdir, name)} does not exist; --workdir is the folder of "
                        "a run of ares_jax.train")
   metrics = {stage: {} for stage in STAGES}
-  for line in _lines(workdir, "metrics.jsonl"):
+  for line in Lines(os.path.join(workdir, "metrics.jsonl")):
     metrics[line["stage"]][line["step"]] = line
-  rollouts = list(_lines(workdir, "rollouts.jsonl"))
-  # Runs of earlier versions wrote the text alone.
-  whole = [line for line in rollouts if "tokens" in line]
+  rollouts = Lines(os.path.join(workdir, "rollouts.jsonl"))
+  # Of the iteration that the run is in, the responses come before the metrics.
+  last = max(metrics["aepo"], default=0)
+  while rollouts and rollouts[-1]["step"] > last:
+    rollouts.drop_last()
   return Records(
-    workdir, read_json(workdir, "config.json"), metrics, whole,
-    [line for stage in STAGES for line in _lines(workdir, f"held_out/{stage}.jsonl")],
-    read_json(workdir, "results.json"), len(rollouts) - len(whole))
-
-
-def _lines(workdir, name):
-  """Whole lines of a JSONL file; none where there is no file."""
-  path = os.path.join(workdir, name)
-  if not os.path.exists(path):
-    return
-  with open(path, "rb") as file:
-    for number, line in enumerate(file, start=1):
-      if not line.endswith(b"\n"):
-        return  # still being written
-      try:
-        yield json.loads(line)
-      except ValueError as error:
-        raise ValueError(
-          f"{path} line {number} is not JSON ({error}); repair or move it") from error
+    workdir, read_json(workdir, "config.json"), metrics, rollouts,
+    [line for stage in STAGES for line in Lines(os.path.join(workdir, f"held_out/{stage}.jsonl"))],
+    read_json(workdir, "results.json"))

@@ -3,12 +3,14 @@
 The words are in trigger_words.json, which names their source and licence.
 """
 
+import functools
 import importlib.resources
 import json
 
 import numpy as np
 
 
+@functools.cache
 def trigger_words():
   """The 174 trigger words, a frozenset of lower-case str."""
   file = importlib.resources.files("ares_jax.data") / "trigger_words.json"
@@ -16,15 +18,20 @@ def trigger_words():
   return frozenset(json.loads(text)["words"])
 
 
+def triggers(texts):
+  """list of bool: whether each token's text, stripped and lower-cased, is a trigger word."""
+  words = trigger_words()
+  return [text.strip().lower() in words for text in texts]
+
+
 def semantic_table(tokenizer, vocab):
-  """bool [vocab]: tokens whose text, stripped and lower-cased, is a trigger word.
+  """bool [vocab]: tokens that are trigger words.
 
   Args:
     tokenizer: a `transformers` fast tokenizer.
     vocab: rows of the embedding, at least the tokenizer's size.
   """
-  words = trigger_words()
   texts = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
   table = np.zeros(vocab, bool)
-  table[: len(texts)] = [text.strip().lower() in words for text in texts]
+  table[: len(texts)] = triggers(texts)
   return table

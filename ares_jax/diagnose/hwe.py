@@ -10,7 +10,7 @@ import json
 import numpy as np
 
 from ares_jax import ops
-from ares_jax.data.trigger_words import trigger_words
+from ares_jax.data.trigger_words import triggers
 from ares_jax.diagnose.tables import number, table
 
 WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -44,19 +44,19 @@ def check(records, labelled=None, *, windows=WINDOWS, quantiles=QUANTILES):
 
   Returns:
     dict: responses, tokens, triggers, scores (a list of dicts), best (one of them), claim, found
-    (tokens that begin the windows flagged by the run's own numbers).
+    (tokens that the run's own detector and thresholds flag).
 
   Raises:
     ValueError: nothing was logged, or no response has a label.
   """
-  lines = [line for line in records.rollouts if line["tokens"] and (
+  places = [place for place, line in enumerate(records.rollouts) if line["tokens"] and (
     labelled is None or _key(line) in labelled)]
-  if not lines:
+  if not places:
     raise ValueError(f"{records.workdir}/rollouts.jsonl has no responses with token entropies"
                      + (" that are labelled" if labelled else "") + "; train with "
                      "config.aepo.log_responses > 0")
-  lines = [lines[place] for place in np.unique(
-    np.linspace(0, len(lines) - 1, min(len(lines), MOST)).astype(int))]
+  chosen = np.unique(np.linspace(0, len(places) - 1, min(len(places), MOST)).astype(int))
+  lines = [records.rollouts[places[number]] for number in chosen]
   entropy_BT, mask_BT, trigger_BT = _arrays(lines, labelled)
   config = records.aepo_config().entropy
   scores = [score(entropy_BT, mask_BT, trigger_BT, window=window, quantile=quantile,
@@ -69,7 +69,7 @@ def check(records, labelled=None, *, windows=WINDOWS, quantiles=QUANTILES):
     "triggers": int(trigger_BT.sum()), "scores": scores,
     "best": max(known, key=lambda one: one["f1"], default=None),
     "claim": CLAIM | {"best": top, "holds": None if top is None else top["f1"] > CLAIM["f1"]},
-    "found": _found(lines, entropy_BT, mask_BT, trigger_BT, config)}
+    "found": _found(lines, entropy_BT, mask_BT, records.aepo_metrics(), config)}
 
 
 def score(entropy_BT, mask_BT, trigger_BT, *, window, quantile, reduce="mean"):
@@ -122,8 +122,8 @@ def text(result):
   parts += ["", verdict(result)]
   if result["found"]:
     most = result["found"][0]["count"]
-    parts += ["", "Tokens that begin the windows flagged with the run's own numbers:", table(
-      ["token", "windows", "nats", "V_sem", ""],
+    parts += ["", "Tokens that the run itself flagged:", table(
+      ["token", "flags", "nats", "V_sem", ""],
       [[json.dumps(row["token"], ensure_ascii=False), row["count"], number(row["entropy"]),
         "yes" if row["trigger"] else "", ("#" * round(20 * row["count"] / most)).ljust(20)]
        for row in result["found"]])]
@@ -143,13 +143,13 @@ def verdict(result):
   return line + "."
 
 
-def _found(lines, entropy_BT, mask_BT, trigger_BT, config):
-  """The most frequent first tokens of windows flagged with the config's window and quantile."""
-  mean_BT, whole_BT = ops.window_entropy(entropy_BT, mask_BT, window=config.window)
-  threshold, _ = ops.entropy_threshold(mean_BT, whole_BT, quantile=config.quantile,
-                                       reduce=config.reduce)
-  flags = np.argwhere(np.asarray(ops.hwe_flags(entropy_BT, mask_BT, threshold,
-                                               window=config.window)))
+def _found(lines, entropy_BT, mask_BT, metrics, config):
+  """The most frequent tokens that the run flagged, with its detector and each iteration's tau."""
+  threshold_B = np.float32([metrics[line["step"]]["hwe/threshold"] for line in lines])
+  trigger_BT = _arrays(lines, None)[2]
+  flags = np.argwhere(np.asarray(ops.hwe_flags(
+    entropy_BT, mask_BT, threshold_B, window=config.window, detector=config.detector,
+    semantic_BT=trigger_BT)))
   places = collections.defaultdict(list)
   for row, place in flags:
     places[lines[row]["tokens"][place]].append((row, place))
@@ -163,12 +163,11 @@ def _arrays(lines, labelled):
   """entropy float32, mask bool, trigger bool, all [B, T]."""
   shape = len(lines), max(len(line["tokens"]) for line in lines)
   entropy_BT, mask_BT, trigger_BT = (np.zeros(shape, kind) for kind in (np.float32, bool, bool))
-  words = trigger_words()
   for row, line in enumerate(lines):
     length = len(line["tokens"])
     entropy_BT[row, :length], mask_BT[row, :length] = line["entropy"], True
     if labelled is None:
-      trigger_BT[row, :length] = [token.strip().lower() in words for token in line["tokens"]]
+      trigger_BT[row, :length] = triggers(line["tokens"])
       continue
     places = labelled[_key(line)]
     if places and not 0 <= min(places) <= max(places) < length:

@@ -24,7 +24,7 @@ def write(drawn, folder):
 
 
 def hwe(result):
-  """F1 by window, a curve a quantile (figure 2a), and the tokens that begin flagged windows."""
+  """F1 by window, a curve a quantile (figure 2a), and the tokens that the run flagged."""
   scores = result["scores"]
   windows = sorted({one["window"] for one in scores})
   by_key = {(one["window"], one["quantile"]): one for one in scores}
@@ -39,9 +39,9 @@ def hwe(result):
     drawn["hwe_f1"] = lines(f"F1 of HWE windows against triggers (figure 2a); {_best(result)}",
                             series, "window, tokens")
   if result["found"]:
-    drawn["hwe_tokens"] = bars("Tokens that begin flagged windows (* in V_sem)", [
+    drawn["hwe_tokens"] = bars("Tokens that the run flagged (* in V_sem)", [
       (json.dumps(row["token"], ensure_ascii=False)[:18] + (" *" if row["trigger"] else ""),
-       [(row["count"], f"{row['count']} windows, {row['entropy']:.2f} nats")])
+       [(row["count"], f"{row['count']} flags, {row['entropy']:.2f} nats")])
       for row in result["found"]])
   return drawn
 

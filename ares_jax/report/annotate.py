@@ -9,7 +9,7 @@ import numpy as np
 
 from ares_jax import ops
 from ares_jax.data.scores import BUCKETS
-from ares_jax.data.trigger_words import trigger_words
+from ares_jax.data.trigger_words import triggers
 
 _BATCH = 64  # responses an op takes at once
 
@@ -65,11 +65,10 @@ def _annotate(batch, steps, metrics, config, held_out):
   room = max(32, 1 << (max(lengths) - 1).bit_length()) if max(lengths) else 32
   entropy_BT, mask_BT, trigger_BT = (np.zeros((_BATCH, room), kind)
                                      for kind in (np.float32, bool, bool))
-  words = trigger_words()
   threshold_B = np.full(_BATCH, np.inf, np.float32)
   for row, (line, length, step) in enumerate(zip(batch, lengths, steps, strict=True)):
     entropy_BT[row, :length], mask_BT[row, :length] = line["entropy"], True
-    trigger_BT[row, :length] = [text.strip().lower() in words for text in line["tokens"]]
+    trigger_BT[row, :length] = triggers(line["tokens"])
     if step is not None:
       threshold_B[row] = metrics[step]["hwe/threshold"]
   window = config.entropy.window

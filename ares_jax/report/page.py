@@ -70,7 +70,6 @@ def data(records, others):
     "images": list(images.values()),
     "responses": [response(row) for row in rows],
     "logged": len(records.rollouts) + len(records.held_out),
-    "without_tokens": records.without_tokens,
     "scatter": statistics.length_against_count(rows),
     "difficulty": statistics.entropy_by_bucket(rows)}
 
@@ -86,17 +85,21 @@ def names(runs):
 
 
 def thin(lines, limit):
-  """The lines of evenly spaced iterations, first and last among them, of `limit` bytes at most."""
-  by_step = {}
-  for line in lines:
-    by_step.setdefault(line["step"], []).append(line)
-  sizes = {step: sum(_size(line) for line in group) for step, group in by_step.items()}
-  steps = sorted(by_step)
+  """The lines of evenly spaced iterations, first and last among them, of `limit` bytes at most.
+
+  One line is held at a time, before those that are kept.
+  """
+  places, sizes = {}, {}
+  for place, line in enumerate(lines):
+    step = line["step"]
+    places.setdefault(step, []).append(place)
+    sizes[step] = sizes.get(step, 0) + _size(line)
+  steps = sorted(places)
   count = len(steps)
   while count:
     kept = [steps[place] for place in np.unique(np.linspace(0, len(steps) - 1, count).astype(int))]
     if sum(sizes[step] for step in kept) <= limit or count == 1:
-      return [line for step in kept for line in by_step[step]]
+      return [lines[place] for step in kept for place in places[step]]
     count = count * 9 // 10
   return []
 

@@ -12,7 +12,6 @@ function begin() {
   const shown = data.responses.length;
   const words = [`${shown} of ${data.logged} logged responses are on this page`];
   if (shown < data.logged) words.push("those of evenly spaced iterations, so that it stays small");
-  if (data.without_tokens) words.push(`${data.without_tokens} older ones without token entropies are left out`);
   at("summary").textContent = words.join("; ") + ".";
   beginCurves();
   beginPictures();

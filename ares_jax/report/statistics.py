@@ -35,8 +35,7 @@ def curves(records):
 def _speed(values, config):
   """Tokens a second: of answers while sampling, and over the whole iteration."""
   tokens = values["response/tokens"] * config["prompts"] * config["group"]
-  drawn = values["rollout/batches"] if "rollout/batches" in values else 1
-  return {"speed/rollout": tokens * drawn / values["seconds/rollout"],
+  return {"speed/rollout": tokens * values["rollout/batches"] / values["seconds/rollout"],
           "speed/iteration": tokens / values["seconds/step"]}
 
 

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
-from small_run import line, write
+from small_run import HOSTILE, line, write
 
 from ares_jax.diagnose import hwe, kl, passk, pictures
 from ares_jax.run_records import read
@@ -56,6 +56,17 @@ def test_the_claim_is_judged_on_what_is_given(records, labelled):
   # The small run's five tokens have no window of 6.
   none = hwe.check(records, hwe.labels(labelled), windows=(6,), quantiles=(0.99,))
   assert (none["responses"], none["triggers"]) == (1, 1) and "cannot be said" in hwe.text(none)
+
+
+def test_found_tokens_are_those_that_the_run_flagged(records, tmp_path):
+  def found(records):
+    result = hwe.check(records, windows=(2,), quantiles=(0.5,))
+    return {row["token"]: row["count"] for row in result["found"]}
+
+  # Means of the windows of 2 are 1, 1.5, 2 and 1.5, of 12 responses; the run's threshold is 1.5.
+  assert found(records) == {" wait": 12, HOSTILE: 12, " so": 12}
+  semantic = read(write(tmp_path / "run", aepo__entropy__detector="semantic"))
+  assert found(semantic) == {" wait": 12}
 
 
 def test_labels_that_do_not_fit_are_refused(records, labelled, tmp_path):

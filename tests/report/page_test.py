@@ -140,3 +140,20 @@ def test_a_page_that_is_cut_short_is_not_whole(tmp_path):
     file.write("\n")
   with pytest.raises(ValueError, match="rollouts.jsonl line 13 is not JSON"):
     read(workdir)
+
+
+def test_responses_of_an_iteration_that_goes_on_wait_for_its_metrics(tmp_path):
+  workdir = write(tmp_path)
+  with open(tmp_path / "rollouts.jsonl", "a") as file:
+    file.writelines(json.dumps(line(4, sample, 1.0, 1.0)) + "\n" for sample in range(2))
+  assert [one["step"] for one in read(workdir).rollouts] == 4 * [1] + 4 * [2] + 4 * [3]
+
+
+def test_responses_are_read_when_they_are_asked_for(tmp_path):
+  workdir = write(tmp_path)
+  first, _, *rest = (tmp_path / "rollouts.jsonl").read_text().splitlines(keepends=True)
+  (tmp_path / "rollouts.jsonl").write_text("".join([first, "{\n", *rest]))
+  rollouts = read(workdir).rollouts
+  assert (rollouts[0]["sample"], rollouts[-1]["step"]) == (0, 3)
+  with pytest.raises(ValueError, match="rollouts.jsonl line 2 is not JSON"):
+    list(rollouts)
