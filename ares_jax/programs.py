@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ares_jax import adacs, aepo, mesh, model_flops, optimizer, sampler, slots
+from ares_jax import aepo, mesh, model_flops, optimizer, sampler, slots
 from ares_jax.branching import Branching
+from ares_jax.fine_tuning import SftState, sft_step
 from ares_jax.models import hf_config, lora, weights
 from ares_jax.models.published import BY_NAME
 from ares_jax.models.vision import VisionInput
@@ -150,8 +151,8 @@ def fine_tuning(config, model, stage):
                         vision=_vision(model, rows, settings.row_windows)), "data")
     batch["positions"] = _split(
       jax.ShapeDtypeStruct((3, *ints.shape), jnp.int32), None, "data")
-    return adacs.sft_step.trace(
-      model, settings, adacs.SftState(trained.step, trained.params, trained.opt_state), batch,
+    return sft_step.trace(
+      model, settings, SftState(trained.step, trained.params, trained.opt_state), batch,
       base)
 
   return Program(stage, 1, trace, 0.0)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ares_jax import adacs, aepo, hosts, mesh, optimizer
+from ares_jax import aepo, fine_tuning, hosts, mesh, optimizer
 from ares_jax.checkpoint import abstract_like, newest, read_part
 from ares_jax.loop import FAULT
 from ares_jax.models import lora
@@ -60,7 +60,7 @@ def replay(parts, workdir, path):
   else:
     frozen = lora.trained_frozen(base, config.frozen)
     start = optimizer.start(optimizer.of(config.optimizer, first, frozen=frozen), first)
-    state = adacs.SftState(mesh.put(jnp.int32(0)), first, start)
+    state = fine_tuning.SftState(mesh.put(jnp.int32(0)), first, start)
   folder, step = os.path.join(workdir, stage), 0
   if hosts.leader(functools.partial(newest, folder)) is not None:
     for part in ("params", "opt_state"):
@@ -73,7 +73,7 @@ def replay(parts, workdir, path):
     _, metrics = aepo.aepo_step(parts.generator.model, config, state, first, _rollout(arrays),
                                 mesh.put(parts.words), base)
   else:
-    _, metrics = adacs.sft_step(parts.generator.model, config, state, _traces(arrays), base)
+    _, metrics = fine_tuning.sft_step(parts.generator.model, config, state, _traces(arrays), base)
   metrics = jax.device_get(metrics)
   terms |= {name: int(metrics[FAULT + name]) for name in TERMS if metrics.get(FAULT + name, 0)}
   if metrics.get("skipped", 0) + metrics.get("update/skipped", 0) and not terms:
@@ -136,4 +136,4 @@ def _rollout(arrays):
 
 def _traces(arrays):
   batch = _under(arrays, "batch")
-  return adacs.to_device(types.SimpleNamespace(**batch, vision=_under(batch, "vision")))
+  return fine_tuning.to_device(types.SimpleNamespace(**batch, vision=_under(batch, "vision")))

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from ares_jax import hosts, mesh
-from ares_jax.adacs import CurateConfig, SftConfig
+from ares_jax.adacs import CurateConfig
 from ares_jax.aepo import AepoConfig
 from ares_jax.config import ConfigError, build
 from ares_jax.data import digits
@@ -19,6 +19,7 @@ from ares_jax.data.chat import Chat
 from ares_jax.data.grade import GradingPool
 from ares_jax.data.prompts import Encoder, PromptConfig
 from ares_jax.data.trigger_words import semantic_table
+from ares_jax.fine_tuning import SftConfig
 from ares_jax.joining import HostsConfig, check_joined
 from ares_jax.measure import EvaluateConfig
 from ares_jax.metrics import PhaseTimer

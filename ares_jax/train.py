@@ -28,6 +28,7 @@ from ares_jax import (
   aepo,
   check,
   digest,
+  fine_tuning,
   hosts,
   mesh,
   profiler,
@@ -206,8 +207,8 @@ def train(parts, workdir, until="end", allow=()):
   shared = {"generator": generator, "workdir": workdir, "seed": config.seed,
             "threads": config.threads, "base": base}
   if config.warmup.steps:
-    params = adacs.fine_tune(params, parts.source("lessons"), config.warmup, stage="warmup",
-                             **shared)
+    params = fine_tuning.fine_tune(params, parts.source("lessons"), config.warmup, stage="warmup",
+                                   **shared)
     results.add("warmup", lora.join(base, params))
   if config.adacs.steps:
     source = parts.source("curated")
@@ -216,7 +217,7 @@ def train(parts, workdir, until="end", allow=()):
                             seed=config.seed)
     if until == "curation":
       return params
-    params = adacs.fine_tune(params, selected, config.adacs, stage="adacs", **shared)
+    params = fine_tuning.fine_tune(params, selected, config.adacs, stage="adacs", **shared)
     results.add("adacs", lora.join(base, params))
   if config.aepo.steps:
     params = aepo.run(params, parts.source("prompts"), config.aepo, words=parts.words,

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ares_jax import adacs, evaluate, mesh, optimizer, pulse, setup
+from ares_jax import evaluate, fine_tuning, mesh, optimizer, pulse, setup
 from ares_jax.checkpoint import Checkpoints
 from ares_jax.data import digits
 
@@ -35,7 +35,7 @@ def trained(tmp_path_factory):
     params = parts.init_params()
     start = optimizer.start(optimizer.of(config.warmup.optimizer, params, frozen=()), params)
     with Checkpoints(str(workdir / "warmup"), 1) as checkpoints:
-      checkpoints.save(1, adacs.SftState(mesh.put(jax.numpy.int32(1)), params, start), {})
+      checkpoints.save(1, fine_tuning.SftState(mesh.put(jax.numpy.int32(1)), params, start), {})
     yield workdir, parts
 
 

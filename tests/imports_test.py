@@ -14,7 +14,7 @@ ROWS = (
   ("plan",),
   ("saved",),
   ("setup", "ablation", "ablation_figure", "fingerprint", "run_records", "programs", "replay"),
-  ("adacs", "aepo"),
+  ("adacs", "aepo", "fine_tuning"),
   ("measure", "predictions", "rollout", "policy_gradient", "loop", "run_data", "responses",
    "tracking"),
   ("sampler", "rows", "run_folder", "shares"),

@@ -11,12 +11,12 @@ import tiny
 from safetensors.numpy import load_file
 
 from ares_jax import (
-  adacs,
   aepo,
   checkpoint,
   digest,
   evaluate,
   export,
+  fine_tuning,
   mesh,
   programs,
   run_folder,
@@ -45,8 +45,8 @@ class Trained:
       self.base_before = jax.device_get(self.base.weights)
       train.keep_base(self.workdir, self.base)
       shared = dict(generator=self.run.generator, seed=0, threads=1, base=self.base)
-      self.cold = adacs.fine_tune(first, self.run.source("lessons"), self.config.warmup,
-                                  stage="warmup", workdir=self.workdir, **shared)
+      self.cold = fine_tuning.fine_tune(first, self.run.source("lessons"), self.config.warmup,
+                                        stage="warmup", workdir=self.workdir, **shared)
       self.shared = shared | dict(words=self.run.words)
       self.end = self.go_on(self.workdir)
 

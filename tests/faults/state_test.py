@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ares_jax import adacs, aepo, checkpoint, manifest, mesh, optimizer, setup
+from ares_jax import aepo, checkpoint, fine_tuning, manifest, mesh, optimizer, setup
 from ares_jax.models import weights
 
 
@@ -28,7 +28,7 @@ def state(request):
       yield aepo.init_state(config.aepo, params)
     else:
       tx = optimizer.of(config.adacs.optimizer, params, frozen=config.adacs.frozen)
-      yield adacs.SftState(mesh.put(jnp.int32(0)), params, optimizer.start(tx, params))
+      yield fine_tuning.SftState(mesh.put(jnp.int32(0)), params, optimizer.start(tx, params))
 
 
 def changed(leaf):
