@@ -16,7 +16,7 @@ import time
 import jax
 
 from ares_jax import hosts, pulse
-from ares_jax.checkpoint import newest
+from ares_jax.checkpoint_files import newest
 from ares_jax.config import one_line
 from ares_jax.plan import GIB, NAMES, knobs
 from ares_jax.programs import fine_tuning, programs

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ares_jax import aepo, fine_tuning, hosts, mesh, optimizer
-from ares_jax.checkpoint import abstract_like, newest, read_part
+from ares_jax.checkpoint import abstract_like
+from ares_jax.checkpoint_files import newest, read_part
 from ares_jax.loop import FAULT
 from ares_jax.models import lora
 from ares_jax.models.vision import VisionInput

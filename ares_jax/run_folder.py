@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 
 from ares_jax import mesh
-from ares_jax.checkpoint import newest
+from ares_jax.checkpoint_files import newest
 from ares_jax.whole_file import whole
 
 STAGES = ("warmup", "adacs", "aepo")  # in the order of a run; each saves in a folder of its name

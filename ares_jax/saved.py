@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ares_jax import digest
-from ares_jax.checkpoint import read_part
+from ares_jax.checkpoint_files import read_part
 from ares_jax.models import lora, weights
 from ares_jax.run_folder import flat
 from ares_jax.setup import first_weights

@@ -11,7 +11,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ares_jax import checkpoint, digest, manifest
+from ares_jax import checkpoint, checkpoint_files, digest, manifest
 from ares_jax import mesh as mesh_lib
 
 
@@ -168,16 +168,17 @@ def test_reads_one_part_and_leaves_the_folder_alone(tmp_path):
     saved.save(7, state, {})
   half_done = tmp_path / "9.orbax-checkpoint-tmp"  # of a run that is saving just now
   half_done.mkdir()
-  assert checkpoint.newest(str(tmp_path)) == 7
-  step, params = checkpoint.read_part(str(tmp_path), "params",
+  assert checkpoint_files.newest(str(tmp_path)) == 7
+  step, params = checkpoint_files.read_part(str(tmp_path), "params",
                                       checkpoint.abstract_like(state.params))
   assert step == 7 and half_done.is_dir()
   assert_same(params, state.params)
-  assert checkpoint.newest(str(tmp_path / "none")) is None and not (tmp_path / "none").exists()
+  none = tmp_path / "none"
+  assert checkpoint_files.newest(str(none)) is None and not none.exists()
   wrong = checkpoint.abstract_like(state.params)
   del wrong["nan"]
   with pytest.raises(ValueError, match="params/nan is only in it"):
-    checkpoint.read_part(str(tmp_path), "params", wrong)
+    checkpoint_files.read_part(str(tmp_path), "params", wrong)
 
 
 def test_a_save_that_cannot_be_written_is_noticed_and_what_was_there_stays(tmp_path):
@@ -225,8 +226,8 @@ def test_another_schema_is_refused_by_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize("error, kind", [
   (OSError(errno.ESTALE, "the mount is gone"), OSError),
   (RuntimeError("UNAVAILABLE: try again"), RuntimeError),
-  (FileNotFoundError("no such file"), checkpoint.DamagedError),
-  (ValueError("checksum"), checkpoint.DamagedError),
+  (FileNotFoundError("no such file"), manifest.DamagedError),
+  (ValueError("checksum"), manifest.DamagedError),
 ])
 def test_what_does_not_answer_is_not_damaged(error, kind):
   with pytest.raises(kind), manifest.reading(3):
@@ -238,7 +239,7 @@ def test_what_a_run_replaces_while_it_is_read_is_not_called_damaged(tmp_path, mo
   with checkpoint.Checkpoints(str(tmp_path), keep=1) as saved:
     saved.save(1, state, {})
     saved.wait()
-    read = checkpoint._read_leaves
+    read = checkpoint_files.read_leaves
 
     def replaced(directory, step, targets):
       if step == 1:
@@ -246,8 +247,8 @@ def test_what_a_run_replaces_while_it_is_read_is_not_called_damaged(tmp_path, mo
         saved.wait()
       return read(directory, step, targets)
 
-    monkeypatch.setattr(checkpoint, "_read_leaves", replaced)
-    step, params = checkpoint.read_part(str(tmp_path), "params",
+    monkeypatch.setattr(checkpoint_files, "read_leaves", replaced)
+    step, params = checkpoint_files.read_part(str(tmp_path), "params",
                                         checkpoint.abstract_like(state["params"]))
   assert step == 2
   np.testing.assert_array_equal(params["a"], np.ones(3))
@@ -271,12 +272,12 @@ def test_an_old_step_that_is_not_removed_is_removed_after_the_next_save(tmp_path
 
 
 def test_a_restore_beats_as_it_goes(tmp_path, monkeypatch):
-  monkeypatch.setattr(checkpoint, "_READ_AT_ONCE", 8)
+  monkeypatch.setattr(checkpoint_files, "_READ_AT_ONCE", 8)
   state, beats = {name: jnp.arange(4.0) for name in "abc"}, []
   with checkpoint.Checkpoints(str(tmp_path), keep=1) as saved:
     saved.save(1, state, {})
     saved.wait()
-    monkeypatch.setattr(checkpoint.pulse, "beat", lambda: beats.append(1))
+    monkeypatch.setattr(checkpoint_files.pulse, "beat", lambda: beats.append(1))
     _, restored, _ = saved.restore(checkpoint.abstract_like(state))
   assert_same(restored, state)
   assert len(beats) == 3  # and none from the thread that reads a save back

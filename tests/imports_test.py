@@ -19,6 +19,7 @@ ROWS = (
    "tracking"),
   ("sampler", "rows", "run_folder", "shares"),
   ("slots", "shaping", "checkpoint", "optimizer", "metrics"),
+  ("checkpoint_files",),
   ("manifest", "joining"),
   ("models", "data", "branching"),
   ("ops", "mesh", "command", "digest", "presets", "hosts", "speed", "drawing"),

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ares_jax import checkpoint, loop, pulse, run_folder
+from ares_jax import checkpoint_files, loop, pulse, run_folder
 from ares_jax.loop import LoopConfig, run_stage
 
 
@@ -148,7 +148,7 @@ def test_steps_in_a_row_without_a_finite_gradient_stop_the_run(tmp_path):
 
 
 def test_a_save_that_fails_is_made_up_for_at_the_next_step(tmp_path, monkeypatch):
-  compare, failures = checkpoint._compare, [1, 1]
+  compare, failures = checkpoint_files.compare, [1, 1]
 
   def fail(*arguments):
     if failures:
@@ -156,7 +156,7 @@ def test_a_save_that_fails_is_made_up_for_at_the_next_step(tmp_path, monkeypatch
       raise OSError(28, "No space left on device")
     compare(*arguments)
 
-  monkeypatch.setattr(checkpoint, "_compare", fail)
+  monkeypatch.setattr(checkpoint_files, "compare", fail)
   monkeypatch.setattr(loop, "_PAUSES", (0, 0))
   assert run(tmp_path, steps=5).total == 10 and not failures
   failures += [1] * 9

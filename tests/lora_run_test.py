@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from ares_jax import (
   aepo,
-  checkpoint,
+  checkpoint_files,
   digest,
   evaluate,
   export,
@@ -81,7 +81,7 @@ def test_the_reference_is_where_stage_2_started_not_the_base(trained):
 
 
 def test_a_checkpoint_holds_adapters_and_their_moments_alone(trained):
-  leaves = checkpoint._read_record(f"{trained.workdir}/aepo", 2)["leaves"]
+  leaves = checkpoint_files.read_record(f"{trained.workdir}/aepo", 2)["leaves"]
   held = {name.split("/")[1] for name in leaves if name.startswith("params/")}
   assert held == {"q", "o", "down"}
   largest = max(int(np.prod(shape)) for _, shape, _ in leaves.values())

@@ -27,7 +27,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from ares_jax import checkpoint, loop, metrics, optimizer  # noqa: E402
+from ares_jax import checkpoint, checkpoint_files, loop, metrics, optimizer  # noqa: E402
 from ares_jax.data.sources import stream  # noqa: E402
 
 STEPS, SAVE_EVERY = 80, 2
@@ -43,7 +43,7 @@ PHASES = {
   "torn metrics": (metrics.MetricWriter, "write_scalars", "torn"),
   "save": (checkpoint.Checkpoints, "save", "after"),  # the commit is under way
   "commit": (checkpoint.Checkpoints, "_settle", "before"),
-  "read back": (checkpoint, "_compare", "before"),
+  "read back": (checkpoint_files, "compare", "before"),
   "delete": (checkpoint.ocp.CheckpointManager, "delete", "half"),
   "truncate": (metrics.os, "replace", "before"),  # when it goes on
 }

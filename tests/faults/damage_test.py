@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ares_jax import checkpoint
+from ares_jax import checkpoint, checkpoint_files, manifest
 
 CASES = 320
 RESUMED = 8  # every 8th case also through the class that a run resumes with
@@ -79,7 +79,7 @@ def test_what_loads_of_a_damaged_folder_is_a_state_that_was_saved(folder, tmp_pa
       whole = file.read()
     while not damage(path, kind, rng):
       kind = rng.choice(KINDS)
-    step, found = checkpoint.read_part(str(folder), "all", target["all"])
+    step, found = checkpoint_files.read_part(str(folder), "all", target["all"])
     assert_is({"all": found}, step)
     outcomes[step] += 1
     if case % RESUMED == 0:
@@ -97,7 +97,7 @@ def check_resuming(folder, target, whole):
   """A run that resumes in `folder` gets step `whole`; one that is strict refuses the older one."""
   with checkpoint.Checkpoints(str(folder), keep=2) as checkpoints:
     if whole == 1 and checkpoints.latest() == 2:
-      with pytest.raises(checkpoint.DamagedError, match="checkpoint 2"):
+      with pytest.raises(manifest.DamagedError, match="checkpoint 2"):
         checkpoints.restore(target, strict=True)
     step, found, extra = checkpoints.restore(target)
     assert step == whole and extra == {"at": step}
@@ -125,7 +125,7 @@ def test_nothing_whole_is_refused_and_left_alone(folder, tmp_path):
   for step in ("1", "2"):
     damage_state(copy / step)
   with checkpoint.Checkpoints(str(copy), keep=2) as checkpoints:
-    with pytest.raises(checkpoint.DamagedError, match="no checkpoint in .* is whole: "):
+    with pytest.raises(manifest.DamagedError, match="no checkpoint in .* is whole: "):
       checkpoints.restore(target)
   assert sorted(os.listdir(copy)) == ["1", "2"]
 

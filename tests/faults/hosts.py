@@ -182,7 +182,7 @@ def toy_stage(workdir, steps, pause=0.0, refuse=""):
   import flax.struct
   import jax
 
-  from ares_jax import checkpoint, digest, hosts, mesh, shares
+  from ares_jax import checkpoint_files, digest, hosts, mesh, shares
   from ares_jax.loop import LoopConfig, run_stage
 
   @flax.struct.dataclass
@@ -209,14 +209,14 @@ def toy_stage(workdir, steps, pause=0.0, refuse=""):
     return step
 
   if refuse == "leader" and jax.process_index() == 1:
-    compare = checkpoint._compare
+    compare = checkpoint_files.compare
 
     def fail(directory, step, leaves):
       if step == 2:
         raise OSError(28, "No space left on device")
       compare(directory, step, leaves)
 
-    checkpoint._compare = fail
+    checkpoint_files.compare = fail
   first = State(mesh.put(np.int32(0)), mesh.put(np.zeros(4, np.float32), "data"))
   state = run_stage("toy", first, begin, steps=steps, workdir=workdir,
                     config=LoopConfig(2, 2, False, 0))

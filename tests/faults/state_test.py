@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import tiny
 
-from ares_jax import aepo, checkpoint, fine_tuning, manifest, mesh, optimizer, setup
+from ares_jax import (
+  aepo,
+  checkpoint,
+  checkpoint_files,
+  fine_tuning,
+  manifest,
+  mesh,
+  optimizer,
+  setup,
+)
 from ares_jax.models import weights
 
 
@@ -49,7 +58,7 @@ def test_every_leaf_is_in_the_checkpoint(state, tmp_path):
 
 
 def test_a_change_of_one_leaf_changes_the_record_of_that_leaf(state):
-  arrays = {name: np.asarray(leaf) for name, leaf in checkpoint._flatten(state).items()}
+  arrays = {name: np.asarray(leaf) for name, leaf in checkpoint_files.flatten(state).items()}
   whole = manifest.of(arrays, {})["leaves"]
   for name in arrays:
     one = manifest.of(arrays | {name: changed(arrays[name])}, {})["leaves"]
