@@ -7,7 +7,7 @@ import numpy as np
 from scipy import stats
 
 from ares_jax.data.scores import BUCKETS
-from ares_jax.run_folder import FREE, STAGES, flat, later
+from ares_jax.run_folder import FREE, STAGES, flat, later, read_json
 
 # What two runs of the same arm may differ in.
 _FREE = ("seed", "evaluate.", *FREE)
@@ -24,11 +24,11 @@ def collect(workdirs):
   """
   found = {}
   for workdir in workdirs:
-    files = [os.path.join(workdir, name) for name in ("config.json", "results.json")]
-    missing = [name for name in files if not os.path.isfile(name)]
-    if missing:
-      raise ValueError(f"{missing[0]} does not exist; give folders of finished runs")
-    config, results = [_read(name) for name in files]
+    config, results = [read_json(workdir, name) for name in ("config.json", "results.json")]
+    for name, content in (("config.json", config), ("results.json", results)):
+      if not content:
+        raise ValueError(f"{os.path.join(workdir, name)} does not exist; give folders of finished "
+                         "runs")
     settings = {key: value for key, value in flat(config).items() if not key.startswith(_FREE)}
     for stage in STAGES:
       if stage not in results:
@@ -104,16 +104,16 @@ def markdown(table, paper):
           "tokens"]
   lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
   for row in table:
-    cells = [_cell(row[name], 100)
+    cells = [cell(row[name], 100)
              for name in ("greedy", "accuracy", "versus", "pass_at_k", "formatted")]
     lines.append(f"| {row['arm']} | {len(row['seeds'])} | {' | '.join(cells)} | "
-                 f"{_cell(row['length'], 1)} |")
+                 f"{cell(row['length'], 1)} |")
   for title, field in (("pass rate", "bucket"), ("level", "level")):
     names = list(dict.fromkeys(name for row in table for name in row[field]))
     lines += ["", f"By {title}: accuracy / tokens.", "",
               "| arm | " + " | ".join(names) + " |", "|" + " --- |" * (1 + len(names))]
     for row in table:
-      cells = [f"{_cell(part['accuracy'], 100)} / {_cell(part['length'], 1)}" if part["n"] else "-"
+      cells = [f"{cell(part['accuracy'], 100)} / {cell(part['length'], 1)}" if part["n"] else "-"
                for part in (row[field].get(name, {"n": 0}) for name in names)]
       lines.append(f"| {row['arm']} | " + " | ".join(cells) + " |")
   lines += ["", "Means over seeds ± 95% t-interval; a single seed has none. Arms are compared on "
@@ -159,13 +159,9 @@ def mean(values):
   return float(np.mean(values)), half
 
 
-def _cell(pair, factor):
+def cell(pair, factor):
+  """A mean with its interval, times a factor, for people."""
   mean, half = pair
   if mean is None:
     return "-"
   return f"{factor * mean:.1f}" + ("" if half is None else f" ± {factor * half:.1f}")
-
-
-def _read(path):
-  with open(path, encoding="utf-8") as file:
-    return json.load(file)

@@ -26,6 +26,7 @@ from ares_jax.command import UsageError, require_config, run
 from ares_jax.data import paper, scores
 from ares_jax.data.benchmarks import Benchmark, open_benchmark, schemas
 from ares_jax.joining import joined
+from ares_jax.measure import percent
 from ares_jax.models import lora
 from ares_jax.run_folder import latest_stage, write_text
 from ares_jax.sampler import SamplingConfig
@@ -143,7 +144,7 @@ def ablate(patterns):
 
 def markdown(result):
   """The results as a Markdown page."""
-  lines = [f"# {result['benchmark']}: {_percent(result['score'])}{_interval(result['interval'])}",
+  lines = [f"# {result['benchmark']}: {percent(result['score'])}{_interval(result['interval'])}",
            "", f"{result['metric']} of {result['model']} (weights {result['weights']}); "
            f"{result['problems']} problems, {result['n']} sample(s) each at temperature "
            f"{result['temperature']:g}, top-p {result['top_p']:g}, at most {result['max_tokens']} "
@@ -165,7 +166,7 @@ def text(result):
   rows += _rows(result)
   widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
   lines = [f"{result['benchmark']} {result['metric']}, n = {result['n']}: "
-           f"{_percent(result['score'])}{_interval(result['interval'])}  ({result['model']})"]
+           f"{percent(result['score'])}{_interval(result['interval'])}  ({result['model']})"]
   lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows]
   lines.append(f"{result['timed_out']} timed out, {result['tokens_per_second']:.0f} tokens/s")
@@ -177,9 +178,9 @@ def _rows(result):
   for field in ("source", "level", "bucket"):
     if field != "source" or len(result["by_source"]) > 1:
       parts |= {f"{field} {name}": part for name, part in result[f"by_{field}"].items()}
-  return [[name, str(part["problems"]), _percent(part["accuracy"]),
-           f"{part['length_mean']:.1f} / {part['length_median']:.0f}", _percent(part["truncated"]),
-           _percent(part["formatted"])] for name, part in parts.items()]
+  return [[name, str(part["problems"]), percent(part["accuracy"]),
+           f"{part['length_mean']:.1f} / {part['length_median']:.0f}", percent(part["truncated"]),
+           percent(part["formatted"])] for name, part in parts.items()]
 
 
 def _earlier(path, benchmark):
@@ -211,17 +212,13 @@ def _versus(compare):
   interval = compare["interval"]
   ends = "" if interval is None else f" ({100 * interval[0]:+.1f} to {100 * interval[1]:+.1f})"
   tokens = compare["length_difference"]
-  return (f"against {compare['model']} ({_percent(compare['score'])}): "
+  return (f"against {compare['model']} ({percent(compare['score'])}): "
           f"{100 * compare['difference']:+.1f} points{ends}, "
           f"{'paired by problem' if compare['paired'] else 'not paired'}"
           + ("" if tokens is None else f", {tokens:+.1f} tokens")
           + ("; that score counts as exact, its prompts and grading are not these"
              if compare["with"].startswith(_PAPER)
              else "" if compare["same_prompts"] else "; the prompts differ"))
-
-
-def _percent(value):
-  return f"{100 * value:.1f}%"
 
 
 def _interval(interval):

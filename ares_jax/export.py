@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from ares_jax import mesh, saved
 from ares_jax.command import UsageError, run
 from ares_jax.models import hf, lora, weights
-from ares_jax.run_folder import STAGES, latest_stage
+from ares_jax.run_folder import STAGES, latest_stage, read_json
 from ares_jax.setup import model_and_tokenizer, read_config
 
 # Other commands have flags of these names; a process that imports two of them is none of either.
@@ -51,13 +51,13 @@ def export(workdir, out, stage=None):
   Raises:
     ValueError: `workdir` is no run, has no checkpoint of the stage, or `out` exists.
   """
-  path = os.path.join(workdir, "config.json")
-  if not os.path.isfile(path):
-    raise ValueError(f"{path} does not exist; --workdir is the folder of a run of ares_jax.train")
+  values = read_json(workdir, "config.json")
+  if not values:
+    raise ValueError(f"{os.path.join(workdir, 'config.json')} does not exist; --workdir is the "
+                     "folder of a run of ares_jax.train")
   if os.path.exists(out):
     raise ValueError(f"{out} exists; export to a new folder")
-  with open(path, encoding="utf-8") as file:
-    config = read_config(ConfigDict(json.load(file)))
+  config = read_config(ConfigDict(values))
   if stage is None:
     stage = latest_stage(workdir)
   model, tokenizer = model_and_tokenizer(config.model)

@@ -114,8 +114,8 @@ def table(results):
   rows = [head]
   for stage, result in results.items():
     rows.append([stage, _with_interval(result["greedy"]), _with_interval(result["sampled"]),
-                 _percent(result["sampled"]["pass_at_k"]),
-                 _percent(result["sampled"]["formatted"]), f"{result['sampled']['length']:.1f}"]
+                 percent(result["sampled"]["pass_at_k"]),
+                 percent(result["sampled"]["formatted"]), f"{result['sampled']['length']:.1f}"]
                 + [_bucket(result["bucket"][bucket]) for bucket in BUCKETS])
   widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
   lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -131,19 +131,20 @@ def level_table(results):
   for stage, result in results.items():
     cells = []
     for level, part in result["level"].items():
-      accuracy, working = _percent(part["accuracy"]), _percent(part["thought"])
+      accuracy, working = percent(part["accuracy"]), percent(part["thought"])
       cells.append(f"{level}: {accuracy} {part['length']:.1f} {working}")
     lines.append(f"{stage}  " + "   ".join(cells))
   return "\n".join(lines)
 
 
-def _percent(value):
+def percent(value):
+  """A share for people; "-" for None."""
   return "-" if value is None else f"{100 * value:.1f}%"
 
 
 def _with_interval(part):
   interval = "" if part["interval"] is None else f" ±{100 * part['interval']:.1f}"
-  return _percent(part["accuracy"]) + interval
+  return percent(part["accuracy"]) + interval
 
 
 def _bucket(part):

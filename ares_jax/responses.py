@@ -104,8 +104,6 @@ def lines(workdir, stage, step, rows, texts, *, tokens, entropy, correct, format
 
 def save_image(workdir, image):
   """Writes an image once, under a name made of its pixels; returns the path inside `workdir`."""
-  if isinstance(image, np.ndarray):
-    image = Image.fromarray(image)
   pixels = load_image(image, min_pixels=28 * 28, max_pixels=MAX_PIXELS)
   name = f"images/{hashlib.sha256(pixels.tobytes()).hexdigest()[:20]}.jpg"
   path = os.path.join(workdir, name)

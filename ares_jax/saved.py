@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ares_jax import digest
 from ares_jax.checkpoint_files import read_part
 from ares_jax.models import lora, weights
-from ares_jax.run_folder import flat
+from ares_jax.run_folder import flat, read_json
 from ares_jax.setup import first_weights
 
 
@@ -38,14 +38,12 @@ def read(workdir, stage, config, model):
     return *read_part(folder, "params", weights.abstract(model, devices, jnp.float32)), None
   step, adapters = read_part(folder, "params", lora.abstract(model, section, devices))
   base = first_weights(config, model)
-  path = os.path.join(workdir, "base.json")
-  if not os.path.isfile(path):
-    raise ValueError(f"{path}, which says what the adapters in {folder} belong to, does not exist; "
-                     "copy the whole folder of the run")
-  with open(path, encoding="utf-8") as file:
-    written = json.load(file)["base"]
+  record = read_json(workdir, "base.json")
+  if not record:
+    raise ValueError(f"{os.path.join(workdir, 'base.json')}, which says what the adapters in "
+                     f"{folder} belong to, does not exist; copy the whole folder of the run")
   different = sorted(name for name, found in digest.of_tree(base).items()
-                     if written.get(name) != found)
+                     if record["base"].get(name) != found)
   if different:
     raise ValueError(f"{workdir} trained adapters of another base: {', '.join(different)} are not "
                      "those of base.json; restore the files under config.model.path")
@@ -54,14 +52,10 @@ def read(workdir, stage, config, model):
 
 def _check_lora(workdir, section):
   """Refuses other adapters than the run's: what they are multiplied with is in no checkpoint."""
-  path = os.path.join(workdir, "config.json")
-  if not os.path.isfile(path):
-    if section.rank:
-      raise ValueError(f"{path}, which says how the adapters in {workdir} were trained, does not "
-                       "exist; copy the whole folder of the run")
-    return
-  with open(path, encoding="utf-8") as file:
-    written = flat(json.load(file))
+  written = flat(read_json(workdir, "config.json"))
+  if not written and section.rank:
+    raise ValueError(f"{os.path.join(workdir, 'config.json')}, which says how the adapters in "
+                     f"{workdir} were trained, does not exist; copy the whole folder of the run")
   if not section.rank and not written.get("model.lora.rank"):
     return
   for key, value in json.loads(json.dumps(dataclasses.asdict(section))).items():

@@ -10,6 +10,7 @@ from typing import Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ares_jax import ops
 
@@ -61,6 +62,13 @@ class RewardConfig:
     if min(self.var_floor, self.cap, self.alpha_rate) < 0:
       raise ValueError(f"var_floor = {self.var_floor}, cap = {self.cap} and alpha_rate = "
                        f"{self.alpha_rate} must be >= 0")
+
+
+def buckets(right_N, reward, *, group):
+  """int [N]: the buckets of problems with so many right answers of `group` (eq. 9, 10)."""
+  correct_NG = np.arange(group)[None] < right_N[:, None]
+  return np.asarray(ops.difficulty(correct_NG.reshape(-1).astype(np.float32), group=group,
+                                   easy=reward.easy, medium=reward.medium))[::group]
 
 
 @flax.struct.dataclass

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ares_jax.rollout import RolloutBatch
-from ares_jax.shaping import Controllers, EntropyConfig, RewardConfig, shape
+from ares_jax.shaping import Controllers, EntropyConfig, RewardConfig, buckets, shape
 
 ENTROPY = EntropyConfig(window=2, quantile=0.5, quantile_of="window", reduce="mean", decay=0.9,
                         detector="window", cover="window")
@@ -125,6 +125,11 @@ def test_token_cover_and_token_bonus():
   assert shaping.bonus[1].max() > 0 and abs(float(shaping.bonus[1].sum())) < 1e-6
   assert (shaping.bonus[2] == 0).all()  # medium: lambda 0
   assert (shaped(CORRECT, ROWS, controllers)[0].bonus == 0).all()
+
+
+def test_counts_become_buckets_at_the_configs_borders():
+  found = buckets(np.int32([8, 6, 5, 3, 2, 0]), REWARD, group=8)
+  np.testing.assert_array_equal(found, [0, 0, 1, 1, 2, 2])
 
 
 @pytest.mark.parametrize("rows", [1, 2])

@@ -23,7 +23,6 @@ from ares_jax.pulse import Stopped, asked_here, beat
 
 __all__ = ["GraderError", "GradingPool", "extract_boxed", "same_answer", "thought", "well_formed"]
 
-_LOOKED_AT = 20_000  # last characters of a response in which the box is searched
 _CACHED = 100_000  # verdicts kept, about 20 MB
 _BRACE = re.compile(r"(\\boxed\s*\{)|\\.|([{}])", re.DOTALL)
 
@@ -37,7 +36,7 @@ def extract_boxed(text):
   _, closed, answer = text.rpartition("</think>")
   if not closed and "<think>" in text:
     return None
-  answer = answer[-_LOOKED_AT:]
+  answer = answer[-sandbox.LOOKED_AT:]
   found, opened = None, []  # opened: where each open brace's content starts; -1 = no box
   for match in _BRACE.finditer(answer):
     if match[1]:

@@ -10,7 +10,7 @@ import io
 import math
 import os
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -70,27 +70,25 @@ def resize_size(height: int, width: int, *, min_pixels: int, max_pixels: int,
 
 
 def load_image(
-  source: str | os.PathLike | bytes | Image.Image,
+  source: str | os.PathLike | bytes | Image.Image | np.ndarray,
   *,
   min_pixels: int,
   max_pixels: int,
   factor: int = 28,
   name: str | None = None,
-  alpha: Literal["white", "drop"] = "white",
 ) -> np.ndarray:
   """Decodes an image to RGB and resizes it (bicubic, on uint8).
 
   Args:
-    source: path, encoded bytes, or an opened PIL image.
+    source: path, encoded bytes, an opened PIL image, or uint8 [H, W, 3].
     min_pixels: least area after resizing.
     max_pixels: largest area after resizing.
     factor: px, patch * merge.
     name: what errors call the image, such as "train.jsonl row 7"; the path when None.
-    alpha: "white" blends transparency on white as transformers does; "drop" keeps the hidden
-      colours as older releases do.
 
   Returns:
-    uint8 [H, W, 3]. EXIF rotation is ignored, as in the released processor.
+    uint8 [H, W, 3]. Transparency is blended on white, as transformers does; EXIF rotation is
+    ignored, as in the released processor.
 
   Raises:
     ValueError: missing, corrupt, truncated, of another format, or larger than MAX_SOURCE_PIXELS;
@@ -101,7 +99,7 @@ def load_image(
     with _open(source) as image:
       height, width = resize_size(image.height, image.width, min_pixels=min_pixels,
                                   max_pixels=max_pixels, factor=factor)
-      rgb = _to_rgb(image, alpha)
+      rgb = _to_rgb(image)
       return np.asarray(rgb.resize((width, height), Image.Resampling.BICUBIC))
   # Decoders raise anything from SyntaxError to struct.error on damaged files.
   except Exception as error:
@@ -109,7 +107,7 @@ def load_image(
 
 
 def image_grid(
-  source: str | os.PathLike | bytes | Image.Image,
+  source: str | os.PathLike | bytes | Image.Image | np.ndarray,
   *,
   min_pixels: int,
   max_pixels: int,
@@ -267,6 +265,8 @@ def _name(source, name: str | None) -> str:
 def _open(source) -> Image.Image:
   if isinstance(source, Image.Image):
     image = source
+  elif isinstance(source, np.ndarray):
+    image = Image.fromarray(source)
   elif isinstance(source, bytes):
     image = Image.open(io.BytesIO(source), formats=FORMATS)
   elif "://" in os.fspath(source):
@@ -281,9 +281,8 @@ def _open(source) -> Image.Image:
   return image.copy() if image is source else image
 
 
-def _to_rgb(image: Image.Image, alpha: str) -> Image.Image:
-  transparent = "A" in image.getbands() or "transparency" in image.info
-  if not transparent or alpha == "drop":
+def _to_rgb(image: Image.Image) -> Image.Image:
+  if "A" not in image.getbands() and "transparency" not in image.info:
     return image.convert("RGB")
   image = image.convert("RGBA")
   white = Image.new("RGBA", image.size, (255, 255, 255, 255))

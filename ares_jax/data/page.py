@@ -83,8 +83,6 @@ def histogram_png(values, path, *, title):
 
 
 def _picture(encoder, image):
-  if isinstance(image, np.ndarray):
-    image = Image.fromarray(image)
   pixels = load_image(image, min_pixels=encoder.config.min_pixels,
                       max_pixels=encoder.config.max_pixels, factor=encoder.patch * encoder.merge)
   file = io.BytesIO()

@@ -9,7 +9,6 @@ import functools
 import sys
 
 import numpy as np
-from PIL import Image
 
 from ares_jax.data import images
 from ares_jax.data.bad_row import BadRow
@@ -140,11 +139,9 @@ class Encoder:
     grids = []
     for index in self._order(row):
       with _naming(row):
-        image = row["images"][index]
         grids.append(images.image_grid(
-          Image.fromarray(image) if isinstance(image, np.ndarray) else image,
-          min_pixels=self.config.min_pixels, max_pixels=self.config.max_pixels, patch=self.patch,
-          merge=self.merge))
+          row["images"][index], min_pixels=self.config.min_pixels,
+          max_pixels=self.config.max_pixels, patch=self.patch, merge=self.merge))
     return len(self._tokens(row, grids)), grids
 
   def _order(self, row):
@@ -219,8 +216,6 @@ class Encoder:
 
   def _picture(self, row, image):
     with _naming(row):
-      if isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
       pixels = images.load_image(image, min_pixels=self.config.min_pixels,
                                  max_pixels=self.config.max_pixels, factor=self.patch * self.merge)
     return images.patchify(pixels, patch=self.patch, merge=self.merge)
@@ -231,6 +226,6 @@ def _naming(row):
   """What is wrong with an image is its row's fault."""
   try:
     yield
-  except (ValueError, TypeError) as error:  # TypeError: an array that is no picture, [H, W, 1]
+  except ValueError as error:
     missing = isinstance(error.__cause__, FileNotFoundError)
     raise BadRow(row["id"], "image_missing" if missing else "image", error) from error

@@ -15,7 +15,7 @@ import pebble
 
 _MEMORY = 2 << 30  # bytes of address space of a worker
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_LOOKED_AT = 20_000  # last characters of a response that the release's grader sees
+LOOKED_AT = 20_000  # last characters of a response in which a grader searches the box
 
 
 def make_pool(workers, module, first=None):
@@ -67,7 +67,7 @@ def release(response, truth):
   from mathruler.grader import extract_boxed_content, grade_answer
 
   truths = truth if isinstance(truth, tuple) else (truth,)
-  answer = extract_boxed_content(response[-_LOOKED_AT:])
+  answer = extract_boxed_content(response[-LOOKED_AT:])
   try:
     return any(bool(grade_answer(answer, accepted)) for accepted in truths)
   except (MemoryError, RecursionError):

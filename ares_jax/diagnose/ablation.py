@@ -6,12 +6,12 @@ Uniform shaping is a single bucket for whatever has a wrong answer: train with
 answers, so arms are compared by the levels of the data: the lowest is easy, the highest hard.
 """
 
-import json
 import os
 
 from ares_jax import ablation
+from ares_jax.ablation import cell
 from ares_jax.diagnose.tables import table
-from ares_jax.run_folder import FREE, flat
+from ares_jax.run_folder import FREE, flat, read_json
 
 KINDS = ("uniform shaping", "difficulty shaping")
 # What runs of both arms may differ in.
@@ -83,11 +83,11 @@ def text(result):
   lines = [f"easy: level {result['levels']['easy']}, hard: level {result['levels']['hard']}; "
            "accuracy in % / tokens, mean over seeds ± 95% t-interval", "", table(
              ["arm", "seeds", *parts], [[row["arm"], len(row["seeds"]), *(
-               f"{_cell(row[part]['accuracy'], 100)} / {_cell(row[part]['length'], 1)}"
+               f"{cell(row[part]['accuracy'], 100)} / {cell(row[part]['length'], 1)}"
                for part in parts)] for row in result["arms"]]), ""]
   if not result["shared"]:
     return "\n".join([*lines, "The arms share no seed: their difference is that of the seeds too."])
-  told = ", ".join(f"{_cell(result['less'][part], 100)} on {part}" for part in parts)
+  told = ", ".join(f"{cell(result['less'][part], 100)} on {part}" for part in parts)
   return "\n".join([*lines, f"Difficulty shaping less uniform shaping, points, same seeds "
                             f"({len(result['shared'])}): {told}. {_verdict(result)}"])
 
@@ -120,11 +120,11 @@ def _finished(workdirs):
 
 
 def _config(workdir):
-  path = os.path.join(workdir, "config.json")
-  if not os.path.isfile(path):
-    raise ValueError(f"{path} does not exist; give folders of finished runs")
-  with open(path, encoding="utf-8") as file:
-    return flat(json.load(file))
+  config = read_json(workdir, "config.json")
+  if not config:
+    raise ValueError(f"{os.path.join(workdir, 'config.json')} does not exist; give folders of "
+                     "finished runs")
+  return flat(config)
 
 
 def _accuracy(result, level):
@@ -135,8 +135,3 @@ def _accuracy(result, level):
 def _order(level):
   """Levels by number where they are numbers."""
   return (0, float(level), level) if level.replace(".", "", 1).isdigit() else (1, 0.0, level)
-
-
-def _cell(pair, factor):
-  mean, half = pair
-  return f"{factor * mean:.1f}" + ("" if half is None else f" ± {factor * half:.1f}")

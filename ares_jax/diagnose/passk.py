@@ -9,6 +9,7 @@ import numpy as np
 from ares_jax import ops
 from ares_jax.data.scores import BUCKETS
 from ares_jax.diagnose.tables import number, table
+from ares_jax.shaping import buckets
 
 GROUPS = (2, 4, 8, 16)
 TRUTH = 64
@@ -63,11 +64,7 @@ def fit(rates, group):
 
 def assign(random, chance_P, samples, reward):
   """int [P]: buckets of problems by `samples` fresh answers to each."""
-  right_P = random.binomial(samples, chance_P)
-  correct_PG = np.arange(samples)[None] < right_P[:, None]
-  bucket_B = ops.difficulty(correct_PG.reshape(-1).astype(np.float32), group=samples,
-                            easy=reward.easy, medium=reward.medium)
-  return np.asarray(bucket_B)[::samples]
+  return buckets(random.binomial(samples, chance_P), reward, group=samples)
 
 
 def _effect(random, truth_P, guess_P, line, reward):

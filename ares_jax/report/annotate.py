@@ -10,6 +10,7 @@ import numpy as np
 from ares_jax import ops
 from ares_jax.data.scores import BUCKETS
 from ares_jax.data.trigger_words import triggers
+from ares_jax.shaping import buckets
 
 _BATCH = 64  # responses an op takes at once
 
@@ -79,7 +80,8 @@ def _annotate(batch, steps, metrics, config, held_out):
                            window=window if config.entropy.cover == "window" else 1)
   mean_BT, flag_BT, cover_BT = np.where(whole_BT, mean_BT, np.nan), *map(
     np.asarray, (flag_BT, cover_BT))
-  bucket_B = buckets([line["pass_rate"] for line in batch], config)
+  right_B = np.round([line["pass_rate"] * config.group for line in batch]).astype(int)
+  bucket_B = buckets(right_B, config.reward, group=config.group)
   found = []
   for row, (line, length, step) in enumerate(zip(batch, lengths, steps, strict=True)):
     count = int(flag_BT[row].sum())
@@ -89,15 +91,6 @@ def _annotate(batch, steps, metrics, config, held_out):
       trigger_BT[row, :length], mean_BT[row, :length],
       None if held_out else _reward(line, int(bucket_B[row]), count, metrics, config)))
   return found
-
-
-def buckets(rates, config):
-  """int [N]: the bucket of every pass rate of a whole number of right answers in G."""
-  group = config.group
-  right_N = np.round(np.float64(rates) * group).astype(int)
-  correct_NG = np.arange(group)[None] < right_N[:, None]
-  return np.asarray(ops.difficulty(correct_NG.reshape(-1).astype(np.float32), group=group,
-                                   easy=config.reward.easy, medium=config.reward.medium))[::group]
 
 
 def _reward(line, bucket, count, metrics, config):

@@ -97,12 +97,16 @@ def test_pixels_grid_and_order_are_bit_identical_with_transformers(kind):
   np.testing.assert_array_equal(got.view(np.int32), want["pixel_values"].view(np.int32))
 
 
-def test_dropping_alpha_shows_the_hidden_colour():
+def test_what_is_transparent_is_white():
   clear_red = Image.new("RGBA", (56, 56), (255, 0, 0, 0))
-  white = images.load_image(clear_red, **LIMITS)
-  red = images.load_image(clear_red, alpha="drop", **LIMITS)
-  np.testing.assert_array_equal(white, 255)
-  np.testing.assert_array_equal(red[0, 0], [255, 0, 0])
+  np.testing.assert_array_equal(images.load_image(clear_red, **LIMITS), 255)
+
+
+def test_an_array_is_an_image():
+  pixels = np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8)
+  np.testing.assert_array_equal(images.load_image(pixels, **LIMITS), pixels)
+  with pytest.raises(ValueError, match="^image: cannot use this image"):
+    images.load_image(pixels[..., :1], **LIMITS)
 
 
 def bomb(width, height):

@@ -5,7 +5,7 @@ import pytest
 from small_run import line, metrics, write
 
 from ares_jax.report import statistics
-from ares_jax.report.annotate import annotate, buckets
+from ares_jax.report.annotate import annotate
 from ares_jax.run_records import read
 
 
@@ -63,11 +63,6 @@ def test_held_out_answers_have_the_last_threshold_and_no_reward(records):
 def test_a_step_without_metrics_is_refused(records):
   with pytest.raises(ValueError, match=r"metrics.jsonl has not: \[3\]"):
     annotate(records.rollouts, {1: metrics(1), 2: metrics(2)}, records.aepo_config())
-
-
-def test_rates_become_buckets_at_the_configs_borders(records):
-  rates = [1, 6 / 8, 5 / 8, 3 / 8, 2 / 8, 0]
-  np.testing.assert_array_equal(buckets(rates, records.aepo_config()), [0, 0, 1, 1, 2, 2])
 
 
 def test_the_line_fits_and_empty_buckets_are_left_out(records, rows):
