@@ -6,10 +6,12 @@ runs, which its condition says where the compiler does not.
 """
 
 import dataclasses
-import math
+import functools
 import re
 
-BITS = {"pred": 8, "token": 0, "opaque": 0}  # others carry their size in their name: bf16, s32
+from ares_jax import hlo_text
+from ares_jax.hlo_text import asynchronous, bytes_of, channel
+
 # Bytes a device sends in a ring of n, over the bytes it holds before (or, gathering, after).
 SENT = {
   "all-gather": lambda n: (n - 1) / n,
@@ -23,8 +25,7 @@ SENT = {
 # They name or bring together values that are there, or their work is that of another computation.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
         "call", "after-all", "partition-id", "replica-id", "opt-barrier", "iota", "async-start",
-        "async-update", "async-done", "copy-done", "all-gather-done", "all-reduce-done",
-        "collective-permute-done", "send-done", "recv-done"}
+        "async-update"}
 # Which operand is written into the first one; the rest of that one stays.
 IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}
 SLICES = ("dynamic-slice", "slice", "gather")
@@ -43,8 +44,9 @@ def hlo_cost(text):
   """HloCost of a compiled program.
 
   A loop that may end early counts as if it does not; of a conditional the branch that moves most
-  counts. Memory is counted where operations meet: what a fusion keeps inside and what lies in
-  on-chip memory is free, a slice costs its own size. A kernel costs its operands and results once.
+  counts. A collective that goes on through several fusions counts where it starts. Memory is
+  counted where operations meet: what a fusion keeps inside or hands on and what lies in on-chip
+  memory is free, a slice costs its own size. A kernel costs its operands and results once.
 
   Args:
     text: of the optimised program, as `compiled.as_text()` returns it.
@@ -52,7 +54,7 @@ def hlo_cost(text):
   Raises:
     ValueError: the text has no entry computation.
   """
-  computations, entry = _parse(text)
+  computations, entry = hlo_text.parse(text)
   if entry is None:
     raise ValueError("the text has no ENTRY computation; pass compiled.as_text()")
   walk = _Walk(computations)
@@ -60,75 +62,36 @@ def hlo_cost(text):
   return HloCost(sent, memory, tuple(sorted(walk.unbounded)))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Instruction:
-  name: str
-  shape: str
-  opcode: str
-  operands: tuple[str, ...]
-  literal: str  # between the brackets: a constant's value, a parameter's number
-  attributes: str
-  root: bool
-
-  def called(self, *keys):
-    """Names of the computations in the attributes `keys`."""
-    return [name for key in keys for group in re.findall(
-      rf"\b{key}=(%[\w.\-]+|{{[^}}]*}})", self.attributes) for name in _NAME.findall(group)]
-
-
-_NAME = re.compile(r"%([\w.\-]+)")
-_ARRAY = re.compile(r"([a-z]+\d*\w*)\[([\d,]*)\](\{[^}]*\})?")
-_HEAD = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*\{$")
-_LINE = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = ")
-
-
-def _parse(text):
-  """{computation: {instruction: _Instruction}}, and the entry's name."""
-  computations, entry, current = {}, None, None
-  for line in text.splitlines():
-    head = _HEAD.match(line)
-    if head:
-      current = computations.setdefault(head[2], {})
-      entry = head[2] if head[1] else entry
-      continue
-    found = _LINE.match(line)
-    if found is None or current is None:
-      continue
-    rest = line[found.end():]
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
-    shape, rest = rest[:end], rest[end:].lstrip()
-    opens = rest.index("(")
-    closes = _closing(rest, opens)
-    inside = rest[opens + 1:closes]
-    current[found[2]] = _Instruction(found[2], shape, rest[:opens], tuple(_NAME.findall(inside)),
-                                     inside, rest[closes + 1:], bool(found[1]))
-  return computations, entry
-
-
-def _closing(text, opens):
-  depth = 0
-  for place in range(opens, len(text)):
-    depth += {"(": 1, ")": -1}.get(text[place], 0)
-    if depth == 0:
-      return place
-  raise ValueError(f"unbalanced brackets in {text[:80]!r}")
-
-
-def _bytes(shape, *, device=False):
-  """Bytes of a shape, tuples summed; with `device` only what lies in the device's main memory."""
-  total = 0
-  for kind, sizes, layout in _ARRAY.findall(shape):
-    # Layouts name other memory spaces than the main one: S(1) is on the chip.
-    if device and "S(" in layout:
-      continue
-    bits = BITS[kind] if kind in BITS else int(re.search(r"\d+", kind)[0])
-    total += bits * math.prod(int(size) for size in sizes.split(",") if size) / 8
-  return total
-
-
 class _Walk:
   def __init__(self, computations):
     self.computations, self.unbounded, self.totals = computations, set(), {}
+    items = [(where, item) for where, table in computations.items() for item in table.values()]
+    self.fused = {called for _, item in items if item.opcode == "fusion"
+                  for called in item.called("calls")}
+    # Collectives that start in a fusion and go on in others: (kind, channel) and where they start.
+    self.starts = set()
+    for where, item in items:
+      if asynchronous(item) == "Start":
+        self.starts |= {(channel(each), at) for operand in item.operands
+                        for at, each in self._collectives(where, operand)}
+    self.lasting = {channel for channel, _ in self.starts}
+
+  def _collectives(self, where, name):
+    """(computation, collective) of an instruction, or of the fusion that it is."""
+    item = self.computations[where][name]
+    if item.opcode in SENT:
+      yield where, item
+    for called in item.called("calls") if item.opcode == "fusion" else ():
+      for inner in self.computations[called]:
+        yield from self._collectives(called, inner)
+
+  def _goes_on(self, where, item):
+    """Whether a collective is only carried on or ended here, or this call ends one."""
+    if asynchronous(item) == "Done":
+      return True
+    if item.opcode not in SENT or where not in self.fused:
+      return False
+    return channel(item) in self.lasting and (channel(item), where) not in self.starts
 
   def total(self, name):
     """({kind: bytes sent}, bytes of memory) of one run of a computation."""
@@ -166,40 +129,47 @@ class _Walk:
     return sent, memory
 
   def _sent(self, where, item):
-    kind = item.opcode.removesuffix("-start")
-    if kind not in SENT:
+    kind, table = item.opcode.removesuffix("-start"), self.computations[where]
+    if kind not in SENT or self._goes_on(where, item):
       return {}
-    held = sum(_bytes(self.computations[where][operand].shape) for operand in item.operands)
-    size = _group_size(item.attributes)
+    held = sum(bytes_of(table[operand].shape) for operand in item.operands)
+    # A sum of which only a slice leaves its fusion is how TPUs have a reduce-scatter.
+    users = {other.opcode for other in table.values() if item.name in other.operands}
+    if kind == "all-reduce" and where in self.fused and users == {"dynamic-slice"}:
+      kind = "reduce-scatter"
+    size = hlo_text.group_size(item.attributes)
     # Before an all-gather a device holds one part of what it has after.
     return {kind: SENT[kind](size) * held * (size if kind == "all-gather" else 1)}
 
   def _memory(self, where, item):
-    if item.opcode in FREE:
+    if item.opcode in FREE or item.opcode.endswith("-done"):
       return 0.0
     table = self.computations[where]
     shapes = [table[operand].shape for operand in item.operands]
     if item.opcode in SLICES:
-      return _bytes(shapes[0], device=True) and _bytes(item.shape) + _bytes(item.shape, device=True)
+      return bytes_of(shapes[0], device=True) and (
+        bytes_of(item.shape) + bytes_of(item.shape, device=True))
     if item.opcode in IN_PLACE:
-      return 2 * _bytes(shapes[IN_PLACE[item.opcode]]) if _bytes(item.shape, device=True) else 0.0
+      return bytes_of(item.shape, device=True) and 2 * bytes_of(shapes[IN_PLACE[item.opcode]])
     if item.opcode != "fusion":
-      if item.opcode.endswith("-start"):  # its shape names its operands too
-        return 2 * sum(_bytes(shape, device=True) for shape in shapes)
-      return sum(_bytes(shape, device=True) for shape in [*shapes, item.shape])
-    inner = self.computations[item.called("calls")[0]]
+      # The shape of a start names both ends; one may be on the chip.
+      if item.opcode.endswith("-start") and item.shape.startswith("("):
+        return bytes_of(item.shape, device=True)
+      return sum(bytes_of(shape, device=True) for shape in [*shapes, item.shape])
+    (called,) = item.called("calls")
     read = 0.0
     for number, shape in enumerate(shapes):
-      part, on = self._read(inner, number, shape)
-      read += _bytes(shape, device=True) if on else part
-    return read + self._written(inner, item)
+      part, on = self._read(called, number, shape)
+      read += bytes_of(shape, device=True) if on else part
+    return read + self._written(called, item.shape)
 
-  def _read(self, inner, number, shape):
+  def _read(self, where, number, shape):
     """Bytes that a fusion reads of its operand `number`, and whether it hands it on as it is."""
-    whole = _bytes(shape, device=True)
+    whole = bytes_of(shape, device=True)
     if not whole:
       return 0.0, False
-    names, parts, seen = [_parameter(inner, number)], 0.0, set()
+    inner = self.computations[where]
+    names, parts, seen = [hlo_text.parameter(inner, number)], 0.0, set()
     on = False
     while names:
       name = names.pop()
@@ -211,34 +181,53 @@ class _Walk:
         if item.opcode in ("bitcast", "get-tuple-element"):
           names.append(item.name)
         elif item.opcode in SLICES and item.operands[0] == name:
-          parts += _bytes(item.shape)
+          parts += bytes_of(item.shape)
         elif item.opcode in IN_PLACE and item.operands[0] == name:
           continue  # what is overwritten is not read, the rest stays where it is
+        elif item.root and item.opcode == "tuple" or self._goes_on(where, item):
+          continue
         elif item.opcode == "fusion":
           (called,) = item.called("calls")
-          part, through = self._read(self.computations[called], item.operands.index(name), shape)
+          part, through = self._read(called, item.operands.index(name), shape)
           parts += part
           names += [item.name] if through else []
         else:
           return whole, False
     return min(whole, parts), on
 
-  def _written(self, inner, item):
-    root = _root(inner)
-    while root.opcode == "bitcast":
-      root = inner[root.operands[0]]
-    if root.opcode in IN_PLACE and _bytes(item.shape, device=True):
-      return _bytes(inner[root.operands[IN_PLACE[root.opcode]]].shape)
-    if root.opcode == "fusion":
-      return self._written(self.computations[root.called("calls")[0]], item)
-    return _bytes(item.shape, device=True)
+  def _written(self, where, shape):
+    """Bytes that a fusion of this result writes."""
+    inner = self.computations[where]
+    root = hlo_text.root(inner)
+    shapes = [found[0] for found in hlo_text.ARRAY.finditer(shape)]
+    if root.opcode == "tuple" and len(shapes) == len(root.operands):
+      return sum(map(functools.partial(self._written_as, where), root.operands, shapes))
+    if asynchronous(root) == "Start":
+      # The first is its operand.
+      return sum(bytes_of(part, device=True) for part in shapes[1:])
+    return self._written_as(where, root.name, shape)
+
+  def _written_as(self, where, name, shape):
+    inner = self.computations[where]
+    item = inner[name]
+    while item.opcode == "bitcast":
+      item = inner[item.operands[0]]
+    if not bytes_of(shape, device=True) or self._goes_on(where, item):
+      return 0.0
+    if item.opcode == "parameter" and not item.root:
+      return 0.0  # handed on beside other results
+    if item.opcode in IN_PLACE:
+      return bytes_of(inner[item.operands[IN_PLACE[item.opcode]]].shape)
+    if item.opcode == "fusion":
+      return self._written(item.called("calls")[0], shape)
+    return bytes_of(shape, device=True)
 
   def _trips(self, where, item, condition, body):
     """How often a loop runs: what the compiler says, or its counter's start, step and limit."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', item.attributes)
     if known:
       return int(known[1])
-    limit = self._limit(condition, _root(self.computations[condition]).name)
+    limit = self._limit(condition, hlo_text.root(self.computations[condition]).name)
     if limit is not None:
       index, most = limit
       start = self._start(where, item, index)
@@ -266,7 +255,7 @@ class _Walk:
     if item.opcode == "fusion":
       (called,) = item.called("calls")
       known = [self._value(table, operand, outer) for operand in item.operands]
-      return self._limit(called, _root(self.computations[called]).name, known)
+      return self._limit(called, hlo_text.root(self.computations[called]).name, known)
     if item.opcode in ("and", "bitcast", "copy", "convert"):
       # Of several conditions one that bounds is enough: the loop may end earlier, never later.
       found = (self._limit(where, operand, outer) for operand in item.operands)
@@ -293,7 +282,7 @@ class _Walk:
 
   def _step(self, body, index):
     table = self.computations[body]
-    root = _root(table)
+    root = hlo_text.root(table)
     if root.opcode != "tuple":
       return None
     return self._added(body, root.operands[index], None)
@@ -307,31 +296,7 @@ class _Walk:
     if item.opcode == "fusion":
       (called,) = item.called("calls")
       known = [self._value(table, operand, outer) for operand in item.operands]
-      return self._added(called, _root(self.computations[called]).name, known)
+      return self._added(called, hlo_text.root(self.computations[called]).name, known)
     if item.opcode in ("copy", "bitcast"):
       return self._added(where, item.operands[0], outer)
     return None
-
-
-def _root(computation):
-  return next(item for item in computation.values() if item.root)
-
-
-def _parameter(computation, number):
-  return next(item.name for item in computation.values()
-              if item.opcode == "parameter" and item.literal == str(number))
-
-
-def _group_size(attributes):
-  """Devices that take part in a collective together."""
-  lists = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
-  if lists:
-    return len(lists[1].split(","))
-  iota = re.search(r"replica_groups=\[\d+,(\d+)\]", attributes)
-  if iota:
-    return int(iota[1])
-  mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
-  if mesh:
-    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
-    return math.prod(sizes[name] for name in re.findall(r"'([^']+)'", mesh[2]))
-  return 1

@@ -11,9 +11,12 @@ are not read. Compiling aepo_step of 7B takes 3 minutes of CPU time; --only=NAME
 """
 
 import dataclasses
+import glob
 import json
+import os
 import re
 import sys
+import tempfile
 import time
 
 import jax
@@ -164,13 +167,16 @@ def _measure(program, chip, devices, model_flops):
   start = time.perf_counter()
   traced = program.trace()
   work = flops(traced.jaxpr, platform="tpu")
+  sent, moved, unbounded = None, None, ()
   try:
-    compiled = traced.lower().compile()
+    compiled, text = compile_for_chips(traced)
   except jax.errors.JaxRuntimeError as error:
-    memory, sent, moved, unbounded = _exhausted(error, program, chip), None, None, ()
+    memory = _exhausted(error, program, chip)
   else:
     memory = _memory(compiled.memory_analysis(), program, chip)
-    sent, moved, unbounded = _bytes(compiled)
+    if text is not None:
+      cost = hlo_cost(text)
+      sent, moved, unbounded = cost.sent, cost.memory, cost.unbounded
   needed = model_flops / program.calls
   # A floor takes all that can overlap as overlapping.
   seconds = {"compute": work / devices / chip.flops, "memory": (moved or 0.0) / chip.memory_rate,
@@ -180,14 +186,20 @@ def _measure(program, chip, devices, model_flops):
                      unbounded, seconds[limit], limit, time.perf_counter() - start)
 
 
-def _bytes(compiled):
-  """(bytes sent by kind, bytes moved, unbounded loops); (None, None, ()) of an unreadable text."""
-  try:
-    cost = hlo_cost(compiled.as_text())
-  except jax.errors.JaxRuntimeError:
-    # jaxlib does not read back all that libtpu writes (asynchronous copies of several arrays, v6e).
-    return None, None, ()
-  return cost.sent, cost.memory, cost.unbounded
+def compile_for_chips(traced):
+  """(compiled program, its text as libtpu writes it or None) of a `jax.stages.Traced`.
+
+  `as_text` of what is compiled would do for small programs only: jaxlib does not read back all that
+  libtpu has in its programs for v5p and v6e (asynchronous calls into which operands come late).
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    compiled = traced.lower().compile(
+      compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+    found = glob.glob(os.path.join(folder, "*.after_optimizations.txt"))
+    if len(found) != 1:
+      return compiled, None
+    with open(found[0]) as file:
+      return compiled, file.read()
 
 
 def _memory(found, program, chip):
@@ -241,8 +253,8 @@ def table(result):
       f"{part.compile_seconds:.0f} |")
   for part in result.programs:
     if part.sent is None:
-      lines += ["", f"{part.name}: the compiler refused it, or its text cannot be read; its floor "
-                    "is of its FLOPs alone."]
+      lines += ["", f"{part.name}: the compiler refused it, or wrote no text of it; its floor is "
+                    "of its FLOPs alone."]
     if part.unbounded:
       lines += ["", f"{part.name}: loops of unknown length, counted once: "
                     f"{', '.join(part.unbounded)}."]

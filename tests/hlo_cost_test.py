@@ -86,6 +86,76 @@ def test_what_a_ring_sends(kind, share, groups, size):
   assert hlo_cost(text).sent == {kind: pytest.approx(share(size) * 8 * 4 * 4)}
 
 
+# A gather that libtpu spreads over three fusions, of which one also multiplies: each holds it, and
+# hands its buffers on. Of the last sum every device keeps its slice. S(1) is memory on the chip.
+LASTING = """
+%begin (p0: bf16[8,2]) -> (bf16[8,2], bf16[8,8], u32[]) {
+  %p0 = bf16[8,2]{1,0} parameter(0)
+  %all.1 = bf16[8,8]{1,0} all-gather(%p0), channel_id=2, replica_groups=[2,4]<=[4,2]T(1,0)
+  ROOT %s = (bf16[8,2]{1,0}, bf16[8,8]{1,0}, u32[]{:S(2)}) custom-call(%all.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%meanwhile (p0: bf16[8,2], p1: bf16[8,8], p2: u32[], p3: f32[4,4]) -> (f32[4,4], bf16[8,2], bf16[8,8], bf16[8,8], u32[]) {
+  %p0 = bf16[8,2]{1,0} parameter(0)
+  %p1 = bf16[8,8]{1,0} parameter(1)
+  %p2 = u32[]{:S(2)} parameter(2)
+  %p3 = f32[4,4]{1,0} parameter(3)
+  %all.2 = bf16[8,8]{1,0} all-gather(%p0), channel_id=2, replica_groups=[2,4]<=[4,2]T(1,0)
+  %product = f32[4,4]{1,0} tanh(%p3)
+  ROOT %t = (f32[4,4]{1,0}, bf16[8,2]{1,0}, bf16[8,8]{1,0}, bf16[8,8]{1,0}, u32[]{:S(2)}) tuple(%product, %p0, %p1, %all.2, %p2)
+}
+
+%end (p0: bf16[8,2], p1: bf16[8,8], p2: u32[]) -> bf16[8,8] {
+  %p0 = bf16[8,2]{1,0} parameter(0)
+  %p1 = bf16[8,8]{1,0} parameter(1)
+  %p2 = u32[]{:S(2)} parameter(2)
+  %all.3 = bf16[8,8]{1,0} all-gather(%p0), channel_id=2, replica_groups=[2,4]<=[4,2]T(1,0)
+  ROOT %d = bf16[8,8]{1,0} custom-call(%p0, %p1, %all.3, %p2), custom_call_target="AsyncCollectiveDone"
+}
+
+%all-reduce-scatter (p0: f32[8,4]) -> f32[2,4] {
+  %p0 = f32[8,4]{1,0:S(1)} parameter(0)
+  %place = s32[] constant(0)
+  %sum = f32[8,4]{1,0} all-reduce(%p0), channel_id=3, replica_groups={{0,2,4,6},{1,3,5,7}}, to_apply=%add
+  ROOT %own = f32[2,4]{1,0:S(1)} dynamic-slice(%sum, %place, %place), dynamic_slice_sizes={2,4}
+}
+
+ENTRY %main (w: bf16[8,2], x: f32[4,4], g: f32[8,4]) -> f32[4,4] {
+  %w = bf16[8,2]{1,0} parameter(0)
+  %x = f32[4,4]{1,0} parameter(1)
+  %g = f32[8,4]{1,0:S(1)} parameter(2)
+  %start = (bf16[8,2]{1,0}, bf16[8,8]{1,0}, u32[]{:S(2)}) fusion(%w), kind=kCustom, calls=%begin
+  %w0 = bf16[8,2]{1,0} get-tuple-element(%start), index=0
+  %w1 = bf16[8,8]{1,0} get-tuple-element(%start), index=1
+  %w2 = u32[]{:S(2)} get-tuple-element(%start), index=2
+  %both = (f32[4,4]{1,0}, bf16[8,2]{1,0}, bf16[8,8]{1,0}, bf16[8,8]{1,0}, u32[]{:S(2)}) fusion(%w0, %w1, %w2, %x), kind=kOutput, calls=%meanwhile
+  %v0 = bf16[8,2]{1,0} get-tuple-element(%both), index=1
+  %v1 = bf16[8,8]{1,0} get-tuple-element(%both), index=2
+  %v2 = u32[]{:S(2)} get-tuple-element(%both), index=4
+  %whole = bf16[8,8]{1,0} fusion(%v0, %v1, %v2), kind=kCustom, calls=%end
+  %part = f32[2,4]{1,0:S(1)} fusion(%g), kind=kCustom, calls=%all-reduce-scatter
+  ROOT %y = f32[4,4]{1,0} get-tuple-element(%both), index=0
+}
+"""  # noqa: E501
+
+
+def test_a_gather_that_lasts_over_fusions_counts_where_it_starts():
+  cost = hlo_cost(LASTING)
+  assert cost.sent == {"all-gather": 3 / 4 * 8 * 8 * 2, "reduce-scatter": 3 / 4 * 8 * 4 * 4}
+  # Read: the part; written: all of it; and the product's own 4 x 4 float32 in and out.
+  assert cost.memory == 8 * 2 * 2 + 8 * 8 * 2 + 2 * 4 * 4 * 4
+
+
+def test_a_copy_onto_the_chip_moves_memory_once():
+  text = """ENTRY %main (x: f32[8,4]) -> f32[8,4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  %s = (f32[8,4]{1,0:S(1)}, f32[8,4]{1,0}, u32[]{:S(2)}) copy-start(%x)
+  ROOT %y = f32[8,4]{1,0:S(1)} copy-done(%s)
+}"""
+  assert hlo_cost(text).memory == 8 * 4 * 4
+  assert hlo_cost(text.replace("f32[8,4]{1,0:S(1)}", "f32[8,4]{1,0}")).memory == 2 * 8 * 4 * 4
+
+
 def test_of_a_conditional_the_branch_that_moves_more_counts():
   branch = """%{0} (p: f32[{1}]) -> f32[] {{
   %p = f32[{1}]{{0}} parameter(0)

@@ -22,8 +22,8 @@ ROWS = (
   ("checkpoint_files",),
   ("manifest", "joining"),
   ("models", "data", "branching"),
-  ("ops", "mesh", "command", "digest", "presets", "hosts", "speed", "drawing"),
-  ("config", "pulse", "chips", "hlo_cost", "jaxpr_cost", "profiler", "model_flops",
+  ("ops", "mesh", "command", "digest", "presets", "hosts", "speed", "drawing", "hlo_cost"),
+  ("config", "pulse", "chips", "hlo_text", "jaxpr_cost", "profiler", "model_flops",
    "whole_file"),
 )
 ROW_OF = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}
