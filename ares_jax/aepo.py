@@ -250,8 +250,8 @@ def run(params, source, config, *, generator, words, workdir, seed, threads, bas
       if metrics["update/skipped"]:
         dump_batch(workdir, "aepo", int(state.step),
                    {"batch": batch, "controllers": state.controllers})
-      metrics |= _work(rollout, config, generator.model, base is not None)
       metrics |= rollout.metrics | packing | epochs(source, int(state.batches) * config.prompts)
+      metrics["work/flops"] += _update_flops(rollout, config, generator.model, base is not None)
       note = (f"accuracy {metrics['reward/accuracy']:.2f} "
               f"tokens {metrics['response/tokens']:.1f} hwe {metrics['hwe/share']:.1%}")
       # Outside this band windows say nothing about when to explore (section 3.2.1).
@@ -268,16 +268,10 @@ def run(params, source, config, *, generator, words, workdir, seed, threads, bas
                    phases=generator.phases).params
 
 
-def _work(rollout, config, model, adapters):
-  """Tokens drawn, and FLOPs that drawing and learning them needs; batches that were filtered out
-  count as if they were like those kept."""
-  prompts, answers = rollout.prompts.length, rollout.samples.mask.sum(1)
-  needed = model_flops.iteration(
-    config, model, prompts=prompts, answers=answers,
+def _update_flops(rollout, config, model, adapters):
+  return model_flops.update(
+    config, model, prompts=rollout.prompts.length, answers=rollout.samples.mask.sum(1),
     image=model_flops.vision(model.vision, rollout.prompts.vision["image"]), adapters=adapters)
-  drawing = needed["prefill"] + needed["decode"]
-  return {"work/tokens": answers.sum() * rollout.batches,
-          "work/flops": drawing * rollout.batches + needed["aepo_step"]}
 
 
 def _packed(rollout, config, encoder):

@@ -44,28 +44,37 @@ def tower(size, patches, squares):
           + 2 * patches // size.unit * (merged**2 + merged * size.out))
 
 
-def iteration(config, model, *, prompts, answers, image, adapters):
-  """FLOPs of an AEPO iteration by program: "prefill", "decode", "aepo_step".
+def drawing(model, *, prompts, answers, shared, image):
+  """FLOPs of a batch of rollouts by program: "prefill", "decode".
+
+  Args:
+    model: ModelConfig.
+    prompts: tokens of P prompts.
+    answers: tokens of their P * G answers, those of a prompt behind each other.
+    shared: of each answer's tokens, those that another answer drew (branching); 0 for all.
+    image: FLOPs of the prompts' images, forward.
+  """
+  before = np.repeat(prompts, len(answers) // len(prompts)) + shared
+  return {"prefill": float(text(model, prompts, heads=0) + image),
+          "decode": float(decoding(model, before, answers - shared))}
+
+
+def update(config, model, *, prompts, answers, image, adapters):
+  """FLOPs of `aepo_step` on one batch of rollouts.
 
   Args:
     config: AepoConfig.
-    model: ModelConfig.
-    prompts: tokens of the P prompts.
-    answers: tokens of their B = P * G answers, those of a prompt behind each other.
-    image: FLOPs of the prompts' images, forward.
+    model, prompts, answers, image: as in `drawing`.
     adapters: bool, whether adapters are trained: the weights under them have no gradients.
   """
-  repeated = np.repeat(prompts, config.group)
   # Of prompt tokens no log-probability is asked: the head works for answers alone.
-  lengths = repeated + answers
+  lengths = np.repeat(prompts, config.group) + answers
   # Policy, reference, and of several minibatches the policy before the update.
   passes = 2 + (config.loss.old_logprob == "recompute"
                 and config.prompts * config.group > config.minibatch)
   towers = 1 if adapters or "vision" in config.frozen else passes + 2
-  return {"prefill": float(text(model, prompts, heads=0) + image),
-          "decode": float(decoding(model, repeated, answers)),
-          "aepo_step": float((passes + _back(adapters)) * _products(model, lengths, answers)
-                             + (passes + 2) * _scores(model, lengths) + towers * image)}
+  return float((passes + _back(adapters)) * _products(model, lengths, answers)
+               + (passes + 2) * _scores(model, lengths) + towers * image)
 
 
 def fine_tuning(config, model, segment, learned, image, *, adapters):
@@ -77,7 +86,7 @@ def fine_tuning(config, model, segment, learned, image, *, adapters):
     segment: int [R, T], the example of its packed row that each token is of, 0 padding.
     learned: tokens whose log-probability is asked.
     image: FLOPs of the rows' images, forward.
-    adapters: as in `iteration`.
+    adapters: as in `update`.
   """
   lengths = np.concatenate([np.bincount(row)[1:] for row in segment])
   towers = 1 if adapters or "vision" in config.frozen else 3

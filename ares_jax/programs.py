@@ -172,9 +172,10 @@ def needed_flops(config, model):
   prompts = np.full(settings.prompts, config.prompt.max_tokens[-1])
   answers = np.full(settings.prompts * settings.group, settings.sampling.max_tokens)
   image = settings.prompts * model_flops.tower(size, patches, patches**2)
-  return {"reshard": 0.0} | model_flops.iteration(settings, model, prompts=prompts,
-                                                  answers=answers, image=image,
-                                                   adapters=bool(config.model.lora.rank))
+  sizes = dict(prompts=prompts, answers=answers, image=image)
+  return {"reshard": 0.0, **model_flops.drawing(model, shared=0, **sizes),
+          "aepo_step": model_flops.update(settings, model, adapters=bool(config.model.lora.rank),
+                                          **sizes)}
 
 
 def _devices():

@@ -7,7 +7,7 @@ import flax.struct
 import jax
 import numpy as np
 
-from ares_jax import hosts, mesh, pulse, shares
+from ares_jax import hosts, mesh, model_flops, pulse, shares
 from ares_jax.data.prompts import PromptBatch
 from ares_jax.models.vision import VisionInput
 from ares_jax.rows import PackedRows
@@ -174,14 +174,19 @@ def collect(generator, params, batches, key, *, group, order, sampling, config,
     sampling: SamplingConfig.
     config: FilterConfig.
     branching: branching.Branching, or None where every response starts at its prompt.
+
+  Returns:
+    Rollout; of its metrics "work/tokens" are drawn, and "work/flops" what drawing them needs.
   """
-  kept, dropped, drawn, in_band, timed_out = [], [], 0, 0, 0
+  kept, dropped, drawn, in_band, timed_out, tokens, flops = [], [], 0, 0, 0, 0, 0.0
   while drawn < config.batches:
     with generator.phases("data"):
       prompts = next(batches)
     samples, texts, correct, formatted, late = generator.answer(
       params, prompts, key, group=group, sampling=sampling, branching=branching)
     drawn, timed_out = drawn + 1, timed_out + late
+    tokens += int(samples.mask.sum() - samples.fork.sum())
+    flops += _drawing_flops(generator.model, prompts, samples)
     rate = correct.reshape(-1, group).mean(1)
     inside = (config.low <= rate) & (rate <= config.high)
     useful, in_band = inside | (config.batches == 1), in_band + inside.sum()
@@ -197,7 +202,9 @@ def collect(generator, params, batches, key, *, group, order, sampling, config,
     del dropped[max(0, groups - len(kept)):]
     if len(kept) >= groups:
       break
-  metrics = {"rollout/batches": drawn, "rollout/timed_out": timed_out,
+  # Work of all that was drawn: dropped groups are shorter or longer than those kept.
+  metrics = {"work/tokens": tokens, "work/flops": flops,
+             "rollout/batches": drawn, "rollout/timed_out": timed_out,
              "rollout/useful": float(in_band / (drawn * groups)),
              "rollout/filled": max(0, groups - len(kept)) / groups}
   chosen = (kept + dropped)[:groups]
@@ -213,3 +220,9 @@ def collect(generator, params, batches, key, *, group, order, sampling, config,
   if branching is not None:
     metrics["rollout/forked"] = (samples.fork > 0).mean()
   return Rollout(prompts, samples, correct, formatted, texts, drawn, metrics)
+
+
+def _drawing_flops(model, prompts, samples):
+  image = model_flops.vision(model.vision, prompts.vision["image"])
+  return sum(model_flops.drawing(model, prompts=prompts.length, answers=samples.mask.sum(1),
+                                 shared=samples.fork, image=image).values())

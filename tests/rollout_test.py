@@ -3,7 +3,9 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+import tiny
 
+from ares_jax import model_flops, setup
 from ares_jax.data.prompts import PromptBatch
 from ares_jax.metrics import PhaseTimer
 from ares_jax.rollout import FilterConfig, collect
@@ -33,6 +35,8 @@ def samples(rows):
 
 class Fake:
   """A generator whose answers are right for the prompts and samples it is told."""
+
+  model = setup.model_and_tokenizer(tiny.read().model)[0]
 
   def __init__(self, right):
     self.right, self.phases, self.end = right, PhaseTimer(), (101,)
@@ -69,6 +73,27 @@ def test_dropped_groups_fill_up_when_the_limit_is_reached():
   rollout = gather([ALL, HALF, NONE, ALL, ALL, NONE], FilterConfig(2, 0.01, 0.99))
   assert [row["id"] for row in rollout.prompts.rows] == [1, 0]
   assert rollout.batches == 2 and rollout.metrics["rollout/filled"] == 0.5
+
+
+def test_work_is_of_all_that_was_drawn_and_of_nothing_twice():
+  class Branching(Fake):
+    def answer(self, params, batch, key, **options):
+      drawn, *graded = super().answer(params, batch, key, **options)
+      if batch.rows[0]["id"] == 0:
+        return drawn, *graded
+      # The second batch has answers of 1 and 2 tokens; the last one's first is its parent's.
+      return dataclasses.replace(drawn, mask=drawn.mask[::-1], fork=np.int32([0, 0, 0, 1])), *graded
+
+  batches = iter([prompts(0), prompts(2)])
+  metrics = collect(Branching([ALL, HALF, NONE, HALF]), None, batches, jax.random.key(0), group=2,
+                    order=as_drawn, sampling=None, config=FilterConfig(2, 0.01, 0.99)).metrics
+  assert metrics["work/tokens"] == 6 + 5
+  model = Fake.model
+  # Prompts have 3 and 2 tokens.
+  reading = 2 * (model_flops.text(model, 3, heads=0) + model_flops.text(model, 2, heads=0))
+  pairs = [(3, 2), (3, 1), (2, 2), (2, 1)], [(3, 1), (3, 2), (2, 1), (3, 1)]
+  drawing = sum(model_flops.decoding(model, *pair) for batch in pairs for pair in batch)
+  np.testing.assert_allclose(metrics["work/flops"], reading + drawing)
 
 
 def test_one_batch_means_no_filtering():
