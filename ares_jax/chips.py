@@ -2,12 +2,13 @@
 
 Peaks are of one chip, from Google's pages https://cloud.google.com/tpu/docs/v5e, /v5p and /v6e:
 bfloat16 compute, memory bandwidth, and half of the bidirectional interconnect bandwidth, which is
-what a chip can send on all its links together. Memory is what libtpu 0.0.52 lets a program have, by
-its own message; the pages say 16, 95 and 32 GB.
+what a chip can send on all its links together; so is the size of the largest slice. Memory is what
+libtpu 0.0.52 lets a program have, by its own message; the pages say 16, 95 and 32 GB.
 """
 
 import dataclasses
 import difflib
+import math
 import os
 import re
 
@@ -23,15 +24,16 @@ class Chip:
   memory_rate: float  # bytes a second
   link_rate: float  # bytes a second sent, all links together
   axes: int  # of the torus
+  most: int  # chips of a slice
 
 
 CHIPS = {chip.name: chip for chip in (
   Chip("v5e", "TPU v5 lite", flops=197e12, memory=15.75 * 2**30,
-       memory_rate=819e9, link_rate=200e9, axes=2),
+       memory_rate=819e9, link_rate=200e9, axes=2, most=256),
   Chip("v5p", "TPU v5", flops=459e12, memory=95.73 * 2**30,
-       memory_rate=2765e9, link_rate=600e9, axes=3),
+       memory_rate=2765e9, link_rate=600e9, axes=3, most=6144),
   Chip("v6e", "TPU v6 lite", flops=918e12, memory=31.24 * 2**30,
-       memory_rate=1600e9, link_rate=400e9, axes=2),
+       memory_rate=1600e9, link_rate=400e9, axes=2, most=256),
 )}
 
 
@@ -45,14 +47,17 @@ def describe(topology):
 
   Raises:
     ValueError: not the form of a topology, a kind of chip without numbers here, another number of
-      axes than the chip's torus has, a slice that libtpu does not know, or no libtpu.
+      axes than the chip's torus has, more chips than a slice, a slice that libtpu does not know, or
+      no libtpu.
   """
-  found = re.fullmatch(r"([^:]*):(\d+(?:x\d+)*)", topology)
+  # A size of 0 would end the process inside libtpu.
+  found = re.fullmatch(r"([^:]*):([1-9]\d*(?:x[1-9]\d*)*)", topology)
   if not found:
-    raise ValueError(f"topology {topology!r} is not KIND:SIZES, such as v5e:8x8 or v5p:2x2x4")
+    raise ValueError(f"topology {topology!r} is not KIND:SIZES with sizes >= 1, such as v5e:8x8 or "
+                     "v5p:2x2x4")
   name, sizes = found[1], found[2].split("x")
   if name not in CHIPS:
-    near = difflib.get_close_matches(name, CHIPS, n=1)
+    near = difflib.get_close_matches(name.lower(), CHIPS, n=1)
     raise ValueError(
       f"topology {topology!r}: no chip {name!r} here" + (f"; did you mean {near[0]!r}?" if near else
       f"; known: {', '.join(CHIPS)} (a GPU's programs can be compiled on that GPU only)"))
@@ -61,6 +66,10 @@ def describe(topology):
     example = ":".join((name, "x".join("4" * chip.axes)))
     raise ValueError(f"topology {topology!r} has {len(sizes)} sizes, but the torus of {name} has "
                      f"{chip.axes} axes; write for example {example}")
+  # libtpu describes larger ones too, which nobody rents out.
+  if math.prod(map(int, sizes)) > chip.most:
+    raise ValueError(f"topology {topology!r} has {math.prod(map(int, sizes))} chips; the largest "
+                     f"slice of {name} has {chip.most}")
   # Compiling asks for no TPU; without this libtpu looks for one in the cloud's metadata.
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"
   os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # beside another process that compiles

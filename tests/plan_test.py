@@ -83,6 +83,8 @@ def test_a_mesh_may_split_the_axes_of_a_slice(topology):
 
 @pytest.mark.parametrize("topology, message", [
   ("v5e", "is not KIND:SIZES"), ("v5e:", "is not KIND:SIZES"),
+  ("v5e:16x32", "has 512 chips; the largest slice of v5e has 256"),
+  ("v5e:0x8", "with sizes >= 1"), ("V5E:8x8", "no chip 'V5E' here; did you mean 'v5e'"),
   ("v5x:2x2", "no chip 'v5x' here; did you mean"), ("h200:1", "can be compiled on that GPU only"),
   ("v5p:4x4", "has 2 sizes, but the torus of v5p has 3 axes; write for example v5p:4x4x4"),
   pytest.param("v5e:3x3", "topology 'v5e:3x3': .*not divisible", marks=needs_libtpu)])
