@@ -186,9 +186,9 @@ def rollout_weights(model, params):
 
 def rollout_shardings(model, params):
   """`NamedSharding` of every tensor of `rollout_weights`."""
-  return jax.tree.map(
-    lambda spec: mesh.sharding(*(None if axis == "data" else axis for axis in spec)),
-    lora.joined_specs(model, params))
+  whole = {"data": None, ("data", "model"): "model"}
+  return jax.tree.map(lambda spec: mesh.sharding(*(whole.get(axis, axis) for axis in spec)),
+                      lora.joined_specs(model, params))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -78,7 +78,9 @@ def test_every_device_counts_its_own_part():
     assert count(split, SQUARE, SQUARE) == 2 * ONE
 
 
-def test_a_causal_kernel_counts_the_blocks_it_works_on():
+# On 4 devices, which 2 heads do not divide over, each has an early and a late chunk of 256 queries.
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_causal_kernel_counts_the_blocks_it_works_on(devices):
   from ares_jax.models.attention import SPLASH_BLOCK, attention
 
   blocks, heads, size = 4, 2, 128
@@ -89,7 +91,7 @@ def test_a_causal_kernel_counts_the_blocks_it_works_on():
   def total(q, k, v, segment):
     return attention(q, k, v, segment_BT=segment, segment_BS=segment, causal=True).sum()
 
-  with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])):
+  with jax.set_mesh(mesh.make_mesh(1, devices, jax.devices()[:devices])):
     forward = count(total, x, x, x, segment, platform="tpu")
     backward = count(jax.grad(total, (0, 1, 2)), x, x, x, segment, platform="tpu")
   product = 2 * heads * tokens**2 * size * (blocks + 1) / (2 * blocks)

@@ -4,16 +4,22 @@ TPU: splash attention; NVIDIA GPU: Pallas's fused attention for Triton; both are
 [T, S] scores and know segments. Anywhere else, and for short rows, plain XLA. Which of them a
 program holds is settled when it is lowered, so that a CPU host compiles for a TPU what a TPU runs.
 
+Over "model" heads are split where they divide, else a row's queries are (context parallelism): each
+device keeps its T / m of them and meets all keys, which are gathered. Heads of GQA make that cheap:
+keys and values of 20480 tokens of 7B are 42 MB a layer in bfloat16.
+
 cuDNN's attention is not used: of packed rows it would take a [T, S] mask only, and its function
 cannot be traced on a host without cuDNN.
 
-B rows, T query positions, S key positions, N query heads, K kv heads, H head size.
+B rows, T query positions, S key positions, N query heads, K kv heads, H head size, m devices of
+"model".
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
@@ -21,8 +27,8 @@ from ares_jax.models.layers import MASKED
 
 # Below, the scores of a row are small, and so is what a kernel saves.
 KERNEL_TOKENS = 256
-# Of queries and keys a step of a kernel works on; splash's own 128 would read the keys 4 times as
-# often. Triton's backward pass has blocks of 32, which divide 128.
+# Of queries and keys a step of a kernel works on, about; splash's own 128 would read the keys 4
+# times as often. Triton's backward pass has blocks of 32, which divide 128.
 SPLASH_BLOCK, TRITON_BLOCK = 512, 128
 
 
@@ -39,8 +45,9 @@ def attention(
 
   The one place where attention over whole sequences is computed. A kernel is used where the very
   same `segment_BT` stands for queries and keys, a row has `KERNEL_TOKENS` or more, and the arrays
-  of one device are known: under a mesh, whose "data" axis then splits the rows and whose "model"
-  axis the heads, each where it divides them, or on a single device.
+  of one device are known: on a single device, or under a mesh, whose "data" axis then splits the
+  rows where it divides them, and whose "model" axis the heads where it divides them, else the
+  queries.
 
   Args:
     q_BTNH: queries; query heads n share kv head n // (N / K).
@@ -59,30 +66,114 @@ def attention(
     return _dense(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BS, causal=causal)
   if mesh.empty:
     return _on_device(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal=causal)
-  heads, kv_heads = q_BTNH.shape[2], k_BSKH.shape[2]
   rows_axis = "data" if q_BTNH.shape[0] % mesh.shape["data"] == 0 else None
-  heads_axis = "model" if heads % mesh.shape["model"] == 0 else None
-  parts = mesh.shape["model"] if heads_axis else 1
-  kv_axis = heads_axis if kv_heads % parts == 0 else None
+  over = _over_tokens if q_BTNH.shape[2] % mesh.shape["model"] else _over_heads
+  return over(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal=causal, rows_axis=rows_axis,
+              parts=mesh.shape["model"])
+
+
+def _over_heads(q_BTNH, k_BSKH, v_BSKH, segment_BT, *, causal, rows_axis, parts):
+  heads, kv_heads = q_BTNH.shape[2], k_BSKH.shape[2]
+  kv_axis = "model" if kv_heads % parts == 0 else None
 
   def local(q_BTNH, k_BSKH, v_BSKH, segment_BT):
-    if heads_axis and not kv_axis:
-      own = _kv_heads_of_this_device(heads // parts, heads // kv_heads)
+    if not kv_axis:
+      own = _kv_heads_of_this_device(heads // parts, heads // kv_heads, kv_heads)
       k_BSKH, v_BSKH = (jnp.take(x, own, axis=2) for x in (k_BSKH, v_BSKH))
     return _on_device(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal=causal)
 
-  kv_spec = P(rows_axis, None, kv_axis)
+  spec, kv_spec = P(rows_axis, None, "model"), P(rows_axis, None, kv_axis)
   return jax.shard_map(
-    local, in_specs=(P(rows_axis, None, heads_axis), kv_spec, kv_spec, P(rows_axis)),
-    out_specs=P(rows_axis, None, heads_axis), check_vma=False,
+    local, in_specs=(spec, kv_spec, kv_spec, P(rows_axis)), out_specs=spec, check_vma=False,
   )(q_BTNH, k_BSKH, v_BSKH, segment_BT)
 
 
-def _kv_heads_of_this_device(heads: int, group: int):
+def _kv_heads_of_this_device(heads: int, group: int, kv_heads: int):
   """Indices of the kv heads of this device's `heads` query heads, `group` of which share one."""
   first = lax.axis_index("model") * heads
-  # One where all share it, else one for each query head.
-  return (first + jnp.arange(1 if group % heads == 0 else heads)) // group
+  # One where all share it, else one for each query head; heads of padding share the last.
+  own = (first + jnp.arange(1 if group % heads == 0 else heads)) // group
+  return jnp.minimum(own, kv_heads - 1)
+
+
+def _over_tokens(q_BTNH, k_BSKH, v_BSKH, segment_BT, *, causal, rows_axis, parts):
+  tokens = q_BTNH.shape[1]
+  # A device has two chunks of them (`_chunks`).
+  padded = _pad(2 * parts, q_BTNH, k_BSKH, v_BSKH, segment_BT)
+
+  def local(q_BTNH, k_BSKH, v_BSKH, segment_BS):
+    # In the backward pass each device gets the sum of what all add to its keys and values.
+    k_BSKH, v_BSKH = (lax.all_gather(x, "model", axis=1, tiled=True) for x in (k_BSKH, v_BSKH))
+    return lax.platform_dependent(
+      q_BTNH, k_BSKH, v_BSKH, segment_BS,
+      tpu=functools.partial(_splash_part, causal=causal),
+      cuda=functools.partial(_triton_part, causal=causal),
+      default=jax.checkpoint(functools.partial(_dense_part, causal=causal)),
+    )
+
+  spec = P(rows_axis, "model")
+  return jax.shard_map(
+    local, in_specs=(spec, spec, spec, P(rows_axis)), out_specs=spec, check_vma=False,
+  )(*padded)[:, :tokens]
+
+
+def _splash_part(q_BTNH, k_BSKH, v_BSKH, segment_BS, *, causal):
+  if not causal:
+    segment_BT = _of_this_device(segment_BS, 1)
+    return _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BS, causal=False)
+  chunks = _chunks(lax.axis_size("model"))
+  numbers = jnp.asarray(chunks)[lax.axis_index("model")]
+  segment_BT = segment_BS.reshape(len(segment_BS), chunks.size, -1)[:, numbers]
+  out = _splash(_deal(q_BTNH, chunks), k_BSKH, v_BSKH, segment_BT.reshape(len(segment_BS), -1),
+                segment_BS, causal=True, chunks=chunks)
+  return _deal(out, chunks, back=True)
+
+
+def _chunks(parts):
+  """[m, 2]: which of a row's 2 m chunks of queries each device works on, the even one first.
+
+  Device i has i and 2 m - 1 - i. Early queries meet few keys: were device i to work on those that
+  lie on it, 2 i and 2 i + 1, the last would have nearly twice the average of 1 / m.
+  """
+  return np.array([sorted((index, 2 * parts - 1 - index), key=lambda chunk: chunk % 2)
+                   for index in range(parts)])
+
+
+def _deal(x_BTNH, chunks, *, back=False):
+  """Sends chunks 2 i and 2 i + 1 from device i to those that work on them, or `back`."""
+  halves = []
+  for half, numbers in zip(jnp.split(x_BTNH, 2, axis=1), chunks.T, strict=True):
+    pairs = [(number // 2, device) for device, number in enumerate(numbers)]
+    halves.append(lax.ppermute(half, "model", [pair[::-1] for pair in pairs] if back else pairs))
+  return jnp.concatenate(halves, axis=1)
+
+
+def _triton_part(q_BTNH, k_BSKH, v_BSKH, segment_BS, *, causal):
+  # This kernel wants as many queries as keys, both from the row's first token on: devices swap
+  # their tokens of all heads for all tokens of some heads, with heads of padding where they do not
+  # divide (28 over 8: 4 of 32).
+  heads, kv_heads = q_BTNH.shape[2], k_BSKH.shape[2]
+  parts = lax.axis_size("model")
+  q_BTNH = jnp.pad(q_BTNH, ((0, 0), (0, 0), (0, -heads % parts), (0, 0)))
+  own = _kv_heads_of_this_device(q_BTNH.shape[2] // parts, heads // kv_heads, kv_heads)
+  q_BSNH = lax.all_to_all(q_BTNH, "model", 2, 1, tiled=True)
+  k_BSNH, v_BSNH = (jnp.take(x, own, axis=2) for x in (k_BSKH, v_BSKH))
+  out = _triton(q_BSNH, k_BSNH, v_BSNH, segment_BS, causal=causal)
+  return lax.all_to_all(out, "model", 1, 2, tiled=True)[:, :, :heads]
+
+
+def _dense_part(q_BTNH, k_BSKH, v_BSKH, segment_BS, *, causal):
+  index_S = jnp.arange(segment_BS.shape[1])
+  allowed_BTS = _of_this_device(segment_BS, 1)[:, :, None] == segment_BS[:, None, :]
+  if causal:
+    allowed_BTS &= _of_this_device(index_S, 0)[:, None] >= index_S
+  return _attend(q_BTNH, k_BSKH, v_BSKH, allowed_BTS)
+
+
+def _of_this_device(x, axis):
+  """The m-th part of `x` that is this device's."""
+  size = x.shape[axis] // lax.axis_size("model")
+  return lax.dynamic_slice_in_dim(x, lax.axis_index("model") * size, size, axis)
 
 
 def _on_device(q_BTNH, k_BSKH, v_BSKH, segment_BT, *, causal):
@@ -91,9 +182,12 @@ def _on_device(q_BTNH, k_BSKH, v_BSKH, segment_BT, *, causal):
       return _near(q_BTNH, k_BSKH, v_BSKH, segment_BT)
     return _dense(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BT, causal=False)
 
+  def kernel(q_BTNH, k_BSKH, v_BSKH, segment_BT):
+    return _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BT, causal=causal)
+
   return lax.platform_dependent(
     q_BTNH, k_BSKH, v_BSKH, segment_BT,
-    tpu=functools.partial(_splash, causal=causal),
+    tpu=kernel,
     cuda=functools.partial(_triton, causal=causal),
     # A conditional keeps what any of its branches needs for the backward pass. Recomputed, the
     # [T, S] of this branch are not part of the program of another platform.
@@ -101,25 +195,56 @@ def _on_device(q_BTNH, k_BSKH, v_BSKH, segment_BT, *, causal):
   )
 
 
-def _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, *, causal):
+def _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BS, *, causal, chunks=((0,),)):
+  """Splash attention of T queries to S keys.
+
+  Args:
+    q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BS, causal: as in `attention`.
+    chunks: [m, chunks of a device], which of the row's chunks the queries of every device are;
+      ((0,),): the queries begin where the keys do.
+  """
   # Imported where they are used: small models never need Pallas (0.2 s).
   from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-  tokens, heads, head_dim = q_BTNH.shape[1:]
-  block = min(SPLASH_BLOCK, -(-tokens // 128) * 128)
-  q, k, v, segment_BT = _pad(block, q_BTNH * head_dim**-0.5, k_BSKH, v_BSKH, segment_BT)
-  mask = (splash.CausalMask if causal else splash.FullMask)((q.shape[1], q.shape[1]))
-  kernel = splash.make_splash_mha_single_device(
-    splash.MultiHeadMask([mask] * heads),
+  chunks = np.asarray(chunks)
+  (rows, queries, heads, head_dim), (devices, own) = q_BTNH.shape, chunks.shape
+  size, tokens = queries // own, k_BSKH.shape[1]
+  block_q, block_kv = _splash_block(size), _splash_block(tokens)
+  # Each chunk by itself becomes whole blocks.
+  q, segment_BT = _pad(block_q, *(x.reshape(rows * own, size, *x.shape[2:])
+                                  for x in (q_BTNH * head_dim**-0.5, segment_BT)))
+  padded = q.shape[1]
+  q, segment_BT = (x.reshape(rows, own * padded, *x.shape[2:]) for x in (q, segment_BT))
+  k, v, segment_BS = _pad(block_kv, k_BSKH, v_BSKH, segment_BS)
+  if causal:
+    mask = splash.CausalMask((devices * own * padded, k.shape[1]))
+    # Where the queries of every device stand; padding where the last of its chunk does, so that it
+    # meets a key: without any its 0 / 0 would reach the gradients of the keys.
+    mask.q_sequence = np.int32(
+      chunks.reshape(-1, 1) * size + np.minimum(np.arange(padded), size - 1)).reshape(-1)
+  else:
+    mask = splash.FullMask((own * padded, k.shape[1]))
+  kernel = splash.make_splash_mha(
+    splash.MultiHeadMask([mask] * heads), head_shards=1, q_seq_shards=devices,
     # The fused backward kernel would write dq once for every block of keys: at T = 20480 and 28
     # heads 6 GB of it.
     block_sizes=splash.BlockSizes(
-      block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block,
-      block_kv_dq=block),
+      block_q=block_q, block_kv=block_kv, block_q_dkv=block_q, block_kv_dkv=block_kv,
+      block_q_dq=block_q, block_kv_dq=block_kv),
   )
+  if devices > 1:
+    # Of what is known of all queries, [1, blocks of queries, ...] and [queries], this device's.
+    kernel = jax.tree.map(lambda x: _of_this_device(x, min(x.ndim - 1, 1)), kernel)
   q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-  out = jax.vmap(kernel)(q, k, v, splash.SegmentIds(q=segment_BT, kv=segment_BT))
-  return jnp.swapaxes(out, 1, 2)[:, :tokens]
+  out = jax.vmap(kernel)(q, k, v, splash.SegmentIds(q=segment_BT, kv=segment_BS))
+  out = jnp.swapaxes(out, 1, 2).reshape(rows * own, padded, heads, -1)[:, :size]
+  return out.reshape(rows, queries, heads, -1)
+
+
+def _splash_block(tokens):
+  """A multiple of 128 near SPLASH_BLOCK, at most a quarter above, that pads `tokens` little."""
+  count = max(round(tokens / SPLASH_BLOCK), -(-tokens * 4 // (5 * SPLASH_BLOCK)))
+  return -(-tokens // (128 * count)) * 128
 
 
 def _triton(q_BTNH, k_BSKH, v_BSKH, segment_BT, *, causal):

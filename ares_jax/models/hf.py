@@ -66,7 +66,7 @@ def from_hf(folder: Folder, config: ModelConfig, mesh: Mesh | None,
         else:
           if path not in loaded:
             loaded[path] = jnp.zeros(weight.shape, dtype, device=target)
-          block = None if mesh is None else NamedSharding(mesh, PartitionSpec(*weight.spec[1:]))
+          block = None if mesh is None else NamedSharding(mesh, PartitionSpec(*target.spec[1:]))
           part = _put(slices, tensors[name], RULES[path], weight.shape[1:], block)
           loaded[path] = _set_layer(loaded[path], part, layer, target=target)
         # Without waiting, host copies of many tensors would queue for the devices.

@@ -53,7 +53,8 @@ class Base:
 
 
 def table(config: ModelConfig, lora: LoraConfig) -> dict[str, dict[str, Weight]]:
-  """Shape, sharding and initialisation of the adapters, split over the mesh as their matrices are.
+  """Shape, sharding and initialisation of the adapters, split over the mesh as their matrices are:
+  a part that has only the heads of its matrix is whole where "model" does not divide them.
 
   B starts at 0: the first policy is the base, exactly.
   """
@@ -128,20 +129,20 @@ def _merged(matrix, a, b, scale):
 def specs(config: ModelConfig, base: Base | None, trained: Params) -> Params:
   """`PartitionSpec` of everything in `trained`: weights, or adapters of `base`."""
   if base is None:
-    return weights.specs(config)
+    return weights.specs(weights.table(config))
   return _specs(config, trained)
 
 
 def joined_specs(config: ModelConfig, params: Params) -> Params:
   """`PartitionSpec` of everything in what `join` returned."""
-  found = weights.specs(config)
+  found = weights.specs(weights.table(config))
   pairs = _specs(config, [name for name in TARGETS if _key(name) in params["blocks"]])
   return found | {"blocks": found["blocks"] | {_key(name): pairs[name] for name in pairs}}
 
 
 def _specs(config, names):
   found = table(config, LoraConfig(rank=1, alpha=1.0, targets=tuple(names))) if names else {}
-  return jax.tree.map(lambda weight: weight.spec, found)
+  return weights.specs(found)
 
 
 def trained_frozen(base: Base | None, frozen: tuple[str, ...]) -> tuple[str, ...]:

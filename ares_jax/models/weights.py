@@ -2,7 +2,9 @@
 
 Parameters are a nested dict of arrays with the keys of `table`. Weights of all blocks are stacked
 on a leading axis for `lax.scan`. Mesh axes: "data" (batch and fully sharded weights), "model"
-(tensor parallel). L layers, V vocabulary, D embed, N query heads, K kv heads, H head size, F mlp.
+(tensor parallel). "heads" in a spec is "model" where that divides the heads; where it does not,
+attention splits a row's tokens over it (attention.py), and "model" joins "data".
+L layers, V vocabulary, D embed, N query heads, K kv heads, H head size, F mlp.
 """
 
 import dataclasses
@@ -25,13 +27,21 @@ class Weight:
   """One tensor of the model.
 
   shape: with the leading layer axis where it is stacked.
-  spec: mesh axis of each dimension.
+  spec: mesh axis of each dimension, or "heads"; `on` says what that is.
   init: standard deviation of a normal distribution, or a constant.
   """
 
   shape: tuple[int, ...]
   spec: P
   init: float | Literal["ones", "zeros"]
+
+  def on(self, mesh) -> P:
+    """Mesh axes of each dimension on a mesh, where "heads" are "model" or not split."""
+    if "heads" not in tuple(self.spec):
+      return self.spec
+    split = self.shape[tuple(self.spec).index("heads")] % mesh.shape["model"] == 0
+    of = {"heads": "model"} if split else {"heads": None, "data": ("data", "model")}
+    return P(*(of.get(axis, axis) for axis in self.spec))
 
 
 def table(config: ModelConfig) -> dict[str, Any]:
@@ -57,13 +67,13 @@ def _decoder_blocks(config: ModelConfig) -> dict[str, Weight]:
   # are 2-8% of a block's weights.
   return {
     "attention_norm": Weight((layers, embed), P(None, None), "ones"),
-    "q": Weight((layers, embed, heads, head_dim), P(None, "data", "model", None), embed**-0.5),
-    "q_bias": Weight((layers, heads, head_dim), P(None, "model", None), "zeros"),
+    "q": Weight((layers, embed, heads, head_dim), P(None, "data", "heads", None), embed**-0.5),
+    "q_bias": Weight((layers, heads, head_dim), P(None, "heads", None), "zeros"),
     "k": Weight((layers, embed, kv_heads, head_dim), P(None, "data", None, None), embed**-0.5),
     "k_bias": Weight((layers, kv_heads, head_dim), P(None, None, None), "zeros"),
     "v": Weight((layers, embed, kv_heads, head_dim), P(None, "data", None, None), embed**-0.5),
     "v_bias": Weight((layers, kv_heads, head_dim), P(None, None, None), "zeros"),
-    "o": Weight((layers, heads, head_dim, embed), P(None, "model", None, "data"),
+    "o": Weight((layers, heads, head_dim, embed), P(None, "heads", None, "data"),
                 depth * (heads * head_dim) ** -0.5),
     "mlp_norm": Weight((layers, embed), P(None, None), "ones"),
     "gate": Weight((layers, embed, mlp), P(None, "data", "model"), embed**-0.5),
@@ -82,10 +92,10 @@ def _vision(config: VisionConfig) -> dict[str, Any]:
     "patch": Weight((config.patch_dim, hidden), P(None, "data"), config.patch_dim**-0.5),
     "blocks": {
       "attention_norm": Weight((layers, hidden), P(None, None), "ones"),
-      "qkv": Weight((layers, hidden, 3, heads, head_dim), P(None, "data", None, "model", None),
+      "qkv": Weight((layers, hidden, 3, heads, head_dim), P(None, "data", None, "heads", None),
                     hidden**-0.5),
-      "qkv_bias": Weight((layers, 3, heads, head_dim), P(None, None, "model", None), "zeros"),
-      "o": Weight((layers, heads, head_dim, hidden), P(None, "model", None, "data"),
+      "qkv_bias": Weight((layers, 3, heads, head_dim), P(None, None, "heads", None), "zeros"),
+      "o": Weight((layers, heads, head_dim, hidden), P(None, "heads", None, "data"),
                   depth * hidden**-0.5),
       "o_bias": Weight((layers, hidden), P(None, None), "zeros"),
       "mlp_norm": Weight((layers, hidden), P(None, None), "ones"),
@@ -150,10 +160,13 @@ def layout(weights: dict[str, Any], mesh: Mesh) -> Params:
   faults = []
 
   def sharding(path, weight: Weight) -> NamedSharding:
-    for size, axis in zip(weight.shape, weight.spec, strict=True):
-      if axis is not None and size % mesh.shape[axis]:
-        faults.append(f"{name_of(path)} {weight.shape}: {size} over {axis}={mesh.shape[axis]}")
-    return NamedSharding(mesh, weight.spec)
+    spec = weight.on(mesh)
+    for size, axes in zip(weight.shape, spec, strict=True):
+      names = axes if isinstance(axes, tuple) else (axes,) if axes else ()
+      if size % math.prod(mesh.shape[name] for name in names):
+        over = " x ".join(f"{name}={mesh.shape[name]}" for name in names)
+        faults.append(f"{name_of(path)} {weight.shape}: {size} over {over}")
+    return NamedSharding(mesh, spec)
 
   tree = jax.tree_util.tree_map_with_path(sharding, weights)
   if faults:
@@ -162,9 +175,10 @@ def layout(weights: dict[str, Any], mesh: Mesh) -> Params:
   return tree
 
 
-def specs(config: ModelConfig) -> Params:
-  """`PartitionSpec` of every tensor."""
-  return jax.tree.map(lambda weight: weight.spec, table(config))
+def specs(weights: dict[str, Any]) -> Params:
+  """`PartitionSpec` of every tensor of a table on the current mesh; P() without one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return jax.tree.map(lambda weight: P() if mesh.empty else weight.on(mesh), weights)
 
 
 def name_of(path) -> str:

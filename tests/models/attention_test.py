@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax import export
 from jax.experimental import pallas as pl
+from jax.sharding import PartitionSpec as P
 
 from ares_jax import mesh as mesh_lib
 from ares_jax.models import attention as attention_lib
@@ -151,25 +152,64 @@ def test_short_rows_and_foreign_keys_need_no_kernel():
   assert kernels_for("tpu", 384, kv_segments=np.ones((2, 384), np.int32)) == set()
 
 
-def over_mesh(data, model, heads, kv_heads, rows=8):
+def over_mesh(data, model, heads, kv_heads, rows=8, tokens=attention_lib.KERNEL_TOKENS,
+              causal=True):
   """Largest difference of attention over a mesh from one device: output and three gradients."""
-  case = packed(rows, attention_lib.KERNEL_TOKENS, heads, kv_heads, 8)
+  case = packed(rows, tokens, heads, kv_heads, 8)
 
   def split(q, k, v, segment, *, causal):
     return attention(q, k, v, segment_BT=segment, segment_BS=segment, causal=causal)
 
-  want = results(dense, True, *case)
+  want = results(dense, causal, *case)
   with jax.set_mesh(mesh_lib.make_mesh(data, model, jax.devices()[:data * model])):
-    got = jax.block_until_ready(results(split, True, *mesh_lib.put(case, "data")))
+    got = jax.block_until_ready(results(split, causal, *mesh_lib.put(case, "data")))
   return max(float(np.abs(x - np.asarray(y)).max()) for x, y in zip(got, want, strict=True))
 
 
 # Kv heads that divide over "model", one for two devices, and three query heads a device that
 # belong to two of them.
 @pytest.mark.parametrize("data, model, heads, kv_heads",
-                         [(2, 1, 4, 2), (2, 2, 4, 2), (1, 4, 8, 2), (1, 4, 12, 3), (2, 2, 3, 1)])
+                         [(2, 1, 4, 2), (2, 2, 4, 2), (1, 4, 8, 2), (1, 4, 12, 3)])
 def test_over_2_and_4_devices_equals_one(data, model, heads, kv_heads):
   assert over_mesh(data, model, heads, kv_heads) < 1e-5
+
+
+@pytest.mark.parametrize("data, model, heads, kv_heads, tokens, causal", [
+  (2, 2, 3, 1, 256, True), (1, 4, 6, 2, 301, True), (1, 4, 3, 3, 301, False)])
+def test_heads_that_do_not_divide_have_a_rows_tokens_split(data, model, heads, kv_heads, tokens,
+                                                           causal):
+  assert over_mesh(data, model, heads, kv_heads, 2, tokens, causal) < 1e-5
+
+
+# Chunks of 75 queries are padded to whole blocks; 3 heads for Triton are 4 with one of padding.
+@pytest.mark.parametrize("kernel", ["tpu", "cuda"])
+def test_kernels_of_split_tokens_equal_plain_attention(kernel, interpreted, monkeypatch):
+  monkeypatch.setattr(attention_lib.lax, "platform_dependent",
+                      lambda *arrays, default, **kernels: kernels[kernel](*arrays))
+  assert over_mesh(1, 2, 3, 1, 1, 300) < 2e-5
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8, 16])
+def test_every_device_works_on_an_early_and_a_late_chunk(parts):
+  chunks = attention_lib._chunks(parts)
+  assert sorted(chunks.flat) == list(range(2 * parts))
+  # A query meets as many keys as stand before it: as many pairs on every device.
+  assert (chunks.sum(1) == 2 * parts - 1).all()
+  assert (chunks % 2 == [0, 1]).all()
+
+
+def test_chunks_are_dealt_and_come_back():
+  chunks, numbers = attention_lib._chunks(4), np.arange(8)[None]
+
+  def dealt(x):
+    there = attention_lib._deal(x, chunks)
+    return there, attention_lib._deal(there, chunks, back=True)
+
+  with jax.set_mesh(mesh_lib.make_mesh(1, 4)):
+    there, back = jax.jit(jax.shard_map(dealt, in_specs=P(None, "model"),
+                                        out_specs=P(None, "model")))(numbers)
+  np.testing.assert_array_equal(there, chunks.reshape(1, -1))
+  np.testing.assert_array_equal(back, numbers)
 
 
 def test_over_8_devices_equals_one():

@@ -1,5 +1,6 @@
 """Against transformers (committed references), padded, packed and sharded."""
 
+import dataclasses
 import functools
 import os
 import subprocess
@@ -105,9 +106,12 @@ def test_rows_packed_behind_each_other_do_not_see_each_other():
     np.testing.assert_allclose(logits[0, start:end], reference["image/logits"], atol=1e-4)
 
 
-def over_mesh(data, model):
+def over_mesh(data, model, heads=None):
   """Largest difference of a gradient over a mesh from one device's, of each tensor's own size."""
   config, params = golden_batch.config("untied"), load("untied")
+  if heads:
+    config = dataclasses.replace(config, heads=heads)
+    params = weights.init(config, jax.random.key(0))
   batch = golden_batch.batch().replace(units=())
   every = jnp.ones(len(golden_batch.NAMES))
   want = gradient(config, params, every, batch)
@@ -127,6 +131,12 @@ def test_gradients_over_2_and_4_devices_equal_those_on_one(data, model, monkeypa
   # The rows of 88 tokens too go the way of long ones: heads and rows mapped over the mesh.
   monkeypatch.setattr(attention, "KERNEL_TOKENS", 64)
   assert over_mesh(data, model) < 1e-5
+
+
+def test_gradients_where_heads_do_not_divide_equal_those_on_one(monkeypatch):
+  # 6 heads of the decoder and 2 of the vision tower over 4.
+  monkeypatch.setattr(attention, "KERNEL_TOKENS", 64)
+  assert over_mesh(1, 4, heads=6) < 1e-5
 
 
 def test_gradients_over_8_devices_equal_those_on_one():

@@ -1,5 +1,4 @@
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
@@ -32,14 +31,27 @@ def test_published_sizes_divide_over_wide_meshes(config, data, model):
   assert held < 1.35 * weights.count(config) / (data * model) + 2e6
 
 
-def test_8_way_tensor_parallelism_splits_3b_but_not_the_28_heads_of_7b():
+def test_8_devices_split_the_heads_of_3b_and_the_width_of_7b():
   mesh = jax.sharding.AbstractMesh((8, 8), ("data", "model"))
-  assert weights.shardings(SIZE_3B, mesh)["blocks"]["q"].shard_shape((36, 2048, 16, 128))[2] == 2
-  with pytest.raises(ValueError) as error:
-    weights.shardings(SIZE_7B, mesh)
-  # 28 = 4 * 7: of powers of two, model = 1, 2 and 4 are the ones that 7B knows.
-  faults = re.findall(r"(\S+) \([\d, ]+\): (\d+ over \w+=\d+)", str(error.value))
-  assert faults == [(f"blocks/{name}", "28 over model=8") for name in ("o", "q", "q_bias")]
+  assert weights.shardings(SIZE_3B, mesh)["blocks"]["q"].shard_shape((36, 2048, 16, 128)) == (
+    36, 256, 2, 128)
+  # 28 heads over 8: "model" joins "data", and the MLP stays split over it.
+  blocks = weights.shardings(SIZE_7B, mesh)["blocks"]
+  assert blocks["q"].spec == P(None, ("data", "model"), None, None)
+  assert blocks["q"].shard_shape((28, 3584, 28, 128)) == (28, 56, 28, 128)
+  assert blocks["o"].shard_shape((28, 28, 128, 3584)) == (28, 28, 128, 56)
+  assert blocks["q_bias"].spec == P(None, None, None)
+  assert blocks["gate"].spec == P(None, "data", "model")
+  # And the 16 heads of the vision tower over 32.
+  wide = jax.sharding.AbstractMesh((8, 32), ("data", "model"))
+  tower = weights.shardings(SIZE_3B, wide)["vision"]["blocks"]
+  assert tower["qkv"].shard_shape((32, 1280, 3, 16, 80)) == (32, 5, 3, 16, 80)
+
+
+@pytest.mark.parametrize("config", [SIZE_3B, SIZE_7B], ids=["3b", "7b"])
+@pytest.mark.parametrize("data, model", [(8, 8), (16, 16), (8, 32)])
+def test_published_sizes_divide_where_heads_do_not(config, data, model):
+  weights.shardings(config, jax.sharding.AbstractMesh((data, model), ("data", "model")))
 
 
 def test_kv_heads_and_the_vision_mlp_stay_whole_on_the_model_axis():
@@ -56,6 +68,9 @@ def test_kv_heads_and_the_vision_mlp_stay_whole_on_the_model_axis():
 def test_a_mesh_that_does_not_divide_is_an_error_naming_the_tensors():
   mesh = jax.sharding.AbstractMesh((3, 1), ("data", "model"))
   with pytest.raises(ValueError, match=r"q \(3, 32, 4, 8\): 32 over data=3.*embed \(128.*change"):
+    weights.shardings(CONFIG, mesh)
+  mesh = jax.sharding.AbstractMesh((3, 3), ("data", "model"))
+  with pytest.raises(ValueError, match=r"q \(3, 32, 4, 8\): 32 over data=3 x model=3;"):
     weights.shardings(CONFIG, mesh)
 
 
