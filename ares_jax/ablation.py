@@ -72,7 +72,8 @@ def rows(arms):
   reference = arms[max(plain, key=lambda arm: len(arms[arm]))] if plain else {}
   for arm, by_seed in arms.items():
     results = [by_seed[seed] for seed in sorted(by_seed)]
-    row = {"arm": arm, "seeds": sorted(by_seed)}
+    row = {"arm": arm, "seeds": sorted(by_seed), "problems": results[0]["n"],
+           "samples": results[0]["samples"]}
     for name, pick in (("greedy", lambda r: r["greedy"]["accuracy"]),
                        ("accuracy", lambda r: r["sampled"]["accuracy"]),
                        ("pass_at_k", lambda r: r["sampled"]["pass_at_k"]),
@@ -116,8 +117,11 @@ def markdown(table, paper):
       cells = [f"{cell(part['accuracy'], 100)} / {cell(part['length'], 1)}" if part["n"] else "-"
                for part in (row[field].get(name, {"n": 0}) for name in names)]
       lines.append(f"| {row['arm']} | " + " | ".join(cells) + " |")
-  lines += ["", "Means over seeds ± 95% t-interval; a single seed has none. Arms are compared on "
-            "the same problems.", "",
+  asked = sorted({(row["problems"], row["samples"]) for row in table})
+  lines += ["", "; ".join(f"{count} problems x {samples} samples" for count, samples in asked)
+            + ". Means over seeds ± 95% t-interval; a single seed has none. Arms compare where "
+            "their seeds are the same. Levels hold the same problems in all arms; by pass rate an "
+            "arm sorts them by its own answers, so its hard ones are those it fails.", "",
             f"The paper's table 5 ({paper['table_5']['what']}; % right, average of 4 benchmarks): "
             + ", ".join(f"{arm} {values[-1]}" for arm, values in paper["table_5"]["rows"].items())
             + f". {paper['source']}; other models and data, so only the order compares.", "",

@@ -55,15 +55,24 @@ def test_tables_hold_every_arm_and_the_paper(tmp_path):
   text = ablation.markdown(ablation.rows(ablation.collect(runs(tmp_path))), paper.tables())
   assert text.count("AdaCS + GRPO |") == 3 and "60.0 ± 127.1" in text and "cold start 50.7" in text
   assert "| ARES-RL-7B | 56.9 / 12893 |" in text and "ARES 55.7" in text
+  assert "4 problems x 8 samples" in text
   assert "| 70.0 ± 127.1 / 10.0 ± 0.0 | - | 70.0" in text
 
 
-def test_the_figure_has_a_bar_for_every_arm_and_difficulty(tmp_path):
+def test_every_arm_of_a_figure_has_a_colour_of_its_own():
+  assert len(set(ablation_figure.COLOURS)) == len(ablation_figure.COLOURS) >= 12
+
+
+@pytest.mark.parametrize("levels", [True, False])
+def test_the_figure_has_a_bar_for_every_arm_and_difficulty(tmp_path, levels):
   table = ablation.rows(ablation.collect(runs(tmp_path)))
+  if not levels:
+    table = [row | {"level": {}} for row in table]
   page = ablation_figure.page(table)
   picture = xml.etree.ElementTree.fromstring(page[page.index("<svg"):])
   bars = picture.findall(".//{*}rect")
-  assert len(bars) == 2 * 3 * len(table)  # all, easy and hard; nothing was medium
+  # All, and the one level, or easy and hard: nothing was medium.
+  assert len(bars) == 2 * (2 if levels else 3) * len(table)
   named = {bar[0].text: float(bar.get("height")) for bar in bars}
   # The panel is 176 high, for 100%.
   assert named["AdaCS + GRPO, all: 60.0 ± 127.1"] == pytest.approx(0.6 * 176, abs=0.1)
