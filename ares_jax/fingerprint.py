@@ -7,9 +7,9 @@ size and three pieces.
 
 import hashlib
 import json
-import os
 
 import numpy as np
+from etils import epath
 
 _ROWS = 3  # rows of generated data that are drawn and digested: first, middle, last
 _SAMPLE = 2**20  # bytes; a file of at most three times as many is digested whole
@@ -43,7 +43,7 @@ def _source(run, name):
 
 
 def _file(path):
-  """Name, size, and digests of a data file's first, middle and last _SAMPLE bytes."""
+  """Name, size, and digests of a file's first, middle and last _SAMPLE bytes."""
   size = path.stat().length
   digests = []
   with path.open("rb") as file:
@@ -58,11 +58,9 @@ def _pixels(array):
 
 
 def _folder(path):
-  """Of a Hugging Face folder: its config, names and sizes of the files of its weights."""
-  sizes = sorted((entry.name, entry.stat().st_size) for entry in os.scandir(path)
-                 if entry.name.endswith(".safetensors"))
-  with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
-    return _sha256(file.read() + json.dumps(sizes))
+  """Of a Hugging Face folder: its config, and the files of its weights."""
+  files = [_file(file) for file in sorted(epath.Path(path).glob("*.safetensors"))]
+  return _sha256((epath.Path(path) / "config.json").read_text() + json.dumps(files))
 
 
 def _sha256(text):

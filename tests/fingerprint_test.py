@@ -1,11 +1,12 @@
 import json
 
+import numpy as np
 import pytest
 import tiny
 
 from ares_jax import run_data, run_folder, setup
 from ares_jax.data.sources import SourceConfig
-from ares_jax.fingerprint import fingerprint
+from ares_jax.fingerprint import _folder, fingerprint
 
 
 def marks(config):
@@ -45,3 +46,14 @@ def test_a_file_that_changed_under_its_name_is_refused_by_name_or_allowed(tmp_pa
   run_folder.keep(workdir, {"fingerprint.json": marks(config)}, ("data.prompts",))
   run_folder.keep(workdir, {"fingerprint.json": marks(config)})
   assert set(json.loads((tmp_path / "run" / "fingerprint.json").read_text())) >= {"template"}
+
+
+def test_weights_of_the_same_names_and_sizes_are_told_by_what_they_hold(tmp_path):
+  (tmp_path / "config.json").write_text("{}")
+  weights = np.zeros(2**20, np.float32)  # 4 MiB: digested in pieces
+  found = []
+  for value in (0.0, 1.0):
+    weights[0] = value
+    (tmp_path / "model.safetensors").write_bytes(weights.tobytes())
+    found.append(_folder(str(tmp_path)))
+  assert found[0] != found[1]
