@@ -6,10 +6,10 @@
     python -m ares_jax.evaluate ... --benchmark=mathvista --data=... --compare=paper:ARES-7B
     python -m ares_jax.evaluate --ablation=runs/table4/0/*,runs/table4/1/* --figure=figure.html
 
-Without --benchmark the config's own held-out data are asked. --benchmark is a name of
-ares_jax/data/benchmarks.json, with --data its file or folder, or the path of a file of your own.
-Everything lies in WORKDIR/evaluate/BENCHMARK, or in --out, a folder for each checkpoint of a run
-that is evaluated more than once; the same command goes on where it was stopped.
+Without --benchmark, the config's own held-out data are used. --benchmark is either a name in
+ares_jax/data/benchmarks.json, with its file or folder as --data, or the path of a file of your own.
+Results go to WORKDIR/evaluate/BENCHMARK, or to --out: to evaluate several checkpoints of one run,
+give each its own folder. The same command resumes where it was stopped.
 """
 
 import dataclasses
@@ -228,7 +228,7 @@ def _interval(interval):
 def define_flags():
   """Not at import: two commands in one process would define --config twice."""
   config_flags.DEFINE_config_file("config", help_string="Config file, see configs/.")
-  flags.DEFINE_string("workdir", None, "Folder of the run, and of the results.")
+  flags.DEFINE_string("workdir", None, "Folder of the run and its results.")
   flags.DEFINE_string("benchmark", "", "Name of a benchmark, or a file of your own.")
   flags.DEFINE_string("data", "", "File or folder of the named benchmark.")
   flags.DEFINE_string("model", "", "Hugging Face folder; default the newest checkpoint.")

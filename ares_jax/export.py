@@ -3,9 +3,10 @@
     python -m ares_jax.export --workdir=runs/aepo_7b --out=FOLDER
     python -m ares_jax.export --workdir=runs/ares_tiny --out=FOLDER --stage=adacs
 
-Takes the newest checkpoint of the last stage that has one, or of --stage; the run may go on
+Uses the newest checkpoint of the last stage that has one, or of --stage; the run may continue
 meanwhile. A model that came from a Hugging Face folder keeps its names, files, dtypes, tokenizer
-and processor; a fresh one is written in float32. Adapters are merged into their matrices.
+and processor; one trained from scratch is written in float32. Adapters are merged into their
+matrices.
 """
 
 import json
@@ -24,7 +25,7 @@ from ares_jax.setup import model_and_tokenizer, read_config
 # Other commands have flags of these names; a process that imports two of them is none of either.
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", allow_override=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist yet.")
-_STAGE = flags.DEFINE_enum("stage", None, STAGES, "Stage to take; default the last one saved.")
+_STAGE = flags.DEFINE_enum("stage", None, STAGES, "Stage to export; default the last one saved.")
 _JSON = flags.DEFINE_bool("json", False, "One JSON object on stdout.", allow_override=True)
 
 

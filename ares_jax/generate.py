@@ -1,11 +1,11 @@
-"""Answers one question about any number of images: reasoning and answer out.
+"""Answers one question about any number of images, and prints the reasoning and the answer.
 
     python -m ares_jax.generate --model=FOLDER --image=x.png --question="How many sides?"
     python -m ares_jax.generate --model=FOLDER --image=a.png --image=b.png --temperature=1 \\
       --question="Is <image 2> larger than <image 1>?" --json
 
 FOLDER is a Hugging Face Qwen2.5-VL folder, published or written by ares_jax.export. A model trained
-with prompt.suffix wants it here too: --suffix=" First think, ...".
+with prompt.suffix needs the same text here: --suffix=" First think, ...".
 """
 
 import json
@@ -35,12 +35,13 @@ ENGINE = EngineConfig(slots=0, read=1, chunk=32, cache_gib=8.0)
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face folder of the model.")
 _IMAGE = flags.DEFINE_multi_string("image", [], "File of an image; may be given several times.")
 _QUESTION = flags.DEFINE_string("question", None, "The question; <image> marks where images go.")
-_SUFFIX = flags.DEFINE_string("suffix", "", "Text behind the question, as in training.")
+_SUFFIX = flags.DEFINE_string("suffix", "", "Text after the question, as in training.")
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 1024, "Longest answer.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the most probable token.")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Nucleus.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the sample.")
-_MAX_PIXELS = flags.DEFINE_integer("max_pixels", None, "Area of an image; default the folder's.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Nucleus sampling: share of probability to keep.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the sample.")
+_MAX_PIXELS = flags.DEFINE_integer(
+  "max_pixels", None, "Largest area of an image; default the folder's.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Weights and arithmetic.")
 # Other commands have a flag of this name; a process that imports two of them is none of either.
 _JSON = flags.DEFINE_bool("json", False, "One JSON object on stdout.", allow_override=True)

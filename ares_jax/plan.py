@@ -1,13 +1,14 @@
-"""Says what a run needs on TPU chips before any is rented: memory, work and the least time.
+"""Shows what a run needs on TPU chips before you rent any: memory, work and the shortest time.
 
     python -m ares_jax.plan --config=configs/aepo_7b.py --topology=v5e:8x8 --config.mesh.model=4 \\
       --config.aepo.microbatch=16
     python -m ares_jax.plan --config=configs/aepo_7b.py --topology=v5p:4x4x4 --only=decode --json
 
-Compiles the programs of one AEPO iteration for the slice (libtpu, no TPU) and prints, for each, the
-memory of a chip against the chip's own, FLOPs, bytes over links and memory, and a floor for its
-time. The model's path may be a folder with a config.json or the name of a published model: weights
-are not read. Compiling aepo_step of 7B takes 3 minutes of CPU time; --only=NAME,... compiles less.
+Compiles the programs of one AEPO iteration for the slice (with libtpu, without a TPU). For each it
+prints the memory needed on a chip and what the chip has, FLOPs, bytes over links and memory, and a
+floor for its time. The model's path may be a folder with a config.json or the name of a published
+model; weights are not read. Compiling aepo_step of 7B takes 3 minutes of CPU time; --only=NAME,...
+compiles less.
 """
 
 import dataclasses

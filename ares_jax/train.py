@@ -3,12 +3,12 @@
     python -m ares_jax.train --config=configs/ares_tiny.py
     python -m ares_jax.train --config=configs/aepo_7b.py --config.model.path=DIR --workdir=DIR
 
-Any number of a config can be set on the command line: --config.aepo.steps=20. The same command in
-the same workdir goes on where the last one stopped. Needs no data for configs/ares_tiny.py.
+Any number in a config can be set on the command line: --config.aepo.steps=20. The same command in
+the same workdir resumes where the last one stopped. configs/ares_tiny.py needs no data.
 
-The probe of stage 1 may answer its problems in shards, on as many machines as there are: with
---curate=3/8 the fourth of eight leaves its lines in WORKDIR/curation/, of which the run itself then
-makes use; --curate=all stops after the curation's report.
+The probe of stage 1 can answer its problems in shards on several machines: --curate=3/8 runs the
+fourth of eight and leaves its lines in WORKDIR/curation/, which the run itself then uses.
+--curate=all stops after the curation's report.
 """
 
 import contextlib
@@ -51,17 +51,17 @@ from ares_jax.setup import open_run, read_config
 HELD_OUT = {"problems": 32, "kept": 2}
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, see configs/.")
-_STRICT = flags.DEFINE_bool("strict", False, "Refuse a damaged checkpoint, take no older one.")
+_STRICT = flags.DEFINE_bool("strict", False, "Refuse a damaged checkpoint; use no older one.")
 _ALLOW_CHANGE = flags.DEFINE_list(
   "allow_change", [], "Keys of config.json or fingerprint.json that may differ from the workdir's.")
 _CHECK = flags.DEFINE_bool(
   "check", False, "Compile the largest programs and print their memory; no training.")
 _REPLAY = flags.DEFINE_string(
-  "replay", "", "File of WORKDIR/nonfinite: says which term of it is not finite; no training.")
+  "replay", "", "File in WORKDIR/nonfinite: shows which of its terms is not finite; no training.")
 _PROFILE = flags.DEFINE_string(
-  "profile", None, "START:STOP, steps of the last stage to trace into WORKDIR/profile, from 0.")
+  "profile", None, "START:STOP, steps of the last stage, from 0, to trace into WORKDIR/profile.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/CONFIG_NAME.")
-_CURATE = flags.DEFINE_string("curate", "", "all: stop after curation; 3/8: one shard of it alone.")
+_CURATE = flags.DEFINE_string("curate", "", "all: stop after curation; 3/8: only this shard of it.")
 
 
 def main():

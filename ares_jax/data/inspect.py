@@ -1,12 +1,12 @@
-"""Shows what a config's data are before anything trains on them.
+"""Shows a config's data before anything trains on them.
 
     python -m ares_jax.data.inspect --config=configs/aepo_7b.py --config.model.path=HF_FOLDER
 
-Prints for each stage its sources, lengths, image sizes, rows that cannot be used, and tokens an
-epoch; writes OUT/index.html with the same, a histogram (OUT/STAGE_lengths.png too) and ten rendered
-examples each.
---rows=N looks at N rows spread over each stage's data (0 at all of them); lengths come from the
-headers of images, so that damage behind a header shows only where a row is rendered.
+Prints for each stage its sources, lengths, image sizes, rows that cannot be used, and tokens per
+epoch. OUT/index.html shows the same, with a histogram (also OUT/STAGE_lengths.png) and ten rendered
+examples of each stage.
+--rows=N looks at N rows spread over each stage's data (0: all rows). Lengths are computed from
+image headers, so damage after a header shows only where a row is rendered.
 """
 
 import dataclasses

@@ -1,16 +1,17 @@
-"""The paper's own checks, on what runs have logged so far.
+"""Runs the paper's own checks on what runs have logged so far.
 
     python -m ares_jax.diagnose hwe --workdir=runs/ares_tiny [--labels=FILE]
     python -m ares_jax.diagnose kl --workdir=runs/ares_tiny
     python -m ares_jax.diagnose passk --workdir=runs/ares_tiny
     python -m ares_jax.diagnose ablation --workdir=runs/ares_tiny --compare=runs/uniform
 
-hwe: do windows of high entropy find the words that mark a turn in reasoning (figure 2a)? FILE holds
-JSON lines of step, id, sample and triggers, the places of labelled tokens; default: V_sem.
+hwe: do windows of high entropy find the words that mark a turn in the reasoning (figure 2a)? FILE
+holds JSON lines with step, id, sample and triggers, the positions of labelled tokens; without it
+the words of V_sem are used.
 kl: does the controller hold the KL outside windows at its target, and would it at other rates?
-passk: how often do 2, 4, 8, 16 samples put a problem into another bucket than 64 would?
-ablation: finished runs with one shaping for all problems (--config.aepo.reward.easy=1.0
---config.aepo.reward.medium=0.0) against runs that shape by difficulty, on easy and hard problems.
+passk: how often do 2, 4, 8 or 16 samples put a problem into another bucket than 64 do?
+ablation: compares finished runs that shape all problems alike (--config.aepo.reward.easy=1.0
+--config.aepo.reward.medium=0.0) with runs that shape by difficulty, on easy and on hard problems.
 --png writes the pictures of hwe, kl and ablation into WORKDIR/diagnose/.
 """
 
@@ -28,11 +29,11 @@ from ares_jax.run_records import read
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", allow_override=True)
 _COMPARE = flags.DEFINE_multi_string(
-  "compare", [], "ablation: folders of other runs, with commas between; can be given again.",
+  "compare", [], "ablation: folders of other runs, comma-separated; may be repeated.",
   allow_override=True)
 _LABELS = flags.DEFINE_string("labels", None, "hwe: JSON lines of labelled triggers.")
 _JSON = flags.DEFINE_bool("json", False, "One JSON object on stdout.", allow_override=True)
-_PNG = flags.DEFINE_bool("png", False, "Also the pictures as PNG.", allow_override=True)
+_PNG = flags.DEFINE_bool("png", False, "Also write the pictures as PNG.", allow_override=True)
 CHECKS = ("hwe", "kl", "passk", "ablation")
 
 

@@ -3,9 +3,9 @@
     python -m ares_jax.report --workdir=runs/ares_tiny
     python -m ares_jax.report --workdir=runs/a --compare=runs/b,runs/c --png
 
-Writes WORKDIR/report.html, which needs no network; --png writes the pictures into WORKDIR/report/
-and as TensorBoard images too. Runs of --compare are drawn into the same curves. The run may still
-go on.
+Writes WORKDIR/report.html, which needs no network. --png also writes the pictures into
+WORKDIR/report/ and as TensorBoard images. Runs given with --compare are drawn into the same curves.
+The run may still be in progress.
 """
 
 import os
@@ -20,11 +20,11 @@ from ares_jax.run_records import read
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", allow_override=True)
 _COMPARE = flags.DEFINE_multi_string(
-  "compare", [], "Folders of other runs, with commas between; can be given again.",
+  "compare", [], "Folders of other runs, comma-separated; may be repeated.",
   allow_override=True)
 _OUT = flags.DEFINE_string("out", None, "File to write; default WORKDIR/report.html.",
                            allow_override=True)
-_PNG = flags.DEFINE_bool("png", False, "Also the pictures as PNG and as TensorBoard images.",
+_PNG = flags.DEFINE_bool("png", False, "Also write the pictures as PNG and as TensorBoard images.",
                          allow_override=True)
 
 
