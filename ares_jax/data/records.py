@@ -7,8 +7,8 @@
   .arrow          what Hugging Face `datasets` saves, mapped into memory where it is local
   .array_record   one JSON object a record (.arrayrecord too)
   a TFDS folder   with features.json, its splits as ArrayRecord files
-A folder of files is read in the order of their names. Parquet gives a row at the price of its row
-group: writers that embed images should keep groups small (`row_group_size=100`).
+A folder of files is read in the order of their names. Reading one row of Parquet means reading its
+whole row group, so writers that embed images should keep groups small (`row_group_size=100`).
 """
 
 import bisect

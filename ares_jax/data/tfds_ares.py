@@ -1,11 +1,11 @@
-"""Any source as a versioned TFDS data set, of which Grain reads each row by itself.
+"""Writes any source as a versioned TFDS data set, of which Grain reads each row by itself.
 
     python -m ares_jax.data.tfds_ares --path=ViRL39K --schema=virl39k --out=DIR --version=1.0.0
 
 Images go into the rows as they are encoded. Training reads it as
     dict(path="DIR/ares/1.0.0", schema="plain", split="", weight=1.0)
-Parquet gives a row at the price of its whole row group, loose images one file each; this gives
-both at the price of a row. Needs no TensorFlow.
+Reading one row of Parquet means reading its whole row group, and loose images are one file each;
+here both come with the row. Needs no TensorFlow.
 """
 
 import io
