@@ -11,6 +11,7 @@ in _3 hold a value for each difficulty bucket: easy, medium, hard.
 import dataclasses
 import functools
 import os
+import sys
 
 import flax.struct
 import jax
@@ -226,8 +227,9 @@ def run(params, source, config, *, generator, words, workdir, seed, threads, bas
 
   def begin(state):
     hosts.leader(lambda: truncate(os.path.join(workdir, "rollouts.jsonl"), "aepo", int(state.step)))
-    batches = stream(source, batch=config.prompts, seed=seed, encode=generator.encoder.encode,
-                     collate=collate, start=int(state.batches), threads=threads)
+    batches = announced(generator.encoder.config, stream(
+      source, batch=config.prompts, seed=seed, encode=generator.encoder.encode, collate=collate,
+      start=int(state.batches), threads=threads))
     order = functools.partial(balance, minibatch=config.minibatch, microbatch=config.microbatch,
                               row_tokens=config.row_tokens)
 
@@ -266,6 +268,19 @@ def run(params, source, config, *, generator, words, workdir, seed, threads, bas
 
   return run_stage("aepo", state, begin, steps=config.steps, workdir=workdir, config=config.loop,
                    phases=generator.phases).params
+
+
+def announced(config, batches):
+  """PromptBatches; process 0 says before the first of each of PromptConfig's shapes that it is."""
+  seen = set()
+  for batch in batches:
+    shape = batch.tokens.shape[1], batch.vision["image"].shape[1]
+    if shape not in seen:
+      seen.add(shape)
+      if jax.process_index() == 0:
+        print(f"prompts of {shape[0]} tokens and {shape[1]} vision windows: shape {len(seen)} of "
+              f"{len(config.max_tokens)}, compiled at its first use", file=sys.stderr, flush=True)
+    yield batch
 
 
 def _update_flops(rollout, config, model, adapters):

@@ -5,8 +5,6 @@ P prompts, T prompt tokens, W vision windows, S patches a window.
 
 import contextlib
 import dataclasses
-import functools
-import sys
 
 import numpy as np
 
@@ -172,10 +170,6 @@ class Encoder:
             max(self.windows(prompt) for prompt in encoded))
     shapes = list(zip(self.config.max_tokens, self.config.windows, strict=True))
     shape = next(shape for shape in shapes if need[0] <= shape[0] and need[1] <= shape[1])
-    if shape not in self._seen:
-      self._seen.add(shape)
-      print(f"prompts of {shape[0]} tokens and {shape[1]} vision windows: shape {len(self._seen)} "
-            f"of {len(shapes)}, compiled at its first use", file=sys.stderr, flush=True)
     tokens, positions, unit, vision = self.pack([[prompt] for prompt in encoded], *shape)
     return PromptBatch(tokens, np.int32([len(prompt.tokens) for prompt in encoded]), positions,
                        unit, vision, np.int32(prompt_id), list(rows))
@@ -208,11 +202,6 @@ class Encoder:
       if units[index]:
         unit[index, tokens[index] == self.chat.image_token] = np.concatenate(units[index])
     return tokens, positions, unit, vision
-
-  @functools.cached_property
-  def _seen(self):
-    """Shapes that batches have had; two reading threads may at worst both report one."""
-    return set()
 
   def _picture(self, row, image):
     with _naming(row):
