@@ -7,7 +7,7 @@ import numpy as np
 from scipy import stats
 
 from ares_jax.data.scores import BUCKETS
-from ares_jax.run_folder import FREE, STAGES, flat, later, read_json
+from ares_jax.run_folder import FREE, STAGES, among, flat, later, read_json
 
 # What two runs of the same arm may differ in.
 _FREE = ("seed", "evaluate.", *FREE)
@@ -29,7 +29,7 @@ def collect(workdirs):
       if not content:
         raise ValueError(f"{os.path.join(workdir, name)} does not exist; give folders of finished "
                          "runs")
-    settings = {key: value for key, value in flat(config).items() if not key.startswith(_FREE)}
+    settings = {key: value for key, value in flat(config).items() if not among(key, _FREE)}
     for stage in STAGES:
       if stage not in results:
         continue

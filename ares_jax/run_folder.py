@@ -19,10 +19,11 @@ from ares_jax.whole_file import whole
 
 STAGES = ("warmup", "adacs", "aepo")  # in the order of a run; each saves in a folder of its name
 
-# Settings that may change when a run goes on: how it reads, where it runs, how often it saves. None
-# of them changes what comes out.
+# Settings that may change when a run goes on, and sections of them: how it reads, where it runs,
+# how often it saves. None is meant to change what comes out, though a mesh changes how sums round
+# and grade.timeout which slow answers count.
 FREE = ("threads", "hosts.", "mesh.", "engine.", "grade.workers", "grade.timeout",
-        "stall_minutes", "wandb.", *(f"{stage}.loop." for stage in STAGES))
+        "grade.timeout_share", "stall_minutes", "wandb.", *(f"{stage}.loop." for stage in STAGES))
 
 # Settings and digests that a stage reads and the stages before it do not.
 _READ_BY = {"warmup": ("warmup.", "data.lessons"), "adacs": ("adacs.", "curate.", "data.curated"),
@@ -56,6 +57,11 @@ def flat(values, prefix=""):
   for key, value in values.items():
     found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
   return found
+
+
+def among(key, names):
+  """Whether a key is one of `names`, or in a section among them, which end in a point."""
+  return key in names or key.startswith(tuple(name for name in names if name.endswith(".")))
 
 
 def write_text(path, text):
@@ -154,7 +160,7 @@ def check_marks(workdir, stage, found, where):
 
 def _marks(record):
   return {key: json.dumps(value) for key, value in flat(record).items()
-          if not key.startswith(FREE)}
+          if not among(key, FREE)}
 
 
 def _different(before, after):

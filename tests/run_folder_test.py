@@ -114,6 +114,16 @@ def test_a_workdir_belongs_to_one_config_but_for_how_it_runs(tmp_path):
   keep(tmp_path, seed=1)  # the new value is now the workdir's
 
 
+def test_a_setting_that_only_begins_like_a_free_one_is_kept(tmp_path):
+  def keep(**grade):
+    run_folder.keep(str(tmp_path), {"config.json": {"grade": {"timeout": 1.0} | grade}})
+
+  keep()
+  keep(timeout=2.0, timeout_share=0.5)
+  with pytest.raises(ValueError, match="files: grade.timeouts differ"):
+    keep(timeouts=3)
+
+
 def test_what_is_refused_changes_nothing(tmp_path):
   keep(tmp_path)
   before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

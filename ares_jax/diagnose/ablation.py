@@ -11,7 +11,7 @@ import os
 from ares_jax import ablation
 from ares_jax.ablation import cell
 from ares_jax.diagnose.tables import table
-from ares_jax.run_folder import FREE, flat, read_json
+from ares_jax.run_folder import FREE, among, flat, read_json
 
 KINDS = ("uniform shaping", "difficulty shaping")
 # What runs of both arms may differ in.
@@ -36,10 +36,10 @@ def check(workdirs):
   """
   configs = {workdir: _config(workdir) for workdir in workdirs}
   first = {key: value for key, value in next(iter(configs.values())).items()
-           if not key.startswith(_MAY)}
+           if not among(key, _MAY)}
   by_kind = {kind: [] for kind in KINDS}
   for workdir, config in configs.items():
-    other = sorted(key for key in config.keys() | first.keys() if not key.startswith(_MAY)
+    other = sorted(key for key in config.keys() | first.keys() if not among(key, _MAY)
                    and (key not in first or key not in config or config[key] != first[key]))
     if other:
       raise ValueError(f"{workdir} differs from {workdirs[0]} in {', '.join(other[:5])}: runs that "
