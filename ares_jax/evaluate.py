@@ -117,7 +117,7 @@ def evaluate(parts, params, benchmark, *, folder, model, compare=""):
   os.makedirs(folder, exist_ok=True)
   head, problems = predictions.predict(
     parts.generator, params, benchmark, path=os.path.join(folder, "predictions.jsonl"),
-    sampling=sampling, batch=config.evaluate.batch, seed=0, model=model)
+    sampling=sampling, batch=config.evaluate.batch, model=model)
   tokens = sum(sample["tokens"] for problem in problems for sample in problem["samples"])
   result = head | scores.score(problems, benchmark.metric, easy=config.aepo.reward.easy,
                                medium=config.aepo.reward.medium)

@@ -11,6 +11,8 @@ from ares_jax.data.grade import thought
 from ares_jax.data.scores import BUCKETS
 from ares_jax.sampler import SamplingConfig, stage_key
 
+_SEED = 0  # of the samples: runs of all seeds are asked alike
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
@@ -28,7 +30,7 @@ class EvaluateConfig:
                        f"batch = {self.batch} must be >= 1")
 
 
-def evaluate(generator, params, source, config, *, max_tokens, easy, medium, seed, show=None):
+def evaluate(generator, params, source, config, *, max_tokens, easy, medium, show=None):
   """Evaluates `params` on the first `config.problems` rows of a source.
 
   Args:
@@ -38,7 +40,6 @@ def evaluate(generator, params, source, config, *, max_tokens, easy, medium, see
     config: EvaluateConfig.
     max_tokens: longest response.
     easy, medium: fractions of right answers from which a problem counts as easy, as medium.
-    seed: of the samples.
     show: called with (rows, samples, texts, correct, formatted) of the first sampled batch.
 
   Returns:
@@ -62,7 +63,7 @@ def evaluate(generator, params, source, config, *, max_tokens, easy, medium, see
     prompts = generator.encoder.batch(rows, places, encoded)
     for name, sampling, group in (("greedy", greedy, 1), ("sampled", sampled, config.samples)):
       samples, texts, correct, formatted, _ = generator.answer(
-        params, prompts, stage_key(seed, "evaluate"), group=group, sampling=sampling)
+        params, prompts, stage_key(_SEED, "evaluate"), group=group, sampling=sampling)
       if show is not None and name == "sampled" and start == 0:
         show(prompts.rows[:fresh], samples, texts, correct, formatted)
       thoughts = [thought(text) for text in texts]

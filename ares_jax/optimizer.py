@@ -79,12 +79,11 @@ def learning_rate(config, step, total):
   )
 
 
-def make(config, *, decayed=None, trained=None):
+def make(config, *, trained=None):
   """AdamW without its learning rate: clip, Adam moments, decoupled weight decay.
 
   Args:
     config: OptimizerConfig.
-    decayed: tree of bools like the params: which leaves decay; None is all.
     trained: tree of bools like the params: the other leaves are frozen: no moments, no update,
       no part in clipping. None is all.
 
@@ -94,7 +93,7 @@ def make(config, *, decayed=None, trained=None):
   chain = optax.chain(
     optax.clip_by_global_norm(config.clip),
     _moments(config),
-    optax.add_decayed_weights(config.weight_decay, mask=decayed),
+    optax.add_decayed_weights(config.weight_decay),
   )
   if trained is None:
     return chain

@@ -17,11 +17,13 @@ from ares_jax.data.notation import normalise
 from ares_jax.run_folder import write_text
 from ares_jax.sampler import stage_key
 
+_SEED = 0  # of the samples: runs of all seeds are asked alike
 
-def predict(generator, params, benchmark, *, path, sampling, batch, seed, model):
+
+def predict(generator, params, benchmark, *, path, sampling, batch, model):
   """Answers every problem, or those an earlier run left; returns all problems with their samples.
 
-  A problem's answers depend on its place in the benchmark and on the seed alone, so a run in pieces
+  A problem's answers depend on its place in the benchmark alone, so a run in pieces
   says the same as one in one piece.
 
   Args:
@@ -31,7 +33,6 @@ def predict(generator, params, benchmark, *, path, sampling, batch, seed, model)
     path: predictions.jsonl; its first line says what answered what.
     sampling: SamplingConfig.
     batch: problems a sampling call.
-    seed: of the samples.
     model: name of the weights for people; their digest decides.
 
   Raises:
@@ -46,7 +47,7 @@ def predict(generator, params, benchmark, *, path, sampling, batch, seed, model)
     asked.update(json.dumps([row["id"], row["question"] + generator.encoder.chat.suffix,
                              row["answer"], row.get("tolerance"), _digest_images(row)]).encode())
   weights = hashlib.sha256(json.dumps(digest.of_tree(params)).encode()).hexdigest()[:16]
-  head = {"benchmark": benchmark.name, "problems": len(rows), "n": benchmark.n, "seed": seed,
+  head = {"benchmark": benchmark.name, "problems": len(rows), "n": benchmark.n, "seed": _SEED,
           "model": model, "weights": weights, "dtype": generator.model.compute_dtype,
           "prompts": asked.hexdigest()[:16], "grader": generator.grader.name,
           "min_pixels": generator.encoder.config.min_pixels,
@@ -63,7 +64,7 @@ def predict(generator, params, benchmark, *, path, sampling, batch, seed, model)
     prompts = generator.encoder.batch(shared, places, encoded)
     began = time.perf_counter()
     samples, texts, correct, formatted, timed_out = generator.answer(
-      params, prompts, stage_key(seed, "evaluate"), group=benchmark.n, sampling=sampling)
+      params, prompts, stage_key(_SEED, "evaluate"), group=benchmark.n, sampling=sampling)
     seconds = (time.perf_counter() - began) / len(fresh)
     lengths = samples.mask.sum(1)
     last = samples.tokens[np.arange(len(texts)), np.maximum(lengths, 1) - 1]

@@ -245,7 +245,7 @@ class _Results:
                              group=config.evaluate.samples, chat=generator.encoder.chat, **HELD_OUT)
     result = evaluate(generator, params, self._parts.source("test"), config.evaluate,
                       max_tokens=config.aepo.sampling.max_tokens, easy=config.aepo.reward.easy,
-                      medium=config.aepo.reward.medium, seed=0,
+                      medium=config.aepo.reward.medium,
                       show=None if jax.process_index() else show)
     self._results[stage] = result | {"steps": steps}
     hosts.leader(functools.partial(self._write, stage))

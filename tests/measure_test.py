@@ -33,7 +33,7 @@ class Fake:
 
 def result():
   source = [{"number": number, "level": 1 + number // 3} for number in range(6)]
-  return evaluate(Fake(), None, source, CONFIG, max_tokens=60, easy=0.75, medium=0.375, seed=0)
+  return evaluate(Fake(), None, source, CONFIG, max_tokens=60, easy=0.75, medium=0.375)
 
 
 def test_means_over_the_problems_by_hand():
@@ -65,4 +65,4 @@ def test_tables_hold_every_stage():
 
 def test_needs_enough_problems():
   with pytest.raises(ValueError, match="5 problems to evaluate on, the source has 3"):
-    evaluate(Fake(), None, [{}] * 3, CONFIG, max_tokens=9, easy=0.75, medium=0.375, seed=0)
+    evaluate(Fake(), None, [{}] * 3, CONFIG, max_tokens=9, easy=0.75, medium=0.375)

@@ -48,7 +48,7 @@ class Fake:
 
 def predict(path, generator, rows=ROWS, params=PARAMS, n=2, sampling=SAMPLING):
   return predictions.predict(generator, params, Benchmark("mine", rows, "avg@n", n),
-                             path=str(path), sampling=sampling, batch=2, seed=0, model="m")
+                             path=str(path), sampling=sampling, batch=2, model="m")
 
 
 def test_every_problem_gets_its_samples(tmp_path):
