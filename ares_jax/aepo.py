@@ -107,9 +107,8 @@ def init_state(config, params, base=None):
     threshold=jnp.float32(jnp.nan), hwe_target=jnp.full(3, jnp.nan, jnp.float32),
     multiplier=jnp.zeros(3), kappa=jnp.float32(config.kl.start),
     alpha=jnp.full(3, 0.5, jnp.float32))
-  step, batches = jnp.int32(0), jnp.zeros((), jnp.int32)
   return AepoState(params=params, opt_state=opt_state, **mesh.put(
-    {"step": step, "batches": batches, "controllers": controllers}))
+    {"step": jnp.int32(0), "batches": jnp.int32(0), "controllers": controllers}))
 
 
 def _optimizer(config, params, base):

@@ -25,7 +25,7 @@ class OptimizerConfig:
 
   learning_rate: float  # peak
   schedule: Literal["constant", "cosine"]  # after the warm-up
-  warmup_steps: int  # linear from 0; 0 = none
+  warmup_steps: int  # linear from 0; 0 = none; in stage 2 iterations
   final_fraction: float  # cosine: rate at the last step over the peak
   b1: float
   b2: float
@@ -53,7 +53,9 @@ class OptimizerConfig:
 
 
 def learning_rate(config, step, total):
-  """The rate of update `step` (0 = the first) of `total`.
+  """The rate of `step` (0 = the first) of `total`: updates, or iterations of stage 2.
+
+  The minibatches of an iteration share one rate.
 
   Warm-up: peak (step + 1) / warmup_steps. Then constant, or a cosine from the peak to
   peak * final_fraction at `total`.

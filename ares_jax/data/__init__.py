@@ -1,2 +1,2 @@
-"""Everything between a file and a numpy batch. No module here imports jax: Grain workers and
-grading workers stay light."""
+"""Everything between a file and a numpy batch. No module here but the command `inspect` imports
+jax: grading workers stay light."""
