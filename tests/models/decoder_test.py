@@ -119,6 +119,20 @@ def test_between_blocks_a_rows_tokens_are_split_over_the_model_axis():
   assert f"f32[{config.layers},1,{T},{config.embed}]" not in text
 
 
+def test_a_prefill_leaves_a_rows_tokens_together():
+  config = golden_batch.config("untied")
+  params = weights.abstract(config, None, jnp.float32)
+  embeds, positions, ints, length = (jax.ShapeDtypeStruct(*array) for array in (
+    ((2, T, config.embed), jnp.float32), ((3, 2, T), jnp.int32), ((2, T), jnp.int32),
+    ((2,), jnp.int32)))
+  with jax.set_mesh(mesh_lib.make_mesh(2, 2)):
+    whole = str(jax.make_jaxpr(functools.partial(prefill, config))(
+      params, embeds, positions, length))
+    split = str(jax.make_jaxpr(functools.partial(hidden, config))(
+      params, embeds, positions, ints))
+  assert "sharding_constraint" in split and "sharding_constraint" not in whole
+
+
 def matmul_flops(jaxpr):
   """Multiply-adds of every matmul of a program, bodies of loops times their length."""
   total = 0
