@@ -145,3 +145,5 @@ def test_the_grader_of_the_reward_page_grades_what_the_tiny_run_writes():
   same_word = found["same_word"]
   assert same_word("<think> 3 + 4 = 7 </think> \\boxed{7}", "7")
   assert not same_word("<think> 3 + 4 = 7 </think> \\boxed{8}", "7") and not same_word("", "7")
+  # As rows from files have it.
+  assert same_word("\\boxed{Seven}", ["7", "seven"]) and not same_word("\\boxed{8}", ["7", "9"])

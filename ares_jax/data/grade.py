@@ -17,8 +17,6 @@ import pebble
 
 from ares_jax.data import sandbox
 from ares_jax.data.answer import MAX_LENGTH, same_answer, same_formula
-
-# The module by its name would load jax, see ares_jax/__init__.py.
 from ares_jax.pulse import Stopped, asked_here, beat
 
 __all__ = ["GraderError", "GradingPool", "extract_boxed", "same_answer", "thought", "well_formed"]
@@ -99,7 +97,7 @@ class GradingPool:
     self.name = grader
     self._timeout, self._timeout_share = timeout, timeout_share
     self._pool = None
-    self._verdicts = collections.OrderedDict()  # _key -> 0 or 1, None = timed out
+    self._verdicts = collections.OrderedDict()  # _key -> 0 or 1
 
   def __enter__(self):
     return self
@@ -146,6 +144,9 @@ class GradingPool:
   def bad_truths(self, rows, batch=1024):
     """Yields (id, truth) of every row whose truth, boxed, is not graded as right.
 
+    The user's grader may want another form than a box: it is asked, so that one that fails is
+    found, and none of its rows is refused.
+
     Args:
       rows: iterable of dicts with "id" and "answer"; read batch by batch.
       batch: rows graded together.
@@ -158,7 +159,8 @@ class GradingPool:
       correct, _, _ = self.grade([f"<think> </think> \\boxed{{{truth}}}" for truth in firsts],
                                  [row["answer"] for row in chunk])
       yield from ((row["id"], row["answer"])
-                  for row, right in zip(chunk, correct, strict=True) if right < 1)
+                  for row, right in zip(chunk, correct, strict=True)
+                  if right < 1 and not self._is_users)
 
   def check_late(self, late, count):
     """Raises GraderError where too many of `count` pairs, these, ran out of time."""
@@ -169,7 +171,7 @@ class GradingPool:
                         "grade.workers")
 
   def verdict(self, pair):
-    """0 or 1, None (timed out) or a future of it, for (what is graded, truth)."""
+    """0 or 1, or a future of what `wait` takes, for (what is graded, truth)."""
     key = _key(*pair)
     if key in self._verdicts:
       self._verdicts.move_to_end(key)
@@ -206,7 +208,8 @@ class GradingPool:
       verdict = None
     if isinstance(verdict, str):
       raise GraderError(f"grader {self.name!r} {verdict} on {pair[0][-80:]!r} for {pair[1]!r}")
-    return self.remember(pair, None if verdict is None else float(verdict))
+    # Of a busy moment nothing is kept: the answer has its time again where it comes again.
+    return None if verdict is None else self.remember(pair, float(verdict))
 
   @property
   def _is_users(self):
@@ -260,8 +263,7 @@ class Grading:
     self._pairs[place], self._formatted[place] = pair, well_formed(text)
     if pair not in self._verdicts and pair not in self._waiting:
       verdict = self._pool.verdict(pair)
-      known = verdict is None or isinstance(verdict, float)
-      (self._verdicts if known else self._waiting)[pair] = verdict
+      (self._verdicts if isinstance(verdict, float) else self._waiting)[pair] = verdict
     # A stop was sent to the workers too: what they say from then on is no verdict.
     while self._waiting and next(iter(self._waiting.values())).done() and not asked_here():
       self._next()

@@ -126,7 +126,7 @@ def test_a_worker_has_no_jax_no_main_module_and_no_environment(pool):
 @pytest.mark.parametrize("fault", ["_hang", "_die", "_eat"])
 def test_a_worker_that_hangs_dies_or_eats_memory_is_replaced(pool, monkeypatch, fault):
   monkeypatch.setattr(grade, "_same_in_worker", globals()[fault])
-  formula = f"x+{len(fault)}"
+  formula = f"x+{ord(fault[1])}"  # one of its own: verdicts are kept
   began = time.perf_counter()
   correct, formatted, timed_out = pool.grade([box(formula), box("8")], [f"y{formula}y", "8"])
   np.testing.assert_array_equal(correct, [0, 1])
@@ -136,7 +136,10 @@ def test_a_worker_that_hangs_dies_or_eats_memory_is_replaced(pool, monkeypatch, 
   np.testing.assert_array_equal(formatted, [1, 1])
   assert timed_out == 1 and time.perf_counter() - began < 20
   monkeypatch.undo()
-  correct, _, timed_out = pool.grade([box(f"{formula}1")], [f"{len(fault)}1+x"])
+  correct, _, timed_out = pool.grade([box(f"{formula}1")], [f"{ord(fault[1])}1+x"])
+  assert (correct[0], timed_out) == (1.0, 0)
+  # What ran out of time once has its time again.
+  correct, _, timed_out = pool.grade([box(formula)], [f"{formula}+0x"])
   assert (correct[0], timed_out) == (1.0, 0)
 
 
@@ -221,6 +224,8 @@ def test_a_users_grader_sees_the_response_and_the_truth_as_in_the_data(users):
     long = "x" * 10**5
     assert pool.grade([long + "1"], ["1"])[0] == 1 == pool.grade([long + "1"], ["1"])[0]
     assert sum(len(key[0]) for key in pool._verdicts) < 200  # digests of long responses
+    # It wants no box: its truths are not to be told by one.
+    assert list(pool.bad_truths([{"id": "a", "answer": ["1", "one"]}])) == []
   np.testing.assert_array_equal(correct, [1, 0, 0])
   np.testing.assert_array_equal(formatted, [0, 0, 1])
 
