@@ -76,7 +76,7 @@ def lines(workdir, stage, step, rows, texts, *, tokens, entropy, correct, format
     workdir, stage, step: where and when.
     rows: of the source, one a prompt.
     texts: of the first responses; response b answers prompt b // group.
-    tokens, entropy: of each text, int32 [n] and float32 [n] nats.
+    tokens, entropy: of each text, int32 [n] and float32 [n] nats; null where not finite.
     correct, formatted: of all responses, 0 or 1.
     group: G.
     chat: data.chat.Chat.
@@ -97,8 +97,9 @@ def lines(workdir, stage, step, rows, texts, *, tokens, entropy, correct, format
       "parent": parent, "fork": fork,
       "pass_rate": float(rate[prompt]),  # of the whole group, written or not
       "tokens": chat.tokenizer.batch_decode([[token] for token in tokens[index]]),
-      # 1e-4 nats: a tenth of what a reader of the page can tell apart.
-      "entropy": [round(float(nats), 4) for nats in entropy[index]]}) + "\n")
+      # 1e-4 nats: a tenth of what a reader of the page can tell apart. null: not finite, a fault.
+      "entropy": [round(float(nats), 4) if np.isfinite(nats) else None
+                  for nats in entropy[index]]}, allow_nan=False) + "\n")
   return found
 
 

@@ -306,8 +306,10 @@ def test_all_samples_of_the_first_prompts_are_logged_token_by_token(prepared, tm
   rollout, chat = prepared.rollout, prepared.run.generator.encoder.chat
   parent, fork = np.full(16, -1), np.zeros(16, int)
   parent[1], fork[1] = 0, 3
-  rollout = dataclasses.replace(
-    rollout, samples=dataclasses.replace(rollout.samples, parent=parent, fork=fork))
+  entropies = rollout.samples.entropy.copy()
+  entropies[1, 0] = np.nan  # a sampler's fault, whose step is skipped
+  rollout = dataclasses.replace(rollout, samples=dataclasses.replace(
+    rollout.samples, parent=parent, fork=fork, entropy=entropies))
   responses.write_rollouts(str(tmp_path), 1, rollout, group=4, count=2, chat=chat)
   lines = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
   assert [line["sample"] for line in lines] == [0, 1]
@@ -316,8 +318,9 @@ def test_all_samples_of_the_first_prompts_are_logged_token_by_token(prepared, tm
   assert lines[0]["pass_rate"] == rollout.correct[:4].mean()
   for row, line in enumerate(lines):
     entropy = rollout.samples.entropy[row][rollout.samples.mask[row]]
-    np.testing.assert_allclose(line["entropy"], entropy, atol=6e-5)
+    np.testing.assert_allclose(np.float64(line["entropy"]), entropy, atol=6e-5)
     assert "".join(line["tokens"]).removesuffix("<|im_end|>") == line["response"]
+  assert lines[1]["entropy"][0] is None  # NaN is not JSON
   [name] = lines[0]["images"]
   shown, truth = Image.open(tmp_path / name), rollout.prompts.rows[0]["images"][0]
   assert np.abs(np.float32(shown) - np.float32(truth)).mean() < 5

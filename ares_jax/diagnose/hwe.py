@@ -49,8 +49,10 @@ def check(records, labelled=None, *, windows=WINDOWS, quantiles=QUANTILES):
   Raises:
     ValueError: nothing was logged, or no response has a label.
   """
-  places = [place for place, line in enumerate(records.rollouts) if line["tokens"] and (
-    labelled is None or _key(line) in labelled)]
+  # A null among the entropies would make a threshold of all of them null.
+  places = [place for place, line in enumerate(records.rollouts)
+            if line["tokens"] and np.isfinite(np.float32(line["entropy"])).all()
+            and (labelled is None or _key(line) in labelled)]
   if not places:
     raise ValueError(f"{records.workdir}/rollouts.jsonl has no responses with token entropies"
                      + (" that are labelled" if labelled else "") + "; train with "
@@ -145,7 +147,9 @@ def verdict(result):
 
 def _found(lines, entropy_BT, mask_BT, metrics, config):
   """The most frequent tokens that the run flagged, with its detector and each iteration's tau."""
-  threshold_B = np.float32([metrics[line["step"]]["hwe/threshold"] for line in lines])
+  # inf, which flags nothing, for an iteration that has not ended.
+  threshold_B = np.float32([metrics.get(line["step"], {"hwe/threshold": np.inf})["hwe/threshold"]
+                            for line in lines])
   trigger_BT = _arrays(lines, None)[2]
   flags = np.argwhere(np.asarray(ops.hwe_flags(
     entropy_BT, mask_BT, threshold_B, window=config.window, detector=config.detector,

@@ -22,8 +22,10 @@ class Annotated:
   line: dict  # of rollouts.jsonl or held_out/STAGE.jsonl
   held_out: bool
   bucket: int
-  threshold: float | None  # tau, nats; None before the first AEPO iteration
+  # tau, nats; None before the first AEPO iteration, and where entropies were not finite
+  threshold: float | None
   count: int | None  # N_HE
+  entropy: np.ndarray  # float32 [T], nats; nan where the sampler's was not finite
   flag: np.ndarray  # bool [T], high-window-entropy tokens
   cover: np.ndarray  # bool [T], inside their windows
   trigger: np.ndarray  # bool [T], in V_sem
@@ -84,11 +86,11 @@ def _annotate(batch, steps, metrics, config, held_out):
   bucket_B = buckets(right_B, config.reward, group=config.group)
   found = []
   for row, (line, length, step) in enumerate(zip(batch, lengths, steps, strict=True)):
-    count = int(flag_BT[row].sum())
+    count, threshold = int(flag_BT[row].sum()), float(threshold_B[row])
     found.append(Annotated(
-      line, held_out, int(bucket_B[row]), None if step is None else float(threshold_B[row]),
-      None if step is None else count, flag_BT[row, :length], cover_BT[row, :length],
-      trigger_BT[row, :length], mean_BT[row, :length],
+      line, held_out, int(bucket_B[row]), threshold if np.isfinite(threshold) else None,
+      None if step is None else count, entropy_BT[row, :length], flag_BT[row, :length],
+      cover_BT[row, :length], trigger_BT[row, :length], mean_BT[row, :length],
       None if held_out else _reward(line, int(bucket_B[row]), count, metrics, config)))
   return found
 

@@ -57,7 +57,7 @@ def data(records, others):
     rows += annotate(records.held_out, metrics, config, held_out=True)
   if rows:
     # The tint's full strength: few tokens are beyond it.
-    values = np.concatenate([row.line["entropy"] for row in rows])
+    values = np.concatenate([row.entropy[np.isfinite(row.entropy)] for row in rows])
     scale = max(0.1, float(np.quantile(values, 0.98))) if len(values) else 1.0
   images = {}
   return {
@@ -139,7 +139,9 @@ def response(row):
     "sample": line["sample"], "correct": line["correct"], "formatted": line["formatted"],
     "rate": line["pass_rate"], "bucket": row.bucket, "tau": row.threshold, "count": row.count,
     "reward": row.reward, "tokens": line["tokens"],
-    # Thousandths of a nat.
-    "entropy": [round(1000 * nats) for nats in line["entropy"]],
-    "mean": [None if np.isnan(nats) else round(1000 * float(nats)) for nats in row.mean],
+    "entropy": _thousandths(row.entropy), "mean": _thousandths(row.mean),
     "marks": "".join(map(str, marks))}
+
+
+def _thousandths(nats):
+  return [round(1000 * float(value)) if np.isfinite(value) else None for value in nats]

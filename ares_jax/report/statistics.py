@@ -75,8 +75,8 @@ def entropy_by_bucket(annotated):
   for index, name in enumerate(BUCKETS):
     rows = [row for row in annotated if not row.held_out and row.bucket == index]
     if rows:
-      entropy = np.concatenate([row.line["entropy"] for row in rows])
-      found.append({"bucket": name, "n": len(rows), "entropy": float(entropy.mean()),
+      entropy = np.concatenate([row.entropy for row in rows])
+      found.append({"bucket": name, "n": len(rows), "entropy": _mean(entropy),
                     "count": float(np.mean([row.count for row in rows])),
                     "tokens": float(np.mean([len(row.flag) for row in rows])),
                     "accuracy": float(np.mean([row.line["correct"] for row in rows]))})

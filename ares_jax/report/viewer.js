@@ -16,7 +16,8 @@ function tokenSpan(text, entropy, marks, scale) {
 function describe(response, index) {
   const marks = Number(response.marks[index]), mean = response.mean[index];
   const words = [`token ${index + 1} of ${response.tokens.length}`,
-    JSON.stringify(response.tokens[index]), `entropy ${number(response.entropy[index] / 1000)} nats`];
+    JSON.stringify(response.tokens[index]), response.entropy[index] === null
+      ? "entropy not finite" : `entropy ${number(response.entropy[index] / 1000)} nats`];
   if (mean !== null) words.push(`its window's mean ${number(mean / 1000)}` +
     (response.tau === null ? "" : ` against tau ${number(response.tau)}`));
   if (marks & FLAG) words.push("HWE token");

@@ -69,6 +69,13 @@ def test_found_tokens_are_those_that_the_run_flagged(records, tmp_path):
   assert found(semantic) == {" wait": 12}
 
 
+def test_a_response_with_an_entropy_that_was_not_finite_is_left_out(records):
+  broken = line(1, 0, 1.0, 1.0) | {"entropy": [None, 2.0, 1.0, 3.0, 0.0]}
+  found = hwe.check(dataclasses.replace(records, rollouts=[*records.rollouts, broken]),
+                    windows=(2,), quantiles=(0.5,))
+  assert found["responses"] == 12
+
+
 def test_labels_that_do_not_fit_are_refused(records, labelled, tmp_path):
   labelled = {(1, "p1", 0): [5]}
   with pytest.raises(ValueError, match=r"triggers \[5\].*outside its 5 tokens"):

@@ -39,6 +39,19 @@ def test_too_many_responses_are_thinned_by_iteration():
   assert page_lib.thin(lines, 60 * size) == lines and page_lib.thin([], 1) == []
 
 
+def test_an_entropy_that_was_not_finite_is_left_out(tmp_path):
+  workdir = write(tmp_path / "run")
+  for name, old, new in (("rollouts", '"entropy": [0.0, 2.0', '"entropy": [0.0, null'),
+                         ("metrics", '"hwe/threshold": 1.5', '"hwe/threshold": null')):
+    path = tmp_path / "run" / f"{name}.jsonl"
+    path.write_text(path.read_text().replace(old, new, 1))
+  data = page_lib.data(read(workdir), [])
+  page_lib.embed(data)  # refuses what is not JSON
+  assert data["responses"][0]["entropy"] == [0, None, 1000, 3000, 0]
+  assert data["responses"][0]["tau"] is None and data["responses"][-1]["tau"] == 1.5
+  assert sum(part["n"] for part in data["difficulty"]) == 12
+
+
 def test_runs_are_told_apart_by_their_folders(tmp_path):
   (tmp_path / "a" / "run").mkdir(parents=True)
   (tmp_path / "b" / "run").mkdir(parents=True)
