@@ -33,7 +33,7 @@ def collect(workdirs):
     for stage in STAGES:
       if stage not in results:
         continue
-      own = {key: value for key, value in settings.items() if not key.startswith(later(stage))}
+      own = {key: value for key, value in settings.items() if not later(stage, key)}
       arm = found.setdefault(json.dumps(own, sort_keys=True), (label(config, stage), own, {}))
       before = arm[2].get(config["seed"])
       if before is not None and before["sampled"] != results[stage]["sampled"]:
@@ -54,8 +54,9 @@ def label(config, stage):
   kind, dynamic = config["aepo"]["reward"]["kind"], config["aepo"]["kl"]["dynamic"]
   if kind == "release":
     return f"{start} + release reward"
-  # DAPO is GRPO that replaces groups of equal answers.
-  group = "DAPO" if config["aepo"]["filter"]["batches"] > 1 else "GRPO"
+  # Both filter groups of equal answers in the paper's recipe; DAPO has no KL term (presets.py).
+  filtered = config["aepo"]["filter"]["batches"] > 1
+  group = "DAPO" if filtered and not any(config["aepo"]["kl"]["beta"]) else "GRPO"
   name = {("accuracy", False): group, ("accuracy", True): f"{group} + dynamic KL",
           ("aepo", False): f"{group} + entropy shaping", ("aepo", True): "AEPO"}[kind, dynamic]
   return f"{start} + {name}" + (" (ARES)" if (start, name) == ("AdaCS", "AEPO") else "")

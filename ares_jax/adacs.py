@@ -17,7 +17,7 @@ from ares_jax import hosts, shares
 from ares_jax.data import curate as curation
 from ares_jax.data import curation_page, pass_rates
 from ares_jax.metrics import Progress
-from ares_jax.run_folder import flat, read_json, write_json, write_text
+from ares_jax.run_folder import CURATION, flat, read_json, write_json, write_text
 from ares_jax.sampler import SamplingConfig, stage_key
 
 
@@ -133,9 +133,8 @@ def measure(params, source, config, *, generator, path, max_tokens, seed, shard=
 
 
 # What a line of a curation follows from, of config.json and fingerprint.json.
-_DECIDE = ("seed", "model.", "data.digits", "data.bad_rows", "data.files.curated", "data.curated",
-           "prompt.", "grade.grader", "warmup.steps", "curate.pass_rates", "curate.problems",
-           "curate.samples", "aepo.sampling.max_tokens", "tokenizer", "template", "weights")
+_DECIDE = ("seed", "model.", "data.digits", "data.bad_rows", "prompt.", "grade.grader",
+           "warmup.steps", "tokenizer", "template", "weights", *CURATION)
 
 
 def _check_same(workdir, folder):

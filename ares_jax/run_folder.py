@@ -25,9 +25,15 @@ STAGES = ("warmup", "adacs", "aepo")  # in the order of a run; each saves in a f
 FREE = ("threads", "hosts.", "mesh.", "engine.", "grade.workers", "grade.timeout",
         "grade.timeout_share", "stall_minutes", "wandb.", *(f"{stage}.loop." for stage in STAGES))
 
-# Settings and digests that a stage reads and the stages before it do not.
-_READ_BY = {"warmup": ("warmup.", "data.lessons"), "adacs": ("adacs.", "curate.", "data.curated"),
-            "aepo": ("aepo.", "data.prompts")}
+# Settings and digests that decide the pass rates of stage 1, besides what the warm-up reads; its
+# probe answers at the length of stage 2.
+CURATION = ("curate.pass_rates", "curate.problems", "curate.samples", "aepo.sampling.max_tokens",
+            "data.curated", "data.files.curated", "data.digits.curated")
+
+# Settings and digests that a stage reads; what is in two rows is read by the first stage already.
+_READ_BY = {"warmup": ("warmup.", "data.lessons", "data.files.lessons"),
+            "adacs": ("adacs.", "curate.", *CURATION),
+            "aepo": ("aepo.", "data.prompts", "data.files.prompts", "data.digits.prompts")}
 
 # Settings that hosts of one run may have each for itself.
 OWN = ("threads", "grade.workers", "grade.timeout", "stall_minutes")
@@ -120,9 +126,10 @@ def keep(workdir, records, allow=()):
     write_json(os.path.join(workdir, name), record)
 
 
-def later(stage):
-  """Prefixes of the settings and digests that only what comes after `stage` reads."""
-  return sum((_READ_BY[name] for name in STAGES[STAGES.index(stage) + 1 :]), ())
+def later(stage, key):
+  """Whether only what comes after `stage` reads a setting or digest."""
+  first = next((name for name in STAGES if key.startswith(_READ_BY[name])), STAGES[0])
+  return STAGES.index(first) > STAGES.index(stage)
 
 
 def marks(workdir):
@@ -152,7 +159,7 @@ def check_marks(workdir, stage, found, where):
   """
   now, allowed = marks(workdir), read_json(workdir, _ALLOWED)
   different = [key for key in _different(found, now)
-               if not key.startswith(later(stage)) and found.get(key) not in allowed.get(key, ())]
+               if not later(stage, key) and found.get(key) not in allowed.get(key, ())]
   if found and now and different:
     raise ValueError(f"{where} was made with another config or other files than {workdir}: "
                      f"{', '.join(different)} differ; move it away or use another --workdir")

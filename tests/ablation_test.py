@@ -79,17 +79,24 @@ def test_the_figure_has_a_bar_for_every_arm_and_difficulty(tmp_path, levels):
   assert not re.search("http(?!://www.w3.org/2000/svg)", page)
 
 
-@pytest.mark.parametrize("selection, kind, dynamic, batches, name", [
-  ("vanilla", "accuracy", False, 1, "vanilla + GRPO"),
-  ("vanilla", "accuracy", False, 9, "vanilla + DAPO"),
-  ("vanilla", "accuracy", True, 9, "vanilla + DAPO + dynamic KL"),
-  ("vanilla", "aepo", False, 1, "vanilla + GRPO + entropy shaping"),
-  ("vanilla", "aepo", True, 1, "vanilla + AEPO"), ("adacs", "aepo", True, 1, "AdaCS + AEPO (ARES)"),
-  ("adacs", "release", True, 1, "AdaCS + release reward"),
+@pytest.mark.parametrize("selection, kind, dynamic, name", [
+  ("vanilla", "accuracy", False, "vanilla + GRPO"),
+  ("vanilla", "accuracy", True, "vanilla + GRPO + dynamic KL"),
+  ("vanilla", "aepo", False, "vanilla + GRPO + entropy shaping"),
+  ("vanilla", "aepo", True, "vanilla + AEPO"), ("adacs", "aepo", True, "AdaCS + AEPO (ARES)"),
+  ("adacs", "release", True, "AdaCS + release reward"),
 ])
-def test_labels(selection, kind, dynamic, batches, name):
+def test_labels(selection, kind, dynamic, name):
   values = tiny.values(curate__selection=selection, aepo__reward__kind=kind,
-                       aepo__kl__dynamic=dynamic, aepo__filter__batches=batches)
+                       aepo__kl__dynamic=dynamic)
+  assert ablation.label(json.loads(values.to_json_best_effort()), "aepo") == name
+
+
+@pytest.mark.parametrize("config", ["ares_tiny", "aepo_7b"])
+@pytest.mark.parametrize("preset, name", [
+  ("aepo", "AdaCS + AEPO (ARES)"), ("grpo", "AdaCS + GRPO"), ("dapo", "AdaCS + DAPO")])
+def test_a_preset_has_its_own_name(config, preset, name):
+  values = tiny.config_lib.load(str(tiny.ROOT / "configs" / f"{config}.py:{preset}"))
   assert ablation.label(json.loads(values.to_json_best_effort()), "aepo") == name
 
 

@@ -150,11 +150,13 @@ def test_a_checkpoint_made_with_something_else_is_refused_unless_it_was_allowed(
 def test_runs_that_differ_later_go_on_from_copies_of_one_cold_start(tmp_path):
   keep(tmp_path, {"data.prompts": "a"})
   other = run_folder.marks(str(tmp_path)) | {"data.prompts": '"b"', "aepo.reward.kind": '"x"'}
+  other |= {"data.files.prompts": '"x"', "data.digits.prompts": "9"}
   run_folder.check_marks(str(tmp_path), "adacs", other, "checkpoint 3")
   run_folder.check_marks(
     str(tmp_path), "warmup", other | {"curate.selection": '"x"'}, "checkpoint 3")
+  # The probe of stage 1 answers at the length of stage 2.
   for stage, key in (("aepo", "aepo.reward.kind"), ("adacs", "curate.selection"),
-                     ("warmup", "warmup.steps")):
+                     ("adacs", "aepo.sampling.max_tokens"), ("warmup", "warmup.steps")):
     with pytest.raises(ValueError, match=f"{key}.* differ"):
       run_folder.check_marks(str(tmp_path), stage, other | {key: '"x"'}, "checkpoint 3")
 
