@@ -28,6 +28,12 @@ class EvaluateConfig:
     if min(self.problems, self.samples, self.batch) < 1:
       raise ValueError(f"problems = {self.problems}, samples = {self.samples} and "
                        f"batch = {self.batch} must be >= 1")
+    self.sampling(1)
+
+  def sampling(self, max_tokens):
+    """SamplingConfig of the sampled answers; ValueError where a number is out of range."""
+    return SamplingConfig(temperature=self.temperature, top_p=self.top_p, top_k=0, min_tokens=0,
+                          max_tokens=max_tokens)
 
 
 def evaluate(generator, params, source, config, *, max_tokens, easy, medium, show=None):
@@ -51,8 +57,7 @@ def evaluate(generator, params, source, config, *, max_tokens, easy, medium, sho
   if len(source) < config.problems:
     raise ValueError(f"{config.problems} problems to evaluate on, the source has {len(source)}; "
                      "lower evaluate.problems")
-  sampled = SamplingConfig(temperature=config.temperature, top_p=config.top_p, top_k=0,
-                           min_tokens=0, max_tokens=max_tokens)
+  sampled = config.sampling(max_tokens)
   greedy = dataclasses.replace(sampled, temperature=0.0, top_p=1.0)
   answers, levels = collections.defaultdict(list), []
   for start in range(0, config.problems, config.batch):

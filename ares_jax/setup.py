@@ -161,6 +161,9 @@ class Run:
       ValueError: names the key, its value, the limit and the remedy.
     """
     config, devices = self.config, mesh.size("data")
+    if not (config.warmup.steps or config.adacs.steps or config.aepo.steps):
+      raise ValueError("warmup.steps, adacs.steps and aepo.steps are all 0: nothing is trained; "
+                       "set one above 0")
     sizes = {"evaluate.problems": ("test", config.evaluate.problems)}
     if config.warmup.steps:
       sizes["warmup.batch"] = ("lessons", 1)
@@ -175,6 +178,12 @@ class Run:
                          f"lower it or give more data")
     for name in sorted({name for name, _ in sizes.values()} - {"lessons"}):
       hosts.leader(functools.partial(self.data.check_truths, name))
+    parts = weights.table(self.model)
+    for stage in ("warmup", "adacs", "aepo"):
+      unknown = sorted(set(getattr(config, stage).frozen) - set(parts))
+      if unknown and getattr(config, stage).steps:
+        raise ValueError(f"config.{stage}.frozen names {', '.join(unknown)}, no part of the model; "
+                         f"its parts are {', '.join(parts)}")
     rows = {"warmup.microbatch": config.warmup.microbatch if config.warmup.steps else 0,
             "adacs.microbatch": config.adacs.microbatch if config.adacs.steps else 0,
             "aepo.prompts": config.aepo.prompts if config.aepo.steps else 0,

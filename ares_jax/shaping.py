@@ -59,9 +59,9 @@ class RewardConfig:
     if not 0 <= self.target_decay < 1 or min(self.target_scale) < 0:
       raise ValueError(f"target_decay = {self.target_decay} must be in [0, 1), target_scale = "
                        f"{self.target_scale} >= 0")
-    if min(self.var_floor, self.cap, self.alpha_rate) < 0:
-      raise ValueError(f"var_floor = {self.var_floor}, cap = {self.cap} and alpha_rate = "
-                       f"{self.alpha_rate} must be >= 0")
+    if min(self.var_floor, self.cap) < 0 or self.alpha_rate <= 0:
+      raise ValueError(f"var_floor = {self.var_floor} and cap = {self.cap} must be >= 0, "
+                       f"alpha_rate = {self.alpha_rate} > 0")
 
 
 def buckets(right_N, reward, *, group):
@@ -79,7 +79,7 @@ class Controllers:
   hwe_target: jax.Array  # float32 [3], EMA of HWE counts; NaN before a bucket's first batch
   multiplier: jax.Array  # float32 [3], lambda
   kappa: jax.Array  # float32 [3], KL coefficient
-  alpha: jax.Array  # float32 [3], strength of the release's reward
+  alpha: jax.Array  # float32 [3], strength of the release's reward; 0.5 with another kind
 
 
 @flax.struct.dataclass
@@ -146,8 +146,10 @@ def shape(entropy, reward, controllers, batch, words_V, *, group):
   new = controllers.replace(
     threshold=threshold,
     hwe_target=ops.track_target(controllers.hwe_target, mean_3, size_3, decay=reward.target_decay),
-    multiplier=multiplier_3,
-    alpha=ops.track_alpha(controllers.alpha, mean_3, size_3, target_3, rate=reward.alpha_rate))
+    multiplier=multiplier_3)
+  if reward.kind == "release":
+    new = new.replace(alpha=ops.track_alpha(controllers.alpha, mean_3, size_3, target_3,
+                                            rate=reward.alpha_rate))
 
   tokens_B = mask_BT.sum(1)
   tokens = jnp.maximum(tokens_B.sum(), 1)

@@ -74,7 +74,7 @@ def main():
   workdir = os.path.abspath(_WORKDIR.value or os.path.join("runs", name[0]))
   allow = tuple(_ALLOW_CHANGE.value)
   traced = _traced(config, workdir)
-  shard = _shard(_CURATE.value)
+  shard = _shard(_CURATE.value, config)
   if shard:
     workdir = pass_rates.shard_folder(workdir, shard)
   with joined(config.hosts), pulse.requests(), one_run(workdir), pulse.watch(
@@ -119,23 +119,27 @@ def _traced(config, workdir):
   return profiler.requested(os.path.join(workdir, "profile"), stage, *steps)
 
 
-def _shard(text):
-  """(number, shards) of "3/8", None of "all" or nothing."""
-  if text in ("", "all"):
+def _shard(text, config):
+  """(number, shards) of "3/8", None of "all" or nothing; refuses to curate for no stage 1."""
+  if not text:
+    return None
+  if not config.adacs.steps:
+    raise ValueError(f"adacs.steps = 0: without stage 1 nothing is curated; set it above 0, or "
+                     f"leave --curate={text} out")
+  if text == "all":
     return None
   number, _, shards = text.partition("/")
   if not (number.isdecimal() and shards.isdecimal()):
     raise UsageError(f"--curate={text} is neither all nor NUMBER/SHARDS, 0/8 to 7/8")
+  if config.warmup.steps:
+    raise ValueError(f"warmup.steps = {config.warmup.steps}: the probe of a shard is the model of "
+                     "model.path; set it to 0, or curate with all")
   return int(number), int(shards)
 
 
 def curate_shard(parts, folder, shard):
   """Lines of a shard (number, shards) of the problems of stage 1, in `folder`."""
   config = parts.config
-  if not config.adacs.steps or config.warmup.steps:
-    raise ValueError(f"adacs.steps = {config.adacs.steps}, warmup.steps = {config.warmup.steps}: "
-                     "shards are of a stage 1 whose probe is the model of model.path; set the "
-                     "first above 0 and the second to 0")
   params = parts.init_params() if config.curate.pass_rates == "probe" else None
   adacs.measure(params, parts.source("curated"), config.curate, generator=parts.generator,
                 path=os.path.join(folder, pass_rates.FILE), seed=config.seed, shard=shard,

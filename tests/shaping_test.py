@@ -88,15 +88,16 @@ def test_target_of_the_same_batch_is_dead_with_either_rule():
 def test_an_empty_bucket_keeps_its_controllers():
   controllers = FRESH.replace(hwe_target=jnp.float32([7, 1, 1]),
                               multiplier=jnp.float32([0.3, 0, 0]))
-  _, after, _ = shaped(CORRECT, ROWS, controllers)
+  _, after, _ = shaped(CORRECT, ROWS, controllers, kind="release")
   assert after.hwe_target[0] == 7 and after.multiplier[0] == np.float32(0.3)
   assert after.alpha[0] == 0.5
 
 
 def test_reward_kinds():
   controllers = FRESH.replace(hwe_target=jnp.float32([1, 1, 9]))
-  np.testing.assert_array_equal(shaped(CORRECT, ROWS, controllers, kind="accuracy")[0].reward,
-                                CORRECT)
+  plain, after, _ = shaped(CORRECT, ROWS, controllers, kind="accuracy")
+  np.testing.assert_array_equal(plain.reward, CORRECT)
+  np.testing.assert_array_equal(after.alpha, FRESH.alpha)
   release, after, metrics = shaped(CORRECT, ROWS, controllers, kind="release")
   # Hard and wrong, D below the margin: sig(0) cap = 0.5 * 0.5 * 1.2 for both rows.
   np.testing.assert_allclose(release.reward[:2], 0.3, rtol=1e-5)

@@ -53,8 +53,6 @@ class Slow:
       excess = mean - target[d]
       violation = (excess, abs(excess), -excess)[d]
       self.multiplier[d] = max(0.0, violation) / (max(variance, config.reward.var_floor) + 1e-6)
-      moved = self.alpha[d] + config.reward.alpha_rate * (excess, excess, -excess)[d]
-      self.alpha[d] = min(max(moved, 0.0), 2.0)
       self.target[d] = average(self.target[d], mean, config.reward.target_decay)
 
     self.reward = []

@@ -87,3 +87,13 @@ def test_a_replay_writes_no_records(tmp_path):
   assert process.returncode == 1 and "the name of a dumped batch is STAGE-STEP.npz" in (
     process.stderr)
   assert not [path.name for path in tmp_path.iterdir() if path.suffix == ".json"]
+
+
+def test_what_nothing_would_be_curated_for_is_refused():
+  for text, changes, words in (("all", {"adacs__steps": 0}, "adacs.steps = 0: without stage 1"),
+                               ("0/8", {"adacs__steps": 0}, "adacs.steps = 0: without stage 1"),
+                               ("0/8", {}, "warmup.steps = 2: the probe of a shard")):
+    with pytest.raises(ValueError, match=words):
+      train._shard(text, tiny.read(**changes))
+  assert train._shard("all", tiny.read()) is train._shard("", tiny.read(adacs__steps=0)) is None
+  assert train._shard("3/8", tiny.read(warmup__steps=0)) == (3, 8)

@@ -35,7 +35,9 @@ class VisionConfig:
   out: int  # width of the merged features: the text model's embed
 
   def __post_init__(self):
-    _positive(self, "depth", "hidden", "heads", "mlp", "patch", "temporal_patch", "merge", "out")
+    _positive(self, "depth", "hidden", "heads", "mlp", "patch", "merge", "out")
+    _require(self.temporal_patch == 2,
+             f"temporal_patch is {self.temporal_patch}; only 2 is implemented, that of Qwen2.5-VL")
     _require(self.hidden % (4 * self.heads) == 0,
              f"hidden {self.hidden} over heads {self.heads} is no multiple of 4: the 2-D rotary "
              "embedding needs head sizes 4, 8, 12 ...; change hidden or heads")
