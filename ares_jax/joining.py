@@ -153,8 +153,11 @@ def _connect(found, config):
 def _check_free(address):
   """Raises ValueError where somebody listens: two coordinators on a port would share its calls."""
   host, _, port = address.rpartition(":")
+  host = host.strip("[]")
   try:
-    with socket.create_server((host.strip("[]"), int(port))):
+    families = {found[0] for found in socket.getaddrinfo(host or None, int(port))}
+    only = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
+    with socket.create_server((host, int(port)), family=only):
       pass
   except OSError as error:
     raise ValueError(f"process 0 cannot listen at {address}: {error}; choose another port in "

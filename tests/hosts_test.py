@@ -48,6 +48,15 @@ def test_half_an_environment_is_refused(environ, message):
     joining.detect(environ)
 
 
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_an_address_of_ipv6_is_listened_at():
+  with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+    port = server.getsockname()[1]
+    with pytest.raises(ValueError, match=r"cannot listen at \[::1\]:\d+: .*in use"):
+      joining._check_free(f"[::1]:{port}")
+  joining._check_free(f"[::1]:{port}")
+
+
 def test_a_port_that_is_taken_is_refused(monkeypatch):
   with socket.create_server(("127.0.0.1", 0)) as server:
     address = f"127.0.0.1:{server.getsockname()[1]}"
