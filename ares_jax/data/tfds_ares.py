@@ -38,9 +38,7 @@ class Ares(tfds.core.GeneratorBasedBuilder):
       version: "1.0.0".
     """
     self._source, self.VERSION = source, tfds.core.Version(version)
-    # A field is a column if the first row has it; rows of one source have the same fields.
-    first = source[0]
-    self._fields = [field for field in (*_TEXTS, *_LISTS, _RATE) if first.get(field) is not None]
+    self._fields = _present(source[0])  # rows of one source have the same
     super().__init__(data_dir=folder, file_format="array_record")
 
   def _info(self):
@@ -58,10 +56,19 @@ class Ares(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self):
     for number in range(len(self._source)):
-      row = {_RATE: -1.0} | self._source[number]  # -1: not measured
-      # A missing field stops here, at its row, and not as an empty text in training.
+      row = self._source[number]
+      # A field more or less stops here, at its row: not left out, nor an empty text in training.
+      more = sorted(set(_present(row)) - set(self._fields))
+      if more:
+        raise ValueError(f"row {row['id']} has {', '.join(more)}, which the first row has not; "
+                         "give the first row these fields too, or take them out")
+      row = {_RATE: -1.0} | row  # -1: not measured
       yield number, {field: row[field] for field in self._fields} | {
         "images": [_encoded(image) for image in row["images"]]}
+
+
+def _present(row):
+  return [field for field in (*_TEXTS, *_LISTS, _RATE) if row.get(field) is not None]
 
 
 def _encoded(image):
