@@ -10,10 +10,14 @@ __version__ = "0.1.0"
 def __getattr__(name):
   # The ops are loaded at their first use: every `import ares_jax.x` runs this file, and grading and
   # data workers must not pay for jax, nor start a second TPU client.
-  import importlib
+  import importlib.util
 
-  if not name.startswith("__") or name == "__all__":
+  # Whoever imports another module by its name is asked for it here first.
+  other = name != "ops" and importlib.util.find_spec(f"{__name__}.{name}")
+  if name == "__all__" or not (name.startswith("__") or other):
     ops = importlib.import_module("ares_jax.ops")
+    if name == "ops":
+      return ops
     if name == "__all__":
       return [*ops.__all__, "__version__"]
     if name in ops.__all__:

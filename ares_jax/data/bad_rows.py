@@ -9,7 +9,7 @@ from ares_jax.data.bad_row import BadRow
 from ares_jax.data.pass_rates import candidates, column_passes
 from ares_jax.data.sources import Kept, Mixture
 from ares_jax.data.traces import trace_batch
-from ares_jax.pulse import beat  # the module by its name would load jax, see ares_jax/__init__.py
+from ares_jax.pulse import beat
 
 _CHUNK = 1024  # rows looked at together; what is kept of one is its number, id and truths
 
