@@ -53,7 +53,7 @@ def main():
   config, workdir = read_config(values), os.path.abspath(words.workdir)
   with joined(config.hosts), pulse.requests(), pulse.watch(
       os.path.join(workdir, hosts.own("stacks.txt")), config.stall_minutes), jax.set_mesh(
-      mesh.make_mesh(config.mesh.data, config.mesh.model)), (
+      mesh.make_mesh(config.mesh.data, config.mesh.model, slices=config.mesh.slice)), (
       open_run(config, workdir=workdir, check=False)) as parts:
     benchmark = choose(parts, words.benchmark, words.data)
     name, params = (words.model, parts.init_params()) if words.model else newest(parts, workdir)

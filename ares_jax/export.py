@@ -58,7 +58,8 @@ def export(workdir, out, stage=None):
                      "folder of a run of ares_jax.train")
   if os.path.exists(out):
     raise ValueError(f"{out} exists; export to a new folder")
-  config = read_config(ConfigDict(values))
+  # The run's devices do not matter here, and runs from before there were slices do not name them.
+  config = read_config(ConfigDict(values | {"mesh": dict(slice=1, data=-1, model=1)}))
   if stage is None:
     stage = latest_stage(workdir)
   model, tokenizer = model_and_tokenizer(config.model)

@@ -76,7 +76,7 @@ def sft_step(model, config, state, batch, base=None):
   tokens = jnp.maximum(batch["loss_mask"].sum(), 1).astype(jnp.float32)
 
   def loss_fn(params, part):
-    part = jax.tree.map(lambda x: mesh.shard(x, "data"), part)
+    part = jax.tree.map(lambda x: mesh.shard(x, mesh.ROWS), part)
     params = params | {name: jax.lax.stop_gradient(params[name]) for name in frozen}
     params = lora.join(base, params)
     features = qwen25_vl.vision_features(model, params, part["vision"])
@@ -90,8 +90,11 @@ def sft_step(model, config, state, batch, base=None):
     (loss, entropy), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, part)
     return jax.tree.map(jnp.add, carry, (grads, loss, entropy)), None
 
-  zeros = (jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0), jnp.float32(0))
-  (grads, loss, entropy), _ = jax.lax.scan(accumulate, zeros, split)
+  def total(split):
+    zeros = (jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0), jnp.float32(0))
+    return jax.lax.scan(accumulate, zeros, split)[0], {}
+
+  (grads, loss, entropy), _ = mesh.sum_of_slices(total, (1,))(split)
   rate = optimizer.learning_rate(config.optimizer, state.step, config.steps)
   tx = optimizer.of(config.optimizer, state.params, frozen=frozen)
   # Entropy is a function of all logits: where one is not finite, it is not.
@@ -162,8 +165,9 @@ def _work(batch, config, model, adapters):
 
 
 def to_device(batch):
-  """The arrays of a data.traces.TraceBatch on the current mesh, rows over "data"."""
-  arrays = mesh.put({"tokens": batch.tokens, "segment": batch.segment, "unit": batch.unit,
-                     "loss_mask": batch.loss_mask, "vision": VisionInput(**batch.vision)}, "data")
-  arrays["positions"] = mesh.put(batch.positions, None, "data")
+  """The arrays of a data.traces.TraceBatch on the current mesh, rows over mesh.ROWS."""
+  arrays = mesh.put({
+    "tokens": batch.tokens, "segment": batch.segment, "unit": batch.unit,
+    "loss_mask": batch.loss_mask, "vision": VisionInput(**batch.vision)}, mesh.ROWS)
+  arrays["positions"] = mesh.put(batch.positions, None, mesh.ROWS)
   return arrays

@@ -1,48 +1,65 @@
 """The device mesh, made once, and the few ways arrays get onto it.
 
-Two axes: "data" (rows of a batch, and FSDP shards of the weights) and "model" (tensor parallel).
-Every other room uses the mesh that `jax.set_mesh` made current.
+Three axes: "slice" (rows of a batch; slices of TPUs, joined by a data-centre network, each have all
+weights), "data" (rows, and FSDP shards of the weights) and "model" (tensor parallel). Every other
+room uses the mesh that `jax.set_mesh` made current.
 """
 
 import math
 
 import jax
 import numpy as np
+from jax._src import core  # which axes a vmap takes has no public name
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "model")
+AXES = ("slice", "data", "model")
+ROWS = ("slice", "data")  # what splits the rows of a batch
 
 
-def make_mesh(data, model, devices=None):
-  """Arranges all devices as a (data, model) mesh.
+def make_mesh(data, model, devices=None, *, slices=1):
+  """Arranges all devices as a (slices, data, model) mesh.
 
   Args:
-    data: devices on the data axis, >= 1; -1 = all that `model` leaves.
+    data: devices of a slice on the data axis, >= 1; -1 = all that `slices` and `model` leave.
     model: devices on the model axis, >= 1.
     devices: devices to use; None is `jax.devices()`.
+    slices: groups of devices with a copy of the weights each, >= 1: the slices of TPUs, which know
+      theirs; of other devices runs of equal length in the order of their processes.
 
   Raises:
-    ValueError: the product is not exactly the number of devices.
+    ValueError: the product is not exactly the number of devices, or TPUs have other slices.
   """
-  count = len(jax.devices() if devices is None else devices)
-  if model < 1 or (data < 1 and data != -1):
-    raise ValueError(f"mesh data={data} model={model}: sizes are >= 1; only data may be -1 (rest)")
+  devices = jax.devices() if devices is None else devices
+  count, sizes = len(devices), f"slice={slices} " if slices != 1 else ""
+  if min(slices, model) < 1 or (data < 1 and data != -1):
+    raise ValueError(f"mesh {sizes}data={data} model={model}: sizes are >= 1; only data may be -1 "
+                     "(rest)")
+  # Devices of one slice alone may not name it.
+  own = [getattr(device, "slice_index", 0) for device in devices]
+  if devices[0].platform == "tpu" and len(set(own)) != slices:
+    raise ValueError(f"mesh slice={slices}, but the {count} devices are of {len(set(own))} slices; "
+                     f"set config.mesh.slice={len(set(own))}")
   if data == -1:
-    if count % model:
-      raise ValueError(f"mesh model={model} does not divide {count} devices; change config.mesh")
-    data = count // model
+    if count % (slices * model):
+      raise ValueError(f"mesh {sizes}model={model} does not divide {count} devices; change "
+                       "config.mesh")
+    data = count // (slices * model)
   # jax.make_mesh((3,)) on 4 devices takes 3 of them and says nothing.
-  if data * model != count:
+  if slices * data * model != count:
     raise ValueError(
-      f"mesh data={data} x model={model} = {data * model}, but there are {count} devices; "
-      "change config.mesh (data=-1 takes all that is left)"
+      f"mesh {sizes and sizes + 'x '}data={data} x model={model} = {slices * data * model}, but "
+      f"there are {count} devices; change config.mesh (data=-1 takes all that is left)"
     )
+  if devices[0].platform == "tpu":
+    devices = [devices[place] for place in np.argsort(own, kind="stable")]
   # jax.make_mesh splits a slice's own axes on v5e alone: it refuses 16 x 4 on v6e:8x8.
-  arranged = mesh_utils.create_device_mesh(
-    (data, model), jax.devices() if devices is None else devices, allow_split_physical_axes=True)
+  arranged = np.stack([
+    mesh_utils.create_device_mesh((data, model), devices[start : start + data * model],
+                                  allow_split_physical_axes=True)
+    for start in range(0, count, data * model)])
   # Explicit axes need edits wherever arrays are gathered or scanned.
-  return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * 2)
+  return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def shard(x, *spec):
@@ -54,8 +71,48 @@ def shard(x, *spec):
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x
-  left = [None if axis in mesh.manual_axes else axis for axis in spec]
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(*left))
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*map(unmapped, spec)))
+
+
+def unmapped(axes):
+  """Those of `axes`, an entry of a spec, that nothing around has split already: no `jax.shard_map`,
+  no `sum_of_slices`."""
+  taken = {*jax.sharding.get_abstract_mesh().manual_axes, *core.get_axis_env().spmd_axis_names}
+  if not isinstance(axes, tuple):
+    return None if axes in taken else axes
+  return tuple(axis for axis in axes if axis not in taken) or None
+
+
+def sum_of_slices(function, axes):
+  """`function` on each slice's own rows, its results summed over the slices.
+
+  They meet once, however long `function` loops: a gradient that a loop sums microbatch by
+  microbatch would else cross the network between slices in each.
+
+  Args:
+    function: of arrays; returns (tree that is summed, tree of which the largest is taken).
+    axes: of each argument, which axis of its arrays are rows, split over ROWS.
+
+  Returns:
+    a function of the same arguments that returns the same.
+  """
+  slices = size("slice")
+  if slices == 1:
+    return function
+
+  def split(argument, axis):
+    return jax.tree.map(
+      lambda x: shard(x.reshape(*x.shape[:axis], slices, -1, *x.shape[axis + 1 :]),
+                      *[None] * axis, *ROWS), argument)
+
+  def of_all(*arguments):
+    # Not jax.shard_map: where two axes are left to it, XLA's partitioner dies of a gather inside.
+    summed, largest = jax.vmap(function, in_axes=axes, spmd_axis_name="slice")(
+      *map(split, arguments, axes))
+    return (jax.tree.map(lambda x: x.sum(0), summed),
+            jax.tree.map(lambda x: x.max(0), largest))
+
+  return of_all
 
 
 def sharding(*spec):
@@ -70,9 +127,10 @@ def sharding(*spec):
   return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def size(axis):
-  """Devices along `axis` of the current mesh."""
-  return sharding().mesh.shape[axis]
+def size(*axes):
+  """Devices along `axes` of the current mesh, all of them together; also while tracing."""
+  shape = jax.sharding.get_abstract_mesh().shape
+  return math.prod(shape[axis] for axis in axes)
 
 
 def put(tree, *spec):

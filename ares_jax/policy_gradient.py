@@ -98,7 +98,7 @@ def frozen_features(model, params, vision, *, minibatches):
   """
   prompts = len(vision.image)
   # As many at once as a minibatch has, or one a device where devices are more; all devices alike.
-  own = prompts // jax.sharding.get_abstract_mesh().shape["data"]
+  own = prompts // mesh.size(*mesh.ROWS)
   parts = next(count for count in range(min(minibatches, own), 0, -1) if own % count == 0)
   features = jax.lax.map(lambda part: _features(model, params, part), deal(vision, parts))
   features = features.swapaxes(0, 1).reshape(prompts, *features.shape[2:])
@@ -124,7 +124,7 @@ def old_logprobs(model, params, rows, images):
     def microbatch(index, logprob):
       return logprob.at[index].set(_score(model, params, _at(rows, index), features)[0])
 
-    zeros = mesh.shard(jnp.zeros(rows.tokens.shape), None, "data")
+    zeros = mesh.shard(jnp.zeros(rows.tokens.shape), None, mesh.ROWS)
     return _for_used(rows, microbatch, zeros)
 
   return jax.lax.map(minibatch, (rows, images))
@@ -166,7 +166,7 @@ def gradient(model, config, params, reference, rows, images, signal, old, base=N
   # dealt by length (rows.balance) and may hold twice the tokens of others: divided by its own, a
   # token of a short answer would weigh twice that of a long one.
   tokens = signal.length.sum() * (config.minibatch / len(signal.length))
-  total, length_B = tokens, jnp.maximum(signal.length, 1)
+  total, length_B, own = tokens, jnp.maximum(signal.length, 1), rows.response_mask.sum()
   if config.loss.average == "sequence":
     # Every sequence in the rows counts 1, spread over its tokens.
     total = (rows.response_mask / length_B[rows.sequence]).sum()
@@ -175,29 +175,36 @@ def gradient(model, config, params, reference, rows, images, signal, old, base=N
     logprob_RC, entropy_RC = _score(model, lora.join(base, params | trained), part, features)
     reference_RC = jax.lax.stop_gradient(_score(model, reference, part, reference_features)[0])
     return _loss(config, signal, part, logprob_RC, entropy_RC, reference_RC, old_RC,
-                 rows.response_mask.sum(), tokens, total, length_B)
+                 own, tokens, total, length_B)
 
-  def microbatch(index, carry):
-    (weight_grads, feature_grads), sums = carry
-    part, old_RC = _at(rows, index), None if old is None else old[index]
-    grads, new = jax.grad(loss_fn, (0,) if frozen_vision else (0, 1), has_aux=True)(
-      trained, features, part, old_RC)
-    weight_grads = jax.tree.map(jnp.add, weight_grads, grads[0])
-    if not frozen_vision:
-      feature_grads += grads[1]
-    largest = jnp.maximum(sums.pop("ratio_max"), new.pop("ratio_max"))
-    return (weight_grads, feature_grads), jax.tree.map(jnp.add, sums, new) | {"ratio_max": largest}
+  def accumulate(of_rows, old):
+    def microbatch(index, carry):
+      (weight_grads, feature_grads), sums, largest = carry
+      part, old_RC = _at(of_rows, index), None if old is None else old[index]
+      grads, new = jax.grad(loss_fn, (0,) if frozen_vision else (0, 1), has_aux=True)(
+        trained, features, part, old_RC)
+      weight_grads = jax.tree.map(jnp.add, weight_grads, grads[0])
+      if not frozen_vision:
+        feature_grads += grads[1]
+      largest = jnp.maximum(largest, new.pop("ratio_max"))
+      return (weight_grads, feature_grads), jax.tree.map(jnp.add, sums, new), largest
+
+    _, sums = jax.eval_shape(
+      lambda: loss_fn(trained, features, _at(of_rows, 0), None if old is None else old[0]))
+    sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
+    largest = sums.pop("ratio_max")
+    *grads_and_sums, largest = _for_used(rows, microbatch, (
+      ({name: zeros[name] for name in trained},
+       jnp.zeros(() if frozen_vision else features.shape)), sums, largest))
+    return grads_and_sums, largest
 
   zeros = jax.tree.map(lambda x, spec: mesh.shard(jnp.zeros_like(x), *spec), params,
                        lora.specs(model, base, params))
-  _, sums = jax.eval_shape(
-    lambda: loss_fn(trained, features, _at(rows, 0), None if old is None else old[0]))
-  (grads, feature_grads), sums = _for_used(rows, microbatch, (
-    ({name: zeros[name] for name in trained}, jnp.zeros(() if frozen_vision else features.shape)),
-    jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)))
+  ((grads, feature_grads), sums), largest = mesh.sum_of_slices(accumulate, (1, 1))(
+    rows.replace(used=None), old)
   if not frozen_vision:
     grads["vision"], = pull(feature_grads.astype(features.dtype))
-  return zeros | grads, sums
+  return zeros | grads, sums | {"ratio_max": largest}
 
 
 def _loss(config, signal, part, logprob_RC, entropy_RC, reference_RC, old_RC, own, tokens, total,
@@ -242,7 +249,7 @@ def _loss(config, signal, part, logprob_RC, entropy_RC, reference_RC, old_RC, ow
 
 
 def _features(model, params, vision):
-  return qwen25_vl.vision_features(model, params, jax.tree.map(lambda x: mesh.shard(x, "data"),
+  return qwen25_vl.vision_features(model, params, jax.tree.map(lambda x: mesh.shard(x, mesh.ROWS),
                                                                vision))
 
 
@@ -262,7 +269,7 @@ def _for_used(rows, body, start):
 
 def _at(rows, index):
   """One microbatch of a minibatch's rows."""
-  return jax.tree.map(lambda x: mesh.shard(x[index], "data"), rows.replace(used=None))
+  return jax.tree.map(lambda x: mesh.shard(x[index], mesh.ROWS), rows.replace(used=None))
 
 
 def _score(model, params, part, features):

@@ -65,11 +65,11 @@ def programs(config, model, end=(0,)):
   Raises:
     ValueError: sizes do not divide over the mesh, or keys and values do not fit engine.cache_gib.
   """
-  settings, devices = config.aepo, mesh.size("data")
+  settings, devices = config.aepo, mesh.size(*mesh.ROWS)
   for key, count in (("prompts", settings.prompts), ("microbatch", settings.microbatch)):
     if count % devices:
       raise ValueError(f"config.aepo.{key} = {count} does not divide over {devices} devices of the "
-                       "\"data\" axis; change it or config.mesh")
+                       "\"slice\" and \"data\" axes; change it or config.mesh")
   prompt_tokens, windows = config.prompt.max_tokens[-1], config.prompt.windows[-1]
   prompts, tokens = settings.prompts, settings.sampling.max_tokens
   try:
@@ -83,7 +83,7 @@ def programs(config, model, end=(0,)):
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, model.compute_dtype, sharding=sharding),
     whole, sampler.rollout_shardings(model, whole))
   # On one device of "data" rollouts read the base itself, where it is.
-  shared = device_bytes(base) if base is not None and devices == 1 else 0.0
+  shared = device_bytes(base) if base is not None and mesh.size("data") == 1 else 0.0
   vocabulary = _split(jax.ShapeDtypeStruct((model.vocab,), bool))
   asked, number = _prompts(model, held.read * devices, prompt_tokens, windows)
   read = _laid_out(model, jax.eval_shape(functools.partial(
@@ -148,9 +148,9 @@ def fine_tuning(config, model, stage):
     ints, mask = (jax.ShapeDtypeStruct((rows, max(settings.row_tokens)), dtype)
                   for dtype in (jnp.int32, bool))
     batch = _split(dict(tokens=ints, segment=ints, unit=ints, loss_mask=mask,
-                        vision=_vision(model, rows, settings.row_windows)), "data")
+                        vision=_vision(model, rows, settings.row_windows)), mesh.ROWS)
     batch["positions"] = _split(
-      jax.ShapeDtypeStruct((3, *ints.shape), jnp.int32), None, "data")
+      jax.ShapeDtypeStruct((3, *ints.shape), jnp.int32), None, mesh.ROWS)
     return sft_step.trace(
       model, settings, SftState(trained.step, trained.params, trained.opt_state), batch,
       base)
@@ -200,17 +200,17 @@ def _prompts(model, prompts, tokens, windows):
   ints, one = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((prompts, tokens), (prompts,)))
   positions = jax.ShapeDtypeStruct((3, prompts, tokens), jnp.int32)
   return _split(dict(tokens=ints, length=one, unit=ints, prompt_id=one,
-                     vision=_vision(model, prompts, windows)), "data") | {
-    "positions": _split(positions, None, "data")}, _split(one, "data")
+                     vision=_vision(model, prompts, windows)), mesh.ROWS) | {
+    "positions": _split(positions, None, mesh.ROWS)}, _split(one, mesh.ROWS)
 
 
 def _laid_out(model, shapes):
   """`slots.Prompts` or `slots.Slots` as they lie on the mesh."""
   cache = shapes.cache.replace(
-    length=_split(shapes.cache.length, "data"),
-    **{name: _split(getattr(shapes.cache, name), None, "data", None, slots.kv_axis(model))
+    length=_split(shapes.cache.length, mesh.ROWS),
+    **{name: _split(getattr(shapes.cache, name), None, mesh.ROWS, None, slots.kv_axis(model))
        for name in ("k", "v")})
-  fields = {field.name: _split(getattr(shapes, field.name), "data")
+  fields = {field.name: _split(getattr(shapes, field.name), mesh.ROWS)
             for field in dataclasses.fields(shapes) if field.name != "cache"}
   return type(shapes)(cache=cache, **fields)
 
@@ -248,9 +248,10 @@ def _rollout(model, config, prompt_tokens, windows):
       positions=array(jnp.int32, *of_row[:3], 3, of_row[3]), response_mask=array(bool, *of_row),
       sampler_logprob=array(jnp.float32, *of_row),
       **{name: array(jnp.int32, *of_row)
-         for name in ("tokens", "segment", "unit", "sequence", "place")}), None, None, "data"))
+         for name in ("tokens", "segment", "unit", "sequence", "place")}), None, None, mesh.ROWS))
   of_token = count, tokens
   return RolloutBatch(rows=rows, **_split(dict(
     tokens=array(jnp.int32, *of_token), response_mask=array(bool, *of_token),
     entropy=array(jnp.float32, *of_token), correct=array(jnp.float32, count),
-    formatted=array(jnp.float32, count), vision=_vision(model, config.prompts, windows)), "data"))
+    formatted=array(jnp.float32, count),
+    vision=_vision(model, config.prompts, windows)), mesh.ROWS))

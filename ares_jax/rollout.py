@@ -30,8 +30,8 @@ class RolloutBatch:
   rows: PackedRows
 
   def to_device(self):
-    """The batch on the current mesh, sequences and packed rows over "data"."""
-    return mesh.put(self.replace(rows=None), "data").replace(rows=self.rows.to_device())
+    """The batch on the current mesh, sequences and packed rows over mesh.ROWS."""
+    return mesh.put(self.replace(rows=None), mesh.ROWS).replace(rows=self.rows.to_device())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Generator:
     `finished` takes (row, tokens) of responses while others are decoded, see `sampler.sample`.
     """
     prompts_P = len(prompts.length)
-    pad = -prompts_P % mesh.size("data")
+    pad = -prompts_P % mesh.size(*mesh.ROWS)
     rows = np.arange(prompts_P + pad) % prompts_P
     arrays = {
       "tokens": prompts.tokens[rows],

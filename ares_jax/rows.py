@@ -32,8 +32,8 @@ class PackedRows:
   sampler_logprob: jax.Array  # float32 [N, K, R, C]: 0 outside the response
 
   def to_device(self):
-    """The rows of every microbatch over "data"."""
-    rows = mesh.put(self.replace(used=None), None, None, "data")
+    """The rows of every microbatch over mesh.ROWS."""
+    rows = mesh.put(self.replace(used=None), None, None, mesh.ROWS)
     return rows.replace(used=mesh.put(self.used))
 
 

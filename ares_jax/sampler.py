@@ -100,7 +100,7 @@ def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, e
     params: weights, as they are trained.
     prompts: dict of numpy arrays: tokens int32 [P, Tp], length int32 [P], positions int32
       [3, P, Tp], unit int32 [P, Tp], prompt_id int32 [P], vision VisionInput; P divides over
-      "data". They go to the devices as they are read.
+      mesh.ROWS. They go to the devices as they are read.
     key: typed PRNG key.
     allowed_V: bool, tokens that may be drawn. Statistics are of the policy, over all of V.
     group: G.
@@ -114,7 +114,7 @@ def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, e
     working: makes a context that is open while devices decode.
 
   Returns:
-    Samples, B split over "data".
+    Samples, B split over mesh.ROWS.
 
   Raises:
     ValueError: no mesh is current, or keys and values do not fit into engine.cache_gib.
@@ -122,7 +122,7 @@ def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, e
     Whatever `finished` raises.
   """
   prompts_P, prompt_tokens = prompts["tokens"].shape
-  rows, tokens, devices = prompts_P * group, sampling.max_tokens, mesh.size("data")
+  rows, tokens, devices = prompts_P * group, sampling.max_tokens, mesh.size(*mesh.ROWS)
   sizes = plan(model, engine, prompts=prompts_P, prompt_tokens=prompt_tokens, group=group,
                tokens=tokens)
   params = rollout_weights(model, params)
@@ -217,7 +217,7 @@ def plan(model, engine, *, prompts, prompt_tokens, group, tokens):
   Raises:
     ValueError: they do not fit; names the largest engine.slots that does.
   """
-  devices = mesh.size("data")
+  devices = mesh.size(*mesh.ROWS)
   split = mesh.size("model") if model.kv_heads % mesh.size("model") == 0 else 1
   width = jnp.dtype(model.compute_dtype).itemsize
   token = 2 * model.layers * model.kv_heads * model.head_dim * width / split
@@ -294,11 +294,11 @@ def _arrays(prompts, prompt, place):
   """Arguments of `slots.read` on the devices: their next prompts, and where they go."""
   devices, most = len(prompt), len(prompts["length"]) // len(prompt)
   row = (np.arange(devices)[:, None] * most + np.minimum(prompt, most - 1)).ravel()
-  positions = mesh.put(prompts["positions"][:, row], None, "data")
+  positions = mesh.put(prompts["positions"][:, row], None, mesh.ROWS)
   arrays = {name: jax.tree.map(lambda x: x[row], array) for name, array in prompts.items()
             if name != "positions"}
-  return mesh.put(arrays, "data") | {"positions": positions}, *mesh.put(
-    (prompt.ravel(), place.ravel()), "data")
+  return mesh.put(arrays, mesh.ROWS) | {"positions": positions}, *mesh.put(
+    (prompt.ravel(), place.ravel()), mesh.ROWS)
 
 
 def _live(tokens, most):

@@ -33,8 +33,14 @@ from ares_jax.tracking import WandbConfig
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  data: int  # devices on the "data" axis; -1 = all that `model` leaves
+  slice: int  # TPU slices that a data-centre network joins; whole weights in each
+  data: int  # devices of a slice on the "data" axis; -1 = all that `model` leaves
   model: int  # devices on the "model" axis
+
+  def __post_init__(self):
+    if min(self.slice, self.model) < 1 or self.data < 1 and self.data != -1:
+      raise ValueError(f"slice = {self.slice} and model = {self.model} must be >= 1, data = "
+                       f"{self.data} >= 1 or -1 (all that is left)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +166,7 @@ class Run:
     Raises:
       ValueError: names the key, its value, the limit and the remedy.
     """
-    config, devices = self.config, mesh.size("data")
+    config, devices = self.config, mesh.size(*mesh.ROWS)
     if not (config.warmup.steps or config.adacs.steps or config.aepo.steps):
       raise ValueError("warmup.steps, adacs.steps and aepo.steps are all 0: nothing is trained; "
                        "set one above 0")
@@ -194,7 +200,7 @@ class Run:
     for key, count in rows.items():
       if count % devices:
         raise ValueError(f"config.{key} = {count} does not divide over {devices} devices of the "
-                         "\"data\" axis; change it or config.mesh")
+                         "\"slice\" and \"data\" axes; change it or config.mesh")
     shared = {"warmup.batch": config.warmup.batch if config.warmup.steps else 0,
               "adacs.batch": config.adacs.batch if config.adacs.steps else 0,
               "aepo.prompts": config.aepo.prompts if config.aepo.steps else 0}
@@ -206,7 +212,7 @@ class Run:
 
   def _check_cache(self):
     """The largest prompts of every stage that samples must fit beside its answers."""
-    config, devices = self.config, mesh.size("data")
+    config, devices = self.config, mesh.size(*mesh.ROWS)
     batches = {"evaluate.batch": (config.evaluate.batch, config.evaluate.samples)}
     if config.adacs.steps and config.curate.pass_rates == "probe":
       batches["curate.batch"] = config.curate.batch, config.curate.samples

@@ -1,8 +1,9 @@
 """Continuous batching on the device: slots that decode rows and take the next one when one ends.
 
 P prompts, C places for prompts that have been read, R prompts a read, G group, B = P*G rows (row
-b = p*G + g), S slots, T response tokens, V vocabulary, D embed. All are split over the mesh's
-"data" axis: a device's slots answer its own prompts. Sizes in this file are those of one device.
+b = p*G + g), S slots, T response tokens, V vocabulary, D embed. All are split over the mesh's ROWS,
+"slice" and "data": a device's slots answer its own prompts. Sizes in this file are those of one
+device.
 """
 
 import functools
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ares_jax import branching as branching_lib
-from ares_jax.mesh import shard
+from ares_jax.mesh import ROWS, shard, size
 from ares_jax.models import qwen25_vl
 from ares_jax.models.decoder import KVCache
 from ares_jax.ops.sampling import next_token
@@ -51,7 +52,7 @@ class Slots:
   given: jax.Array  # int32 [S]: the first of them, that other slots took
 
 
-_ROWS, _CACHE = PartitionSpec("data"), PartitionSpec(None, "data")
+_ROWS, _CACHE = PartitionSpec(ROWS), PartitionSpec(None, ROWS)
 _CACHES = KVCache(k=_CACHE, v=_CACHE, length=_ROWS)
 _PROMPTS = Prompts(_CACHES, *[_ROWS] * 4)
 _SLOTS = Slots(_ROWS, _ROWS, _CACHES, *[_ROWS] * 9)
@@ -60,8 +61,8 @@ _SLOTS = Slots(_ROWS, _ROWS, _CACHES, *[_ROWS] * 9)
 @functools.partial(jax.jit, static_argnames=("model", "prompts", "places", "tokens"))
 def nothing_read(model, *, prompts, places, tokens):
   """Prompts of the whole mesh, none of them read: `places` of `tokens` each for `prompts`."""
-  devices = jax.sharding.get_abstract_mesh().shape["data"]
-  split = functools.partial(jax.tree.map, lambda x: shard(x, "data"))
+  devices = size(*ROWS)
+  split = functools.partial(jax.tree.map, lambda x: shard(x, ROWS))
   return Prompts(cache=_laid_out(model, qwen25_vl.empty_cache(model, places, tokens)), **split(dict(
     hidden=jnp.zeros((places, model.embed), model.compute_dtype),
     position=jnp.zeros(places, jnp.int32), prompt_id=jnp.zeros(places, jnp.int32),
@@ -88,9 +89,9 @@ def read(model, params, read_before, prompts, prompt_R, place_R):
   hidden, cache = qwen25_vl.prefill(model, params, embeds, prompts["positions"], prompts["length"])
   # M-RoPE counts on from the largest prompt position on all three axes.
   position = prompts["positions"].max((0, 2)) + 1
-  new = (_laid_out(model, cache), shard(hidden, "data"), position, prompts["prompt_id"])
+  new = (_laid_out(model, cache), shard(hidden, ROWS), position, prompts["prompt_id"])
   return jax.shard_map(
-    _keep, axis_names={"data"}, check_vma=False,
+    _keep, axis_names=set(ROWS), check_vma=False,
     in_specs=(_PROMPTS, (_CACHES, _ROWS, _ROWS, _ROWS), _ROWS, _ROWS),
     out_specs=_PROMPTS)(read_before, new, prompt_R, place_R)
 
@@ -110,8 +111,8 @@ def _keep(read_before, new, prompt_R, place_R):
 
 
 def _laid_out(model, cache):
-  k, v = (shard(x, None, "data", None, kv_axis(model)) for x in (cache.k, cache.v))
-  return KVCache(k, v, shard(cache.length, "data"))
+  k, v = (shard(x, None, ROWS, None, kv_axis(model)) for x in (cache.k, cache.v))
+  return KVCache(k, v, shard(cache.length, ROWS))
 
 
 def kv_axis(model):
@@ -127,8 +128,8 @@ def idle(model, *, rows, slots, tokens, group, branches):
 
   All rows are waiting, but the last `branches` of a group of G, which may fork off the others.
   """
-  devices = jax.sharding.get_abstract_mesh().shape["data"]
-  split = functools.partial(jax.tree.map, lambda x: shard(x, "data"))
+  devices = size(*ROWS)
+  split = functools.partial(jax.tree.map, lambda x: shard(x, ROWS))
   return Slots(
     cache=_laid_out(model, qwen25_vl.empty_cache(model, slots, tokens)),
     **split(dict(row=jnp.full(slots, rows // devices),
@@ -167,7 +168,7 @@ def decode(model, params, prompts, slots, key, allowed_V, branching, *, group, s
   one_device = functools.partial(_decode, model, group=group, sampling=sampling, end=end,
                                  steps=steps, live=live)
   slots, ended_B, longest = jax.shard_map(
-    one_device, axis_names={"data"}, check_vma=False,
+    one_device, axis_names=set(ROWS), check_vma=False,
     in_specs=(PartitionSpec(), _PROMPTS, _SLOTS, *[PartitionSpec()] * 3),
     out_specs=(_SLOTS, _ROWS, _ROWS))(params, prompts, slots, key, allowed_V, branching)
   return slots, shard(ended_B), shard(longest)  # whole, for every host to read
@@ -180,7 +181,10 @@ def _decode(model, params, prompts, slots, key, allowed_V, branching, *, group, 
   unembedding = qwen25_vl.unembedding(model, params).astype(slots.hidden.dtype)
 
   def busy(slots):
-    # The largest over "data": devices whose loops differ would wait for each other in collectives.
+    # Devices whose loops differ would wait for each other in collectives: the largest over "data".
+    # Slices would ask each other at every token, over their network; they finish the chunk instead.
+    if size("slice") > 1:
+      return jnp.int32(1)
     here = jnp.any(_ready(slots, prompts, group)) | jnp.any(slots.row < rows)
     return jax.lax.pmax(here.astype(jnp.int32), "data")
 

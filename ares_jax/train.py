@@ -85,7 +85,8 @@ def main():
     records = {"config.json": json.loads(values.to_json_best_effort())}
     if not _CHECK.value:  # which may try other numbers
       hosts.leader(lambda: run_folder.check(workdir, records, allow))
-    with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model)), \
+    with jax.set_mesh(
+        mesh.make_mesh(config.mesh.data, config.mesh.model, slices=config.mesh.slice)), \
         open_run(config, workdir=workdir, check=not shard) as parts:
       if _CHECK.value:
         checked = check.check(config, parts.model, parts.generator.end, _note)

@@ -26,7 +26,7 @@ def get_config(algorithm="aepo"):
   c.stall_minutes = 60.0  # without a finished step: the run counts as hung
   # Of several processes: s until all are there; s without a sign of one until the others end.
   c.hosts = dict(join=300.0, heartbeat=30.0)
-  c.mesh = dict(data=-1, model=1)
+  c.mesh = dict(slice=1, data=-1, model=1)
 
   c.model = dict(path="Qwen2.5-VL-7B-Instruct", sizes=None, compute_dtype="bfloat16",
                  remat="block", unroll=1,

@@ -21,7 +21,7 @@ def get_config(algorithm="aepo"):
   c.stall_minutes = 20.0  # without a finished step: the run counts as hung
   # Of several processes: s until all are there; s without a sign of one until the others end.
   c.hosts = dict(join=300.0, heartbeat=30.0)
-  c.mesh = dict(data=-1, model=1)
+  c.mesh = dict(slice=1, data=-1, model=1)
 
   c.model = ConfigDict(dict(path="", compute_dtype="float32", remat="none", unroll=3))
   # Rank 0 trains all weights; from nothing, adapters of random weights would learn little.

@@ -33,22 +33,23 @@ class Prepared:
       right = np.float32([1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 1, 0, 1, 0])
       self.rollout = dataclasses.replace(self.rollout, correct=right)
 
-  def step(self, config=None, reference=None, step=aepo.aepo_step, devices=1, **changes):
+  def step(self, config=None, reference=None, step=aepo.aepo_step, devices=1, slices=1, **changes):
     """A step from the first weights; `changes` are of the rollout."""
     config, model = config or self.config.aepo, self.run.model
+    layout = mesh_of(devices, slices)
     # Copies: the step is given the state's memory.
     params, reference = (
-      jax.device_put(jax.tree.map(jnp.copy, tree), weights.shardings(model, mesh_of(devices)))
+      jax.device_put(jax.tree.map(jnp.copy, tree), weights.shardings(model, layout))
       for tree in (self.params, reference or self.params))
-    with jax.set_mesh(mesh_of(devices)):
+    with jax.set_mesh(layout):
       batch, _ = aepo._packed(dataclasses.replace(self.rollout, **changes), config,
                               self.run.generator.encoder)
       return step(model, config, aepo.init_state(config, params), reference, batch,
                   mesh.put(self.run.words))
 
 
-def mesh_of(devices):
-  return mesh.make_mesh(-1, 1, devices=jax.devices()[:devices])
+def mesh_of(devices, slices=1):
+  return mesh.make_mesh(-1, 1, devices=jax.devices()[:devices], slices=slices)
 
 
 @pytest.fixture(scope="module")
@@ -174,15 +175,16 @@ def test_sequence_average_weighs_responses_not_tokens(prepared, whole):
   assert abs(by_token) > 1e-3
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-def test_several_devices_give_the_same_step(prepared, whole, devices):
+@pytest.mark.parametrize("devices, slices", [(2, 1), (4, 1), (4, 2)])
+def test_several_devices_give_the_same_step(prepared, whole, devices, slices):
   config, *one = whole
-  state, metrics = prepared.step(config, reference=far(prepared), devices=devices)
+  state, metrics = prepared.step(config, reference=far(prepared), devices=devices, slices=slices)
   assert_same(one, (state, metrics))
   # The state stays where it was: a drifting layout would compile the second step anew.
-  with jax.set_mesh(mesh_of(devices)):
+  layout = mesh_of(devices, slices)
+  with jax.set_mesh(layout):
     before = aepo.init_state(config, jax.device_put(
-      prepared.params, weights.shardings(prepared.run.model, mesh_of(devices))))
+      prepared.params, weights.shardings(prepared.run.model, layout)))
   for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(state),
                               strict=True):
     assert new.sharding.is_equivalent_to(old.sharding, old.ndim), jax.tree_util.keystr(path)

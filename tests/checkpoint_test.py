@@ -55,18 +55,23 @@ def assert_same(a, b):
     np.testing.assert_array_equal(x, y)
 
 
-def test_restores_bit_for_bit_onto_another_mesh(tmp_path):
-  state = make_state(mesh_lib.make_mesh(4, 1))
+@pytest.mark.parametrize("before, after", [((1, 4, 1), (1, 2, 2)), ((2, 2, 1), (1, 2, 2)),
+                                           ((1, 4, 1), (2, 1, 2))])
+def test_restores_bit_for_bit_onto_another_mesh(tmp_path, before, after):
+  def state_on(slices, *sizes, **how):
+    return make_state(mesh_lib.make_mesh(*sizes, slices=slices), **how)
+
+  state = state_on(*before)
   with checkpoint.Checkpoints(str(tmp_path), keep=2) as saved:
     saved.save(7, state, {"data": {"next": 3}})
-  target = checkpoint.abstract_like(make_state(mesh_lib.make_mesh(2, 2), offset=5.0))
+  target = checkpoint.abstract_like(state_on(*after, offset=5.0))
   with checkpoint.Checkpoints(str(tmp_path), keep=2) as saved:
     step, restored, extra = saved.restore(target)
   assert step == 7 and extra == {"data": {"next": 3}}
   assert_same(restored, state)
   for wanted, leaf in zip(jax.tree.leaves(target), jax.tree.leaves(restored), strict=True):
     assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
-  assert restored.params["w"].sharding.mesh.shape["model"] == 2
+  assert restored.params["w"].sharding.mesh.devices.shape == after
   # The keys continue the same random numbers.
   np.testing.assert_array_equal(
     jax.random.uniform(restored.key, (3,)), jax.random.uniform(state.key, (3,))

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import types
 
 import jax
@@ -20,8 +21,8 @@ from ares_jax.models.vision import VisionInput
 class Prepared:
   """Packed lessons and one supervised step on them."""
 
-  def __init__(self, devices=1):
-    self.mesh = mesh.make_mesh(-1, 1, devices=jax.devices()[:devices])
+  def __init__(self, devices=1, slices=1):
+    self.mesh = mesh.make_mesh(-1, 1, devices=jax.devices()[:devices], slices=slices)
     config = tiny.read()
     with jax.set_mesh(self.mesh), setup.open_run(config) as run:
       self.run, self.config = run, config.warmup
@@ -110,13 +111,41 @@ def test_frozen_parts_stay(prepared):
   assert (state.params["embed"] != prepared.params["embed"]).any()
 
 
-def test_one_device_and_four_give_the_same_first_step(stepped):
-  four = Prepared(devices=4)
-  _, metrics = four.step()
+@pytest.mark.parametrize("slices", [1, 2])
+def test_one_device_and_four_give_the_same_first_step(stepped, slices):
+  traced = []
+
+  def step(model, config, *arrays):
+    traced.append(fine_tuning.sft_step.trace(model, config, *arrays))
+    traced.append(traced[0].lower().compile())
+    return traced[1](*arrays)
+
+  _, metrics = Prepared(devices=4, slices=slices).step(step=step)
   for name, value in stepped[1].items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
   # The logits of each device's own tokens: the form that TPU kernels and a split vocabulary need.
-  assert "shard_map" in str(four.step(step=fine_tuning.sft_step.trace).jaxpr)
+  assert "shard_map" in str(traced[0].jaxpr)
+  meetings = between(traced[1].as_text())
+  inside = [line for line in meetings if "while/body" in line]
+  # Of slices none is in the loop over microbatches.
+  assert meetings and bool(inside) == (slices == 1)
+
+
+def between(text):
+  """Lines of a program of 4 devices in which the first two meet the others."""
+  found = []
+  for line in text.splitlines():
+    lists = re.search(r"(?:replica_groups|source_target_pairs)=(\{\{.*?\}\})", line)
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+    groups = re.findall(r"[\d,]*\d", lists[1]) if lists else ()
+    groups = [[int(device) for device in group.split(",")] for group in groups]
+    if iota:
+      shape, whole, order = ([int(size) for size in part.split(",")] if part else None
+                             for part in iota.groups())
+      groups = np.arange(4).reshape(whole).transpose(order).reshape(shape).tolist()
+    if any(min(group) < 2 <= max(group) for group in groups):
+      found.append(line)
+  return found
 
 
 def test_weights_that_are_not_finite_are_named_from_a_dumped_batch(prepared, tmp_path):

@@ -78,7 +78,7 @@ def test_bytes_of_a_program_for_chips_are_those_by_hand(topology):
 def test_a_mesh_may_split_the_axes_of_a_slice(topology):
   _, devices = chips.describe(topology)
   made = mesh.make_mesh(16, 4, devices)
-  assert made.devices.shape == (16, 4) and set(made.devices.flat) == set(devices)
+  assert made.devices.shape == (1, 16, 4) and set(made.devices.flat) == set(devices)
 
 
 @pytest.mark.parametrize("topology, message", [

@@ -107,7 +107,11 @@ def test_a_workdir_belongs_to_one_config_but_for_how_it_runs(tmp_path):
   keep(tmp_path, threads=3, aepo__loop__save_every=7, engine__slots=3)
   with pytest.raises(ValueError, match="made with another config .*: aepo.kl.dynamic, seed differ"):
     keep(tmp_path, seed=1, aepo__kl__dynamic=False)
-  assert json.loads((tmp_path / "config.json").read_text())["threads"] == 3
+  kept = json.loads((tmp_path / "config.json").read_text())
+  assert kept["threads"] == 3
+  del kept["mesh"]["slice"]  # as of a run from before there were any
+  (tmp_path / "config.json").write_text(json.dumps(kept))
+  keep(tmp_path, mesh__slice=2)
   with pytest.raises(ValueError, match="files: aepo.kl.dynamic differ; .*=aepo.kl.dynamic$"):
     keep(tmp_path, seed=1, aepo__kl__dynamic=False, allow=("seed",))
   keep(tmp_path, seed=1, allow=("seed",))

@@ -119,10 +119,11 @@ def test_a_sample_depends_on_key_prompt_and_number_alone(run):
   assert (whole.tokens[0] != whole.tokens[1]).any()
 
 
-@pytest.mark.parametrize("data, model, places, engine", [
-  (1, 1, 1, EngineConfig(slots=3, read=1, chunk=5, cache_gib=1.0)),
-  (2, 2, 0, EngineConfig(slots=4, read=2, chunk=16, cache_gib=1.0))])
-def test_slots_places_chunks_and_devices_change_no_answer(run, data, model, places, engine,
+@pytest.mark.parametrize("slices, data, model, places, engine", [
+  (1, 1, 1, 1, EngineConfig(slots=3, read=1, chunk=5, cache_gib=1.0)),
+  (1, 2, 2, 0, EngineConfig(slots=4, read=2, chunk=16, cache_gib=1.0)),
+  (2, 1, 2, 0, EngineConfig(slots=4, read=2, chunk=16, cache_gib=1.0))])
+def test_slots_places_chunks_and_devices_change_no_answer(run, slices, data, model, places, engine,
                                                           monkeypatch):
   want = sample(run, run[2], group=3)
   # Two places for four prompts, and one on each of two devices: they are used again.
@@ -132,7 +133,8 @@ def test_slots_places_chunks_and_devices_change_no_answer(run, data, model, plac
   parts, params, prompts = run
   read = mock.Mock(wraps=slots.read)
   monkeypatch.setattr(slots, "read", read)
-  with jax.set_mesh(mesh.make_mesh(data, model, jax.devices()[:data * model])):
+  devices = jax.devices()[:slices * data * model]
+  with jax.set_mesh(mesh.make_mesh(data, model, devices, slices=slices)):
     params = jax.tree.map(np.asarray, params)
     got = sample((parts, params, None), prompts, group=3, engine=engine)
   assert read.call_count == 4 // engine.read

@@ -23,6 +23,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from ares_jax.mesh import ROWS, size, unmapped
 from ares_jax.models.layers import MASKED
 
 # Below, the scores of a row are small, and so is what a kernel saves.
@@ -45,9 +46,8 @@ def attention(
 
   The one place where attention over whole sequences is computed. A kernel is used where the very
   same `segment_BT` stands for queries and keys, a row has `KERNEL_TOKENS` or more, and the arrays
-  of one device are known: on a single device, or under a mesh, whose "data" axis then splits the
-  rows where it divides them, and whose "model" axis the heads where it divides them, else the
-  queries.
+  of one device are known: on a single device, or under a mesh, whose ROWS then split the rows where
+  they divide them, and whose "model" axis the heads where it divides them, else the queries.
 
   Args:
     q_BTNH: queries; query heads n share kv head n // (N / K).
@@ -66,7 +66,9 @@ def attention(
     return _dense(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BS, causal=causal)
   if mesh.empty:
     return _on_device(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal=causal)
-  rows_axis = "data" if q_BTNH.shape[0] % mesh.shape["data"] == 0 else None
+  rows_axis = unmapped(ROWS)
+  if q_BTNH.shape[0] % size(*rows_axis or ()):
+    rows_axis = None
   over = _over_tokens if q_BTNH.shape[2] % mesh.shape["model"] else _over_heads
   return over(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal=causal, rows_axis=rows_axis,
               parts=mesh.shape["model"])

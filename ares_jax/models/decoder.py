@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ares_jax.mesh import shard
+from ares_jax.mesh import ROWS, shard
 from ares_jax.models.attention import attention
 from ares_jax.models.config import ModelConfig
 from ares_jax.models.layers import (
@@ -49,7 +49,7 @@ def hidden(config: ModelConfig, params: Params, embeds_BTD, positions_3BT, segme
     [B, T, D] in the compute dtype; meaningless on padding.
   """
   x, _ = _blocks(config, params, embeds_BTD, positions_3BT, segment_BT, keep_kv=False)
-  return shard(rms_norm(x, params["final_norm"], config.norm_eps), "data")
+  return shard(rms_norm(x, params["final_norm"], config.norm_eps), ROWS)
 
 
 def prefill(config: ModelConfig, params: Params, embeds_PTD, positions_3PT,
@@ -162,7 +162,7 @@ def _split_tokens(x_BTD):
   """
   mesh = jax.sharding.get_abstract_mesh()
   parts = 1 if mesh.empty else mesh.shape["model"]
-  return shard(x_BTD, "data", "model" if x_BTD.shape[1] % parts == 0 else None)
+  return shard(x_BTD, ROWS, "model" if x_BTD.shape[1] % parts == 0 else None)
 
 
 def _mrope(config: ModelConfig, positions_3BT):

@@ -18,7 +18,7 @@ B rows, T tokens, U image units of a row, D embed, V vocabulary.
 import jax
 import jax.numpy as jnp
 
-from ares_jax.mesh import AXES, shard
+from ares_jax.mesh import ROWS, shard, unmapped
 from ares_jax.models.config import ModelConfig
 from ares_jax.models.decoder import KVCache, decode_step, empty_cache, hidden, prefill
 from ares_jax.models.vision import VisionInput, vision_features
@@ -44,16 +44,22 @@ def embed(config: ModelConfig, params: Params, tokens_BT, unit_BT, features) -> 
     [B, T, D] in the compute dtype.
   """
   dtype = jnp.dtype(config.compute_dtype)
-  embeds_BTD = params["embed"][tokens_BT].astype(dtype)
+  table_VD = params["embed"]
+  if unmapped(ROWS) == ("data",):
+    # Of a slice's own rows: left alone, XLA fetches the table from other slices for each lookup.
+    table_VD = shard(table_VD, None, "data")
+    embeds_BTD = shard(table_VD[tokens_BT], None, None, "data").astype(dtype)
+  else:
+    embeds_BTD = table_VD[tokens_BT].astype(dtype)
   if features is None:
-    return shard(embeds_BTD, "data")
+    return shard(embeds_BTD, ROWS)
   index_BT = jnp.maximum(unit_BT, 0)
   features = features.astype(dtype)
   if features.ndim == 2:
     image_BTD = features[index_BT]
   else:
     image_BTD = jnp.take_along_axis(features, index_BT[:, :, None], axis=1)
-  return shard(jnp.where(unit_BT[:, :, None] >= 0, image_BTD, embeds_BTD), "data")
+  return shard(jnp.where(unit_BT[:, :, None] >= 0, image_BTD, embeds_BTD), ROWS)
 
 
 def score(config: ModelConfig, params: Params, features, *, tokens, unit, positions, segment,
@@ -78,7 +84,8 @@ def score(config: ModelConfig, params: Params, features, *, tokens, unit, positi
   hidden_BTD = hidden(config, params, embeds_BTD, jnp.moveaxis(positions, 1, 0), segment)
   both = logprob_and_entropy(
     hidden_BTD[:, :-1].reshape(-1, hidden_BTD.shape[-1]), unembedding(config, params),
-    tokens[:, 1:].reshape(-1), None if wanted is None else wanted[:, 1:].reshape(-1), axes=AXES)
+    tokens[:, 1:].reshape(-1), None if wanted is None else wanted[:, 1:].reshape(-1),
+    axes=(unmapped(ROWS), "model"))
   return tuple(jnp.pad(x.reshape(len(tokens), -1), ((0, 0), (1, 0))) for x in both)
 
 

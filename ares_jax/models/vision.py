@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ares_jax.mesh import shard
+from ares_jax.mesh import ROWS, shard
 from ares_jax.models.attention import attention
 from ares_jax.models.config import ModelConfig, VisionConfig
 from ares_jax.models.layers import (
@@ -66,7 +66,7 @@ def vision_features(config: ModelConfig, params: Params, vision: VisionInput) ->
 
   def block(x, layer):
     block_weights, is_full = layer
-    x = shard(x, "data")
+    x = shard(x, ROWS)
     normed = rms_norm(x, block_weights["attention_norm"], NORM_EPS)
     q, k, v = jnp.moveaxis(project(normed, block_weights["qkv"], block_weights["qkv_bias"]), 3, 0)
     q, k = rotate(q, cos_sin), rotate(k, cos_sin)

@@ -1,9 +1,9 @@
 """The weight table: shape, sharding and initialisation of every tensor, in one place.
 
 Parameters are a nested dict of arrays with the keys of `table`. Weights of all blocks are stacked
-on a leading axis for `lax.scan`. Mesh axes: "data" (batch and fully sharded weights), "model"
-(tensor parallel). "heads" in a spec is "model" where that divides the heads; where it does not,
-attention splits a row's tokens over it (attention.py), and "model" joins "data".
+on a leading axis for `lax.scan`. Mesh axes: "data" (fully sharded weights), "model" (tensor
+parallel); every slice has all of them. "heads" in a spec is "model" where that divides the heads;
+where it does not, attention splits a row's tokens over it (attention.py), and "model" joins "data".
 L layers, V vocabulary, D embed, N query heads, K kv heads, H head size, F mlp.
 """
 

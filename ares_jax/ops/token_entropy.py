@@ -87,7 +87,8 @@ def logprob_and_entropy(
       what a device holds with `axes`, and the whole array without: when N is then sharded over
       devices, multiply token_chunk by their number.
     axes: (axis that splits the tokens, axis that splits the vocabulary), names of axes of the
-      current mesh (`jax.set_mesh`) or None for not split. V must divide over its axis.
+      current mesh (`jax.set_mesh`) or None for not split; a tuple of axes may split the
+      tokens. V must divide over its axis.
 
   Returns:
     logprob_N: float32, nats; 0 where not wanted.
@@ -147,7 +148,8 @@ class _Plan(NamedTuple):
   temperature: float
   token_chunk: int
   vocab_chunk: int
-  token_axis: str | None  # mesh axes; with neither the program is not mapped over devices
+  # Mesh axes; with neither the program is not mapped over devices.
+  token_axis: str | tuple[str, ...] | None
   vocab_axis: str | None
   whole: bool  # a device's logits fit in one chunk, and stay for the backward pass
   kernel: bool  # on a TPU the kernels may be used: arrays here are whole arrays of a device
@@ -164,14 +166,15 @@ def _split(axes, vocab):
   if axes is None:
     return None, None, 1, 1, False
   mesh = jax.sharding.get_abstract_mesh()
-  if len(axes) != 2 or not set(axes) - {None} <= set(mesh.axis_names):
+  names = [_names(axis) for axis in axes]
+  if len(axes) != 2 or not set(sum(names, ())) <= set(mesh.axis_names):
     raise ValueError(
       f"axes = {axes!r}, but the current mesh has {mesh.axis_names or 'none'}; pass (token axis, "
       "vocabulary axis) of it, and enter jax.set_mesh(mesh) first"
     )
-  if axes[0] is not None and axes[0] == axes[1]:
+  if set(names[0]) & set(names[1]):
     raise ValueError(f"axes = {axes!r}: tokens and vocabulary need different axes; pass None once")
-  token_parts, vocab_parts = (1 if axis is None else mesh.shape[axis] for axis in axes)
+  token_parts, vocab_parts = (math.prod(mesh.shape[name] for name in part) for part in names)
   if vocab % vocab_parts:
     raise ValueError(
       f"unembed has {vocab} rows, which do not divide over {vocab_parts} devices of "
@@ -180,6 +183,11 @@ def _split(axes, vocab):
   if mesh.size == 1:
     return None, None, 1, 1, True
   return *axes, token_parts, vocab_parts, axes != (None, None)
+
+
+def _names(axis):
+  """The mesh axes of an entry of a spec, as a tuple."""
+  return axis if isinstance(axis, tuple) else () if axis is None else (axis,)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -205,7 +213,8 @@ def _both_backward(plan, kept, gradients):
     gradients = tuple(jnp.where(wanted_N, x, 0) for x in gradients)
   n, v = plan.token_axis, plan.vocab_axis
   # Weights are often split along D over the tokens' axis (FSDP): their gradient can arrive so.
-  parts = jax.sharding.get_abstract_mesh().shape[n] if n else 1
+  shape = jax.sharding.get_abstract_mesh().shape
+  parts = math.prod(shape[name] for name in _names(n))
   scattered = n if hidden_ND.shape[1] % parts == 0 else None
   backward = plan.map(
     functools.partial(_backward, scattered=scattered),

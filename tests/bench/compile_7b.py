@@ -20,19 +20,19 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ares_jax.mesh import AXES
 from ares_jax.models import qwen25_vl, weights
 from ares_jax.models.published import SIZE_7B
 from ares_jax.ops import logprob_and_entropy
 
 
 def tpu_mesh(topology, model):
-  """A (data, model) mesh of a described TPU slice, such as "v5e:8x8"."""
+  """A (1, data, model) mesh of a described TPU slice, such as "v5e:8x8"."""
   # Compiling asks for no TPU; without this libtpu looks for one in the cloud's metadata.
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"
   os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # beside another process that compiles
   devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-  return Mesh(np.array(devices).reshape(-1, model), ("data", "model"),
-              axis_types=(AxisType.Auto,) * 2)
+  return Mesh(np.array(devices).reshape(1, -1, model), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def inputs(config, mesh, rows, tokens, windows):
