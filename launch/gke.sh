@@ -22,13 +22,15 @@
 #   --restarts=N                      after failures and preemptions; default 20
 #   --hosts=N                         pods of the run; default 1. A TPU slice has one for each of its
 #                                     machines: 4x8 of v5e with --chips=4 has 8
-#   --slices=1                        more are refused
+#   --slices=N                        TPU slices, each of --hosts pods; default 1. Gradients meet over
+#                                     the data-centre network: train is given --config.mesh.slice=N
 #   --cluster=NAME --type=TYPE        XPK's, e.g. v5litepod-8
 #   --dry-run                         prints every command, starts nothing
 #
-# One slice: the mesh of ares_jax.train has no axis of slices. Several pods need a --claim that all
-# may write (ReadWriteMany). A pod that is taken away gets SIGTERM: all save the same step, and the
-# JobSet's next pods go on from --claim.
+# Several slices are a replicated job with as many replicas, a node pool each; GKE tells their pods of
+# each other (MEGASCALE_*), where a slice has several machines. Several pods need a --claim that all may
+# write (ReadWriteMany). A pod that is taken away gets SIGTERM: all save the same step, and the JobSet's
+# next pods go on from --claim.
 # Nothing of this has run on a cluster: the commands are tested against a kubectl that records them.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -54,7 +56,8 @@ while (($#)); do
   esac
   shift
 done
-[[ $slices == 1 ]] || die "--slices=$slices: the mesh of ares_jax.train has no axis of slices; take one"
+[[ $slices =~ ^[1-9][0-9]*$ ]] || die "--slices=$slices must be a number >= 1"
+[[ $slices == 1 || -z $gpus ]] || die "--slices=$slices: slices are of TPUs; give GPUs by --hosts"
 [[ $hosts =~ ^[1-9][0-9]*$ ]] || die "--hosts=$hosts must be a number >= 1"
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || die "--name=$name must be lower-case letters, digits, -"
 
@@ -63,7 +66,10 @@ words_there() {
   local word
   for word in "${words[@]}"; do
     [[ $word != --workdir* ]] || die "the run's folder is /runs/$name here; leave out $word"
+    [[ $word != --config.mesh.slice* ]] || die "--slices says it here; leave out $word"
   done
+  words+=("--workdir=/runs/$name")
+  [[ $slices == 1 ]] || words+=("--config.mesh.slice=$slices")
 }
 
 # A text as YAML in double quotes.
@@ -89,6 +95,13 @@ selector() {
   fi
 }
 
+# Several slices lie in a node pool each: what is in one is joined by the chips' own links.
+apart() {
+  [[ $slices != 1 ]] || return 0
+  printf '\n  annotations:\n    alpha.jobset.sigs.k8s.io/exclusive-topology: '
+  printf 'cloud.google.com/gke-nodepool'
+}
+
 # How the pods find each other: on a TPU slice GKE tells them.
 peers() {
   [[ $hosts != 1 && -n $gpus ]] || return 0
@@ -108,20 +121,20 @@ EOF
 
 jobset() {
   local arguments='' word
-  for word in "${words[@]}" "--workdir=/runs/$name"; do
+  for word in "${words[@]}"; do
     arguments+="${arguments:+, }$(yaml "$word")"
   done
   cat <<EOF
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
-  name: $name
+  name: $name$(apart)
 spec:
   failurePolicy:
     maxRestarts: $restarts
   replicatedJobs:
     - name: train
-      replicas: 1
+      replicas: $slices
       template:
         spec:
           parallelism: $hosts
@@ -174,8 +187,8 @@ xpk_run() {
   need cluster
   need type
   call xpk workload create "--cluster=$cluster" "--workload=$name" "--tpu-type=$type" \
-    --num-slices=1 "--docker-image=$image" "--max-restarts=$restarts" \
-    "--command=$(quoted python -m ares_jax.train "${words[@]}" "--workdir=/runs/$name")"
+    "--num-slices=$slices" "--docker-image=$image" "--max-restarts=$restarts" \
+    "--command=$(quoted python -m ares_jax.train "${words[@]}")"
 }
 
 case $command in

@@ -194,7 +194,10 @@ def test_a_push_cut_short_leaves_the_one_before(cloud):
   ("tpu_vm.sh", ["creat", *TPU], "unknown command creat"),
   ("gpu.sh", ["slurm", "--nodes=two", "--", "x"], "--nodes=two"),
   ("gpu.sh", ["local", "--gpus=two", "--", "x"], "--gpus=two"),
-  ("gke.sh", ["create", "--slices=2", "--", "x"], "no axis of slices"),
+  ("gke.sh", ["create", "--slices=0", "--", "x"], "--slices=0 must be a number"),
+  ("gke.sh", ["create", "--slices=2", "--gpus=8", "--", "x"], "slices are of TPUs"),
+  ("gke.sh", ["create", "--slices=2", "--", "--config.mesh.slice=4"],
+   "leave out --config.mesh.slice=4"),
   ("gke.sh", ["create", "--image=i", "--", "x"], "--claim is missing"),
 ])
 def test_mistakes_are_one_line_and_call_nothing(cloud, script, words, message):
@@ -215,6 +218,24 @@ def test_the_jobset_is_one_pod_with_tpus_and_the_words_whole(cloud):
   assert pod["nodeSelector"] == {"cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
                                  "cloud.google.com/gke-tpu-topology": "2x4"}
   assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "c"
+
+
+def test_slices_are_replicas_in_node_pools_of_their_own(cloud):
+  cloud.run("gke.sh", "create", "--image=i", "--claim=c", "--accelerator=tpu-v5-lite-podslice",
+            "--topology=4x8", "--chips=4", "--hosts=8", "--slices=2", "--", HARD)
+  made = yaml.safe_load(cloud.calls[0][1])
+  assert made["metadata"] == {"name": "ares", "annotations": {
+    "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}}
+  [job] = made["spec"]["replicatedJobs"]
+  assert job["replicas"] == 2 and job["template"]["spec"]["completions"] == 8
+  [container] = job["template"]["spec"]["template"]["spec"]["containers"]
+  assert container["args"] == [HARD, "--workdir=/runs/ares", "--config.mesh.slice=2"]
+  # GKE's webhook sets TPU_WORKER_* and MEGASCALE_*, which joining.detect looks for.
+  assert "env" not in container
+  cloud.run("gke.sh", "xpk", "--image=i", "--cluster=c", "--type=v5litepod-32", "--slices=2", "--",
+            HARD)
+  assert "--num-slices=2" in cloud.calls[1][0]
+  assert cloud.calls[1][0][-1].endswith("--workdir=/runs/ares --config.mesh.slice=2")
 
 
 def test_several_hosts_are_told_of_each_other(cloud):
