@@ -43,7 +43,8 @@ def of(device):
 
 
 def describe(topology):
-  """(Chip, devices) of a slice such as "v5e:8x8" or "v5p:2x2x4"; programs can be compiled for it.
+  """(Chip, devices) of a slice such as "v5e:8x8" or "v5p:2x2x4", or of several, "2xv5e:8x8";
+  programs can be compiled for them.
 
   Raises:
     ValueError: not the form of a topology, a kind of chip without numbers here, another number of
@@ -51,11 +52,11 @@ def describe(topology):
       no libtpu.
   """
   # A size of 0 would end the process inside libtpu.
-  found = re.fullmatch(r"([^:]*):([1-9]\d*(?:x[1-9]\d*)*)", topology)
+  found = re.fullmatch(r"(?:([1-9]\d*)x)?([^:]*):([1-9]\d*(?:x[1-9]\d*)*)", topology)
   if not found:
     raise ValueError(f"topology {topology!r} is not KIND:SIZES with sizes >= 1, such as v5e:8x8 or "
-                     "v5p:2x2x4")
-  name, sizes = found[1], found[2].split("x")
+                     "v5p:2x2x4; several slices are 2xv5e:8x8")
+  slices, name, sizes = int(found[1] or 1), found[2], found[3].split("x")
   if name not in CHIPS:
     near = difflib.get_close_matches(name.lower(), CHIPS, n=1)
     raise ValueError(
@@ -76,7 +77,8 @@ def describe(topology):
   from jax.experimental import topologies
 
   try:
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    devices = topologies.get_topology_desc(
+      platform="tpu", topology_name=f"{name}:{found[3]}", num_slices=slices).devices
   except RuntimeError as error:
     remedy = "pip install libtpu" if "libtpu" in str(error) else "see the chip's documentation"
     raise ValueError(f"topology {topology!r}: {error}; {remedy}") from error

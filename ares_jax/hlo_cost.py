@@ -31,11 +31,15 @@ IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}
 SLICES = ("dynamic-slice", "slice", "gather")
 
 
+_ACROSS = "across "  # before the kind of a collective between slices
+
+
 @dataclasses.dataclass(frozen=True)
 class HloCost:
   """Of one run of a program on one device."""
 
-  sent: dict  # kind of collective -> bytes this device sends to others
+  sent: dict  # kind of collective -> bytes this device sends to others, over links
+  across: float  # bytes that go to other slices, over the data-centre network
   memory: float  # bytes read from and written to device memory
   unbounded: tuple[str, ...]  # loops whose length the program does not say, counted once
 
@@ -59,7 +63,8 @@ def hlo_cost(text):
     raise ValueError("the text has no ENTRY computation; pass compiled.as_text()")
   walk = _Walk(computations)
   sent, memory = walk.total(entry)
-  return HloCost(sent, memory, tuple(sorted(walk.unbounded)))
+  across = sum(sent.pop(kind) for kind in list(sent) if kind.startswith(_ACROSS))
+  return HloCost(sent, across, memory, tuple(sorted(walk.unbounded)))
 
 
 class _Walk:
@@ -130,6 +135,8 @@ class _Walk:
 
   def _sent(self, where, item):
     kind, table = item.opcode.removesuffix("-start"), self.computations[where]
+    if item.opcode == "send" and "xla_megascale_runtime" in item.attributes:
+      return _sent_across(table[item.operands[0]].shape, item.attributes)
     if kind not in SENT or self._goes_on(where, item):
       return {}
     held = sum(bytes_of(table[operand].shape) for operand in item.operands)
@@ -300,3 +307,17 @@ class _Walk:
     if item.opcode in ("copy", "bitcast"):
       return self._added(where, item.operands[0], outer)
     return None
+
+
+def _sent_across(shape, attributes):
+  """{kind: bytes} of a transfer that the host takes to other slices, as libtpu writes it."""
+  kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', attributes)[1]
+  kind, held = kind.lower().replace("_", "-"), bytes_of(shape)
+  # "{1,2}x{0:3}": slices, each written alone or as first:last, and their devices.
+  target = re.search(r'_xla_megascale_target="\{([^}]*)\}x', attributes)
+  slices = 2
+  if target:
+    ends = [part.split(":") for part in target[1].split(",")]
+    slices = sum(int(part[-1]) - int(part[0]) + 1 for part in ends)
+  share = SENT[kind](slices) if kind in SENT else 1.0
+  return {_ACROSS + kind: share * held * (slices if kind == "all-gather" else 1)}

@@ -3,6 +3,7 @@
     python -m ares_jax.plan --config=configs/aepo_7b.py --topology=v5e:8x8 --config.mesh.model=4 \\
       --config.aepo.microbatch=16
     python -m ares_jax.plan --config=configs/aepo_7b.py --topology=v5p:4x4x4 --only=decode --json
+    python -m ares_jax.plan --config=configs/aepo_7b.py --topology=2xv5e:8x8 --config.mesh.slice=2
 
 Compiles the programs of one AEPO iteration for the slice (with libtpu, without a TPU). For each it
 prints the memory needed on a chip and what the chip has, FLOPs, bytes over links and memory, and a
@@ -58,6 +59,7 @@ class ProgramPlan:
   model_flops: float  # all chips: what the mathematics needs
   flops: float  # all chips: what the program computes
   sent: dict | None  # bytes a chip sends, by kind of collective; None where they cannot be read
+  across: float | None  # bytes a chip sends to other slices, over the data-centre network
   memory_bytes: float | None  # that a chip reads and writes
   unbounded: tuple[str, ...]  # loops counted once, as nothing says how often they run
   floor: float  # s
@@ -72,7 +74,7 @@ class Plan:
   topology: str
   chip: chips.Chip
   chips: int
-  mesh: tuple[int, int]  # data, model
+  mesh: tuple[int, int, int]  # slice, data, model
   programs: tuple[ProgramPlan, ...]
   fits: bool
   floor: float  # s an iteration: its programs one after the other
@@ -84,7 +86,7 @@ def main():
   words = flags.FLAGS
   config = build(TrainConfig, require_config(words.config), "config")
   if not words.topology:
-    raise UsageError("pass --topology=KIND:SIZES, such as v5e:8x8")
+    raise UsageError("pass --topology=KIND:SIZES, such as v5e:8x8, or 2xv5e:8x8 for two slices")
   if not words.only or set(words.only) - set(NAMES):
     raise UsageError(f"--only={','.join(words.only)}: choose from {', '.join(NAMES)}")
   # The chips are described, not there; nothing may look for them, and what was compiled for them
@@ -112,8 +114,9 @@ def plan(config, model, topology, *, only=NAMES, note=lambda line: None):
     ValueError: an unknown topology, or a mesh or sizes that do not divide it.
   """
   chip, devices = chips.describe(topology)
-  with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model, devices)):
-    layout = mesh.size("data"), mesh.size("model")
+  with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model, devices,
+                                   slices=config.mesh.slice)):
+    layout = tuple(map(mesh.size, mesh.AXES))
     needed = programs.needed_flops(config, model)
     parts = []
     for program in programs.programs(config, model):
@@ -168,7 +171,7 @@ def _measure(program, chip, devices, model_flops):
   start = time.perf_counter()
   traced = program.trace()
   work = flops(traced.jaxpr, platform="tpu")
-  sent, moved, unbounded = None, None, ()
+  sent, across, moved, unbounded = None, None, None, ()
   try:
     compiled, text = compile_for_chips(traced)
   except jax.errors.JaxRuntimeError as error:
@@ -177,13 +180,13 @@ def _measure(program, chip, devices, model_flops):
     memory = _memory(compiled.memory_analysis(), program, chip)
     if text is not None:
       cost = hlo_cost(text)
-      sent, moved, unbounded = cost.sent, cost.memory, cost.unbounded
+      sent, across, moved, unbounded = cost.sent, cost.across, cost.memory, cost.unbounded
   needed = model_flops / program.calls
   # A floor takes all that can overlap as overlapping.
   seconds = {"compute": work / devices / chip.flops, "memory": (moved or 0.0) / chip.memory_rate,
              "links": sum((sent or {}).values()) / chip.link_rate}
   limit = max(seconds, key=seconds.get)
-  return ProgramPlan(program.name, program.calls, memory, needed, float(work), sent, moved,
+  return ProgramPlan(program.name, program.calls, memory, needed, float(work), sent, across, moved,
                      unbounded, seconds[limit], limit, time.perf_counter() - start)
 
 
@@ -231,7 +234,8 @@ def table(result):
   lines = [
     f"{result.topology}: {result.chips} chips of {chip.memory / GIB:.2f} GiB, "
     f"{chip.flops / 1e12:.0f} TFLOP/s bfloat16, memory {chip.memory_rate / 1e9:.0f} GB/s, links "
-    f"{chip.link_rate / 1e9:.0f} GB/s; mesh data {result.mesh[0]} x model {result.mesh[1]}", "",
+    f"{chip.link_rate / 1e9:.0f} GB/s; mesh slice {result.mesh[0]} x data {result.mesh[1]} x model "
+    f"{result.mesh[2]}", "",
     "GiB a chip:", "",
     "| program | arguments | outputs | temporaries | aliases | held beside | together | |",
     "| --- " * 8 + "|"]
@@ -256,6 +260,9 @@ def table(result):
     if part.sent is None:
       lines += ["", f"{part.name}: the compiler refused it, or wrote no text of it; its floor is "
                     "of its FLOPs alone."]
+    if part.across:
+      lines += ["", f"{part.name}: {part.across / 1e9:.4g} GB of a chip go to other slices, over "
+                    "the data-centre network, whose rate is in no floor."]
     if part.unbounded:
       lines += ["", f"{part.name}: loops of unknown length, counted once: "
                     f"{', '.join(part.unbounded)}."]

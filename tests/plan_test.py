@@ -81,8 +81,19 @@ def test_a_mesh_may_split_the_axes_of_a_slice(topology):
   assert made.devices.shape == (1, 16, 4) and set(made.devices.flat) == set(devices)
 
 
+@needs_libtpu
+def test_slices_are_the_outer_axis():
+  _, devices = chips.describe("2xv5e:4x4")
+  made = mesh.make_mesh(-1, 4, devices[::-1], slices=2)  # in whatever order they come
+  assert dict(made.shape) == {"slice": 2, "data": 4, "model": 4}
+  for number, part in enumerate(made.devices):
+    assert {device.slice_index for device in part.flat} == {number}
+  with pytest.raises(ValueError, match="32 devices are of 2 slices; set config.mesh.slice=2"):
+    mesh.make_mesh(-1, 4, devices)
+
+
 @pytest.mark.parametrize("topology, message", [
-  ("v5e", "is not KIND:SIZES"), ("v5e:", "is not KIND:SIZES"),
+  ("v5e", "is not KIND:SIZES"), ("v5e:", "is not KIND:SIZES"), ("2xv5e", "several slices are"),
   ("v5e:16x32", "has 512 chips; the largest slice of v5e has 256"),
   ("v5e:0x8", "with sizes >= 1"), ("V5E:8x8", "no chip 'V5E' here; did you mean 'v5e'"),
   ("v5x:2x2", "no chip 'v5x' here; did you mean"), ("h200:1", "can be compiled on that GPU only"),
@@ -106,10 +117,11 @@ def test_weights_that_do_not_fit_are_counted_by_the_compiler(small, words):
   memory = plan._exhausted(error, program, chip)
   assert memory.total == pytest.approx(19.26 * 2**30)
   assert memory.over == pytest.approx((19.26 - 15.75) * 2**30)
-  part = plan.ProgramPlan("decode", 3, memory, 1e15, 2e15, None, None, (), 0.5, "compute", 9.0)
+  part = plan.ProgramPlan("decode", 3, memory, 1e15, 2e15, None, None, None, (), 0.5, "compute",
+                          9.0)
   knobs = plan.knobs(["decode"], config, model, 4)
   assert any("--config.mesh.model=2" in knob for knob in knobs)
-  text = plan.table(plan.Plan("v5e:2x2", chip, 4, (4, 1), (part,), False, 1.5, 0.4, knobs))
+  text = plan.table(plan.Plan("v5e:2x2", chip, 4, (1, 4, 1), (part,), False, 1.5, 0.4, knobs))
   assert "| 1.00 | 19.26 | **3.51 too many** |" in text
   assert "Does not fit. Turn first:\n- --config.mesh.model=2" in text
   with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
