@@ -4,6 +4,7 @@
     python -m ares_jax.evaluate --config=configs/aepo_7b.py --model=HF_FOLDER --workdir=DIR \\
       --benchmark=mathvista --data=testmini.parquet [--compare=OTHER/results.json]
     python -m ares_jax.evaluate ... --benchmark=mathvista --data=... --compare=paper:ARES-7B
+    python -m ares_jax.evaluate ... --benchmark=charxiv --data=... --judge=my_judge:verdicts
     python -m ares_jax.evaluate --ablation=runs/table4/0/*,runs/table4/1/* --figure=figure.html
 
 Without --benchmark, the config's own held-out data are used. --benchmark is either a name in
@@ -23,7 +24,7 @@ from ml_collections import config_flags
 
 from ares_jax import ablation, ablation_figure, hosts, mesh, predictions, pulse, saved
 from ares_jax.command import UsageError, require_config, run
-from ares_jax.data import paper, scores
+from ares_jax.data import paper, sandbox, scores
 from ares_jax.data.benchmarks import Benchmark, open_benchmark, schemas
 from ares_jax.joining import joined
 from ares_jax.measure import percent
@@ -58,7 +59,8 @@ def main():
     benchmark = choose(parts, words.benchmark, words.data)
     name, params = (words.model, parts.init_params()) if words.model else newest(parts, workdir)
     folder = words.out or os.path.join(workdir, "evaluate", benchmark.name)
-    result = evaluate(parts, params, benchmark, folder=folder, model=name, compare=words.compare)
+    result = evaluate(parts, params, benchmark, folder=folder, model=name, compare=words.compare,
+                      judge=words.judge)
     if jax.process_index() == 0:
       print(json.dumps(result) if words.json else text(result))
 
@@ -94,7 +96,7 @@ def newest(parts, workdir):
   return f"{workdir} {stage} step {step}", lora.join(base, params)
 
 
-def evaluate(parts, params, benchmark, *, folder, model, compare=""):
+def evaluate(parts, params, benchmark, *, folder, model, compare="", judge=""):
   """Answers, scores and writes predictions.jsonl, results.json and results.md in `folder`.
 
   Args:
@@ -104,6 +106,7 @@ def evaluate(parts, params, benchmark, *, folder, model, compare=""):
     folder: is made.
     model: name of the weights.
     compare: path of an earlier results.json, "paper:MODEL" for a row of the paper's tables, or "".
+    judge: see predictions.predict.
 
   Returns:
     The dict of results.json.
@@ -114,10 +117,12 @@ def evaluate(parts, params, benchmark, *, folder, model, compare=""):
                             top_p=1.0 if greedy else config.evaluate.top_p, top_k=0, min_tokens=0,
                             max_tokens=config.aepo.sampling.max_tokens)
   other = _earlier(compare, benchmark) if compare else None
+  if judge:
+    sandbox.load(judge)  # a wrong name is told before anything is answered
   os.makedirs(folder, exist_ok=True)
   head, problems = predictions.predict(
     parts.generator, params, benchmark, path=os.path.join(folder, "predictions.jsonl"),
-    sampling=sampling, batch=config.evaluate.batch, model=model)
+    sampling=sampling, batch=config.evaluate.batch, model=model, judge=judge)
   tokens = sum(sample["tokens"] for problem in problems for sample in problem["samples"])
   result = head | scores.score(problems, benchmark.metric, easy=config.aepo.reward.easy,
                                medium=config.aepo.reward.medium)
@@ -148,8 +153,9 @@ def markdown(result):
            "", f"{result['metric']} of {result['model']} (weights {result['weights']}); "
            f"{result['problems']} problems, {result['n']} sample(s) each at temperature "
            f"{result['temperature']:g}, top-p {result['top_p']:g}, at most {result['max_tokens']} "
-           f"tokens, seed {result['seed']}, prompts {result['prompts']}. Interval: 95%, bootstrap "
-           f"over {len(result['units'])} problems or groups.", ""]
+           f"tokens, seed {result['seed']}, prompts {result['prompts']}, graded by "
+           f"{result['grader']}. Interval: 95%, bootstrap over {len(result['units'])} problems or "
+           "groups.", ""]
   lines += ["| | problems | accuracy | tokens mean / median | truncated | well formed |",
             "|" + " --- |" * 6]
   lines += ["| " + " | ".join(row) + " |" for row in _rows(result)]
@@ -204,6 +210,7 @@ def _compare(result, other, path):
   return {"with": path, "model": other["model"], "score": other["score"], "difference": difference,
           "interval": interval, "paired": paired,
           "same_prompts": other["prompts"] == result["prompts"],
+          "same_grader": other["grader"] == result["grader"],
           "length_difference": (None if other["length_mean"] is None
                                 else result["length_mean"] - other["length_mean"])}
 
@@ -218,7 +225,8 @@ def _versus(compare):
           + ("" if tokens is None else f", {tokens:+.1f} tokens")
           + ("; that score counts as exact, its prompts and grading are not these"
              if compare["with"].startswith(_PAPER)
-             else "" if compare["same_prompts"] else "; the prompts differ"))
+             else ("" if compare["same_prompts"] else "; the prompts differ")
+             + ("" if compare["same_grader"] else "; the graders differ")))
 
 
 def _interval(interval):
@@ -234,6 +242,7 @@ def define_flags():
   flags.DEFINE_string("model", "", "Hugging Face folder; default the newest checkpoint.")
   flags.DEFINE_string("out", "", "Folder of the results; default WORKDIR/evaluate/BENCHMARK.")
   flags.DEFINE_string("compare", "", "results.json of an earlier evaluation, or paper:MODEL.")
+  flags.DEFINE_string("judge", "", "package.module:function with the last word on answers.")
   flags.DEFINE_list("ablation", [], "Folders of finished runs, or patterns of them.")
   flags.DEFINE_string("figure", "", "HTML file of --ablation's accuracy and tokens by difficulty.")
   flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")

@@ -13,6 +13,7 @@ from etils import epath
 from ares_jax import digest, hosts, pulse, shares
 from ares_jax.data import quantity
 from ares_jax.data.grade import extract_boxed
+from ares_jax.data.judge import verdicts
 from ares_jax.data.notation import normalise
 from ares_jax.run_folder import write_text
 from ares_jax.sampler import stage_key
@@ -20,7 +21,7 @@ from ares_jax.sampler import stage_key
 _SEED = 0  # of the samples: runs of all seeds are asked alike
 
 
-def predict(generator, params, benchmark, *, path, sampling, batch, model):
+def predict(generator, params, benchmark, *, path, sampling, batch, model, judge):
   """Answers every problem, or those an earlier run left; returns all problems with their samples.
 
   A problem's answers depend on its place in the benchmark alone, so a run in pieces
@@ -34,10 +35,11 @@ def predict(generator, params, benchmark, *, path, sampling, batch, model):
     sampling: SamplingConfig.
     batch: problems a sampling call.
     model: name of the weights for people; their digest decides.
+    judge: "package.module:function" that has the last word (data/judge.py), "" for the grader.
 
   Raises:
     ValueError: the file holds answers of another model, other prompts or another sampling; or the
-      processes of this one were not asked the same.
+      processes of this one were not asked the same; or the judge fails.
     pulse.Stopped: the run was asked to stop; whole problems are in the file.
   """
   rows = benchmark.rows
@@ -49,7 +51,7 @@ def predict(generator, params, benchmark, *, path, sampling, batch, model):
   weights = hashlib.sha256(json.dumps(digest.of_tree(params)).encode()).hexdigest()[:16]
   head = {"benchmark": benchmark.name, "problems": len(rows), "n": benchmark.n, "seed": _SEED,
           "model": model, "weights": weights, "dtype": generator.model.compute_dtype,
-          "prompts": asked.hexdigest()[:16], "grader": generator.grader.name,
+          "prompts": asked.hexdigest()[:16], "grader": judge or generator.grader.name,
           "min_pixels": generator.encoder.config.min_pixels,
           "max_pixels": generator.encoder.config.max_pixels, **dataclasses.asdict(sampling)}
   hosts.check_same(head, "asks something else")
@@ -66,6 +68,10 @@ def predict(generator, params, benchmark, *, path, sampling, batch, model):
     samples, texts, correct, formatted, timed_out = generator.answer(
       params, prompts, stage_key(_SEED, "evaluate"), group=benchmark.n, sampling=sampling)
     seconds = (time.perf_counter() - began) / len(fresh)
+    if judge:
+      items = [_item(rows[place], texts[index * benchmark.n + number])
+               for index, place in enumerate(fresh) for number in range(benchmark.n)]
+      correct = hosts.leader(lambda items=items: verdicts(judge, items))
     lengths = samples.mask.sum(1)
     last = samples.tokens[np.arange(len(texts)), np.maximum(lengths, 1) - 1]
     with open(path if jax.process_index() == 0 else os.devnull, "a", encoding="utf-8") as file:
@@ -77,7 +83,7 @@ def predict(generator, params, benchmark, *, path, sampling, batch, model):
                     "timed_out": timed_out if index == 0 else 0, "samples": []}
         for number in range(index * benchmark.n, (index + 1) * benchmark.n):
           right = float(correct[number])
-          if right < 1 and row.get("tolerance"):
+          if right < 1 and row.get("tolerance") and not judge:
             right = float(within(extract_boxed(texts[number]), row["answer"], row["tolerance"]))
           problem["samples"].append({
             "correct": right, "formatted": float(formatted[number]),
@@ -86,6 +92,11 @@ def predict(generator, params, benchmark, *, path, sampling, batch, model):
         file.write(json.dumps(problem, ensure_ascii=True) + "\n")
         done[place] = problem
   return head, [done[place] for place in range(len(rows))]
+
+
+def _item(row, text):
+  return {"id": row["id"], "question": row["question"], "truths": row["answer"], "response": text,
+          "answer": extract_boxed(text)}
 
 
 def within(said, truths, tolerance):

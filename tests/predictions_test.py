@@ -46,9 +46,9 @@ class Fake:
     return samples, texts, np.float32(places < 3), np.ones(len(places), np.float32), 1
 
 
-def predict(path, generator, rows=ROWS, params=PARAMS, n=2, sampling=SAMPLING):
+def predict(path, generator, rows=ROWS, params=PARAMS, n=2, sampling=SAMPLING, judge=""):
   return predictions.predict(generator, params, Benchmark("mine", rows, "avg@n", n),
-                             path=str(path), sampling=sampling, batch=2, model="m")
+                             path=str(path), sampling=sampling, batch=2, model="m", judge=judge)
 
 
 def test_every_problem_gets_its_samples(tmp_path):
@@ -94,6 +94,47 @@ def test_answers_of_something_else_are_refused(tmp_path, generator, changes, wor
   predict(tmp_path / "p.jsonl", Fake())
   with pytest.raises(ValueError, match=f"p.jsonl holds other answers: .*{word}"):
     predict(tmp_path / "p.jsonl", Fake(**generator), **changes)
+
+
+def lenient(items):
+  assert all(set(item) == {"id", "question", "truths", "response", "answer"} for item in items)
+  return [item["answer"].startswith(item["truths"][0]) and item["id"] != "r4" for item in items]
+
+
+def breaks(items):
+  if items[0]["id"] == "r2":
+    raise KeyError("no key")
+  return lenient(items)
+
+
+def few(items):
+  return [1]
+
+
+def half(items):
+  return [0.5] * len(items)
+
+
+def test_a_judge_has_the_last_word_and_is_asked_about_each_answer_once(tmp_path):
+  judge = f"{__name__}:lenient"
+  head, problems = predict(tmp_path / "p.jsonl", Fake(), judge=judge)
+  # 3.25 passes with this judge; 4.25 does not, though it is within the tolerance of row 4.
+  assert [problem["samples"][1]["correct"] for problem in problems] == [1, 1, 1, 1, 0]
+  assert head["grader"] == judge
+  with pytest.raises(ValueError, match="grader was '.*:lenient', is 'layered'"):
+    predict(tmp_path / "p.jsonl", Fake())
+  with pytest.raises(ValueError, match=r"judge '.*:breaks' raises KeyError: 'no key' on 4 answers "
+                                       "from 'r2' on; those before are kept"):
+    predict(tmp_path / "q.jsonl", Fake(), judge=f"{__name__}:breaks")
+  assert len((tmp_path / "q.jsonl").read_text().splitlines()) == 3  # the head and two problems
+
+
+@pytest.mark.parametrize("judge, words", [
+  ("few", "returns 1 verdicts for 4 answers"), ("half", "returns 0.5 for 'r0', neither 0 nor 1"),
+  ("none", "does not load")])
+def test_a_judge_that_says_something_else_is_named(tmp_path, judge, words):
+  with pytest.raises(ValueError, match=words):
+    predict(tmp_path / "p.jsonl", Fake(), judge=f"{__name__}:{judge}")
 
 
 def test_an_image_file_that_was_replaced_is_another_prompt(tmp_path):

@@ -45,4 +45,5 @@ def result(model, benchmark, metric):
   accuracy, tokens = known[model]
   score = accuracy / 100
   return {"benchmark": benchmark, "metric": metric, "model": f"the paper's {model}",
-          "score": score, "interval": [score, score], "prompts": None, "length_mean": tokens}
+          "score": score, "interval": [score, score], "prompts": None, "grader": None,
+          "length_mean": tokens}
