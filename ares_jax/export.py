@@ -2,11 +2,12 @@
 
     python -m ares_jax.export --workdir=runs/aepo_7b --out=FOLDER
     python -m ares_jax.export --workdir=runs/ares_tiny --out=FOLDER --stage=adacs
+    python -m ares_jax.export --workdir=runs/aepo_3b_lora_colab --out=FOLDER --adapter
 
 Uses the newest checkpoint of the last stage that has one, or of --stage; the run may continue
 meanwhile. A model that came from a Hugging Face folder keeps its names, files, dtypes, tokenizer
 and processor; one trained from scratch is written in float32. Adapters are merged into their
-matrices.
+matrices, or with --adapter written alone, as a folder that peft loads onto the model under them.
 """
 
 import json
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 
 from ares_jax import mesh, saved
 from ares_jax.command import UsageError, run
-from ares_jax.models import hf, lora, weights
+from ares_jax.models import hf, lora, peft, weights
 from ares_jax.run_folder import STAGES, latest_stage, read_json
 from ares_jax.setup import model_and_tokenizer, read_config
 
@@ -26,6 +27,7 @@ from ares_jax.setup import model_and_tokenizer, read_config
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", allow_override=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist yet.")
 _STAGE = flags.DEFINE_enum("stage", None, STAGES, "Stage to export; default the last one saved.")
+_ADAPTER = flags.DEFINE_bool("adapter", False, "Adapters alone, in peft's format.")
 _JSON = flags.DEFINE_bool("json", False, "One JSON object on stdout.", allow_override=True)
 
 
@@ -33,24 +35,26 @@ def main():
   if not _WORKDIR.value or not _OUT.value:
     raise UsageError("pass --workdir=DIR, a run's folder, and --out=FOLDER, where to write")
   with jax.set_mesh(mesh.make_mesh(-1, 1)):
-    result = export(_WORKDIR.value, _OUT.value, _STAGE.value)
+    result = export(_WORKDIR.value, _OUT.value, _STAGE.value, adapter=_ADAPTER.value)
   print(json.dumps(result) if _JSON.value else
         "wrote {folder}: {stage} at step {step}, {parameters:,} parameters".format(**result))
 
 
-def export(workdir, out, stage=None):
+def export(workdir, out, stage=None, *, adapter=False):
   """Writes the weights of one stage to a new folder, on the current mesh.
 
   Args:
     workdir: folder of the run.
     out: folder to write.
     stage: one of STAGES; None is the last one that has a checkpoint.
+    adapter: the adapters alone, not merged.
 
   Returns:
     dict of folder, stage, step, parameters.
 
   Raises:
-    ValueError: `workdir` is no run, has no checkpoint of the stage, or `out` exists.
+    ValueError: `workdir` is no run, has no checkpoint of the stage, or `out` exists; `adapter` and
+      the run trained none, or they belong to a model that is in no folder.
   """
   values = read_json(workdir, "config.json")
   if not values:
@@ -60,18 +64,24 @@ def export(workdir, out, stage=None):
     raise ValueError(f"{out} exists; export to a new folder")
   # The run's devices do not matter here, and runs from before there were slices do not name them.
   config = read_config(ConfigDict(values | {"mesh": dict(slice=1, data=-1, model=1)}))
+  if adapter and not (config.model.lora.rank and config.model.path):
+    raise ValueError(f"{workdir} has model.lora.rank = {config.model.lora.rank}, model.path = "
+                     f"{config.model.path!r}: --adapter needs adapters (rank > 0) of a model that "
+                     "is in a folder; export without it")
   if stage is None:
     stage = latest_stage(workdir)
   model, tokenizer = model_and_tokenizer(config.model)
   step, params, base = saved.read(workdir, stage, config, model)
-  params = lora.merge(base, params)
-  if config.model.path:
-    hf.to_hf(params, model, out, config.model.path)
+  count = sum(leaf.size for leaf in jax.tree.leaves(params)) if adapter else weights.count(model)
+  if adapter:
+    peft.to_peft(params, model, config.model.lora, out, config.model.path)
+  elif config.model.path:
+    hf.to_hf(lora.merge(base, params), model, out, config.model.path)
   else:
-    hf.to_new_hf(params, model, out, tokenizer=tokenizer, min_pixels=config.prompt.min_pixels,
-                 max_pixels=config.prompt.max_pixels)
+    hf.to_new_hf(lora.merge(base, params), model, out, tokenizer=tokenizer,
+                 min_pixels=config.prompt.min_pixels, max_pixels=config.prompt.max_pixels)
   return {"folder": os.fspath(out), "stage": stage, "step": step,
-          "parameters": weights.count(model)}
+          "parameters": count}
 
 
 if __name__ == "__main__":

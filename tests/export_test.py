@@ -1,5 +1,7 @@
+import functools
 import json
 import os
+import warnings
 
 import flax.struct
 import jax
@@ -8,10 +10,10 @@ import numpy as np
 import pytest
 import tiny
 
-from ares_jax import checkpoint, export, mesh, setup
+from ares_jax import checkpoint, export, mesh, setup, train
 from ares_jax.data.chat import Chat
 from ares_jax.data.prompts import Encoder
-from ares_jax.models import hf, hf_processor, qwen25_vl, weights
+from ares_jax.models import hf, hf_processor, lora, qwen25_vl, weights
 
 
 @flax.struct.dataclass
@@ -110,6 +112,57 @@ def test_transformers_loads_the_export_and_gives_our_logits(run, exported):
     logits = theirs(input_ids=ids, attention_mask=torch.ones_like(ids),
                     mm_token_type_ids=(ids == model.image_token).int(), **image).logits
     np.testing.assert_allclose(ours[number, :length], logits[0].detach().numpy(), atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def adapters(exported, tmp_path_factory):
+  """(workdir, adapters): a run of random adapters over the exported model, at step 3."""
+  workdir = tmp_path_factory.mktemp("adapters")
+  changes = {"model__path": str(exported[0]), "model__lora__rank": 2, "model__lora__alpha": 5.0,
+             "model__lora__targets": tuple(lora.TARGETS)}
+  (workdir / "config.json").write_text(tiny.values(**changes).to_json_best_effort())
+  config = tiny.read(**changes)
+  model, _ = setup.model_and_tokenizer(config.model)
+  with jax.set_mesh(mesh.make_mesh(2, 2)):
+    rng = np.random.default_rng(0)
+    pairs = jax.tree.map(
+      lambda x: jax.device_put(np.float32(0.3 * rng.standard_normal(x.shape)), x.sharding),
+      lora.abstract(model, config.model.lora, jax.sharding.get_mesh()))
+    base = lora.Base(setup.first_weights(config, model), 2.5)
+    train.keep_base(str(workdir), base)
+    with checkpoint.Checkpoints(str(workdir / "aepo"), keep=1) as checkpoints:
+      checkpoints.save(3, State(mesh.put(jnp.int32(3)), pairs, {}), {})
+  return workdir, pairs
+
+
+def test_peft_loads_the_adapters_and_gives_the_logits_of_the_merged_model(exported, adapters,
+                                                                           tmp_path):
+  peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
+  import transformers
+
+  with jax.set_mesh(mesh.make_mesh(-1, 1)):
+    result = export.export(str(adapters[0]), str(tmp_path / "adapter"), adapter=True)
+    export.export(str(adapters[0]), str(tmp_path / "merged"))
+  assert result["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(adapters[1]))
+  read = functools.partial(transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained,
+                           dtype=torch.float32, attn_implementation="eager")
+  ids = torch.arange(10, 40)[None]
+  merged, plain = (read(folder).eval()(input_ids=ids).logits.detach().numpy()
+                   for folder in (tmp_path / "merged", exported[0]))
+  with warnings.catch_warnings():
+    warnings.filterwarnings("error", message="Found missing adapter keys")
+    adapted = peft.PeftModel.from_pretrained(read(exported[0]), str(tmp_path / "adapter")).eval()
+  names = [name for name, _ in adapted.named_parameters() if "lora_" in name]
+  assert len(names) == 2 * 2 * len(lora.TARGETS) and not [x for x in names if "visual" in x]
+  logits = adapted(input_ids=ids).logits.detach().numpy()
+  np.testing.assert_allclose(logits, merged, atol=1e-4)
+  assert np.abs(merged - plain).max() > 0.1
+
+
+def test_without_adapters_of_a_folder_there_are_none_to_write(run, tmp_path):
+  with jax.set_mesh(mesh.make_mesh(-1, 1)), pytest.raises(
+      ValueError, match="rank = 0, model.path = '': --adapter needs adapters"):
+    export.export(str(run[0]), str(tmp_path / "adapter"), adapter=True)
 
 
 def test_a_stage_can_be_chosen(run, tmp_path):

@@ -184,33 +184,47 @@ def to_new_hf(params: Params, config: ModelConfig, folder: Folder, *, tokenizer,
 
 
 def _write(params, config, folder: pathlib.Path, tensors: dict[str, Tensor], rest) -> None:
-  """Writes `tensors` file by file, then what `rest` does, and only then gives it the name."""
-  if folder.exists():
-    raise ValueError(f"{folder} exists; export to a new folder")
+  """Writes `tensors` file by file, then what `rest` does."""
   flat, sources = hf_files.by_name(params), sources_of(config)
-  with contextlib.ExitStack() as stack:
-    writes = jax.process_index() == 0
-    if writes:
-      folder.parent.mkdir(parents=True, exist_ok=True)
-      partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-      stack.callback(shutil.rmtree, partial, ignore_errors=True)
+  with written_whole(folder) as partial:
     for file, names in hf_files.by_file(tensors).items():
       shard = {}
       for name in names:
         path, layer = sources[name]
-        ours = _fetch(flat[path], layer)
-        if writes:
+        ours = fetch(flat[path], layer)
+        if partial:
           theirs = hf_files.to_theirs(ours, path).reshape(tensors[name].shape)
           shard[tensors[name].stored] = np.ascontiguousarray(theirs.astype(tensors[name].dtype))
-      if writes:
+      if partial:
         save_file(shard, partial / file, metadata={"format": "pt"})
-    if writes:
+    if partial:
       rest(partial)
-      partial.chmod(0o755)  # mkdtemp's folders are private
-      partial.rename(folder)
 
 
-def _fetch(array: jax.Array, layer: int | None) -> np.ndarray:
+@contextlib.contextmanager
+def written_whole(folder: Folder):
+  """A folder to write to on process 0, None on others, that gets the name `folder` at the end.
+
+  Raises:
+    ValueError: `folder` exists.
+  """
+  folder = pathlib.Path(folder)
+  if folder.exists():
+    raise ValueError(f"{folder} exists; export to a new folder")
+  if jax.process_index():
+    yield None
+    return
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+  try:
+    yield partial
+    partial.chmod(0o755)  # mkdtemp's folders are private
+    partial.rename(folder)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def fetch(array: jax.Array, layer: int | None) -> np.ndarray:
   """One tensor, or one block of a stacked one, whole on every host."""
   array = array if layer is None else array[layer]
   if isinstance(array, jax.Array) and not array.is_fully_addressable:

@@ -1,0 +1,61 @@
+"""Adapters as the folder that the peft library, and what is built on it, loads.
+
+Importing this needs neither peft nor torch.
+"""
+
+import json
+import re
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from ares_jax.models import hf, hf_files
+from ares_jax.models.config import ModelConfig
+from ares_jax.models.lora import LoraConfig
+from ares_jax.models.weights import Params
+
+# peft puts this before the name of every module of the model that it wraps.
+_WRAPPED = "base_model.model."
+
+
+def to_peft(adapters: Params, config: ModelConfig, lora: LoraConfig, folder: hf_files.Folder,
+            base: hf_files.Folder) -> None:
+  """Writes adapter_config.json and adapter_model.safetensors, float32.
+
+  peft computes x W^T + (alpha / r) x A^T B^T, A [r, inputs] and B [outputs, r]: ours, transposed.
+  The folder appears whole or not at all. Every process must call this; process 0 writes.
+
+  Args:
+    adapters: {target: {"a", "b"}} of lora.table.
+    config: sizes of the model under them.
+    lora: what they were trained with.
+    folder: must not exist yet.
+    base: the Hugging Face folder of the model under them; the config names it.
+
+  Raises:
+    ValueError: the folder exists.
+  """
+  tensors, modules = {}, []
+  for target, pair in adapters.items():
+    # transformers in memory nests the decoder one level deeper than the files do.
+    rule = hf_files.RULES[f"blocks/{target}"].name.replace("model.", "model.language_model.", 1)
+    modules.append(rule.removesuffix(".weight").partition("{layer}.")[2])
+    for layer in range(config.layers):
+      a, b = (hf.fetch(pair[part], layer) for part in ("a", "b"))
+      name = _WRAPPED + rule.format(layer=layer).removesuffix("weight")
+      tensors[f"{name}lora_A.weight"] = _matrix(a.reshape(-1, lora.rank))
+      tensors[f"{name}lora_B.weight"] = _matrix(b.reshape(lora.rank, -1))
+  # A pattern: the vision tower has modules of the same names, which have no adapters.
+  either = "|".join(map(re.escape, modules))
+  fields = {"peft_type": "LORA", "base_model_name_or_path": str(base), "r": lora.rank,
+            "lora_alpha": lora.alpha, "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
+            "target_modules": rf".*language_model\.layers\.\d+\.({either})"}
+  with hf.written_whole(folder) as partial:
+    if partial:
+      save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+      (partial / "adapter_config.json").write_text(json.dumps(fields, indent=2) + "\n",
+                                                   encoding="utf-8")
+
+
+def _matrix(ours):
+  return np.ascontiguousarray(np.float32(ours).T)
