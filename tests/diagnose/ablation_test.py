@@ -18,7 +18,7 @@ def finish(folder, seed, easy, hard, levels=("1", "2", "10"), **changes):
   (folder / "config.json").write_text(tiny.values(seed=seed, **changes).to_json_best_effort())
   by_level = dict(zip(levels, (part(easy, 5.0), part(0.5, 9.0), part(hard, 20.0)), strict=False))
   whole = part((easy + hard) / 2, 12.0)
-  result = {"greedy": whole, "sampled": whole, "level": by_level,
+  result = {"n": 12, "samples": 2, "greedy": whole, "sampled": whole, "level": by_level,
             "bucket": {name: part(0.5, 9.0) for name in ("easy", "medium", "hard")}}
   (folder / "results.json").write_text(json.dumps({"adacs": result, "aepo": result}))
   return str(folder)
