@@ -65,16 +65,19 @@ def label(config, stage):
 def rows(arms):
   """One dict an arm: seeds, means over seeds with their 95% t-intervals, lengths by difficulty.
 
-  `versus` is the accuracy less that of the GRPO arm with the most seeds, over the seeds of both:
-  runs of one seed share their start, so the difference varies less than either.
+  `versus` is the accuracy less that of `reference`, over the seeds of both: runs of one seed share
+  their start, so the difference varies less than either. The reference is the GRPO arm with the
+  most seeds, without one a DAPO arm, "" without either.
   """
   table = []
-  plain = [arm for arm in arms if arm.partition(" (")[0].endswith((" + GRPO", " + DAPO"))]
-  reference = arms[max(plain, key=lambda arm: len(arms[arm]))] if plain else {}
+  plain = next((found for group in (" + GRPO", " + DAPO") if (found := [
+    arm for arm in arms if arm.partition(" (")[0].endswith(group)])), [""])
+  name_of_reference = max(plain, key=lambda arm: len(arms.get(arm, ())))
+  reference = arms.get(name_of_reference, {})
   for arm, by_seed in arms.items():
     results = [by_seed[seed] for seed in sorted(by_seed)]
     row = {"arm": arm, "seeds": sorted(by_seed), "problems": results[0]["n"],
-           "samples": results[0]["samples"]}
+           "samples": results[0]["samples"], "reference": name_of_reference}
     for name, pick in (("greedy", lambda r: r["greedy"]["accuracy"]),
                        ("accuracy", lambda r: r["sampled"]["accuracy"]),
                        ("pass_at_k", lambda r: r["sampled"]["pass_at_k"]),
@@ -102,8 +105,9 @@ def markdown(table, paper):
     table: of `rows`.
     paper: paper_tables.json.
   """
-  head = ["arm", "seeds", "greedy", "sampled", "less GRPO's, same seeds", "pass@k", "format",
-          "tokens"]
+  reference = table[0]["reference"]
+  head = ["arm", "seeds", "greedy", "sampled",
+          f"less {reference}, same seeds" if reference else "-", "pass@k", "format", "tokens"]
   lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
   for row in table:
     cells = [cell(row[name], 100)

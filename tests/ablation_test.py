@@ -51,6 +51,20 @@ def test_arms_are_named_and_their_seeds_averaged(tmp_path):
   assert mean == pytest.approx(0.1) and half == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize("names, reference, differences", [
+  (("vanilla + DAPO", "vanilla + GRPO"), "vanilla + GRPO", [0.1, 0.0]),
+  (("vanilla + AEPO", "vanilla + DAPO"), "vanilla + DAPO", [0.1, 0.0]),
+  (("warm-up", "vanilla + AEPO"), "", [None, None]),
+])
+def test_arms_are_measured_against_grpo_where_there_is_one(names, reference, differences):
+  arms = {name: {0: result(accuracy)} for name, accuracy in zip(names, (0.9, 0.8), strict=True)}
+  table = ablation.rows(arms)
+  assert {row["reference"] for row in table} == {reference}
+  assert [row["versus"][0] for row in table] == pytest.approx(differences)
+  head = ablation.markdown(table, paper.tables()).partition("\n")[0]
+  assert ("less" in head) == bool(reference) and f"less {reference}, same" in head or not reference
+
+
 def test_tables_hold_every_arm_and_the_paper(tmp_path):
   text = ablation.markdown(ablation.rows(ablation.collect(runs(tmp_path))), paper.tables())
   assert text.count("AdaCS + GRPO |") == 3 and "60.0 ± 127.1" in text and "cold start 50.7" in text
