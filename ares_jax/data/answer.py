@@ -92,6 +92,7 @@ def _same(answer, truth, symbolic, depth):
   parts_truth = None if read_truth else collection(truth)
   if parts_answer and parts_truth:
     return _same_collection(parts_answer, parts_truth, symbolic, depth)
+  answer = words.product(answer, truth)
   if words.is_words(truth) or words.is_words(answer):
     return words.plain(answer) == words.plain(truth) and words.plain(truth) != ""
   if parts_answer or parts_truth:
@@ -100,7 +101,7 @@ def _same(answer, truth, symbolic, depth):
 
 
 def _same_formula_with_unit(answer, truth, symbolic):
-  answer, truth = _cut_unit(answer), _cut_unit(truth)
+  answer, truth = _cut_unit(answer, truth), _cut_unit(truth, answer)
   if answer[1] and truth[1] and answer[1] != truth[1]:
     return False
   answer, truth = answer[0], truth[0]
@@ -124,7 +125,7 @@ def _same_option(answer, truth, symbolic):
   if wanted is None and said and re.fullmatch(r"[A-J]{2,10}", truth):
     wanted = frozenset(truth) if len(set(truth)) == len(truth) else None
   if wanted:
-    plain = re.fullmatch(r"\(?[A-J]\)?(?:\s*(?:,|and|&|\s)?\s*\(?[A-J]\)?)*", answer)
+    plain = re.fullmatch(r"\(?[A-J]\)?(?:\s*(?:,?\s*and|,|&|\s)?\s*\(?[A-J]\)?)*", answer)
     return bool(plain) and set(re.findall(r"[A-J]", answer)) == wanted
   wanted, said = option.read(truth), option.read(answer)
   if answer == f"({truth})" and said:  # a part of a figure, "(a)"
@@ -209,6 +210,9 @@ def _as_tuple(answer, truth):
 
 def _without_name(answer, truth, depth):
   """Drops "x =" where both sides have the same name, or only one has and is no part of a list."""
+  said, wanted = _roots(answer), _roots(truth)
+  if depth == 0 and (said is None) != (wanted is None):
+    answer, truth = said or answer, wanted or truth
   said, wanted = _named(answer), _named(truth)
   if said and wanted:
     if said[1] == wanted[1]:
@@ -227,14 +231,28 @@ def _named(text):
   return match if match and len(names) <= 1 else None
 
 
+def _roots(text):
+  """ "x_1 = 2, x_2 = 5" -> "x = 2, x = 5"; None where these are not the values of one unknown."""
+  found = re.findall(r"([xyzt])_\{?([1-9])\}?\s*=", text)
+  if len(found) < 2 or found != [(found[0][0], str(i + 1)) for i in range(text.count("="))]:
+    return None
+  return re.sub(r"_\{?[1-9]\}?(?=\s*=)", "", text)
+
+
 def _without_repeats(match):
   """ "x = 1 or x = 2" -> "1 or 2"."""
   return re.sub(rf"(?<![A-Za-z\\]){re.escape(match[1])}\s*=\s*", "", match[2])
 
 
-def _cut_unit(text):
-  """(formula, unit) of "2\\sqrt{3} cm"; the unit is None where none is written."""
+def _cut_unit(text, other):
+  """(formula, unit) of "2\\sqrt{3} cm"; the unit is None where none is written.
+
+  One letter is a unit where the `other` side and the number before it have no letters: 2\\pi m.
+  """
   match = re.fullmatch(r"(.*(?:[})0-9]|\\pi))\s*((?:[A-Za-z]{2}|[°%]).*)", text)
+  if match is None and not variables(other):
+    match = re.fullmatch(r"(.*(?:[})0-9]|\\pi)) ([A-Za-z](?:[/^].*)?)", text)
+    match = None if match is None or variables(match[1]) else match
   unit = quantity.read(f"1 {match[2]}") if match else None
   return (match[1], (unit.unit, unit.size)) if unit else (text, None)
 

@@ -26,17 +26,27 @@ def collection(text):
   parts = split(text, (r"\cup",))
   if len(parts) > 1:
     return "union", parts
-  if text.count("\\pm") == 1 and len(split(text, (",", ";"))) == 1:
-    both = [text.replace("\\pm", sign).replace("  ", " ").strip() for sign in "+-"]
-    return "list", [re.sub(r"^([+-])\s+", r"\1", item).removeprefix("+") for item in both]
+  if (text.count("\\pm") == 1 and len(split(text, (",", ";"))) == 1
+      and not text.startswith("\\{")):  # fmt: skip
+    return "list", _with_both_signs([text])
   for left, right in (("\\{", "\\}"), ("{", "}"), ("(", ")"), ("[", "]"), ("(", "]"), ("[", ")")):
     if text.startswith(left) and text.endswith(right) and closes_at_end(text, left):
       items = split(text[len(left) : len(text) - len(right)], (",", ";"))
       if "{" in left:
-        return "list", items
+        return "list", _with_both_signs(items)
       return (left + right, items) if len(items) > 1 else None
   items = split(text, (",", ";", " or ", " and "))
-  return ("list", [item for item in items if item]) if len(items) > 1 else None
+  return ("list", _with_both_signs(item for item in items if item)) if len(items) > 1 else None
+
+
+def _with_both_signs(items):
+  """The items, "1 \\pm a" as the two it stands for."""
+  every = []
+  for item in items:
+    both = [item.replace("\\pm", sign).replace("  ", " ").strip() for sign in "+-"]
+    both = [re.sub(r"^([+-])\s+", r"\1", text).removeprefix("+") for text in both]
+    every.extend(both if item.count("\\pm") == 1 else [item])
+  return every
 
 
 def inequality(text):

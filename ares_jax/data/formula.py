@@ -12,6 +12,8 @@ _COMMANDS = FUNCTIONS | {
   "emptyset",
 }  # fmt: skip
 _FUNCTION = re.compile(r"\\[A-Za-z]+|" + "|".join(sorted(FUNCTIONS, key=len, reverse=True)))
+# None of them is in _COMMANDS, so no text has them.
+_SPARE = tuple(f"\\{name} " for name in "zeta xi eta psi kappa tau nu chi".split())
 _UNSAFE_POWER = re.compile(
   r"\^\s*\{?\s*[+-]?\s*[0-9]{4,}"  # x^{1000}
   r"|\^\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\^"  # a power of a power
@@ -65,14 +67,26 @@ def _compare_values(truth, answer):
 # A truth comes back with every sample of its prompt, and reading it is half of a comparison.
 @functools.lru_cache(maxsize=4096)
 def _parse(text):
+  from latex2sympy2_extended import NormalizationConfig
   from math_verify import LatexExtractionConfig, parse
 
   # It warns at every call without its own time limit, which works in main threads only.
   logging.getLogger("math_verify").setLevel(logging.CRITICAL)
   # Only its LaTeX grammar: the plain-expression reader is sympy's, which executes what it reads.
-  config = [LatexExtractionConfig(boxed_match_priority=-1)]
+  # Units are cut before; left to it, the h of 2h is an hour and goes.
+  cleaning = NormalizationConfig(units=False, malformed_operators=True, nits=True)
+  config = [LatexExtractionConfig(boxed_match_priority=-1, normalization_config=cleaning)]
+  text = _without_capitals(text)
   parsed = parse(f"${text}$", config, fallback_mode="no_fallback", parsing_timeout=None)
   return [_with_imaginary_unit(expression) for expression in parsed]
+
+
+def _without_capitals(text):
+  """ "R - r" with another letter for R, as math-verify reads both as r, E as e and I as i."""
+  names = variables(text) | {"e", "i"}
+  capitals = sorted(name for name in names if name.isupper() and name.lower() in names)
+  spare = dict(zip(capitals, _SPARE, strict=False))
+  return re.sub(r"\\[A-Za-z]+|[A-Z]", lambda found: spare.get(found[0], found[0]), text)
 
 
 def _with_imaginary_unit(expression):

@@ -48,6 +48,7 @@ def normalise(text):
   text = re.sub(r"^\*\*([^*]+)\*\*$", r"\1", text)
   text = re.sub(r"\\[dtc]?(frac|binom)(?![a-zA-Z])", r"\\\1", text)
   text = re.sub(r"\\(?:left|right|displaystyle|big|Big)(?![a-zA-Z])", "", text)
+  text = re.sub(r"(?<=[0-9]),\\! *(?=[0-9]{3}(?![0-9]))", ",", text)  # MATH's 10,\!236
   text = re.sub(r"(?<=[0-9])(?:\\[,!]|\{,\}(?=[0-9]))+(?=[0-9])", _join_digits, text)
   text = re.sub(r"^([+-]?[0-9]{1,3})((?: [0-9]{3})+)(?! ?[0-9/])", _join_thousands, text)
   text = re.sub(r"(?<!\\)\\[,;:! ]|\\quad\b|\\qquad\b|~", " ", text)
@@ -68,6 +69,8 @@ def tight(text):
   """`text` without the spaces that mean nothing: "1 1/2" is not 11/2, "1, 234" not 1,234."""
   if re.search(r"[0-9], [0-9]{3}(?![0-9])", text):
     return text
+  text = re.sub(r"(?<=[0-9]) (?=[A-Za-z] [A-Za-z](?![A-Za-z]))", "", text)  # 2 m g is 2mg
+  text = re.sub(r"(?<![A-Za-z])([A-Za-z]) (?=[A-Za-z](?![A-Za-z]))", r"\1", text)
   return re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", text)
 
 

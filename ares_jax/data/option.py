@@ -2,7 +2,7 @@
 
 import re
 
-_LETTERS = re.compile(r"[A-J](?:\s*(?:,|and|&)\s*[A-J])+")
+_LETTERS = re.compile(r"[A-J](?:\s*(?:,?\s*and|,|&)\s*[A-J])+")
 _OPTION = re.compile(
   r"[(\[{]([A-Ja-j])[)\]}][.:]?\s*(.*)|([A-Ja-j])(?:[.:)]\s*(.*))?"
   r"|([A-J])\s*(\([A-Za-z]{3}.*\)|\s-\s[A-Za-z]{3}.*)"
@@ -26,7 +26,7 @@ def read(text):
   The letter is "?" where another one follows: whoever names two options names none. A small letter
   without brackets, which may be a variable, is returned as it is.
   """
-  match = _OPTION.fullmatch(re.sub(r"^(?:option|choice)\s+", "", text, flags=re.IGNORECASE))
+  match = _OPTION.fullmatch(re.sub(r"^(?:option|choice|figure)\s+", "", text, flags=re.IGNORECASE))
   if match is None:
     return None
   letter = (match[1] or match[5] or "").upper() or match[3]

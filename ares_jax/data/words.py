@@ -46,6 +46,16 @@ def is_words(text):
   return any(run.lower() not in FUNCTIONS for run in runs) or bool(_SHORT.search(bare))
 
 
+def product(text, formula):
+  """ "2mgh" -> "2m g h" where m, g and h stand alone in `formula`: a product is no word."""
+  alone = set(re.findall(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])", formula))
+
+  def spaced(run):
+    return " ".join(run[0]) if set(run[0]) <= alone and run[0] not in FUNCTIONS else run[0]
+
+  return re.sub(r"(?<![A-Za-z\\])[A-Za-z]{3,}", spaced, text)
+
+
 def plain(text):
   """`text` without case, articles and what surrounds it: two texts in words are compared so."""
   # In a unit capitals tell: 5 mW, 5 MW.
