@@ -41,7 +41,7 @@ def begin_adding(log, stop_at=None, fail_at=None):
 
 
 def run(workdir, steps=5, log=None, save_every=2, **events):
-  return run_stage("stage", fresh(), begin_adding([] if log is None else log, **events),
+  return run_stage("aepo", fresh(), begin_adding([] if log is None else log, **events),
                    steps=steps, workdir=str(workdir), config=LoopConfig(save_every, 1, False, 2))
 
 
@@ -142,7 +142,7 @@ def test_steps_in_a_row_without_a_finite_gradient_stop_the_run(tmp_path):
     return step
 
   with pytest.raises(ValueError, match="3 steps in a row were skipped, for gr.*; step 6 is saved"):
-    run_stage("stage", fresh(), begin, steps=9, workdir=str(tmp_path),
+    run_stage("aepo", fresh(), begin, steps=9, workdir=str(tmp_path),
               config=LoopConfig(4, 1, False, 2))
   assert run(tmp_path, steps=7).total == 1 + 6  # step 2 alone had a gradient
 
@@ -162,16 +162,16 @@ def test_a_save_that_fails_is_made_up_for_at_the_next_step(tmp_path, monkeypatch
   failures += [1] * 9
   with pytest.raises(OSError, match="saving checkpoint 6 .* step 5 is whole.*No space left"):
     run(tmp_path, steps=6)
-  assert sorted(os.listdir(tmp_path / "stage")) == ["5"]
+  assert sorted(os.listdir(tmp_path / "aepo")) == ["5"]
 
 
 def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path):
   for folder, seed in (("one", 0), ("two", 1)):
     run_folder.keep(str(tmp_path / folder), {"config.json": {"seed": seed, "threads": seed}})
     run(tmp_path / folder, steps=2)
-  shutil.rmtree(tmp_path / "two" / "stage")
-  shutil.copytree(tmp_path / "one" / "stage", tmp_path / "two" / "stage")
-  with pytest.raises(ValueError, match="^checkpoint 2 of stage was made with .*: seed differ"):
+  shutil.rmtree(tmp_path / "two" / "aepo")
+  shutil.copytree(tmp_path / "one" / "aepo", tmp_path / "two" / "aepo")
+  with pytest.raises(ValueError, match="^checkpoint 2 of aepo was made with .*: seed differ"):
     run(tmp_path / "two", steps=3)
   run_folder.keep(str(tmp_path / "one"), {"config.json": {"seed": 1, "threads": 4}}, ("seed",))
   assert run(tmp_path / "one", steps=3).total == 3
