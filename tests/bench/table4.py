@@ -24,6 +24,8 @@ GRPO, DAPO = ([f"{key}={value}" for key, value in PRESETS[name].items()]
               for name in ("grpo", "dapo"))
 ABLATIONS = {
   "DAPO": DAPO,
+  # DAPO's filtering of groups whose answers are all right or all wrong, for AEPO.
+  "AEPO, groups filtered": ["aepo.filter.batches=20"],
   "entropy shaping only": ["aepo.kl.dynamic=False"],
   "dynamic KL only": ["aepo.reward.kind=accuracy"],
   # Where correct or all-wrong groups carry a reward of their own, their advantage must count.
@@ -59,7 +61,7 @@ def main():
     add("vanilla + more SFT", more_sft(base, seed, vanilla)["adacs"])
     add("AdaCS + AEPO", adacs["aepo"])
     for name, switches in ABLATIONS.items() if options.ablations else ():
-      result = train(base / name.replace(" ", "_"), seed,
+      result = train(base / name.replace(",", "").replace(" ", "_"), seed,
                      ["curate.selection=vanilla", *switches], base / "vanilla", start)
       add(f"vanilla + {name}", result["aepo"])
   print(markdown(rows))
