@@ -118,7 +118,7 @@ def evaluate(parts, params, benchmark, *, folder, model, compare="", judge=""):
                             max_tokens=config.aepo.sampling.max_tokens)
   other = _earlier(compare, benchmark) if compare else None
   if judge:
-    sandbox.load(judge)  # a wrong name is told before anything is answered
+    sandbox.load(judge, "judge")  # a wrong name is told before anything is answered
   os.makedirs(folder, exist_ok=True)
   head, problems = predictions.predict(
     parts.generator, params, benchmark, path=os.path.join(folder, "predictions.jsonl"),

@@ -1,6 +1,7 @@
 """Answers to a benchmark, one line a problem in a file that a second run goes on with."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ from etils import epath
 
 from ares_jax import digest, hosts, pulse, shares
 from ares_jax.data import quantity
-from ares_jax.data.grade import extract_boxed
+from ares_jax.data.grade import extract_boxed, well_formed
 from ares_jax.data.judge import verdicts
 from ares_jax.data.notation import normalise
 from ares_jax.run_folder import write_text
@@ -35,7 +36,7 @@ def predict(generator, params, benchmark, *, path, sampling, batch, model, judge
     sampling: SamplingConfig.
     batch: problems a sampling call.
     model: name of the weights for people; their digest decides.
-    judge: "package.module:function" that has the last word (data/judge.py), "" for the grader.
+    judge: "package.module:function" asked instead of the grader (data/judge.py), "" for the grader.
 
   Raises:
     ValueError: the file holds answers of another model, other prompts or another sampling; or the
@@ -65,7 +66,8 @@ def predict(generator, params, benchmark, *, path, sampling, batch, model, judge
     shared, encoded = shares.read(rows, places, generator.encoder.encode)
     prompts = generator.encoder.batch(shared, places, encoded)
     began = time.perf_counter()
-    samples, texts, correct, formatted, timed_out = generator.answer(
+    ask = functools.partial(_written, generator) if judge else generator.answer
+    samples, texts, correct, formatted, timed_out = ask(
       params, prompts, stage_key(_SEED, "evaluate"), group=benchmark.n, sampling=sampling)
     seconds = (time.perf_counter() - began) / len(fresh)
     if judge:
@@ -94,8 +96,18 @@ def predict(generator, params, benchmark, *, path, sampling, batch, model, judge
   return head, [done[place] for place in range(len(rows))]
 
 
+def _written(generator, params, prompts, key, *, group, sampling):
+  """What Generator.answer returns, with nothing graded: a judge has the only word."""
+  samples = generator.sample(params, prompts, key, group=group, sampling=sampling)
+  texts = [generator.encoder.chat.text(tokens[mask])
+           for tokens, mask in zip(samples.tokens, samples.mask, strict=True)]
+  return samples, texts, None, [well_formed(text) for text in texts], 0
+
+
 def _item(row, text):
-  return {"id": row["id"], "question": row["question"], "truths": row["answer"], "response": text,
+  truths = row["answer"]
+  return {"id": row["id"], "question": row["question"],
+          "truths": [truths] if isinstance(truths, str) else list(truths), "response": text,
           "answer": extract_boxed(text)}
 
 

@@ -18,6 +18,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Of the process, as its signal handlers are.
 _asked = threading.Event()
 _listening = threading.Event()
+_unwatched = threading.Event()
 _beats = {"last": 0.0}  # time.monotonic
 # Of a run of several processes: whether any of them says yes; whether all know of a stop.
 _agreement = {"any": None, "reached": False}
@@ -120,10 +121,22 @@ def watch(path, minutes):
     watcher.join()
 
 
+@contextlib.contextmanager
+def unwatched():
+  """What lasts as long as it likes and cannot beat, as a user's function: no `watch` ends it."""
+  _unwatched.set()
+  try:
+    yield
+  finally:
+    _beats["last"] = time.monotonic()
+    _unwatched.clear()
+
+
 def _watch(over, path, seconds):
   while not over.wait(min(10.0, seconds / 4)):
-    quiet = time.monotonic() - _beats["last"]
-    if quiet < seconds:
+    # Read in this order: leaving `unwatched` beats first.
+    unwatched, quiet = _unwatched.is_set(), time.monotonic() - _beats["last"]
+    if unwatched or quiet < seconds:
       continue
     _tell(f"nothing has happened for {quiet:.0f} s (stall_minutes): ended; stacks in {path}")
     # Where the folder is gone there is no file, but an end there must be.

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import types
 
 import jax.numpy as jnp
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 import tiny
 
-from ares_jax import predictions
+from ares_jax import predictions, pulse
 from ares_jax.data.benchmarks import Benchmark
+from ares_jax.data.judge import verdicts
 
 ROWS = [{"id": f"r{number}", "source": "s", "question": f"q{number}", "answer": [str(number)],
          "images": [], "level": 1, "group": None, "step": None, "tolerance": 0.5 * (number == 4)}
@@ -26,24 +28,32 @@ class Fake:
   def __init__(self, fail_at=None, grader="layered", max_pixels=9):
     self.grader = types.SimpleNamespace(name=grader)
     self.encoder = types.SimpleNamespace(
-      chat=types.SimpleNamespace(suffix=" Think."),
+      chat=types.SimpleNamespace(suffix=" Think.", text=lambda tokens: said(len(tokens) - 1)),
       config=types.SimpleNamespace(min_pixels=1, max_pixels=max_pixels),
       encode=id,
       batch=lambda rows, places, _: types.SimpleNamespace(rows=rows, places=places))
     self.calls, self.fail_at = [], fail_at
 
   def answer(self, params, prompts, key, *, group, sampling):
+    if self.grader.name == "never":
+      raise AssertionError("the grader was asked")
+    samples = self.sample(params, prompts, key, group=group, sampling=sampling)
+    places = np.repeat(prompts.places, group)
+    return (samples, [said(place) for place in places], np.float32(places < 3),
+            np.ones(len(places), np.float32), 1)
+
+  def sample(self, params, prompts, key, *, group, sampling):
     self.calls.append(list(prompts.places))
     if len(self.calls) == self.fail_at:
       raise KeyboardInterrupt
     lengths = np.repeat(np.int32(prompts.places) + 1, group)
     tokens = np.ones((len(lengths), 6), np.int32)
     tokens[np.arange(len(lengths)), lengths - 1] = np.where(lengths == 5, 1, 9)
-    samples = types.SimpleNamespace(tokens=tokens, mask=np.arange(6) < lengths[:, None])
-    places = np.repeat(prompts.places, group)
-    texts = [f"<think> </think> \\boxed{{{place + (0 if place < 3 else 0.25)}}}"
-             for place in places]
-    return samples, texts, np.float32(places < 3), np.ones(len(places), np.float32), 1
+    return types.SimpleNamespace(tokens=tokens, mask=np.arange(6) < lengths[:, None])
+
+
+def said(place):
+  return f"<think> </think> \\boxed{{{place + (0 if place < 3 else 0.25)}}}"
 
 
 def predict(path, generator, rows=ROWS, params=PARAMS, n=2, sampling=SAMPLING, judge=""):
@@ -98,7 +108,9 @@ def test_answers_of_something_else_are_refused(tmp_path, generator, changes, wor
 
 def lenient(items):
   assert all(set(item) == {"id", "question", "truths", "response", "answer"} for item in items)
-  return [item["answer"].startswith(item["truths"][0]) and item["id"] != "r4" for item in items]
+  assert all(isinstance(item["truths"], list) for item in items)
+  return np.array([item["answer"].startswith(item["truths"][0]) and item["id"] != "r4"
+                   for item in items])
 
 
 def breaks(items):
@@ -111,18 +123,27 @@ def few(items):
   return [1]
 
 
+def takes_long(items):
+  pulse._beats["last"] -= 3600
+  turns = iter([False, True])
+  pulse._watch(types.SimpleNamespace(wait=lambda _: next(turns)), os.devnull, 60)
+  return [True] * len(items)
+
+
 def half(items):
   return [0.5] * len(items)
 
 
 def test_a_judge_has_the_last_word_and_is_asked_about_each_answer_once(tmp_path):
   judge = f"{__name__}:lenient"
-  head, problems = predict(tmp_path / "p.jsonl", Fake(), judge=judge)
+  rows = [ROWS[0], ROWS[1] | {"answer": "1"}, *ROWS[2:]]  # generated data have one text
+  head, problems = predict(tmp_path / "p.jsonl", Fake(grader="never"), rows=rows, judge=judge)
   # 3.25 passes with this judge; 4.25 does not, though it is within the tolerance of row 4.
   assert [problem["samples"][1]["correct"] for problem in problems] == [1, 1, 1, 1, 0]
-  assert head["grader"] == judge
+  assert head["grader"] == judge and all(problem["timed_out"] == 0 for problem in problems)
+  assert all(sample["formatted"] for problem in problems for sample in problem["samples"])
   with pytest.raises(ValueError, match="grader was '.*:lenient', is 'layered'"):
-    predict(tmp_path / "p.jsonl", Fake())
+    predict(tmp_path / "p.jsonl", Fake(), rows=rows)
   with pytest.raises(ValueError, match=r"judge '.*:breaks' raises KeyError: 'no key' on 4 answers "
                                        "from 'r2' on; those before are kept"):
     predict(tmp_path / "q.jsonl", Fake(), judge=f"{__name__}:breaks")
@@ -131,10 +152,24 @@ def test_a_judge_has_the_last_word_and_is_asked_about_each_answer_once(tmp_path)
 
 @pytest.mark.parametrize("judge, words", [
   ("few", "returns 1 verdicts for 4 answers"), ("half", "returns 0.5 for 'r0', neither 0 nor 1"),
-  ("none", "does not load")])
+  ("none", "judge '.*:none' does not load")])
 def test_a_judge_that_says_something_else_is_named(tmp_path, judge, words):
   with pytest.raises(ValueError, match=words):
     predict(tmp_path / "p.jsonl", Fake(), judge=f"{__name__}:{judge}")
+
+
+def test_a_judge_without_a_module_is_told_its_form(tmp_path):
+  with pytest.raises(ValueError, match="^judge 'mine' is not of the form 'package.module:func"):
+    predict(tmp_path / "p.jsonl", Fake(), judge="mine")
+
+
+def test_a_judge_that_takes_long_is_no_stall(monkeypatch):
+  ended = []
+  monkeypatch.setattr(pulse.os, "_exit", ended.append)
+  pulse.beat()
+  assert verdicts(f"{__name__}:takes_long", [{"id": "a"}]) == [1.0] and ended == []
+  takes_long([])
+  assert ended == [1]
 
 
 def test_an_image_file_that_was_replaced_is_another_prompt(tmp_path):

@@ -93,7 +93,7 @@ class GradingPool:
       raise ValueError("grader 'release' needs the package mathruler: pip install mathruler "
                        "pylatexenc, or use grader 'layered'")
     if grader not in ("layered", "release"):
-      sandbox.load(grader)
+      sandbox.load(grader, "grader")
     self.name = grader
     self._timeout, self._timeout_share = timeout, timeout_share
     self._pool = None

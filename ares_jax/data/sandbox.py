@@ -11,11 +11,12 @@ import signal
 import sys
 import threading
 
+import numpy as np
 import pebble
 
 _MEMORY = 2 << 30  # bytes of address space of a worker
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-LOOKED_AT = 20_000  # last characters of a response in which a grader searches the box
+LOOKED_AT = 20_000  # last characters of a response searched for the box
 
 
 def make_pool(workers, module, first=None):
@@ -30,36 +31,41 @@ def make_pool(workers, module, first=None):
                             context=_Context())
 
 
-def load(name):
-  """The function "package.module:function".
+def load(name, kind):
+  """The function "package.module:function" of the user's, a "grader" or a "judge".
 
   Raises:
     ValueError: the name has another form, the module does not import, or has no such function.
   """
   module, _, attribute = name.partition(":")
   if not module or not attribute:
-    raise ValueError(f"grader {name!r} is neither 'layered' nor 'release' nor of the form "
-                     "'package.module:function'")
+    built_in = "neither 'layered' nor 'release' nor" if kind == "grader" else "not"
+    raise ValueError(f"{kind} {name!r} is {built_in} of the form 'package.module:function'")
   try:
     found = getattr(importlib.import_module(module), attribute)
   except Exception as error:
-    raise ValueError(f"grader {name!r} does not load: {type(error).__name__}: {error}") from error
+    raise ValueError(f"{kind} {name!r} does not load: {type(error).__name__}: {error}") from error
   if not callable(found):
-    raise ValueError(f"grader {name!r} is {type(found).__name__}, not a function")
+    raise ValueError(f"{kind} {name!r} is {type(found).__name__}, not a function")
   return found
 
 
 def call(name, response, truth):
   """What the user's grader says of a response, 0 or 1, or a text: what is wrong with it."""
   try:
-    value = load(name)(response, truth)
+    value = load(name, "grader")(response, truth)
   except MemoryError:
     raise
   except Exception as error:
     return f"raises {type(error).__name__}: {error}"[:300]
-  if isinstance(value, bool | int | float) and value in (0, 1):
-    return float(value)
-  return f"returns {value!r}"[:300] + ", neither 0 nor 1"
+  verdict = zero_or_one(value)
+  return f"returns {value!r}"[:300] + ", neither 0 nor 1" if verdict is None else verdict
+
+
+def zero_or_one(value):
+  """0.0 or 1.0 where a user's function says False or True, 0 or 1, also as numpy's; else None."""
+  right = isinstance(value, bool | int | float | np.bool_ | np.number) and value in (0, 1)
+  return float(value) if right else None
 
 
 def release(response, truth):
