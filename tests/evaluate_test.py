@@ -144,7 +144,7 @@ def test_results_lie_in_the_run_or_where_it_was_said(trained, monkeypatch, capsy
   monkeypatch.setattr(evaluate, "evaluate", lambda *_, folder, **__: folder)
   monkeypatch.setattr(evaluate.flags, "FLAGS", types.SimpleNamespace(
     ablation=[], config=tiny.values(**SHORT), workdir=str(workdir), model="", benchmark="", data="",
-    compare="", json=True, out=out))
+    compare="", judge="", json=True, out=out))
   evaluate.main()
   assert json.loads(capsys.readouterr().out) == (out or str(workdir / "evaluate" / "test"))
 
