@@ -6,7 +6,7 @@ import os
 import numpy as np
 from scipy import stats
 
-from ares_jax.data.scores import BUCKETS
+from ares_jax.data.scores import BUCKETS, level_order
 from ares_jax.run_folder import FREE, STAGES, among, flat, later, read_json
 
 # What two runs of the same arm may differ in.
@@ -65,6 +65,7 @@ def label(config, stage):
 def rows(arms):
   """One dict an arm: seeds, means over seeds with their 95% t-intervals, lengths by difficulty.
 
+  `asked` are the pairs (problems, samples each) of its evaluations.
   `versus` is the accuracy less that of `reference`, over the seeds of both: runs of one seed share
   their start, so the difference varies less than either. The reference is the GRPO arm with the
   most seeds, without one a DAPO arm, "" without either.
@@ -76,8 +77,8 @@ def rows(arms):
   reference = arms.get(name_of_reference, {})
   for arm, by_seed in arms.items():
     results = [by_seed[seed] for seed in sorted(by_seed)]
-    row = {"arm": arm, "seeds": sorted(by_seed), "problems": results[0]["n"],
-           "samples": results[0]["samples"], "reference": name_of_reference}
+    row = {"arm": arm, "seeds": sorted(by_seed), "reference": name_of_reference,
+           "asked": sorted({(result["n"], result["samples"]) for result in results})}
     for name, pick in (("greedy", lambda r: r["greedy"]["accuracy"]),
                        ("accuracy", lambda r: r["sampled"]["accuracy"]),
                        ("pass_at_k", lambda r: r["sampled"]["pass_at_k"]),
@@ -87,7 +88,7 @@ def rows(arms):
     row["versus"] = mean([by_seed[seed]["sampled"]["accuracy"]
                            - reference[seed]["sampled"]["accuracy"]
                            for seed in by_seed if seed in reference])
-    levels = sorted({level for result in results for level in result["level"]})
+    levels = sorted({level for result in results for level in result["level"]}, key=level_order)
     for field, names in (("bucket", BUCKETS), ("level", levels)):
       row[field] = {}
       for name in names:
@@ -115,14 +116,15 @@ def markdown(table, paper):
     lines.append(f"| {row['arm']} | {len(row['seeds'])} | {' | '.join(cells)} | "
                  f"{cell(row['length'], 1)} |")
   for title, field in (("pass rate", "bucket"), ("level", "level")):
-    names = list(dict.fromkeys(name for row in table for name in row[field]))
+    names = BUCKETS if field == "bucket" else sorted(
+      {name for row in table for name in row[field]}, key=level_order)
     lines += ["", f"By {title}: accuracy / tokens.", "",
               "| arm | " + " | ".join(names) + " |", "|" + " --- |" * (1 + len(names))]
     for row in table:
       cells = [f"{cell(part['accuracy'], 100)} / {cell(part['length'], 1)}" if part["n"] else "-"
                for part in (row[field].get(name, {"n": 0}) for name in names)]
       lines.append(f"| {row['arm']} | " + " | ".join(cells) + " |")
-  asked = sorted({(row["problems"], row["samples"]) for row in table})
+  asked = sorted({pair for row in table for pair in row["asked"]})
   lines += ["", "; ".join(f"{count} problems x {samples} samples" for count, samples in asked)
             + ". Means over seeds ± 95% t-interval; a single seed has none. Arms compare where "
             "their seeds are the same. Levels hold the same problems in all arms; by pass rate an "

@@ -2,19 +2,20 @@
 
 import html
 
-from ares_jax.data.scores import BUCKETS
+from ares_jax.data.scores import BUCKETS, level_order
 
 COLOURS = ("#616e7c", "#1f5fa8", "#b3261e", "#1b6e35", "#7a4fa3", "#8a5a00", "#00707a", "#c2589b",
            "#12263a", "#5aa9e6", "#f07167", "#80b918", "#c8b6ff", "#f4a300", "#63c7b2", "#a0a4a8")
 WIDTH, HEIGHT, LEFT, TOP, GAP = 860, 240, 56, 34, 24
+LEVELS = 10  # more are too narrow to have a bar for each arm
 PANELS = (("accuracy", "Accuracy, %", 100), ("length", "Tokens of an answer", 1))
 
 
 def page(table):
   """An HTML page that needs nothing else: two panels of bars, an arm a colour.
 
-  Difficulty is the problems' level where every arm has levels: the same problems in all arms. Else
-  it is each arm's own pass rate, whose problems differ by arm.
+  Difficulty is the problems' level where every arm has levels, at most LEVELS: the same problems in
+  all arms. Else it is each arm's own pass rate, whose problems differ by arm.
 
   Whiskers are 95% t-intervals over seeds, cut off at the panel's edges; a single seed has none.
 
@@ -25,9 +26,11 @@ def page(table):
            f"{html.escape(row['arm'])}, {len(row['seeds'])} seed(s)</text>"
            for index, row in enumerate(table)]
   top = 18 * len(table) + 10
-  by = "level" if all(row["level"] for row in table) else "bucket"
+  levels = sorted({name for row in table for name in row["level"]}, key=level_order)
+  if len(levels) > LEVELS or not all(row["level"] for row in table):
+    levels = []
   for field, title, factor in PANELS:
-    parts += [f"<g transform='translate(0 {top})'>", *_panel(table, by, field, title, factor),
+    parts += [f"<g transform='translate(0 {top})'>", *_panel(table, levels, field, title, factor),
               "</g>"]
     top += HEIGHT + 20
   return (f"<!doctype html><meta charset='utf-8'><title>Accuracy and tokens by difficulty</title>"
@@ -36,12 +39,12 @@ def page(table):
           + "\n".join(parts) + "</svg>\n")
 
 
-def _panel(table, by, field, title, factor):
-  names = BUCKETS if by == "bucket" else sorted({name for row in table for name in row["level"]})
-  groups = [("all", lambda row: row["accuracy" if field == "accuracy" else "length"])]
-  groups += [(name if by == "bucket" else f"level {name}",
+def _panel(table, levels, field, title, factor):
+  groups = [("all", lambda row: row[field])]
+  by = "level" if levels else "bucket"
+  groups += [(f"level {name}" if levels else name,
               lambda row, name=name: row[by].get(name, {field: (None, None)})[field])
-             for name in names]
+             for name in levels or BUCKETS]
   means = [pick(row)[0] for _, pick in groups for row in table if pick(row)[0] is not None]
   most = 100 if field == "accuracy" else 1.15 * factor * max(means, default=1)
   floor = HEIGHT - 30
@@ -60,7 +63,7 @@ def _panel(table, by, field, title, factor):
   for place, (name, pick) in enumerate(groups):
     left = LEFT + place * group_width + GAP / 2
     found.append(f"<text x='{left + (group_width - GAP) / 2:.1f}' y='{HEIGHT - 10}' "
-                 f"text-anchor='middle'>{name}</text>")
+                 f"text-anchor='middle'>{html.escape(name)}</text>")
     for index, row in enumerate(table):
       mean, half = pick(row)
       if mean is None:

@@ -20,8 +20,8 @@ def run(main, *, positional=(), argv=None):
   """Parses the flags, calls `main(*positional values)` and exits.
 
   `ValueError` and `OSError` become one line on stderr and exit code 1. With ARES_TRACEBACK=1 in the
-  environment, which the line names unless the config is at fault, a traceback stands before it. Any
-  other exception is a bug: it keeps its traceback.
+  environment a traceback is printed first; the line mentions this unless the config is at fault.
+  Any other exception is a bug: it keeps its traceback.
 
   Args:
     main: the command; flags are parsed when it is called. Its return value is ignored.
@@ -42,9 +42,10 @@ def run(main, *, positional=(), argv=None):
   except UsageError as error:
     _stop(f"error: {config_lib.one_line(error)} (--help shows how)", 2)
   except (ValueError, OSError) as error:
+    hint = "" if isinstance(error, config_lib.ConfigError) else " (ARES_TRACEBACK=1 shows where)"
     if "ARES_TRACEBACK" in os.environ:
       traceback.print_exc()
-    hint = "" if isinstance(error, config_lib.ConfigError) else " (ARES_TRACEBACK=1 shows where)"
+      hint = ""
     _stop(f"error: {config_lib.one_line(error)}{hint}", 1)
   sys.exit(0)
 

@@ -30,9 +30,9 @@ FREE = ("threads", "hosts.", "mesh.", "engine.", "grade.workers", "grade.timeout
 CURATION = ("curate.pass_rates", "curate.problems", "curate.samples", "aepo.sampling.max_tokens",
             "data.curated", "data.files.curated", "data.digits.curated")
 
-# Settings and digests that a stage reads; what is in two rows is read by the first stage already.
-_READ_BY = {"warmup": ("warmup.", "data.lessons", "data.files.lessons"),
-            "adacs": ("adacs.", "curate.", *CURATION),
+# Settings and digests that a stage after the first reads, and none before it: of two rows the
+# upper counts. All others are read by the first stage already.
+_READ_BY = {"adacs": ("adacs.", "curate.", *CURATION),
             "aepo": ("aepo.", "data.prompts", "data.files.prompts", "data.digits.prompts")}
 
 # Settings that hosts of one run may have each for itself.
@@ -128,7 +128,7 @@ def keep(workdir, records, allow=()):
 
 def later(stage, key):
   """Whether only what comes after `stage` reads a setting or digest."""
-  first = next((name for name in STAGES if key.startswith(_READ_BY[name])), STAGES[0])
+  first = next((name for name, starts in _READ_BY.items() if key.startswith(starts)), STAGES[0])
   return STAGES.index(first) > STAGES.index(stage)
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import os
+import weakref
 
 from ml_collections import ConfigDict
 
@@ -16,14 +17,17 @@ from ares_jax.run_folder import STAGES, read_json
 class Lines(collections.abc.Sequence):
   """The whole lines of a JSONL file that are there now, each read when it is asked for.
 
-  100 iterations of a 7B model log up to 1e8 tokens: as objects of Python they fill a machine.
+  100 iterations of a 7B model log up to 1e8 tokens: as objects of Python they fill a machine. The
+  file stays open: a run that resumes puts a shorter one in its place.
   """
 
   def __init__(self, path):
     """No file has no lines."""
     self._path, self._starts = path, [0]
     if os.path.exists(path):
-      with open(path, "rb") as file:
+      self._file = os.open(path, os.O_RDONLY)
+      weakref.finalize(self, os.close, self._file)
+      with open(self._file, "rb", closefd=False) as file:
         # The last one may still be being written.
         sizes = [len(line) for line in file if line.endswith(b"\n")]
       self._starts += itertools.accumulate(sizes)
@@ -33,9 +37,8 @@ class Lines(collections.abc.Sequence):
 
   def __getitem__(self, number):
     number = range(len(self))[number]
-    with open(self._path, "rb") as file:
-      file.seek(self._starts[number])
-      line = file.read(self._starts[number + 1] - self._starts[number])
+    start, end = self._starts[number : number + 2]
+    line = os.pread(self._file, end - start, start)
     try:
       return json.loads(line)
     except ValueError as error:

@@ -93,6 +93,27 @@ def test_the_figure_has_a_bar_for_every_arm_and_difficulty(tmp_path, levels):
   assert not re.search("http(?!://www.w3.org/2000/svg)", page)
 
 
+def test_levels_are_ordered_by_number_and_shown_as_text(tmp_path):
+  names = ["10", "2", "a<b"]
+  found = result(0.5)
+  found["level"] = dict.fromkeys(names, found["level"]["1"])
+  table = ablation.rows({"AdaCS + AEPO": {0: found, 1: found | {"n": 5}}})
+  assert list(table[0]["level"]) == ["2", "10", "a<b"]
+  page = ablation_figure.page(table)
+  shown = xml.etree.ElementTree.fromstring(page[page.index("<svg"):]).findall(".//{*}text")
+  assert [text.text for text in shown if "level" in text.text] == 2 * [
+    "level 2", "level 10", "level a<b"]
+  said = ablation.markdown(table, paper.tables())
+  assert "| arm | 2 | 10 | a<b |" in said and "4 problems x 8 samples; 5 problems x 8" in said
+
+
+def test_a_figure_of_many_levels_sorts_by_pass_rate():
+  found = result(0.5)
+  found["level"] = dict.fromkeys(map(str, range(40)), found["level"]["1"])
+  page = ablation_figure.page(ablation.rows({"AdaCS + AEPO": {0: found}}))
+  assert ">hard</text>" in page and "level" not in page and "='-" not in page
+
+
 @pytest.mark.parametrize("selection, kind, dynamic, name", [
   ("vanilla", "accuracy", False, "vanilla + GRPO"),
   ("vanilla", "accuracy", True, "vanilla + GRPO + dynamic KL"),

@@ -52,17 +52,18 @@ def folder(tmp_path_factory):
   return path
 
 
-def start(folder, *words):
+def start(folder, *words, traceback=False):
   environment = os.environ | {"PYTHONPATH": os.getcwd()}
   environment.pop("ARES_TRACEBACK", None)
+  environment |= {"ARES_TRACEBACK": "1"} if traceback else {}
   return subprocess.Popen(
     [sys.executable, "little.py", *words], cwd=folder, env=environment, text=True,
     stdout=subprocess.PIPE, stderr=subprocess.PIPE,
   )  # fmt: skip
 
 
-def call(folder, *words):
-  process = start(folder, *words)
+def call(folder, *words, traceback=False):
+  process = start(folder, *words, traceback=traceback)
   out, err = process.communicate(timeout=60)
   return process.returncode, out, err
 
@@ -105,6 +106,8 @@ def test_the_line_says_how_to_see_the_place_unless_the_config_is_at_fault(folder
   assert "ARES_TRACEBACK" not in call(folder, "--config=c.py", "--config.stepz=1")[2]
   _, _, err = call(folder, "--config=c.py", "--kind=value")
   assert err == "error: rows 3 do not divide (ARES_TRACEBACK=1 shows where)\n"
+  err = call(folder, "--config=c.py", "--kind=value", traceback=True)[2]
+  assert err.startswith("Traceback") and err.endswith("\nerror: rows 3 do not divide\n")
 
 
 def test_a_bug_keeps_its_traceback(folder):

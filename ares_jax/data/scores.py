@@ -30,7 +30,8 @@ def score(problems, metric, *, easy, medium):
   result = {"metric": metric, "n": n, "problems": len(problems), "units": units,
             "score": float(values.mean()), "interval": bootstrap(values)} | summary(problems)
   for field in ("source", "level"):
-    names = sorted({problem[field] for problem in problems} - {None})
+    names = sorted({problem[field] for problem in problems} - {None},
+                   key=level_order if field == "level" else None)
     result[f"by_{field}"] = {name: summary([p for p in problems if p[field] == name])
                              for name in names}
   rate = np.array([rate_of(problem) for problem in problems])
@@ -40,6 +41,11 @@ def score(problems, metric, *, easy, medium):
     name: summary([p for p, own in zip(problems, bucket, strict=True) if own == index])
     for index, name in enumerate(BUCKETS) if (bucket == index).any()}
   return result
+
+
+def level_order(level):
+  """A key of sorting: levels by number where they are numbers, else as text."""
+  return (0, float(level), level) if level.replace(".", "", 1).isdecimal() else (1, 0.0, level)
 
 
 def unit_values(problems, metric):

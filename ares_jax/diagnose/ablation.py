@@ -10,6 +10,7 @@ import os
 
 from ares_jax import ablation
 from ares_jax.ablation import cell
+from ares_jax.data.scores import level_order
 from ares_jax.diagnose.tables import table
 from ares_jax.run_folder import FREE, among, flat, read_json
 
@@ -51,7 +52,7 @@ def check(workdirs):
                        "--config.aepo.reward.easy=1.0 --config.aepo.reward.medium=0.0")
   arms = {name: _finished(found) for name, found in by_kind.items()}
   rows = {row["arm"]: row for row in ablation.rows(arms)}
-  levels = sorted({level for row in rows.values() for level in row["level"]}, key=_order)
+  levels = sorted({level for row in rows.values() for level in row["level"]}, key=level_order)
   if len(levels) < 2:
     raise ValueError("the evaluations have fewer than two levels; easy and hard apart need held-out"
                      " data with a column `level`")
@@ -130,8 +131,3 @@ def _config(workdir):
 def _accuracy(result, level):
   part = result["sampled"] if level is None else result["level"][level]
   return part["accuracy"]
-
-
-def _order(level):
-  """Levels by number where they are numbers."""
-  return (0, float(level), level) if level.replace(".", "", 1).isdigit() else (1, 0.0, level)

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from small_run import HOSTILE, line, write
 
+from ares_jax.metrics import truncate
 from ares_jax.report import page as page_lib
 from ares_jax.report import pictures
 from ares_jax.run_records import read
@@ -160,6 +161,12 @@ def test_responses_of_an_iteration_that_goes_on_wait_for_its_metrics(tmp_path):
   with open(tmp_path / "rollouts.jsonl", "a") as file:
     file.writelines(json.dumps(line(4, sample, 1.0, 1.0)) + "\n" for sample in range(2))
   assert [one["step"] for one in read(workdir).rollouts] == 4 * [1] + 4 * [2] + 4 * [3]
+
+
+def test_a_run_that_resumes_meanwhile_takes_no_line_away(tmp_path):
+  rollouts = read(write(tmp_path)).rollouts
+  truncate(str(tmp_path / "rollouts.jsonl"), "aepo", 1)
+  assert [one["step"] for one in rollouts] == 4 * [1] + 4 * [2] + 4 * [3]
 
 
 def test_responses_are_read_when_they_are_asked_for(tmp_path):
