@@ -83,6 +83,11 @@ def unmapped(axes):
   return tuple(axis for axis in axes if axis not in taken) or None
 
 
+def within_a_slice():
+  """Whether what is traced is of one slice's own rows, inside `sum_of_slices`."""
+  return "slice" in core.get_axis_env().spmd_axis_names
+
+
 def sum_of_slices(function, axes):
   """`function` on each slice's own rows, its results summed over the slices.
 
@@ -121,16 +126,23 @@ def sharding(*spec):
   Raises:
     ValueError: no mesh is current.
   """
-  mesh = jax.sharding.get_mesh()
-  if mesh.empty:
-    raise ValueError("no mesh is current; enter jax.set_mesh(make_mesh(data, model)) first")
-  return NamedSharding(mesh, PartitionSpec(*spec))
+  return NamedSharding(_there(jax.sharding.get_mesh()), PartitionSpec(*spec))
 
 
 def size(*axes):
-  """Devices along `axes` of the current mesh, all of them together; also while tracing."""
-  shape = jax.sharding.get_abstract_mesh().shape
+  """Devices along `axes` of the current mesh, all of them together; also while tracing.
+
+  Raises:
+    ValueError: no mesh is current.
+  """
+  shape = _there(jax.sharding.get_abstract_mesh()).shape
   return math.prod(shape[axis] for axis in axes)
+
+
+def _there(mesh):
+  if mesh.empty:
+    raise ValueError("no mesh is current; enter jax.set_mesh(make_mesh(data, model)) first")
+  return mesh
 
 
 def put(tree, *spec):

@@ -56,13 +56,14 @@ def test_tpus_know_their_slices(own, slices):
 def test_what_slices_make_of_their_rows_is_summed():
   def function(x_NR):
     # A slice's own rows, a microbatch after the other.
-    assert x_NR.shape == (3, 2) and mesh_lib.unmapped(mesh_lib.ROWS) == ("data",)
+    assert x_NR.shape == (3, 2) and mesh_lib.within_a_slice()
     return {"sum": jax.lax.map(jnp.sum, x_NR).sum()}, x_NR.max()
 
   x_NR = np.arange(12.0).reshape(3, 4)
   with jax.set_mesh(mesh_lib.make_mesh(1, 2, slices=2)):
     split = jax.jit(mesh_lib.sum_of_slices(function, (1,)))
     summed, largest = split(mesh_lib.put(x_NR, None, mesh_lib.ROWS))
+    assert not mesh_lib.within_a_slice()
   assert (summed["sum"], largest) == (66, 11)
 
 
@@ -114,6 +115,8 @@ def test_put_names_the_leaf_that_does_not_divide():
       mesh_lib.put(np.zeros((4,)), "data", "model")
 
 
-def test_put_without_a_mesh_is_an_error():
+@pytest.mark.parametrize("function", [lambda: mesh_lib.put(np.zeros(4)),
+                                      lambda: mesh_lib.size(*mesh_lib.ROWS)])
+def test_without_a_mesh_there_is_nothing_to_put_on_or_count(function):
   with pytest.raises(ValueError, match="no mesh is current"):
-    mesh_lib.put(np.zeros(4))
+    function()

@@ -18,7 +18,7 @@ B rows, T tokens, U image units of a row, D embed, V vocabulary.
 import jax
 import jax.numpy as jnp
 
-from ares_jax.mesh import ROWS, shard, unmapped
+from ares_jax.mesh import ROWS, shard, unmapped, within_a_slice
 from ares_jax.models.config import ModelConfig
 from ares_jax.models.decoder import KVCache, decode_step, empty_cache, hidden, prefill
 from ares_jax.models.vision import VisionInput, vision_features
@@ -45,7 +45,7 @@ def embed(config: ModelConfig, params: Params, tokens_BT, unit_BT, features) -> 
   """
   dtype = jnp.dtype(config.compute_dtype)
   table_VD = params["embed"]
-  if unmapped(ROWS) == ("data",):
+  if within_a_slice():
     # Of a slice's own rows: left alone, XLA fetches the table from other slices for each lookup.
     table_VD = shard(table_VD, None, "data")
     embeds_BTD = shard(table_VD[tokens_BT], None, None, "data").astype(dtype)

@@ -3,6 +3,7 @@
 N tokens, D embed, V vocabulary; a chunk is S tokens, K of them.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -64,7 +65,8 @@ def gradients(
     entropy_N: float32, nats, likewise.
     logprob_slope_N, entropy_slope_N: float32, the loss's gradients in the two outputs; 0 for a
       token that is not wanted.
-    vocab_axis: mesh axis over which hidden's gradient is summed, a chunk at a time, or None.
+    vocab_axis: mesh axis over which hidden's gradient is summed, a chunk at a time, or None; its
+      devices have the same tokens, and so as many chunks.
     unembed_dtype: dtype of the second result.
 
   Returns:
@@ -132,7 +134,23 @@ def _wanted_first(wanted_N, token_chunk):
   size = -(-tokens // chunks)
   order_N = jnp.argsort(~wanted_N, stable=True)
   order_N = jnp.pad(order_N, (0, size * chunks - tokens), constant_values=tokens)
-  return order_N.reshape(chunks, size).T, (wanted_N.sum() + size - 1) // size
+  return order_N.reshape(chunks, size).T, _shared((wanted_N.sum() + size - 1) // size)
+
+
+@jax.custom_batching.custom_vmap
+def _shared(number):
+  """`number`; under `vmap` the largest for all, as in `mesh.sum_of_slices`.
+
+  Loops whose ends differ would choose after each pass between all that they carry, here the whole
+  gradient of the unembedding, and what it was before.
+  """
+  return number
+
+
+@_shared.def_vmap
+def _largest(size, batched, number_B):
+  del size, batched
+  return number_B.max(), False
 
 
 def _in_chunks(array, token_chunk, order_SK):

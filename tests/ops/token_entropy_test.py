@@ -8,6 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ares_jax import logprob_and_entropy, token_entropy
+from ares_jax import mesh as mesh_lib
 
 # token_chunk, vocab_chunk, temperature. (N, V) = (6, 11) in one piece; in pieces of the vocabulary
 # with a short last one; of tokens with one token of padding; of both.
@@ -360,6 +361,51 @@ def test_split_over_1_2_and_4_devices_equals_unsplit(shape, axes, token_chunk, v
     with jax.set_mesh(mesh):
       split = step(hidden_ND, unembed_VD, token_N, axes)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), split, expected)
+
+
+@pytest.fixture(scope="module")
+def far_apart():
+  """Arrays of 16 tokens, all 5 wanted ones in the first half, and their results on one device."""
+  case = example(tokens=16, embed=4, vocab=24)
+  wanted_N, slopes_2N = np.isin(np.arange(16), (0, 1, 2, 3, 5)), np.random.default_rng(1).normal(
+    size=(2, 16))
+  arrays = *case, wanted_N, *np.float32(slopes_2N)
+  return arrays, jax.jit(functools.partial(pull_wanted, None))(*arrays)
+
+
+def pull_wanted(axes, hidden_ND, unembed_VD, token_N, wanted_N, weight_N, other_N):
+  """Both outputs and gradients, in chunks of two tokens."""
+  def loss(hidden_ND, unembed_VD):
+    both = logprob_and_entropy(hidden_ND, unembed_VD, token_N, wanted_N, token_chunk=2,
+                               vocab_chunk=4, axes=axes)
+    return both[0] @ weight_N + both[1] @ other_N, both
+
+  gradients, both = jax.grad(loss, (0, 1), has_aux=True)(hidden_ND, unembed_VD)
+  return both, gradients
+
+
+def test_devices_with_other_numbers_of_wanted_tokens_equal_one(far_apart):
+  arrays, expected = far_apart
+  with jax.set_mesh(mesh_lib.make_mesh(2, 2)):
+    got = jax.jit(functools.partial(pull_wanted, ("data", "model")))(*arrays)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), got, expected)
+
+
+def test_slices_with_other_numbers_of_wanted_tokens_equal_one(far_apart):
+  (hidden_ND, unembed_VD, *of_tokens), expected = far_apart
+
+  def own(hidden_ND, *of_tokens):
+    axes = mesh_lib.unmapped(mesh_lib.ROWS), "model"
+    both, gradients = pull_wanted(axes, hidden_ND, unembed_VD, *of_tokens)
+    return gradients[1], both[1].max()
+
+  with jax.set_mesh(mesh_lib.make_mesh(1, 2, slices=2)):
+    traced = jax.jit(mesh_lib.sum_of_slices(own, (0,) * 5)).trace(hidden_ND, *of_tokens)
+    gradient_VD, entropy = traced.lower().compile()(hidden_ND, *of_tokens)
+  np.testing.assert_allclose(gradient_VD, expected[1][1], atol=1e-5)
+  np.testing.assert_allclose(entropy, expected[0][1].max(), atol=1e-6)
+  # A loop with an end for each slice would choose between whole gradients after every chunk.
+  assert "while[" in str(traced.jaxpr) and "bool[1] = lt" not in str(traced.jaxpr)
 
 
 def test_split_bfloat16_has_float32_statistics_and_gradients_of_its_inputs_dtype():
