@@ -56,7 +56,7 @@ def hlo_cost(text):
     text: of the optimised program, as `compiled.as_text()` returns it.
 
   Raises:
-    ValueError: the text has no entry computation.
+    ValueError: the text has no entry computation, or a transfer to other slices without its kind.
   """
   computations, entry = hlo_text.parse(text)
   if entry is None:
@@ -158,6 +158,8 @@ class _Walk:
         bytes_of(item.shape) + bytes_of(item.shape, device=True))
     if item.opcode in IN_PLACE:
       return bytes_of(item.shape, device=True) and 2 * bytes_of(shapes[IN_PLACE[item.opcode]])
+    if item.opcode == "send":
+      return sum(bytes_of(shape, device=True) for shape in shapes)  # its result is the same buffer
     if item.opcode != "fusion":
       # The shape of a start names both ends; one may be on the chip.
       if item.opcode.endswith("-start") and item.shape.startswith("("):
@@ -311,8 +313,11 @@ class _Walk:
 
 def _sent_across(shape, attributes):
   """{kind: bytes} of a transfer that the host takes to other slices, as libtpu writes it."""
-  kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', attributes)[1]
-  kind, held = kind.lower().replace("_", "-"), bytes_of(shape)
+  found = re.search(r'_xla_megascale_transfer_type="(\w+)"', attributes)
+  if not found:
+    raise ValueError("a transfer to other slices has no _xla_megascale_transfer_type, so its bytes "
+                     f"cannot be counted: {attributes[:200]}; compile with another libtpu")
+  kind, held = found[1].lower().replace("_", "-"), bytes_of(shape)
   # "{1,2}x{0:3}": slices, each written alone or as first:last, and their devices.
   target = re.search(r'_xla_megascale_target="\{([^}]*)\}x', attributes)
   slices = 2

@@ -19,8 +19,6 @@ _CARRIED = {
      for axis in range(len(p["shape"]))]), p["shape"]),
   "convert_element_type": lambda x, p: x.astype(p["new_dtype"]),
   "copy": lambda x, p: x,
-  # The first part: where a device takes its own, all are alike in what they decide.
-  "dynamic_slice": lambda x, p: x[tuple(slice(size) for size in p["slice_sizes"])],
   "reshape": lambda x, p: x.reshape(p["new_sizes"]),
   "squeeze": lambda x, p: np.squeeze(x, p["dimensions"]),
   "stop_gradient": lambda x, p: x,
@@ -78,6 +76,8 @@ def _equation(eqn, inputs, platform):
     return 2 * eqn.outvars[0].aval.size * math.prod(left[axis] for axis in contracted), unknown
   if name in _CARRIED and inputs[0] is not None and eqn.outvars[0].aval.size <= LARGEST:
     return 0, [_CARRIED[name](inputs[0], params)]
+  if name == "dynamic_slice" and inputs[0] is not None:
+    return 0, [_part(inputs[0], inputs[1:], params["slice_sizes"])]
   if name == "scan":
     return _scan(params, inputs, platform)
   if name == "while":
@@ -97,6 +97,14 @@ def _equation(eqn, inputs, platform):
     inputs = [None] * len(jaxpr.invars)
     return _jaxpr(jaxpr, consts, inputs, platform)[0], unknown
   return _jaxpr(jaxpr, consts, inputs, platform)
+
+
+def _part(x, starts, sizes):
+  """What `dynamic_slice` takes of x; the first part along an axis of unknown start: where a device
+  takes its own, all are alike in what they decide."""
+  first = [0 if start is None else int(np.clip(start, 0, whole - size))
+           for start, whole, size in zip(starts, x.shape, sizes, strict=True)]
+  return x[tuple(slice(at, at + size) for at, size in zip(first, sizes, strict=True))]
 
 
 def _open(jaxpr):
@@ -143,9 +151,10 @@ def _while(params, inputs, platform):
       return np.asarray(variable.val)
     return first[variable] if variable in first else None
 
-  bounds = [int(value(right) - value(left)) for eqn in condition.eqns if eqn.primitive.name == "lt"
-            for left, right in [eqn.invars] if left in condition.invars
-            and all(value(x) is not None and np.ndim(value(x)) == 0 for x in (left, right))]
+  # One number or, where `vmap` gave each of its loops a counter, the most that any has to go.
+  bounds = [int(np.max(value(right) - value(left))) for eqn in condition.eqns
+            if eqn.primitive.name == "lt" for left, right in [eqn.invars]
+            if left in condition.invars and value(left) is not None and value(right) is not None]
   if not bounds:
     raise ValueError(f"a loop has no bound that its program shows: {params['cond_jaxpr']}")
   return max(0, min(bounds)) * once

@@ -176,7 +176,7 @@ ENTRY %main (k: s32[], a: f32[10], b: f32[1000]) -> f32[] {
   ("ALL_REDUCE", "1,2", 1), ("ALL_REDUCE", "1:4", 2 * 3 / 4), ("ALL_GATHER", "1:3,7", 3)])
 def test_what_hosts_take_to_other_slices_is_told_apart(kind, slices, times):
   target = f"{{{slices}}}x{{0:3}}"
-  cost = hlo_cost(f"""
+  text = f"""
 ENTRY %main (x: f32[64,8]) -> f32[64,8] {{
   %x = f32[64,8]{{1,0}} parameter(0)
   %after = token[] after-all()
@@ -185,8 +185,13 @@ frontend_attributes={{_xla_host_transfer_handler_name="xla_megascale_runtime",\
 _xla_megascale_target="{target}",_xla_megascale_transfer_type="{kind}"}}
   %done = token[] send-done(%send), channel_id=2, is_host_transfer=true
   ROOT %r = f32[64,8]{{1,0}} copy(%x)
-}}""")
-  assert cost.across == times * 64 * 8 * 4 and cost.sent == {}
+}}"""
+  cost, size = hlo_cost(text), 64 * 8 * 4
+  assert cost.across == times * size and cost.sent == {}
+  # Read to be sent, and copied.
+  assert cost.memory == 3 * size
+  with pytest.raises(ValueError, match="has no _xla_megascale_transfer_type"):
+    hlo_cost(text.replace("transfer_type", "type"))
 
 
 def test_a_scan_costs_what_the_unrolled_loop_costs():

@@ -43,6 +43,23 @@ def test_a_loop_that_may_end_early_counts_to_its_bound():
     count(lambda x: jax.lax.while_loop(lambda x: x.sum() > 0, lambda x: x @ x, x), SQUARE)
 
 
+def test_loops_under_vmap_count_to_their_bound():
+  def until(end, x):
+    return jax.lax.while_loop(lambda c: (c[0] < 3) & (c[0] < end),
+                              lambda c: (c[0] + 1, c[1] @ c[1]), (jnp.int32(0), x))
+
+  ends = jax.ShapeDtypeStruct((5,), jnp.int32)
+  assert count(jax.vmap(until, (0, None)), ends, SQUARE) == 5 * 3 * ONE
+
+
+def test_a_part_of_a_constant_is_the_one_that_is_taken():
+  def of_part(x):
+    heavy = jax.lax.dynamic_slice(jnp.array([True, False]), (1,), (1,)).reshape(())
+    return jax.lax.cond(heavy, lambda x: x @ x @ x, lambda x: x @ x, x)
+
+  assert count(of_part, SQUARE) == ONE
+
+
 def test_layers_that_differ_by_a_constant_count_by_their_own_branch():
   heavy = np.array([False, True, False, False])
 
