@@ -2,8 +2,10 @@
 
     python -m ares_jax.plan --config=configs/aepo_7b.py --topology=v5e:8x8 --config.mesh.model=4 \\
       --config.aepo.microbatch=16
-    python -m ares_jax.plan --config=configs/aepo_7b.py --topology=v5p:4x4x4 --only=decode --json
-    python -m ares_jax.plan --config=configs/aepo_7b.py --topology=2xv5e:8x8 --config.mesh.slice=2
+    python -m ares_jax.plan --config=configs/aepo_7b.py --topology=v5p:4x4x4 --only=decode --json \\
+      --config.mesh.model=4 --config.aepo.microbatch=16
+    python -m ares_jax.plan --config=configs/aepo_7b.py --topology=2xv5e:8x8 \\
+      --config.mesh.slice=2 --config.mesh.model=4 --config.aepo.microbatch=32
 
 Compiles the programs of one AEPO iteration for the slice (with libtpu, without a TPU). For each it
 prints the memory needed on a chip and what the chip has, FLOPs, bytes over links and memory, and a
@@ -136,13 +138,16 @@ def knobs(names, config, model, devices):
   Args:
     names: of those programs.
     config, model: TrainConfig, ModelConfig.
-    devices: chips of the slice.
+    devices: chips of all slices.
   """
   found, settings, parts = [], config.aepo, config.mesh.model
-  wider = [n for n in range(parts + 1, devices + 1) if devices % n == 0 and model.heads % n == 0]
+  own = devices // config.mesh.slice
+  wider = [n for n in range(parts + 1, own + 1) if own % n == model.mlp % n == model.vocab % n == 0]
   if set(names) & {"reshard", "prefill", "decode"}:
-    if wider:
-      found.append(f"--config.mesh.model={wider[0]} (weights of rollouts and their keys and values "
+    # Keys and values that do not divide are whole on each device.
+    split = [n for n in wider if model.kv_heads % n == 0]
+    if split:
+      found.append(f"--config.mesh.model={split[0]} (weights of rollouts and their keys and values "
                    "are split over it)")
     found.append(f"--config.engine.cache_gib={config.engine.cache_gib / 2:g} (fewer answers at "
                  "once; take more time)")
@@ -157,7 +162,8 @@ def knobs(names, config, model, devices):
       found.append(f"--config.aepo.microbatch={max(rows, settings.microbatch // 2)} (packed rows "
                    "of a gradient)")
     if wider:
-      found.append(f"--config.mesh.model={wider[0]} (heads and the MLP are split over it)")
+      found.append(f"--config.mesh.model={wider[0]} (weights, and heads or a row's tokens, "
+                   "are split over it)")
     found.append(f"--config.aepo.sampling.max_tokens={settings.sampling.max_tokens // 2}")
     if not config.model.lora.rank:
       found.append("--config.aepo.optimizer.moments=factored (2 bytes a weight in place of 8)")

@@ -115,7 +115,7 @@ def old_logprobs(model, params, rows, images):
     images: what `gradient` takes, of all N minibatches.
 
   Returns:
-    float32 [N, K, R, C], nats; 0 in microbatches that are not used.
+    float32 [N, K, R, C], nats; 0 outside responses and in microbatches that are not used.
   """
   def minibatch(part):
     rows, images = part

@@ -173,6 +173,8 @@ build() {
 }
 
 create() {
+  [[ $slices == 1 || $hosts != 1 ]] ||
+    die "--slices=$slices: GKE tells pods of each other where a slice has several; give --hosts=2 or more"
   words_there
   need image
   need claim

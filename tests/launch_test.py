@@ -196,7 +196,8 @@ def test_a_push_cut_short_leaves_the_one_before(cloud):
   ("gpu.sh", ["local", "--gpus=two", "--", "x"], "--gpus=two"),
   ("gke.sh", ["create", "--slices=0", "--", "x"], "--slices=0 must be a number"),
   ("gke.sh", ["create", "--slices=2", "--gpus=8", "--", "x"], "slices are of TPUs"),
-  ("gke.sh", ["create", "--slices=2", "--", "--config.mesh.slice=4"],
+  ("gke.sh", ["create", "--slices=2", "--", "x"], "where a slice has several; give --hosts=2"),
+  ("gke.sh", ["create", "--slices=2", "--hosts=2", "--", "--config.mesh.slice=4"],
    "leave out --config.mesh.slice=4"),
   ("gke.sh", ["create", "--image=i", "--", "x"], "--claim is missing"),
 ])

@@ -74,6 +74,18 @@ def test_bytes_of_a_program_for_chips_are_those_by_hand(topology):
 
 
 @needs_libtpu
+def test_bytes_between_slices_are_those_by_hand():
+  _, devices = chips.describe("2xv5e:2x2")
+  with jax.set_mesh(mesh.make_mesh(4, 1, devices, slices=2)):
+    x = jax.ShapeDtypeStruct((2, 1024, 1024), jnp.float32, sharding=mesh.sharding("slice", "data"))
+    total = jax.jit(lambda x: x.sum(0), out_shardings=mesh.sharding("data"))
+    _, text = plan.compile_for_chips(total.trace(x))
+  cost = hlo_cost(text)
+  # Of two, each sends half of its quarter, and half of the sum.
+  assert cost.across == 1024 * 1024 * 4 / 4 and cost.sent == {}
+
+
+@needs_libtpu
 @pytest.mark.parametrize("topology", ["v6e:8x8", "v5e:8x8", "v5p:4x4x4"])
 def test_a_mesh_may_split_the_axes_of_a_slice(topology):
   _, devices = chips.describe(topology)
@@ -119,13 +131,26 @@ def test_weights_that_do_not_fit_are_counted_by_the_compiler(small, words):
   assert memory.over == pytest.approx((19.26 - 15.75) * 2**30)
   part = plan.ProgramPlan("decode", 3, memory, 1e15, 2e15, None, None, None, (), 0.5, "compute",
                           9.0)
-  knobs = plan.knobs(["decode"], config, model, 4)
+  knobs = plan.knobs(["decode"], config, dataclasses.replace(model, kv_heads=2), 4)
   assert any("--config.mesh.model=2" in knob for knob in knobs)
   text = plan.table(plan.Plan("v5e:2x2", chip, 4, (1, 4, 1), (part,), False, 1.5, 0.4, knobs))
   assert "| 1.00 | 19.26 | **3.51 too many** |" in text
   assert "Does not fit. Turn first:\n- --config.mesh.model=2" in text
   with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
     plan._exhausted(jax.errors.JaxRuntimeError("INTERNAL: no"), program, chip)
+
+
+@pytest.mark.parametrize("name, kv_heads, parts, wider", [
+  ("decode", 2, 1, 2), ("decode", 1, 1, None), ("aepo_step", 1, 1, 2), ("aepo_step", 1, 2, 4),
+  ("aepo_step", 1, 4, None)])
+def test_a_wider_mesh_is_of_one_slice(small, name, kv_heads, parts, wider):
+  config, model = small
+  layout = dataclasses.replace(config.mesh, slice=2, model=parts)
+  # Two slices of 4; neither 1 nor 2 heads divide over those.
+  knobs = plan.knobs([name], dataclasses.replace(config, mesh=layout),
+                     dataclasses.replace(model, kv_heads=kv_heads), 8)
+  found = [knob.split()[0] for knob in knobs if "mesh.model" in knob]
+  assert found == ([f"--config.mesh.model={wider}"] if wider else [])
 
 
 def test_sizes_come_from_a_folder_or_a_name(small, tmp_path):
@@ -177,3 +202,15 @@ def test_sizes_that_do_not_divide_are_named_before_anything_compiles(changes, me
   config = recipe(**changes)
   with pytest.raises(ValueError, match=message):
     plan.plan(config, programs.sizes(config.model), "v5e:8x8")
+
+
+@needs_libtpu
+def test_the_commands_shown_are_accepted():
+  lines = plan.__doc__.replace("\\\n", " ").splitlines()
+  commands = [line.split()[3:] for line in lines if line.strip().startswith("python -m")]
+  assert len(commands) == 3
+  for words in commands:
+    given = dict(word.removeprefix("--").split("=") for word in words if "=" in word)
+    config = recipe(**{name.removeprefix("config."): int(value) for name, value in given.items()
+                       if name.startswith("config.")})
+    plan.plan(config, programs.sizes(config.model), given["topology"], only=())

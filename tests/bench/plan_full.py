@@ -45,7 +45,7 @@ def rows(model, topology, only, *, rank, model_axis, cache_gib):
     moved = "-" if part.memory_bytes is None else f"{part.memory_bytes / 1e9:.1f}"
     name = [model, f"LoRA {rank}" * bool(rank), f"cache {cache_gib:g} GiB" * bool(cache_gib)]
     yield (f"| {', '.join(filter(None, name))} | {topology} | "
-           f"{' x '.join(map(str, found.mesh))} | {program} | "
+           f"{' x '.join(map(str, found.mesh[1:]))} | {program} | "
            f"{memory.total / plan.GIB:.2f} of {found.chip.memory / plan.GIB:.2f} | {part.calls} | "
            f"{part.model_flops / 1e15:.3g} | {part.flops / 1e15:.3g} | {sent} | {moved} | "
            f"{part.floor:.4g} ({part.limit}) | {time.process_time() - start:.0f} |")
