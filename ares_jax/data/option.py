@@ -4,11 +4,13 @@ import re
 
 _LETTERS = re.compile(r"[A-J](?:\s*(?:,?\s*and|,|&)\s*[A-J])+")
 _OPTION = re.compile(
-  r"[(\[{]([A-Ja-j])[)\]}][.:]?\s*(.*)|([A-Ja-j])(?:[.:)]\s*(.*))?"
+  r"(?=\(.\)|\[.\]|\{.\}).([A-Ja-j]).[.:]?\s*(.*)|([A-Ja-j])(?:[.:)]\s*(.*))?"
   r"|([A-J])\s*(\([A-Za-z]{3}.*\)|\s-\s[A-Za-z]{3}.*)"
 )
-# A second option in the same answer: "A. or B.", "(A) or (B)", "A: yes, B: yes".
-_ANOTHER = re.compile(r"\([A-J]\)|(?<![A-Za-z])[A-J][.:)](?!\w)|^(?:or|and|nor)\b|^\(?or\b|^[&/]")
+# A second option in the same answer: "A. or B.", "(A) or (B)", "[A] B", "A: yes, B: yes".
+_ANOTHER = re.compile(
+  r"[(\[{][A-J][)\]}]|(?<![A-Za-z])[A-J][.:)](?!\w)|^[A-J]$|^(?:or|and|nor)\b|^\(?or\b|^[&/]"
+)
 ANNOUNCED = re.compile(
   r"(?:the\s+|my\s+)?(?:final\s+|correct\s+|right\s+)?(?:answer|option|choice)\s*(?:is|:|=)\s*:?\s*",
   re.IGNORECASE,
