@@ -54,9 +54,11 @@ _UNITS = {
   "MeV": ("electronvolt", 10**6), "GeV": ("electronvolt", 10**9), "meV": ("electronvolt", "1/1000"),
   "atm": ("atmosphere", 1), "bar": ("pascal", 10**5), "psi": ("psi", 1), "rpm": ("rpm", 1),
   "bpm": ("bpm", 1), "mmol": ("mole", "1/1000"), "cal": ("calorie", 1), "kcal": ("calorie", 1000),
+  "Cal": ("calorie", 1000),
   "\\mum": ("length", "1/1000000"), "\\mug": ("mass", "1/1000000"), "\\mus": ("time", "1/1000000"),
-  "\\mul": ("volume", "1/1000000"), "\\mua": ("ampere", "1/1000000"),
-  "\\muf": ("farad", "1/1000000"), "\\muc": ("coulomb", "1/1000000"),
+  "\\mul": ("volume", "1/1000000"), "\\muL": ("volume", "1/1000000"),
+  "\\muA": ("ampere", "1/1000000"), "\\muF": ("farad", "1/1000000"),
+  "\\muC": ("coulomb", "1/1000000"),
   "C": ("coulomb", 1), "%": ("percent", 1), "unit": ("unit", 1),
 }  # fmt: skip
 _SPELLINGS = {
@@ -81,10 +83,16 @@ _NOT_COUNTED = {
 }  # fmt: skip
 _COUNTED = {"people", "children", "men", "women", "fish", "sheep", "mice", "person", "feet"}
 _UNIT_PART = re.compile(
-  r"([kM]?\\Omega|\\mu\s?[A-Za-z]+|°\s?[CF]\b|[A-Za-z]+|[%°$€£¥])\s*(?:\^\s*\{?\s*(-?[1-9])\s*\}?)?"
+  r"([kM]?\\Omega|\\mu\s?[mgsLlAFC](?![A-Za-z])|°\s?[CF]\b|[A-Za-z]+|[%°$€£¥])\s*(?:\^\s*\{?\s*(-?[1-9])\s*\}?)?"
 )
-_OF = re.compile(r"([a-z]+) of(?: [a-z]+){1,3}")  # "20 cups of feed" are 20 cups
-_COMPOUND = re.compile(r"([0-9]+ ?[A-Za-z]+) (?:and )?([0-9.]+ ?[A-Za-z]+)")
+# "20 cups of feed" are 20 cups; 5 minutes of arc are no time, and 3 rows of five not 3.
+_OF = re.compile(
+  r"(?!(?:row|group|set|order|degree)s? )([a-z]+) of (?!arc$)([a-z]+(?: [a-z]+){,2})"
+)
+_COMPOUND = re.compile(r"([0-9]+ ?[A-Za-z]+) (and )?([0-9.]+ ?[A-Za-z]+)")
+# Units of which people say "and" within one quantity; 5 m and 3 cm are two.
+_SPOKEN = ("time", "month", "dollar")
+_SPOKEN_PARTS = [Fraction(_UNITS[name][1]) for name in ("in", "ft", "oz")]
 _UNIT_WORDS = {"squared": 2, "cubed": 3}
 
 
@@ -95,7 +103,8 @@ class Quantity:
   number: Fraction
   unit: tuple | None  # sorted ((dimension, power), ...); None = none written
   size: Fraction  # of the unit in base units
-  glued: bool  # "5m": one letter without a space, a unit or a variable
+  glued: bool  # "5m", "5 \\mu m": a unit or variables
+  counted: str | None  # "feed" of "20 cups of feed"
 
 
 def read(text):
@@ -105,7 +114,7 @@ def read(text):
     text: normalised by `notation.normalise`, at most a few hundred characters.
   """
   if match := _COMPOUND.fullmatch(text):
-    return _compound(*map(read, match.groups()))
+    return _compound(read(match[1]), read(match[3]), spoken=match[2] is not None)
   match = _SIGN.match(text)
   first, currency, second = match.groups()
   number, end = _read_number(text, match.end())
@@ -116,11 +125,12 @@ def read(text):
   if word and word[0] in _MULTIPLIERS:
     number *= _MULTIPLIERS[word[0]]
     rest = rest[word.end() :].strip()
-  unit = _read_unit(f"{currency} {rest}".strip())
+  of = _OF.fullmatch(rest)
+  unit = _read_unit(f"{currency} {of[1] if of else rest}".strip())
   if unit is None:
     return None
-  glued = bool(re.match(r"[A-Za-z](?![A-Za-z])", text[end:]))
-  return Quantity(-number if "-" in (first, second) else number, *unit, glued)
+  glued = bool(re.match(r"[A-Za-z](?![A-Za-z])|\s*\\mu", text[end:]))
+  return Quantity(-number if "-" in (first, second) else number, *unit, glued, of and of[2])
 
 
 def same(answer, truth):
@@ -130,6 +140,8 @@ def same(answer, truth):
   is a bare truth read as a percentage.
   """
   percent = (("percent", 1),)
+  if None not in (answer.counted, truth.counted) and answer.counted != truth.counted:
+    return False
   if answer.unit == truth.unit:
     return answer.number * answer.size == truth.number * truth.size
   if answer.unit is None and truth.unit == percent:
@@ -142,9 +154,11 @@ def same(answer, truth):
   return False
 
 
-def _compound(large, small):
+def _compound(large, small, *, spoken):
   """2 hours and 30 minutes: both of one dimension, the second less than one of the first."""
   if None in (large, small) or large.unit is None or large.unit != small.unit:
+    return None
+  if spoken and large.unit[0][0] not in _SPOKEN and small.size not in _SPOKEN_PARTS:
     return None
   part = small.number * small.size / large.size
   return dataclasses.replace(large, number=large.number + part) if part < 1 else None
@@ -191,9 +205,7 @@ def _read_unit(text):
   """(unit, size) of a unit's text; (None, 1) when it is empty, None when it is no unit."""
   if not text:
     return None, Fraction(1)
-  text = re.sub(r"\bmph\b", "mi/h", text)
-  if match := _OF.fullmatch(text):
-    text = match[1]
+  text = re.sub(r"\bmph\b", "mi/h", text, flags=re.IGNORECASE)
   powers, size, position, divide, pending = {}, Fraction(1), 0, 1, 1
   while position < len(text):
     if separator := re.compile(r"\s*(/|per\b)\s*").match(text, position):
