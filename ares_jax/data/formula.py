@@ -18,7 +18,9 @@ _UNSAFE_POWER = re.compile(
   r"\^\s*\{?\s*[+-]?\s*[0-9]{4,}"  # x^{1000}
   r"|\^\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\^"  # a power of a power
   r"|\^\s*(?:\{[^{}]*\}|.)\s*\^"
-  r"|\^\s*\{?\s*[+-]?\s*[0-9]{3}.*\^\s*\{?\s*[+-]?\s*[0-9]{3}"  # (x^{999})^{999}
+  # (x^{999})^{999}; in 3^{999} x^{999} the second base is a bare letter or number.
+  r"|\^\s*\{?\s*[+-]?\s*[0-9]{3}.*(?:[^0-9A-Za-z]|_\s*[0-9A-Za-z]+)"
+  r"\^\s*\{?\s*[+-]?\s*[0-9]{3}"
 )
 # Of letters and of numbers below 100: 10^9 over 5 10^8 has 300 million digits.
 _BINOMIAL = re.compile(

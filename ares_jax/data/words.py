@@ -18,8 +18,11 @@ _NUMBER_WORDS |= {
 _SPELLED = re.compile(
   rf"({'|'.join(sorted(_NUMBER_WORDS, key=len, reverse=True))})(?![\w-])", re.IGNORECASE
 )
-# Two letters that are no product, wherever they stand.
-_SHORT = re.compile(r"(?<![A-Za-z])(?:by|of|to|in|is|at|on|as|if|no)(?![A-Za-z])")
+# Two letters that are no product where they stand alone between two values: "3 by 4", "1 in 4";
+# "v + at", "by = 0" and "in^2" hold products and units.
+_SHORT = re.compile(
+  r"(?<=[\w)}] )(?:by|of|to|in|is|at|on|as|if|no)(?= [\w(\\$])|(?<=[0-9])(?:by|of|to)(?=[0-9])"
+)
 # "third" alone is an ordinal.
 _FRACTIONS = {"half": "1/2", "a half": "1/2", "one half": "1/2", "a third": "1/3",
               "one third": "1/3", "two thirds": "2/3", "a quarter": "1/4", "one quarter": "1/4",
