@@ -26,6 +26,15 @@ _ARITHMETIC = re.compile(
   r"[0-9A-Za-z)}]\s*[-+*(]|\)\s*[0-9A-Za-z\\]|\\(?:times|cdot|div|pm|mp|binom)(?![a-z])"
 )
 
+_I = r"(?<![A-Za-z\\])i(?![A-Za-z])"
+_COMPLEX = re.compile(r"(?:[0-9+\-., (){}/i]|\\(?:frac|sqrt|pi)(?![a-z]))+")
+# Powers, products and quotients of what holds i; \frac{1+i}{2} and i\sqrt{3} are none.
+_COMPLEX_ARITHMETIC = re.compile(
+  rf"[)}}i]\s*\^|\^\s*\{{[^}}]*{_I}|\)\s*(?:\*|\\cdot|\\times)?\s*\("
+  rf"|i\s*(?:\*|\\cdot|\\times)?\s*[0-9]*{_I}"
+  rf"|/\s*(?:\([^)]*|[0-9]*){_I}|\}}\s*\{{(?:[^{{}}]|\{{[^{{}}]*\}})*{_I}"
+)
+
 
 def same_answer(answer, truth, symbolic=None):
   """Whether `answer` says the same as `truth`.
@@ -88,8 +97,11 @@ def _same(answer, truth, symbolic, depth):
   # "4+4" restates the question whose answer is 8; "3-1" as a truth is a score or a range.
   if (read_truth and _ARITHMETIC.search(answer)) or re.fullmatch(r"[0-9]+( ?- ?[0-9]+)+", truth):
     return False
-  parts_answer = None if read_answer else collection(answer)  # 1,234 is no list
-  parts_truth = None if read_truth else collection(truth)
+  if _computes_with_i(answer, truth):
+    return False
+  # 1,234 is no list; "2 days and 5 hours" is one where the other side is no quantity.
+  parts_answer = None if read_answer and " and " not in answer else collection(answer)
+  parts_truth = None if read_truth and " and " not in truth else collection(truth)
   if parts_answer and parts_truth:
     return _same_collection(parts_answer, parts_truth, symbolic, depth)
   answer = words.product(answer, truth)
@@ -98,6 +110,13 @@ def _same(answer, truth, symbolic, depth):
   if parts_answer or parts_truth:
     return False
   return _same_formula_with_unit(answer, truth, symbolic)
+
+
+def _computes_with_i(answer, truth):
+  """Whether `answer` restates the question of a number a + bi: i^2, (1+i)^2, e^{i \\pi}."""
+  if not re.search(_I, answer) or not _COMPLEX.fullmatch(truth):
+    return False
+  return not re.search(_I, truth) or bool(_COMPLEX_ARITHMETIC.search(answer))
 
 
 def _same_formula_with_unit(answer, truth, symbolic):
@@ -258,10 +277,9 @@ def _cut_unit(text, other):
 
 
 def _in_order(items):
-  """Whether a bare list is a sequence: with repeats, or of verdicts on several questions."""
-  items = [tight(item).casefold() for item in items]
-  return len(set(items)) < len(items) or all(
-    item in ("yes", "no", "true", "false", "unknown") for item in items
+  """Whether a list is one of verdicts on several questions."""
+  return all(
+    item.strip().casefold() in ("yes", "no", "true", "false", "unknown") for item in items
   )
 
 
