@@ -12,6 +12,7 @@ _MONTH_FIRST = re.compile(rf"{_MONTH} {_DAY}(?:(?:, ?| )([0-9]{{4}}))?")
 _DAY_FIRST = re.compile(rf"(?:the )?{_DAY} (?:of )?{_MONTH}(?:(?:, ?| )([0-9]{{4}}))?")
 _YEAR_FIRST = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})")
 _CLOCK = re.compile(r"([0-9]{1,2}):([0-9]{2})(?: ([ap])m)?")
+_HOUR = re.compile(r"([0-9]{1,2}) ?([ap])\.? ?m")
 
 
 def same(answer, truth):
@@ -28,11 +29,13 @@ def same(answer, truth):
 
 
 def _read(text):
+  if match := _HOUR.fullmatch(text):
+    text = f"{match[1]}:00 {match[2]}m"
   if match := _CLOCK.fullmatch(text):
     hour, minute, half = int(match[1]), int(match[2]), match[3]
     if half and 1 <= hour <= 12 and minute < 60:
       return hour % 12 + 12 * (half == "p"), minute
-    return (hour, minute) if not half and 12 < hour < 24 and minute < 60 else None
+    return (hour, minute) if not half and (hour == 0 or 12 < hour < 24) and minute < 60 else None
   if match := _MONTH_FIRST.fullmatch(text):
     month, day, year = match.groups()
   elif match := _DAY_FIRST.fullmatch(text):

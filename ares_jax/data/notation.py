@@ -62,7 +62,10 @@ def normalise(text):
   text = re.sub(r"\\lg(?![a-zA-Z])", r"\\log_{10}", re.sub(r"\\colon(?![a-zA-Z])", ":", text))
   text = re.sub(r"(?<=[①-⑳])[\s,;]*(?:and\s)?\s*(?=[①-⑳])", "", text)
   text = " ".join(text.split())
-  return next((same for form, same in _WRITTEN_OUT if form.fullmatch(text)), text)
+  # The name stays: x in R is not y in R.
+  name, text = re.fullmatch(r"([A-Za-z] ?\\in ?(?=\\mathbb))?(.*)", text).groups()
+  written = (same for form, same in _WRITTEN_OUT if form.fullmatch(text))
+  return (name or "") + next(written, text)
 
 
 def tight(text):

@@ -71,6 +71,7 @@ def test_only_formulas_reach_the_symbolic_parser():
     "x+\\binom{10^9}{5*10^8}", "\\binom{x}{\\binom{99}{49}}", "\\binom{x}{999999}",
     "(((x^{999})^{999})^{999})", "\\sqrt{" * 40 + "x" + "}" * 40, "\\left(" * 20 + "x",
     "x\\Gamma(10^9)", "\\prod_{n=1}^{99999} x", "\\int_0^9 x dx", "lambda: x+1", "x\ud800",
+    "{x^{999}}^{999}", "(x^{999})_1^{999}", "\\sqrt{x^{999}} ^{999}",
   ],
 )  # fmt: skip
 def test_hostile_formulas_never_reach_the_symbolic_parser(said):
@@ -145,6 +146,7 @@ def test_moments_are_read_in_any_spelling():
   assert moment.same("5th of March 2020", "March 5, 2020")
   assert moment.same("2020-03-05", "Mar 5, 2020")
   assert moment.same("17:30", "5:30 pm") and moment.same("12:05 am", "12:05 am")
+  assert moment.same("00:30", "12:30 am") and moment.same("5 p.m", "17:00")
   assert moment.same("5:30 am", "17:30") is False and moment.same("May 5", "May 6") is False
   assert moment.same("12:05 am", "12:05 pm") is False
   for no_moment in ("5:30", "05/03/2020", "March", "March 45", "2020-13-05", "25:30", "13:30 pm"):
