@@ -61,9 +61,10 @@ def _compare_values(truth, answer):
     if any(value.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan) for value in values):
       return truth == answer
     first, second = map(complex, values)
-  except (TypeError, ValueError, ArithmeticError):
+    apart = abs(first - second) > 1e-6 * max(abs(first), abs(second), 1e-3)
+  except (TypeError, ValueError, ArithmeticError):  # 6^{999} is too large for a float
     return None
-  return False if abs(first - second) > 1e-6 * max(abs(first), abs(second), 1e-3) else None
+  return False if apart else None
 
 
 # A truth comes back with every sample of its prompt, and reading it is half of a comparison.
