@@ -114,9 +114,8 @@ def _same(answer, truth, symbolic, depth):
 
 def _computes_with_i(answer, truth):
   """Whether `answer` restates the question of a number a + bi: i^2, (1+i)^2, e^{i \\pi}."""
-  if not re.search(_I, answer) or not _COMPLEX.fullmatch(truth):
-    return False
-  return not re.search(_I, truth) or bool(_COMPLEX_ARITHMETIC.search(answer))
+  held = re.search(_I, answer) and _COMPLEX.fullmatch(truth)
+  return bool(held and _COMPLEX_ARITHMETIC.search(answer))
 
 
 def _same_formula_with_unit(answer, truth, symbolic):
