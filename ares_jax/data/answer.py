@@ -28,11 +28,12 @@ _ARITHMETIC = re.compile(
 
 _I = r"(?<![A-Za-z\\])i(?![A-Za-z])"
 _COMPLEX = re.compile(r"(?:[0-9+\-., (){}/i]|\\(?:frac|sqrt|pi)(?![a-z]))+")
-# Powers, products and quotients of what holds i; \frac{1+i}{2} and i\sqrt{3} are none.
+# Powers, products and quotients of what holds i; \frac{1+i}{2} and \frac{1}{i} are none.
 _COMPLEX_ARITHMETIC = re.compile(
   rf"[)}}i]\s*\^|\^\s*\{{[^}}]*{_I}|\)\s*(?:\*|\\cdot|\\times)?\s*\("
   rf"|i\s*(?:\*|\\cdot|\\times)?\s*[0-9]*{_I}"
-  rf"|/\s*(?:\([^)]*|[0-9]*){_I}|\}}\s*\{{(?:[^{{}}]|\{{[^{{}}]*\}})*{_I}"
+  rf"|/\s*\([^)]*{_I}"
+  rf"|\}}\s*\{{(?=(?:[^{{}}]|\{{[^{{}}]*\}})*[+-])(?:[^{{}}]|\{{[^{{}}]*\}})*{_I}"
 )
 
 
