@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import types
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from fine_tuning_test import between
 from PIL import Image
 
 from ares_jax import aepo, mesh, policy_gradient, replay, responses, rows, run_folder, setup
@@ -33,10 +35,10 @@ class Prepared:
       right = np.float32([1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 1, 0, 1, 0])
       self.rollout = dataclasses.replace(self.rollout, correct=right)
 
-  def step(self, config=None, reference=None, step=aepo.aepo_step, devices=1, slices=1, **changes):
-    """A step from the first weights; `changes` are of the rollout."""
+  def step(self, config=None, reference=None, step=aepo.aepo_step, layout=(1,), **changes):
+    """A step from the first weights; `layout` as for mesh_of, `changes` are of the rollout."""
     config, model = config or self.config.aepo, self.run.model
-    layout = mesh_of(devices, slices)
+    layout = mesh_of(*layout)
     # Copies: the step is given the state's memory.
     params, reference = (
       jax.device_put(jax.tree.map(jnp.copy, tree), weights.shardings(model, layout))
@@ -48,8 +50,8 @@ class Prepared:
                   mesh.put(self.run.words))
 
 
-def mesh_of(devices, slices=1):
-  return mesh.make_mesh(-1, 1, devices=jax.devices()[:devices], slices=slices)
+def mesh_of(devices, slices=1, model=1):
+  return mesh.make_mesh(-1, model, devices=jax.devices()[:devices], slices=slices)
 
 
 @pytest.fixture(scope="module")
@@ -175,13 +177,25 @@ def test_sequence_average_weighs_responses_not_tokens(prepared, whole):
   assert abs(by_token) > 1e-3
 
 
-@pytest.mark.parametrize("devices, slices", [(2, 1), (4, 1), (4, 2)])
-def test_several_devices_give_the_same_step(prepared, whole, devices, slices):
+# Devices, slices and the "model" axis.
+@pytest.mark.parametrize("layout", [(2, 1, 1), (4, 1, 1), (4, 2, 1), (4, 2, 2)])
+def test_several_devices_give_the_same_step(prepared, whole, layout):
   config, *one = whole
-  state, metrics = prepared.step(config, reference=far(prepared), devices=devices, slices=slices)
+  programs = []
+
+  def step(*arguments):
+    programs.append(aepo.aepo_step.lower(*arguments).compile())
+    return programs[0](*arguments[2:])
+
+  state, metrics = prepared.step(config, reference=far(prepared), step=step, layout=layout)
   assert_same(one, (state, metrics))
+  if layout[1] > 1:
+    # Slices meet in the loop over minibatches, but in none inside it. Of sums that were made one,
+    # whose names stand behind each other, the first tells.
+    names = [re.search(r'op_name="([^":]*)', line)[1] for line in between(programs[0].as_text())]
+    assert {name.count("while/body") for name in names} == {0, 1}
   # The state stays where it was: a drifting layout would compile the second step anew.
-  layout = mesh_of(devices, slices)
+  layout = mesh_of(*layout)
   with jax.set_mesh(layout):
     before = aepo.init_state(config, jax.device_put(
       prepared.params, weights.shardings(prepared.run.model, layout)))
@@ -192,7 +206,7 @@ def test_several_devices_give_the_same_step(prepared, whole, devices, slices):
 
 def test_devices_work_on_their_own_tokens(prepared, whole):
   # The form that TPU kernels and a split vocabulary need.
-  assert "shard_map" in str(prepared.step(whole[0], step=aepo.aepo_step.trace, devices=4).jaxpr)
+  assert "shard_map" in str(prepared.step(whole[0], step=aepo.aepo_step.trace, layout=(4,)).jaxpr)
 
 
 def test_groups_of_equal_correctness_teach_nothing(prepared):

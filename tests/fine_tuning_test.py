@@ -21,8 +21,8 @@ from ares_jax.models.vision import VisionInput
 class Prepared:
   """Packed lessons and one supervised step on them."""
 
-  def __init__(self, devices=1, slices=1):
-    self.mesh = mesh.make_mesh(-1, 1, devices=jax.devices()[:devices], slices=slices)
+  def __init__(self, devices=1, slices=1, model=1):
+    self.mesh = mesh.make_mesh(-1, model, devices=jax.devices()[:devices], slices=slices)
     config = tiny.read()
     with jax.set_mesh(self.mesh), setup.open_run(config) as run:
       self.run, self.config = run, config.warmup
@@ -111,16 +111,16 @@ def test_frozen_parts_stay(prepared):
   assert (state.params["embed"] != prepared.params["embed"]).any()
 
 
-@pytest.mark.parametrize("slices", [1, 2])
-def test_one_device_and_four_give_the_same_first_step(stepped, slices):
+@pytest.mark.parametrize("slices, model", [(1, 1), (2, 1), (2, 2)])
+def test_one_device_and_four_give_the_same_first_step(stepped, slices, model):
   traced = []
 
-  def step(model, config, *arrays):
-    traced.append(fine_tuning.sft_step.trace(model, config, *arrays))
+  def step(*arguments):
+    traced.append(fine_tuning.sft_step.trace(*arguments))
     traced.append(traced[0].lower().compile())
-    return traced[1](*arrays)
+    return traced[1](*arguments[2:])
 
-  _, metrics = Prepared(devices=4, slices=slices).step(step=step)
+  _, metrics = Prepared(devices=4, slices=slices, model=model).step(step=step)
   for name, value in stepped[1].items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
   # The logits of each device's own tokens: the form that TPU kernels and a split vocabulary need.
@@ -133,19 +133,37 @@ def test_one_device_and_four_give_the_same_first_step(stepped, slices):
 
 def between(text):
   """Lines of a program of 4 devices in which the first two meet the others."""
-  found = []
-  for line in text.splitlines():
-    lists = re.search(r"(?:replica_groups|source_target_pairs)=(\{\{.*?\}\})", line)
-    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
-    groups = re.findall(r"[\d,]*\d", lists[1]) if lists else ()
-    groups = [[int(device) for device in group.split(",")] for group in groups]
-    if iota:
-      shape, whole, order = ([int(size) for size in part.split(",")] if part else None
-                             for part in iota.groups())
-      groups = np.arange(4).reshape(whole).transpose(order).reshape(shape).tolist()
-    if any(min(group) < 2 <= max(group) for group in groups):
-      found.append(line)
-  return found
+  return [line for line in text.splitlines()
+          if re.search(r" (?:replica_groups|source_target_pairs)=", line)
+          and any(min(group) < 2 <= max(group) for group in groups_of(line))]
+
+
+def groups_of(line):
+  """Devices that meet, in any of XLA's three ways to write them."""
+  lists = re.search(r"(?:replica_groups|source_target_pairs)=(\{\{.*?\}\})", line)
+  if lists:
+    return [[int(device) for device in group.split(",")]
+            for group in re.findall(r"[\d,]*\d", lists[1])]
+  iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+  if iota:
+    shape, *order = map(numbers, iota.groups())
+    return devices_in(*order).reshape(shape).tolist()
+  sizes, shape, order, axes = re.search(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? "
+    r"\{([^}:]*)\}", line).groups()
+  sizes = {name: int(size) for name, size in (part.split("=") for part in sizes.split(","))}
+  axes = [list(sizes).index(name) for name in axes.split(",")]
+  devices = devices_in(numbers(shape) or [4], numbers(order)).reshape([*sizes.values()])
+  together = np.prod(np.take(devices.shape, axes))
+  return np.moveaxis(devices, axes, [*range(-len(axes), 0)]).reshape(-1, together).tolist()
+
+
+def numbers(text):
+  return [int(number) for number in text.split(",")] if text else None
+
+
+def devices_in(shape, order):
+  return np.arange(4).reshape(shape).transpose(order)
 
 
 def test_weights_that_are_not_finite_are_named_from_a_dumped_batch(prepared, tmp_path):
