@@ -185,12 +185,23 @@ def test_heads_that_do_not_divide_have_a_rows_tokens_split(data, model, heads, k
   assert over_mesh(data, model, heads, kv_heads, 2, tokens, causal) < 1e-5
 
 
+def test_a_device_has_its_part_of_the_queries_and_gathers_keys():
+  def split(q, k, v, segment):
+    return attention(q, k, v, segment_BT=segment, segment_BS=segment, causal=True)
+
+  with jax.set_mesh(mesh_lib.make_mesh(2, 2)):
+    program = str(jax.make_jaxpr(split)(*packed(2, 256, 3, 1, 8)))
+  assert "f32[1,128,3,8]" in program
+  assert program.count("all_gather[") == 2
+
+
 # Chunks of 75 queries are padded to whole blocks; 3 heads for Triton are 4 with one of padding.
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("kernel", ["tpu", "cuda"])
-def test_kernels_of_split_tokens_equal_plain_attention(kernel, interpreted, monkeypatch):
+def test_kernels_of_split_tokens_equal_plain_attention(kernel, causal, interpreted, monkeypatch):
   monkeypatch.setattr(attention_lib.lax, "platform_dependent",
                       lambda *arrays, default, **kernels: kernels[kernel](*arrays))
-  assert over_mesh(1, 2, 3, 1, 1, 300) < 2e-5
+  assert over_mesh(1, 2, 3, 1, 1, 300, causal) < 2e-5
 
 
 @pytest.mark.parametrize("parts", [2, 3, 8, 16])
