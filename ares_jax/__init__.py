@@ -12,7 +12,7 @@ def __getattr__(name):
   # data workers must not pay for jax, nor start a second TPU client.
   import importlib.util
 
-  # Whoever imports another module by its name is asked for it here first.
+  # Importing a submodule by name asks here first.
   other = name != "ops" and importlib.util.find_spec(f"{__name__}.{name}")
   if name == "__all__" or not (name.startswith("__") or other):
     ops = importlib.import_module("ares_jax.ops")

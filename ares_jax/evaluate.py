@@ -223,7 +223,7 @@ def _versus(compare):
           f"{100 * compare['difference']:+.1f} points{ends}, "
           f"{'paired by problem' if compare['paired'] else 'not paired'}"
           + ("" if tokens is None else f", {tokens:+.1f} tokens")
-          + ("; that score counts as exact, its prompts and grading are not these"
+          + ("; the paper's score is treated as exact; its prompts and grading differ"
              if compare["with"].startswith(_PAPER)
              else ("" if compare["same_prompts"] else "; the prompts differ")
              + ("" if compare["same_grader"] else "; the graders differ")))

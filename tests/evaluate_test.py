@@ -75,7 +75,7 @@ def test_a_run_is_evaluated_on_its_own_data_and_resumed(trained, monkeypatch):
   assert beside["length_difference"] == pytest.approx(first["length_mean"] - 278.9)
   low, high = first["interval"]
   assert np.diff(beside["interval"]) == pytest.approx(high - low)
-  assert "counts as exact" in (folder / "results.md").read_text()
+  assert "treated as exact" in (folder / "results.md").read_text()
 
 
 def test_a_workdir_without_a_checkpoint_is_named(trained, tmp_path):

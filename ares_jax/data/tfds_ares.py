@@ -60,7 +60,7 @@ class Ares(tfds.core.GeneratorBasedBuilder):
       # A field more or less stops here, at its row: not left out, nor an empty text in training.
       more = sorted(set(_present(row)) - set(self._fields))
       if more:
-        raise ValueError(f"row {row['id']} has {', '.join(more)}, which the first row has not; "
+        raise ValueError(f"row {row['id']} has {', '.join(more)}, which the first row lacks; "
                          "give the first row these fields too, or take them out")
       row = {_RATE: -1.0} | row  # -1: not measured
       yield number, {field: row[field] for field in self._fields} | {

@@ -46,7 +46,7 @@ def test_a_bad_row_stops_the_build(tmp_path):
     build(source(files.jsonl(tmp_path / "d.jsonl", records)), str(tmp_path / "out"), "1.0.0")
 
 
-def test_a_field_that_the_first_row_has_not_is_not_left_out(tmp_path):
+def test_a_field_that_the_first_row_lacks_is_not_left_out(tmp_path):
   records = [{"question": "q", "answer": "1"}, {"question": "q", "answer": "1", "level": "2"}]
-  with pytest.raises(ValueError, match="row d.jsonl:1 has level, which the first row has not"):
+  with pytest.raises(ValueError, match="row d.jsonl:1 has level, which the first row lacks"):
     build(source(files.jsonl(tmp_path / "d.jsonl", records)), str(tmp_path / "out"), "1.0.0")
