@@ -61,7 +61,8 @@ def test_the_longest_shapes_come_first_where_there_are_shorter_ones(small, tmp_p
   check.longest_first(*small, end, str(tmp_path), print)
   assert not calls  # one shape: the first batch has it
   several = tiny.read(prompt__max_tokens=(20, 26), prompt__windows=(4, 4)), small[1]
-  with pytest.raises(ValueError, match="^decode need more .* turn first: --config.engine.cache_gib"):
+  advice = "^decode need more .* turn first: --config.engine.cache_gib"
+  with pytest.raises(ValueError, match=advice):
     check.longest_first(*several, end, str(tmp_path), print)
   (tmp_path / "aepo" / "5").mkdir(parents=True)  # a run that goes on
   monkeypatch.setattr(check, "newest", lambda folder: 5)
