@@ -2,7 +2,7 @@
 
     python -m ares_jax.train --config=configs/ares_tiny.py
 
-Hardware: 2 CPU cores, 2 GiB; 7.1 minutes where nothing was compiled before (README.md says when and
+Hardware: 2 CPU cores, 2 GiB; 6.6 minutes where nothing was compiled before (README.md says when and
 where that was measured, and the expected score).
 A tiny model of the true Qwen2.5-VL architecture (0.55 M parameters) first learns to read and to add
 (warm-up: it takes the place of pretrained weights), then AdaCS (stage 1) and AEPO (stage 2) run as
