@@ -71,10 +71,11 @@ def rows(arms):
   most seeds, without one a DAPO arm, "" without either.
   """
   table = []
-  plain = next((found for group in (" + GRPO", " + DAPO") if (found := [
-    arm for arm in arms if arm.partition(" (")[0].endswith(group)])), [""])
-  name_of_reference = max(plain, key=lambda arm: len(arms.get(arm, ())))
-  reference = arms.get(name_of_reference, {})
+  groups = [[arm for arm in arms if arm.partition(" (")[0].endswith(group)]
+            for group in (" + GRPO", " + DAPO")]
+  plain = groups[0] or groups[1]
+  name_of_reference = max(plain, key=lambda arm: len(arms[arm])) if plain else ""
+  reference = arms[name_of_reference] if plain else {}
   for arm, by_seed in arms.items():
     results = [by_seed[seed] for seed in sorted(by_seed)]
     row = {"arm": arm, "seeds": sorted(by_seed), "reference": name_of_reference,
