@@ -3,41 +3,30 @@
 `curate` measures pass rates with a probe model and selects responses; fine_tuning.py learns them.
 """
 
-import dataclasses
 import functools
 import json
 import os
 import sys
-from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ares_jax import hosts, shares
-from ares_jax.data import curate as curation
-from ares_jax.data import curation_page, pass_rates
-from ares_jax.metrics import Progress
-from ares_jax.run_folder import CURATION, flat, read_json, write_json, write_text
-from ares_jax.sampler import SamplingConfig, stage_key
-
-
-@dataclasses.dataclass(frozen=True)
-class CurateConfig:
-  """AdaCS selection (paper table 1)."""
-
-  selection: Literal["adacs", "vanilla"]  # vanilla: the same number, drawn uniformly (table 4)
-  pass_rates: Literal["probe", "column"]  # measured by the run, or the rows' own "pass_rate"
-  problems: int  # problems looked at
-  samples: int  # answers of the probe a problem; brackets go from 0 to as many
-  count: int  # responses selected
-  batch: int  # problems a sampling call
-
-  def __post_init__(self):
-    if min(self.problems, self.samples, self.count, self.batch) < 1:
-      raise ValueError("problems, samples, count and batch must be >= 1")
-    if self.count > self.problems:
-      raise ValueError(f"count = {self.count} responses from problems = {self.problems}; one "
-                       "response a problem is kept, lower count")
+from ares_jax.data import sharded
+from ares_jax.data.curation import page, pass_rates
+from ares_jax.data.curation import select as curation
+from ares_jax.data.sources import epochs
+from ares_jax.data.traces import encode_example, trace_batch
+from ares_jax.models import flops, lora
+from ares_jax.run.files import read_json, write_json, write_text
+from ares_jax.run.identity import CURATION, flatten
+from ares_jax.run.loop import run_stage
+from ares_jax.run.nonfinite import dump_batch
+from ares_jax.run.progress import Progress
+from ares_jax.sampling.sampler import SamplingConfig, stage_key
+from ares_jax.system import hosts, mesh
+from ares_jax.training import optimizer
+from ares_jax.training.sft_step import SftState, sft_step, to_device
 
 
 class Selected:
@@ -53,7 +42,7 @@ class Selected:
   def __getitem__(self, index):
     number, which = self._chosen[index]
     row = self._source[number]
-    return row | {"response": pass_rates.candidates(row)[which]}
+    return row | {"response": pass_rates.candidate_responses(row)[which]}
 
 
 def curate(params, source, config, *, generator, workdir, max_tokens, seed):
@@ -73,16 +62,16 @@ def curate(params, source, config, *, generator, workdir, max_tokens, seed):
   Returns:
     Selected.
   """
-  chosen = hosts.leader(lambda: _chosen(workdir))
+  chosen = hosts.on_process_0(lambda: _chosen(workdir))
   if chosen is None:
-    files = hosts.leader(lambda: pass_rates.finished_shards(
+    files = hosts.on_process_0(lambda: pass_rates.finished_shards(
       workdir, config.problems, functools.partial(_check_same, workdir)))
     if not files:
       files = [os.path.join(workdir, pass_rates.FILE)]
-      measure(params, source, config, generator=generator, path=files[0], max_tokens=max_tokens,
-              seed=seed)
-    hosts.leader(lambda: _report(files, workdir, config, seed))
-    chosen = hosts.leader(lambda: _chosen(workdir))
+      measure_pass_rates(params, source, config, generator=generator, path=files[0],
+                         max_tokens=max_tokens, seed=seed)
+    hosts.on_process_0(lambda: _report(files, workdir, config, seed))
+    chosen = hosts.on_process_0(lambda: _chosen(workdir))
   return Selected(source, [tuple(pair) for pair in chosen])
 
 
@@ -93,15 +82,15 @@ def _chosen(workdir):
 
 def _report(files, workdir, config, seed):
   """Writes WORKDIR/curation.html and curation.json of files of lines."""
-  report = curation.report(pass_rates.lines(files), selection=config.selection,
-                           count=config.count, samples=config.samples,
-                           rng=np.random.default_rng(seed))
-  write_text(os.path.join(workdir, "curation.html"), curation_page.html(report))
+  report = curation.curation_report(pass_rates.read_problems(files), selection=config.selection,
+                                    count=config.count, samples=config.samples,
+                                    rng=np.random.default_rng(seed))
+  write_text(os.path.join(workdir, "curation.html"), page.curation_html(report))
   write_json(os.path.join(workdir, "curation.json"), report)
-  print(curation_page.text(report), file=sys.stderr, flush=True)
+  print(page.curation_text(report), file=sys.stderr, flush=True)
 
 
-def measure(params, source, config, *, generator, path, max_tokens, seed, shard=(0, 1)):
+def measure_pass_rates(params, source, config, *, generator, path, max_tokens, seed, shard=(0, 1)):
   """Appends a line a problem to the file `path`: its passes and the lengths of its responses.
 
   Problems pass by batch by batch: what is held of a response is its length. A stopped one goes on
@@ -119,8 +108,8 @@ def measure(params, source, config, *, generator, path, max_tokens, seed, shard=
     raise ValueError(f"{config.problems} problems of {len(source)} in {len(source.parts)} sources: "
                      "they are taken one source behind the other, whatever the weights; set "
                      f"curate.problems={len(source)}, or leave sources out of data.files.curated")
-  part, done = pass_rates.part(config.problems, shard), hosts.leader(
-    lambda: pass_rates.go_on(path))
+  part, done = pass_rates.shard_numbers(config.problems, shard), hosts.on_process_0(
+    lambda: pass_rates.drop_torn_line(path))
   progress = Progress(len(part), "curation", start=done)
   while done < len(part):
     looked_at = _look_at(params, source, config, generator, max_tokens, seed, part, done)
@@ -142,7 +131,7 @@ def _check_same(workdir, folder):
   def read(where):
     found = {}
     for name in ("config.json", "fingerprint.json"):
-      found |= flat(read_json(where, name))
+      found |= flatten(read_json(where, name))
     return {key: value for key, value in found.items() if key.startswith(_DECIDE)}
 
   own, other = read(workdir), read(folder)
@@ -161,9 +150,9 @@ def _look_at(params, source, config, generator, max_tokens, seed, part, start):
 
   def look(row):
     # Responses first: a row without any is told apart from one that cannot be asked.
-    return pass_rates.candidates(row), generator.encoder.encode(row) if probe else None
+    return pass_rates.candidate_responses(row), generator.encoder.encode(row) if probe else None
 
-  rows, found = shares.read(source, numbers, look)
+  rows, found = sharded.read_sharded(source, numbers, look)
   responses, encoded = zip(*found, strict=True)
   responses = responses[:size]
   if probe:
@@ -187,3 +176,60 @@ def _pass_counts(params, prompts, config, generator, max_tokens, seed):
   _, _, correct, _, _ = generator.answer(params, prompts, stage_key(seed, "probe"),
                                          group=config.samples, sampling=sampling)
   return correct.reshape(-1, config.samples).sum(1).astype(int)
+
+
+def fine_tune(params, source, config, *, stage, generator, workdir, seed, threads, base=None):
+  """Supervised fine-tuning as a resumable stage.
+
+  Args:
+    params: what is trained, as the stage starts: weights, or adapters of `base`; donated.
+    source: rows with a "response".
+    config: SftConfig.
+    stage: name of the stage.
+    generator: rollout.Generator.
+    workdir, seed, threads: folder, shuffle seed, reading threads.
+    base: lora.Base, or None.
+
+  Returns:
+    `params`, trained.
+  """
+  opt_state = optimizer.init_opt_state(optimizer.make_with_frozen(
+    config.optimizer, params, frozen=lora.trained_frozen(base, config.frozen)), params)
+
+  encode = functools.partial(encode_example, generator.encoder)
+
+  def collate(rows, examples, _):
+    return trace_batch(generator.encoder, rows, row_tokens=config.row_tokens,
+                       row_windows=config.row_windows, row_multiple=config.microbatch,
+                       examples=examples)
+
+  def begin(state):
+    batches = sharded.sharded_stream(source, batch=config.batch, seed=seed, encode=encode,
+                                     collate=collate, start=int(state.step), threads=threads,
+                                     shuffle=config.shuffle)
+
+    def step(state):
+      with generator.phases("data"):
+        traces = next(batches)
+        batch = to_device(traces)
+      with generator.phases("update"), generator.phases("device"):
+        state, metrics = sft_step(generator.model, config, state, batch, base)
+        metrics = jax.device_get(metrics) | epochs(source, int(state.step) * config.batch)
+      metrics |= _work(traces, config, generator.model, base is not None)
+      if metrics["skipped"]:
+        dump_batch(workdir, stage, int(state.step), {"batch": batch})
+      return state, metrics, f"loss {metrics['loss']:.3f}"
+
+    return step
+
+  state = SftState(mesh.put(jnp.int32(0)), params, opt_state)
+  return run_stage(stage, state, begin, steps=config.steps, workdir=workdir,
+                   config=config.loop, phases=generator.phases).params
+
+
+def _work(batch, config, model, adapters):
+  """Tokens of a TraceBatch, prompts too, and FLOPs that learning them needs."""
+  image = flops.vision_flops(model.vision, batch.vision["image"])
+  return {"work/tokens": (batch.segment > 0).sum(),
+          "work/flops": flops.sft_flops(config, model, batch.segment, batch.loss_mask.sum(),
+                                               image, adapters=adapters)}

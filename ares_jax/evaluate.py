@@ -8,7 +8,8 @@
     python -m ares_jax.evaluate --ablation=runs/table4/0/*,runs/table4/1/* --figure=figure.html
 
 Without --benchmark, the config's own held-out data are used. --benchmark is either a name in
-ares_jax/data/benchmarks.json, with its file or folder as --data, or the path of a file of your own.
+ares_jax/evaluation/benchmarks.json, with its file or folder as --data, or the path of a file of
+your own.
 Results go to WORKDIR/evaluate/BENCHMARK, or to --out: to evaluate several checkpoints of one run,
 give each its own folder. The same command resumes where it was stopped.
 """
@@ -22,16 +23,20 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from ares_jax import ablation, ablation_figure, hosts, mesh, predictions, pulse, saved
-from ares_jax.command import UsageError, require_config, run
-from ares_jax.data import paper, sandbox, scores
-from ares_jax.data.benchmarks import Benchmark, open_benchmark, schemas
-from ares_jax.joining import joined
-from ares_jax.measure import percent
+from ares_jax.evaluation import arms, arms_figure, paper, predictions, scores
+from ares_jax.evaluation.benchmarks import Benchmark, benchmark_schemas, open_benchmark
+from ares_jax.evaluation.held_out import percent
+from ares_jax.grading import sandbox
 from ares_jax.models import lora
-from ares_jax.run_folder import latest_stage, write_text
-from ares_jax.sampler import SamplingConfig
-from ares_jax.setup import open_run, read_config
+from ares_jax.run import restore
+from ares_jax.run.config import read_config
+from ares_jax.run.files import write_text
+from ares_jax.run.identity import latest_stage
+from ares_jax.run.setup import open_run
+from ares_jax.sampling.sampler import SamplingConfig
+from ares_jax.system import heartbeat, hosts, mesh
+from ares_jax.system.cluster import join_cluster
+from ares_jax.system.command import UsageError, require_config, run
 
 _PAPER = "paper:"  # before a model of the paper's tables, where an earlier results.json may stand
 
@@ -41,7 +46,7 @@ def main():
   if words.ablation:
     table, page = ablate(words.ablation)
     if words.figure:
-      write_text(words.figure, ablation_figure.page(table))
+      write_text(words.figure, arms_figure.arms_page(table))
     print(json.dumps(table) if words.json else page)
     return
   values = require_config(words.config)
@@ -52,8 +57,8 @@ def main():
     with values.unlocked():
       values.model.path = words.model
   config, workdir = read_config(values), os.path.abspath(words.workdir)
-  with joined(config.hosts), pulse.requests(), pulse.watch(
-      os.path.join(workdir, hosts.own("stacks.txt")), config.stall_minutes), jax.set_mesh(
+  with join_cluster(config.hosts), heartbeat.stop_signals(), heartbeat.watchdog(
+      os.path.join(workdir, hosts.local_name("stacks.txt")), config.stall_minutes), jax.set_mesh(
       mesh.make_mesh(config.mesh.data, config.mesh.model, slices=config.mesh.slice)), (
       open_run(config, workdir=workdir, check=False)) as parts:
     benchmark = choose(parts, words.benchmark, words.data)
@@ -62,12 +67,12 @@ def main():
     result = evaluate(parts, params, benchmark, folder=folder, model=name, compare=words.compare,
                       judge=words.judge)
     if jax.process_index() == 0:
-      print(json.dumps(result) if words.json else text(result))
+      print(json.dumps(result) if words.json else evaluation_text(result))
 
 
 def choose(parts, name, path):
   """The Benchmark that --benchmark and --data mean."""
-  if name in schemas():
+  if name in benchmark_schemas():
     if not path:
       raise ValueError(f"--benchmark={name} needs --data=FILE, its published file or folder")
     return open_benchmark(name, path)
@@ -91,8 +96,8 @@ def newest(parts, workdir):
   Raises:
     ValueError: there is none.
   """
-  stage = hosts.leader(lambda: latest_stage(workdir))
-  step, params, base = saved.read(workdir, stage, parts.config, parts.model)
+  stage = hosts.on_process_0(lambda: latest_stage(workdir))
+  step, params, base = restore.restore_params(workdir, stage, parts.config, parts.model)
   return f"{workdir} {stage} step {step}", lora.join(base, params)
 
 
@@ -118,21 +123,21 @@ def evaluate(parts, params, benchmark, *, folder, model, compare="", judge=""):
                             max_tokens=config.aepo.sampling.max_tokens)
   other = _earlier(compare, benchmark) if compare else None
   if judge:
-    sandbox.load(judge, "judge")  # a wrong name is told before anything is answered
+    sandbox.load_grader(judge, "judge")  # a wrong name is told before anything is answered
   os.makedirs(folder, exist_ok=True)
   head, problems = predictions.predict(
     parts.generator, params, benchmark, path=os.path.join(folder, "predictions.jsonl"),
     sampling=sampling, batch=config.evaluate.batch, model=model, judge=judge)
   tokens = sum(sample["tokens"] for problem in problems for sample in problem["samples"])
-  result = head | scores.score(problems, benchmark.metric, easy=config.aepo.reward.easy,
-                               medium=config.aepo.reward.medium)
+  result = head | scores.score_benchmark(problems, benchmark.metric, easy=config.aepo.reward.easy,
+                                         medium=config.aepo.reward.medium)
   result |= {"timed_out": sum(problem["timed_out"] for problem in problems),
              "tokens_per_second": tokens / sum(problem["seconds"] for problem in problems)}
   if other:
     result["compare"] = _compare(result, other, compare)
   if jax.process_index() == 0:
-    for name, content in (("results.json", json.dumps(result, indent=1)), ("results.md",
-                                                                           markdown(result))):
+    for name, content in (("results.json", json.dumps(result, indent=1)),
+                          ("results.md", evaluation_markdown(result))):
       write_text(os.path.join(folder, name), content + "\n")
   return result
 
@@ -143,11 +148,11 @@ def ablate(patterns):
                     if os.path.isfile(os.path.join(folder, "results.json"))})
   if not folders:
     raise ValueError(f"no finished run (results.json) in {', '.join(patterns)}")
-  table = ablation.rows(ablation.collect(folders))
-  return table, ablation.markdown(table, paper.tables())
+  table = arms.arm_rows(arms.collect_arms(folders))
+  return table, arms.arms_markdown(table, paper.paper_tables())
 
 
-def markdown(result):
+def evaluation_markdown(result):
   """The results as a Markdown page."""
   lines = [f"# {result['benchmark']}: {percent(result['score'])}{_interval(result['interval'])}",
            "", f"{result['metric']} of {result['model']} (weights {result['weights']}); "
@@ -166,7 +171,7 @@ def markdown(result):
   return "\n".join(lines)
 
 
-def text(result):
+def evaluation_text(result):
   """The results as a table for a terminal."""
   rows = [["", "problems", "accuracy", "tokens mean / median", "truncated", "well formed"]]
   rows += _rows(result)
@@ -186,13 +191,13 @@ def _rows(result):
       parts |= {f"{field} {name}": part for name, part in result[f"by_{field}"].items()}
   return [[name, str(part["problems"]), percent(part["accuracy"]),
            f"{part['length_mean']:.1f} / {part['length_median']:.0f}", percent(part["truncated"]),
-           percent(part["formatted"])] for name, part in parts.items()]
+           percent(part["format_ok"])] for name, part in parts.items()]
 
 
 def _earlier(path, benchmark):
   """The results.json at `path`, or what the paper prints, read before anything is answered."""
   if path.startswith(_PAPER):
-    return paper.result(path.removeprefix(_PAPER), benchmark.name, benchmark.metric)
+    return paper.paper_result(path.removeprefix(_PAPER), benchmark.name, benchmark.metric)
   try:
     with open(path, encoding="utf-8") as file:
       other = json.load(file)

@@ -17,11 +17,14 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from ares_jax import mesh, saved
-from ares_jax.command import UsageError, run
 from ares_jax.models import hf, lora, peft, weights
-from ares_jax.run_folder import STAGES, latest_stage, read_json
-from ares_jax.setup import model_and_tokenizer, read_config
+from ares_jax.run import restore
+from ares_jax.run.config import read_config
+from ares_jax.run.files import read_json
+from ares_jax.run.identity import STAGES, latest_stage
+from ares_jax.run.model import model_and_tokenizer
+from ares_jax.system import mesh
+from ares_jax.system.command import UsageError, run
 
 # Other commands have flags of these names; a process that imports two of them is none of either.
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", allow_override=True)
@@ -71,7 +74,7 @@ def export(workdir, out, stage=None, *, adapter=False):
   if stage is None:
     stage = latest_stage(workdir)
   model, tokenizer = model_and_tokenizer(config.model)
-  step, params, base = saved.read(workdir, stage, config, model)
+  step, params, base = restore.restore_params(workdir, stage, config, model)
   count = sum(leaf.size for leaf in jax.tree.leaves(params)) if adapter else weights.count(model)
   if adapter:
     peft.to_peft(params, model, config.model.lora, out, config.model.path)

@@ -16,16 +16,16 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from ares_jax import mesh
-from ares_jax.command import UsageError, run
 from ares_jax.data.chat import Chat
-from ares_jax.data.grade import extract_boxed
 from ares_jax.data.prompts import Encoder, PromptConfig
-from ares_jax.metrics import PhaseTimer
+from ares_jax.grading.response import extract_boxed
 from ares_jax.models import hf, hf_processor
-from ares_jax.rollout import Generator
-from ares_jax.sampler import EngineConfig, SamplingConfig
-from ares_jax.setup import allowed_tokens, end_tokens
+from ares_jax.run.model import allowed_tokens, end_tokens
+from ares_jax.sampling.rollout import Generator
+from ares_jax.sampling.sampler import EngineConfig, SamplingConfig
+from ares_jax.system import mesh
+from ares_jax.system.command import UsageError, run
+from ares_jax.system.profiler import PhaseTimer
 
 # Powers of two, so that a compilation cache finds most prompts' programs: (tokens, windows).
 SHAPES = tuple((2**power, 2 ** (power - 3)) for power in range(7, 16))

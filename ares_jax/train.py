@@ -23,29 +23,25 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from ares_jax import (
-  adacs,
-  aepo,
-  check,
-  digest,
-  fine_tuning,
-  hosts,
-  mesh,
-  profiler,
-  pulse,
-  run_folder,
-  tracking,
-)
-from ares_jax.command import UsageError, require_config, run
-from ares_jax.data import pass_rates
-from ares_jax.fingerprint import fingerprint
-from ares_jax.joining import joined
-from ares_jax.measure import evaluate, level_table, table
+from ares_jax import adacs, aepo
+from ares_jax.data.curation import pass_rates
+from ares_jax.diagnose.replay import replay, replay_text
+from ares_jax.evaluation.held_out import evaluate, level_table, stage_table
 from ares_jax.models import lora
-from ares_jax.replay import replay, text
-from ares_jax.responses import write_held_out
-from ares_jax.run_folder import OWN, STAGES, flat, lock, read_lock, write_json
-from ares_jax.setup import open_run, read_config
+from ares_jax.plan import check
+from ares_jax.run import files as files_lib
+from ares_jax.run import identity, wandb
+from ares_jax.run.checkpoint import digest
+from ares_jax.run.config import read_config
+from ares_jax.run.files import write_json
+from ares_jax.run.fingerprint import fingerprint
+from ares_jax.run.identity import OWN, STAGES, flatten
+from ares_jax.run.lock import lock, read_lock
+from ares_jax.run.responses import write_held_out
+from ares_jax.run.setup import open_run
+from ares_jax.system import heartbeat, hosts, mesh, profiler
+from ares_jax.system.cluster import join_cluster
+from ares_jax.system.command import UsageError, require_config, run
 
 # Of a stage's evaluation, what is written for people to read.
 HELD_OUT = {"problems": 32, "kept": 2}
@@ -77,37 +73,37 @@ def main():
   shard = _shard(_CURATE.value, config)
   if shard:
     workdir = pass_rates.shard_folder(workdir, shard)
-  with joined(config.hosts), pulse.requests(), one_run(workdir), pulse.watch(
-      os.path.join(workdir, hosts.own("stacks.txt")), config.stall_minutes):
+  with join_cluster(config.hosts), heartbeat.stop_signals(), one_run(workdir), heartbeat.watchdog(
+      os.path.join(workdir, hosts.local_name("stacks.txt")), config.stall_minutes):
     check_equal(values, workdir, {flag.name: flag.value for flag in (
       _ALLOW_CHANGE, _CHECK, _REPLAY, _PROFILE, _CURATE)})
     # Before all rows are looked at; written when the data are found to be whole.
     records = {"config.json": json.loads(values.to_json_best_effort())}
     if not _CHECK.value:  # which may try other numbers
-      hosts.leader(lambda: run_folder.check(workdir, records, allow))
+      hosts.on_process_0(lambda: identity.check_records(workdir, records, allow))
     with jax.set_mesh(
         mesh.make_mesh(config.mesh.data, config.mesh.model, slices=config.mesh.slice)), \
         open_run(config, workdir=workdir, check=not shard) as parts:
       if _CHECK.value:
-        checked = check.check(config, parts.model, parts.generator.end, _note)
+        checked = check.check_programs(config, parts.model, parts.generator.end, _note)
         if jax.process_index() == 0:
-          print(check.table(checked))
-        check.require(checked, config, parts.model)
+          print(check.memory_table(checked))
+        check.require_fit(checked, config, parts.model)
         return
       if _REPLAY.value:
-        found = text(_REPLAY.value, *replay(parts, workdir, _REPLAY.value))
+        found = replay_text(_REPLAY.value, *replay(parts, workdir, _REPLAY.value))
         if jax.process_index() == 0:
           print(found)
         return
       records["fingerprint.json"] = fingerprint(parts)
       hosts.check_same(records["fingerprint.json"], "reads other files")
-      hosts.leader(lambda: run_folder.keep(workdir, records, allow))
+      hosts.on_process_0(lambda: identity.keep_records(workdir, records, allow))
       if shard:
         curate_shard(parts, workdir, shard)
         return
-      with check.naming_knobs(config, parts.model), traced, \
-          tracking.wandb(config.wandb, workdir, values.to_dict()):
-        check.longest_first(config, parts.model, parts.generator.end, workdir, _note)
+      with check.suggest_on_oom(config, parts.model), traced, \
+          wandb.wandb(config.wandb, workdir, values.to_dict()):
+        check.compile_longest_first(config, parts.model, parts.generator.end, workdir, _note)
         train(parts, workdir, until="curation" if _CURATE.value else "end", allow=allow)
 
 
@@ -116,8 +112,8 @@ def _traced(config, workdir):
   if _PROFILE.value is None:
     return contextlib.nullcontext()
   stage = next((name for name in reversed(STAGES) if getattr(config, name).steps), STAGES[-1])
-  steps = profiler.steps(_PROFILE.value, stage, getattr(config, stage).steps)
-  return profiler.requested(os.path.join(workdir, "profile"), stage, *steps)
+  steps = profiler.parse_steps(_PROFILE.value, stage, getattr(config, stage).steps)
+  return profiler.profile_steps(os.path.join(workdir, "profile"), stage, *steps)
 
 
 def _shard(text, config):
@@ -142,15 +138,16 @@ def curate_shard(parts, folder, shard):
   """Lines of a shard (number, shards) of the problems of stage 1, in `folder`."""
   config = parts.config
   params = parts.init_params() if config.curate.pass_rates == "probe" else None
-  adacs.measure(params, parts.source("curated"), config.curate, generator=parts.generator,
-                path=os.path.join(folder, pass_rates.FILE), seed=config.seed, shard=shard,
-                max_tokens=config.aepo.sampling.max_tokens)
+  adacs.measure_pass_rates(params, parts.source("curated"), config.curate,
+                           generator=parts.generator, path=os.path.join(folder, pass_rates.FILE),
+                           seed=config.seed, shard=shard,
+                           max_tokens=config.aepo.sampling.max_tokens)
 
 
 def keep_base(workdir, base, allow=()):
   """Writes WORKDIR/base.json, digests of the weights under adapters; refuses another base."""
-  records = {"base.json": {"base": digest.of_tree(base.weights)}}
-  hosts.leader(lambda: run_folder.keep(workdir, records, allow))
+  records = {"base.json": {"base": digest.digest_tree(base.weights)}}
+  hosts.on_process_0(lambda: identity.keep_records(workdir, records, allow))
 
 
 def _note(line):
@@ -162,8 +159,8 @@ def _note(line):
 def one_run(workdir):
   """`run_folder.lock`, held by process 0 for all, who must see it."""
   with contextlib.ExitStack() as stack:
-    hosts.leader(lambda: stack.enter_context(lock(workdir)))
-    seen = hosts.exchange(lambda: read_lock(workdir).encode())
+    hosts.on_process_0(lambda: stack.enter_context(lock(workdir)))
+    seen = hosts.allgather(lambda: read_lock(workdir).encode())
     for number, there in enumerate(seen):
       if there != seen[0]:
         raise ValueError(f"process {number} finds another {workdir} than process 0; --workdir must "
@@ -179,7 +176,7 @@ def check_equal(values, workdir, words):
     workdir: folder of the run.
     words: {flag: value} of what else decides what a run does.
   """
-  record = flat(json.loads(values.to_json_best_effort())) | {
+  record = flatten(json.loads(values.to_json_best_effort())) | {
     f"--{name}": value for name, value in words.items()} | {
     "--workdir": workdir, "version of jax": jax.__version__, "code of ares_jax": _code()}
   hosts.check_same({key: value for key, value in record.items() if key not in OWN},
@@ -212,8 +209,8 @@ def train(parts, workdir, until="end", allow=()):
   shared = {"generator": generator, "workdir": workdir, "seed": config.seed,
             "threads": config.threads, "base": base}
   if config.warmup.steps:
-    params = fine_tuning.fine_tune(params, parts.source("lessons"), config.warmup, stage="warmup",
-                                   **shared)
+    params = adacs.fine_tune(params, parts.source("lessons"), config.warmup, stage="warmup",
+                             **shared)
     results.add("warmup", lora.join(base, params))
   if config.adacs.steps:
     source = parts.source("curated")
@@ -222,11 +219,11 @@ def train(parts, workdir, until="end", allow=()):
                             seed=config.seed)
     if until == "curation":
       return params
-    params = fine_tuning.fine_tune(params, selected, config.adacs, stage="adacs", **shared)
+    params = adacs.fine_tune(params, selected, config.adacs, stage="adacs", **shared)
     results.add("adacs", lora.join(base, params))
   if config.aepo.steps:
-    params = aepo.run(params, parts.source("prompts"), config.aepo, words=parts.words,
-                      **shared)
+    params = aepo.train_aepo(params, parts.source("prompts"), config.aepo, words=parts.words,
+                             **shared)
     results.add("aepo", lora.join(base, params))
   results.show()
   return params
@@ -238,7 +235,7 @@ class _Results:
   def __init__(self, parts, workdir):
     self._parts, self._workdir = parts, workdir
     self._path = os.path.join(workdir, "results.json")
-    self._results = hosts.leader(lambda: run_folder.read_json(workdir, "results.json"))
+    self._results = hosts.on_process_0(lambda: files_lib.read_json(workdir, "results.json"))
 
   def add(self, stage, params):
     """Evaluates `params` unless that was done before the run was stopped."""
@@ -253,7 +250,7 @@ class _Results:
                       medium=config.aepo.reward.medium,
                       show=None if jax.process_index() else show)
     self._results[stage] = result | {"steps": steps}
-    hosts.leader(functools.partial(self._write, stage))
+    hosts.on_process_0(functools.partial(self._write, stage))
 
   def _write(self, stage):
     self._results[stage]["seconds"] = self._seconds(stage)
@@ -273,7 +270,7 @@ class _Results:
     """Prints the tables of all stages, on process 0."""
     if jax.process_index():
       return
-    print(table(self._results))
+    print(stage_table(self._results))
     print(level_table(self._results))
     for stage, result in self._results.items():
       spent = ", ".join(f"{name} {seconds:.0f}" for name, seconds in result["seconds"].items())

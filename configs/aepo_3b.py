@@ -14,7 +14,7 @@ Hours and expected score: not measured.
 
 import os
 
-from ares_jax.config import load
+from ares_jax.system.config import load
 
 
 def get_config(algorithm="aepo"):

@@ -12,7 +12,7 @@ chip, by plan (benchmarks.md); hours and expected score: not measured. Baselines
 
 import os
 
-from ares_jax.config import load
+from ares_jax.system.config import load
 
 
 def get_config(algorithm="aepo"):

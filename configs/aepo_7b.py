@@ -11,12 +11,12 @@ Hardware: TPU chips. Hours and expected score: not measured. By plan, 8 chips wi
 and values decode 40 answers at a time, and hold 32 prompts of 4096 tokens of the 512; on v5e:8x8
 an iteration's programs fit with --config.mesh.model=4 --config.aepo.microbatch=16 (benchmarks.md),
 and stage 1 there needs --config.adacs.microbatch=16 too, or --config.adacs.steps=0.
-Baselines: --config=configs/aepo_7b.py:grpo and :dapo (ares_jax/presets.py).
+Baselines: --config=configs/aepo_7b.py:grpo and :dapo (ares_jax/run/presets.py).
 """
 
 from ml_collections import ConfigDict
 
-from ares_jax.presets import choose
+from ares_jax.run.presets import choose_preset
 
 
 def get_config(algorithm="aepo"):
@@ -94,4 +94,4 @@ def get_config(algorithm="aepo"):
 
   c.evaluate = dict(problems=512, samples=8, batch=64, temperature=1.0, top_p=1.0)
   c.wandb = dict(project="", name="")  # Weights & Biases; no project: nothing is sent
-  return choose(c, algorithm)
+  return choose_preset(c, algorithm)

@@ -6,12 +6,12 @@ Hardware: 2 CPU cores, 2 GiB; 6.6 minutes where nothing was compiled before (REA
 where that was measured, and the expected score).
 A tiny model of the true Qwen2.5-VL architecture (0.55 M parameters) first learns to read and to add
 (warm-up: it takes the place of pretrained weights), then AdaCS (stage 1) and AEPO (stage 2) run as
-for the 7B model. Baselines: --config=configs/ares_tiny.py:grpo and :dapo (ares_jax/presets.py).
+for the 7B model. Baselines: --config=configs/ares_tiny.py:grpo and :dapo (ares_jax/run/presets.py).
 """
 
 from ml_collections import ConfigDict
 
-from ares_jax.presets import choose
+from ares_jax.run.presets import choose_preset
 
 
 def get_config(algorithm="aepo"):
@@ -83,4 +83,4 @@ def get_config(algorithm="aepo"):
 
   c.evaluate = dict(problems=256, samples=8, batch=64, temperature=1.0, top_p=1.0)
   c.wandb = dict(project="", name="")  # Weights & Biases; no project: nothing is sent
-  return choose(c, algorithm)
+  return choose_preset(c, algorithm)

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import tiny
 
-from ares_jax import adacs, setup
+from ares_jax import adacs
 from ares_jax.data.sources import Mixture
+from ares_jax.run import config as run_config
+from ares_jax.run import setup
 
 
 class Source:
@@ -26,12 +28,12 @@ def curate():
   """Function of (folder, config's changes) that curates the Source."""
   with setup.open_run(tiny.read(), check=False) as run:
     def curate(folder, shard=None, **changes):
-      config = adacs.CurateConfig(**dict(selection="adacs", pass_rates="column", problems=4,
-                                         samples=8, count=4, batch=3) | changes)
+      config = run_config.CurateConfig(**dict(selection="adacs", pass_rates="column", problems=4,
+                                              samples=8, count=4, batch=3) | changes)
       shared = dict(generator=run.generator, max_tokens=8, seed=0)
       if shard:
-        return adacs.measure(None, Source(), config, path=str(folder / "curation.jsonl"),
-                             shard=shard, **shared)
+        return adacs.measure_pass_rates(None, Source(), config, path=str(folder / "curation.jsonl"),
+                                        shard=shard, **shared)
       return adacs.curate(None, Source(), config, workdir=str(folder), **shared)
 
     yield curate
@@ -106,16 +108,16 @@ def test_shards_made_apart_are_the_curation_of_one(curate, tmp_path, monkeypatch
 
 def test_a_part_of_several_sources_is_refused(tmp_path):
   mixed = Mixture([Source(), Source()], [1.0, 3.0])
-  config = adacs.CurateConfig(selection="adacs", pass_rates="column", problems=6, samples=8,
-                              count=6, batch=3)
+  config = run_config.CurateConfig(selection="adacs", pass_rates="column", problems=6, samples=8,
+                                   count=6, batch=3)
   with pytest.raises(ValueError, match="6 problems of 8 in 2 sources: .* curate.problems=8, or"):
-    adacs.measure(None, mixed, config, generator=None, path=str(tmp_path / "curation.jsonl"),
-                  max_tokens=8, seed=0)
+    adacs.measure_pass_rates(None, mixed, config, generator=None,
+                             path=str(tmp_path / "curation.jsonl"), max_tokens=8, seed=0)
 
 
 def test_rows_without_candidates_are_named_before_the_probe(tmp_path):
-  config = adacs.CurateConfig(selection="adacs", pass_rates="probe", problems=1, samples=8, count=1,
-                              batch=1)
+  config = run_config.CurateConfig(selection="adacs", pass_rates="probe", problems=1,
+                                   samples=8, count=1, batch=1)
   with pytest.raises(ValueError, match="row 7: has no 'responses'"):
     adacs.curate(None, [{"id": "7"}], config, generator=None, workdir=str(tmp_path), max_tokens=8,
                  seed=0)

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ares_jax import config, ops, setup
+from ares_jax import ops
+from ares_jax.run import config as run_config
+from ares_jax.system import config
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -117,7 +119,7 @@ def check_flags(words, known):
         node = node[part]
       assert key.split(".")[-1] in node, key
       node[key.split(".")[-1]] = value
-  config.build(setup.TrainConfig, values, "config")
+  config.build(run_config.TrainConfig, values, "config")
 
 
 def test_picture_flags_four_windows_and_the_seven_tokens_they_cover(picture):

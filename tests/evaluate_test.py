@@ -17,9 +17,13 @@ import numpy as np
 import pytest
 import tiny
 
-from ares_jax import evaluate, fine_tuning, mesh, optimizer, pulse, setup
-from ares_jax.checkpoint import Checkpoints
+from ares_jax import evaluate
 from ares_jax.data import digits
+from ares_jax.run import config as run_config
+from ares_jax.run import setup
+from ares_jax.run.checkpoint.manager import Checkpoints
+from ares_jax.system import heartbeat, mesh
+from ares_jax.training import optimizer, sft_step
 
 SHORT = {"warmup__steps": 1, "adacs__steps": 0, "aepo__steps": 0, "evaluate__problems": 3,
          "evaluate__batch": 2}
@@ -33,9 +37,10 @@ def trained(tmp_path_factory):
   config = tiny.read(**SHORT)
   with jax.set_mesh(mesh.make_mesh(-1, 1)), setup.open_run(config) as parts:
     params = parts.init_params()
-    start = optimizer.start(optimizer.of(config.warmup.optimizer, params, frozen=()), params)
+    start = optimizer.init_opt_state(optimizer.make_with_frozen(config.warmup.optimizer, params,
+                                                                frozen=()), params)
     with Checkpoints(str(workdir / "warmup"), 1) as checkpoints:
-      checkpoints.save(1, fine_tuning.SftState(mesh.put(jax.numpy.int32(1)), params, start), {})
+      checkpoints.save(1, sft_step.SftState(mesh.put(jax.numpy.int32(1)), params, start), {})
     yield workdir, parts
 
 
@@ -58,7 +63,7 @@ def test_a_run_is_evaluated_on_its_own_data_and_resumed(trained, monkeypatch):
   assert again["compare"]["difference"] == 0 and again["compare"]["paired"]
   page = (workdir / "evaluate" / "test" / "results.md").read_text()
   assert "| level 2 | 1 |" in page and "+0.0 points (+0.0 to +0.0), paired by problem" in page
-  assert evaluate.text(again).count("\n") >= 5
+  assert evaluate.evaluation_text(again).count("\n") >= 5
   with pytest.raises(ValueError, match="results.md is no results.json of an evaluation"):
     evaluate.evaluate(parts, params, benchmark, folder=str(workdir / "none"), model=name,
                       compare=f"{folder}/results.md")
@@ -97,7 +102,7 @@ def test_a_hugging_face_folder_answers_a_file_of_ones_own(tmp_path):
   values = tiny.values(**SHORT, model__path=str(folder), data__digits=None, data__files=dict(
     lessons=(), curated=(), prompts=(), test=()))
   with jax.set_mesh(mesh.make_mesh(1, 1, devices=jax.devices()[:1])), setup.open_run(
-      setup.read_config(values), check=False) as parts:
+      run_config.read_config(values), check=False) as parts:
     benchmark = evaluate.choose(parts, str(tmp_path / "mine.jsonl"), "")
     result = evaluate.evaluate(parts, parts.init_params(), benchmark,
                                folder=str(tmp_path / "out"), model=str(folder))
@@ -126,13 +131,13 @@ def test_the_command_is_watched_and_stops_when_it_is_asked(tmp_path, monkeypatch
     assert {"signals", "watch"} <= {thread.name for thread in threading.enumerate()}
     os.kill(os.getpid(), signal.SIGINT)
     for _ in range(100):
-      pulse.beat()
+      heartbeat.heartbeat()
       time.sleep(0.01)
 
   monkeypatch.setattr(evaluate, "open_run", open_run)
   monkeypatch.setattr(evaluate.flags, "FLAGS", types.SimpleNamespace(
     ablation=[], config=tiny.values(**SHORT), workdir=str(tmp_path), model=""))
-  with pytest.raises(pulse.Stopped):
+  with pytest.raises(heartbeat.StopRequested):
     evaluate.main()
 
 

@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import tiny
 
-from ares_jax import checkpoint, export, mesh, setup, train
+from ares_jax import export, train
+from ares_jax.data import digits
 from ares_jax.data.chat import Chat
 from ares_jax.data.prompts import Encoder
 from ares_jax.models import hf, hf_processor, lora, qwen25_vl, weights
+from ares_jax.run import model as model_lib
+from ares_jax.run.checkpoint import manager
+from ares_jax.system import mesh
 
 
 @flax.struct.dataclass
@@ -27,7 +31,7 @@ class State:
 
 def parts():
   config = tiny.read()
-  return (config, *setup.model_and_tokenizer(config.model))
+  return (config, *model_lib.model_and_tokenizer(config.model))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,7 @@ def run(tmp_path_factory):
         weights.abstract(model, jax.sharding.get_mesh(), jnp.float32))
       moment = jax.tree.map(jnp.ones_like, params)
       state = State(mesh.put(jnp.int32(step)), params, {"moment": moment})
-      with checkpoint.Checkpoints(str(workdir / stage), keep=1) as checkpoints:
+      with manager.Checkpoints(str(workdir / stage), keep=1) as checkpoints:
         checkpoints.save(step, state, {})
   (workdir / "aepo").mkdir()
   return workdir, params
@@ -84,7 +88,7 @@ def test_transformers_loads_the_export_and_gives_our_logits(run, exported):
   chat = Chat(tokenizer, "", model.image_token)
   encoder = Encoder(chat, config.prompt, model.vision.window, model.vision.patch,
                     model.vision.merge)
-  source = setup.digits.DigitsSource(config.data.digits.problem, "test", 0, 4)
+  source = digits.DigitsSource(config.data.digits.problem, "test", 0, 4)
   rows = [source[index] for index in range(2)]
   batch = encoder.batch(rows, np.arange(2))
   vision = qwen25_vl.VisionInput(**batch.vision)
@@ -122,15 +126,15 @@ def adapters(exported, tmp_path_factory):
              "model__lora__targets": tuple(lora.TARGETS)}
   (workdir / "config.json").write_text(tiny.values(**changes).to_json_best_effort())
   config = tiny.read(**changes)
-  model, _ = setup.model_and_tokenizer(config.model)
+  model, _ = model_lib.model_and_tokenizer(config.model)
   with jax.set_mesh(mesh.make_mesh(2, 2)):
     rng = np.random.default_rng(0)
     pairs = jax.tree.map(
       lambda x: jax.device_put(np.float32(0.3 * rng.standard_normal(x.shape)), x.sharding),
       lora.abstract(model, config.model.lora, jax.sharding.get_mesh()))
-    base = lora.Base(setup.first_weights(config, model), 2.5)
+    base = lora.Base(model_lib.first_weights(config, model), 2.5)
     train.keep_base(str(workdir), base)
-    with checkpoint.Checkpoints(str(workdir / "aepo"), keep=1) as checkpoints:
+    with manager.Checkpoints(str(workdir / "aepo"), keep=1) as checkpoints:
       checkpoints.save(3, State(mesh.put(jnp.int32(3)), pairs, {}), {})
   return workdir, pairs
 

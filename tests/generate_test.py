@@ -11,8 +11,9 @@ from absl.testing import flagsaver
 from models import make_golden
 from PIL import Image
 
-from ares_jax import command, generate
-from ares_jax.setup import end_tokens
+from ares_jax import generate
+from ares_jax.run.model import end_tokens
+from ares_jax.system import command
 
 TOKENIZER = qwen_tokenizer.tokenizer()
 ANSWER = 24  # tokens

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import tiny
 
-from ares_jax.responses import save_image
+from ares_jax.run.responses import save_image
 
 HOSTILE = "</script><script>window.broken = 1</script><!--<img src=x onerror='window.broken = 1'>"
 # tokens and their entropies in nats
@@ -16,7 +16,7 @@ NAMES = ("easy", "medium", "hard")
 def line(step, sample, correct, rate, stage="aepo", problem="p0", image=()):
   return {"stage": stage, "step": step, "id": problem, "sample": sample,
           "question": f"Question <b>{problem}</b>", "answer": "7", "images": list(image),
-          "response": "".join(text for text, _ in TOKENS), "correct": correct, "formatted": 1.0,
+          "response": "".join(text for text, _ in TOKENS), "correct": correct, "format_ok": 1.0,
           "pass_rate": rate, "tokens": [text for text, _ in TOKENS],
           "entropy": [nats for _, nats in TOKENS]}
 

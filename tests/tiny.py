@@ -2,8 +2,8 @@
 
 import pathlib
 
-from ares_jax import config as config_lib
-from ares_jax import setup
+from ares_jax.run import config as run_config
+from ares_jax.system import config as config_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -38,4 +38,4 @@ def get_config():
 
 def read(**changes):
   """TrainConfig of `values(**changes)`."""
-  return setup.read_config(values(**changes))
+  return run_config.read_config(values(**changes))

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import tiny
 
-from ares_jax import aepo, mesh, setup, train
+from ares_jax import aepo, train
+from ares_jax.run import setup
+from ares_jax.system import mesh
 
 
 def run(workdir):

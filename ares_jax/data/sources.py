@@ -43,9 +43,9 @@ import itertools
 import grain
 import numpy as np
 
-from ares_jax.config import suggest
-from ares_jax.data.records import SUFFIXES, open_records
-from ares_jax.data.schema import read_row, table
+from ares_jax.data.files.records import SUFFIXES, open_records
+from ares_jax.data.files.schema import read_row, read_schemas
+from ares_jax.system.config import suggest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class SourceConfig:
   weight: float  # its share of the rows that are drawn, relative to the other sources'
 
   def __post_init__(self):
-    known = list(table("schemas.json"))
+    known = list(read_schemas())
     if self.schema not in known:
       raise ValueError(f"schema is {self.schema!r}{suggest(self.schema, known)}")
     if not 0 < self.weight < float("inf"):
@@ -77,7 +77,7 @@ class FileSource:
     """Opens what a SourceConfig names; ValueError where there are no such files or no rows."""
     self._records = open_records(config.path, config.split)
     self.files = self._records.files
-    self._schema = table("schemas.json")[config.schema]
+    self._schema = read_schemas()[config.schema]
     last = config.path.rstrip("/").rpartition("/")[2]
     self.name = next((last.removesuffix(end) for end in SUFFIXES if last.endswith(end)), last)
     if not len(self._records):

@@ -23,9 +23,9 @@ import sys
 import jax
 from absl import flags
 
-from ares_jax.command import UsageError, run
 from ares_jax.diagnose import ablation, hwe, kl, passk, pictures
-from ares_jax.run_records import read
+from ares_jax.run.records import read_run
+from ares_jax.system.command import UsageError, run
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", allow_override=True)
 _COMPARE = flags.DEFINE_multi_string(
@@ -46,21 +46,21 @@ def main(check):
   jax.config.update("jax_platforms", "cpu")
   if check == "ablation":
     others = [folder for word in _COMPARE.value for folder in word.split(",")]
-    result = ablation.check([_WORKDIR.value, *others])
-    told, drawn = ablation.text, pictures.ablation
+    result = ablation.measure_ablation([_WORKDIR.value, *others])
+    told, drawn = ablation.ablation_text, pictures.ablation_picture
   else:
-    records = read(_WORKDIR.value)
+    records = read_run(_WORKDIR.value)
     if check == "hwe":
-      labelled = hwe.labels(_LABELS.value) if _LABELS.value else None
-      result, told, drawn = hwe.check(records, labelled), hwe.text, pictures.hwe
+      labelled = hwe.read_labels(_LABELS.value) if _LABELS.value else None
+      result, told, drawn = hwe.measure_hwe(records, labelled), hwe.hwe_text, pictures.hwe_picture
     elif check == "kl":
-      result, told = kl.check(records), kl.text
-      drawn = functools.partial(pictures.kl, records=records)
+      result, told = kl.measure_kl(records), kl.kl_text
+      drawn = functools.partial(pictures.kl_picture, records=records)
     else:
-      result, told, drawn = passk.check(records), passk.text, lambda _: {}
+      result, told, drawn = passk.measure_passk(records), passk.passk_text, lambda _: {}
   print(json.dumps(result) if _JSON.value else told(result))
   if _PNG.value:
-    for path in pictures.write(drawn(result), os.path.join(_WORKDIR.value, "diagnose")):
+    for path in pictures.write_pictures(drawn(result), os.path.join(_WORKDIR.value, "diagnose")):
       print(f"wrote {path}", file=sys.stderr)
 
 

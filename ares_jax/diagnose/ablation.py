@@ -8,18 +8,19 @@ answers, so arms are compared by the levels of the data: the lowest is easy, the
 
 import os
 
-from ares_jax import ablation
-from ares_jax.ablation import cell
-from ares_jax.data.scores import level_order
-from ares_jax.diagnose.tables import table
-from ares_jax.run_folder import FREE, among, flat, read_json
+from ares_jax.diagnose.tables import text_table
+from ares_jax.evaluation import arms as arms_lib
+from ares_jax.evaluation.arms import interval_cell
+from ares_jax.evaluation.scores import level_order
+from ares_jax.run.files import read_json
+from ares_jax.run.identity import FREE, flatten, is_among
 
 KINDS = ("uniform shaping", "difficulty shaping")
 # What runs of both arms may differ in.
 _MAY = ("seed", "evaluate.", "aepo.reward.easy", "aepo.reward.medium", *FREE)
 
 
-def check(workdirs):
+def measure_ablation(workdirs):
   """Accuracy and length of both arms on easy and hard problems, over seeds.
 
   Args:
@@ -37,21 +38,21 @@ def check(workdirs):
   """
   configs = {workdir: _config(workdir) for workdir in workdirs}
   first = {key: value for key, value in next(iter(configs.values())).items()
-           if not among(key, _MAY)}
+           if not is_among(key, _MAY)}
   by_kind = {kind: [] for kind in KINDS}
   for workdir, config in configs.items():
-    other = sorted(key for key in config.keys() | first.keys() if not among(key, _MAY)
+    other = sorted(key for key in config.keys() | first.keys() if not is_among(key, _MAY)
                    and (key not in first or key not in config or config[key] != first[key]))
     if other:
       raise ValueError(f"{workdir} differs from {workdirs[0]} in {', '.join(other[:5])}: runs that "
                        "differ in their shaping alone tell what it does")
-    by_kind[kind(config, workdir)].append(workdir)
+    by_kind[shaping_kind(config, workdir)].append(workdir)
   for name, found in by_kind.items():
     if not found:
       raise ValueError(f"no run with {name} among {', '.join(workdirs)}; uniform shaping is "
                        "--config.aepo.reward.easy=1.0 --config.aepo.reward.medium=0.0")
   arms = {name: _finished(found) for name, found in by_kind.items()}
-  rows = {row["arm"]: row for row in ablation.rows(arms)}
+  rows = {row["arm"]: row for row in arms_lib.arm_rows(arms)}
   levels = sorted({level for row in rows.values() for level in row["level"]}, key=level_order)
   if len(levels) < 2:
     raise ValueError("the evaluations have fewer than two levels; easy and hard apart need held-out"
@@ -64,12 +65,12 @@ def check(workdirs):
       part: {"accuracy": row["level"][level]["accuracy"], "length": row["level"][level]["length"]}
       for part, level in levels.items()},
       "all": {"accuracy": row["accuracy"], "length": row["length"]}} for name, row in rows.items()],
-    "shared": shared, "less": {part: ablation.mean(
+    "shared": shared, "less": {part: arms_lib.mean_with_interval(
       [_accuracy(ours[seed], level) - _accuracy(uniform[seed], level) for seed in shared])
       for part, level in (levels | {"all": None}).items()}}
 
 
-def kind(config, workdir):
+def shaping_kind(config, workdir):
   """Which of KINDS the flat config of a run is."""
   if config["aepo.reward.kind"] != "aepo":
     raise ValueError(f"{workdir} shapes no rewards: config.aepo.reward.kind is "
@@ -78,17 +79,20 @@ def kind(config, workdir):
   return KINDS[0] if borders == (1.0, 0.0) else KINDS[1]
 
 
-def text(result):
+def ablation_text(result):
   """The table and the verdict."""
   parts = "easy", "hard", "all"
+  rows = []
+  for row in result["arms"]:
+    cells = [" / ".join((interval_cell(row[part]["accuracy"], 100),
+                         interval_cell(row[part]["length"], 1))) for part in parts]
+    rows.append([row["arm"], len(row["seeds"]), *cells])
   lines = [f"easy: level {result['levels']['easy']}, hard: level {result['levels']['hard']}; "
-           "accuracy in % / tokens, mean over seeds ± 95% t-interval", "", table(
-             ["arm", "seeds", *parts], [[row["arm"], len(row["seeds"]), *(
-               f"{cell(row[part]['accuracy'], 100)} / {cell(row[part]['length'], 1)}"
-               for part in parts)] for row in result["arms"]]), ""]
+           "accuracy in % / tokens, mean over seeds ± 95% t-interval", "",
+           text_table(["arm", "seeds", *parts], rows), ""]
   if not result["shared"]:
     return "\n".join([*lines, "The arms share no seed: their difference is that of the seeds too."])
-  told = ", ".join(f"{cell(result['less'][part], 100)} on {part}" for part in parts)
+  told = ", ".join(f"{interval_cell(result['less'][part], 100)} on {part}" for part in parts)
   return "\n".join([*lines, f"Difficulty shaping less uniform shaping, points, same seeds "
                             f"({len(result['shared'])}): {told}. {_verdict(result)}"])
 
@@ -109,7 +113,7 @@ def _finished(workdirs):
   found = {}
   for workdir in workdirs:
     # Arms of a collection are stages too; the one that shapes rewards is the last.
-    for arm, by_seed in ablation.collect([workdir]).items():
+    for arm, by_seed in arms_lib.collect_arms([workdir]).items():
       if " + " in arm:
         for seed, result in by_seed.items():
           if seed in found:
@@ -125,7 +129,7 @@ def _config(workdir):
   if not config:
     raise ValueError(f"{os.path.join(workdir, 'config.json')} does not exist; give folders of "
                      "finished runs")
-  return flat(config)
+  return flatten(config)
 
 
 def _accuracy(result, level):

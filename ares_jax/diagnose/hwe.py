@@ -11,7 +11,7 @@ import numpy as np
 
 from ares_jax import ops
 from ares_jax.data.trigger_words import triggers
-from ares_jax.diagnose.tables import number, table
+from ares_jax.diagnose.tables import format_number, text_table
 
 WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 QUANTILES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -19,7 +19,7 @@ CLAIM = {"window": 6, "f1": 0.5}  # what the paper reports
 MOST = 2048  # responses: evenly spaced ones of more
 
 
-def labels(path):
+def read_labels(path):
   """{(step, id, sample): token places} of a user's JSON lines."""
   found = {}
   with open(path, encoding="utf-8") as file:
@@ -33,7 +33,7 @@ def labels(path):
   return found
 
 
-def check(records, labelled=None, *, windows=WINDOWS, quantiles=QUANTILES):
+def measure_hwe(records, labelled=None, *, windows=WINDOWS, quantiles=QUANTILES):
   """Scores of every window and quantile on the logged rollouts.
 
   Args:
@@ -61,8 +61,8 @@ def check(records, labelled=None, *, windows=WINDOWS, quantiles=QUANTILES):
   lines = [records.rollouts[places[number]] for number in chosen]
   entropy_BT, mask_BT, trigger_BT = _arrays(lines, labelled)
   config = records.aepo_config().entropy
-  scores = [score(entropy_BT, mask_BT, trigger_BT, window=window, quantile=quantile,
-                  reduce=config.reduce) for window in windows for quantile in quantiles]
+  scores = [score_windows(entropy_BT, mask_BT, trigger_BT, window=window, quantile=quantile,
+                          reduce=config.reduce) for window in windows for quantile in quantiles]
   known = [one for one in scores if one["f1"] is not None]
   of_claim = [one for one in known if one["window"] == CLAIM["window"]]
   top = max(of_claim, key=lambda one: one["f1"], default=None)
@@ -74,7 +74,7 @@ def check(records, labelled=None, *, windows=WINDOWS, quantiles=QUANTILES):
     "found": _found(lines, entropy_BT, mask_BT, records.aepo_metrics(), config)}
 
 
-def score(entropy_BT, mask_BT, trigger_BT, *, window, quantile, reduce="mean"):
+def score_windows(entropy_BT, mask_BT, trigger_BT, *, window, quantile, reduce="mean"):
   """Precision, recall and F1 of one window and quantile, and F1 of flagging every window.
 
   Returns:
@@ -104,44 +104,47 @@ def score(entropy_BT, mask_BT, trigger_BT, *, window, quantile, reduce="mean"):
                        1.0 if triggers else None)}
 
 
-def text(result):
+def hwe_text(result):
   """The tables and the verdict."""
   windows = sorted({one["window"] for one in result["scores"]})
   quantiles = sorted({one["quantile"] for one in result["scores"]})
   by_key = {(one["window"], one["quantile"]): one for one in result["scores"]}
   parts = [f"{result['responses']} responses, {result['tokens']} tokens, {result['triggers']} "
            "triggers", "",
-           "F1 by window (rows) and quantile of window means; last: every window flagged", table(
+           "F1 by window (rows) and quantile of window means; last: every window flagged",
+           text_table(
              ["window", *quantiles, "all"],
-             [[window, *(number(by_key[window, quantile]["f1"]) for quantile in quantiles),
-               number(by_key[window, quantiles[0]]["every"])] for window in windows])]
+             [[window, *(format_number(by_key[window, quantile]["f1"]) for quantile in quantiles),
+               format_number(by_key[window, quantiles[0]]["every"])] for window in windows])]
   rows = [result["claim"]["best"], result["best"]]
-  parts += ["", table(
+  parts += ["", text_table(
     ["", "window", "quantile", "tau", "flagged", "precision", "recall", "F1"],
-    [[name, row["window"], row["quantile"], *(number(row[key]) for key in (
+    [[name, row["window"], row["quantile"], *(format_number(row[key]) for key in (
       "threshold", "flagged", "precision", "recall", "f1"))]
      for name, row in zip((f"best at w = {CLAIM['window']}", "best"), rows, strict=True) if row])]
-  parts += ["", verdict(result)]
+  parts += ["", hwe_verdict(result)]
   if result["found"]:
     most = result["found"][0]["count"]
-    parts += ["", "Tokens that the run itself flagged:", table(
+    parts += ["", "Tokens that the run itself flagged:", text_table(
       ["token", "flags", "nats", "V_sem", ""],
-      [[json.dumps(row["token"], ensure_ascii=False), row["count"], number(row["entropy"]),
+      [[json.dumps(row["token"], ensure_ascii=False), row["count"], format_number(row["entropy"]),
         "yes" if row["trigger"] else "", ("#" * round(20 * row["count"] / most)).ljust(20)]
        for row in result["found"]])]
   return "\n".join(parts)
 
 
-def verdict(result):
+def hwe_verdict(result):
   """Whether the paper's claim holds on what was given."""
   claim, top = result["claim"], result["claim"]["best"]
   said = f"F1 > {claim['f1']} at w = {claim['window']}"
   if top is None:
     return f"{said}: cannot be said; no window of {claim['window']} tokens or no trigger in one."
-  line = f"{said} {'holds' if claim['holds'] else 'does not hold'} here: F1 = {number(top['f1'])}"
+  verdict = "holds" if claim["holds"] else "does not hold"
+  line = f"{said} {verdict} here: F1 = {format_number(top['f1'])}"
   if top["every"] >= top["f1"]:
-    line += (f"; flagging every window gives {number(top['every'])}, so entropy tells nothing "
-             "about triggers here")
+    line += (
+      f"; flagging every window gives {format_number(top['every'])}, so entropy tells nothing "
+      "about triggers here")
   return line + "."
 
 

@@ -7,8 +7,8 @@ for each bucket; in the simulation for each of three random seeds.
 import numpy as np
 
 from ares_jax import ops
-from ares_jax.data.scores import BUCKETS
-from ares_jax.diagnose.tables import number, table
+from ares_jax.diagnose.tables import format_number, text_table
+from ares_jax.evaluation.scores import BUCKETS
 
 RATES = (0.01, 0.03, 0.1, 0.3, 0.6, 0.9)
 NOISES = (0.0, 0.1, 0.3, 0.6, 1.0, 1.5)
@@ -19,7 +19,7 @@ RESPONSE = 0.3
 AT_BOUND, SWING = 0.2, 0.35
 
 
-def check(records):
+def measure_kl(records):
   """What the run's controller did, by bucket, and the simulation.
 
   Returns:
@@ -33,7 +33,7 @@ def check(records):
     line for _, line in sorted(records.aepo_metrics().items())]
   if not lines:
     raise ValueError(f"{records.workdir}/metrics.jsonl has no AEPO iterations yet")
-  buckets = [bucket(name, lines, config, config.target[index])
+  buckets = [bucket_summary(name, lines, config, config.target[index])
              for index, name in enumerate(BUCKETS)]
   noise = [row["noise"] for row in buckets if row["noise"] is not None]
   here = simulate(config.rate, max(noise), low=config.low, high=config.high) if noise else None
@@ -42,10 +42,10 @@ def check(records):
   result = {"workdir": records.workdir, "dynamic": config.dynamic, "rate": config.rate,
             "low": config.low, "high": config.high, "iterations": len(lines), "buckets": buckets,
             "simulation": simulation, "here": here}
-  return result | {"advice": advice(result)}
+  return result | {"advice": kl_advice(result)}
 
 
-def bucket(name, lines, config, target):
+def bucket_summary(name, lines, config, target):
   """One bucket over the run: kappa, KL of the last third against its target, noise of the KL."""
   kl = np.float64([np.nan if line[f"kl/outside/{name}"] is None else line[f"kl/outside/{name}"]
                    for line in lines])
@@ -101,7 +101,7 @@ def simulate(rate, noise, *, low, high, steps=STEPS, response=RESPONSE):
           "at_bound": float(at_bound), "ratio": float(kl.mean())}
 
 
-def advice(result):
+def kl_advice(result):
   """What the numbers say, a sentence a finding."""
   if not result["dynamic"]:
     return ["kl.dynamic is off: kappa stays where it was."]
@@ -111,33 +111,36 @@ def advice(result):
     if ratio is None:
       found.append(f"{name}: no tokens of this bucket in the last third; its kappa stands still.")
     elif row["kappa_last"] <= result["low"] * 1.001 and ratio < 1:
-      found.append(f"{name}: kappa is at its lower bound and the KL still {number(ratio)} of its "
-                   "target: the budget does not bind; lower kl.target to make it.")
+      found.append(
+        f"{name}: kappa is at its lower bound and the KL still {format_number(ratio)} of its "
+        "target: the budget does not bind; lower kl.target to make it.")
     elif row["kappa_last"] >= result["high"] * 0.999 and ratio > 1:
-      found.append(f"{name}: kappa is at its upper bound and the KL {number(ratio)} times its "
-                   "target: raise kl.high or kl.beta.")
+      found.append(
+        f"{name}: kappa is at its upper bound and the KL {format_number(ratio)} times its "
+        "target: raise kl.high or kl.beta.")
     elif 0.8 <= ratio <= 1.25:
-      found.append(f"{name}: the KL is held, {number(ratio)} of its target.")
+      found.append(f"{name}: the KL is held, {format_number(ratio)} of its target.")
     else:
-      found.append(f"{name}: the KL is {number(ratio)} of its target and kappa still moves "
-                   f"({number(row['kappa_last'])}, within {result['low']} to {result['high']}).")
+      found.append(
+        f"{name}: the KL is {format_number(ratio)} of its target and kappa still moves "
+        f"({format_number(row['kappa_last'])}, within {result['low']} to {result['high']}).")
   here = result["here"]
   if here:
     found.append(f"Simulated at the run's rate {here['rate']} and noise "
-                 f"{number(here['noise'], 2)}: {here['state']}"
+                 f"{format_number(here['noise'], 2)}: {here['state']}"
                  + ("." if here["state"] == "stable" else "; lower kl.rate."))
   return found
 
 
-def text(result):
+def kl_text(result):
   """The tables and the advice."""
   columns = ("target", "kl", "ratio", "kappa_first", "kappa_last", "kappa_least", "kappa_most",
              "at_low", "at_high", "noise")
   by_key = {(one["rate"], one["noise"]): one for one in result["simulation"]}
   return "\n".join([
     f"{result['iterations']} iterations; KL outside windows is the mean of the last third, in nats",
-    table(["bucket", *columns], [[row["bucket"], *(number(row[key]) for key in columns)]
+    text_table(["bucket", *columns], [[row["bucket"], *(format_number(row[key]) for key in columns)]
                                  for row in result["buckets"]]), "",
-    f"Simulated over {STEPS} iterations: rates (rows) and noise of the KL's logarithm", table(
+    f"Simulated over {STEPS} iterations: rates (rows) and noise of the KL's logarithm", text_table(
       ["rate", *NOISES], [[rate, *(by_key[rate, noise]["state"] for noise in NOISES)]
                           for rate in RATES]), "", *result["advice"]])

@@ -7,16 +7,16 @@ less the noise of G samples; their truth is the bucket of 64 samples.
 import numpy as np
 
 from ares_jax import ops
-from ares_jax.data.scores import BUCKETS
-from ares_jax.diagnose.tables import number, table
-from ares_jax.shaping import buckets
+from ares_jax.diagnose.tables import format_number, text_table
+from ares_jax.evaluation.scores import BUCKETS
+from ares_jax.training.shaping import difficulty_buckets
 
 GROUPS = (2, 4, 8, 16)
 TRUTH = 64
 PROBLEMS = 8192
 
 
-def check(records):
+def measure_passk(records):
   """Confusions of bucket assignments by number of samples, and what they do to rewards.
 
   Returns:
@@ -33,14 +33,14 @@ def check(records):
   if not rates:
     raise ValueError(f"{records.workdir}/rollouts.jsonl has no responses with pass rates; train "
                      "with config.aepo.log_responses > 0")
-  a, b = fit(np.float64(rates), config.group)
+  a, b = fit_beta(np.float64(rates), config.group)
   random = np.random.default_rng(0)
   chance_P = random.beta(a, b, PROBLEMS)
-  truth_P = assign(random, chance_P, TRUTH, config.reward)
+  truth_P = assign_buckets(random, chance_P, TRUTH, config.reward)
   metrics = records.aepo_metrics()
   groups = []
   for samples in GROUPS:
-    guess_P = assign(random, chance_P, samples, config.reward)
+    guess_P = assign_buckets(random, chance_P, samples, config.reward)
     confusion = np.zeros((3, 3))
     np.add.at(confusion, (truth_P, guess_P), 1 / PROBLEMS)
     groups.append({"samples": samples, "right": float((truth_P == guess_P).mean()),
@@ -51,7 +51,7 @@ def check(records):
           "run": config.group, "groups": groups}
 
 
-def fit(rates, group):
+def fit_beta(rates, group):
   """(a, b) of the Beta distribution behind pass rates of `group` samples, by moments."""
   mean = float(np.clip(rates.mean(), 0.5 / len(rates) / group, 1 - 0.5 / len(rates) / group))
   # Var(rate) = Var(p) + E[p(1 - p)] / G, and E[p(1 - p)] = mean(1 - mean) - Var(p).
@@ -62,9 +62,9 @@ def fit(rates, group):
   return mean * (1 / share - 1), (1 - mean) * (1 / share - 1)
 
 
-def assign(random, chance_P, samples, reward):
+def assign_buckets(random, chance_P, samples, reward):
   """int [P]: buckets of problems by `samples` fresh answers to each."""
-  return buckets(random.binomial(samples, chance_P), reward, group=samples)
+  return difficulty_buckets(random.binomial(samples, chance_P), reward, group=samples)
 
 
 def _effect(random, truth_P, guess_P, line, reward):
@@ -86,16 +86,17 @@ def _effect(random, truth_P, guess_P, line, reward):
   return float(np.abs(rewards[0] - rewards[1]).mean())
 
 
-def text(result):
+def passk_text(result):
   """The tables."""
   parts = [f"{PROBLEMS} simulated problems, pass rates Beta({result['a']:.2f}, {result['b']:.2f}) "
            f"as of {result['problems']} logged problems; truth: {TRUTH} samples; the run draws "
            f"{result['run']}", "",
-           table(["samples", "in the true bucket", "change of a wrong answer's reward"],
-                 [[row["samples"], f"{row['right']:.1%}", number(row["reward"])]
+           text_table(["samples", "in the true bucket", "change of a wrong answer's reward"],
+                 [[row["samples"], f"{row['right']:.1%}", format_number(row["reward"])]
                   for row in result["groups"]])]
   for row in result["groups"]:
-    parts += ["", f"{row['samples']} samples: truth (rows) against estimate, % of problems", table(
-      ["", *BUCKETS], [[name, *(f"{100 * share:.1f}" for share in shares)]
-                       for name, shares in zip(BUCKETS, row["confusion"], strict=True)])]
+    parts += ["", f"{row['samples']} samples: truth (rows) against estimate, % of problems",
+              text_table(["", *BUCKETS], [[name, *(f"{100 * share:.1f}" for share in shares)]
+                                          for name, shares
+                                          in zip(BUCKETS, row["confusion"], strict=True)])]
   return "\n".join(parts)

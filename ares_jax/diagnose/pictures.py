@@ -5,16 +5,16 @@ import os
 
 import numpy as np
 
-from ares_jax.data.scores import BUCKETS
 from ares_jax.diagnose import kl as kl_check
-from ares_jax.diagnose.tables import number
-from ares_jax.drawing import bars, cells, lines
+from ares_jax.diagnose.tables import format_number
+from ares_jax.evaluation.scores import BUCKETS
+from ares_jax.report.drawing import bars, cells, lines
 
 # Of the states of diagnose.kl.
 TINTS = {"stable": "#c3e6cb", "oscillating": "#f6e3a1", "diverging": "#f2b8b5"}
 
 
-def write(drawn, folder):
+def write_pictures(drawn, folder):
   """Writes FOLDER/NAME.png of every {name: image}; returns the paths."""
   os.makedirs(folder, exist_ok=True)
   paths = [os.path.join(folder, f"{name}.png") for name in drawn]
@@ -23,7 +23,7 @@ def write(drawn, folder):
   return paths
 
 
-def hwe(result):
+def hwe_picture(result):
   """F1 by window, a curve a quantile (figure 2a), and the tokens that the run flagged."""
   scores = result["scores"]
   windows = sorted({one["window"] for one in scores})
@@ -48,11 +48,11 @@ def hwe(result):
 
 def _best(result):
   claim = result["claim"]
-  found = "not known" if claim["best"] is None else number(claim["best"]["f1"])
+  found = "not known" if claim["best"] is None else format_number(claim["best"]["f1"])
   return f"best at w = {claim['window']}: {found}"
 
 
-def kl(result, records):
+def kl_picture(result, records):
   """The KL outside windows against its target over the run, and the regions of the controller."""
   found = [line for _, line in sorted(records.aepo_metrics().items())]
   steps = [line["step"] for line in found]
@@ -82,7 +82,7 @@ def kl(result, records):
   return drawn
 
 
-def ablation(result):
+def ablation_picture(result):
   """Accuracy of both arms on easy and on hard problems."""
   def words(row, part):
     mean, half = row[part]["accuracy"]

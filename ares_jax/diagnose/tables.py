@@ -1,7 +1,7 @@
 """Text tables."""
 
 
-def table(head, rows):
+def text_table(head, rows):
   """Lines of columns; the first is aligned left, the others right."""
   cells = [list(map(str, row)) for row in [head, *rows]]
   widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
@@ -11,6 +11,6 @@ def table(head, rows):
     for row in cells)
 
 
-def number(value, digits=3):
+def format_number(value, digits=3):
   """A number for people; "-" for None."""
   return "-" if value is None else f"{value:.{digits}g}"

@@ -23,8 +23,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from ares_jax.mesh import ROWS, size, unmapped
 from ares_jax.models.layers import MASKED
+from ares_jax.system.mesh import ROWS, size, unmapped
 
 # Below, the scores of a row are small, and so is what a kernel saves.
 KERNEL_TOKENS = 256

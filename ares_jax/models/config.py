@@ -1,6 +1,6 @@
 """Sizes of a Qwen2.5-VL model. Hashable records: static arguments of jit.
 
-Built from `configs/` by `ares_jax.config.build` or from a Hugging Face folder by
+Built from `configs/` by `ares_jax.system.config.build` or from a Hugging Face folder by
 `ares_jax.models.hf.model_config`; no field has a default.
 """
 

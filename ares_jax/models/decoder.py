@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ares_jax.mesh import ROWS, shard
 from ares_jax.models.attention import attention
 from ares_jax.models.config import ModelConfig
 from ares_jax.models.layers import (
@@ -23,6 +22,7 @@ from ares_jax.models.layers import (
   swiglu,
 )
 from ares_jax.models.weights import Params
+from ares_jax.system.mesh import ROWS, shard
 
 
 @flax.struct.dataclass

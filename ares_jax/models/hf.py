@@ -25,7 +25,7 @@ from ares_jax.models import hf_files, hf_processor
 from ares_jax.models.config import ModelConfig
 from ares_jax.models.hf_config import config_fields, model_config
 from ares_jax.models.hf_files import RULES, Folder, Rule, Tensor, sources_of
-from ares_jax.models.weights import Params, name_of, shardings, table
+from ares_jax.models.weights import Params, name_of, shardings, weight_table
 
 __all__ = ["from_hf", "model_config", "to_hf", "to_new_hf"]
 
@@ -46,8 +46,8 @@ def from_hf(folder: Folder, config: ModelConfig, mesh: Mesh | None,
   Raises:
     ValueError: naming every tensor that is missing, unknown or of another shape.
   """
-  weights, tensors, sources = table(config), hf_files.tensors_of(folder), sources_of(config)
-  hf_files.check(tensors, config, folder)
+  weights, tensors, sources = weight_table(config), hf_files.tensors_of(folder), sources_of(config)
+  hf_files.check_tensors(tensors, config, folder)
   weight_of = hf_files.by_name(weights)
   target_of = (dict.fromkeys(weight_of) if mesh is None
                else hf_files.by_name(shardings(config, mesh)))
@@ -145,7 +145,7 @@ def to_hf(params: Params, config: ModelConfig, folder: Folder, base: Folder) -> 
   """
   base = pathlib.Path(base)
   tensors = hf_files.tensors_of(base)
-  hf_files.check(tensors, config, base)
+  hf_files.check_tensors(tensors, config, base)
 
   def rest(partial):
     for path in base.iterdir():
@@ -186,12 +186,12 @@ def to_new_hf(params: Params, config: ModelConfig, folder: Folder, *, tokenizer,
 def _write(params, config, folder: pathlib.Path, tensors: dict[str, Tensor], rest) -> None:
   """Writes `tensors` file by file, then what `rest` does."""
   flat, sources = hf_files.by_name(params), sources_of(config)
-  with written_whole(folder) as partial:
+  with atomic_folder(folder) as partial:
     for file, names in hf_files.by_file(tensors).items():
       shard = {}
       for name in names:
         path, layer = sources[name]
-        ours = fetch(flat[path], layer)
+        ours = fetch_tensor(flat[path], layer)
         if partial:
           theirs = hf_files.to_theirs(ours, path).reshape(tensors[name].shape)
           shard[tensors[name].stored] = np.ascontiguousarray(theirs.astype(tensors[name].dtype))
@@ -202,7 +202,7 @@ def _write(params, config, folder: pathlib.Path, tensors: dict[str, Tensor], res
 
 
 @contextlib.contextmanager
-def written_whole(folder: Folder):
+def atomic_folder(folder: Folder):
   """A folder to write to on process 0, None on others, that gets the name `folder` at the end.
 
   Raises:
@@ -224,7 +224,7 @@ def written_whole(folder: Folder):
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def fetch(array: jax.Array, layer: int | None) -> np.ndarray:
+def fetch_tensor(array: jax.Array, layer: int | None) -> np.ndarray:
   """One tensor, or one block of a stacked one, whole on every host."""
   array = array if layer is None else array[layer]
   if isinstance(array, jax.Array) and not array.is_fully_addressable:

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import safe_open
 
 from ares_jax.models.config import ModelConfig
-from ares_jax.models.weights import Params, name_of, table
+from ares_jax.models.weights import Params, name_of, weight_table
 
 Folder = str | os.PathLike
 INDEX = "model.safetensors.index.json"
@@ -77,7 +77,7 @@ HEAD = RULES["unembed"].name
 def sources_of(config: ModelConfig) -> dict[str, tuple[str, int | None]]:
   """Their name -> our path and block of every tensor the config asks for."""
   sources = {}
-  for path, weight in by_name(table(config)).items():
+  for path, weight in by_name(weight_table(config)).items():
     rule = RULES[path]
     if "{layer}" in rule.name:
       for layer in range(weight.shape[0]):
@@ -135,7 +135,7 @@ def tensors_of(folder: Folder) -> dict[str, Tensor]:
 
 def tensors_for(config: ModelConfig) -> dict[str, Tensor]:
   """The tensors of a folder still to be written: float32, in one file."""
-  shapes = {name: weight.shape for name, weight in by_name(table(config)).items()}
+  shapes = {name: weight.shape for name, weight in by_name(weight_table(config)).items()}
   tensors = {}
   for name, (path, layer) in sources_of(config).items():
     if name != HEAD or not config.tied:
@@ -145,9 +145,9 @@ def tensors_for(config: ModelConfig) -> dict[str, Tensor]:
   return tensors
 
 
-def check(tensors: dict[str, Tensor], config: ModelConfig, folder: Folder) -> None:
+def check_tensors(tensors: dict[str, Tensor], config: ModelConfig, folder: Folder) -> None:
   """ValueError naming every tensor that is missing, unknown or of another shape."""
-  shapes = {name: weight.shape for name, weight in by_name(table(config)).items()}
+  shapes = {name: weight.shape for name, weight in by_name(weight_table(config)).items()}
   sources = sources_of(config)
   missing = sources.keys() - tensors.keys() - ({HEAD} if config.tied else set())
   unknown = tensors.keys() - sources.keys()

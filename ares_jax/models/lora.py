@@ -52,13 +52,13 @@ class Base:
   scale: float = flax.struct.field(pytree_node=False)  # s
 
 
-def table(config: ModelConfig, lora: LoraConfig) -> dict[str, dict[str, Weight]]:
+def adapter_table(config: ModelConfig, lora: LoraConfig) -> dict[str, dict[str, Weight]]:
   """Shape, sharding and initialisation of the adapters, split over the mesh as their matrices are:
   a part that has only the heads of its matrix is whole where "model" does not divide them.
 
   B starts at 0: the first policy is the base, exactly.
   """
-  blocks = weights.table(config)["blocks"]
+  blocks = weights.weight_table(config)["blocks"]
   return {name: _pair(blocks[name], TARGETS[name], lora.rank) for name in lora.targets}
 
 
@@ -74,14 +74,14 @@ def _pair(matrix, inputs, rank):
 
 def init(config: ModelConfig, lora: LoraConfig, key: jax.Array) -> Params:
   """First adapters, float32, on the current mesh."""
-  found = table(config, lora)
+  found = adapter_table(config, lora)
   return jax.jit(functools.partial(weights.draw, found), out_shardings=weights.layout(
     found, jax.sharding.get_mesh()))(key)
 
 
 def abstract(config: ModelConfig, lora: LoraConfig, mesh) -> Params:
   """`jax.ShapeDtypeStruct` of the adapters with their shardings, float32."""
-  found = table(config, lora)
+  found = adapter_table(config, lora)
   return jax.tree.map(
     lambda weight, sharding: jax.ShapeDtypeStruct(weight.shape, jnp.float32, sharding=sharding),
     found, weights.layout(found, mesh))
@@ -129,19 +129,20 @@ def _merged(matrix, a, b, scale):
 def specs(config: ModelConfig, base: Base | None, trained: Params) -> Params:
   """`PartitionSpec` of everything in `trained`: weights, or adapters of `base`."""
   if base is None:
-    return weights.specs(weights.table(config))
+    return weights.specs(weights.weight_table(config))
   return _specs(config, trained)
 
 
 def joined_specs(config: ModelConfig, params: Params) -> Params:
   """`PartitionSpec` of everything in what `join` returned."""
-  found = weights.specs(weights.table(config))
+  found = weights.specs(weights.weight_table(config))
   pairs = _specs(config, [name for name in TARGETS if _key(name) in params["blocks"]])
   return found | {"blocks": found["blocks"] | {_key(name): pairs[name] for name in pairs}}
 
 
 def _specs(config, names):
-  found = table(config, LoraConfig(rank=1, alpha=1.0, targets=tuple(names))) if names else {}
+  found = adapter_table(config, LoraConfig(rank=1, alpha=1.0,
+                                           targets=tuple(names))) if names else {}
   return weights.specs(found)
 
 

@@ -41,7 +41,7 @@ def to_peft(adapters: Params, config: ModelConfig, lora: LoraConfig, folder: hf_
     rule = hf_files.RULES[f"blocks/{target}"].name.replace("model.", "model.language_model.", 1)
     modules.append(rule.removesuffix(".weight").partition("{layer}.")[2])
     for layer in range(config.layers):
-      a, b = (hf.fetch(pair[part], layer) for part in ("a", "b"))
+      a, b = (hf.fetch_tensor(pair[part], layer) for part in ("a", "b"))
       name = _WRAPPED + rule.format(layer=layer).removesuffix("weight")
       tensors[f"{name}lora_A.weight"] = _matrix(a.reshape(-1, lora.rank))
       tensors[f"{name}lora_B.weight"] = _matrix(b.reshape(lora.rank, -1))
@@ -50,7 +50,7 @@ def to_peft(adapters: Params, config: ModelConfig, lora: LoraConfig, folder: hf_
   fields = {"peft_type": "LORA", "base_model_name_or_path": str(base), "r": lora.rank,
             "lora_alpha": lora.alpha, "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
             "target_modules": rf".*language_model\.layers\.\d+\.({either})"}
-  with hf.written_whole(folder) as partial:
+  with hf.atomic_folder(folder) as partial:
     if partial:
       save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
       (partial / "adapter_config.json").write_text(json.dumps(fields, indent=2) + "\n",

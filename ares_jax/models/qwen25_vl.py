@@ -18,12 +18,12 @@ B rows, T tokens, U image units of a row, D embed, V vocabulary.
 import jax
 import jax.numpy as jnp
 
-from ares_jax.mesh import ROWS, shard, unmapped, within_a_slice
 from ares_jax.models.config import ModelConfig
 from ares_jax.models.decoder import KVCache, decode_step, empty_cache, hidden, prefill
 from ares_jax.models.vision import VisionInput, vision_features
 from ares_jax.models.weights import Params
 from ares_jax.ops import logprob_and_entropy
+from ares_jax.system.mesh import ROWS, shard, unmapped, within_a_slice
 
 __all__ = ["KVCache", "VisionInput", "decode_step", "embed", "empty_cache", "hidden", "prefill",
            "score", "unembedding", "vision_features"]

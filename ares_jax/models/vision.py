@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ares_jax.mesh import ROWS, shard
 from ares_jax.models.attention import attention
 from ares_jax.models.config import ModelConfig, VisionConfig
 from ares_jax.models.layers import (
@@ -25,6 +24,7 @@ from ares_jax.models.layers import (
   swiglu,
 )
 from ares_jax.models.weights import Params
+from ares_jax.system.mesh import ROWS, shard
 
 # Fixed by the architecture: no config.json has a field for them.
 NORM_EPS = 1e-6

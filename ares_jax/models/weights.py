@@ -44,7 +44,7 @@ class Weight:
     return P(*(of.get(axis, axis) for axis in self.spec))
 
 
-def table(config: ModelConfig) -> dict[str, Any]:
+def weight_table(config: ModelConfig) -> dict[str, Any]:
   """Nested dict of `Weight`, the same keys as the parameters."""
   vocab, embed = config.vocab, config.embed
   weights = {
@@ -121,7 +121,7 @@ def init(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32) ->
 
   Under `jax.jit(..., out_shardings=shardings(config, mesh))` no device holds a whole tensor.
   """
-  return draw(table(config), key, dtype)
+  return draw(weight_table(config), key, dtype)
 
 
 def draw(weights: dict[str, Any], key: jax.Array, dtype: jnp.dtype = jnp.float32) -> Params:
@@ -141,10 +141,11 @@ def draw(weights: dict[str, Any], key: jax.Array, dtype: jnp.dtype = jnp.float32
 def abstract(config: ModelConfig, mesh: Mesh | None, dtype: jnp.dtype) -> Params:
   """`jax.ShapeDtypeStruct` of every tensor, with its sharding when there is a mesh."""
   if mesh is None:
-    return jax.tree.map(lambda weight: jax.ShapeDtypeStruct(weight.shape, dtype), table(config))
+    return jax.tree.map(lambda weight: jax.ShapeDtypeStruct(weight.shape, dtype),
+                        weight_table(config))
   return jax.tree.map(
     lambda weight, sharding: jax.ShapeDtypeStruct(weight.shape, dtype, sharding=sharding),
-    table(config), shardings(config, mesh))
+    weight_table(config), shardings(config, mesh))
 
 
 def shardings(config: ModelConfig, mesh: Mesh) -> Params:
@@ -152,7 +153,7 @@ def shardings(config: ModelConfig, mesh: Mesh) -> Params:
 
   Raises ValueError naming every tensor whose size does not divide over its mesh axis.
   """
-  return layout(table(config), mesh)
+  return layout(weight_table(config), mesh)
 
 
 def layout(weights: dict[str, Any], mesh: Mesh) -> Params:
@@ -188,4 +189,4 @@ def name_of(path) -> str:
 
 def count(config: ModelConfig) -> int:
   """Number of parameters, without allocating any; a tied embedding counts once."""
-  return sum(math.prod(weight.shape) for weight in jax.tree.leaves(table(config)))
+  return sum(math.prod(weight.shape) for weight in jax.tree.leaves(weight_table(config)))

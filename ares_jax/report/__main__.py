@@ -13,10 +13,10 @@ import os
 import jax
 from absl import flags
 
-from ares_jax.command import UsageError, run
-from ares_jax.report.page import page
-from ares_jax.run_folder import write_text
-from ares_jax.run_records import read
+from ares_jax.report.page import report_page
+from ares_jax.run.files import write_text
+from ares_jax.run.records import read_run
+from ares_jax.system.command import UsageError, run
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", allow_override=True)
 _COMPARE = flags.DEFINE_multi_string(
@@ -33,17 +33,17 @@ def main():
     raise UsageError("pass --workdir=DIR, a run's folder")
   # A run that goes on holds the accelerator.
   jax.config.update("jax_platforms", "cpu")
-  records = read(_WORKDIR.value)
-  others = [read(folder) for word in _COMPARE.value for folder in word.split(",")]
+  records = read_run(_WORKDIR.value)
+  others = [read_run(folder) for word in _COMPARE.value for folder in word.split(",")]
   out = _OUT.value or os.path.join(_WORKDIR.value, "report.html")
-  text = page(records, others)
+  text = report_page(records, others)
   write_text(out, text)
   print(f"wrote {out}: {len(text.encode()) / 1e6:.1f} MB, {len(records.rollouts)} rollouts, "
         f"{len(records.held_out)} held-out answers")
   if _PNG.value:
     from ares_jax.report import pictures
 
-    for path in pictures.write(records, others, os.path.join(_WORKDIR.value, "report")):
+    for path in pictures.write_pictures(records, others, os.path.join(_WORKDIR.value, "report")):
       print(f"wrote {path}")
 
 

@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 
-from ares_jax.data.scores import BUCKETS
+from ares_jax.evaluation.scores import BUCKETS
 from ares_jax.report import statistics
 from ares_jax.report.annotate import annotate
 
@@ -16,7 +16,7 @@ LIMIT = 12_000_000
 _SCRIPTS = ("charts.js", "curves.js", "viewer.js", "report.js")
 
 
-def page(records, others):
+def report_page(records, others):
   """The HTML text.
 
   Args:
@@ -28,7 +28,7 @@ def page(records, others):
                            for name in ("report.html", "report.css", *_SCRIPTS))
   # The data last: a response that holds a placeholder's name stays as it is.
   return html.replace("/*STYLE*/", style).replace("/*SCRIPT*/", "\n".join(scripts)).replace(
-    "/*DATA*/", embed(data(records, others)))
+    "/*DATA*/", script_json(page_data(records, others)))
 
 
 def panels():
@@ -37,7 +37,7 @@ def panels():
   return json.loads(file.read_text("utf-8"))
 
 
-def embed(value):
+def script_json(value):
   """JSON for a script element: nothing in it can end the element or open a comment."""
   text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
   # A surrogate half, which a torn token may leave, has no UTF-8.
@@ -47,9 +47,9 @@ def embed(value):
   return text
 
 
-def data(records, others):
+def page_data(records, others):
   """What the page shows, as a dict of JSON."""
-  chosen = thin(records.rollouts, LIMIT)
+  chosen = thin_lines(records.rollouts, LIMIT)
   rows, scale = [], 1.0
   if chosen or records.held_out:
     config, metrics = records.aepo_config(), records.aepo_metrics()
@@ -60,21 +60,18 @@ def data(records, others):
     values = np.concatenate([row.entropy[np.isfinite(row.entropy)] for row in rows])
     scale = max(0.1, float(np.quantile(values, 0.98))) if len(values) else 1.0
   images = {}
-  return {
-    "runs": [{"name": name, "stages": statistics.curves(run),
-              "results": statistics.lengths(run.results)}
-             for name, run in zip(names([records, *others]), [records, *others], strict=True)],
-    "panels": panels(), "buckets": BUCKETS, "scale": scale,
-    "window": records.config["aepo"]["entropy"]["window"],
-    "problems": problems(records.workdir, rows, images),
-    "images": list(images.values()),
-    "responses": [response(row) for row in rows],
-    "logged": len(records.rollouts) + len(records.held_out),
-    "scatter": statistics.length_against_count(rows),
-    "difficulty": statistics.entropy_by_bucket(rows)}
+  return {"runs": [{"name": name, "stages": statistics.curves(run),
+                    "results": statistics.lengths(run.results)} for name, run
+                   in zip(short_names([records, *others]), [records, *others], strict=True)],
+          "panels": panels(), "buckets": BUCKETS, "scale": scale,
+          "window": records.config["aepo"]["entropy"]["window"],
+          "problems": page_problems(records.workdir, rows, images), "images": list(images.values()),
+          "responses": [page_response(row) for row in rows], "logged": len(records.rollouts) +
+          len(records.held_out), "scatter": statistics.length_against_count(rows),
+          "difficulty": statistics.entropy_by_bucket(rows)}
 
 
-def names(runs):
+def short_names(runs):
   """A short name a run: its folder's, with as many parents as tell it from the others."""
   paths = [os.path.abspath(run.workdir).split(os.sep) for run in runs]
   for depth in range(1, max(map(len, paths)) + 1):
@@ -84,7 +81,7 @@ def names(runs):
   return short
 
 
-def thin(lines, limit):
+def thin_lines(lines, limit):
   """The lines of evenly spaced iterations, first and last among them, of `limit` bytes at most.
 
   One line is held at a time, before those that are kept.
@@ -109,7 +106,7 @@ def _size(line):
   return 200 + sum(len(text) for text in line["tokens"]) + 8 * len(line["tokens"])
 
 
-def problems(workdir, rows, images):
+def page_problems(workdir, rows, images):
   """{id: question, answer, images} of the rows; fills `images`, {path: data URI}."""
   places, found = {}, {}
   for row in rows:
@@ -130,13 +127,13 @@ def _uri(path):
     return "data:image/jpeg;base64," + base64.b64encode(file.read()).decode("ascii")
 
 
-def response(row):
+def page_response(row):
   """One response; a token's marks are a digit: 1 flagged, 2 covered, 4 trigger."""
   line = row.line
   marks = row.flag + 2 * row.cover + 4 * row.trigger
   return {
     "held_out": row.held_out, "stage": line["stage"], "step": line["step"], "id": line["id"],
-    "sample": line["sample"], "correct": line["correct"], "formatted": line["formatted"],
+    "sample": line["sample"], "correct": line["correct"], "format_ok": line["format_ok"],
     "rate": line["pass_rate"], "bucket": row.bucket, "tau": row.threshold, "count": row.count,
     "reward": row.reward, "tokens": line["tokens"],
     "entropy": _thousandths(row.entropy), "mean": _thousandths(row.mean),

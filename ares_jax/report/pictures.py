@@ -6,15 +6,15 @@ import re
 import numpy as np
 import tensorboardX
 
-from ares_jax.drawing import bars, lines, scatter
 from ares_jax.report import statistics
 from ares_jax.report.annotate import annotate
-from ares_jax.report.page import LIMIT, names, panels, thin
+from ares_jax.report.drawing import bars, lines, scatter
+from ares_jax.report.page import LIMIT, panels, short_names, thin_lines
 
 UNITS = {"entropy": "nats", "count": "tokens a response"}
 
 
-def write(records, others, folder):
+def write_pictures(records, others, folder):
   """Writes FOLDER/STAGE_TITLE.png for every picture, and TensorBoard images of them.
 
   Args:
@@ -27,7 +27,7 @@ def write(records, others, folder):
   """
   os.makedirs(folder, exist_ok=True)
   runs = [records, *others]
-  curves = dict(zip(names(runs), map(statistics.curves, runs), strict=True))
+  curves = dict(zip(short_names(runs), map(statistics.curves, runs), strict=True))
   drawn = {}
   for stage in curves[next(iter(curves))]:
     for panel in panels()["aepo" if stage == "aepo" else "sft"]:
@@ -41,7 +41,7 @@ def write(records, others, folder):
         drawn[f"{stage} {panel['title']}"] = lines(f"{stage}: {title}", series)
   annotated = []
   if records.rollouts:
-    annotated = annotate(thin(records.rollouts, LIMIT), records.aepo_metrics(),
+    annotated = annotate(thin_lines(records.rollouts, LIMIT), records.aepo_metrics(),
                          records.aepo_config())
   fit = statistics.length_against_count(annotated)
   if fit:
@@ -51,9 +51,9 @@ def write(records, others, folder):
     if parts:
       drawn[f"aepo {title}"] = bars(f"aepo: {title}, {UNITS[key]}", [
         (part["bucket"], [(part[key], f"{part[key]:.3g}, n = {part['n']}")]) for part in parts])
-  for run, of_run in zip(names(runs), runs, strict=True):
+  for run, of_run in zip(short_names(runs), runs, strict=True):
     drawn |= _lengths(run if len(runs) > 1 else "", statistics.lengths(of_run.results))
-  return save(drawn, folder, os.path.join(records.workdir, "tensorboard", "report"),
+  return save_picture(drawn, folder, os.path.join(records.workdir, "tensorboard", "report"),
               max((max(by_step) for by_step in records.metrics.values() if by_step), default=0))
 
 
@@ -70,7 +70,7 @@ def _lengths(run, found):
   return drawn
 
 
-def save(drawn, folder, events, step):
+def save_picture(drawn, folder, events, step):
   """Writes {title: image} as PNG files and as TensorBoard images; returns the paths."""
   paths = []
   with tensorboardX.SummaryWriter(events) as writer:

@@ -95,7 +95,7 @@ function strip(response) {
 function facts(response, data) {
   const rows = [["length", `${response.tokens.length} tokens`],
     ["bucket", `${data.buckets[response.bucket]} (${number(100 * response.rate)}% of the group right)`],
-    ["format", response.formatted ? "kept" : "broken"],
+    ["format", response.format_ok ? "kept" : "broken"],
     ["tau", response.tau === null ? "none yet" : `${number(response.tau)} nats` +
       (response.held_out ? ", the run's last" : "")],
     ["N_HE", number(response.count)]];

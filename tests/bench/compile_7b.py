@@ -20,10 +20,10 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ares_jax.mesh import AXES
 from ares_jax.models import qwen25_vl, weights
 from ares_jax.models.published import SIZE_7B
 from ares_jax.ops import logprob_and_entropy
+from ares_jax.system.mesh import AXES
 
 
 def tpu_mesh(topology, model):

@@ -28,6 +28,7 @@ from ares_jax import adacs
 from ares_jax.data import digits
 from ares_jax.data.chat import Chat
 from ares_jax.data.packing import first_fit
+from ares_jax.run import config as run_config
 
 
 def main():
@@ -80,8 +81,8 @@ def curate(name, source, response, *, batch):
     encoder=types.SimpleNamespace(chat=types.SimpleNamespace(response=response)),
     judge=lambda texts, truths: (texts, np.ones(len(texts)), None, 0))
   problems = len(source)
-  config = adacs.CurateConfig(selection="adacs", pass_rates="column", problems=problems, samples=8,
-                              count=min(34_000, problems), batch=batch)
+  config = run_config.CurateConfig(selection="adacs", pass_rates="column", problems=problems,
+                                   samples=8, count=min(34_000, problems), batch=batch)
   with tempfile.TemporaryDirectory() as folder:
     began = time.perf_counter()
     chosen = adacs.curate(None, source, config, generator=generator, workdir=folder, max_tokens=8,

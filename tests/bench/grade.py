@@ -10,7 +10,7 @@ import argparse
 import statistics
 import time
 
-from ares_jax.data.grade import GradingPool
+from ares_jax.grading.pool import GradingPool
 
 
 def main():

@@ -22,8 +22,8 @@ import tracemalloc
 import jax
 import numpy as np
 
-from ares_jax import mesh as mesh_lib
 from ares_jax.models import hf
+from ares_jax.system import mesh as mesh_lib
 from tests.models import random_folder
 
 CONFIG = random_folder.larger(

@@ -13,8 +13,9 @@ import time
 
 import numpy as np
 
-from ares_jax import config as config_lib
-from ares_jax import rows, setup
+from ares_jax.run import config as run_config
+from ares_jax.system import config as config_lib
+from ares_jax.training import batch
 
 
 def drawn(config, longest_prompt, median, seed):
@@ -31,7 +32,7 @@ def share(lengths_PG, sizes):
   """(pack/real, C) of prompts in this order."""
   minibatches = lengths_PG.size // sizes["minibatch"]
   of = [lengths_PG[number::minibatches].ravel() for number in range(minibatches)]
-  padded = {room: rows._padded(rows._bins(of, room), sizes["microbatch"], room)
+  padded = {room: batch._padded(batch._bins(of, room), sizes["microbatch"], room)
             for room in sizes["row_tokens"]}
   room = min(padded, key=padded.get)
   return lengths_PG.sum() / padded[room], room
@@ -45,7 +46,7 @@ def main():
   parser.add_argument("--seed", type=int, default=0)
   options = parser.parse_args()
   config = config_lib.build(
-    setup.TrainConfig, config_lib.load("configs/aepo_7b.py"), "config")
+    run_config.TrainConfig, config_lib.load("configs/aepo_7b.py"), "config")
   print("| median | tokens a sequence | rows a microbatch | as drawn | dealt | row tokens | "
         "microbatches | minibatches' tokens | s |\n" + "| --- " * 9 + "|")
   for median in map(float, options.medians.split(",")):
@@ -54,7 +55,7 @@ def main():
       sizes = dict(minibatch=config.aepo.minibatch, microbatch=microbatch,
                    row_tokens=config.aepo.row_tokens)
       start = time.perf_counter()
-      dealt_PG = lengths_PG[rows.balance(lengths_PG, **sizes)]
+      dealt_PG = lengths_PG[batch.balance_minibatches(lengths_PG, **sizes)]
       seconds = time.perf_counter() - start
       (before, _), (real, room) = share(lengths_PG, sizes), share(dealt_PG, sizes)
       count = round(lengths_PG.sum() / real / (microbatch * room))

@@ -16,8 +16,10 @@ import time
 
 import jax
 
-from ares_jax import config as config_lib
-from ares_jax import plan, programs, setup
+from ares_jax.plan import plan, programs
+from ares_jax.run import config as run_config
+from ares_jax.run import setup
+from ares_jax.system import config as config_lib
 
 MODELS = {"7B": "Qwen2.5-VL-7B-Instruct", "3B": "Qwen2.5-VL-3B-Instruct"}
 TOPOLOGIES = "v5e:8x8", "v5p:4x4x4", "v6e:8x8", "v5p:2x2x4", "v5e:16x16"
@@ -35,10 +37,10 @@ def rows(model, topology, only, *, rank, model_axis, cache_gib):
     "model.path": MODELS[model], "model.lora.rank": rank, "mesh.model": parts,
     "aepo.microbatch": chips // parts,
     "engine.cache_gib": cache_gib or values.engine.cache_gib})
-  config = setup.build(setup.TrainConfig, values, "config")
+  config = setup.build(run_config.TrainConfig, values, "config")
   for program in only:
     start = time.process_time()
-    found = plan.plan(config, programs.sizes(config.model), topology, only=(program,))
+    found = plan.make_plan(config, programs.named_model(config.model), topology, only=(program,))
     (part,) = found.programs
     memory = part.memory
     sent = "-" if part.sent is None else f"{sum(part.sent.values()) / 1e9:.2f}"

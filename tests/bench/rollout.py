@@ -21,8 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ares_jax import config as config_lib
-from ares_jax import mesh, rollout, sampler, setup, slots
+from ares_jax.run import config as run_config
+from ares_jax.run import setup
+from ares_jax.sampling import rollout, sampler, slots
+from ares_jax.system import config as config_lib
+from ares_jax.system import mesh
 
 TINY = pathlib.Path(__file__).parent.parent.parent / "configs" / "ares_tiny.py"
 GROUP = 8
@@ -73,7 +76,7 @@ def main():
   if options.slots % GROUP or options.prompts * GROUP % options.slots:
     raise ValueError(f"--slots={options.slots} must be a multiple of {GROUP} and divide the "
                      f"{options.prompts * GROUP} rows")
-  config = setup.read_config(config_lib.load(str(TINY)))
+  config = run_config.read_config(config_lib.load(str(TINY)))
   with jax.set_mesh(mesh.make_mesh(-1, 1)), setup.open_run(config) as parts:
     (end,) = parts.generator.end
     params = parts.init_params()
@@ -101,7 +104,7 @@ def main():
       "all prompts held": [prompts], "slots": [prompts]}
     rounds, spent = {name: [] for name in parts_of}, []
     with (mock.patch.object(slots, "_draw", ending_at(length_B, end)),
-          mock.patch.object(slots, "read", timed(slots.read, spent)),
+          mock.patch.object(slots, "read_prompts", timed(slots.read_prompts, spent)),
           mock.patch.object(slots, "decode", timed(slots.decode, spent))):
       for round_ in range(options.repeats + 1):
         for name, batches in parts_of.items():

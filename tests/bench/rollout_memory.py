@@ -17,11 +17,14 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from ares_jax import config as config_lib
-from ares_jax import mesh, sampler, setup, slots
 from ares_jax.models import weights
 from ares_jax.models.published import SIZE_7B
 from ares_jax.models.vision import VisionInput
+from ares_jax.run import config as run_config
+from ares_jax.run import setup
+from ares_jax.sampling import sampler, slots
+from ares_jax.system import config as config_lib
+from ares_jax.system import mesh
 
 CONFIG = pathlib.Path(__file__).parent.parent.parent / "configs" / "aepo_7b.py"
 MODEL = dataclasses.replace(SIZE_7B, remat="none")
@@ -59,7 +62,7 @@ def main():
   parser.add_argument("--prompts", type=int, default=512, help="of all chips")
   parser.add_argument("--windows", type=int, default=64, help="vision windows a prompt")
   options = parser.parse_args()
-  config = setup.build(setup.TrainConfig, config_lib.load(str(CONFIG)), "config")
+  config = setup.build(run_config.TrainConfig, config_lib.load(str(CONFIG)), "config")
   group, sampling = config.aepo.group, config.aepo.sampling
   prompt_tokens = config.prompt.max_tokens[-1]
   devices = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices
@@ -67,8 +70,8 @@ def main():
     params = rollout_weights()
     key = split(jax.eval_shape(lambda: jax.random.key(0)))
     allowed = split(jax.ShapeDtypeStruct((MODEL.vocab,), bool))
-    sizes = sampler.plan(MODEL, config.engine, prompts=options.prompts, group=group,
-                         prompt_tokens=prompt_tokens, tokens=sampling.max_tokens)
+    sizes = sampler.plan_cache(MODEL, config.engine, prompts=options.prompts, group=group,
+                               prompt_tokens=prompt_tokens, tokens=sampling.max_tokens)
     count, places, reads = (options.data * size for size in dataclasses.astuple(sizes))
 
     def prompts(rows):
@@ -94,10 +97,11 @@ def main():
       return type(shapes)(cache=cache, **fields)
 
     read = laid_out(jax.eval_shape(functools.partial(
-      slots.nothing_read, MODEL, prompts=options.prompts, places=places, tokens=prompt_tokens)))
-    state = laid_out(jax.eval_shape(functools.partial(
-      slots.idle, MODEL, rows=options.prompts * group, slots=count, tokens=sampling.max_tokens,
-      group=group, branches=0)))
+      slots.empty_prompts, MODEL, prompts=options.prompts, places=places, tokens=prompt_tokens)))
+    state = laid_out(jax.eval_shape(functools.partial(slots.idle_slots, MODEL,
+                                                      rows=options.prompts * group, slots=count,
+                                                      tokens=sampling.max_tokens, group=group,
+                                                      branches=0)))
     print(f"{options.topology}, data {options.data} x model {options.model}: {options.prompts} "
           f"prompts in {places} places x {prompt_tokens} tokens, {count} slots x "
           f"{sampling.max_tokens}, jax {jax.__version__}; GiB a chip\n")
@@ -108,7 +112,7 @@ def main():
         MODEL, params, read, state, key, allowed, None, group=group, sampling=sampling,
         end=(151645,), steps=config.engine.chunk, live=live))
     number = split(jax.ShapeDtypeStruct((reads,), jnp.int32), "data")
-    report(f"read {reads} prompts, {options.windows} windows", slots.read.lower(
+    report(f"read {reads} prompts, {options.windows} windows", slots.read_prompts.lower(
       MODEL, params, read, prompts(reads), number, number))
 
 

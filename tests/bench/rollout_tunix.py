@@ -25,10 +25,11 @@ from flax import nnx
 from tunix.generate import sampler as tunix_sampler
 from tunix.models.qwen2 import model as tunix_qwen2
 
-from ares_jax import mesh, sampler, slots
 from ares_jax.models import weights
 from ares_jax.models.config import ModelConfig, VisionConfig
 from ares_jax.models.vision import VisionInput
+from ares_jax.sampling import sampler, slots
+from ares_jax.system import mesh
 from tests.bench import rollout
 
 GROUP, END, VOCAB = 8, 1, 8192

@@ -30,13 +30,15 @@ from tunix.rl import utils as tunix_utils
 from tunix.rl.grpo.grpo_learner import GRPOConfig
 from tunix.sft.peft_trainer import TrainingConfig
 
-from ares_jax import aepo, mesh, setup
-from ares_jax import config as config_lib
 from ares_jax.data.prompts import PromptBatch
 from ares_jax.models import weights
-from ares_jax.rollout import Rollout
-from ares_jax.rows import balance, pack
-from ares_jax.sampler import Samples
+from ares_jax.run import config as run_config
+from ares_jax.sampling.rollout import Rollout
+from ares_jax.sampling.sampler import Samples
+from ares_jax.system import config as config_lib
+from ares_jax.system import mesh
+from ares_jax.training import aepo_step
+from ares_jax.training.batch import balance_minibatches, pack
 from tests.bench.rollout_tunix import (
   EMBED,
   GROUP,
@@ -87,19 +89,19 @@ def ours(prompts, samples, correct, options):
   values.aepo.sampling.max_tokens = options.tokens
   values.aepo.kl.beta = (BETA,) * 3
   values.aepo.optimizer.update(dict(learning_rate=RATE, weight_decay=0.0, clip=float("inf")))
-  config = setup.read_config(values).aepo
+  config = run_config.read_config(values).aepo
   params = jax.jit(lambda: weights.init(MODEL, jax.random.key(0)))()
   words = mesh.put(np.zeros(VOCAB, bool))
-  state = [aepo.init_state(config, jax.tree.map(jnp.copy, params))]
+  state = [aepo_step.init_state(config, jax.tree.map(jnp.copy, params))]
   sizes = dict(minibatch=config.minibatch, microbatch=config.microbatch,
                row_tokens=config.row_tokens)
 
   def run():
-    balance(prompts.length[:, None] + samples.mask.sum(1).reshape(-1, GROUP), **sizes)
+    balance_minibatches(prompts.length[:, None] + samples.mask.sum(1).reshape(-1, GROUP), **sizes)
     rows, packing = pack(prompts, samples, group=GROUP, merge=2, longest=longest, **sizes)
     rollout = Rollout(prompts, samples, correct, correct, [], 1, {})
     batch = rollout.batch(rows).to_device()
-    state[0], metrics = aepo.aepo_step(MODEL, config, state[0], params, batch, words)
+    state[0], metrics = aepo_step.aepo_step(MODEL, config, state[0], params, batch, words)
     return packing["pack/real"], float(metrics["update/grad_norm"])
 
   return run

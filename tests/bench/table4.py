@@ -18,7 +18,7 @@ import sys
 
 import numpy as np
 
-from ares_jax.presets import PRESETS
+from ares_jax.run.presets import PRESETS
 
 GRPO, DAPO = ([f"{key}={value}" for key, value in PRESETS[name].items()]
               for name in ("grpo", "dapo"))
@@ -108,12 +108,12 @@ def markdown(rows):
   for name, results in rows.items():
     cells = [name, spread(results, lambda r: 100 * r["greedy"]["accuracy"])]
     cells += [spread(results, lambda r, k=key, f=factor: f * r["sampled"][k])
-              for key, factor in (("accuracy", 100), ("pass_at_k", 100), ("formatted", 100),
-                                  ("length", 1), ("thought", 100))]
+              for key, factor in (("accuracy", 100), ("pass_at_k", 100), ("format_ok", 100),
+                                  ("length", 1), ("shows_work", 100))]
     for level in levels:
       parts = [result["level"][level] for result in results]
       cells.append(f"{100 * mean(parts, 'accuracy'):.0f}% / {mean(parts, 'length'):.1f} / "
-                   f"{100 * mean(parts, 'thought'):.0f}%")
+                   f"{100 * mean(parts, 'shows_work'):.0f}%")
     lines.append("| " + " | ".join(cells) + " |")
   seeds = len(next(iter(rows.values())))
   first = next(iter(rows.values()))[0]

@@ -8,7 +8,9 @@ batch, and FLOPs of its mathematics against training all weights.
 
 import jax
 
-from ares_jax import chips, config, mesh, programs, setup
+from ares_jax.plan import programs
+from ares_jax.run import config as run_config
+from ares_jax.system import chips, config, mesh
 
 KINDS = {
   "all weights": {}, "all, moments=bfloat16": {"aepo.optimizer.moments": "bfloat16"},
@@ -21,9 +23,9 @@ def row(size, topology, changes):
   """(GiB a chip, FLOPs of aepo_step)."""
   values = config.load(f"configs/aepo_{size}.py")
   values.update_from_flattened_dict(changes)
-  settings = config.build(setup.TrainConfig, values, "config")
-  model = programs.sizes(settings.model)
-  _, devices = chips.describe(topology)
+  settings = config.build(run_config.TrainConfig, values, "config")
+  model = programs.named_model(settings.model)
+  _, devices = chips.describe_slice(topology)
   with jax.set_mesh(mesh.make_mesh(*SLICES[topology], devices)):
     params, base, _ = programs._policy(settings.model.lora, model)
     held = programs.device_bytes((programs._state(settings.aepo, params, base), params, base))

@@ -4,13 +4,13 @@ import re
 import subprocess
 import sys
 
+import data_files as files
 import numpy as np
 import pytest
-from data import files
 
 from ares_jax.data import sources
 from ares_jax.data.bad_row import BadRow
-from ares_jax.data.schema import table
+from ares_jax.data.files.schema import read_schemas
 from ares_jax.data.sources import FileSource, Mixture, SourceConfig, epochs, open_sources, stream
 
 
@@ -41,7 +41,7 @@ EXAMPLES = examples()
 
 def test_the_docstring_shows_every_schema():
   shown = {name for name, _ in EXAMPLES} | {"ares_hard_validation"}  # which says: as easyr1
-  assert shown == set(table("schemas.json"))
+  assert shown == set(read_schemas())
 
 
 @pytest.mark.parametrize("write", [files.jsonl, files.parquet], ids=["jsonl", "parquet"])

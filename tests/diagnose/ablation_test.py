@@ -9,7 +9,7 @@ UNIFORM = {"aepo__reward__easy": 1.0, "aepo__reward__medium": 0.0}
 
 
 def part(accuracy, length):
-  return {"n": 4, "accuracy": accuracy, "pass_at_k": 1.0, "formatted": 1.0, "length": length}
+  return {"n": 4, "accuracy": accuracy, "pass_at_k": 1.0, "format_ok": 1.0, "length": length}
 
 
 def finish(folder, seed, easy, hard, levels=("1", "2", "10"), **changes):
@@ -29,7 +29,7 @@ def test_easy_and_hard_are_told_apart_over_the_seeds_of_both(tmp_path):
              finish(tmp_path / "d2", 2, 0.1, 0.1),
              finish(tmp_path / "u0", 0, 0.9, 0.4, **UNIFORM),
              finish(tmp_path / "u1", 1, 0.8, 0.5, **UNIFORM)]
-  result = ablation.check(folders)
+  result = ablation.measure_ablation(folders)
   # By number: as text "10" would stand before "2".
   assert result["levels"] == {"easy": "1", "hard": "10"} and result["shared"] == [0, 1]
   uniform, ours = result["arms"]
@@ -38,10 +38,10 @@ def test_easy_and_hard_are_told_apart_over_the_seeds_of_both(tmp_path):
   assert uniform["easy"]["length"][0] == 5
   assert result["less"]["easy"] == pytest.approx((0, 0), abs=1e-9)
   assert result["less"]["hard"] == pytest.approx((0.2, 0), abs=1e-9)
-  said = ablation.text(result)
+  said = ablation.ablation_text(result)
   assert "On easy problems the runs do not tell them apart" in said
   assert "on hard problems difficulty shaping is better" in said
-  image = pictures.ablation(result)["ablation"]
+  image = pictures.ablation_picture(result)["ablation"]
   assert image.width > 1000
 
 
@@ -57,10 +57,11 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
       ([ours, uniform, str(tmp_path)], "config.json does not exist"),
       ([flat, none], "fewer than two levels"), ([ours, ours + "/", uniform], "seed 0 is there")):
     with pytest.raises(ValueError, match=message):
-      ablation.check(folders)
+      ablation.measure_ablation(folders)
 
 
 def test_different_seeds_have_no_difference(tmp_path):
-  result = ablation.check([finish(tmp_path / "d", 0, 1, 1),
-                           finish(tmp_path / "u", 1, 1, 0.5, **UNIFORM)])
-  assert result["less"]["hard"] == (None, None) and "share no seed" in ablation.text(result)
+  result = ablation.measure_ablation([finish(tmp_path / "d", 0, 1, 1),
+                                      finish(tmp_path / "u", 1, 1, 0.5, **UNIFORM)])
+  assert result["less"]["hard"] == (None,
+                                    None) and "share no seed" in ablation.ablation_text(result)

@@ -7,8 +7,8 @@ import sys
 import pytest
 import tiny
 
-from ares_jax import setup
-from ares_jax.config import ConfigError, build
+from ares_jax.run import config
+from ares_jax.system.config import ConfigError, build
 
 VALUES = tiny.values().to_dict()
 NULLABLE = {"data.files"}  # None where the data are generated
@@ -39,7 +39,7 @@ def read(path, change):
     node = node[parent]
   change(node, key)
   with pytest.raises(ConfigError) as error:
-    build(setup.TrainConfig, values, "config")
+    build(config.TrainConfig, values, "config")
   assert "\n" not in str(error.value)
   return str(error.value)
 

@@ -27,8 +27,10 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from ares_jax import checkpoint, checkpoint_files, loop, metrics, optimizer  # noqa: E402
 from ares_jax.data.sources import stream  # noqa: E402
+from ares_jax.run import config, loop, metrics  # noqa: E402
+from ares_jax.run.checkpoint import manager, reader  # noqa: E402
+from ares_jax.training import optimizer  # noqa: E402
 
 STEPS, SAVE_EVERY = 80, 2
 _OF_THE_CLOCK = ("seconds/", "device/", "speed/", "memory/")
@@ -41,10 +43,10 @@ PHASES = {
   "update": None,  # after the update, before the step has returned
   "metrics": (metrics.MetricWriter, "write_scalars", "after"),
   "torn metrics": (metrics.MetricWriter, "write_scalars", "torn"),
-  "save": (checkpoint.Checkpoints, "save", "after"),  # the commit is under way
-  "commit": (checkpoint.Checkpoints, "_settle", "before"),
-  "read back": (checkpoint_files, "compare", "before"),
-  "delete": (checkpoint.ocp.CheckpointManager, "delete", "half"),
+  "save": (manager.Checkpoints, "save", "after"),  # the commit is under way
+  "commit": (manager.Checkpoints, "_settle", "before"),
+  "read back": (reader, "compare", "before"),
+  "delete": (manager.ocp.CheckpointManager, "delete", "half"),
   "truncate": (metrics.os, "replace", "before"),  # when it goes on
 }
 
@@ -71,13 +73,13 @@ def run(workdir, phase, *, steps=STEPS, keep=1, each=lambda number: None):
   @jax.jit
   def update(state, target):
     grads = {"w": state.params["w"] - target + state.controller}
-    params, opt_state, _ = optimizer.apply(tx, grads, state.opt_state, state.params, 0.1)
+    params, opt_state, _ = optimizer.apply_update(tx, grads, state.opt_state, state.params, 0.1)
     state = State(state.step + 1, state.batches + 1 + state.step % 2, params, opt_state,
                   0.9 * state.controller + 0.1 * params["w"])
     return state, {"w": params["w"].sum(), "batches": state.batches}
 
   def begin(state):
-    metrics.truncate(path, "toy", int(state.step))
+    metrics.truncate_lines(path, "toy", int(state.step))
     batches = stream(list(range(50)), batch=4, seed=0, collate=lambda rows, _: np.float32(rows),
                      start=int(state.batches), threads=1)
 
@@ -112,7 +114,7 @@ def run(workdir, phase, *, steps=STEPS, keep=1, each=lambda number: None):
     return State(jnp.int32(0), jnp.int32(0), params, tx.init(params), jnp.zeros(4))
 
   loop.run_stage("toy", first(), begin, steps=steps, workdir=workdir,
-                 config=loop.LoopConfig(SAVE_EVERY, keep, False, 2))
+                 config=config.LoopConfig(SAVE_EVERY, keep, False, 2))
 
 
 def arm(phase):

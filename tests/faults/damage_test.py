@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ares_jax import checkpoint, checkpoint_files, manifest
+from ares_jax.run.checkpoint import manager, manifest, reader
 
 CASES = 320
 RESUMED = 8  # every 8th case also through the class that a run resumes with
@@ -31,7 +31,7 @@ def state(step):
 def folder(tmp_path_factory):
   """A folder with the checkpoints 1 and 2."""
   path = tmp_path_factory.mktemp("whole")
-  with checkpoint.Checkpoints(str(path), keep=2) as checkpoints:
+  with manager.Checkpoints(str(path), keep=2) as checkpoints:
     for step in (1, 2):
       checkpoints.save(step, state(step), {"at": step})
   return path
@@ -71,7 +71,7 @@ def assert_is(found, step):
 
 
 def test_what_loads_of_a_damaged_folder_is_a_state_that_was_saved(folder, tmp_path):
-  target, rng = checkpoint.abstract_like(state(0)), random.Random(0)
+  target, rng = manager.abstract_like(state(0)), random.Random(0)
   outcomes, copy = collections.Counter(), tmp_path / "copy"
   for case in range(CASES):
     path, kind = rng.choice(files(folder / "2")), rng.choice(KINDS)
@@ -79,7 +79,7 @@ def test_what_loads_of_a_damaged_folder_is_a_state_that_was_saved(folder, tmp_pa
       whole = file.read()
     while not damage(path, kind, rng):
       kind = rng.choice(KINDS)
-    step, found = checkpoint_files.read_part(str(folder), "all", target["all"])
+    step, found = reader.read_part(str(folder), "all", target["all"])
     assert_is({"all": found}, step)
     outcomes[step] += 1
     if case % RESUMED == 0:
@@ -95,7 +95,7 @@ def test_what_loads_of_a_damaged_folder_is_a_state_that_was_saved(folder, tmp_pa
 
 def check_resuming(folder, target, whole):
   """A run that resumes in `folder` gets step `whole`; one that is strict refuses the older one."""
-  with checkpoint.Checkpoints(str(folder), keep=2) as checkpoints:
+  with manager.Checkpoints(str(folder), keep=2) as checkpoints:
     if whole == 1 and checkpoints.latest() == 2:
       with pytest.raises(manifest.DamagedError, match="checkpoint 2"):
         checkpoints.restore(target, strict=True)
@@ -106,25 +106,25 @@ def check_resuming(folder, target, whole):
 
 
 def test_a_run_goes_on_from_the_older_one_and_saves_over_the_damaged_step(folder, tmp_path):
-  target, copy = checkpoint.abstract_like(state(0)), tmp_path / "copy"
+  target, copy = manager.abstract_like(state(0)), tmp_path / "copy"
   shutil.copytree(folder, copy)
   damage_state(copy / "2")
-  with checkpoint.Checkpoints(str(copy), keep=2) as checkpoints:
+  with manager.Checkpoints(str(copy), keep=2) as checkpoints:
     assert checkpoints.restore(target)[0] == 1
     checkpoints.save(2, state(2), {"at": 2})
   assert sorted(os.listdir(copy)) == ["1", "2", "damaged-2"]
-  with checkpoint.Checkpoints(str(copy), keep=2) as checkpoints:
+  with manager.Checkpoints(str(copy), keep=2) as checkpoints:
     step, found, _ = checkpoints.restore(target)
   assert step == 2
   assert_is(found, 2)
 
 
 def test_nothing_whole_is_refused_and_left_alone(folder, tmp_path):
-  target, copy = checkpoint.abstract_like(state(0)), tmp_path / "copy"
+  target, copy = manager.abstract_like(state(0)), tmp_path / "copy"
   shutil.copytree(folder, copy)
   for step in ("1", "2"):
     damage_state(copy / step)
-  with checkpoint.Checkpoints(str(copy), keep=2) as checkpoints:
+  with manager.Checkpoints(str(copy), keep=2) as checkpoints:
     with pytest.raises(manifest.DamagedError, match="no checkpoint in .* is whole: "):
       checkpoints.restore(target)
   assert sorted(os.listdir(copy)) == ["1", "2"]

@@ -9,18 +9,18 @@ import subprocess
 import sys
 import types
 
+import data_files as files
 import numpy as np
 import pytest
-from data import files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ares_jax import setup
-from ares_jax.data import bad_rows, digits
+from ares_jax.data import digits, validation
 from ares_jax.data.bad_row import CODES, BadRow
 from ares_jax.data.chat import Chat
 from ares_jax.data.prompts import Encoder, PromptConfig
 from ares_jax.data.sources import FileSource, SourceConfig
+from ares_jax.run import model
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 ROWS = int(os.environ.get("ARES_HOSTILE_ROWS", 2000))  # 50000 is the long form
@@ -106,9 +106,9 @@ def test_rows_in_are_rows_used_and_quarantined_and_neighbours_are_untouched(tmp_
   source = FileSource(SourceConfig(str(folder / "d.jsonl"), "plain", "", 1.0))
   assert len(source) == 2 * BATCH + 1
   grader = types.SimpleNamespace(bad_truths=lambda rows: [])
-  check = functools.partial(bad_rows.check_prompt, ENCODER)
-  faults = bad_rows.scan(source, numbers=range(len(source)), check=check, grader=grader,
-                         threads=1)
+  check = functools.partial(validation.check_rl_row, ENCODER)
+  faults = validation.find_bad_rows(source, numbers=range(len(source)), check=check, grader=grader,
+                                    threads=1)
   bad = {fault["number"] for fault in faults}
   assert len(bad) == len(faults) and all(number % 2 for number in bad)
   for fault in faults:
@@ -129,7 +129,7 @@ def test_an_array_that_is_no_picture_is_a_bad_row(shape, dtype):
 
 def test_marks_of_images_are_never_drawn():
   tokenizer = digits.tokenizer()
-  allowed = setup.allowed_tokens(tokenizer, len(tokenizer) + 8, (tokenizer.eos_token_id,))
+  allowed = model.allowed_tokens(tokenizer, len(tokenizer) + 8, (tokenizer.eos_token_id,))
   marks = [token for token in tokenizer.get_vocab() if token.startswith("<|")]
   assert {"<|image_pad|>", "<|vision_start|>", "<|vision_end|>"} <= set(marks)
   drawn = [token for token in marks if allowed[tokenizer.convert_tokens_to_ids(token)]]
@@ -190,7 +190,8 @@ def test_mutated_images_give_an_image_or_its_name_in_little_memory():
 
 AUDIT = '''
 import sys
-from ares_jax.data import digits, formula, grade
+from ares_jax.data import digits
+from ares_jax.grading import answer, formula, response
 from ares_jax.data.chat import Chat
 from ares_jax.data.prompts import Encoder, PromptConfig
 from ares_jax.data.sources import FileSource, SourceConfig
@@ -211,8 +212,8 @@ def work(texts):
       pass
   for text in texts:
     chat.response(text)
-    grade.same_answer(text, "3", symbolic=lambda *_: False)
-    grade.extract_boxed(text), grade.well_formed(text)
+    answer.same_answer(text, "3", symbolic=lambda *_: False)
+    response.extract_boxed(text), response.well_formed(text)
 
 def formulas(texts):  # as a worker grades them: sympy compiles what it has parsed
   for text in texts:

@@ -94,17 +94,20 @@ def child(workdir, steps):
   import jax
   import tiny
 
-  from ares_jax import aepo, joining, mesh, pulse, setup, train
+  from ares_jax import aepo, train
+  from ares_jax.run import setup
+  from ares_jax.system import cluster, mesh
+  from ares_jax.system import heartbeat as heartbeat_lib
 
   config = tiny.read(**SMALL | {"aepo__steps": int(steps)})
-  with joining.joined(config.hosts), pulse.requests(), train.one_run(workdir), \
+  with cluster.join_cluster(config.hosts), heartbeat_lib.stop_signals(), train.one_run(workdir), \
       jax.set_mesh(mesh.make_mesh(-1, 1)), setup.open_run(config, workdir=workdir) as parts:
     # Fresh weights are never right: let answers of odd length be.
     parts.generator.grader.name = "odd"
     parts.generator.grader._here = lambda pair: len(pair[0]) % 2
-    params = aepo.run(parts.init_params(), parts.source("prompts"), config.aepo,
-                      generator=parts.generator, words=parts.words, workdir=workdir,
-                      seed=config.seed, threads=1)
+    params = aepo.train_aepo(parts.init_params(), parts.source("prompts"), config.aepo,
+                             generator=parts.generator, words=parts.words, workdir=workdir,
+                             seed=config.seed, threads=1)
     weights = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(mesh.fetch(params))])
     if jax.process_index() == 0:
       np.save(f"{workdir}/weights.npy", weights)
@@ -114,9 +117,9 @@ def child(workdir, steps):
 def waiting(join, heartbeat, seed="0"):
   """A process that has joined, says what it has and waits."""
   sys.path[:0] = [str(ROOT)]
-  from ares_jax import hosts, joining
+  from ares_jax.system import cluster, hosts
 
-  with joining.joined(joining.HostsConfig(float(join), float(heartbeat))):
+  with cluster.join_cluster(cluster.HostsConfig(float(join), float(heartbeat))):
     hosts.check_same({"seed": int(seed)}, "was started with another config")
     print("joined", flush=True)
     time.sleep(600)
@@ -141,20 +144,23 @@ def grading(folder):
 
   import jax
 
-  from ares_jax import joining, pulse, shares
-  from ares_jax.data.grade import GradingPool
+  from ares_jax.data import sharded
+  from ares_jax.grading.pool import GradingPool
+  from ares_jax.system import cluster
+  from ares_jax.system import heartbeat as heartbeat_lib
 
-  with joining.joined(joining.HostsConfig(300.0, 120.0)), pulse.requests():
+  with cluster.join_cluster(cluster.HostsConfig(300.0, 120.0)), heartbeat_lib.stop_signals():
     texts = ["a", "bb", "ccc"][:1 if jax.process_index() else 3]
     with GradingPool(1, 300.0, grader="hosts:odd") as pool:
       graded = pool.begin()
       for place, text in enumerate(texts):
         graded.add(place, text, "")
         concurrent.futures.wait(graded._waiting.values())
-      print("graded", shares.graded(lambda: (texts, *graded.finish()))[1].tolist(), flush=True)
+      print("graded", sharded.grade_sharded(lambda: (texts, *graded.finish()))[1].tolist(),
+            flush=True)
     grader = "hosts:endless" if jax.process_index() else "hosts:odd"
     with GradingPool(1, 300.0, grader=grader) as pool:
-      shares.graded(lambda: (texts, *pool.grade([f"{folder}/worker"], [""])))
+      sharded.grade_sharded(lambda: (texts, *pool.grade([f"{folder}/worker"], [""])))
 
 
 def toy(workdir, steps, seed="0", refuse=""):
@@ -162,11 +168,14 @@ def toy(workdir, steps, seed="0", refuse=""):
   sys.path[:0] = [str(ROOT)]
   import jax
 
-  from ares_jax import hosts, joining, loop, mesh, pulse
+  from ares_jax.run import loop
+  from ares_jax.system import cluster, hosts, mesh
+  from ares_jax.system import heartbeat as heartbeat_lib
 
   loop._TOGETHER = 1
-  with joining.joined(joining.HostsConfig(300.0, 120.0)), pulse.requests(), jax.set_mesh(
-      mesh.make_mesh(-1, 1)):
+  with cluster.join_cluster(cluster.HostsConfig(300.0,
+                                                120.0)), heartbeat_lib.stop_signals(), jax.set_mesh(
+                                                    mesh.make_mesh(-1, 1)):
     hosts.check_same({"seed": int(seed)}, "was started with another config")
     toy_stage(workdir, int(steps), pause=0.1, refuse=refuse)
 
@@ -182,8 +191,11 @@ def toy_stage(workdir, steps, pause=0.0, refuse=""):
   import flax.struct
   import jax
 
-  from ares_jax import checkpoint_files, digest, hosts, mesh, shares
-  from ares_jax.loop import LoopConfig, run_stage
+  from ares_jax.data import sharded
+  from ares_jax.run.checkpoint import digest, reader
+  from ares_jax.run.config import LoopConfig
+  from ares_jax.run.loop import run_stage
+  from ares_jax.system import hosts, mesh
 
   @flax.struct.dataclass
   class State:
@@ -191,9 +203,9 @@ def toy_stage(workdir, steps, pause=0.0, refuse=""):
     sums: jax.Array  # [4]
 
   def begin(state):
-    batches = shares.stream(list(range(64)), batch=4, seed=0, encode=lambda row: row + 1,
-                            collate=lambda rows, encoded, _: (rows, np.float32(encoded)),
-                            start=int(state.step), threads=1)
+    batches = sharded.sharded_stream(list(range(64)), batch=4, seed=0, encode=lambda row: row + 1,
+                                     collate=lambda rows, encoded, _: (rows, np.float32(encoded)),
+                                     start=int(state.step), threads=1)
 
     def step(state):
       time.sleep(pause)
@@ -201,7 +213,7 @@ def toy_stage(workdir, steps, pause=0.0, refuse=""):
       if jax.process_index() == 0:
         print("step", int(state.step), rows, flush=True)
       if refuse == "leader" and int(state.step) == 3:
-        hosts.leader(lambda: int("no number"))
+        hosts.on_process_0(lambda: int("no number"))
       if refuse == "alone" and int(state.step) == 3 and jax.process_index() == 1:
         raise ValueError("a bad row that nobody else sees")
       return State(state.step + 1, state.sums + mesh.put(encoded, "data")), {}, ""
@@ -209,18 +221,18 @@ def toy_stage(workdir, steps, pause=0.0, refuse=""):
     return step
 
   if refuse == "leader" and jax.process_index() == 1:
-    compare = checkpoint_files.compare
+    compare = reader.compare
 
     def fail(directory, step, leaves):
       if step == 2:
         raise OSError(28, "No space left on device")
       compare(directory, step, leaves)
 
-    checkpoint_files.compare = fail
+    reader.compare = fail
   first = State(mesh.put(np.int32(0)), mesh.put(np.zeros(4, np.float32), "data"))
   state = run_stage("toy", first, begin, steps=steps, workdir=workdir,
                     config=LoopConfig(2, 2, False, 0))
-  return digest.of({"sums": state.sums})["sums"]
+  return digest.digest_arrays({"sums": state.sums})["sums"]
 
 
 def samples(workdir, step):

@@ -11,7 +11,7 @@ import time
 import jax
 import pytest
 
-from ares_jax import mesh
+from ares_jax.system import mesh
 
 PATH = pathlib.Path(__file__).parent / "hosts.py"
 spec = importlib.util.spec_from_file_location("hosts_script", PATH)

@@ -16,9 +16,9 @@ def endless(response, truth):
   time.sleep(600)
 '''
 RUN = '''
-from ares_jax import pulse
-from ares_jax.data.grade import GradingPool
-with pulse.requests(), GradingPool(1, 300.0, grader="user_grader:endless") as pool:
+from ares_jax.system import heartbeat
+from ares_jax.grading.pool import GradingPool
+with heartbeat.stop_signals(), GradingPool(1, 300.0, grader="user_grader:endless") as pool:
   pool.grade(["a"], ["b"])
 '''
 

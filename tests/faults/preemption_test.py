@@ -7,8 +7,10 @@ import pebble
 import pytest
 import tiny
 
-from ares_jax import mesh, pulse, sampler, setup
-from ares_jax.data.grade import GradingPool
+from ares_jax.grading.pool import GradingPool
+from ares_jax.run import model as model_lib
+from ares_jax.sampling import sampler
+from ares_jax.system import heartbeat, mesh
 
 
 def test_a_rollout_is_left_between_two_chunks(monkeypatch):
@@ -25,9 +27,9 @@ def test_a_rollout_is_left_between_two_chunks(monkeypatch):
   for name, fake in {"idle": lambda *_, **__: None, "nothing_read": lambda *_, **__: None,
                      "read": lambda *_: None, "decode": decode}.items():
     monkeypatch.setattr(sampler.slots, name, fake)
-  model = setup.model_and_tokenizer(tiny.read().model)[0]
-  with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])), pulse.requests(), \
-      pytest.raises(pulse.Stopped):
+  model = model_lib.model_and_tokenizer(tiny.read().model)[0]
+  with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])), heartbeat.stop_signals(), \
+      pytest.raises(heartbeat.StopRequested):
     sampler.sample(
       model, None, {"tokens": np.zeros((1, 2))}, None, None, group=1, end=(0,),
       sampling=sampler.SamplingConfig(1.0, 1.0, 0, 0, 64),
@@ -53,7 +55,7 @@ class Answered:
 def test_grading_is_left_between_two_formulas(monkeypatch):
   monkeypatch.setattr(GradingPool, "_submit", lambda self, pair: Answered())
   texts = [f"<think> </think> \\boxed{{x^{{{number}}}+y}}" for number in range(9)]
-  with pulse.requests(), GradingPool(1) as pool, pytest.raises(pulse.Stopped):
+  with heartbeat.stop_signals(), GradingPool(1) as pool, pytest.raises(heartbeat.StopRequested):
     pool.grade(texts, ["y+x^2"] * 9)
   assert len(Answered.awaited) == 3
 
@@ -70,12 +72,12 @@ class Killed:
 
 def test_a_stop_is_no_verdict_on_answers_graded_meanwhile(monkeypatch):
   monkeypatch.setattr(GradingPool, "_submit", lambda self, pair: Killed())
-  with pulse.requests(), GradingPool(1) as pool:
+  with heartbeat.stop_signals(), GradingPool(1) as pool:
     os.kill(os.getpid(), signal.SIGTERM)
-    assert pulse.asked()
+    assert heartbeat.stop_requested()
     grading = pool.begin()
     # Other processes decode on: they are left together, at the next chunk.
     grading.add(0, r"<think> </think> \boxed{x^2+y}", "y+x^2")
-    with pytest.raises(pulse.Stopped):
+    with pytest.raises(heartbeat.StopRequested):
       grading.finish()
     assert not pool._verdicts

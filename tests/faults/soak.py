@@ -27,14 +27,15 @@ sys.path[:0] = [os.path.dirname(__file__), ROOT]
 import crashes  # noqa: E402
 import numpy as np  # noqa: E402
 
-from ares_jax import loop, pulse, run_folder  # noqa: E402
+from ares_jax.run import lock, loop  # noqa: E402
+from ares_jax.system import heartbeat  # noqa: E402
 
 PATIENCE = 600  # seconds for any process to end, on a machine that has other work
 MEASURED = 400  # steps of the run whose memory is looked at
 FROZEN = '''
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from ares_jax.data.grade import GradingPool
+from ares_jax.grading.pool import GradingPool  # noqa: E402
 with GradingPool(1, 2.0, grader="frozen_grader:frozen") as pool:
   pool.grade(["a"], ["b"])
 '''
@@ -58,7 +59,7 @@ def start(workdir, *, before=lambda: None, each=lambda number: None):
     os.dup2(sys.stderr.fileno(), 2)
     loop._PAUSES = (0.05, 0.1)
     before()
-    with pulse.requests(), run_folder.lock(workdir), pulse.watch(
+    with heartbeat.stop_signals(), lock.lock(workdir), heartbeat.watchdog(
         os.path.join(workdir, "stacks.txt"), 5.0):
       crashes.run(workdir, None, keep=2, each=each)
     code = 0
@@ -146,8 +147,8 @@ class Round:
     stacks = os.path.join(self.workdir, "stacks.txt")
 
     def before():
-      watch = pulse.watch
-      pulse.watch = lambda path, minutes: watch(path, 0.01)
+      watch = heartbeat.watchdog
+      heartbeat.watchdog = lambda path, minutes: watch(path, 0.01)
 
     at = len(crashes.begun(self.workdir)) % 50 + 2
     code = ended(start(self.workdir, before=before,

@@ -9,17 +9,12 @@ import numpy as np
 import pytest
 import tiny
 
-from ares_jax import (
-  aepo,
-  checkpoint,
-  checkpoint_files,
-  fine_tuning,
-  manifest,
-  mesh,
-  optimizer,
-  setup,
-)
+from ares_jax import aepo
 from ares_jax.models import weights
+from ares_jax.run import model as model_lib
+from ares_jax.run.checkpoint import manager, manifest, reader
+from ares_jax.system import mesh
+from ares_jax.training import aepo_step, optimizer, sft_step
 
 
 def zeros(tree):
@@ -29,15 +24,15 @@ def zeros(tree):
 @pytest.fixture(scope="module", params=["aepo", "sft"])
 def state(request):
   config = tiny.read()
-  model, _ = setup.model_and_tokenizer(config.model)
+  model, _ = model_lib.model_and_tokenizer(config.model)
   with jax.set_mesh(mesh.make_mesh(1, 1, devices=jax.devices()[:1])):
     params = mesh.put(zeros(jax.eval_shape(functools.partial(weights.init, model),
                                            jax.random.key(0))))
     if request.param == "aepo":
-      yield aepo.init_state(config.aepo, params)
+      yield aepo_step.init_state(config.aepo, params)
     else:
-      tx = optimizer.of(config.adacs.optimizer, params, frozen=config.adacs.frozen)
-      yield fine_tuning.SftState(mesh.put(jnp.int32(0)), params, optimizer.start(tx, params))
+      tx = optimizer.make_with_frozen(config.adacs.optimizer, params, frozen=config.adacs.frozen)
+      yield sft_step.SftState(mesh.put(jnp.int32(0)), params, optimizer.init_opt_state(tx, params))
 
 
 def changed(leaf):
@@ -46,9 +41,9 @@ def changed(leaf):
 
 
 def test_every_leaf_is_in_the_checkpoint(state, tmp_path):
-  with checkpoint.Checkpoints(str(tmp_path), keep=1) as checkpoints:
+  with manager.Checkpoints(str(tmp_path), keep=1) as checkpoints:
     checkpoints.save(1, jax.tree.map(changed, jax.device_get(state)), {})
-    _, restored, _ = checkpoints.restore(checkpoint.abstract_like(state))
+    _, restored, _ = checkpoints.restore(manager.abstract_like(state))
   assert jax.tree.structure(restored) == jax.tree.structure(state)
   for path, leaf in jax.tree_util.tree_leaves_with_path(restored):
     before = functools.reduce(
@@ -58,15 +53,15 @@ def test_every_leaf_is_in_the_checkpoint(state, tmp_path):
 
 
 def test_a_change_of_one_leaf_changes_the_record_of_that_leaf(state):
-  arrays = {name: np.asarray(leaf) for name, leaf in checkpoint_files.flatten(state).items()}
-  whole = manifest.of(arrays, {})["leaves"]
+  arrays = {name: np.asarray(leaf) for name, leaf in reader.flatten(state).items()}
+  whole = manifest.make_manifest(arrays, {})["leaves"]
   for name in arrays:
-    one = manifest.of(arrays | {name: changed(arrays[name])}, {})["leaves"]
+    one = manifest.make_manifest(arrays | {name: changed(arrays[name])}, {})["leaves"]
     assert [other for other in whole if whole[other] != one[other]] == [name]
 
 
 def test_a_state_holds_what_the_method_tracks():
-  assert {field.name for field in dataclasses.fields(aepo.AepoState)} == {
+  assert {field.name for field in dataclasses.fields(aepo_step.AepoState)} == {
     "step", "batches", "params", "opt_state", "controllers"}
   assert {field.name for field in dataclasses.fields(aepo.Controllers)} == {
     "threshold", "hwe_target", "multiplier", "kappa", "alpha"}

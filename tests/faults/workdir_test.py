@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ares_jax import loop, metrics, run_folder
+from ares_jax.run import config, identity, lock, loop, metrics
 
 # A save that fails leaves Orbax's own threads and files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -62,12 +62,12 @@ def run(workdir, *, steps=6, at=None, event=None):
         file.write(json.dumps({"stage": "stage", "step": int(state.step) + 1}) + "\n")
       return State(state.step + 1, state.weights + state.step), {"sum": state.step}, ""
 
-    metrics.truncate(os.path.join(workdir, "rollouts.jsonl"), "stage", int(state.step))
+    metrics.truncate_lines(os.path.join(workdir, "rollouts.jsonl"), "stage", int(state.step))
     return step
 
   state = State(jnp.int32(0), jax.random.normal(jax.random.key(0), (300, 300)))
   return loop.run_stage("stage", state, begin, steps=steps, workdir=str(workdir),
-                        config=loop.LoopConfig(1, 1, False, 2))
+                        config=config.LoopConfig(1, 1, False, 2))
 
 
 def fill(folder, left=0):
@@ -130,12 +130,12 @@ def test_a_disk_that_turns_read_only_ends_the_run(disk, alone):
   kept = os.listdir(workdir / "stage")
   turn("ro")
   with pytest.raises(OSError, match="Read-only file system"):
-    with run_folder.lock(str(workdir)):
+    with lock.lock(str(workdir)):
       pass
   with pytest.raises(OSError, match="Read-only file system"):
     run(workdir)
   with pytest.raises(OSError, match="Read-only file system"):
-    run_folder.keep(str(disk / "new"), {"config.json": {}})
+    identity.keep_records(str(disk / "new"), {"config.json": {}})
   assert os.listdir(workdir / "stage") == kept
   turn("rw")
   assert_ends_whole(workdir, alone)

@@ -12,9 +12,9 @@ from jax import export
 from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec as P
 
-from ares_jax import mesh as mesh_lib
 from ares_jax.models import attention as attention_lib
 from ares_jax.models.attention import attention
+from ares_jax.system import mesh as mesh_lib
 
 RNG = np.random.default_rng(0)
 

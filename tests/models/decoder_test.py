@@ -10,9 +10,9 @@ import pytest
 from jax.extend import core as jex
 from models import golden_batch
 
-from ares_jax import mesh as mesh_lib
 from ares_jax.models import weights
 from ares_jax.models.decoder import KVCache, decode_step, empty_cache, hidden, prefill
+from ares_jax.system import mesh as mesh_lib
 
 CONFIG = golden_batch.config("tied")
 PARAMS = weights.init(CONFIG, jax.random.key(0))

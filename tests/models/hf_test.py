@@ -10,8 +10,8 @@ from models import golden_batch, make_golden, random_folder
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from ares_jax import mesh as mesh_lib
 from ares_jax.models import hf, hf_config, weights
+from ares_jax.system import mesh as mesh_lib
 
 TIED, UNTIED = make_golden.folder("tied"), make_golden.folder("untied")
 

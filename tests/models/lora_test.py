@@ -8,9 +8,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from models import golden_batch
 
-from ares_jax import mesh as mesh_lib
 from ares_jax.models import lora, qwen25_vl, weights
 from ares_jax.models.published import SIZE_3B
+from ares_jax.system import mesh as mesh_lib
 
 CONFIG = golden_batch.config("untied")
 LORA = lora.LoraConfig(rank=3, alpha=6.0, targets=tuple(lora.TARGETS))
@@ -30,7 +30,7 @@ def started(random_b):
   def draw(shape):
     return jnp.asarray(np.float32(shape[-1] ** -0.5 * rng.standard_normal(shape)))
 
-  base = lora.Base(jax.tree.map(lambda weight: draw(weight.shape), weights.table(CONFIG)),
+  base = lora.Base(jax.tree.map(lambda weight: draw(weight.shape), weights.weight_table(CONFIG)),
                    LORA.alpha / LORA.rank)
   adapters = lora.init(CONFIG, LORA, jax.random.key(1))
   if random_b:
@@ -109,7 +109,7 @@ def test_split_over_devices_they_are_the_same(gradients):
   devices = mesh_lib.make_mesh(2, 2)
   with jax.set_mesh(devices):
     params = jax.device_put(base.weights, weights.shardings(CONFIG, devices))
-    split = jax.device_put(adapters, weights.layout(lora.table(CONFIG, LORA), devices))
+    split = jax.device_put(adapters, weights.layout(lora.adapter_table(CONFIG, LORA), devices))
     assert not split["gate"]["a"].is_fully_replicated
     (_, logprob), found = of_adapters(base.replace(weights=params), split)
   np.testing.assert_allclose(logprob, expected, atol=2e-5)

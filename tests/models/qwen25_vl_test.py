@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from models import golden_batch, make_golden
 
-from ares_jax import mesh as mesh_lib
 from ares_jax.data import images
 from ares_jax.models import attention, hf, hf_files, weights
 from ares_jax.models.qwen25_vl import (
@@ -21,6 +20,7 @@ from ares_jax.models.qwen25_vl import (
   unembedding,
   vision_features,
 )
+from ares_jax.system import mesh as mesh_lib
 
 VARIANTS = make_golden.VARIANTS
 

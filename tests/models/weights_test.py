@@ -7,9 +7,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from models import golden_batch
 
-from ares_jax import mesh as mesh_lib
 from ares_jax.models import weights
 from ares_jax.models.published import SIZE_3B, SIZE_7B
+from ares_jax.system import mesh as mesh_lib
 
 CONFIG = golden_batch.config("untied")
 
@@ -81,7 +81,7 @@ def test_abstract_init_and_shardings_have_one_structure():
   assert abstract["blocks"]["q"].sharding.spec == P(None, "data", "model", None)
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) == weights.count(CONFIG)
   assert "unembed" in params
-  assert "unembed" not in weights.table(dataclasses.replace(CONFIG, tied=True))
+  assert "unembed" not in weights.weight_table(dataclasses.replace(CONFIG, tied=True))
 
 
 def test_init_depends_on_the_key_and_the_name_of_the_tensor_only():

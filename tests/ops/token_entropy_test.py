@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ares_jax import logprob_and_entropy, token_entropy
-from ares_jax import mesh as mesh_lib
+from ares_jax.system import mesh as mesh_lib
 
 # token_chunk, vocab_chunk, temperature. (N, V) = (6, 11) in one piece; in pieces of the vocabulary
 # with a short last one; of tokens with one token of padding; of both.

@@ -6,12 +6,12 @@ from small_run import line, metrics, write
 
 from ares_jax.report import statistics
 from ares_jax.report.annotate import annotate
-from ares_jax.run_records import read
+from ares_jax.run.records import read_run
 
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-  return read(write(tmp_path_factory.mktemp("run")))
+  return read_run(write(tmp_path_factory.mktemp("run")))
 
 
 @pytest.fixture(scope="module")

@@ -7,23 +7,23 @@ import pytest
 from PIL import Image
 from small_run import HOSTILE, line, write
 
-from ares_jax.metrics import truncate
 from ares_jax.report import page as page_lib
 from ares_jax.report import pictures
-from ares_jax.run_records import read
+from ares_jax.run.metrics import truncate_lines
+from ares_jax.run.records import read_run
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
   workdir, other = (write(tmp_path_factory.mktemp(name)) for name in ("run", "other"))
   path = tmp_path_factory.mktemp("page") / "report.html"
-  path.write_text(page_lib.page(read(workdir), [read(other)]), encoding="utf-8")
+  path.write_text(page_lib.report_page(read_run(workdir), [read_run(other)]), encoding="utf-8")
   return path
 
 
 def test_model_text_cannot_leave_the_data(path):
   value = {"text": HOSTILE + "\u2028 /*SCRIPT*/ \ud800"}
-  text = page_lib.embed(value)
+  text = page_lib.script_json(value)
   assert not set("<>&\u2028") & set(text)
   assert json.loads(text)["text"] == HOSTILE + "\u2028 /*SCRIPT*/ ?"
   page = path.read_text(encoding="utf-8")
@@ -34,10 +34,10 @@ def test_model_text_cannot_leave_the_data(path):
 def test_too_many_responses_are_thinned_by_iteration():
   lines = [line(step, sample, 1.0, 1.0) for step in range(1, 31) for sample in range(2)]
   size = page_lib._size(lines[0])
-  kept = page_lib.thin(lines, 20 * size)
+  kept = page_lib.thin_lines(lines, 20 * size)
   steps = sorted({one["step"] for one in kept})
   assert len(kept) == 2 * len(steps) <= 20 and (steps[0], steps[-1]) == (1, 30)
-  assert page_lib.thin(lines, 60 * size) == lines and page_lib.thin([], 1) == []
+  assert page_lib.thin_lines(lines, 60 * size) == lines and page_lib.thin_lines([], 1) == []
 
 
 def test_an_entropy_that_was_not_finite_is_left_out(tmp_path):
@@ -46,8 +46,8 @@ def test_an_entropy_that_was_not_finite_is_left_out(tmp_path):
                          ("metrics", '"hwe/threshold": 1.5', '"hwe/threshold": null')):
     path = tmp_path / "run" / f"{name}.jsonl"
     path.write_text(path.read_text().replace(old, new, 1))
-  data = page_lib.data(read(workdir), [])
-  page_lib.embed(data)  # refuses what is not JSON
+  data = page_lib.page_data(read_run(workdir), [])
+  page_lib.script_json(data)  # refuses what is not JSON
   assert data["responses"][0]["entropy"] == [0, None, 1000, 3000, 0]
   assert data["responses"][0]["tau"] is None and data["responses"][-1]["tau"] == 1.5
   assert sum(part["n"] for part in data["difficulty"]) == 12
@@ -56,8 +56,9 @@ def test_an_entropy_that_was_not_finite_is_left_out(tmp_path):
 def test_runs_are_told_apart_by_their_folders(tmp_path):
   (tmp_path / "a" / "run").mkdir(parents=True)
   (tmp_path / "b" / "run").mkdir(parents=True)
-  runs = [read(write(tmp_path / name / "run")) for name in "ab"]
-  assert page_lib.names(runs) == ["a/run", "b/run"] and page_lib.names(runs[:1]) == ["run"]
+  runs = [read_run(write(tmp_path / name / "run")) for name in "ab"]
+  assert page_lib.short_names(runs) == ["a/run",
+                                        "b/run"] and page_lib.short_names(runs[:1]) == ["run"]
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +135,8 @@ def test_the_same_problem_stands_early_and_late(opened):
 
 def test_pictures_are_written_as_files_and_for_tensorboard(tmp_path):
   [workdir, other] = [write(tmp_path / name) for name in ("run", "other")]
-  paths = pictures.write(read(workdir), [read(other)], os.path.join(workdir, "report"))
+  paths = pictures.write_pictures(read_run(workdir), [read_run(other)],
+                                  os.path.join(workdir, "report"))
   assert len(paths) == 17 and os.path.join(workdir, "report", "aepo_entropy.png") in paths
   assert {"aepo_entropy_by_difficulty.png", "aepo_n_he_by_difficulty.png",
           "held_out_length_by_level_run.png", "held_out_length_by_difficulty_other.png"} <= {
@@ -149,23 +151,23 @@ def test_a_page_that_is_cut_short_is_not_whole(tmp_path):
   workdir = write(tmp_path)
   with open(tmp_path / "rollouts.jsonl", "a") as file:
     file.write('{"stage": "aepo", "st')  # a run is writing this line
-  assert len(read(workdir).rollouts) == 12
+  assert len(read_run(workdir).rollouts) == 12
   with open(tmp_path / "rollouts.jsonl", "a") as file:
     file.write("\n")
   with pytest.raises(ValueError, match="rollouts.jsonl line 13 is not JSON"):
-    read(workdir)
+    read_run(workdir)
 
 
 def test_responses_of_an_iteration_that_goes_on_wait_for_its_metrics(tmp_path):
   workdir = write(tmp_path)
   with open(tmp_path / "rollouts.jsonl", "a") as file:
     file.writelines(json.dumps(line(4, sample, 1.0, 1.0)) + "\n" for sample in range(2))
-  assert [one["step"] for one in read(workdir).rollouts] == 4 * [1] + 4 * [2] + 4 * [3]
+  assert [one["step"] for one in read_run(workdir).rollouts] == 4 * [1] + 4 * [2] + 4 * [3]
 
 
 def test_a_run_that_resumes_meanwhile_takes_no_line_away(tmp_path):
-  rollouts = read(write(tmp_path)).rollouts
-  truncate(str(tmp_path / "rollouts.jsonl"), "aepo", 1)
+  rollouts = read_run(write(tmp_path)).rollouts
+  truncate_lines(str(tmp_path / "rollouts.jsonl"), "aepo", 1)
   assert [one["step"] for one in rollouts] == 4 * [1] + 4 * [2] + 4 * [3]
 
 
@@ -173,7 +175,7 @@ def test_responses_are_read_when_they_are_asked_for(tmp_path):
   workdir = write(tmp_path)
   first, _, *rest = (tmp_path / "rollouts.jsonl").read_text().splitlines(keepends=True)
   (tmp_path / "rollouts.jsonl").write_text("".join([first, "{\n", *rest]))
-  rollouts = read(workdir).rollouts
+  rollouts = read_run(workdir).rollouts
   assert (rollouts[0]["sample"], rollouts[-1]["step"]) == (0, 3)
   with pytest.raises(ValueError, match="rollouts.jsonl line 2 is not JSON"):
     list(rollouts)

@@ -1,0 +1,1 @@
+"""AdaCS: pass rates of problems, and responses whose length grows with difficulty."""

@@ -1,0 +1,1 @@
+"""Data files as rows: formats and schemas."""

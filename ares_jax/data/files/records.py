@@ -1,0 +1,273 @@
+"""Records of data files by number, in constant memory.
+
+`open_records` reads what lies on disk; what a record's columns mean is `schema.py`'s. Formats:
+  .jsonl          one JSON object a line
+  .json           a list of objects, or an object of them; read whole
+  .parquet        by row groups, read when one of their rows is asked for
+  .arrow          what Hugging Face `datasets` saves, mapped into memory where it is local
+  .array_record   one JSON object a record (.arrayrecord too)
+  a TFDS folder   with features.json, its splits as ArrayRecord files
+A folder of files is read in the order of their names. Reading one row of Parquet means reading its
+whole row group, so writers that embed images should keep groups small (`row_group_size=100`).
+"""
+
+import bisect
+import itertools
+import json
+import re
+import threading
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+from etils import epath
+
+from ares_jax.data.bad_row import BadRow
+from ares_jax.data.files import group_cache
+from ares_jax.data.files.remote_arrow import RemoteArrow
+
+SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow", ".array_record", ".arrayrecord")
+_SCAN_BYTES = 2**24
+
+
+def open_records(path, split=""):
+  """Records of a file or folder.
+
+  Args:
+    path: file or folder, local or gs://.
+    split: of a folder: "" for everything, else the split's name: a TFDS split, a folder of a saved
+      `DatasetDict`, or the files whose names begin with it (train-00000-of-00002.parquet).
+
+  Raises:
+    ValueError: nothing there can be read; says what is needed.
+  """
+  root = path = epath.Path(path)
+  try:
+    if not path.exists():
+      raise ValueError(f"data file {path} does not exist")
+    if not path.is_dir():
+      if path.suffix not in SUFFIXES:
+        raise ValueError(f"data file {path} is not one of {', '.join(SUFFIXES)}")
+      return Records([path], path.parent)
+    if (path / "features.json").exists():
+      return TfdsRecords(path, split)
+    if (path / "dataset_dict.json").exists():
+      splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
+      if split not in splits:
+        raise ValueError(f"{path} has the splits {', '.join(splits)}; split is {split!r}")
+      path, split = path / split, ""
+    return Records(_files(path, split), root)
+  except ImportError as error:
+    raise ValueError(f"{path} cannot be read: {error}; for gs:// pip install gcsfs") from error
+
+
+def _files(path, split):
+  """The data files of a folder; those of its folder data/ where it has none, as on the hub."""
+  if (path / "state.json").exists():  # saved by Hugging Face `datasets`
+    state = json.loads((path / "state.json").read_text())
+    if state.get("_indices_files"):
+      raise ValueError(f"{path} is a view of other rows; save it after flatten_indices()")
+    return [path / file["filename"] for file in state["_data_files"]]
+  for folder in (path, path / "data"):
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = [file for file in found if file.suffix in SUFFIXES
+             and (not split or re.match(rf"{re.escape(split)}(?![A-Za-z0-9])", file.name))]
+    if files:
+      return files
+  raise ValueError(f"{path} is neither a {', '.join(SUFFIXES)} file nor a folder of them"
+                   + (f" with names that begin with {split!r}" if split else ""))
+
+
+class Records:
+  """Random access to the records of files, one file behind the other.
+
+  Attributes:
+    folder: where images named in a record are.
+    files: paths of the files.
+  """
+
+  def __init__(self, files, folder):
+    self.folder, self.files = folder, list(files)
+    self._names = [file.name for file in files]
+    self._files = [_open(file) for file in files]
+    self._ends = list(itertools.accumulate(map(len, self._files)))
+
+  def __len__(self):
+    return self._ends[-1]
+
+  def __getitem__(self, index):
+    file, number = self._find(index)
+    try:
+      return self._files[file][number]
+    except (ValueError, RecursionError) as error:  # JSON that is none, or nested without end
+      raise BadRow(self.place(index), "record", f"cannot be read: {error}") from error
+
+  def place(self, index):
+    """Where record `index` stands: "train.parquet:17"."""
+    file, number = self._find(index)
+    return f"{self._names[file]}:{number}"
+
+  def _find(self, index):
+    if not 0 <= index < len(self):
+      raise IndexError(f"record {index} of {len(self)}")
+    file = bisect.bisect_right(self._ends, index)
+    return file, int(index) - (self._ends[file - 1] if file else 0)
+
+
+class TfdsRecords:
+  """Records of a prepared TFDS data set; bytes are text or images, as its columns say."""
+
+  def __init__(self, folder, split):
+    import tensorflow_datasets as tfds  # 0.4 s
+
+    self.folder, self._split = folder, split or "all"
+    self.files = sorted(path for path in folder.iterdir() if not path.is_dir())
+    builder = tfds.builder_from_directory(folder)
+    try:
+      self._source = builder.as_data_source(self._split)
+    except (KeyError, NotImplementedError, ValueError) as error:
+      raise ValueError(f"{folder}, split {self._split!r}, has the splits "
+                       f"{', '.join(builder.info.splits)} and cannot be read by number: {error}; "
+                       "prepare it with file_format='array_record'") from error
+
+  def __len__(self):
+    return len(self._source)
+
+  def __getitem__(self, index):
+    if not 0 <= index < len(self):
+      raise IndexError(f"record {index} of {len(self)}")
+    return self._source[int(index)]
+
+  def place(self, index):
+    """Where record `index` stands: "train:17"."""
+    return f"{self._split}:{index}"
+
+
+def _open(file):
+  if file.suffix == ".parquet":
+    return _Parquet(file)
+  if file.suffix == ".arrow":
+    return RemoteArrow(file) if "://" in str(file) else _Arrow(file)
+  if file.suffix == ".json":
+    return _json_list(file)
+  return _Lines(file) if file.suffix == ".jsonl" else _ArrayRecord(file)
+
+
+def _json_list(file):
+  loaded = json.loads(file.read_text())
+  if isinstance(loaded, dict):
+    loaded = loaded.get("examples", list(loaded.values()))
+  if not isinstance(loaded, list) or not all(isinstance(record, dict) for record in loaded):
+    raise ValueError(f"{file} holds no list of JSON objects")
+  return loaded
+
+
+class _Lines:
+  """JSONL: 8 bytes a line in memory."""
+
+  def __init__(self, path):
+    self._path = path
+    ends, place = [], 0
+    # Split at \n alone: U+2028 inside a string is no line end.
+    with path.open("rb") as file:
+      while chunk := file.read(_SCAN_BYTES):
+        ends.append(place + 1 + np.flatnonzero(np.frombuffer(chunk, np.uint8) == 10))
+        place += len(chunk)
+      ends = np.concatenate([[0], *ends, [place]]).astype(np.int64)
+      starts, lengths = ends[:-1], np.diff(ends)
+      filled = lengths > 1
+      # Lines of white space are short; all others are taken for records.
+      for number in np.flatnonzero(filled & (lengths < 16)):
+        file.seek(int(starts[number]))
+        filled[number] = bool(file.read(int(lengths[number])).strip())
+    self._starts = starts[filled]
+
+  def __len__(self):
+    return len(self._starts)
+
+  def __getitem__(self, number):
+    with self._path.open("rb") as file:
+      file.seek(int(self._starts[number]))
+      return _json_object(file.readline())
+
+
+class _ArrayRecord:
+
+  def __init__(self, path):
+    import grain
+
+    self._source = grain.sources.ArrayRecordDataSource([str(path)])
+
+  def __len__(self):
+    return len(self._source)
+
+  def __getitem__(self, number):
+    return _json_object(self._source[number])
+
+
+def _json_object(data):
+  record = json.loads(data)
+  if not isinstance(record, dict):
+    raise ValueError(f"the record is {str(record)[:40]!r}, a JSON object is needed")
+  return record
+
+
+class _Parquet:
+  """Opened when first read, in every process anew."""
+
+  def __init__(self, path):
+    with path.open("rb") as file:
+      metadata = pyarrow.parquet.read_metadata(file)
+    ends = itertools.accumulate(
+      metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+    self.__setstate__({"_path": path, "_ends": list(ends)})
+
+  def __getstate__(self):
+    return {"_path": self._path, "_ends": self._ends}
+
+  def __setstate__(self, state):
+    self.__dict__.update(state)
+    self._file, self._lock = None, threading.Lock()
+
+  def __len__(self):
+    return self._ends[-1] if self._ends else 0
+
+  def __getitem__(self, number):
+    group = bisect.bisect_right(self._ends, number)
+    start = self._ends[group - 1] if group else 0
+    return self._group(group).slice(number - start, 1).to_pylist()[0]
+
+  def _group(self, group):
+    with self._lock:  # a second thread waits for the group that the first one reads
+      self._file = self._file or pyarrow.parquet.ParquetFile(self._path.open("rb"))
+      return group_cache.GROUPS.read(
+        (self._file, group), self._file.metadata.row_group(group).total_byte_size,
+        lambda: self._file.read_row_group(group, use_threads=False))
+
+
+class _Arrow:
+  """Record batches of a mapped file: the system reads the pages that are asked for."""
+
+  def __init__(self, path):
+    self.__setstate__({"_path": path})
+
+  def __getstate__(self):
+    return {"_path": self._path}
+
+  def __setstate__(self, state):
+    self._path = state["_path"]
+    mapped = pa.memory_map(str(self._path))
+    try:
+      self._batches = list(pa.ipc.open_stream(mapped))
+    except pa.ArrowInvalid:  # Hugging Face writes streams, others files
+      reader = pa.ipc.open_file(mapped)
+      self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+    self._ends = list(itertools.accumulate(batch.num_rows for batch in self._batches))
+
+  def __len__(self):
+    return self._ends[-1] if self._ends else 0
+
+  def __getitem__(self, number):
+    batch = bisect.bisect_right(self._ends, number)
+    start = self._ends[batch - 1] if batch else 0
+    return self._batches[batch].slice(number - start, 1).to_pylist()[0]

@@ -1,0 +1,1 @@
+"""Held-out and benchmark scores, and finished runs compared by arm."""

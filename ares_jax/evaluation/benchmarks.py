@@ -1,0 +1,68 @@
+"""Benchmarks as rows: their published files, read by the schemas of benchmarks.json.
+
+A row is one of data/sources.py, and has besides:
+  answer     list of accepted truths: an option's letter and its text
+  level, group, step   str or None: difficulty, variants of one problem, WeMath's part of a problem
+  tolerance  float, largest difference to a number that counts as right; 0 where the data name none
+"""
+
+import dataclasses
+
+from ares_jax.data.files.records import open_records
+from ares_jax.data.files.schema import read_row, read_schemas
+from ares_jax.system.config import suggest
+
+METRICS = ("pass@1", "avg@n", "worst", "strict")
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+  """Rows to answer and how the answers are scored."""
+
+  name: str
+  rows: list
+  metric: str  # one of METRICS
+  n: int  # samples a problem; 1 is greedy
+
+
+def benchmark_schemas():
+  """{name: schema} of benchmarks.json, which explains its own keys."""
+  return read_schemas("evaluation/benchmarks.json")
+
+
+def open_benchmark(name, path):
+  """Reads a benchmark.
+
+  Args:
+    name: a key of benchmarks.json; "generic" for files of one's own.
+    path: a file or folder that data/records.py reads, for example of .jsonl or .parquet.
+
+  Raises:
+    ValueError: no such benchmark or file, or a row lacks a column; names the row and the columns.
+  """
+  if name not in benchmark_schemas():
+    raise ValueError(f"there is no benchmark {name!r}{suggest(name, list(benchmark_schemas()))}")
+  schema, rows, seen = benchmark_schemas()[name], [], {}
+  parts = [_part(schema, each) for each in schema.get("each", [""])]
+  records = open_records(path)
+  for number in range(len(records)):
+    record = records[number]
+    if all(record.get(key) == value for key, value in schema.get("where", {}).items()):
+      for part in parts:
+        row = read_row(part, record, place=records.place(number), name=name, folder=records.folder)
+        # Variants of a problem, a file each, and questions about one picture have the same id.
+        seen[row["id"]] = seen.get(row["id"], 0) + 1
+        if seen[row["id"]] > 1:
+          row["id"] += f"#{seen[row['id']]}"
+        rows.append(row)
+  if not rows:
+    raise ValueError(f"{path} has no rows of {name!r}"
+                     + (f" where {schema['where']}" if "where" in schema else ""))
+  return Benchmark(name, rows, schema["metric"], schema["n"])
+
+
+def _part(schema, each):
+  """The schema with `each` in the names of its columns."""
+  columns = {field: [name.replace("{each}", each) for name in names]
+             for field, names in schema["columns"].items()}
+  return schema | {"columns": columns}

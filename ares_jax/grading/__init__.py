@@ -1,0 +1,1 @@
+"""Grading of responses. No jax: grading runs in worker processes."""

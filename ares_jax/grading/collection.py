@@ -1,0 +1,110 @@
+"""Sets, lists, tuples, intervals, unions and matrices: what they hold, as texts."""
+
+import re
+
+_MATRIX = re.compile(r"\\begin\{([pb]?matrix|vmatrix)\}(.*)\\end\{\1\}")
+_RELATION = r"\s*(<|>|\\le(?![a-z])|\\ge(?![a-z]))\s*"
+_BOUND = r"[^<>,;=]+?"
+_CHAIN = re.compile(rf"({_BOUND}){_RELATION}([A-Za-z]|\\theta|\\alpha){_RELATION}({_BOUND})")
+_ONE_SIDED = re.compile(rf"([A-Za-z]|\\theta|\\alpha){_RELATION}({_BOUND})")
+_ONE_SIDED_BACKWARD = re.compile(rf"({_BOUND}){_RELATION}([A-Za-z]|\\theta|\\alpha)")
+_MIRROR = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
+
+
+def parse_collection(text):
+  """(kind, items) of a normalised text, or None where it is no collection.
+
+  The kind is "list" (bare or in braces; order does not matter), "union", "matrix R x C" (round or
+  square, its cells by row), "determinant R x C", or the two brackets of a tuple or interval.
+  """
+  if match := _MATRIX.fullmatch(text):
+    rows = [[cell.strip() for cell in row.split("&")]
+            for row in match[2].split("\\\\") if row.strip()]
+    name = "determinant" if match[1] == "vmatrix" else "matrix"
+    columns = "/".join(str(len(row)) for row in rows)
+    return f"{name} {columns}", [cell for row in rows for cell in row]
+  parts = split_items(text, (r"\cup",))
+  if len(parts) > 1:
+    return "union", parts
+  if (text.count("\\pm") == 1 and len(split_items(text, (",", ";"))) == 1
+      and not text.startswith("\\{")):  # fmt: skip
+    return "list", _with_both_signs([text])
+  for left, right in (("\\{", "\\}"), ("{", "}"), ("(", ")"), ("[", "]"), ("(", "]"), ("[", ")")):
+    if text.startswith(left) and text.endswith(right) and closes_at_end(text, left):
+      items = split_items(text[len(left) : len(text) - len(right)], (",", ";"))
+      if "{" in left:
+        return "list", _with_both_signs(items)
+      return (left + right, items) if len(items) > 1 else None
+  items = split_items(text, (",", ";", " or ", " and "))
+  return ("list", _with_both_signs(item for item in items if item)) if len(items) > 1 else None
+
+
+def _with_both_signs(items):
+  """The items, "1 \\pm a" as the two it stands for."""
+  every = []
+  for item in items:
+    both = [item.replace("\\pm", sign).replace("  ", " ").strip() for sign in "+-"]
+    both = [re.sub(r"^([+-])\s+", r"\1", text).removeprefix("+") for text in both]
+    every.extend(both if item.count("\\pm") == 1 else [item])
+  return every
+
+
+def parse_inequality(text):
+  """(variable, interval as text) of "-2 < x \\le 7", "x > 2" or "x < 1 or x > 2"; else None."""
+  parts = [_interval(part) for part in split_items(text, (" or ",))]
+  if None in parts or len({name for name, _ in parts}) != 1:
+    return None
+  return parts[0][0], " \\cup ".join(interval for _, interval in parts)
+
+
+def _interval(text):
+  if match := _CHAIN.fullmatch(text):
+    low, first, name, second, high = match.groups()
+    if (first in (">", "\\ge")) != (second in (">", "\\ge")):
+      return None
+    if first in (">", "\\ge"):
+      low, first, second, high = high, _MIRROR[second], _MIRROR[first], low
+    return name, f"{'(' if first == '<' else '['}{low}, {high}{')' if second == '<' else ']'}"
+  if match := _ONE_SIDED_BACKWARD.fullmatch(text):
+    bound, relation, name = match.groups()
+    relation = _MIRROR[relation]
+  elif match := _ONE_SIDED.fullmatch(text):
+    name, relation, bound = match.groups()
+  else:
+    return None
+  if relation in ("<", "\\le"):
+    return name, f"(-\\infty, {bound}{')' if relation == '<' else ']'}"
+  return name, f"{'(' if relation == '>' else '['}{bound}, \\infty)"
+
+
+def split_items(text, separators):
+  """`text` cut at separators that stand outside all brackets; "and" after a comma joins it."""
+  parts, depth, start, position = [], 0, 0, 0
+  while position < len(text):
+    if text[position] in "([{":
+      depth += 1
+    elif text[position] in ")]}":
+      depth -= 1
+    elif depth == 0:
+      hit = [word for word in separators if text.startswith(word, position)]
+      if hit:
+        parts.append(text[start:position].strip())
+        position += len(hit[0])
+        start = position
+        continue
+    position += 1
+  parts.append(re.sub(r"^(?:and|or)\s+", "", text[start:].strip()) if parts else text.strip())
+  return [part for part in parts if part] if len(parts) > 1 else parts
+
+
+def closes_at_end(text, left):
+  """Whether the bracket that `text` starts with is the one that ends it."""
+  depth = 0
+  for position, letter in enumerate(text):
+    if letter in "([{":
+      depth += 1
+    elif letter in ")]}":
+      depth -= 1
+    if depth == 0 and position >= len(left) - 1:
+      return position == len(text) - 1
+  return False

@@ -1,0 +1,48 @@
+"""Dates and times of day: "5 March 2020" is "March 5, 2020", "17:30" is "5:30 PM"."""
+
+import re
+
+_MONTHS = ("january february march april may june july august september october november "
+           "december").split()  # fmt: skip
+_NUMBER_OF = {month: number for number, month in enumerate(_MONTHS, 1)}
+_NUMBER_OF |= {month[:3]: number for number, month in enumerate(_MONTHS, 1)} | {"sept": 9}
+_MONTH = rf"({'|'.join(sorted(_NUMBER_OF, key=len, reverse=True))})\.?"
+_DAY = r"([0-9]{1,2})(?:st|nd|rd|th)?"
+_MONTH_FIRST = re.compile(rf"{_MONTH} {_DAY}(?:(?:, ?| )([0-9]{{4}}))?")
+_DAY_FIRST = re.compile(rf"(?:the )?{_DAY} (?:of )?{_MONTH}(?:(?:, ?| )([0-9]{{4}}))?")
+_YEAR_FIRST = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})")
+_CLOCK = re.compile(r"([0-9]{1,2}):([0-9]{2})(?: ([ap])m)?")
+_HOUR = re.compile(r"([0-9]{1,2}) ?([ap])\.? ?m")
+
+
+def same_date(answer, truth):
+  """Whether two moments are one; None where a side is none, or a clock lacks its half of the day.
+
+  "05/03/2020" is March to some and May to others, and equals itself alone; so does "5:30", which
+  may be a ratio.
+
+  Args:
+    answer, truth: normalised texts.
+  """
+  said, wanted = _read(answer.lower()), _read(truth.lower())
+  return None if said is None or wanted is None else said == wanted
+
+
+def _read(text):
+  if match := _HOUR.fullmatch(text):
+    text = f"{match[1]}:00 {match[2]}m"
+  if match := _CLOCK.fullmatch(text):
+    hour, minute, half = int(match[1]), int(match[2]), match[3]
+    if half and 1 <= hour <= 12 and minute < 60:
+      return hour % 12 + 12 * (half == "p"), minute
+    return (hour, minute) if not half and (hour == 0 or 12 < hour < 24) and minute < 60 else None
+  if match := _MONTH_FIRST.fullmatch(text):
+    month, day, year = match.groups()
+  elif match := _DAY_FIRST.fullmatch(text):
+    day, month, year = match.groups()
+  elif match := _YEAR_FIRST.fullmatch(text):
+    year, month, day = match.groups()
+  else:
+    return None
+  month = _NUMBER_OF[month] if month in _NUMBER_OF else int(month)
+  return (year, month, int(day)) if month <= 12 and 1 <= int(day) <= 31 else None

@@ -1,0 +1,106 @@
+"""One notation for texts that differ in their look alone: delimiters, spacing, characters."""
+
+import re
+import unicodedata
+
+from ares_jax.grading.collection import closes_at_end
+
+_CHARACTERS = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full width -> ASCII
+_CHARACTERS |= str.maketrans({
+  "−": "-", "–": "-", "—": "-", "‐": "-", "\u2011": "-", "\u00a0": " ", "\u2009": " ",
+  "\u202f": " ", "\u3000": " ", "×": "\\times ", "·": "\\cdot ", "÷": "/", "π": "\\pi ",
+  "√": "\\sqrt ", "∞": "\\infty ", "∪": "\\cup ", "±": "\\pm ", "≤": "\\le ", "≥": "\\ge ",
+  "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}",
+  "Ω": "\\Omega ", "º": "°", "’": "'", "“": '"', "”": '"',
+  "α": "\\alpha ", "β": "\\beta ", "γ": "\\gamma ", "δ": "\\delta ", "θ": "\\theta ",
+  "λ": "\\lambda ", "μ": "\\mu ", "µ": "\\mu ", "ρ": "\\rho ", "σ": "\\sigma ", "φ": "\\phi ",
+  "ω": "\\omega ",
+})  # fmt: skip
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+_TEXT = re.compile(
+  r"\\(?:text|textbf|textit|textrm|textsf|mathrm|mathbf|mathit|mathsf|mbox|operatorname)"
+  r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
+)
+_CLOCK = re.compile(r"^([0-9]{1,2}:[0-9]{2}) *([APap])\.? ?[Mm]$")
+# Names of sets and values that are also written out.
+_WRITTEN_OUT = (
+  (re.compile(r"\\varnothing|\\\{\s*\\\}|∅|no solutions?", re.IGNORECASE), r"\emptyset"),
+  (re.compile(r"\\mathbb\s*(?:R|\{\s*R\s*\})|ℝ|all real numbers", re.IGNORECASE),
+   r"(-\infty, \infty)"),
+  (re.compile("infinity", re.IGNORECASE), r"\infty"),
+  (re.compile("- ?infinity", re.IGNORECASE), r"-\infty"),
+)  # fmt: skip
+
+
+def normalise(text):
+  """`text` without what only changes its look: math delimiters, spacing, text commands."""
+  text = re.sub("[⁰¹²³⁴-⁹⁺⁻]+", _lower, text.translate(_CHARACTERS)).strip()
+  for _ in range(4):  # \boxed inside $...$ inside \text: a few layers are all that is met
+    before = text = text.rstrip(" .,;") or text
+    for left, right in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
+      inner = text[len(left) : len(text) - len(right)]
+      if len(text) > len(left + right) and text == left + inner + right and left not in inner:
+        text = inner.strip()
+    text = _unbox(text)
+    text = _TEXT.sub(r" \1", text).strip()  # 5\text{m} is a unit, 5m a product
+    if text == before:
+      break
+  text = re.sub(r"^\*\*([^*]+)\*\*$", r"\1", text)
+  text = re.sub(r"\\[dtc]?(frac|binom)(?![a-zA-Z])", r"\\\1", text)
+  text = re.sub(r"\\(?:left|right|displaystyle|big|Big)(?![a-zA-Z])", "", text)
+  text = re.sub(r"(?<=[0-9]),\\! *(?=[0-9]{3}(?![0-9]))", ",", text)  # MATH's 10,\!236
+  text = re.sub(r"(?<=[0-9])(?:\\[,!]|\{,\}(?=[0-9]))+(?=[0-9])", _join_digits, text)
+  text = re.sub(r"^([+-]?[0-9]{1,3})((?: [0-9]{3})+)(?! ?[0-9/])", _join_thousands, text)
+  text = re.sub(r"(?<!\\)\\[,;:! ]|\\quad\b|\\qquad\b|~", " ", text)
+  text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b|\\textdegree\b", "°", text)
+  text = re.sub(r"\\([%$#&])", r"\1", text)
+  text = re.sub(r"\\(l|g)e(?:q|qslant)\b", r"\\\1e", text)
+  text = text.replace("<=", "\\le ").replace(">=", "\\ge ")
+  text = _CLOCK.sub(lambda match: f"{match[1]} {match[2].lower()}m", text)
+  text = re.sub(r"\\lt\b", "<", re.sub(r"\\gt\b", ">", text))
+  text = re.sub(r"(^|[(\[,])\s*\+\s*(?=\\infty)", r"\1", text)
+  text = re.sub(r"\\lg(?![a-zA-Z])", r"\\log_{10}", re.sub(r"\\colon(?![a-zA-Z])", ":", text))
+  text = re.sub(r"(?<=[①-⑳])[\s,;]*(?:and\s)?\s*(?=[①-⑳])", "", text)
+  text = " ".join(text.split())
+  # The name stays: x in R is not y in R.
+  name, text = re.fullmatch(r"([A-Za-z] ?\\in ?(?=\\mathbb))?(.*)", text).groups()
+  written = (same for form, same in _WRITTEN_OUT if form.fullmatch(text))
+  return (name or "") + next(written, text)
+
+
+def tight(text):
+  """`text` without the spaces that mean nothing: "1 1/2" is not 11/2, "1, 234" not 1,234."""
+  if re.search(r"[0-9], [0-9]{3}(?![0-9])", text):
+    return text
+  text = re.sub(r"(?<=[0-9]) (?=[A-Za-z] [A-Za-z](?![A-Za-z]))", "", text)  # 2 m g is 2mg
+  text = re.sub(r"(?<![A-Za-z])([A-Za-z]) (?=[A-Za-z](?![A-Za-z]))", r"\1", text)
+  return re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", text)
+
+
+def has_control(text):
+  """Whether there are control, invisible or direction marks: they make a text look like another."""
+  hidden = ("Cc", "Cf", "Co", "Cs")
+  return any(unicodedata.category(c) in hidden and c not in "\n\t\r" for c in text)
+
+
+def _unbox(text):
+  match = re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.*)\}", text, flags=re.DOTALL)
+  if match and closes_at_end(text[text.index("{") :], "{"):
+    return match[1].strip()
+  # Some data sets lost the closing brace of their answer's box.
+  match = re.fullmatch(r"\\boxed\s*\{([^{}]*)", text)
+  return match[1].strip() if match else text
+
+
+def _lower(match):
+  """ "²" -> "^2", "¹²" -> "^{12}"."""
+  digits = match[0].translate(_RAISED)
+  return f"^{digits}" if len(digits) == 1 else f"^{{{digits}}}"
+
+
+def _join_thousands(match):
+  return match[0].replace(" ", "")
+
+
+def _join_digits(match):
+  return "," if "," in match[0] and "{" in match[0] else ""

@@ -1,0 +1,134 @@
+"""Worker processes for graders: killed at their time limit, short of memory, without secrets."""
+
+import contextlib
+import ctypes
+import importlib
+import multiprocessing
+import os
+import pathlib
+import resource
+import signal
+import sys
+import threading
+
+import numpy as np
+import pebble
+
+_MEMORY = 2 << 30  # bytes of address space of a worker
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+LOOKED_AT = 20_000  # last characters of a response searched for the box
+
+
+def make_pool(workers, module, first=None):
+  """A pebble.ProcessPool whose workers import neither jax nor the program that made it.
+
+  Args:
+    workers: processes.
+    module: name of a module that the tasks need, imported before the clock of a task starts.
+    first: function that each worker calls before it too, or None.
+  """
+  return pebble.ProcessPool(max_workers=workers, initializer=_prepare, initargs=[module, first],
+                            context=_Context())
+
+
+def load_grader(name, kind):
+  """The function "package.module:function" of the user's, a "grader" or a "judge".
+
+  Raises:
+    ValueError: the name has another form, the module does not import, or has no such function.
+  """
+  module, _, attribute = name.partition(":")
+  if not module or not attribute:
+    built_in = "neither 'layered' nor 'release' nor" if kind == "grader" else "not"
+    raise ValueError(f"{kind} {name!r} is {built_in} of the form 'package.module:function'")
+  try:
+    found = getattr(importlib.import_module(module), attribute)
+  except Exception as error:
+    raise ValueError(f"{kind} {name!r} does not load: {type(error).__name__}: {error}") from error
+  if not callable(found):
+    raise ValueError(f"{kind} {name!r} is {type(found).__name__}, not a function")
+  return found
+
+
+def call_grader(name, response, truth):
+  """What the user's grader says of a response, 0 or 1, or a text: what is wrong with it."""
+  try:
+    value = load_grader(name, "grader")(response, truth)
+  except MemoryError:
+    raise
+  except Exception as error:
+    return f"raises {type(error).__name__}: {error}"[:300]
+  verdict = zero_or_one(value)
+  return f"returns {value!r}"[:300] + ", neither 0 nor 1" if verdict is None else verdict
+
+
+def zero_or_one(value):
+  """0.0 or 1.0 where a user's function says False or True, 0 or 1, also as numpy's; else None."""
+  right = isinstance(value, bool | int | float | np.bool_ | np.number) and value in (0, 1)
+  return float(value) if right else None
+
+
+def release_grader(response, truth):
+  """The verdict of the release's grader (mathruler) on a response."""
+  from mathruler.grader import extract_boxed_content, grade_answer
+
+  truths = truth if isinstance(truth, tuple) else (truth,)
+  answer = extract_boxed_content(response[-LOOKED_AT:])
+  try:
+    return any(bool(grade_answer(answer, accepted)) for accepted in truths)
+  except (MemoryError, RecursionError):
+    raise MemoryError from None
+  except Exception:
+    return False
+
+
+def has_release_grader():
+  """Whether the release's grader is installed, with what it imports."""
+  try:
+    importlib.import_module("mathruler.grader")
+  except ImportError:
+    return False
+  return True
+
+
+def _prepare(module, first):
+  # A worker in an endless formula must not outlive a killed trainer.
+  ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+  importlib.import_module(module)
+  os.environ.clear()
+  _wipe_environment()
+  resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+  resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+  if first is not None:
+    first()
+
+
+def _wipe_environment():
+  """Zeroes what /proc/self/environ shows, the environment as it was when the process started."""
+  stat = pathlib.Path("/proc/self/stat")
+  if not stat.exists():
+    return
+  fields = stat.read_text().rpartition(")")[2].split()  # from field 3 on; see proc(5)
+  start, end = int(fields[47]), int(fields[48])
+  if 0 < start < end:
+    ctypes.memset(start, 0, end - start)
+
+
+class _Process(multiprocessing.context.SpawnProcess):
+  """A spawned process that does not import the parent's `__main__` (train.py, and with it jax)."""
+
+  _lock = threading.Lock()
+
+  def start(self):
+    main = sys.modules["__main__"]
+    with self._lock, contextlib.ExitStack() as stack:
+      hidden = {name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)}
+      # multiprocessing finds the main module by these two; without them it imports none.
+      stack.callback(vars(main).update, hidden)
+      main.__spec__ = None
+      vars(main).pop("__file__", None)
+      super().start()
+
+
+class _Context(multiprocessing.context.SpawnContext):
+  Process = _Process

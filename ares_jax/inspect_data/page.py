@@ -1,0 +1,98 @@
+"""One HTML page of rendered rows, as the model sees them, and pictures of lengths.
+
+Whatever comes from data is escaped: a page of hostile rows runs nothing.
+"""
+
+import base64
+import html as markup
+import io
+import json
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ares_jax.data.bad_row import BadRow
+from ares_jax.data.images import load_image
+
+_STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem;
+  padding: 0 1rem; color: #1b1b1b; background: #fff }
+article { border-top: 1px solid #bbb; padding: 1rem 0 } h2 { margin-top: 3rem }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f4f4; padding: .6rem }
+img { max-width: 100%; margin: .3rem .6rem .3rem 0; border: 1px solid #bbb }
+.bad { color: #a40000 } dt { font-weight: 600 }"""
+_SHOWN = 4000  # characters of a text; a page of 32k-token responses is not read
+
+
+def example_html(source, encoder, number):
+  """One row as HTML; one that cannot be used says why."""
+  try:
+    row = source[number]
+    prompt = encoder.encode(row)
+    pictures = [_picture(encoder, image) for image in row["images"]]
+  except BadRow as error:
+    return f'<article><p class="bad">row {number} cannot be used: {_escape(error)}</p></article>'
+  parts = [f"<h3>{_escape(row['id'])}</h3><p>source {_escape(row['source'])}; "
+           f"{len(prompt.tokens)} prompt tokens, {encoder.windows(prompt)} vision windows</p>",
+           *pictures, f"<pre>{_escape(row['question'] + encoder.chat.suffix)}</pre>"]
+  answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
+  accepted = " or ".join(f"<code>{_escape(text)}</code>" for text in answers)
+  parts.append(f"<p>accepted: {accepted}</p>")
+  for text in row.get("responses") or [row[field] for field in ("response",) if field in row]:
+    parts.append(f"<p>response, {len(encoder.chat.response(text))} tokens:</p>"
+                 f"<pre>{_escape(text)}</pre>")
+  return f"<article>{''.join(parts)}</article>"
+
+
+def inspect_html(prompt, sections):
+  """The page.
+
+  Args:
+    prompt: dict of the config's prompt section.
+    sections: list of (name, summary in words, pictures and examples as HTML).
+  """
+  body = "".join(f"<h2>{_escape(name)}</h2><pre>{_escape(text)}</pre>{''.join(examples)}"
+                 for name, text, examples in sections)
+  return ('<!doctype html><html lang="en"><meta charset="utf-8"><title>Data</title>'
+          "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; "
+          "img-src data:; style-src 'unsafe-inline'\">"
+          f"<style>{_STYLE}</style><h1>Data</h1><pre>{_escape(json.dumps(prompt))}</pre>"
+          f"{body}</html>\n")
+
+
+def picture_html(path, alt):
+  """A PNG file as HTML."""
+  with open(path, "rb") as file:
+    data = base64.b64encode(file.read()).decode()
+  return f'<p><img alt="{_escape(alt)}" src="data:image/png;base64,{data}"></p>'
+
+
+def histogram_png(values, path, *, title):
+  """Writes a histogram of numbers as a PNG of 640 x 320 px."""
+  counts, edges = np.histogram(values, bins=min(40, 1 + int(np.ptp(values))))
+  image = Image.new("RGB", (640, 320), "white")
+  draw = ImageDraw.Draw(image)
+  width, floor, top = 600 / len(counts), 285, 30
+  for bar, rows in enumerate(counts):
+    left = 20 + bar * width
+    draw.rectangle([left, floor - (floor - top) * rows / counts.max(), left + width - 1, floor],
+                   fill=(40, 90, 160))
+  draw.text((20, 8), f"{title}, {len(values)} rows, highest bar {counts.max()}", fill="black")
+  draw.text((20, 295), f"{edges[0]:.0f}", fill="black")
+  draw.text((620, 295), f"{edges[-1]:.0f}", fill="black", anchor="ra")
+  image.save(path)
+
+
+def _picture(encoder, image):
+  pixels = load_image(image, min_pixels=encoder.config.min_pixels,
+                      max_pixels=encoder.config.max_pixels, factor=encoder.patch * encoder.merge)
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, "PNG")
+  height, width = pixels.shape[:2]
+  return (f'<img width="{width}" height="{height}" alt="image of {width} x {height} px" '
+          f'src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">')
+
+
+def _escape(value):
+  text = str(value)
+  left = len(text) - _SHOWN
+  return markup.escape(text[:_SHOWN] + (f" ... {left} more characters" if left > 0 else ""))

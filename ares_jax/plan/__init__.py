@@ -1,0 +1,1 @@
+"""What a run needs on TPU chips, found by compiling its programs."""

@@ -1,0 +1,239 @@
+"""The records that a config becomes, `TrainConfig` at the top; configs/*.py hold the numbers."""
+
+import dataclasses
+import os
+from typing import Literal
+
+from ares_jax.data.prompts import PromptConfig
+from ares_jax.models import lora
+from ares_jax.models.config import VisionConfig
+from ares_jax.run.data import DataConfig
+from ares_jax.run.wandb import WandbConfig
+from ares_jax.sampling.rollout import FilterConfig
+from ares_jax.sampling.sampler import EngineConfig, SamplingConfig
+from ares_jax.system.cluster import HostsConfig
+from ares_jax.system.config import ConfigError, build
+from ares_jax.training.optimizer import OptimizerConfig
+from ares_jax.training.policy_gradient import KlConfig, LossConfig
+from ares_jax.training.shaping import EntropyConfig, RewardConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  slice: int  # TPU slices that a data-centre network joins; whole weights in each
+  data: int  # devices of a slice on the "data" axis; -1 = all that `model` leaves
+  model: int  # devices on the "model" axis
+
+  def __post_init__(self):
+    if min(self.slice, self.model) < 1 or self.data < 1 and self.data != -1:
+      raise ValueError(f"slice = {self.slice} and model = {self.model} must be >= 1, data = "
+                       f"{self.data} >= 1 or -1 (all that is left)")
+
+
+@dataclasses.dataclass(frozen=True)
+class SizesConfig:
+  """Sizes of a fresh model; vocabulary and ids come from the tokenizer."""
+
+  embed: int
+  layers: int
+  heads: int
+  kv_heads: int
+  head_dim: int
+  mlp: int
+  rope_theta: float
+  mrope_sections: tuple[int, int, int]
+  norm_eps: float
+  tied: bool
+  vision: VisionConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSection:
+  path: str  # Hugging Face folder; "" = a fresh model of `sizes`
+  sizes: SizesConfig | None
+  compute_dtype: Literal["float32", "bfloat16"]
+  remat: Literal["none", "block", "dots"]
+  unroll: int  # layers per iteration of the layer loop
+  lora: lora.LoraConfig  # rank 0 = all weights are trained
+
+
+@dataclasses.dataclass(frozen=True)
+class GradeConfig:
+  """How answers are graded (data/grade.py)."""
+
+  workers: int  # processes; they start at the first answer that needs one
+  timeout: float  # seconds an answer
+  timeout_share: float  # a batch of which a larger share times out stops the run
+  grader: str  # "layered", "release" (mathruler) or "package.module:function"
+
+  def __post_init__(self):
+    if not 0 <= self.timeout_share <= 1:
+      raise ValueError(f"timeout_share = {self.timeout_share} is outside 0..1")
+    if self.workers < 1 or self.timeout <= 0:
+      raise ValueError(f"workers = {self.workers} must be >= 1, timeout = {self.timeout} s > 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+  """How often a stage saves."""
+
+  save_every: int  # steps between checkpoints; the last step is always saved
+  keep: int  # newest checkpoints kept; 1 leaves none to go on from when it is damaged
+  strict: bool  # whether a damaged checkpoint is refused; else the newest whole one is taken
+  max_skipped: int  # steps in a row whose update is left out; one more stops the run
+
+  def __post_init__(self):
+    if self.save_every < 1 or self.keep < 1:
+      raise ValueError(f"save_every = {self.save_every} and keep = {self.keep} must be >= 1")
+    if self.max_skipped < 0:
+      raise ValueError(f"max_skipped = {self.max_skipped} must be >= 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class AepoConfig:
+  """Reinforcement learning."""
+
+  steps: int  # iterations; 0 leaves the stage out
+  prompts: int  # P
+  group: int  # G
+  branches: int  # of the group: sequences that may fork off others at high window entropy; 0 = none
+  minibatch: int  # sequences an optimizer update: whole groups
+  microbatch: int  # packed rows a gradient
+  row_tokens: tuple[int, ...]  # tokens of a packed row: of these, what pads a batch least
+  frozen: tuple[str, ...]  # parts of the weights that are not trained, e.g. ("vision",); LoRA: all
+  log_responses: int  # graded responses written to rollouts.jsonl an iteration
+  sampling: SamplingConfig
+  filter: FilterConfig
+  entropy: EntropyConfig
+  reward: RewardConfig
+  loss: LossConfig
+  kl: KlConfig
+  optimizer: OptimizerConfig
+  loop: LoopConfig
+
+  def __post_init__(self):
+    rows = self.prompts * self.group
+    if self.steps < 0 or self.prompts < 1 or self.log_responses < 0:
+      raise ValueError(f"steps = {self.steps} and log_responses = {self.log_responses} must be "
+                       f">= 0, prompts = {self.prompts} >= 1")
+    if self.group < 2:
+      raise ValueError(f"group = {self.group}: an advantage needs at least 2 samples a prompt")
+    if not 0 <= self.branches < self.group:
+      raise ValueError(f"branches = {self.branches} is outside 0..group - 1 = {self.group - 1}: "
+                       "what forks needs a sequence to fork from")
+    if self.minibatch < 1 or rows % self.minibatch or self.minibatch % self.group:
+      raise ValueError(
+        f"{self.prompts} prompts x {self.group} samples = {rows} sequences: minibatch = "
+        f"{self.minibatch} must divide them and be a multiple of group = {self.group}")
+    if min(self.microbatch, *self.row_tokens, len(self.row_tokens)) < 1:
+      raise ValueError(f"microbatch = {self.microbatch} must be >= 1, row_tokens = "
+                       f"{self.row_tokens} one size or more, >= 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig:
+  """Supervised fine-tuning."""
+
+  steps: int  # 0 leaves the stage out
+  batch: int  # examples a step
+  shuffle: bool  # False takes the rows in their order, a curriculum
+  row_tokens: tuple[int, ...]  # T, tokens of a packed row: of these, what pads a batch least
+  row_windows: int  # vision windows a packed row has room for
+  microbatch: int  # packed rows a gradient; a step accumulates over its rows
+  frozen: tuple[str, ...]  # parts of the weights that are not trained, e.g. ("vision",); LoRA: all
+  optimizer: OptimizerConfig
+  loop: LoopConfig
+
+  def __post_init__(self):
+    if self.steps < 0 or self.batch < 1 or self.microbatch < 1:
+      raise ValueError(f"steps = {self.steps} must be >= 0, batch = {self.batch} and "
+                       f"microbatch = {self.microbatch} >= 1")
+    if min(self.row_windows, *self.row_tokens, len(self.row_tokens)) < 1:
+      raise ValueError(f"row_windows = {self.row_windows} must be >= 1, row_tokens = "
+                       f"{self.row_tokens} one size or more, >= 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class CurateConfig:
+  """AdaCS selection (paper table 1)."""
+
+  selection: Literal["adacs", "vanilla"]  # vanilla: the same number, drawn uniformly (table 4)
+  pass_rates: Literal["probe", "column"]  # measured by the run, or the rows' own "pass_rate"
+  problems: int  # problems looked at
+  samples: int  # answers of the probe a problem; brackets go from 0 to as many
+  count: int  # responses selected
+  batch: int  # problems a sampling call
+
+  def __post_init__(self):
+    if min(self.problems, self.samples, self.count, self.batch) < 1:
+      raise ValueError("problems, samples, count and batch must be >= 1")
+    if self.count > self.problems:
+      raise ValueError(f"count = {self.count} responses from problems = {self.problems}; one "
+                       "response a problem is kept, lower count")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+  """How a model is evaluated."""
+
+  problems: int  # held-out problems
+  samples: int  # answers a problem, besides the greedy one
+  batch: int  # problems a sampling call
+  temperature: float
+  top_p: float
+
+  def __post_init__(self):
+    if min(self.problems, self.samples, self.batch) < 1:
+      raise ValueError(f"problems = {self.problems}, samples = {self.samples} and "
+                       f"batch = {self.batch} must be >= 1")
+    self.sampling(1)
+
+  def sampling(self, max_tokens):
+    """SamplingConfig of the sampled answers; ValueError where a number is out of range."""
+    return SamplingConfig(temperature=self.temperature, top_p=self.top_p, top_k=0, min_tokens=0,
+                          max_tokens=max_tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """Everything a run needs; configs/*.py hold the numbers."""
+
+  seed: int
+  threads: int  # data reading threads
+  stall_minutes: float  # without a finished step, chunk or grade until the run is ended as hung
+  hosts: HostsConfig
+  mesh: MeshConfig
+  model: ModelSection
+  data: DataConfig
+  prompt: PromptConfig
+  grade: GradeConfig
+  engine: EngineConfig
+  warmup: SftConfig
+  curate: CurateConfig
+  adacs: SftConfig
+  aepo: AepoConfig
+  evaluate: EvaluateConfig
+  wandb: WandbConfig
+
+  def __post_init__(self):
+    if self.threads < 1:
+      raise ValueError(f"threads = {self.threads} must be >= 1")
+    if self.stall_minutes <= 0:
+      raise ValueError(f"stall_minutes = {self.stall_minutes} must be > 0")
+    if self.data.digits is None and self.model.path == "":
+      raise ValueError("model.path is missing: a fresh model reads the digits problem alone, other "
+                       "data need a pretrained one")
+    longest = self.prompt.max_tokens[-1] + self.aepo.sampling.max_tokens
+    if self.aepo.steps and min(self.aepo.row_tokens) < longest:
+      raise ValueError(f"aepo.row_tokens = {self.aepo.row_tokens}: a row must hold the longest "
+                       f"prompt and response, prompt.max_tokens + aepo.sampling.max_tokens = "
+                       f"{longest} tokens; raise it or lower those")
+
+
+def read_config(values):
+  """TrainConfig of an ml_collections config; one-line ConfigError for every mistake."""
+  config = build(TrainConfig, values, "config")
+  if config.model.path and not os.path.isdir(config.model.path):
+    raise ConfigError(f"config.model.path {config.model.path!r} is no folder; give the folder of a "
+                      "Hugging Face Qwen2.5-VL model")
+  return config

@@ -1,0 +1,153 @@
+"""The folder of a run: one run at a time, its stages, what makes it another run, whole files."""
+
+import json
+import os
+
+from absl import logging
+
+from ares_jax.run.checkpoint.reader import newest_step
+from ares_jax.run.files import read_json, write_json
+
+STAGES = ("warmup", "adacs", "aepo")  # in the order of a run; each saves in a folder of its name
+
+# Settings that may change when a run goes on, and sections of them: how it reads, where it runs,
+# how often it saves. None is meant to change what comes out, though a mesh changes how sums round
+# and grade.timeout which slow answers count.
+FREE = ("threads", "hosts.", "mesh.", "engine.", "grade.workers", "grade.timeout",
+        "grade.timeout_share", "stall_minutes", "wandb.", *(f"{stage}.loop." for stage in STAGES))
+
+# Settings and digests that decide the pass rates of stage 1, besides what the warm-up reads; its
+# probe answers at the length of stage 2.
+CURATION = ("curate.pass_rates", "curate.problems", "curate.samples", "aepo.sampling.max_tokens",
+            "data.curated", "data.files.curated", "data.digits.curated")
+
+# Settings and digests that a stage after the first reads, and none before it: of two rows the
+# upper counts. All others are read by the first stage already.
+_READ_BY = {"adacs": ("adacs.", "curate.", *CURATION),
+            "aepo": ("aepo.", "data.prompts", "data.files.prompts", "data.digits.prompts")}
+
+# Settings that hosts of one run may have each for itself.
+OWN = ("threads", "grade.workers", "grade.timeout", "stall_minutes")
+
+_RECORDS = ("config.json", "fingerprint.json", "base.json")  # what a run was made with
+_ALLOWED = "allowed.json"  # {key: values that it had before a change was allowed}
+
+
+def latest_stage(workdir):
+  """Name of the last stage of a run that has a checkpoint.
+
+  Raises:
+    ValueError: none has.
+  """
+  for stage in reversed(STAGES):
+    if newest_step(os.path.join(workdir, stage)) is not None:
+      return stage
+  raise ValueError(f"{workdir} has no checkpoint of {', '.join(STAGES)} yet; train there first")
+
+
+def flatten(values, prefix=""):
+  """{"aepo.loss.clip_low": 0.2, ...} of nested dicts."""
+  found = {}
+  for key, value in values.items():
+    found |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+  return found
+
+
+def is_among(key, names):
+  """Whether a key is one of `names`, or in a section among them, which end in a point."""
+  return key in names or key.startswith(tuple(name for name in names if name.endswith(".")))
+
+
+def check_records(workdir, records, allow=()):
+  """Refuses a folder that was made with something else; writes nothing.
+
+  Only how often a run saves, how it reads and where it runs (FREE) may change.
+
+  Args:
+    workdir: folder of the run.
+    records: {"config.json": nested dict, "fingerprint.json": {name: digest}} or one of them, of
+      JSON values.
+    allow: keys that may differ all the same.
+
+  Returns:
+    {key: value there was} of what differs and may.
+
+  Raises:
+    ValueError: names the keys that differ.
+  """
+  before, after = {}, {}
+  for name, record in records.items():
+    if os.path.exists(os.path.join(workdir, name)):
+      before |= _marks(read_json(workdir, name))
+      after |= _marks(record)
+  different = _different(before, after)
+  refused = [key for key in different if key not in allow]
+  if refused:
+    raise ValueError(f"{workdir} was made with another config or other files: {', '.join(refused)} "
+                     f"differ; use another --workdir, or go on all the same with "
+                     f"--allow_change={','.join(refused)}")
+  return {key: before.get(key) for key in different}
+
+
+def keep_records(workdir, records, allow=()):
+  """Writes what a run is made with, after `check` of all of it."""
+  changed = check_records(workdir, records, allow)
+  os.makedirs(workdir, exist_ok=True)
+  if changed:
+    logging.warning("%s: %s changed, as allowed", workdir, ", ".join(changed))
+    allowed = read_json(workdir, _ALLOWED)
+    for key, value in changed.items():
+      allowed[key] = [*allowed.get(key, ()), value]
+    write_json(os.path.join(workdir, _ALLOWED), allowed)
+  for name, record in records.items():
+    write_json(os.path.join(workdir, name), record)
+
+
+def is_read_later(stage, key):
+  """Whether only what comes after `stage` reads a setting or digest."""
+  first = next((name for name, starts in _READ_BY.items() if key.startswith(starts)), STAGES[0])
+  return STAGES.index(first) > STAGES.index(stage)
+
+
+def run_marks(workdir):
+  """{key: JSON of its value} of what the run in a folder is made with, but for what is FREE.
+
+  Goes into every checkpoint; {} where nothing was kept.
+  """
+  found = {}
+  for name in _RECORDS:
+    found |= _marks(read_json(workdir, name))
+  return found
+
+
+def check_marks(workdir, stage, found, where):
+  """Refuses a checkpoint that says it was made with something else than the folder's run.
+
+  What only later stages read may differ: several runs may go on from copies of one cold start.
+
+  Args:
+    workdir: folder of the run.
+    stage: whose checkpoint it is.
+    found: the checkpoint's `marks`; {} is believed.
+    where: its name.
+
+  Raises:
+    ValueError: names what differs and was never allowed to change.
+  """
+  now, allowed = run_marks(workdir), read_json(workdir, _ALLOWED)
+  different = [key for key in _different(found, now)
+               if not is_read_later(stage, key) and found.get(key) not in allowed.get(key, ())]
+  if found and now and different:
+    raise ValueError(f"{where} was made with another config or other files than {workdir}: "
+                     f"{', '.join(different)} differ; move it away or use another --workdir")
+
+
+def _marks(record):
+  return {key: json.dumps(value) for key, value in flatten(record).items()
+          if not is_among(key, FREE)}
+
+
+def _different(before, after):
+  return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+
+

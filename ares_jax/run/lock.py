@@ -1,0 +1,82 @@
+"""WORKDIR/lock: one run at a time in a folder."""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+
+from absl import logging
+
+_RENEW = 20.0  # seconds between two signs of life of a lock
+_GONE = 6 * _RENEW  # a lock of another host without one for so long is stale
+
+
+@contextlib.contextmanager
+def lock(workdir):
+  """Holds WORKDIR/lock: host, process id and time of the one run in the folder.
+
+  The system lets go of a lock with its process, however that ends. Where a file system does not
+  tell other hosts of locks, the file's time does, which is renewed all along.
+
+  Raises:
+    ValueError: another run works there; names it.
+    OSError: the folder cannot be written.
+  """
+  os.makedirs(workdir, exist_ok=True)
+  path = os.path.join(workdir, "lock")
+  with open(path, "a+", encoding="utf-8") as file:
+    quiet = time.time() - os.fstat(file.fileno()).st_mtime
+    file.seek(0)
+    holder = _holder(file.read())
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise ValueError(f"{workdir} is in use by {holder['text']}; stop that run or use another "
+                       "--workdir") from None
+    if holder["host"] not in ("", socket.gethostname()) and quiet < _GONE:
+      raise ValueError(f"{workdir} is in use by {holder['text']}, seen {quiet:.0f} s ago; stop "
+                       f"that run, or wait {_GONE:.0f} s if it is gone, or use another --workdir")
+    if holder["host"]:
+      logging.warning("%s: the lock of %s is stale: that run was killed", workdir, holder["text"])
+    file.truncate(0)
+    json.dump({"host": socket.gethostname(), "pid": os.getpid(),
+               "time": time.strftime("%Y-%m-%d %H:%M:%S %z")}, file)
+    file.flush()
+    os.fsync(file.fileno())  # other hosts of the run read it at once
+    over = threading.Event()
+    renewing = threading.Thread(target=_renew, args=(over, path), daemon=True, name="lock")
+    renewing.start()
+    try:
+      yield
+    finally:
+      over.set()
+      renewing.join()
+      file.truncate(0)
+
+
+def read_lock(workdir):
+  """What stands in the lock of a folder; "" where there is none."""
+  path = os.path.join(workdir, "lock")
+  if not os.path.exists(path):
+    return ""
+  with open(path, encoding="utf-8") as file:
+    return file.read()
+
+
+def _holder(text):
+  """Host and description of who wrote a lock; host "" when nobody holds it."""
+  try:
+    record = json.loads(text)
+    return {"host": record["host"], "text":
+            f"process {record['pid']} on {record['host']} since {record['time']}"}
+  except (ValueError, KeyError, TypeError):
+    return {"host": "", "text": "another process"}
+
+
+def _renew(over, path):
+  while not over.wait(_RENEW):
+    with contextlib.suppress(OSError):  # a file server that is away for a while
+      os.utime(path)

@@ -1,0 +1,197 @@
+"""What a run reports: scalars to files, progress to the terminal, seconds per phase.
+
+`DIR/metrics.jsonl` has one object a step: "stage", "step", then the metric names; a value that is
+not finite is null. `step` counts finished steps: the line of a stage's first step has step 1, and
+a checkpoint at step s holds the work of lines 1..s. TensorBoard files are in DIR/tensorboard/STAGE.
+"""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import time
+
+import jax
+import numpy as np
+from absl import logging
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+from ares_jax.run.files import atomic_write
+
+_FLUSH = 30.0  # seconds between flushes of TensorBoard's file
+
+# Who is told of every line, of the process.
+_mirrors = []
+
+
+@contextlib.contextmanager
+def mirror_lines(send):
+  """Inside, every line that is written goes to `send`, a function of the line's dict, too."""
+  _mirrors.append(send)
+  try:
+    yield
+  finally:
+    _mirrors.remove(send)
+
+
+class MetricWriter:
+  """Writes the scalars of one stage. Only process 0 writes; on others all is a no-op."""
+
+  def __init__(self, workdir, stage, *, step):
+    """Opens the logs and cuts off what a killed run wrote after its last checkpoint.
+
+    Args:
+      workdir: the run's folder, made if missing.
+      stage: name of the stage, on every line.
+      step: finished steps of the stage at which the run goes on; 0 = from the start. Lines of
+        this stage with a larger step are removed, because they will be written again.
+
+    Raises:
+      ValueError: a line of metrics.jsonl other than the last is not a JSON object with stage
+        and step.
+    """
+    self._stage = stage
+    self._file = self._events = None
+    if jax.process_index() != 0:
+      return
+    os.makedirs(workdir, exist_ok=True)
+    self._path = os.path.join(workdir, "metrics.jsonl")
+    truncate_lines(self._path, stage, step)
+    self._file = open(self._path, "ab", buffering=0)
+    self._events = _Events(os.path.join(workdir, "tensorboard", stage), step)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, *exc):
+    # What ended the stage is not hidden by a disk that refuses the rest.
+    with contextlib.nullcontext() if kind is None else contextlib.suppress(OSError):
+      self.close()
+
+  def write_scalars(self, step, scalars):
+    """Writes one line.
+
+    Args:
+      step: finished steps, >= 1.
+      scalars: name -> number or array of one element.
+
+    Raises:
+      ValueError: a value has more than one element, or a name is "stage" or "step".
+      OSError: the line cannot be written, or the file is gone; may be tried again.
+    """
+    numbers = {name: _number(name, value) for name, value in scalars.items()}
+    if self._file is None:
+      return
+    line = {"stage": self._stage, "step": int(step)}
+    for name, number in numbers.items():
+      if name in line:
+        raise ValueError(f"a metric cannot be called {name!r}; it is a key of every line")
+      line[name] = number if math.isfinite(number) else None
+    self._append((json.dumps(line, allow_nan=False) + "\n").encode())
+    self._events.add(int(step), numbers)
+    for send in _mirrors:
+      send(line)
+
+  def _append(self, line):
+    """One write of a whole line: a kill leaves at most one torn line, which truncate removes."""
+    there = os.fstat(self._file.fileno())
+    if not os.path.samestat(os.stat(self._path), there):  # also raises where the folder is gone
+      raise OSError(errno.ESTALE, "another file is in its place", self._path)
+    try:
+      written = self._file.write(line)
+      if written < len(line):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
+    except OSError:
+      with contextlib.suppress(OSError):
+        self._file.truncate(there.st_size)
+      raise
+
+  def flush(self):
+    """Forces everything written to disk."""
+    if self._file is not None:
+      os.fsync(self._file.fileno())
+      self._events.flush()
+
+  def close(self):
+    """Flushes and closes; the writer is then dead."""
+    if self._file is not None:
+      try:
+        self.flush()
+      finally:
+        self._file.close()
+        self._file = None
+
+
+class _Events:
+  """TensorBoard's copy of the scalars; ends where a disk refuses it.
+
+  tensorboardX.SummaryWriter writes in a thread: where that has died, the tenth step after it waits
+  for ever.
+  """
+
+  def __init__(self, folder, step):
+    os.makedirs(folder, exist_ok=True)
+    self._writer = EventsWriter(os.path.join(folder, "events"))
+    # Hides what a killed run drew after its last checkpoint.
+    self._writer.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+    self._flushed = time.monotonic()
+
+  def add(self, step, numbers):
+    """Adds {name: number}; TensorBoard has no null."""
+    event = Event(wall_time=time.time(), step=step)
+    for name, number in numbers.items():
+      if math.isfinite(number):
+        event.summary.value.extend(scalar(name, number).value)
+    self._try(lambda writer: writer.write_event(event))
+    if time.monotonic() - self._flushed > _FLUSH:
+      self.flush()
+
+  def flush(self):
+    self._flushed = time.monotonic()
+    self._try(lambda writer: writer.flush())
+
+  def _try(self, act):
+    try:
+      if self._writer is not None:
+        act(self._writer)
+    except OSError as error:
+      logging.warning("TensorBoard's file ends here: %s; metrics.jsonl goes on", error)
+      self._writer = None
+
+
+def _number(name, value):
+  array = np.asarray(value)
+  if array.size != 1:
+    raise ValueError(f"metric {name!r} has shape {array.shape}; write one number per name")
+  return array.item()
+
+
+def truncate_lines(path, stage, step):
+  """Rewrites `path` without `stage`'s lines after `step` and without a torn last line.
+
+  Line by line: rollouts.jsonl may be larger than memory.
+  """
+  if not os.path.exists(path) or all(stays for _, stays in _judged(path, stage, step)):
+    return
+  with atomic_write(path) as temporary, open(temporary, "wb") as file:
+    file.writelines(line for line, stays in _judged(path, stage, step) if stays)
+
+
+def _judged(path, stage, step):
+  """(line, whether it stays) of the lines of `path`."""
+  with open(path, "rb") as file:
+    # In binary: as text, a line would also end at a carriage return.
+    for number, line in enumerate(file, start=1):
+      if not line.endswith(b"\n"):
+        yield line, False
+        return
+      try:
+        record = json.loads(line)
+        stays = record["stage"] != stage or record["step"] <= step
+      except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} line {number} is not an object with stage and step ({error}); "
+                         "repair or move it") from error
+      yield line, stays

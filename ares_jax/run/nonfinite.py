@@ -1,0 +1,35 @@
+"""WORKDIR/nonfinite: batches whose update was skipped."""
+
+import glob
+import os
+
+import jax
+import numpy as np
+from absl import logging
+
+from ares_jax.run.files import atomic_write
+from ares_jax.system import mesh
+
+_BATCHES = 3  # dumped batches kept
+
+
+def dump_batch(workdir, stage, step, batch):
+  """Writes WORKDIR/nonfinite/STAGE-STEP.npz, a step's batch under the paths of its arrays.
+
+  Only the newest three files are kept.
+  """
+  folder = os.path.join(workdir, "nonfinite")
+  arrays = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(mesh.fetch(batch))}
+  if jax.process_index():
+    return
+  try:
+    os.makedirs(folder, exist_ok=True)
+    with atomic_write(os.path.join(folder, f"{stage}-{step}.npz")) as path, open(path,
+                                                                                 "wb") as file:
+      np.savez_compressed(file, **arrays)
+  except OSError as error:
+    # The run is worth more than the batch.
+    logging.warning("the batch of %s step %d is not kept: %s", stage, step, error)
+  for old in sorted(glob.glob(os.path.join(folder, "*.npz")), key=os.path.getmtime)[:-_BATCHES]:
+    os.remove(old)

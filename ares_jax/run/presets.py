@@ -1,0 +1,32 @@
+"""Named algorithms: what AEPO's baselines change in a config of reinforcement learning.
+
+    python -m ares_jax.train --config=configs/aepo_7b.py:dapo
+"""
+
+from ares_jax.system.config import ConfigError, suggest
+
+# Without AEPO's two parts: accuracy as the reward, one fixed weight of the KL term.
+_GRPO = {"aepo.reward.kind": "accuracy", "aepo.kl.dynamic": False}
+
+PRESETS = {
+  "aepo": {},
+  "grpo": _GRPO,
+  # DAPO, arXiv 2503.14476: clip-higher, token average, dynamic sampling, no KL term. Its penalty of
+  # overlong answers is not there.
+  "dapo": _GRPO | {
+    "aepo.kl.beta": (0.0, 0.0, 0.0), "aepo.loss.clip_low": 0.2, "aepo.loss.clip_high": 0.28,
+    "aepo.loss.average": "token", "aepo.filter.batches": 20, "aepo.filter.low": 0.01,
+    "aepo.filter.high": 0.99},
+}
+
+
+def choose_preset(config, name):
+  """`config`, an ml_collections ConfigDict with a section `aepo`, changed to algorithm `name`.
+
+  Raises:
+    ConfigError: there is no such algorithm.
+  """
+  if name not in PRESETS:
+    raise ConfigError(f"there is no algorithm {name!r}{suggest(name, list(PRESETS))}")
+  config.update_from_flattened_dict(PRESETS[name])
+  return config

@@ -1,0 +1,66 @@
+"""The weights that a run has saved: a checkpoint's, or its adapters and the base under them.
+
+Checkpoints of a run that trains adapters hold adapters alone. The base is read again from where the
+run had it, and told by the digests in WORKDIR/base.json.
+"""
+
+import dataclasses
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+
+from ares_jax.models import lora, weights
+from ares_jax.run.checkpoint import digest
+from ares_jax.run.checkpoint.reader import read_part
+from ares_jax.run.files import read_json
+from ares_jax.run.identity import flatten
+from ares_jax.run.model import first_weights
+
+
+def restore_params(workdir, stage, config, model):
+  """(step, what was trained, lora.Base or None) of the newest checkpoint, on the current mesh.
+
+  Args:
+    workdir: folder of the run.
+    stage: one of run_folder.STAGES.
+    config: TrainConfig of the run.
+    model: ModelConfig.
+
+  Raises:
+    ValueError: there is none, it is of another model, or the base or config.model.lora is another
+      one.
+  """
+  folder, section, devices = os.path.join(workdir, stage), config.model.lora, (
+    jax.sharding.get_mesh())
+  _check_lora(workdir, section)
+  if not section.rank:
+    return *read_part(folder, "params", weights.abstract(model, devices, jnp.float32)), None
+  step, adapters = read_part(folder, "params", lora.abstract(model, section, devices))
+  base = first_weights(config, model)
+  record = read_json(workdir, "base.json")
+  if not record:
+    raise ValueError(f"{os.path.join(workdir, 'base.json')}, which says what the adapters in "
+                     f"{folder} belong to, does not exist; copy the whole folder of the run")
+  different = sorted(name for name, found in digest.digest_tree(base).items()
+                     if record["base"].get(name) != found)
+  if different:
+    raise ValueError(f"{workdir} trained adapters of another base: {', '.join(different)} are not "
+                     "those of base.json; restore the files under config.model.path")
+  return step, adapters, lora.Base(base, section.alpha / section.rank)
+
+
+def _check_lora(workdir, section):
+  """Refuses other adapters than the run's: what they are multiplied with is in no checkpoint."""
+  written = flatten(read_json(workdir, "config.json"))
+  if not written and section.rank:
+    raise ValueError(f"{os.path.join(workdir, 'config.json')}, which says how the adapters in "
+                     f"{workdir} were trained, does not exist; copy the whole folder of the run")
+  if not section.rank and not written.get("model.lora.rank"):
+    return
+  for key, value in json.loads(json.dumps(dataclasses.asdict(section))).items():
+    before = written.get(f"model.lora.{key}")
+    if before != value:
+      raise ValueError(f"{workdir} was trained with model.lora.{key} = {before!r}, not {value!r}; "
+                       "set config.model.lora as it was then")

@@ -1,0 +1,50 @@
+"""How fast a step was and how full the devices are; what is not known is left out, never guessed.
+
+MFU (model FLOPs utilisation) is the FLOPs that the mathematics of a step needs (model_flops.py)
+over what all chips could do in its seconds: known of the chips in chips.py.
+"""
+
+import jax
+
+from ares_jax.system import chips
+
+_GIB = 2**30
+
+
+def speed_metrics(metrics, seconds):
+  """Metrics of a step's speed.
+
+  Args:
+    metrics: of the step; "work/tokens" and "work/flops" are used where they are there.
+    seconds: it took.
+
+  Returns:
+    dict with some of "speed/tokens" (a second), "speed/mfu" (share of the peak), "memory/peak" and
+    "memory/limit" (GiB of the fullest device, the peak since the process began).
+  """
+  devices, found = jax.devices(), {}
+  if "work/tokens" in metrics:
+    found["speed/tokens"] = float(metrics["work/tokens"]) / seconds
+  chip = chips.chip_of(devices[0])
+  if chip and "work/flops" in metrics:
+    found["speed/mfu"] = float(metrics["work/flops"]) / seconds / len(devices) / chip.flops
+  # None where a device does not count, as on CPUs.
+  stats = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+  stats = [one for one in stats if {"peak_bytes_in_use", "bytes_limit"} <= one.keys()]
+  if stats:
+    fullest = max(stats, key=lambda one: one["peak_bytes_in_use"] / one["bytes_limit"])
+    found |= {"memory/peak": fullest["peak_bytes_in_use"] / _GIB,
+              "memory/limit": fullest["bytes_limit"] / _GIB}
+  return found
+
+
+def speed_note(found):
+  """What `measured` found, for the progress line."""
+  parts = []
+  if "speed/tokens" in found:
+    parts.append(f"{found['speed/tokens']:.3g} tokens/s")
+  if "speed/mfu" in found:
+    parts.append(f"MFU {found['speed/mfu']:.1%}")
+  if "memory/peak" in found:
+    parts.append(f"HBM {found['memory/peak']:.1f} of {found['memory/limit']:.1f} GiB")
+  return ", ".join(parts)

@@ -1,0 +1,1 @@
+"""Sampling of responses, and the rollouts made of them."""

@@ -1,0 +1,140 @@
+"""Entropy-triggered branching: forks of running sequences where windows turn uncertain (3.2.1).
+
+The first G - branches sequences of a group start at the prompt. Where the window entropy of one of
+them rises to the threshold, another sequence forks from the first token of that window: it has the
+tokens before in common and draws the rest itself. Which sequence may fork off which is fixed, and
+one that found no fork starts at the prompt: groups have G sequences, and none depends on when its
+slot was free.
+
+Keys and values are not computed again. When a sequence ends, its slot goes back to its last fork
+and continues there; an idle slot with nothing else to do takes a fork over, with a copy.
+
+G group, B rows (row b = p*G + g), S slots, T response tokens. Sizes are those of one device.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+@flax.struct.dataclass
+class Branching:
+  """When to fork, and how often."""
+
+  threshold: jax.Array  # float32 [], tau in nats; nan: never
+  branches: int = flax.struct.field(pytree_node=False)  # sequences of a group that may be forks
+  window: int = flax.struct.field(pytree_node=False)  # tokens
+
+
+def parents(group, branches):
+  """int [G]: the sample that each sample of a group may fork from; itself for the first ones."""
+  return np.arange(group) % (group - branches)
+
+
+def replay_step(slots, group, branching):
+  """The step that leads back to a fork: it reads the parent's token before it once more.
+
+  Returns:
+    bool [S], slots at that step; int32 [S], the parent's token.
+  """
+  rows = len(slots.tokens)
+  row_S = jnp.minimum(slots.row, rows - 1)
+  token_S = slots.tokens[_first(row_S, group, branching), slots.cache.length]
+  return (slots.row < rows) & (slots.cache.length < slots.fork[row_S]), token_S
+
+
+def note_forks(slots, group, branching):
+  """Slots whose newest token completes a window that rises to the threshold note a fork.
+
+  Call it when entropies are written, while `cache.length` is the newest token's position.
+  """
+  rows, window, last_S = len(slots.tokens), branching.window, slots.cache.length
+  row_S = jnp.minimum(slots.row, rows - 1)
+  entropy_SW = slots.entropy[row_S[:, None], last_S[:, None] + jnp.arange(-window, 1)]
+  rises_S = ((entropy_SW[:, 1:].mean(1) >= branching.threshold)
+             & (entropy_SW[:, :-1].mean(1) < branching.threshold))
+  child_S = _child(row_S, slots.forks, group, branching)
+  # A window that starts at the first token has none before it: a fork there would share nothing.
+  forks_S = (rises_S & (last_S >= window) & (slots.row < rows) & (child_S < rows)
+             & (row_S % group < group - branching.branches))
+  fork_B = slots.fork.at[jnp.where(forks_S, child_S, rows)].set(last_S - window + 1, mode="drop")
+  return slots.replace(fork=fork_B, forks=slots.forks + forks_S)
+
+
+def return_to_fork(slots, ended_S, group, branching):
+  """Slots after their sequences ended: at the last fork that is left, or idle.
+
+  A first sequence lets those that might have forked from it, and did not, start at the prompt.
+  """
+  rows = len(slots.tokens)
+  waiting_B, row_S = slots.waiting, jnp.minimum(slots.row, rows - 1)
+  first_S = ended_S & (row_S % group < group - branching.branches)
+  for number in range(branching.branches):
+    child_S = _child(row_S, number, group, branching)
+    free_S = first_S & (number >= slots.forks)
+    waiting_B = waiting_B.at[jnp.where(free_S, child_S, rows)].set(True, mode="drop")
+  back_S = ended_S & (slots.forks > slots.given)
+  # From the last fork to the first: each overwrites only what lies behind the forks before it.
+  forks_S = slots.forks - back_S
+  child_S = _child(row_S, forks_S, group, branching)
+  length_S = slots.fork[jnp.minimum(child_S, rows - 1)] - 1
+  return slots.replace(
+    waiting=waiting_B, forks=forks_S,
+    row=jnp.where(back_S, child_S, jnp.where(ended_S, rows, slots.row)),
+    cache=slots.cache.replace(length=jnp.where(back_S, length_S, slots.cache.length)))
+
+
+def hand_over_forks(slots, group, branching, live):
+  """Idle slots take over forks that wait for the end of another slot's sequence.
+
+  Args:
+    slots: Slots.
+    group: G.
+    branching: Branching.
+    live: tokens that are copied, as many as any slot has.
+  """
+  rows = len(slots.tokens)
+
+  def idle_and_waiting(slots):
+    return slots.row >= rows, (slots.row < rows) & (slots.forks > slots.given)
+
+  def move(slots):
+    to, source = (jnp.argmax(x) for x in idle_and_waiting(slots))
+    child = _child(slots.row[source], slots.given[source], group, branching)
+
+    def copy(x_LSTKH):
+      layers, _, _, *sizes = x_LSTKH.shape
+      part = lax.dynamic_slice(x_LSTKH, (0, source, 0, 0, 0), (layers, 1, live, *sizes))
+      return lax.dynamic_update_slice(x_LSTKH, part, (0, to, 0, 0, 0))
+
+    cache = slots.cache
+    return slots.replace(
+      row=slots.row.at[to].set(child), given=slots.given.at[source].add(1).at[to].set(0),
+      forks=slots.forks.at[to].set(0),
+      cache=cache.replace(k=copy(cache.k), v=copy(cache.v),
+                          length=cache.length.at[to].set(slots.fork[child] - 1)))
+
+  return lax.while_loop(
+    lambda slots: jnp.all(jnp.stack([x.any() for x in idle_and_waiting(slots)])), move, slots)
+
+
+def join_forks(x_BT, fork_B, group, branches):
+  """Rows of whole sequences: forks with their parents' tokens in front."""
+  if not branches:
+    return x_BT
+  x_PGT = x_BT.reshape(-1, group, x_BT.shape[1])
+  shared_BT = jnp.arange(x_BT.shape[1]) < fork_B[:, None]
+  return jnp.where(shared_BT, x_PGT[:, parents(group, branches)].reshape(x_BT.shape), x_BT)
+
+
+def _first(row, group, branching):
+  """The row of the first sequence that a row's own forks from."""
+  return row - row % group + row % group % (group - branching.branches)
+
+
+def _child(row, number, group, branching):
+  """The row of fork `number` of a row's first sequence; beyond all rows where there is none."""
+  sample = row % group % (group - branching.branches) + (number + 1) * (group - branching.branches)
+  return jnp.where(sample < group, row - row % group + sample, jnp.iinfo(jnp.int32).max)

@@ -1,0 +1,122 @@
+"""The shell around every command: flags in, one-line errors and exit codes out.
+
+Exit codes: 0 done, 1 a mistake in a config, an input or a file, 2 wrong usage, 130 Ctrl-C.
+"""
+
+import os
+import sys
+import traceback
+
+from absl import flags, logging
+
+from ares_jax.system import config as config_lib
+
+
+class UsageError(config_lib.ConfigError):
+  """The command line itself is wrong: an unknown flag, a missing --config, a stray word."""
+
+
+def run(main, *, positional=(), argv=None):
+  """Parses the flags, calls `main(*positional values)` and exits.
+
+  `ValueError` and `OSError` become one line on stderr and exit code 1. With ARES_TRACEBACK=1 in the
+  environment a traceback is printed first; the line mentions this unless the config is at fault.
+  Any other exception is a bug: it keeps its traceback.
+
+  Args:
+    main: the command; flags are parsed when it is called. Its return value is ignored.
+    positional: names of the words the command needs besides its flags.
+    argv: the command line with the program's name first; None is `sys.argv`.
+  """
+  argv = list(sys.argv if argv is None else argv)
+  if any(word in ("--help", "-h", "-help") for word in argv[1:]):
+    print(_help())
+    sys.exit(0)
+  try:
+    words = _parse(argv, positional)
+    logging.use_absl_handler()
+    main(*words)
+  except KeyboardInterrupt as stop:
+    what = str(stop) if str(stop) else "run the same command again to continue"
+    _stop(f"stopped: {what}", 130)
+  except UsageError as error:
+    _stop(f"error: {config_lib.one_line(error)} (--help shows how)", 2)
+  except (ValueError, OSError) as error:
+    hint = "" if isinstance(error, config_lib.ConfigError) else " (ARES_TRACEBACK=1 shows where)"
+    if "ARES_TRACEBACK" in os.environ:
+      traceback.print_exc()
+      hint = ""
+    _stop(f"error: {config_lib.one_line(error)}{hint}", 1)
+  sys.exit(0)
+
+
+def require_config(config):
+  """Returns `config`, the value of a `config_flags` flag; UsageError when none was given."""
+  if config is None:
+    raise UsageError("no config given; pass --config=FILE, for example configs/ares_tiny.py")
+  return config
+
+
+def _parse(argv, positional):
+  _check_config(argv)
+  try:
+    words = flags.FLAGS(argv)[1:]
+  except flags.Error as error:
+    message = config_lib.one_line(error)
+    # absl words a bad value as `flag --config.steps=x: reason`: the config's fault, not usage.
+    if message.startswith("flag --config."):
+      raise config_lib.ConfigError(f"wrong type: {message}") from error
+    raise UsageError(message) from error
+  if len(words) != len(positional):
+    raise UsageError(
+      f"expected {' '.join(name.upper() for name in positional) or 'no words'} besides flags, "
+      f"got {' '.join(words) or 'none'}"
+    )
+  return words
+
+
+def _check_config(argv):
+  """Finds mistakes in --config and --config.key before config_flags meets them.
+
+  ml_collections 1.1 answers a missing file with an object that raises at its first use, and an
+  unknown key with an AttributeError and a traceback.
+  """
+  if "config" not in flags.FLAGS:
+    return
+  path, keys = None, []
+  words = iter(argv[1:])
+  for word in words:
+    if word == "--":
+      break
+    name, equals, value = word.lstrip("-").partition("=")
+    if not word.startswith("-"):
+      continue
+    if name == "config":
+      path = value if equals else next(words, "")
+    elif name.startswith(("config.", "noconfig.")):
+      if path is None:
+        raise UsageError(f"{word} stands before --config=FILE; put --config first")
+      keys.append(name.split(".")[1:])
+  if path is None:
+    return
+  config = config_lib.load(path)
+  for key in keys:
+    node, where = config, "config"
+    for part in key:
+      part = part.split("[")[0]
+      fields = list(node.keys()) if hasattr(node, "keys") else []
+      if part not in fields:
+        raise config_lib.ConfigError(
+          f"{where}.{part} is not in {path}" + (config_lib.suggest(part, fields) if fields else "")
+        )
+      node, where = node[part], f"{where}.{part}"
+
+
+def _help():
+  doc = sys.modules["__main__"].__doc__
+  return f"{doc.strip() if doc else ''}\n\nflags:\n{flags.FLAGS.main_module_help()}"
+
+
+def _stop(message, code):
+  print(message, file=sys.stderr, flush=True)
+  sys.exit(code)

@@ -1,0 +1,231 @@
+"""AdamW, its learning rate, and the update that a non-finite gradient skips.
+
+The learning rate is an argument of `apply`, not part of the transformation: it may be traced, and
+no schedule counts steps of its own.
+
+Master weights are float32. Moments take 8 bytes a weight in float32, 6 with the first in bfloat16,
+and little over 2 where the second is factored, too, into means over rows and columns (Adafactor,
+arXiv 1804.04235). There is no second moment in bfloat16: at b2 = 0.999 it moves by 0.1% a step, and
+bfloat16 rounds what is below 0.2% away, so it would never fall.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ares_jax.system import mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW and its schedule; every field is required."""
+
+  learning_rate: float  # peak
+  schedule: Literal["constant", "cosine"]  # after the warm-up
+  warmup_steps: int  # linear from 0; 0 = none; in stage 2 iterations
+  final_fraction: float  # cosine: rate at the last step over the peak
+  b1: float
+  b2: float
+  eps: float
+  weight_decay: float  # decoupled: times the learning rate
+  clip: float  # global norm of the gradient; inf = no clipping
+  moments: Literal["float32", "bfloat16", "factored"]  # bfloat16: the first; factored: second, too
+
+  def __post_init__(self):
+    if not 0 <= self.learning_rate < float("inf"):
+      raise ValueError(f"learning_rate is {self.learning_rate}; must be finite and >= 0")
+    if self.warmup_steps < 0:
+      raise ValueError(f"warmup_steps is {self.warmup_steps}; must be >= 0")
+    if not 0 <= self.final_fraction <= 1:
+      raise ValueError(f"final_fraction is {self.final_fraction}; must be in [0, 1]")
+    for name, value in (("b1", self.b1), ("b2", self.b2)):
+      if not 0 <= value < 1:
+        raise ValueError(f"{name} is {value}; must be in [0, 1)")
+    if self.eps <= 0:
+      raise ValueError(f"eps is {self.eps}; must be > 0")
+    if self.weight_decay < 0:
+      raise ValueError(f"weight_decay is {self.weight_decay}; must be >= 0")
+    if self.clip <= 0:
+      raise ValueError(f"clip is {self.clip}; must be > 0 (inf = no clipping)")
+
+
+def learning_rate(config, step, total):
+  """The rate of `step` (0 = the first) of `total`: updates, or iterations of stage 2.
+
+  The minibatches of an iteration share one rate.
+
+  Warm-up: peak (step + 1) / warmup_steps. Then constant, or a cosine from the peak to
+  peak * final_fraction at `total`.
+
+  Args:
+    config: OptimizerConfig.
+    step: int or int32 [], may be traced.
+    total: int or int32 [], may be traced.
+
+  Returns:
+    float32 [].
+  """
+  step, total = jnp.float32(step), jnp.float32(total)
+  warmup = jnp.minimum((step + 1) / max(config.warmup_steps, 1), 1.0)
+  if config.schedule == "constant":
+    return config.learning_rate * warmup
+  # A run shorter than its warm-up has no cosine part: the maximum keeps the division defined.
+  length = jnp.maximum(total - config.warmup_steps, 1.0)
+  progress = jnp.clip((step - config.warmup_steps) / length, 0.0, 1.0)
+  cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+  return config.learning_rate * warmup * (
+    config.final_fraction + (1 - config.final_fraction) * cosine
+  )
+
+
+def make(config, *, trained=None):
+  """AdamW without its learning rate: clip, Adam moments, decoupled weight decay.
+
+  Args:
+    config: OptimizerConfig.
+    trained: tree of bools like the params: the other leaves are frozen: no moments, no update,
+      no part in clipping. None is all.
+
+  Returns:
+    optax.GradientTransformation for `apply`.
+  """
+  chain = optax.chain(
+    optax.clip_by_global_norm(config.clip),
+    _moments(config),
+    optax.add_decayed_weights(config.weight_decay),
+  )
+  if trained is None:
+    return chain
+  frozen = jax.tree.map(lambda leaf: not leaf, trained)
+  return optax.chain(optax.masked(optax.set_to_zero(), frozen), optax.masked(chain, trained))
+
+
+def _moments(config):
+  """The gradient over its root mean square, averaged: what both kinds of moments make of it."""
+  if config.moments != "factored":
+    return optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.moments)
+  # Adafactor's own rate of forgetting rises to 1; capped at b2 it ends as Adam's.
+  factored = optax.scale_by_factored_rms(
+    epsilon=config.eps**2,
+    decay_rate_fn=lambda step, _: jnp.minimum(config.b2, 1 - (step + 1.0) ** -0.8))
+  return optax.chain(factored, optax.ema(config.b1, accumulator_dtype=jnp.bfloat16))
+
+
+def state_shardings(tx, params, shardings):
+  """Shardings of `tx`'s state: moments like their parameters, the rest replicated, means of a
+  factored moment too, which are small.
+
+  `jit(tx.init)(params)` under Auto axes gives replicated moments; pass these as `out_shardings`.
+
+  Args:
+    tx: from `make`.
+    params: params, concrete or abstract.
+    shardings: tree like the params; all NamedSharding, or all on one device.
+  """
+  state = jax.eval_shape(tx.init, params)
+  replicated = jax.tree.leaves(shardings)[0]
+  if isinstance(replicated, jax.sharding.NamedSharding):
+    replicated = jax.sharding.NamedSharding(replicated.mesh, jax.sharding.PartitionSpec())
+  return optax.tree_utils.tree_map_params(
+    tx,
+    # A frozen leaf has an empty MaskedNode where its moments would stand: it stays.
+    lambda leaf, param, sharding: leaf if isinstance(leaf, optax.MaskedNode) else (
+      sharding if leaf.shape == param.shape else replicated),
+    state,
+    params,
+    shardings,
+    transform_non_params=lambda _: replicated,
+    is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
+  )
+
+
+def keep_layout(tx, params, opt_state, specs):
+  """Constrains weights and moments to the weights' layout, for the end of a jitted step.
+
+  Left alone, the compiler lays results out as it likes, and the next call compiles anew.
+
+  Args:
+    tx: from `make`.
+    params, opt_state: of the step's result.
+    specs: tree of PartitionSpec like the params.
+
+  Returns:
+    params, opt_state.
+  """
+  params = jax.tree.map(lambda leaf, spec: mesh.shard(leaf, *spec), params, specs)
+
+  def laid_out(leaf, param, spec):
+    if isinstance(leaf, optax.MaskedNode):
+      return leaf
+    return mesh.shard(leaf, *(spec if leaf.shape == param.shape else ()))
+
+  opt_state = optax.tree_utils.tree_map_params(
+    tx,
+    laid_out,
+    opt_state,
+    params,
+    specs,
+    transform_non_params=lambda leaf: mesh.shard(leaf),
+    is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
+  )
+  return params, opt_state
+
+
+def make_with_frozen(config, params, *, frozen=()):
+  """`make` for a dict of weights, all parts trained but those named in `frozen`.
+
+  Raises:
+    ValueError: `frozen` names a part that the weights do not have.
+  """
+  unknown = sorted(set(frozen) - set(params))
+  if unknown:
+    raise ValueError(f"frozen parts {unknown} are not in the params; known: {', '.join(params)}")
+  trained = {
+    name: jax.tree.map(lambda _, on=name not in frozen: on, part) for name, part in params.items()
+  }
+  return make(config, trained=trained)
+
+
+def init_opt_state(tx, params):
+  """First state of `tx`, sharded like the weights, which are on a mesh."""
+  shardings = jax.tree.map(lambda x: x.sharding, params)
+  return jax.jit(tx.init, out_shardings=state_shardings(tx, params, shardings))(params)
+
+
+def apply_update(tx, grads, opt_state, params, rate, sound=True):
+  """One update, or none when the gradient is not finite or what it was made of is not sound.
+
+  Args:
+    tx: from `make`.
+    grads: like `params`, any float dtype.
+    opt_state: from `tx.init`.
+    params: float32 leaves.
+    rate: float32 [], the learning rate, e.g. `learning_rate(config, step, total)`.
+    sound: bool [], whether to update at all.
+
+  Returns:
+    params, opt_state: unchanged bit for bit (moments and count too) when any gradient is NaN or
+      infinite, the squares overflow, or not `sound`.
+    metrics: grad_norm float32 [] (before clipping), skipped float32 [] (0 or 1).
+
+  Raises:
+    ValueError: a parameter is not float32; moments and updates in bfloat16 lose small steps.
+  """
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    if leaf.dtype != jnp.float32:
+      raise ValueError(
+        f"params{jax.tree_util.keystr(path)} is {leaf.dtype}; master weights must be float32"
+      )
+  grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+  grad_norm = optax.tree_utils.tree_norm(grads)
+  finite = jnp.isfinite(grad_norm) & sound
+  # Not optax.apply_if_finite: with a limit of N it applies the (N+1)th NaN.
+  updates, new_state = tx.update(grads, opt_state, params)
+  new_params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
+  params, opt_state = jax.tree.map(
+    lambda new, old: jnp.where(finite, new, old), (new_params, new_state), (params, opt_state)
+  )
+  return params, opt_state, {"grad_norm": grad_norm, "skipped": 1.0 - finite.astype(jnp.float32)}

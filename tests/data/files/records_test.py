@@ -1,0 +1,188 @@
+"""Every format holds the same records, whatever its files, groups and batches."""
+
+import concurrent.futures
+import json
+import pickle
+import threading
+import time
+import types
+from unittest import mock
+
+import data_files as files
+import pyarrow as pa
+import pytest
+from etils import epath
+
+from ares_jax.data.bad_row import BadRow
+from ares_jax.data.files import group_cache, records
+from ares_jax.data.files.records import open_records
+from ares_jax.data.files.remote_arrow import RemoteArrow
+from ares_jax.data.files.schema import read_row
+from ares_jax.data.files.schema import read_schemas as schemas
+from ares_jax.data.images import load_image
+
+RECORDS = [{"problem": f"line\u2028break {number}", "answer": str(number),
+            "images": [f"{number}.png"] * (number % 3)} for number in range(7)]
+
+
+def in_parts(folder, write, suffix):
+  folder.mkdir()
+  for number, part in enumerate((RECORDS[:4], RECORDS[4:])):
+    write(folder / f"train-{number:05d}-of-00002{suffix}", part)
+  return str(folder)
+
+
+FORMATS = {
+  ".jsonl": lambda folder: in_parts(folder, files.jsonl, ".jsonl"),
+  ".json": lambda folder: in_parts(folder, lambda path, part: path.write_text(json.dumps(part)),
+                                   ".json"),
+  ".parquet": lambda folder: in_parts(folder, files.parquet, ".parquet"),
+  ".arrow": lambda folder: files.saved_by_datasets(folder, RECORDS),
+  ".array_record": lambda folder: in_parts(folder, files.array_record, ".array_record"),
+}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_records_come_by_number_and_again_after_pickling(tmp_path, suffix):
+  opened = open_records(FORMATS[suffix](tmp_path / "set"))
+  assert len(opened) == 7
+  order = [6, 0, 3, 4, 1, 5, 2, 3]
+  assert [opened[number] for number in order] == [RECORDS[number] for number in order]
+  again = pickle.loads(pickle.dumps(opened))
+  assert [again[number] for number in order] == [RECORDS[number] for number in order]
+  assert opened.place(0).endswith(f"{suffix}:0") and opened.place(6).endswith((":2", ":3"))
+  assert str(opened.folder) == str(tmp_path / "set")
+  with pytest.raises(IndexError):
+    opened[7]
+
+
+def test_lines_of_white_space_are_no_records(tmp_path):
+  (tmp_path / "d.jsonl").write_text('\n{"a": 1}\n   \n\t\r\n{"a":2}\n\n{}\n{"a": 3}')
+  opened = open_records(tmp_path / "d.jsonl")
+  assert [opened[number] for number in range(len(opened))] == [{"a": 1}, {"a": 2}, {}, {"a": 3}]
+
+
+def test_a_file_longer_than_a_scan_is_the_same(tmp_path, monkeypatch):
+  path = files.jsonl(tmp_path / "d.jsonl", RECORDS)
+  monkeypatch.setattr(records, "_SCAN_BYTES", 7)
+  opened = open_records(path)
+  assert [opened[number] for number in range(len(opened))] == RECORDS
+
+
+def test_row_groups_beyond_the_room_are_dropped(tmp_path, monkeypatch):
+  held = group_cache.Groups(room=3000)
+  monkeypatch.setattr(group_cache, "GROUPS", held)
+  many = [{"text": f"{number}" * 1000} for number in range(8)]
+  opened = open_records(files.parquet(tmp_path / "d.parquet", many, row_group_size=1))
+  assert [opened[number] for number in range(8)] == many
+  assert 1 <= len(held._tables) <= 3 and opened[0] == many[0]
+
+
+def test_threads_that_read_groups_keep_within_the_room():
+  held, most, begin = group_cache.Groups(room=100), [], threading.Barrier(4)
+
+  def load():
+    kept = sum(table.nbytes for table in held._tables.values())
+    most.append(kept + held._reading)
+    time.sleep(0.01)  # the others come while this one reads
+    return types.SimpleNamespace(nbytes=40)
+
+  def read(number):
+    begin.wait()
+    return held.read(number, 40, load)
+
+  with concurrent.futures.ThreadPoolExecutor(4) as threads:
+    assert [table.nbytes for table in threads.map(read, range(4))] == [40] * 4
+  assert len(most) == 4 and max(most) <= 100 and len(held._tables) == 2
+  with pytest.raises(OSError, match="gone"):
+    held.read("x", 1000, mock.Mock(side_effect=OSError("gone")))
+  assert held.read("y", 1000, lambda: types.SimpleNamespace(nbytes=1000)).nbytes == 1000
+  assert list(held._tables) == ["y"]
+
+
+def test_a_split_is_a_folder_or_the_beginning_of_names(tmp_path):
+  for name in ("train-0.parquet", "test-0.parquet", "training.parquet"):
+    files.parquet(tmp_path / name, [{"name": name}])
+  (tmp_path / "README.md").write_text("no data")
+  assert [open_records(tmp_path, "train")[0], len(open_records(tmp_path))] == [
+    {"name": "train-0.parquet"}, 3]
+  hub = tmp_path / "hub"
+  (hub / "data").mkdir(parents=True)
+  files.parquet(hub / "data" / "test-0.parquet", [{"name": "hub"}])
+  assert open_records(hub, "test")[0] == {"name": "hub"}
+  saved = tmp_path / "saved"
+  saved.mkdir()
+  (saved / "dataset_dict.json").write_text('{"splits": ["train"]}')
+  files.saved_by_datasets(saved / "train", RECORDS)
+  assert len(open_records(saved, "train")) == 7
+  with pytest.raises(ValueError, match="has the splits train; split is 'test'"):
+    open_records(saved, "test")
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+  with pytest.raises(ValueError, match="nowhere.jsonl does not exist"):
+    open_records("nowhere.jsonl")
+  with pytest.raises(ValueError, match="neither a .jsonl, .* nor a folder of them.*'train'"):
+    open_records(tmp_path, "train")
+  (tmp_path / "d.csv").write_text("a,b")
+  with pytest.raises(ValueError, match="d.csv is not one of .jsonl"):
+    open_records(tmp_path / "d.csv")
+  (tmp_path / "d.jsonl").write_text('{"a": 1}\n{"a": \n[1, 2]\n' + "[" * 200_000 + "\n")
+  opened = open_records(tmp_path / "d.jsonl")
+  for number, word in ((1, "Expecting value"), (2, "a JSON object is needed"), (3, "recursion")):
+    with pytest.raises(BadRow, match=f"row d.jsonl:{number}: .*{word}"):
+      opened[number]
+
+
+def test_cloud_paths_are_read_through_epath(tmp_path):
+  files.parquet(tmp_path / "d.parquet", RECORDS)
+  files.jsonl(tmp_path / "d.jsonl", RECORDS)
+  table = pa.Table.from_pylist(RECORDS)
+  with pa.OSFile(str(tmp_path / "d.arrow"), "wb") as file, pa.ipc.new_stream(
+      file, table.schema) as writer:
+    writer.write_table(table)
+
+  def local(path):
+    return str(path).replace("gs://bucket", str(tmp_path)).replace("/gs/bucket", str(tmp_path))
+
+  with epath.testing.mock_epath(
+      exists=lambda original, path: original(local(path)),
+      isdir=lambda original, path: original(local(path)),
+      open=lambda original, path, mode: original(local(path), mode)):
+    for name in ("d.parquet", "d.jsonl", "d.arrow"):
+      opened = open_records(f"gs://bucket/{name}")
+      assert opened[5] == RECORDS[5] and str(opened.folder) == "gs://bucket"
+    row = read_row(schemas()["easyr1"], RECORDS[1], place="", name="",
+                   folder=opened.folder)
+    assert row["images"] == ["gs://bucket/1.png"]
+    (tmp_path / "1.png").write_bytes(files.png(7, (28, 56)))
+    pixels = load_image(row["images"][0], min_pixels=1, max_pixels=10**6)
+    assert pixels.shape == (28, 56, 3) and (pixels == 7).all()
+
+
+@pytest.mark.parametrize("form", ["new_stream", "new_file"])
+def test_arrow_elsewhere_is_read_batch_by_batch(tmp_path, monkeypatch, form):
+  table = pa.Table.from_pylist(RECORDS)
+  with pa.OSFile(str(tmp_path / "d.arrow"), "wb") as file, getattr(pa.ipc, form)(
+      file, table.schema) as writer:
+    for start in range(0, 7, 3):
+      writer.write_table(table.slice(start, 3))
+  monkeypatch.setattr(group_cache, "GROUPS", group_cache.Groups(room=1))  # holds the last alone
+  opened = RemoteArrow(epath.Path(tmp_path / "d.arrow"))
+  for reader in (opened, pickle.loads(pickle.dumps(opened))):
+    assert len(reader) == 7
+    assert [reader[number] for number in (6, 0, 3, 5, 2)] == [
+      RECORDS[number] for number in (6, 0, 3, 5, 2)]
+  assert len(group_cache.GROUPS._tables) == 1
+
+
+def test_what_is_no_arrow_elsewhere_is_named(tmp_path):
+  (tmp_path / "d.arrow").write_bytes(b"0123456789abcdef")
+  with pytest.raises(ValueError, match="d.arrow is no Arrow stream or file"):
+    RemoteArrow(epath.Path(tmp_path / "d.arrow"))
+  column = pa.array(["a", "b"]).dictionary_encode()
+  with pa.OSFile(str(tmp_path / "d.arrow"), "wb") as file, pa.ipc.new_stream(
+      file, pa.schema([("a", column.type)])) as writer:
+    writer.write_batch(pa.record_batch([column], ["a"]))
+  with pytest.raises(ValueError, match="has dictionary columns; save it as parquet"):
+    RemoteArrow(epath.Path(tmp_path / "d.arrow"))

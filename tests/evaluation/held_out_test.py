@@ -1,0 +1,69 @@
+import types
+
+import numpy as np
+import pytest
+
+from ares_jax.evaluation.held_out import evaluate, level_table, stage_table
+from ares_jax.run.config import EvaluateConfig
+
+CONFIG = EvaluateConfig(problems=5, samples=4, batch=2, temperature=1.0, top_p=1.0)
+
+
+class Fake:
+  """Sampled answers of row i: `RIGHT[i]` of 4 right, length 10 (i + 1); greedy right for even i."""
+
+  RIGHT = [4, 3, 2, 0, 0]
+
+  def __init__(self):
+    self.encoder = types.SimpleNamespace(
+      encode=id,
+      batch=lambda rows, places, _: types.SimpleNamespace(rows=rows, places=places))
+
+  def answer(self, params, prompts, key, *, group, sampling):
+    lengths = [10 * (row["number"] + 1) for row in prompts.rows for _ in range(group)]
+    samples = types.SimpleNamespace(mask=np.arange(60) < np.array(lengths)[:, None])
+    correct = []
+    for row in prompts.rows:
+      number = row["number"]
+      correct += [float(number % 2 == 0)] if group == 1 else (
+        [1.0] * self.RIGHT[number] + [0.0] * (4 - self.RIGHT[number]))
+    texts = ["<think> x </think>" if row["number"] else "<think> </think>"
+             for row in prompts.rows for _ in range(group)]
+    return samples, texts, np.float32(correct), np.ones(len(correct), np.float32), 0
+
+
+def result():
+  source = [{"number": number, "level": 1 + number // 3} for number in range(6)]
+  return evaluate(Fake(), None, source, CONFIG, max_tokens=60, easy=0.75, medium=0.375)
+
+
+def test_means_over_the_problems_by_hand():
+  got = result()
+  assert got["greedy"]["accuracy"] == pytest.approx(3 / 5)
+  assert got["sampled"]["accuracy"] == pytest.approx(9 / 20)
+  assert got["sampled"]["pass_at_k"] == pytest.approx(3 / 5)
+  assert got["sampled"]["length"] == pytest.approx(30)
+  assert got["sampled"]["shows_work"] == pytest.approx(4 / 5)
+  # Interval over problems: rates 1, .75, .5, 0, 0.
+  rates = np.array([1, 0.75, 0.5, 0, 0])
+  assert got["sampled"]["interval"] == pytest.approx(1.96 * rates.std(ddof=1) / 5**0.5)
+
+
+def test_buckets_by_pass_rate_and_levels():
+  got = result()
+  assert [got["bucket"][name]["n"] for name in ("easy", "medium", "hard")] == [2, 1, 2]
+  assert got["bucket"]["hard"]["length"] == pytest.approx(45)
+  assert got["level"]["1"]["n"] == 3 and got["level"]["2"]["accuracy"] == 0
+
+
+def test_tables_hold_every_stage():
+  text = stage_table({"adacs": result(), "aepo": result()})
+  assert [line.split()[0] for line in text.splitlines()] == ["stage", "adacs", "aepo", "5"]
+  assert "pass@4" in text and "5 held-out problems, 4 samples each" in text
+  assert "60.0%" in text and "2 / 45.0" in text
+  assert "1: 75.0% 20.0" in level_table({"adacs": result()})
+
+
+def test_needs_enough_problems():
+  with pytest.raises(ValueError, match="5 problems to evaluate on, the source has 3"):
+    evaluate(Fake(), None, [{}] * 3, CONFIG, max_tokens=9, easy=0.75, medium=0.375)

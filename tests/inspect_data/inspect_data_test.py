@@ -1,0 +1,89 @@
+"""The command that shows a config's data, on the embedded problem and on hostile rows."""
+
+import json
+import re
+
+import data_files as files
+import pytest
+import tiny
+from PIL import Image
+
+from ares_jax.data import digits
+from ares_jax.data.chat import Chat
+from ares_jax.data.prompts import Encoder, PromptConfig
+from ares_jax.data.sources import FileSource, SourceConfig
+from ares_jax.inspect_data import page, summary
+from ares_jax.inspect_data.__main__ import STAGES, inspect
+from ares_jax.run import setup
+
+TOKENIZER = digits.tokenizer()
+ENCODER = Encoder(Chat(TOKENIZER, "", TOKENIZER.convert_tokens_to_ids("<|image_pad|>")),
+                  PromptConfig("", (40,), (4,), 28 * 28, 56 * 56), window=28, patch=14, merge=2)
+EVIL = '</pre><script>alert("x")</script><img src=x onerror=alert(1)>'
+
+
+def source(folder, records):
+  return FileSource(SourceConfig(files.jsonl(folder / "d.jsonl", records), "plain", "", 1.0))
+
+
+def test_counts_lengths_images_and_bad_rows(tmp_path):
+  (tmp_path / "a.png").write_bytes(files.png(7, (28, 56)))
+  records = [{"question": "<image>red", "answer": "3", "images": ["a.png"], "source": "s"},
+             {"question": "red", "answer": "3", "response": "red"}, {"question": "red"},
+             {"question": "red " * 60, "answer": "3"}]
+  rows = source(tmp_path, records)
+  found = summary.summarize(rows, ENCODER, rows=0, threads=2)
+  assert found.looked_at == 4 and dict(found.sources) == {"s": 1, "d": 1}
+  assert {code: count for (code, _), count in found.bad.items()} == {"answer": 1, "length": 1}
+  assert found.images == [(28, 56)] and found.image_tokens == [2, 0]
+  assert found.tokens == [len(ENCODER.encode(rows[number]).tokens) for number in (0, 1)]
+  assert found.responses == [2]
+  words = summary.summary_text("lessons", rows, found, limit=40, group=8, answer=100)
+  assert "lessons: 4 rows, 4 looked at" in words and "largest 56 x 28" in words
+  assert "CANNOT BE USED (answer): 1 rows, the first: row d.jsonl:2: the answer is None" in words
+  assert f"tokens an epoch: {sum(found.tokens) + 2} of prompts and responses" in words
+
+
+def test_a_sample_of_rows_is_spread_and_scaled_up(tmp_path):
+  rows = source(tmp_path, [{"question": "red", "answer": "3"}] * 100)
+  found = summary.summarize(rows, ENCODER, rows=10, threads=1)
+  assert found.looked_at == 10 and list(summary.spread(100, 10)) == list(range(0, 100, 10))
+  words = summary.summary_text("prompts", rows, found, limit=40, group=8, answer=100)
+  assert "at most 80.0 k of answers (8 of up to 100 a prompt)" in words
+  assert f"{found.tokens[0] * 100} of prompts" in words
+
+
+def test_bars_count_what_is_in_them():
+  lines = summary.text_bars([1, 1, 1, 5])
+  assert sum(int(line.split()[-1]) for line in lines) == 4 and lines[0].count("#") == 40
+  assert len(summary.text_bars([3, 3])) == 1
+
+
+@pytest.mark.parametrize("field", ["question", "answer", "id", "source", "response"])
+def test_text_of_rows_is_escaped(tmp_path, field):
+  record = {"question": "red", "answer": "3", "response": "r"} | {field: EVIL}
+  shown = page.inspect_html({}, [(EVIL, EVIL, [page.example_html(source(tmp_path, [record]),
+                                                                 ENCODER, 0)])])
+  assert "<script" not in shown and "onerror=alert(1)&gt;" in shown
+  assert set(re.findall(r"<(/?\w+)", shown)) <= {
+    "html", "/html", "meta", "title", "/title", "style", "/style", "h1", "/h1", "h2", "/h2", "h3",
+    "/h3", "p", "/p", "pre", "/pre", "code", "/code", "article", "/article"}
+
+
+def test_a_bad_row_is_shown_with_its_reason(tmp_path):
+  shown = page.example_html(source(tmp_path, [{"question": "red", "answer": EVIL,
+                                               "images": ["b.png"]}]), ENCODER, 0)
+  assert "row 0 cannot be used" in shown and "b.png" in shown and "<script" not in shown
+
+
+def test_the_command_shows_every_stage(tmp_path, capsys):
+  with setup.open_run(tiny.read(), check=False) as parts:
+    inspect(parts, str(tmp_path), rows=8, stages=STAGES)
+  printed = capsys.readouterr().out
+  for stage, rows in (("lessons", 16), ("curated", 8), ("prompts", 64), ("test", 8)):
+    assert f"{stage}: {rows} rows, 8 looked at" in printed
+    assert Image.open(tmp_path / f"{stage}_lengths.png").size == (640, 320)
+  shown = (tmp_path / "index.html").read_text()
+  assert shown.count("<article>") == 10 + 8 + 10 + 8
+  assert shown.count('src="data:image/png;base64,') == 10 + 8 + 10 + 8 + len(STAGES)
+  assert json.dumps("max_tokens").strip('"') in shown

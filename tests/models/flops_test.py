@@ -1,0 +1,51 @@
+import types
+
+import numpy as np
+import tiny
+
+from ares_jax.models import flops
+from ares_jax.run import model
+
+MODEL = model.model_and_tokenizer(tiny.read().model)[0]
+EMBED, LAYERS, MLP, WIDTH = 32, 2, 64, 2 * 16  # tests/tiny.py; two heads of 16, one of keys
+WEIGHTS = LAYERS * (EMBED * WIDTH * 2 + EMBED * 16 * 2 + 3 * EMBED * MLP)
+
+
+def test_a_token_costs_two_a_weight_and_attention_half_the_square():
+  logits = 2 * MODEL.vocab * EMBED
+  assert flops.text_flops(MODEL, 1, heads=0) == 2 * WEIGHTS + 4 * LAYERS * WIDTH / 2
+  one, two = (flops.text_flops(MODEL, np.int32([length])) for length in (10, 20))
+  assert two - 2 * one == 4 * LAYERS * WIDTH * (20**2 - 2 * 10**2) / 2
+  assert flops.text_flops(MODEL, 10) - flops.text_flops(MODEL, 10, heads=0) == 10 * logits
+
+
+def test_reading_a_prompt_and_drawing_its_answer_is_a_pass_over_both():
+  prompt, answer = np.int32([7, 5]), np.int32([4, 9])
+  apart = flops.text_flops(MODEL, prompt, heads=0) + flops.decoding_flops(MODEL, prompt, answer)
+  np.testing.assert_allclose(apart, flops.text_flops(MODEL, prompt + answer, heads=answer))
+
+
+def test_images_attend_to_themselves_and_padding_costs_nothing():
+  window = MODEL.vision.window_patches
+  image = np.zeros((2, 3, window), int)
+  image[0, 0], image[0, 1] = 1, 2
+  two = flops.vision_flops(MODEL.vision, image)
+  assert two == flops.tower_flops(MODEL.vision, 2 * window, 2 * window**2)
+  image[0, 1] = 1  # one image of both windows
+  assert flops.vision_flops(MODEL.vision, image) > two
+
+
+def test_a_step_of_fine_tuning_is_three_passes_over_its_examples():
+  segment = np.int32([[1, 1, 1, 2, 2, 0, 0], [1, 1, 0, 0, 0, 0, 0]])
+  lengths = np.int32([3, 2, 2])
+  for frozen, towers in (((), 3), (("vision",), 1)):
+    config = types.SimpleNamespace(frozen=frozen)
+    found = flops.sft_flops(config, MODEL, segment, 4, 100.0, adapters=False)
+    np.testing.assert_allclose(found, 3 * flops.text_flops(MODEL, lengths, heads=4) + towers * 100)
+  # Under adapters, with a frozen tower too, the weights' own gradients are spared.
+  adapted = flops.sft_flops(config, MODEL, segment, 4, 100.0, adapters=True)
+  spared = 2 * WEIGHTS * lengths.sum() + 2 * MODEL.vocab * EMBED * 4
+  np.testing.assert_allclose(found - adapted, spared)
+  # And the tower's, frozen or not.
+  whole = flops.sft_flops(types.SimpleNamespace(frozen=()), MODEL, segment, 4, 100.0, adapters=True)
+  assert whole == adapted

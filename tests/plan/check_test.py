@@ -1,0 +1,81 @@
+"""What does not fit is said before a run begins, with what to turn."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+
+from ares_jax.models import weights
+from ares_jax.plan import check, programs
+from ares_jax.run import model as model_lib
+from ares_jax.system import mesh
+
+
+@pytest.fixture(scope="module")
+def small():
+  config = tiny.read()
+  return config, model_lib.model_and_tokenizer(config.model)[0]
+
+
+def program(name, size):
+  """One that adds 1 to `size` floats, beside 1000 bytes."""
+  return programs.Program(name, 1, lambda: jax.jit(lambda x: x + 1).trace(
+    jax.ShapeDtypeStruct((size,), jnp.float32)), 1000.0)
+
+
+def test_what_is_too_large_is_refused_with_what_to_turn(small, monkeypatch):
+  large, lines = 10**6, []
+  monkeypatch.setattr(check, "_limit", lambda: 2e6)
+  monkeypatch.setattr(check, "fine_tuning", lambda config, model, stage: program(
+    stage, large if stage == "warmup" else 4))
+  monkeypatch.setattr(check, "programs", lambda *_: (program("decode", 4),
+                                                     program("aepo_step", large)))
+  checked = check.check_programs(*small, (5,), lines.append)
+  assert [one.name for one in checked] == ["warmup", "adacs", "decode", "aepo_step"]
+  assert len(lines) == 4 and checked[2].bytes == 1000 + 2 * 16
+  assert [one.fits for one in checked] == [False, True, True, False]
+  assert "| warmup | 0.007, too many | 0.002 |" in check.memory_table(checked)
+  assert check.memory_table(checked).endswith("an upper bound.")
+  with pytest.raises(ValueError, match="^warmup, aepo_step need more memory than a") as error:
+    check.require_fit(checked, *small)
+  assert "turn first: --config.warmup.microbatch=2; --config.model.remat=block" in str(error.value)
+  assert "\n" not in str(error.value)
+  check.require_fit([one for one in checked if one.fits], *small)
+
+
+def test_fine_tuning_has_room_for_every_example_in_a_row_of_its_own(small):
+  with jax.set_mesh(mesh.make_mesh(-1, 1)):
+    traced = programs.sft_program(*small, "warmup").trace()
+  state, metrics = traced.out_info
+  rows = small[0].warmup.batch
+  assert "grad_norm" in metrics and f"[{rows},80]" in str(traced.jaxpr.in_avals)
+  assert jax.tree.structure(state.params) == jax.tree.structure(
+    weights.abstract(small[1], mesh.make_mesh(1, 1, jax.devices()[:1]), jnp.float32))
+
+
+def test_the_longest_shapes_come_first_where_there_are_shorter_ones(small, tmp_path, monkeypatch):
+  calls, end = [], (5, 6)
+  monkeypatch.setattr(check, "_limit", lambda: 2e6)
+  # What fine-tuning would need at most is no reason to refuse a run.
+  monkeypatch.setattr(check, "fine_tuning", lambda *_: program("warmup", 10**6))
+  monkeypatch.setattr(check, "programs", lambda config, model, end: calls.append(end) or [
+    program("decode", 10**6)])
+  check.compile_longest_first(*small, end, str(tmp_path), print)
+  assert not calls  # one shape: the first batch has it
+  several = tiny.read(prompt__max_tokens=(20, 26), prompt__windows=(4, 4)), small[1]
+  advice = "^decode need more .* turn first: --config.engine.cache_gib"
+  with pytest.raises(ValueError, match=advice):
+    check.compile_longest_first(*several, end, str(tmp_path), print)
+  (tmp_path / "aepo" / "5").mkdir(parents=True)  # a run that goes on
+  monkeypatch.setattr(check, "newest", lambda folder: 5)
+  check.compile_longest_first(*several, end, str(tmp_path), print)
+  assert calls == [end]  # of the run: they are part of what is compiled
+
+
+def test_out_of_memory_is_one_line_that_names_the_knobs(small):
+  with pytest.raises(ValueError, match="^out of device memory: RESOURCE_EXHAUSTED.* turn first: "):
+    with check.suggest_on_oom(*small):
+      jnp.zeros(2**47).block_until_ready()
+  with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+    with check.suggest_on_oom(*small):
+      raise jax.errors.JaxRuntimeError("INTERNAL: a bug")

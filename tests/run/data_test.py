@@ -1,0 +1,173 @@
+"""Bad rows: named by default, quarantined and counted when they are to be skipped."""
+
+import collections
+import json
+import types
+
+import data_files as files
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ares_jax.data import digits, validation
+from ares_jax.data.bad_row import CODES, BadRow
+from ares_jax.data.chat import Chat
+from ares_jax.data.prompts import Encoder, PromptConfig
+from ares_jax.grading import pool as pool_lib
+from ares_jax.run import config as run_config
+from ares_jax.run import data as data_lib
+
+TOKENIZER = digits.tokenizer()
+CHAT = Chat(TOKENIZER, "", TOKENIZER.convert_tokens_to_ids("<|image_pad|>"))
+PROMPT = PromptConfig("", (40,), (4,), 28 * 28, 56 * 56)
+ENCODER = Encoder(CHAT, PROMPT, window=28, patch=14, merge=2)
+# What a record is made of, and the code of the fault that it has.
+RECORDS = {
+  "good": ({"question": "<image>Compute red, modulo 10", "answer": "3", "images": ["a.png"]}, None),
+  "text": ({"question": "Compute red, modulo 10", "answer": ["3", "three"]}, None),
+  "missing": ({"question": "q", "answer": "3", "images": ["b.png"]}, "image_missing"),
+  "broken": ({"question": "q", "answer": "3", "images": ["broken.png"]}, "image"),
+  "outside": ({"question": "q", "answer": "3", "images": ["../a.png"]}, "image"),
+  "empty": ({"question": " ", "answer": "3"}, "question"),
+  "no_answer": ({"question": "q"}, "answer"),
+  "marks": ({"question": "<image><image>q", "answer": "3", "images": ["a.png"]}, "marks"),
+  "long": ({"question": "red " * 60, "answer": "3"}, "length"),
+  "truth": ({"question": "q", "answer": "\\frac{1}{2"}, "truth"),
+  "no_json": (None, "record"),
+}
+
+
+def write(folder, kinds, name="d.jsonl"):
+  (folder / "a.png").write_bytes(files.png(7, (28, 28)))
+  (folder / "broken.png").write_bytes(files.png(7, (28, 28))[:60])
+  (folder / name).write_text("".join(
+    (json.dumps(RECORDS[kind][0]) if RECORDS[kind][0] else "{") + "\n" for kind in kinds))
+  return dict(path=str(folder / name), schema="plain", split="", weight=1)
+
+
+def data(folder, *sources, grader, how="skip", stage="prompts", **changes):
+  none = dict(lessons=(), curated=(), prompts=(), test=())
+  values = tiny.values(model__path=str(folder), data__digits=None, data__bad_rows=how,
+                       data__files=none | {stage: list(sources)}, **changes)
+  return data_lib.RunData(run_config.read_config(values), ENCODER, grader, str(folder / "run"))
+
+
+@pytest.fixture(scope="module")
+def grader():
+  with pool_lib.GradingPool(workers=1) as pool:
+    yield pool
+
+
+def test_every_kind_of_bad_row_is_quarantined_and_counted(tmp_path, grader, capsys):
+  run = data(tmp_path, write(tmp_path, RECORDS), grader=grader)
+  source = run.source("prompts")
+  assert [row["question"][:7] for row in map(source.__getitem__, range(len(source)))] == [
+    "<image>", "Compute"]
+  head, *lines = map(json.loads, (tmp_path / "run" / "bad_rows.jsonl").read_text().splitlines())
+  bad = {kind: code for kind, (_, code) in RECORDS.items() if code}
+  assert [line["reason"] for line in lines] == list(bad.values())
+  assert {line["reason"] for line in lines} == set(CODES) - {"response", "pass_rate"}
+  assert [line["row"] for line in lines] == [f"d.jsonl:{number}" for number in range(2, 11)]
+  assert all(line["message"] and line["data"] == "prompts" for line in lines)
+  assert head["counts"] == [{"source": "d", "rows": 11, "used": 2, "quarantined": 9,
+                             "reasons": dict(collections.Counter(bad.values()))}]
+  assert "2 of 11 rows used, 9 quarantined" in capsys.readouterr().err
+
+
+def test_a_second_start_reads_the_list_and_looks_at_listed_rows_alone(tmp_path, grader,
+                                                                      monkeypatch):
+  config = write(tmp_path, ["good", "long", "text"])
+  assert len(data(tmp_path, config, grader=grader).source("prompts")) == 2
+  looked_at = []
+  check = validation.check_rl_row
+  monkeypatch.setattr(validation, "check_rl_row", lambda encoder, row: (
+    looked_at.append(row["id"]), check(encoder, row)))
+  assert len(data(tmp_path, config, grader=grader).source("prompts")) == 2
+  assert looked_at == ["d.jsonl:1"]
+
+
+@pytest.mark.parametrize("kinds, how, used", [
+  (["good", "long", "text", "text"], "longer", 3),
+  (["long", "long", "text"], "of as many rows", 1),
+  (["good", "broken", "text"], "an image of it", 3)])
+def test_the_list_is_renewed_when_data_change_in_place(tmp_path, grader, capsys, kinds, how, used):
+  config = write(tmp_path, ["good", "broken" if how == "an image of it" else "long", "text"])
+  assert len(data(tmp_path, config, grader=grader).source("prompts")) == 2
+  if how == "an image of it":
+    (tmp_path / "broken.png").write_bytes(files.png(7, (28, 28)))
+  else:
+    write(tmp_path, kinds)
+  source = data(tmp_path, config, grader=grader).source("prompts")
+  assert len(source) == used and "looking at all rows again" in capsys.readouterr().err
+  bad = [number for number, kind in enumerate(kinds) if kind == "long"]
+  lines = [json.loads(line) for line in (tmp_path / "run" / "bad_rows.jsonl").open()][1:]
+  assert [line["number"] for line in lines] == bad
+  assert source[0]["id"] == f"d.jsonl:{min(set(range(3)) - set(bad))}"
+
+
+def test_by_default_a_bad_row_is_an_error_with_its_name(tmp_path, grader):
+  run = data(tmp_path, write(tmp_path, ["good", "broken"]), grader=grader, how="error")
+  source = run.source("prompts")
+  assert len(source) == 2 and not (tmp_path / "run").exists()
+  with pytest.raises(BadRow, match="row d.jsonl:1: .*broken.png: cannot use this image"):
+    ENCODER.encode(source[1])
+  truths = data(tmp_path, write(tmp_path, ["good", "truth"]), grader=grader, how="error")
+  with pytest.raises(ValueError, match="1 of 2 truths of the 'prompts' data"):
+    truths.check_truths("prompts")
+
+
+def test_a_stage_without_files_is_named(tmp_path, grader):
+  run = data(tmp_path, write(tmp_path, ["good"]), grader=grader)
+  with pytest.raises(ValueError, match="data.files.curated is empty; .* or set adacs.steps = 0$"):
+    run.source("curated")
+  with pytest.raises(ValueError, match="data.files.test is empty; name files there$"):
+    run.source("test")
+
+
+def test_a_source_of_bad_rows_alone_is_an_error(tmp_path, grader):
+  with pytest.raises(ValueError, match="none of the 2 rows of d can be used: d.jsonl:0: "):
+    data(tmp_path, write(tmp_path, ["long", "empty"]), grader=grader).source("prompts")
+
+
+@pytest.mark.parametrize("stage, field, text", [("lessons", "response", "<think> </think>"),
+                                                ("curated", "responses", ["red ", "blue "])])
+def test_rows_to_learn_from_need_responses_that_fit(tmp_path, grader, stage, field, text):
+  longer = "red " * 200
+  rows = [{"question": "q", "answer": "3"} | more for more in (
+    {field: text}, {}, {field: longer if stage == "lessons" else [text[0], longer]})]
+  files.jsonl(tmp_path / "d.jsonl", rows)
+  config = dict(path=str(tmp_path / "d.jsonl"), schema="plain", split="", weight=1)
+  assert len(data(tmp_path, config, grader=grader, stage=stage).source(stage)) == 1
+  lines = (tmp_path / "run" / "bad_rows.jsonl").read_text().splitlines()
+  assert [json.loads(line)["reason"] for line in lines[1:]] == ["response", "length"]
+
+
+def test_rows_to_curate_by_column_need_a_pass_rate(tmp_path, grader):
+  rows = [{"question": "q", "answer": "3", "response": "red"} | more for more in (
+    {"pass_rate": 0.5}, {}, {"pass_rate": -1}, {"pass_rate": 50.0}, {"pass_rate": "half"})]
+  files.jsonl(tmp_path / "d.jsonl", rows)
+  config = dict(path=str(tmp_path / "d.jsonl"), schema="plain", split="", weight=1)
+  source = data(tmp_path, config, grader=grader, stage="curated",
+                curate__pass_rates="column").source("curated")
+  assert [source[number]["pass_rate"] for number in range(len(source))] == [0.5]
+  lines = [json.loads(line) for line in (tmp_path / "run" / "bad_rows.jsonl").open()][1:]
+  assert [line["reason"] for line in lines] == ["pass_rate"] * 4
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(sorted(set(RECORDS) - {"truth"})), min_size=1, max_size=8),
+                min_size=1, max_size=3))
+def test_rows_in_are_rows_used_and_quarantined(tmp_path_factory, parts):
+  folder = tmp_path_factory.mktemp("parts")
+  grader = types.SimpleNamespace(bad_truths=lambda rows: [])
+  sources = [write(folder, ["good", *part], f"{number}.jsonl") for number, part in enumerate(parts)]
+  source = data(folder, *sources, grader=grader).source("prompts")
+  used = [source[number]["id"] for number in range(len(source))]
+  lines = [json.loads(line) for line in (folder / "run" / "bad_rows.jsonl").open()]
+  bad = [line["row"] for line in lines[1:]]
+  every = {f"{number}.jsonl:{row}": kind for number, part in enumerate(parts)
+           for row, kind in enumerate(["good", *part])}
+  assert sorted(used + bad) == sorted(every)
+  assert all((RECORDS[every[row]][1] is None) == (row in used) for row in every)
+  assert sum(count["used"] for count in lines[0]["counts"]) == len(used)

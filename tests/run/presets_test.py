@@ -1,0 +1,61 @@
+"""Algorithms by name, through the flags of the real command."""
+
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+from ares_jax.run import config as run_config
+from ares_jax.run.identity import flatten
+from ares_jax.system import config as config_lib
+
+
+def config(name):
+  return flatten(config_lib.load(str(tiny.ROOT / "configs" / name)).to_dict())
+
+
+def changed(name, algorithm):
+  """What an algorithm changes of a config, all else being equal."""
+  plain, other = config(name), config(f"{name}:{algorithm}")
+  assert plain.keys() == other.keys()
+  return {key: other[key] for key in plain if plain[key] != other[key]}
+
+
+def test_grpo_is_aepo_without_its_two_parts():
+  for name in ("aepo_7b.py", "aepo_3b.py", "aepo_3b_lora_colab.py", "ares_tiny.py"):
+    assert changed(name, "grpo") == {"aepo.reward.kind": "accuracy", "aepo.kl.dynamic": False}
+    assert changed(name, "aepo") == {}
+
+
+def test_dapo_clips_higher_filters_and_has_no_kl():
+  expected = {"aepo.reward.kind": "accuracy", "aepo.kl.dynamic": False,
+              "aepo.kl.beta": (0.0, 0.0, 0.0), "aepo.loss.clip_high": 0.28}
+  assert changed("aepo_7b.py", "dapo") == expected
+  assert changed("ares_tiny.py", "dapo") == expected | {"aepo.filter.batches": 20}
+
+
+@pytest.mark.parametrize("algorithm", ["aepo", "grpo", "dapo"])
+def test_every_algorithm_is_a_config_of_a_run(algorithm):
+  values = config_lib.load(str(tiny.ROOT / "configs" / f"ares_tiny.py:{algorithm}"))
+  assert run_config.read_config(values).aepo.reward.kind == (
+    "aepo" if algorithm == "aepo" else "accuracy")
+
+
+def test_3b_differs_from_7b_by_its_model_alone():
+  seven, three = config("aepo_7b.py"), config("aepo_3b.py")
+  assert [key for key in seven if seven[key] != three[key]] == ["model.path"]
+
+
+def test_the_command_takes_them_and_switches_behind_them():
+  # A mistake that is found when the config is built, in words that show the algorithm's numbers.
+  command = [sys.executable, "-m", "ares_jax.train", "--config=configs/aepo_3b.py:dapo",
+             "--config.aepo.kl.low=0.0"]
+  result = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True)
+  assert result.returncode == 1
+  assert "config.aepo.kl.beta = (0.0, 0.0, 0.0) must be >= 0" in result.stderr
+
+
+def test_a_misspelt_algorithm_is_one_line():
+  with pytest.raises(config_lib.ConfigError, match="no algorithm 'dpao'; did you mean 'dapo'?"):
+    config("aepo_3b.py:dpao")

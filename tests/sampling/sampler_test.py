@@ -1,0 +1,353 @@
+import dataclasses
+import functools
+import re
+import zlib
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from models import golden_batch, make_golden
+
+from ares_jax.grading.pool import GraderError, GradingPool
+from ares_jax.models import hf, qwen25_vl
+from ares_jax.models.vision import VisionInput
+from ares_jax.run import setup
+from ares_jax.sampling import sampler, slots
+from ares_jax.sampling.branching import Branching
+from ares_jax.sampling.sampler import EngineConfig, SamplingConfig
+from ares_jax.system import mesh
+from ares_jax.training.batch import pack
+
+PLAIN = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, min_tokens=0, max_tokens=8)
+ENGINE = EngineConfig(slots=0, read=4, chunk=16, cache_gib=1.0)
+
+
+@pytest.mark.parametrize("bad", [
+  dict(temperature=-1.0), dict(top_p=0.0), dict(top_k=-1), dict(max_tokens=0),
+  dict(min_tokens=9)])
+def test_refuses_impossible_settings(bad):
+  with pytest.raises(ValueError, match=next(iter(bad))):
+    dataclasses.replace(PLAIN, **bad)
+
+
+@pytest.mark.parametrize("bad", [dict(slots=-1), dict(read=0), dict(chunk=0), dict(cache_gib=0.0)])
+def test_refuses_impossible_engines(bad):
+  with pytest.raises(ValueError, match=next(iter(bad))):
+    dataclasses.replace(ENGINE, **bad)
+
+
+@pytest.mark.parametrize("variant", make_golden.VARIANTS)
+def test_greedy_decoding_of_64_tokens_equals_transformers(variant):
+  names = ("text", "image", "images")
+  # 78 tokens are those of four images: the prompt is as long as the array allows.
+  model, batch = golden_batch.config(variant), golden_batch.batch(names, length=78)
+  params = hf.from_hf(make_golden.folder(variant), model, None)
+  prompts = {name: getattr(batch, name)
+             for name in ("tokens", "length", "positions", "unit", "vision")}
+  with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])):
+    got = sampler.sample(
+      model, params, prompts | {"prompt_id": np.arange(3)}, jax.random.key(0),
+      np.ones(model.vocab, bool), group=2, end=(-1,), engine=EngineConfig(3, 1, 20, 1.0),
+      sampling=SamplingConfig(0.0, 1.0, 0, 0, make_golden.GREEDY))
+  assert got.mask.all()
+  with golden_batch.references(variant) as reference:
+    for b, name in enumerate(names):
+      for g in range(2):
+        np.testing.assert_array_equal(got.tokens[b * 2 + g], reference[f"{name}/greedy"])
+
+
+@pytest.fixture(scope="module")
+def run():
+  with jax.set_mesh(mesh.make_mesh(-1, 1)), setup.open_run(tiny.read()) as parts:
+    params = parts.init_params()
+    # Tied weights repeat the last token: weaker ones let others, and the end, have their turn.
+    params["embed"] = 0.5 * params["embed"]
+    rows = [parts.source("test")[index] for index in range(4)]
+    yield parts, params, parts.generator.encoder.batch(rows, np.arange(4))
+
+
+def sample(run, prompts, *, group=2, allowed=None, engine=ENGINE, **sampling):
+  parts, params, _ = run
+  allowed = parts.generator.allowed if allowed is None else allowed
+  generator = dataclasses.replace(parts.generator, allowed=allowed, engine=engine)
+  return generator.sample(params, prompts, jax.random.key(7), group=group,
+                          sampling=dataclasses.replace(PLAIN, **sampling))
+
+
+def only(run, *tokens):
+  """Tokens that may be drawn: these and the end."""
+  return np.isin(np.arange(run[0].model.vocab), [*tokens, *run[0].generator.end])
+
+
+def test_recorded_statistics_equal_a_full_forward_pass(run):
+  parts, params, prompts = run
+  samples = sample(run, prompts)
+  rows, _ = pack(prompts, samples, group=2, merge=2, minibatch=8, microbatch=4, row_tokens=(80,),
+                 longest=38)
+  rows = jax.tree.map(lambda x: x[0].reshape(-1, *x.shape[3:]), rows.replace(used=None))
+
+  @jax.jit
+  def forward(params, rows):
+    vision = VisionInput(**prompts.vision)
+    features = qwen25_vl.vision_features(parts.model, params, vision)
+    embeds = qwen25_vl.embed(parts.model, params, rows.tokens, rows.unit,
+                             features.reshape(-1, features.shape[-1]))
+    hidden = qwen25_vl.hidden(parts.model, params, embeds, jnp.moveaxis(rows.positions, 1, 0),
+                              rows.segment)
+    return jax.nn.log_softmax(hidden @ qwen25_vl.unembedding(parts.model, params).T)
+
+  logp = np.asarray(forward(params, rows))
+  logprob = np.take_along_axis(logp[:, :-1], rows.tokens[:, 1:, None], 2)[..., 0]
+  entropy = -np.sum(np.exp(logp) * logp, -1)[:, :-1]
+  mask = rows.response_mask[:, 1:]
+  assert mask.sum() == samples.mask.sum() > 20
+  sampled = samples.entropy[rows.sequence, rows.place][:, 1:]
+  np.testing.assert_allclose(rows.sampler_logprob[:, 1:][mask], logprob[mask], atol=1e-4)
+  np.testing.assert_allclose(sampled[mask], entropy[mask], atol=1e-4)
+  assert np.ptp(entropy[mask]) > 0.1
+
+
+def test_a_sample_depends_on_key_prompt_and_number_alone(run):
+  prompts = run[2]
+  whole = sample(run, prompts)
+  part = sample(run, prompts.take([2, 1, 3]), group=3)
+  for place, prompt in enumerate([2, 1, 3]):
+    for number in (0, 1):
+      np.testing.assert_array_equal(part.tokens[3 * place + number],
+                                    whole.tokens[2 * prompt + number])
+  assert (whole.tokens[0] != whole.tokens[1]).any()
+
+
+@pytest.mark.parametrize("slices, data, model, places, engine", [
+  (1, 1, 1, 1, EngineConfig(slots=3, read=1, chunk=5, cache_gib=1.0)),
+  (1, 2, 2, 0, EngineConfig(slots=4, read=2, chunk=16, cache_gib=1.0)),
+  (2, 1, 2, 0, EngineConfig(slots=4, read=2, chunk=16, cache_gib=1.0))])
+def test_slots_places_chunks_and_devices_change_no_answer(run, slices, data, model, places, engine,
+                                                          monkeypatch):
+  want = sample(run, run[2], group=3)
+  # Two places for four prompts, and one on each of two devices: they are used again.
+  monkeypatch.setattr(sampler, "PLACES", places)
+  # Attention then reads a longer part of the cache from chunk to chunk.
+  monkeypatch.setattr(sampler, "SHORTEST_LIVE", 2)
+  parts, params, prompts = run
+  read = mock.Mock(wraps=slots.read_prompts)
+  monkeypatch.setattr(slots, "read_prompts", read)
+  devices = jax.devices()[:slices * data * model]
+  with jax.set_mesh(mesh.make_mesh(data, model, devices, slices=slices)):
+    params = jax.tree.map(np.asarray, params)
+    got = sample((parts, params, None), prompts, group=3, engine=engine)
+  assert read.call_count == 4 // engine.read
+  np.testing.assert_array_equal(got.tokens, want.tokens)
+  np.testing.assert_array_equal(got.mask, want.mask)
+  for name in ("logprob", "entropy"):
+    np.testing.assert_allclose(getattr(got, name), getattr(want, name), atol=1e-5)
+
+
+class Odd(GradingPool):
+  """Of whole responses, about half are right; notes the order in which they come."""
+
+  def __init__(self):
+    super().__init__(1)
+    self.name, self.seen = "odd", []
+
+  def _here(self, pair):
+    self.seen.append(pair)
+    return zlib.crc32(pair[0].encode()) % 2
+
+
+class Decoding:
+  """A result that devices still work on, or not, whenever the host asks."""
+
+  def __init__(self, array, ready):
+    self._array, self._ready = array, ready
+
+  def is_ready(self):
+    return self._ready
+
+  def __array__(self, *arguments, **options):
+    return np.asarray(self._array)
+
+
+def decoding(monkeypatch, ready):
+  """Every chunk is done at once, or not before the host has nothing else to do."""
+  decode = slots.decode
+
+  def wrapped(*arguments, **options):
+    state, ended, longest = decode(*arguments, **options)
+    return state, Decoding(ended, ready), longest
+
+  monkeypatch.setattr(slots, "decode", wrapped)
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_answers_graded_meanwhile_are_those_graded_afterwards(run, monkeypatch, ready):
+  parts, params, prompts = run
+  want = sample(run, prompts, group=3)
+  texts = [parts.generator.encoder.chat.text(tokens[mask])
+           for tokens, mask in zip(want.tokens, want.mask, strict=True)]
+  decoding(monkeypatch, ready)
+  monkeypatch.setattr(sampler, "HANDED", 2)
+  with Odd() as grader:
+    generator = dataclasses.replace(parts.generator, grader=grader,
+                                    engine=EngineConfig(slots=4, read=4, chunk=2, cache_gib=1.0))
+    got, *graded = generator.answer(params, prompts, jax.random.key(7), group=3, sampling=PLAIN)
+    # Only where the devices take their time, and then in the order in which slots become free.
+    in_order = [text for text, _ in grader.seen] == list(dict.fromkeys(texts))
+  assert in_order == ready
+  np.testing.assert_array_equal(got.tokens, want.tokens)
+  assert graded[0] == texts
+  np.testing.assert_array_equal(graded[1], [zlib.crc32(text.encode()) % 2 for text in texts])
+  assert 0 < graded[1].sum() < len(texts) and graded[3] == 0
+
+
+def test_a_grader_that_fails_stops_decoding(run, monkeypatch):
+  decoding(monkeypatch, False)
+  chunks = mock.Mock(wraps=slots.decode)
+  monkeypatch.setattr(slots, "decode", chunks)
+  parts, params, prompts = run
+  with Odd() as grader:
+    generator = dataclasses.replace(parts.generator, grader=grader,
+                                    engine=EngineConfig(slots=4, read=4, chunk=2, cache_gib=1.0))
+    monkeypatch.setattr(Odd, "_here", mock.Mock(side_effect=GraderError("odd is broken")))
+    with pytest.raises(GraderError, match="odd is broken"):
+      generator.answer(params, prompts, jax.random.key(7), group=8, sampling=PLAIN)
+  stopped = chunks.call_count
+  sample(run, prompts, group=8, engine=generator.engine)
+  assert 2 * stopped < chunks.call_count - stopped
+
+
+def test_the_end_may_come_at_the_first_token_or_never(run):
+  end = run[0].generator.end[0]
+  samples = sample(run, run[2], allowed=only(run), engine=EngineConfig(4, 4, 16, 1.0))
+  np.testing.assert_array_equal(samples.tokens[:, 0], end)
+  np.testing.assert_array_equal(samples.mask.sum(1), 1)
+  no_end = run[0].generator.allowed.copy()
+  no_end[end] = False
+  assert sample(run, run[2], allowed=no_end, engine=EngineConfig(4, 4, 16, 1.0)).mask.all()
+
+
+def test_the_end_never_comes_before_min_tokens(run):
+  samples = sample(run, run[2], group=8, allowed=only(run, 20), min_tokens=3)
+  lengths = samples.mask.sum(1)
+  assert lengths.min() == 3 and lengths.max() > 3
+
+
+def test_a_slot_takes_the_next_row_within_a_chunk(run):
+  parts, params, prompts = run
+  model = parts.model
+  with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])):
+    params = sampler.rollout_weights(model, params)
+    arrays = dict(tokens=prompts.tokens, length=prompts.length, positions=prompts.positions,
+                  unit=prompts.unit, prompt_id=prompts.prompt_id,
+                  vision=qwen25_vl.VisionInput(**prompts.vision))
+    # The last prompt is not kept: its answers have to wait.
+    read = slots.empty_prompts(model, prompts=4, places=3, tokens=prompts.tokens.shape[1])
+    read = slots.read_prompts(model, params, read, arrays, np.arange(4), np.int32([2, 0, 1, 3]))
+    state, ended, longest = slots.decode(
+      model, params, read,
+      slots.idle_slots(model, rows=8, slots=3, tokens=8, group=2, branches=0), jax.random.key(0),
+      only(run), None, group=2, sampling=PLAIN, end=parts.generator.end, steps=2, live=8)
+    state = jax.device_get(state)
+  # 6 answers of one token in 3 slots.
+  np.testing.assert_array_equal(ended, [True] * 6 + [False] * 2)
+  np.testing.assert_array_equal(longest, [0])
+  np.testing.assert_array_equal(state.length, [1, 1, 1, 1, 1, 1, 0, 0])
+  np.testing.assert_array_equal(state.tokens[:6, 0], parts.generator.end[0])
+
+
+@pytest.mark.parametrize("branching", [None, Branching(np.float32(1), branches=1, window=4)])
+def test_a_chunk_is_one_program_that_never_copies_the_cache_nor_asks_the_host(branching):
+  model = golden_batch.config("tied")
+  with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])):
+    params = jax.eval_shape(lambda: hf.from_hf(make_golden.folder("tied"), model, None))
+    read = jax.eval_shape(functools.partial(slots.empty_prompts, model, prompts=2, places=2,
+                                            tokens=40))
+    state = jax.eval_shape(functools.partial(slots.idle_slots, model, rows=4, slots=3, tokens=29,
+                                             group=2, branches=1 if branching else 0))
+    text = slots.decode.lower(
+      model, params, read, state, jax.random.key(0), np.ones(model.vocab, bool), branching,
+      group=2, sampling=dataclasses.replace(PLAIN, max_tokens=29, top_p=0.9), end=(1,), steps=16,
+      live=20).compile().as_text()
+  shape = f"{model.layers},3,29,{model.kv_heads},{model.head_dim}"
+  assert re.search(rf"f32\[{shape}\]", text)
+  assert not re.findall(rf"= f32\[{shape}\]\S* copy\(.*", text)
+  assert not re.findall(r"infeed|outfeed|send\(|recv\(|callback", text)
+
+
+def test_as_many_slots_as_the_cache_has_room_for(run):
+  model = run[0].model  # 2 layers x 1 kv head x 16 x keys and values, float32: 256 bytes a token
+  sizes = dict(prompts=400, prompt_tokens=32, group=4, tokens=64)
+
+  def plan(gib=1.0, count=0, **changes):
+    return sampler.plan_cache(model, EngineConfig(count, 4, 16, gib), **sizes | changes)
+
+  # A device: 3 slots, 3 times as many prompts as fill them, 1 it is reading and room to read it.
+  gib = (3 * 64 + (3 + 1 + 1) * 32) * 256 / 2**30
+  assert plan(gib) == sampler.CachePlan(slots=3, places=4, read=1)
+  assert plan(gib, 9) == sampler.CachePlan(slots=3, places=4, read=1)  # 4 devices divide it
+  assert plan(prompts=8) == sampler.CachePlan(slots=8, places=2, read=1)  # one a row
+  assert plan(prompts=8, count=100) == plan(prompts=8)
+  assert plan(count=36) == sampler.CachePlan(slots=9, places=3 * 3 + 1, read=1)
+  with pytest.raises(ValueError, match="engine.slots to 12 or less"):
+    plan(gib, 16)
+  with pytest.raises(ValueError, match="raise engine.cache_gib"):
+    plan(gib / 4)
+
+
+def test_a_place_is_used_again_when_all_rows_of_its_prompt_have_ended():
+  # Two devices with 3 prompts of 2 rows and 2 places each, and so many slots that some are free.
+  places = sampler.PromptScheduler.free(2, 3, sampler.CachePlan(slots=8, places=2, read=1))
+  left = np.full(6, 2)
+  assert [x.tolist() for x in places.next_read(left)] == [[[0], [0]], [[0], [0]]]
+  assert [x.tolist() for x in places.next_read(left)] == [[[1], [1]], [[1], [1]]]
+  assert places.next_read(left) is None
+  left[4] = 0  # Of device 1, prompt 1.
+  # Device 0 reads nothing: prompt 3 and place 2 are not there.
+  assert [x.tolist() for x in places.next_read(left)] == [[[3], [2]], [[2], [1]]]
+  left[0] = 1
+  assert places.next_read(left) is None
+  left[0] = 0
+  assert [x.tolist() for x in places.next_read(left)] == [[[2], [3]], [[0], [2]]]
+  assert places.next_read(np.zeros(6, int)) is None
+
+
+def test_devices_read_together_unless_one_is_short_of_rows():
+  # Two devices with 4 prompts of 4 rows, 3 places and 4 slots each.
+  places = sampler.PromptScheduler.free(2, 4, sampler.CachePlan(slots=4, places=3, read=1))
+  left = np.full(8, 4)
+  while places.next_read(left) is not None:
+    pass
+  assert places.begun.tolist() == [3, 3]
+  left[[0, 1]] = 0  # device 0 has two places, and 4 rows for its 4 slots
+  assert places.next_read(left) is None
+  left[2] = 3
+  assert places.next_read(left) is None  # a quarter of its slots has no row, not more
+  left[2] = 2
+  assert [x.tolist() for x in places.next_read(left)] == [[[3], [4]], [[0], [3]]]
+  left[4] = 0  # device 0 has nothing to read, device 1 need not wait for it
+  assert [x.tolist() for x in places.next_read(left)] == [[[4], [3]], [[3], [0]]]
+
+
+def test_greedy_repeats_itself_and_image_tokens_are_never_drawn(run):
+  parts, _, prompts = run
+  samples = sample(run, prompts, temperature=0.0)
+  np.testing.assert_array_equal(samples.tokens[::2], samples.tokens[1::2])
+  drawn = sample(run, prompts, group=8)
+  assert parts.model.image_token not in drawn.tokens[drawn.mask]
+  assert parts.generator.allowed.sum() == len(parts.tokenizer) - 14  # the end token is allowed
+
+
+def test_ends_at_the_end_token(run):
+  samples = sample(run, run[2], group=8)
+  end = run[0].generator.end[0]
+  for tokens, mask in zip(samples.tokens, samples.mask, strict=True):
+    length = mask.sum()
+    assert mask[:length].all()
+    assert end not in tokens[: length - 1]
+    assert length == 8 or tokens[length - 1] == end
+    assert (tokens[length:] == 0).all()
+  lengths = samples.mask.sum(1)
+  assert lengths.min() < 8 and lengths.max() == 8  # both kinds occurred

@@ -1,0 +1,131 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+COMMAND = '''
+"""Trains a little.
+
+Example: python -m little --config=c.py
+"""
+import time
+from absl import flags
+from ml_collections import config_flags
+from ares_jax.system import command
+CONFIG = config_flags.DEFINE_config_file("config", None, "the config file")
+KIND = flags.DEFINE_string("kind", "none", "what happens")
+
+def main():
+  config = command.require_config(CONFIG.value)
+  if KIND.value == "value":
+    raise ValueError("rows 3\\n  do not divide")
+  if KIND.value == "file":
+    open("/nonexistent/x")
+  if KIND.value == "bug":
+    raise KeyError("bug")
+  if KIND.value == "wait":
+    print("waiting", flush=True)
+    time.sleep(60)
+  print(config.to_dict())
+
+if __name__ == "__main__":
+  command.run(main)
+'''
+
+CONFIG = """
+import ml_collections
+def get_config():
+  return ml_collections.ConfigDict(
+      dict(steps=3, rate=0.1, on=True, sizes=(1, 2), aepo=dict(group=8)))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp("command")
+  (path / "little.py").write_text(textwrap.dedent(COMMAND).lstrip())
+  (path / "c.py").write_text(CONFIG)
+  return path
+
+
+def start(folder, *words, traceback=False):
+  environment = os.environ | {"PYTHONPATH": os.getcwd()}
+  environment.pop("ARES_TRACEBACK", None)
+  environment |= {"ARES_TRACEBACK": "1"} if traceback else {}
+  return subprocess.Popen(
+    [sys.executable, "little.py", *words], cwd=folder, env=environment, text=True,
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+  )  # fmt: skip
+
+
+def call(folder, *words, traceback=False):
+  process = start(folder, *words, traceback=traceback)
+  out, err = process.communicate(timeout=60)
+  return process.returncode, out, err
+
+
+def test_flags_override_the_config(folder):
+  code, out, err = call(
+    folder, "--config=c.py", "--config.steps=5", "--config.aepo.group=4", "--config.sizes=(3,4)",
+    "--noconfig.on", "--config.rate", "1",
+  )  # fmt: skip
+  assert (code, err) == (0, "")
+  assert out == "{'aepo': {'group': 4}, 'on': False, 'rate': 1.0, 'sizes': (3, 4), 'steps': 5}\n"
+
+
+@pytest.mark.parametrize(
+  "words, code, message",
+  [
+    (["--config=c.py", "--config.stepz=1"], 1, "config.stepz is not in c.py; did you mean 'steps'"),
+    (["--config=c.py", "--config.aepo.grup=1"], 1, "config.aepo.grup is not in c.py; did you mean"),
+    (["--config=c.py", "--config.steps.a=1"], 1, "config.steps.a is not in c.py"),
+    (["--config=c.py", "--config.steps=True"], 1, "wrong type: flag --config.steps=True"),
+    (["--config=c.py", "--config.steps=1.5"], 1, "wrong type: flag --config.steps=1.5"),
+    (["--config=c.py", "--config.aepo=3"], 1, "wrong type: flag --config.aepo=3"),
+    (["--config=d.py"], 1, "config file 'd.py' does not exist; did you mean 'c.py'?"),
+    (["--config="], 1, "no config given; pass --config=FILE"),
+    (["--config=c.py", "--kind=value"], 1, "rows 3 do not divide"),
+    (["--config=c.py", "--kind=file"], 1, "No such file or directory: '/nonexistent/x'"),
+    ([], 2, "no config given; pass --config=FILE"),
+    (["--config.steps=1", "--config=c.py"], 2, "put --config first"),
+    (["--config=c.py", "--kin=3"], 2, "Unknown command line flag 'kin'. Did you mean: kind"),
+    (["--config=c.py", "stray"], 2, "expected no words besides flags, got stray"),
+  ],
+)
+def test_a_mistake_is_one_line_on_stderr(folder, words, code, message):
+  got, out, err = call(folder, *words)
+  assert (got, out) == (code, "")
+  assert err.startswith("error: ") and message in err and err.count("\n") == 1, err
+
+
+def test_the_line_says_how_to_see_the_place_unless_the_config_is_at_fault(folder):
+  assert "ARES_TRACEBACK" not in call(folder, "--config=c.py", "--config.stepz=1")[2]
+  _, _, err = call(folder, "--config=c.py", "--kind=value")
+  assert err == "error: rows 3 do not divide (ARES_TRACEBACK=1 shows where)\n"
+  err = call(folder, "--config=c.py", "--kind=value", traceback=True)[2]
+  assert err.startswith("Traceback") and err.endswith("\nerror: rows 3 do not divide\n")
+
+
+def test_a_bug_keeps_its_traceback(folder):
+  code, _, err = call(folder, "--config=c.py", "--kind=bug")
+  assert code == 1 and "Traceback" in err and "KeyError: 'bug'" in err
+
+
+def test_help_shows_the_example_and_the_flags(folder):
+  code, out, err = call(folder, "--help")
+  assert (code, err) == (0, "")
+  assert "Example: python -m little --config=c.py" in out and "--kind" in out
+
+
+def test_ctrl_c_is_a_friendly_line_and_130(folder):
+  process = start(folder, "--config=c.py", "--kind=wait")
+  assert process.stdout.readline() == "waiting\n"
+  time.sleep(0.1)
+  process.send_signal(signal.SIGINT)
+  _, err = process.communicate(timeout=20)
+  assert process.returncode == 130
+  assert err == "stopped: run the same command again to continue\n"

@@ -1,0 +1,350 @@
+import dataclasses
+import json
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+from training.sft_step_test import between
+
+from ares_jax import aepo
+from ares_jax.diagnose import replay
+from ares_jax.models import weights
+from ares_jax.run import nonfinite, responses, setup
+from ares_jax.run.checkpoint.manager import Checkpoints
+from ares_jax.sampling.rollout import collect
+from ares_jax.system import mesh
+from ares_jax.training import aepo_step, policy_gradient
+from ares_jax.training import batch as batch_lib
+
+
+class Prepared:
+  """A tiny run with one graded rollout; half of the answers of each prompt count as right."""
+
+  def __init__(self):
+    self.config = tiny.read(aepo__minibatch=8)
+    with jax.set_mesh(mesh_of(1)), setup.open_run(self.config) as run:
+      self.run, config = run, self.config.aepo
+      self.params = run.init_params()
+      source = run.source("prompts")
+      prompts = run.generator.encoder.batch([source[i] for i in range(config.prompts)],
+                                            np.arange(config.prompts))
+      self.rollout = collect(
+        run.generator, self.params, iter([prompts]), jax.random.key(0), group=config.group,
+        order=lambda lengths_PG: range(len(lengths_PG)), sampling=config.sampling,
+        config=config.filter)
+      right = np.float32([1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 1, 0, 1, 0])
+      self.rollout = dataclasses.replace(self.rollout, correct=right)
+
+  def step(self, config=None, reference=None, step=aepo_step.aepo_step, layout=(1,), **changes):
+    """A step from the first weights; `layout` as for mesh_of, `changes` are of the rollout."""
+    config, model = config or self.config.aepo, self.run.model
+    layout = mesh_of(*layout)
+    # Copies: the step is given the state's memory.
+    params, reference = (
+      jax.device_put(jax.tree.map(jnp.copy, tree), weights.shardings(model, layout))
+      for tree in (self.params, reference or self.params))
+    with jax.set_mesh(layout):
+      batch, _ = aepo._packed(dataclasses.replace(self.rollout, **changes), config,
+                              self.run.generator.encoder)
+      return step(model, config, aepo_step.init_state(config, params), reference, batch,
+                  mesh.put(self.run.words))
+
+
+def mesh_of(devices, slices=1, model=1):
+  return mesh.make_mesh(-1, model, devices=jax.devices()[:devices], slices=slices)
+
+
+@pytest.fixture(scope="module")
+def prepared():
+  return Prepared()
+
+
+def replace(config, **changes):
+  """`replace(config, loss__average="sequence")`."""
+  for path, value in changes.items():
+    *parents, name = path.split("__")
+    part = getattr(config, parents[0]) if parents else config
+    value = dataclasses.replace(part, **{name: value}) if parents else value
+    config = dataclasses.replace(config, **{parents[0] if parents else name: value})
+  return config
+
+
+def test_each_shape_of_prompts_is_announced_once_by_one_process(capfd, monkeypatch):
+  batches = [types.SimpleNamespace(tokens=np.zeros((4, tokens)), vision={
+    "image": np.zeros((4, windows, 1))}) for tokens, windows in ((36, 4), (36, 4), (48, 6))]
+  config = types.SimpleNamespace(max_tokens=(36, 48, 64))
+  assert list(aepo.announced(config, iter(batches))) == batches
+  first, second = capfd.readouterr().err.splitlines()
+  assert first == ("prompts of 36 tokens and 4 vision windows: shape 1 of 3, compiled at its first "
+                   "use")
+  assert second.startswith("prompts of 48 tokens and 6 vision windows: shape 2 of 3")
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  assert len(list(aepo.announced(config, iter(batches)))) == 3 and not capfd.readouterr().err
+
+
+def distance(first, second):
+  return max(float(np.abs(np.subtract(a, b)).max())
+             for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
+
+
+@pytest.fixture(scope="module")
+def halves(prepared):
+  """State and metrics of a step of two updates, far from the reference."""
+  return prepared.step(reference=far(prepared))
+
+
+def test_a_step_moves_the_decoder_but_not_the_frozen_vision_tower(prepared, halves):
+  state, metrics = halves
+  assert int(state.step) == 1
+  assert distance(state.params["blocks"], prepared.params["blocks"]) > 1e-4
+  assert distance(state.params["vision"], prepared.params["vision"]) == 0
+  assert all(np.isfinite(float(value)) for value in metrics.values())
+
+
+@pytest.fixture(scope="module")
+def whole(prepared):
+  """Config of one update from one microbatch, its state and its metrics, far from the reference."""
+  config = replace(prepared.config.aepo, minibatch=16, microbatch=8)
+  return config, *prepared.step(config, reference=far(prepared))
+
+
+def far(prepared):
+  # The frozen tower is the reference's too.
+  return jax.tree.map(lambda x: x * 1.2, prepared.params) | {"vision": prepared.params["vision"]}
+
+
+def test_at_the_first_update_ratio_is_one_and_kl_zero(prepared, whole):
+  _, metrics = prepared.step(whole[0])
+  np.testing.assert_allclose(metrics["loss/ratio"], 1, atol=1e-5)
+  np.testing.assert_allclose(metrics["kl/mean"], 0, atol=1e-6)
+  assert metrics["loss/sampler_gap"] < 1e-4
+  np.testing.assert_allclose(metrics["loss/entropy"], metrics["response/entropy"], atol=1e-4)
+
+
+def assert_same(first, second):
+  """Two steps' states and metrics."""
+  (state, metrics), (other, other_metrics) = first, second
+  # Adam divides by the gradient's size: compare moments, which are the gradient.
+  assert distance(state.opt_state, other.opt_state) < 1e-5
+  assert distance(state.controllers, other.controllers) < 1e-5
+  for name, value in metrics.items():
+    tolerance = dict(rtol=1e-3) if name in ("loss/ratio_max", "update/grad_norm") else {}
+    np.testing.assert_allclose(other_metrics[name], value, **dict(rtol=1e-5, atol=1e-5) | tolerance,
+                               err_msg=name)
+
+
+def test_neither_packing_nor_microbatches_change_the_update(prepared, whole, monkeypatch):
+  config, *packed = whole
+  with jax.set_mesh(mesh_of(1)):
+    _, packing = aepo._packed(prepared.rollout, config, prepared.run.generator.encoder)
+  assert packing["pack/rows"] <= 8
+  # One sequence a row, two rows a gradient.
+  monkeypatch.setattr(batch_lib, "first_fit",
+                      lambda sizes, _: [[index] for index in range(len(sizes))])
+  alone = replace(config, microbatch=2, row_tokens=(38,))
+  assert_same(packed, prepared.step(alone, reference=far(prepared)))
+  assert packed[1]["loss/ratio_max"] >= 1
+
+
+def test_recomputed_log_probabilities_are_those_before_the_first_minibatch(prepared, halves):
+  config = replace(prepared.config.aepo, loss__old_logprob="recompute")
+  state, metrics = prepared.step(config, reference=far(prepared))
+  # They equal the sampler's, from which the second minibatch has moved away.
+  assert distance(state.opt_state, halves[0].opt_state) < 1e-4
+  np.testing.assert_allclose(metrics["loss/ratio_max"], halves[1]["loss/ratio_max"], rtol=1e-3)
+  assert metrics["loss/ratio_max"] > 1.001
+
+
+@pytest.mark.parametrize("old", ["sampler", "recompute"])
+def test_how_far_the_policy_moves_is_no_gap_to_the_sampler(prepared, old):
+  # Rates of 10 and 100 thousand times the recipes' move the second minibatch's policy afar.
+  config = replace(prepared.config.aepo, loss__old_logprob=old, optimizer__learning_rate=0.1,
+                   loss__sampler_gap=(1e-3, 1e-3))
+  _, metrics = prepared.step(config)
+  assert metrics["loss/ratio_max"] > 1.1
+  assert metrics["loss/sampler_gap"] < 1e-4 and metrics["update/skipped"] == 0
+
+
+def test_sequence_average_weighs_responses_not_tokens(prepared, whole):
+  config = replace(whole[0], microbatch=4, loss__average="sequence")
+  _, metrics = prepared.step(config)
+  # At ratio 1 the loss is minus the mean advantage: over responses, where lengths do not count.
+  correct = prepared.rollout.correct.reshape(4, 4)
+  advantage = (correct - correct.mean(1, keepdims=True)) / correct.std(1, ddof=1, keepdims=True)
+  lengths = prepared.rollout.samples.mask.sum(1)
+  by_token = (advantage.ravel() * lengths).sum() / lengths.sum()
+  np.testing.assert_allclose(metrics["loss/policy"], 0, atol=1e-5)
+  np.testing.assert_allclose(whole[2]["loss/policy"], -by_token, atol=1e-5)
+  assert abs(by_token) > 1e-3
+
+
+# Devices, slices and the "model" axis.
+@pytest.mark.parametrize("layout", [(2, 1, 1), (4, 1, 1), (4, 2, 1), (4, 2, 2)])
+def test_several_devices_give_the_same_step(prepared, whole, layout):
+  config, *one = whole
+  programs = []
+
+  def step(*arguments):
+    programs.append(aepo_step.aepo_step.lower(*arguments).compile())
+    return programs[0](*arguments[2:])
+
+  state, metrics = prepared.step(config, reference=far(prepared), step=step, layout=layout)
+  assert_same(one, (state, metrics))
+  if layout[1] > 1:
+    # Slices meet in the loop over minibatches, but in none inside it. Of sums that were made one,
+    # whose names stand behind each other, the first tells.
+    names = [re.search(r'op_name="([^":]*)', line)[1] for line in between(programs[0].as_text())]
+    assert {name.count("while/body") for name in names} == {0, 1}
+  # The state stays where it was: a drifting layout would compile the second step anew.
+  layout = mesh_of(*layout)
+  with jax.set_mesh(layout):
+    before = aepo_step.init_state(config, jax.device_put(
+      prepared.params, weights.shardings(prepared.run.model, layout)))
+  for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(state),
+                              strict=True):
+    assert new.sharding.is_equivalent_to(old.sharding, old.ndim), jax.tree_util.keystr(path)
+
+
+def test_devices_work_on_their_own_tokens(prepared, whole):
+  # The form that TPU kernels and a split vocabulary need.
+  traced = prepared.step(whole[0], step=aepo_step.aepo_step.trace, layout=(4,))
+  assert "shard_map" in str(traced.jaxpr)
+
+
+def test_groups_of_equal_correctness_teach_nothing(prepared):
+  _, metrics = prepared.step(correct=np.zeros(16, np.float32))
+  assert metrics["reward/no_signal"] == 1
+  np.testing.assert_allclose(metrics["loss/policy"], 0, atol=1e-7)
+
+
+def test_kl_controller_moves_towards_its_target(prepared, whole):
+  config, state, metrics = whole
+  share = np.array([metrics[f"bucket/share/{name}"] for name in ("easy", "medium", "hard")])
+  outside = np.array([metrics[f"kl/outside/{name}"] for name in ("easy", "medium", "hard")])
+  kl = config.kl
+  kappa = np.clip(1 + kl.rate * (outside / np.array(kl.target) - 1), kl.low, kl.high)
+  np.testing.assert_allclose(state.controllers.kappa, np.where(share > 0, kappa, 1), rtol=1e-5)
+  assert (share > 0).sum() >= 2 and (np.abs(kappa[share > 0] - 1) > 1e-3).all()
+
+
+def test_without_dynamic_kl_the_coefficient_stays_and_windows_get_no_relief(prepared, whole):
+  state, metrics = prepared.step(replace(whole[0], kl__dynamic=False), reference=far(prepared))
+  assert (np.asarray(state.controllers.kappa) == 1).all()
+  np.testing.assert_allclose(metrics["loss/kl"], 0.01 * metrics["kl/mean"], rtol=1e-4)
+  assert whole[2]["loss/kl"] < metrics["loss/kl"]
+
+
+def broken(prepared, name):
+  """Changes of the rollout in which one value of the first response is not what it should be."""
+  samples, correct = prepared.rollout.samples, prepared.rollout.correct.copy()
+  if name == "reward":
+    correct[0] = np.nan
+    return {"correct": correct}
+  if name == "sampler_gap":
+    return {"samples": samples.replace(logprob=samples.logprob - 2)}
+  field = {"sampler_logprob": "logprob", "sampler_entropy": "entropy"}[name]
+  array = getattr(samples, field).copy()
+  array[0, 0] = np.inf
+  return {"samples": samples.replace(**{field: array})}
+
+
+@pytest.mark.parametrize("name", ["reward", "sampler_gap", "sampler_logprob", "sampler_entropy",
+                                  "reference"])
+def test_a_term_that_is_not_finite_is_named_and_changes_nothing(prepared, name):
+  if name == "reference":
+    state, metrics = prepared.step(reference=prepared.params | {
+      "final_norm": prepared.params["final_norm"] * np.nan})
+  else:
+    state, metrics = prepared.step(**broken(prepared, name))
+  faults = {key: int(metrics[key]) for key in metrics if key.startswith("nonfinite/") and
+            metrics[key]}
+  assert f"nonfinite/{name}" in faults and "nonfinite/logits" not in faults
+  # What is wrong with a single minibatch leaves the update of the other one.
+  assert metrics["update/skipped"] == (1 if name == "sampler_logprob" else 2)
+  if name != "sampler_logprob":
+    assert distance(state.params, prepared.params) == 0
+  assert np.isnan(state.controllers.threshold)  # not seeded by a batch that was thrown away
+  assert (state.controllers.kappa == 1).all()
+
+
+def test_a_dumped_batch_is_replayed_and_its_term_named(prepared, tmp_path):
+  config, run = prepared.config.aepo, prepared.run
+  path = str(tmp_path / "nonfinite" / "aepo-7.npz")
+  with jax.set_mesh(mesh_of(1)):
+    for name, kept in (("sampler_logprob", True), (None, False)):
+      rollout = dataclasses.replace(prepared.rollout, **(broken(prepared, name) if name else {}))
+      batch, _ = aepo._packed(rollout, config, run.generator.encoder)
+      state = aepo_step.init_state(config, prepared.params)
+      nonfinite.dump_batch(str(tmp_path), "aepo", 7, {"batch": batch,
+                                                      "controllers": state.controllers})
+      terms, step = replay.replay(run, str(tmp_path), path)
+      assert step == 0 and list(terms)[:2] == (
+        ["batch/rows/sampler_logprob", "sampler_logprob"] if kept else [])
+      said = replay.replay_text(path, terms, step)
+      assert "first: batch/rows/sampler_logprob" in said or not kept
+      assert "with the weights of step 0:\n  it was made with those of step 6, of which" in said
+    # The batch is sound: now the weights are not.
+    weights_of = prepared.params | {"final_norm": prepared.params["final_norm"] * np.nan}
+    with Checkpoints(str(tmp_path / "aepo"), 1) as checkpoints:
+      checkpoints.save(6, state.replace(params=weights_of), {})
+    terms, step = replay.replay(run, str(tmp_path), path)
+  assert step == 6 and next(iter(terms)) == "weights/final_norm" and {"logits", "logprob"} <= set(
+    terms)
+  assert "it was made with" not in replay.replay_text(path, terms, step)
+  with pytest.raises(ValueError, match="STAGE-STEP.npz, with STAGE one of warmup"):
+    replay.replay(run, str(tmp_path), "x.npz")
+
+
+def test_rewarded_answers_become_more_probable(prepared, whole):
+  state, _ = prepared.step(replace(whole[0], kl__beta=(0.0, 0.0, 0.0)))
+  model = prepared.run.model
+  with jax.set_mesh(mesh_of(1)):
+    batch, _ = aepo._packed(prepared.rollout, whole[0], prepared.run.generator.encoder)
+    images = policy_gradient.frozen_features(model, prepared.params, batch.vision, minibatches=1)
+    before, after = (policy_gradient.old_logprobs(model, params, batch.rows, images)
+                     for params in (prepared.params, state.params))
+  change = np.zeros(16)
+  mask = np.asarray(batch.rows.response_mask)
+  np.add.at(change, np.asarray(batch.rows.sequence)[mask], np.asarray(after - before)[mask])
+  right = prepared.rollout.correct == 1
+  assert change[right].mean() > change[~right].mean() + 1e-3
+
+
+@pytest.mark.parametrize("changes, words", [
+  ({"aepo.group": 1}, "group = 1"), ({"aepo.minibatch": 6}, "minibatch = 6"),
+  ({"aepo.microbatch": 0}, "microbatch = 0"), ({"aepo.row_tokens": ()}, r"row_tokens = \(\)"),
+  ({"aepo.row_tokens": (80, 37)}, r"row_tokens = \(80, 37\).*= 38 tokens; raise it"),
+  ({"aepo.branches": 4}, "branches = 4"),
+])
+def test_refuses_sizes_that_do_not_divide(changes, words):
+  with pytest.raises(ValueError, match=words):
+    tiny.read(**changes)
+
+
+def test_all_samples_of_the_first_prompts_are_logged_token_by_token(prepared, tmp_path):
+  rollout, chat = prepared.rollout, prepared.run.generator.encoder.chat
+  parent, fork = np.full(16, -1), np.zeros(16, int)
+  parent[1], fork[1] = 0, 3
+  entropies = rollout.samples.entropy.copy()
+  entropies[1, 0] = np.nan  # a sampler's fault, whose step is skipped
+  rollout = dataclasses.replace(rollout, samples=dataclasses.replace(
+    rollout.samples, parent=parent, fork=fork, entropy=entropies))
+  responses.write_rollouts(str(tmp_path), 1, rollout, group=4, count=2, chat=chat)
+  lines = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
+  assert [line["sample"] for line in lines] == [0, 1]
+  assert lines[0]["id"] == lines[1]["id"] and lines[0]["response"] == rollout.texts[0]
+  assert [(line["parent"], line["fork"]) for line in lines] == [(-1, 0), (0, 3)]
+  assert lines[0]["pass_rate"] == rollout.correct[:4].mean()
+  for row, line in enumerate(lines):
+    entropy = rollout.samples.entropy[row][rollout.samples.mask[row]]
+    np.testing.assert_allclose(np.float64(line["entropy"]), entropy, atol=6e-5)
+    assert "".join(line["tokens"]).removesuffix("<|im_end|>") == line["response"]
+  assert lines[1]["entropy"][0] is None  # NaN is not JSON
+  [name] = lines[0]["images"]
+  shown, truth = Image.open(tmp_path / name), rollout.prompts.rows[0]["images"][0]
+  assert np.abs(np.float32(shown) - np.float32(truth)).mean() < 5

@@ -1,0 +1,147 @@
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ares_jax.training.batch import RolloutBatch
+from ares_jax.training.shaping import (
+  Controllers,
+  EntropyConfig,
+  RewardConfig,
+  difficulty_buckets,
+  shape_rewards,
+)
+
+ENTROPY = EntropyConfig(window=2, quantile=0.5, quantile_of="window", reduce="mean", decay=0.9,
+                        detector="window", cover="window")
+REWARD = RewardConfig(kind="aepo", easy=0.75, medium=0.375, rule="signed", target="ema",
+                      target_scale=(1.0, 1.0, 1.0), target_decay=0.5, var_floor=1.0, cap=0.5,
+                      penalize="wrong", alpha_rate=0.05, token_bonus=0.0)
+FRESH = Controllers(threshold=jnp.float32(jnp.nan), hwe_target=jnp.full(3, jnp.nan, jnp.float32),
+                    multiplier=jnp.zeros(3), kappa=jnp.ones(3), alpha=jnp.full(3, 0.5, jnp.float32))
+
+
+def batch(correct, entropy):
+  """Rows that are all response."""
+  entropy = np.float32(entropy)
+  rows, tokens = entropy.shape
+  mask = np.ones((rows, tokens), bool)
+  return RolloutBatch(
+    tokens=np.zeros((rows, tokens), np.int32), response_mask=mask, entropy=entropy,
+    correct=np.float32(correct), format_ok=np.ones(rows, np.float32), vision=None, rows=None)
+
+
+def shaped(correct, entropy, controllers=FRESH, entropy_config=ENTROPY, words=(False,), **reward):
+  return shape_rewards(entropy_config, dataclasses.replace(REWARD, **reward), controllers,
+                       batch(correct, entropy), np.bool_(words), group=2)
+
+
+# Group 0 is all wrong (hard), group 1 half right (medium). Window means (w = 2) a row:
+# 0: 1 1 1, 1: 1 2 2, 2: 3 3 1, 3: 1 1 1; medians 1, 2, 3, 1; tau = 1.75.
+CORRECT = [0, 0, 1, 0]
+ROWS = [[1, 1, 1, 1], [1, 1, 3, 1], [3, 3, 3, -1], [1, 1, 1, 1]]
+
+
+def test_threshold_counts_and_cover_by_hand():
+  shaping, controllers, metrics = shaped(CORRECT, ROWS)
+  assert controllers.threshold == 1.75
+  assert metrics["hwe/share"] == 4 / 16  # windows 1, 2 of row 1 and 0, 1 of row 2
+  np.testing.assert_array_equal(shaping.cover.astype(int), [
+    [0, 0, 0, 0], [0, 1, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0]])
+  np.testing.assert_array_equal(shaping.bucket, [2, 2, 1, 1])
+
+
+def test_first_batch_seeds_the_targets_and_penalises_nobody():
+  shaping, controllers, metrics = shaped(CORRECT, ROWS)
+  np.testing.assert_array_equal(controllers.hwe_target, [np.nan, 1, 1])
+  np.testing.assert_array_equal(shaping.reward, CORRECT)
+  assert metrics["reward/shaping"] == 0
+
+
+def test_later_batches_penalise_wrong_answers_that_miss_the_target():
+  controllers = FRESH.replace(threshold=jnp.float32(1.75), hwe_target=jnp.float32([jnp.nan, 1, 3]))
+  # Hard: mean 1, target 3, variance 1: lambda = 2; rows fall short by 3 and 1, penalties capped.
+  # Medium: mean = target: lambda 0.
+  shaping, after, _ = shaped(CORRECT, ROWS, controllers)
+  np.testing.assert_allclose(after.multiplier, [0, 0, 2], rtol=1e-5)
+  np.testing.assert_allclose(shaping.reward, [-0.5, -0.5, 1, 0])
+  np.testing.assert_allclose(after.hwe_target, [np.nan, 1, 2])
+  np.testing.assert_allclose(after.threshold, 1.75, rtol=1e-6)
+
+
+def test_targets_are_scaled_by_bucket():
+  controllers = FRESH.replace(hwe_target=jnp.float32([jnp.nan, 1, 1]))
+  # Hard: target 2 x 1, mean 1, variance 1: lambda = 1; counts 0 and 2 fall short by 2 and 0.
+  shaping, _, metrics = shaped(CORRECT, ROWS, controllers, target_scale=(1.0, 1.0, 2.0))
+  np.testing.assert_allclose(shaping.reward, [-0.5, 0, 1, 0])
+  assert metrics["hwe/target/hard"] == 2
+
+
+def test_threshold_follows_past_batches():
+  _, after, _ = shaped(CORRECT, ROWS, FRESH.replace(threshold=jnp.float32(2.75)))
+  np.testing.assert_allclose(after.threshold, 0.9 * 2.75 + 0.1 * 1.75)
+
+
+def test_target_of_the_same_batch_is_dead_with_either_rule():
+  controllers = FRESH.replace(hwe_target=jnp.float32([5, 5, 5]))
+  for rule in ("signed", "literal"):
+    shaping, after, _ = shaped(CORRECT, ROWS, controllers, target="batch", rule=rule)
+    assert (after.multiplier == 0).all()
+    np.testing.assert_array_equal(shaping.reward, CORRECT)
+
+
+def test_an_empty_bucket_keeps_its_controllers():
+  controllers = FRESH.replace(hwe_target=jnp.float32([7, 1, 1]),
+                              multiplier=jnp.float32([0.3, 0, 0]))
+  _, after, _ = shaped(CORRECT, ROWS, controllers, kind="release")
+  assert after.hwe_target[0] == 7 and after.multiplier[0] == np.float32(0.3)
+  assert after.alpha[0] == 0.5
+
+
+def test_reward_kinds():
+  controllers = FRESH.replace(hwe_target=jnp.float32([1, 1, 9]))
+  plain, after, _ = shaped(CORRECT, ROWS, controllers, kind="accuracy")
+  np.testing.assert_array_equal(plain.reward, CORRECT)
+  np.testing.assert_array_equal(after.alpha, FRESH.alpha)
+  release, after, metrics = shaped(CORRECT, ROWS, controllers, kind="release")
+  # Hard and wrong, D below the margin: sig(0) cap = 0.5 * 0.5 * 1.2 for both rows.
+  np.testing.assert_allclose(release.reward[:2], 0.3, rtol=1e-5)
+  # Hard, mean 1 below target 9: alpha grows by 0.05 * 8.
+  np.testing.assert_allclose(after.alpha, [0.5, 0.5, 0.9], rtol=1e-5)
+  assert metrics["reward/alpha/hard"] == after.alpha[2]
+
+
+def test_quantile_of_tokens_is_another_threshold():
+  entropy = dataclasses.replace(ENTROPY, quantile_of="token", quantile=1.0)
+  _, after, _ = shaped(CORRECT, ROWS, entropy_config=entropy)
+  assert after.threshold == (1 + 3 + 3 + 1) / 4
+
+
+def test_semantic_detector_needs_a_trigger_word():
+  entropy = dataclasses.replace(ENTROPY, detector="semantic")
+  assert shaped(CORRECT, ROWS, entropy_config=entropy)[2]["hwe/share"] == 0
+  assert shaped(CORRECT, ROWS, entropy_config=entropy, words=(True,))[2]["hwe/share"] == 4 / 16
+
+
+def test_token_cover_and_token_bonus():
+  entropy = dataclasses.replace(ENTROPY, cover="token")
+  controllers = FRESH.replace(threshold=jnp.float32(1.75), hwe_target=jnp.float32([jnp.nan, 1, 3]))
+  shaping, _, _ = shaped(CORRECT, ROWS, controllers, entropy_config=entropy, token_bonus=0.1)
+  np.testing.assert_array_equal(shaping.cover[2].astype(int), [1, 1, 0, 0])
+  assert shaping.bonus[1].max() > 0 and abs(float(shaping.bonus[1].sum())) < 1e-6
+  assert (shaping.bonus[2] == 0).all()  # medium: lambda 0
+  assert (shaped(CORRECT, ROWS, controllers)[0].bonus == 0).all()
+
+
+def test_counts_become_buckets_at_the_configs_borders():
+  found = difficulty_buckets(np.int32([8, 6, 5, 3, 2, 0]), REWARD, group=8)
+  np.testing.assert_array_equal(found, [0, 0, 1, 1, 2, 2])
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_bucket_metrics_are_means_over_the_bucket(rows):
+  metrics = shaped(CORRECT * rows, ROWS * rows)[2]
+  assert metrics["bucket/share/hard"] == 0.5 and metrics["bucket/share/easy"] == 0
+  assert metrics["hwe/count/hard"] == 1 and metrics["bucket/tokens/hard"] == 4
+  assert metrics["hwe/share/hard"] == 2 / 8
