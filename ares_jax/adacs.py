@@ -121,6 +121,15 @@ def measure_pass_rates(params, source, config, *, generator, path, max_tokens, s
   progress.close()
 
 
+def curate_shard(parts, folder, shard):
+  """Measures the pass rates of one shard (number, shards) of stage 1's problems, into `folder`."""
+  config = parts.config
+  params = parts.init_params() if config.curate.pass_rates == "probe" else None
+  measure_pass_rates(params, parts.source("curated"), config.curate,
+                     generator=parts.generator, path=os.path.join(folder, pass_rates.FILE),
+                     seed=config.seed, shard=shard, max_tokens=config.aepo.sampling.max_tokens)
+
+
 # What a line of a curation follows from, of config.json and fingerprint.json.
 _DECIDE = ("seed", "model.", "data.digits", "data.bad_rows", "prompt.", "grade.grader",
            "warmup.steps", "tokenizer", "template", "weights", *CURATION)

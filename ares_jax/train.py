@@ -12,11 +12,8 @@ fourth of eight and leaves its lines in WORKDIR/curation/, which the run itself 
 """
 
 import contextlib
-import functools
-import hashlib
 import json
 import os
-import pathlib
 import sys
 
 import jax
@@ -26,18 +23,14 @@ from ml_collections import config_flags
 from ares_jax import adacs, aepo
 from ares_jax.data.curation import pass_rates
 from ares_jax.diagnose.replay import replay, replay_text
-from ares_jax.evaluation.held_out import evaluate, level_table, stage_table
+from ares_jax.evaluation.held_out import StageResults
 from ares_jax.models import lora
 from ares_jax.plan import check
-from ares_jax.run import files as files_lib
 from ares_jax.run import identity, wandb
-from ares_jax.run.checkpoint import digest
 from ares_jax.run.config import read_config
-from ares_jax.run.files import write_json
 from ares_jax.run.fingerprint import fingerprint
-from ares_jax.run.identity import OWN, STAGES, flatten
-from ares_jax.run.lock import lock, read_lock
-from ares_jax.run.responses import write_held_out
+from ares_jax.run.identity import STAGES
+from ares_jax.run.lock import one_run
 from ares_jax.run.setup import open_run
 from ares_jax.system import heartbeat, hosts, mesh, profiler
 from ares_jax.system.cluster import join_cluster
@@ -75,7 +68,7 @@ def main():
     workdir = pass_rates.shard_folder(workdir, shard)
   with join_cluster(config.hosts), heartbeat.stop_signals(), one_run(workdir), heartbeat.watchdog(
       os.path.join(workdir, hosts.local_name("stacks.txt")), config.stall_minutes):
-    check_equal(values, workdir, {flag.name: flag.value for flag in (
+    identity.check_equal(values, workdir, {flag.name: flag.value for flag in (
       _ALLOW_CHANGE, _CHECK, _REPLAY, _PROFILE, _CURATE)})
     # Before all rows are looked at; written when the data are found to be whole.
     records = {"config.json": json.loads(values.to_json_best_effort())}
@@ -99,7 +92,7 @@ def main():
       hosts.check_same(records["fingerprint.json"], "reads other files")
       hosts.on_process_0(lambda: identity.keep_records(workdir, records, allow))
       if shard:
-        curate_shard(parts, workdir, shard)
+        adacs.curate_shard(parts, workdir, shard)
         return
       with check.suggest_on_oom(config, parts.model), traced, \
           wandb.wandb(config.wandb, workdir, values.to_dict()):
@@ -134,59 +127,9 @@ def _shard(text, config):
   return int(number), int(shards)
 
 
-def curate_shard(parts, folder, shard):
-  """Lines of a shard (number, shards) of the problems of stage 1, in `folder`."""
-  config = parts.config
-  params = parts.init_params() if config.curate.pass_rates == "probe" else None
-  adacs.measure_pass_rates(params, parts.source("curated"), config.curate,
-                           generator=parts.generator, path=os.path.join(folder, pass_rates.FILE),
-                           seed=config.seed, shard=shard,
-                           max_tokens=config.aepo.sampling.max_tokens)
-
-
-def keep_base(workdir, base, allow=()):
-  """Writes WORKDIR/base.json, digests of the weights under adapters; refuses another base."""
-  records = {"base.json": {"base": digest.digest_tree(base.weights)}}
-  hosts.on_process_0(lambda: identity.keep_records(workdir, records, allow))
-
-
 def _note(line):
   if jax.process_index() == 0:
     print(line, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def one_run(workdir):
-  """`run_folder.lock`, held by process 0 for all, who must see it."""
-  with contextlib.ExitStack() as stack:
-    hosts.on_process_0(lambda: stack.enter_context(lock(workdir)))
-    seen = hosts.allgather(lambda: read_lock(workdir).encode())
-    for number, there in enumerate(seen):
-      if there != seen[0]:
-        raise ValueError(f"process {number} finds another {workdir} than process 0; --workdir must "
-                         "be a folder on a disk that all hosts share")
-    yield
-
-
-def check_equal(values, workdir, words):
-  """Refuses processes of one run that were started with other numbers, folders or versions.
-
-  Args:
-    values: ConfigDict.
-    workdir: folder of the run.
-    words: {flag: value} of what else decides what a run does.
-  """
-  record = flatten(json.loads(values.to_json_best_effort())) | {
-    f"--{name}": value for name, value in words.items()} | {
-    "--workdir": workdir, "version of jax": jax.__version__, "code of ares_jax": _code()}
-  hosts.check_same({key: value for key, value in record.items() if key not in OWN},
-                   "was started with another config")
-
-
-def _code():
-  """Digest of the package's modules."""
-  files = sorted(pathlib.Path(__file__).parent.rglob("*.py"))
-  return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def train(parts, workdir, until="end", allow=()):
@@ -202,10 +145,10 @@ def train(parts, workdir, until="end", allow=()):
     What was trained: weights, or adapters.
   """
   config, generator = parts.config, parts.generator
-  results = _Results(parts, workdir)
+  results = StageResults(parts, workdir)
   params, base = parts.start()
   if base is not None:
-    keep_base(workdir, base, allow)
+    identity.keep_base(workdir, base, allow)
   shared = {"generator": generator, "workdir": workdir, "seed": config.seed,
             "threads": config.threads, "base": base}
   if config.warmup.steps:
@@ -227,54 +170,6 @@ def train(parts, workdir, until="end", allow=()):
     results.add("aepo", lora.join(base, params))
   results.show()
   return params
-
-
-class _Results:
-  """Evaluations of finished stages, in WORKDIR/results.json."""
-
-  def __init__(self, parts, workdir):
-    self._parts, self._workdir = parts, workdir
-    self._path = os.path.join(workdir, "results.json")
-    self._results = hosts.on_process_0(lambda: files_lib.read_json(workdir, "results.json"))
-
-  def add(self, stage, params):
-    """Evaluates `params` unless that was done before the run was stopped."""
-    config, generator = self._parts.config, self._parts.generator
-    steps = getattr(config, stage).steps
-    if self._results.get(stage, {}).get("steps") == steps:
-      return
-    show = functools.partial(write_held_out, self._workdir, stage, steps,
-                             group=config.evaluate.samples, chat=generator.encoder.chat, **HELD_OUT)
-    result = evaluate(generator, params, self._parts.source("test"), config.evaluate,
-                      max_tokens=config.aepo.sampling.max_tokens, easy=config.aepo.reward.easy,
-                      medium=config.aepo.reward.medium,
-                      show=None if jax.process_index() else show)
-    self._results[stage] = result | {"steps": steps}
-    hosts.on_process_0(functools.partial(self._write, stage))
-
-  def _write(self, stage):
-    self._results[stage]["seconds"] = self._seconds(stage)
-    write_json(self._path, self._results)
-
-  def _seconds(self, stage):
-    """Seconds of the stage's steps by phase, over all processes that worked on it."""
-    spent = {}
-    with open(os.path.join(self._workdir, "metrics.jsonl"), encoding="utf-8") as file:
-      for line in map(json.loads, file):
-        for name, value in line.items() if line["stage"] == stage else ():
-          if name.startswith("seconds/"):
-            spent[name[8:]] = spent.setdefault(name[8:], 0.0) + value
-    return spent
-
-  def show(self):
-    """Prints the tables of all stages, on process 0."""
-    if jax.process_index():
-      return
-    print(stage_table(self._results))
-    print(level_table(self._results))
-    for stage, result in self._results.items():
-      spent = ", ".join(f"{name} {seconds:.0f}" for name, seconds in result["seconds"].items())
-      print(f"{stage} seconds in its steps: {spent}")
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import tiny
 
-from ares_jax import export, train
+from ares_jax import export
 from ares_jax.data import digits
 from ares_jax.data.chat import Chat
 from ares_jax.data.prompts import Encoder
 from ares_jax.models import hf, hf_processor, lora, qwen25_vl, weights
+from ares_jax.run import identity
 from ares_jax.run import model as model_lib
 from ares_jax.run.checkpoint import manager
 from ares_jax.system import mesh
@@ -133,7 +134,7 @@ def adapters(exported, tmp_path_factory):
       lambda x: jax.device_put(np.float32(0.3 * rng.standard_normal(x.shape)), x.sharding),
       lora.abstract(model, config.model.lora, jax.sharding.get_mesh()))
     base = lora.Base(model_lib.first_weights(config, model), 2.5)
-    train.keep_base(str(workdir), base)
+    identity.keep_base(str(workdir), base)
     with manager.Checkpoints(str(workdir / "aepo"), keep=1) as checkpoints:
       checkpoints.save(3, State(mesh.put(jnp.int32(3)), pairs, {}), {})
   return workdir, pairs

@@ -2,15 +2,23 @@
 
 import collections
 import dataclasses
+import functools
+import json
 import math
+import os
 
+import jax
 import numpy as np
 
 from ares_jax.data import sharded
 from ares_jax.evaluation.scores import BUCKETS
 from ares_jax.grading.response import shows_work
+from ares_jax.run.files import read_json, write_json
+from ares_jax.run.responses import write_held_out
 from ares_jax.sampling.sampler import stage_key
+from ares_jax.system import hosts
 
+_SHOWN = {"problems": 32, "kept": 2}  # of a stage's evaluation, written for people to read
 _SEED = 0  # of the samples: runs of all seeds are asked alike
 
 
@@ -134,3 +142,56 @@ def _with_interval(part):
 
 def _bucket(part):
   return f"{part['n']} / {part['length']:.1f}" if part["n"] else "0 / -"
+
+
+class StageResults:
+  """Evaluations of finished stages, in WORKDIR/results.json."""
+
+  def __init__(self, parts, workdir):
+    """
+    Args:
+      parts: setup.Run.
+      workdir: folder of the run; the results already there are kept.
+    """
+    self._parts, self._workdir = parts, workdir
+    self._path = os.path.join(workdir, "results.json")
+    self._results = hosts.on_process_0(lambda: read_json(workdir, "results.json"))
+
+  def add(self, stage, params):
+    """Evaluates `params` unless that was done before the run was stopped."""
+    config, generator = self._parts.config, self._parts.generator
+    steps = getattr(config, stage).steps
+    if self._results.get(stage, {}).get("steps") == steps:
+      return
+    show = functools.partial(write_held_out, self._workdir, stage, steps,
+                             group=config.evaluate.samples, chat=generator.encoder.chat, **_SHOWN)
+    result = evaluate(generator, params, self._parts.source("test"), config.evaluate,
+                      max_tokens=config.aepo.sampling.max_tokens, easy=config.aepo.reward.easy,
+                      medium=config.aepo.reward.medium,
+                      show=None if jax.process_index() else show)
+    self._results[stage] = result | {"steps": steps}
+    hosts.on_process_0(functools.partial(self._write, stage))
+
+  def _write(self, stage):
+    self._results[stage]["seconds"] = self._seconds(stage)
+    write_json(self._path, self._results)
+
+  def _seconds(self, stage):
+    """Seconds of the stage's steps by phase, over all processes that worked on it."""
+    spent = {}
+    with open(os.path.join(self._workdir, "metrics.jsonl"), encoding="utf-8") as file:
+      for line in map(json.loads, file):
+        for name, value in line.items() if line["stage"] == stage else ():
+          if name.startswith("seconds/"):
+            spent[name[8:]] = spent.setdefault(name[8:], 0.0) + value
+    return spent
+
+  def show(self):
+    """Prints the tables of all stages, on process 0."""
+    if jax.process_index():
+      return
+    print(stage_table(self._results))
+    print(level_table(self._results))
+    for stage, result in self._results.items():
+      spent = ", ".join(f"{name} {seconds:.0f}" for name, seconds in result["seconds"].items())
+      print(f"{stage} seconds in its steps: {spent}")

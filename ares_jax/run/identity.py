@@ -1,12 +1,17 @@
 """The folder of a run: one run at a time, its stages, what makes it another run, whole files."""
 
+import hashlib
 import json
 import os
+import pathlib
 
+import jax
 from absl import logging
 
+from ares_jax.run.checkpoint import digest
 from ares_jax.run.checkpoint.reader import newest_step
 from ares_jax.run.files import read_json, write_json
+from ares_jax.system import hosts
 
 STAGES = ("warmup", "adacs", "aepo")  # in the order of a run; each saves in a folder of its name
 
@@ -101,6 +106,33 @@ def keep_records(workdir, records, allow=()):
     write_json(os.path.join(workdir, _ALLOWED), allowed)
   for name, record in records.items():
     write_json(os.path.join(workdir, name), record)
+
+
+def keep_base(workdir, base, allow=()):
+  """Writes WORKDIR/base.json, digests of the weights under adapters; refuses another base."""
+  records = {"base.json": {"base": digest.digest_tree(base.weights)}}
+  hosts.on_process_0(lambda: keep_records(workdir, records, allow))
+
+
+def check_equal(values, workdir, words):
+  """Refuses processes of one run that were started with other numbers, folders or versions.
+
+  Args:
+    values: ConfigDict.
+    workdir: folder of the run.
+    words: {flag: value} of what else decides what a run does.
+  """
+  record = flatten(json.loads(values.to_json_best_effort())) | {
+    f"--{name}": value for name, value in words.items()} | {
+    "--workdir": workdir, "version of jax": jax.__version__, "code of ares_jax": _code()}
+  hosts.check_same({key: value for key, value in record.items() if key not in OWN},
+                   "was started with another config")
+
+
+def _code():
+  """Digest of the package's modules."""
+  files = sorted(pathlib.Path(__file__).parent.parent.rglob("*.py"))
+  return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def is_read_later(stage, key):

@@ -10,6 +10,8 @@ import time
 
 from absl import logging
 
+from ares_jax.system import hosts
+
 _RENEW = 20.0  # seconds between two signs of life of a lock
 _GONE = 6 * _RENEW  # a lock of another host without one for so long is stale
 
@@ -64,6 +66,19 @@ def read_lock(workdir):
     return ""
   with open(path, encoding="utf-8") as file:
     return file.read()
+
+
+@contextlib.contextmanager
+def one_run(workdir):
+  """`lock` held by process 0 for all processes of the run, each of which must see it."""
+  with contextlib.ExitStack() as stack:
+    hosts.on_process_0(lambda: stack.enter_context(lock(workdir)))
+    seen = hosts.allgather(lambda: read_lock(workdir).encode())
+    for number, there in enumerate(seen):
+      if there != seen[0]:
+        raise ValueError(f"process {number} finds another {workdir} than process 0; --workdir must "
+                         "be a folder on a disk that all hosts share")
+    yield
 
 
 def _holder(text):

@@ -94,13 +94,13 @@ def child(workdir, steps):
   import jax
   import tiny
 
-  from ares_jax import aepo, train
-  from ares_jax.run import setup
+  from ares_jax import aepo
+  from ares_jax.run import lock, setup
   from ares_jax.system import cluster, mesh
   from ares_jax.system import heartbeat as heartbeat_lib
 
   config = tiny.read(**SMALL | {"aepo__steps": int(steps)})
-  with cluster.join_cluster(config.hosts), heartbeat_lib.stop_signals(), train.one_run(workdir), \
+  with cluster.join_cluster(config.hosts), heartbeat_lib.stop_signals(), lock.one_run(workdir), \
       jax.set_mesh(mesh.make_mesh(-1, 1)), setup.open_run(config, workdir=workdir) as parts:
     # Fresh weights are never right: let answers of odd length be.
     parts.generator.grader.name = "odd"

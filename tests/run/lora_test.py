@@ -10,10 +10,10 @@ import pytest
 import tiny
 from safetensors.numpy import load_file
 
-from ares_jax import adacs, aepo, evaluate, export, train
+from ares_jax import adacs, aepo, evaluate, export
 from ares_jax.models import lora, weights
 from ares_jax.plan import programs
-from ares_jax.run import files, restore, setup
+from ares_jax.run import files, identity, restore, setup
 from ares_jax.run import model as model_lib
 from ares_jax.run.checkpoint import digest, reader
 from ares_jax.system import mesh
@@ -36,7 +36,7 @@ class Trained:
     with jax.set_mesh(self.devices), setup.open_run(self.config) as self.run:
       first, self.base = self.run.start()
       self.base_before = jax.device_get(self.base.weights)
-      train.keep_base(self.workdir, self.base)
+      identity.keep_base(self.workdir, self.base)
       shared = dict(generator=self.run.generator, seed=0, threads=1, base=self.base)
       self.cold = adacs.fine_tune(first, self.run.source("lessons"), self.config.warmup,
                                   stage="warmup", workdir=self.workdir, **shared)
@@ -146,12 +146,12 @@ def test_adapters_are_read_over_their_base_and_over_no_other(trained, tmp_path, 
   assert name.endswith("aepo step 2")
   jax.tree.map(np.testing.assert_array_equal, joined, lora.join(trained.base, trained.end))
   marks = digest.digest_tree(trained.base.weights)
-  train.keep_base(str(tmp_path), trained.base)
+  identity.keep_base(str(tmp_path), trained.base)
   other = trained.base.replace(weights=trained.base.weights | {
     "final_norm": trained.base.weights["final_norm"] * 2})
   with pytest.raises(ValueError, match="other files: base.final_norm differ"):
-    train.keep_base(str(tmp_path), other)
-  train.keep_base(str(tmp_path), other, ("base.final_norm",))
+    identity.keep_base(str(tmp_path), other)
+  identity.keep_base(str(tmp_path), other, ("base.final_norm",))
   for name in ("aepo", "config.json"):
     (tmp_path / name).symlink_to(f"{trained.workdir}/{name}")
   with jax.set_mesh(trained.devices), pytest.raises(ValueError, match="another base: final_norm"):

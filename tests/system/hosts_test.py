@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tiny
 
-from ares_jax import train
 from ares_jax.data import sharded
 from ares_jax.data.prompts import EncodedPrompt
+from ares_jax.run import identity, lock
 from ares_jax.system import cluster, hosts
 from ares_jax.system import heartbeat as heartbeat_lib
 
@@ -133,11 +133,11 @@ def test_every_word_that_decides_what_a_run_does_is_compared(monkeypatch, name, 
   monkeypatch.setattr(hosts, "allgather_bytes", gather)
   with pytest.raises(ValueError, match="process 1 was started with another config: "
                      f"{name} is {re.escape(repr(value))}, process 0 has"):
-    train.check_equal(tiny.values(), "/run", words)
+    identity.check_equal(tiny.values(), "/run", words)
 
 
 def test_another_disk_of_a_process_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(hosts, "allgather", lambda call: [call(), b""])
   with pytest.raises(ValueError, match=f"process 1 finds another {tmp_path} than process 0"), \
-      train.one_run(str(tmp_path)):
+      lock.one_run(str(tmp_path)):
     pass
