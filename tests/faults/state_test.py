@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import tiny
 
-from ares_jax import aepo
 from ares_jax.models import weights
 from ares_jax.run import model as model_lib
 from ares_jax.run.checkpoint import manager, manifest, reader
 from ares_jax.system import mesh
-from ares_jax.training import aepo_step, optimizer, sft_step
+from ares_jax.training import aepo_step, optimizer, sft_step, shaping
 
 
 def zeros(tree):
@@ -63,5 +62,5 @@ def test_a_change_of_one_leaf_changes_the_record_of_that_leaf(state):
 def test_a_state_holds_what_the_method_tracks():
   assert {field.name for field in dataclasses.fields(aepo_step.AepoState)} == {
     "step", "batches", "params", "opt_state", "controllers"}
-  assert {field.name for field in dataclasses.fields(aepo.Controllers)} == {
+  assert {field.name for field in dataclasses.fields(shaping.Controllers)} == {
     "threshold", "hwe_target", "multiplier", "kappa", "alpha"}

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from ares_jax.models import hf_files
+from ares_jax.models import hf_files, weights
 from ares_jax.models.config import ModelConfig, VisionConfig
 
 SMALL = ModelConfig(
@@ -21,7 +21,8 @@ SMALL = ModelConfig(
 def write(folder, config, *, files=3, seed=0):
   """Writes bfloat16 shards with an index; returns {name: shape} of their tensors."""
   rng = np.random.default_rng(seed)
-  shapes = {name: weight.shape for name, weight in hf_files.by_name(hf_files.table(config)).items()}
+  table = hf_files.by_name(weights.weight_table(config))
+  shapes = {name: weight.shape for name, weight in table.items()}
   names = list(hf_files.sources_of(config).items())
   written, index = {}, {}
   for number in range(files):

@@ -26,7 +26,7 @@ def program(name, size):
 def test_what_is_too_large_is_refused_with_what_to_turn(small, monkeypatch):
   large, lines = 10**6, []
   monkeypatch.setattr(check, "_limit", lambda: 2e6)
-  monkeypatch.setattr(check, "fine_tuning", lambda config, model, stage: program(
+  monkeypatch.setattr(check, "sft_program", lambda config, model, stage: program(
     stage, large if stage == "warmup" else 4))
   monkeypatch.setattr(check, "programs", lambda *_: (program("decode", 4),
                                                      program("aepo_step", large)))
@@ -57,7 +57,7 @@ def test_the_longest_shapes_come_first_where_there_are_shorter_ones(small, tmp_p
   calls, end = [], (5, 6)
   monkeypatch.setattr(check, "_limit", lambda: 2e6)
   # What fine-tuning would need at most is no reason to refuse a run.
-  monkeypatch.setattr(check, "fine_tuning", lambda *_: program("warmup", 10**6))
+  monkeypatch.setattr(check, "sft_program", lambda *_: program("warmup", 10**6))
   monkeypatch.setattr(check, "programs", lambda config, model, end: calls.append(end) or [
     program("decode", 10**6)])
   check.compile_longest_first(*small, end, str(tmp_path), print)
@@ -67,7 +67,7 @@ def test_the_longest_shapes_come_first_where_there_are_shorter_ones(small, tmp_p
   with pytest.raises(ValueError, match=advice):
     check.compile_longest_first(*several, end, str(tmp_path), print)
   (tmp_path / "aepo" / "5").mkdir(parents=True)  # a run that goes on
-  monkeypatch.setattr(check, "newest", lambda folder: 5)
+  monkeypatch.setattr(check, "newest_step", lambda folder: 5)
   check.compile_longest_first(*several, end, str(tmp_path), print)
   assert calls == [end]  # of the run: they are part of what is compiled
 
