@@ -1,11 +1,9 @@
 """Stage 2, AEPO: GRPO that explores where window entropy is high (section 3.2, algorithm 1).
 
-`aepo_step` is one jitted program: shaping of the whole rollout batch (shaping.py), then a scan over
-minibatches, an optimizer update each, and inside it a loop over microbatches of packed rows
-(policy_gradient.py). `run` is the host's side: sample, grade, pack, step, log.
-
-P prompts, G group, B = P*G sequences (b = p*G + g), T response tokens, N minibatches. Names ending
-in _3 hold a value for each difficulty bucket: easy, medium, hard.
+`train_aepo` is the host's loop: sample, grade, pack, update, log. The update is one jitted program,
+training/aepo_step.py: it shapes the rewards of the rollout batch (shaping.py), scans over its
+minibatches, with an optimizer update each, and loops over each one's microbatches of packed rows
+(policy_gradient.py).
 """
 
 import functools
@@ -34,52 +32,44 @@ from ares_jax.training.batch import balance_minibatches, pack
 HWE_SHARE = (0.001, 0.2)
 
 
-def train_aepo(params, source, config, *, generator, words, workdir, seed, threads, base=None):
+def train_aepo(params, source, config, context, *, trigger_V):
   """AEPO as a resumable stage.
 
   Args:
-    params: what is trained, as the stage starts: weights, or adapters of `base`. It is the frozen
-      reference policy too: after a cold start that trained adapters, these, not the base alone.
+    params: trained parameters at the start of the stage: weights, or adapters of `context.base`.
+      They are the frozen reference policy too. After a cold start that trained adapters, the
+      reference has these adapters; it is not the base alone.
     source: random access to rows.
     config: AepoConfig.
-    generator: rollout.Generator.
-    words: bool [V] numpy, tokens of V_sem.
-    workdir, seed, threads: folder, seed of shuffle and samples, reading threads.
-    base: lora.Base, or None.
+    context: StageContext.
+    trigger_V: bool [V] numpy, tokens of V_sem.
 
   Returns:
-    `params`, trained.
+    `params` after training.
   """
+  generator, workdir, base = context.generator, context.workdir, context.base
   reference = params
-  # The state is donated step by step: it needs weights of its own.
+  # Every step donates the state, so the state needs weights of its own.
   state = init_state(config, jax.tree.map(jnp.copy, params), base)
-  trigger_V, key = mesh.put(words), stage_key(seed, "aepo")
-
-  def collate(rows, encoded, number):
-    place = number * config.prompts + np.arange(config.prompts)
-    return generator.encoder.batch(rows, place, encoded)
+  trigger_V, key = mesh.put(trigger_V), stage_key(context.seed, "aepo")
+  order = functools.partial(balance_minibatches, minibatch=config.minibatch,
+                            microbatch=config.microbatch, row_tokens=config.row_tokens)
 
   def begin(state):
     hosts.on_process_0(lambda: truncate_lines(os.path.join(workdir, "rollouts.jsonl"), "aepo",
                                               int(state.step)))
-    batches = announced(generator.encoder.config, sharded_stream(
-      source, batch=config.prompts, seed=seed, encode=generator.encoder.encode, collate=collate,
-      start=int(state.batches), threads=threads))
-    order = functools.partial(balance_minibatches, minibatch=config.minibatch,
-                              microbatch=config.microbatch, row_tokens=config.row_tokens)
+    batches = announce_shapes(generator.encoder.config,
+                        _prompt_batches(source, config, context, start=int(state.batches)))
 
     def step(state):
-      # The threshold of the iterations so far: nan, which forks nothing, before the first.
-      branching = Branching(state.controllers.threshold, config.branches, config.entropy.window)
       rollout = collect(generator, lora.join(base, state.params), batches, key,
-                        group=config.group,
-                        order=order, sampling=config.sampling, config=config.filter,
-                        branching=branching if config.branches else None)
+                        group=config.group, order=order, sampling=config.sampling,
+                        config=config.filter, branching=_branching(config, state.controllers))
       hosts.on_process_0(functools.partial(
         write_rollouts, workdir, int(state.step) + 1, rollout, group=config.group,
         count=config.log_responses, chat=generator.encoder.chat))
       with generator.phases("packing"):
-        batch, packing = _packed(rollout, config, generator.encoder)
+        batch, packing = pack_rollout(rollout, config, generator.encoder)
       with generator.phases("update"), generator.phases("device"):
         state = state.replace(batches=state.batches + rollout.batches)
         state, metrics = aepo_step(generator.model, config, state, reference, batch, trigger_V,
@@ -90,15 +80,7 @@ def train_aepo(params, source, config, *, generator, words, workdir, seed, threa
                    {"batch": batch, "controllers": state.controllers})
       metrics |= rollout.metrics | packing | epochs(source, int(state.batches) * config.prompts)
       metrics["work/flops"] += _update_flops(rollout, config, generator.model, base is not None)
-      note = (f"accuracy {metrics['reward/accuracy']:.2f} "
-              f"tokens {metrics['response/tokens']:.1f} hwe {metrics['hwe/share']:.1%}")
-      # Outside this band windows say nothing about when to explore (section 3.2.1).
-      if not HWE_SHARE[0] <= metrics["hwe/share"] <= HWE_SHARE[1]:
-        note += f" (outside {HWE_SHARE[0]:.1%}..{HWE_SHARE[1]:.0%}: change entropy.quantile)"
-      if metrics["loss/sampler_gap"] > config.loss.sampler_gap[0]:
-        note += (f" (sampler and trainer are {metrics['loss/sampler_gap']:.2g} nats a token apart: "
-                 "they compute differently)")
-      return state, metrics, note
+      return state, metrics, _note(metrics, config)
 
     return step
 
@@ -106,8 +88,19 @@ def train_aepo(params, source, config, *, generator, words, workdir, seed, threa
                    phases=generator.phases).params
 
 
-def announced(config, batches):
-  """PromptBatches; process 0 says before the first of each of PromptConfig's shapes that it is."""
+def _prompt_batches(source, config, context, *, start):
+  """Iterator of PromptBatch from batch number `start` on."""
+  encoder = context.generator.encoder
+
+  def collate(rows, encoded, number):
+    return encoder.batch(rows, number * config.prompts + np.arange(config.prompts), encoded)
+
+  return sharded_stream(source, batch=config.prompts, seed=context.seed, encode=encoder.encode,
+                        collate=collate, start=start, threads=context.threads)
+
+
+def announce_shapes(config, batches):
+  """`batches`, with a line on stderr before the first batch of each of PromptConfig's shapes."""
   seen = set()
   for batch in batches:
     shape = batch.tokens.shape[1], batch.vision["image"].shape[1]
@@ -119,16 +112,39 @@ def announced(config, batches):
     yield batch
 
 
+def _branching(config, controllers):
+  """Branching at the threshold of the iterations so far; None if the config has no branches.
+
+  Before the first iteration the threshold is NaN, at which no sequence forks.
+  """
+  if not config.branches:
+    return None
+  return Branching(controllers.threshold, config.branches, config.entropy.window)
+
+
+def pack_rollout(rollout, config, encoder):
+  """RolloutBatch of a Rollout on the devices, and metrics of its packing."""
+  rows, metrics = pack(
+    rollout.prompts, rollout.samples, group=config.group, merge=encoder.merge,
+    minibatch=config.minibatch, microbatch=config.microbatch, row_tokens=config.row_tokens,
+    longest=encoder.config.max_tokens[-1] + config.sampling.max_tokens)
+  return rollout.batch(rows).to_device(), metrics
+
+
 def _update_flops(rollout, config, model, adapters):
   return flops.update_flops(
     config, model, prompts=rollout.prompts.length, answers=rollout.samples.mask.sum(1),
     image=flops.vision_flops(model.vision, rollout.prompts.vision["image"]), adapters=adapters)
 
 
-def _packed(rollout, config, encoder):
-  """RolloutBatch on the devices, and metrics of its packing."""
-  rows, metrics = pack(
-    rollout.prompts, rollout.samples, group=config.group, merge=encoder.merge,
-    minibatch=config.minibatch, microbatch=config.microbatch, row_tokens=config.row_tokens,
-    longest=encoder.config.max_tokens[-1] + config.sampling.max_tokens)
-  return rollout.batch(rows).to_device(), metrics
+def _note(metrics, config):
+  """The text beside the progress bar: the main metrics, and warnings about two of them."""
+  note = (f"accuracy {metrics['reward/accuracy']:.2f} "
+          f"tokens {metrics['response/tokens']:.1f} hwe {metrics['hwe/share']:.1%}")
+  # Outside this band windows say nothing about when to explore (section 3.2.1).
+  if not HWE_SHARE[0] <= metrics["hwe/share"] <= HWE_SHARE[1]:
+    note += f" (outside {HWE_SHARE[0]:.1%}..{HWE_SHARE[1]:.0%}: change entropy.quantile)"
+  if metrics["loss/sampler_gap"] > config.loss.sampler_gap[0]:
+    note += (f" (sampler and trainer are {metrics['loss/sampler_gap']:.2g} nats a token apart: "
+             "they compute differently)")
+  return note

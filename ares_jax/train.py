@@ -32,6 +32,7 @@ from ares_jax.run.fingerprint import fingerprint
 from ares_jax.run.identity import STAGES
 from ares_jax.run.lock import one_run
 from ares_jax.run.setup import open_run
+from ares_jax.run.stage import StageContext
 from ares_jax.system import heartbeat, hosts, mesh, profiler
 from ares_jax.system.cluster import join_cluster
 from ares_jax.system.command import UsageError, require_config, run
@@ -144,29 +145,26 @@ def train(parts, workdir, until="end", allow=()):
   Returns:
     What was trained: weights, or adapters.
   """
-  config, generator = parts.config, parts.generator
+  config = parts.config
   results = StageResults(parts, workdir)
   params, base = parts.start()
   if base is not None:
     identity.keep_base(workdir, base, allow)
-  shared = {"generator": generator, "workdir": workdir, "seed": config.seed,
-            "threads": config.threads, "base": base}
+  context = StageContext(parts.generator, workdir, config.seed, config.threads, base)
   if config.warmup.steps:
-    params = adacs.fine_tune(params, parts.source("lessons"), config.warmup, stage="warmup",
-                             **shared)
+    params = adacs.fine_tune(params, parts.source("lessons"), config.warmup, context,
+                             stage="warmup")
     results.add("warmup", lora.join(base, params))
   if config.adacs.steps:
-    source = parts.source("curated")
-    selected = adacs.curate(lora.join(base, params), source, config.curate, generator=generator,
-                            workdir=workdir, max_tokens=config.aepo.sampling.max_tokens,
-                            seed=config.seed)
+    probe = adacs.Probe(lora.join(base, params), config.aepo.sampling.max_tokens)
+    selected = adacs.curate(probe, parts.source("curated"), config.curate, context)
     if until == "curation":
       return params
-    params = adacs.fine_tune(params, selected, config.adacs, stage="adacs", **shared)
+    params = adacs.fine_tune(params, selected, config.adacs, context, stage="adacs")
     results.add("adacs", lora.join(base, params))
   if config.aepo.steps:
-    params = aepo.train_aepo(params, parts.source("prompts"), config.aepo, words=parts.words,
-                             **shared)
+    params = aepo.train_aepo(params, parts.source("prompts"), config.aepo, context,
+                             trigger_V=parts.words)
     results.add("aepo", lora.join(base, params))
   results.show()
   return params

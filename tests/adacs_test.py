@@ -8,6 +8,9 @@ from ares_jax import adacs
 from ares_jax.data.sources import Mixture
 from ares_jax.run import config as run_config
 from ares_jax.run import setup
+from ares_jax.run.stage import StageContext
+
+PROBE = adacs.Probe(params=None, max_tokens=8)
 
 
 class Source:
@@ -30,18 +33,18 @@ def curate():
     def curate(folder, shard=None, **changes):
       config = run_config.CurateConfig(**dict(selection="adacs", pass_rates="column", problems=4,
                                               samples=8, count=4, batch=3) | changes)
-      shared = dict(generator=run.generator, max_tokens=8, seed=0)
+      context = StageContext(run.generator, str(folder), seed=0, threads=1)
       if shard:
-        return adacs.measure_pass_rates(None, Source(), config, path=str(folder / "curation.jsonl"),
-                                        shard=shard, **shared)
-      return adacs.curate(None, Source(), config, workdir=str(folder), **shared)
+        return adacs.measure_pass_rates(PROBE, Source(), config, context, shard=shard,
+                                        path=str(folder / "curation.jsonl"))
+      return adacs.curate(PROBE, Source(), config, context)
 
     yield curate
 
 
 def probe(monkeypatch, passes):
-  monkeypatch.setattr(adacs, "_pass_counts",
-                      lambda params, prompts, *_: np.array(passes)[prompts.prompt_id])
+  monkeypatch.setattr(adacs.Probe, "passes",
+                      lambda self, prompts, *_: np.array(passes)[prompts.prompt_id])
 
 
 @pytest.mark.parametrize("pass_rates", ["probe", "column"])
@@ -111,13 +114,12 @@ def test_a_part_of_several_sources_is_refused(tmp_path):
   config = run_config.CurateConfig(selection="adacs", pass_rates="column", problems=6, samples=8,
                                    count=6, batch=3)
   with pytest.raises(ValueError, match="6 problems of 8 in 2 sources: .* curate.problems=8, or"):
-    adacs.measure_pass_rates(None, mixed, config, generator=None,
-                             path=str(tmp_path / "curation.jsonl"), max_tokens=8, seed=0)
+    adacs.measure_pass_rates(PROBE, mixed, config, StageContext(None, str(tmp_path), 0, 1),
+                             path=str(tmp_path / "curation.jsonl"))
 
 
 def test_rows_without_candidates_are_named_before_the_probe(tmp_path):
   config = run_config.CurateConfig(selection="adacs", pass_rates="probe", problems=1,
                                    samples=8, count=1, batch=1)
   with pytest.raises(ValueError, match="row 7: has no 'responses'"):
-    adacs.curate(None, [{"id": "7"}], config, generator=None, workdir=str(tmp_path), max_tokens=8,
-                 seed=0)
+    adacs.curate(PROBE, [{"id": "7"}], config, StageContext(None, str(tmp_path), 0, 1))

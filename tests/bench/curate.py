@@ -29,6 +29,7 @@ from ares_jax.data import digits
 from ares_jax.data.chat import Chat
 from ares_jax.data.packing import first_fit
 from ares_jax.run import config as run_config
+from ares_jax.run.stage import StageContext
 
 
 def main():
@@ -85,8 +86,8 @@ def curate(name, source, response, *, batch):
                                    samples=8, count=min(34_000, problems), batch=batch)
   with tempfile.TemporaryDirectory() as folder:
     began = time.perf_counter()
-    chosen = adacs.curate(None, source, config, generator=generator, workdir=folder, max_tokens=8,
-                          seed=0)
+    chosen = adacs.curate(adacs.Probe(None, max_tokens=8), source, config,
+                          StageContext(generator, folder, seed=0, threads=1))
     taken, end = time.perf_counter() - began, memory()
     size = os.path.getsize(os.path.join(folder, "curation.jsonl")) / 2**20
     with open(os.path.join(folder, "curation.json"), encoding="utf-8") as file:

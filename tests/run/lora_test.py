@@ -16,6 +16,7 @@ from ares_jax.plan import programs
 from ares_jax.run import files, identity, restore, setup
 from ares_jax.run import model as model_lib
 from ares_jax.run.checkpoint import digest, reader
+from ares_jax.run.stage import StageContext
 from ares_jax.system import mesh
 from ares_jax.training import aepo_step
 
@@ -37,16 +38,17 @@ class Trained:
       first, self.base = self.run.start()
       self.base_before = jax.device_get(self.base.weights)
       identity.keep_base(self.workdir, self.base)
-      shared = dict(generator=self.run.generator, seed=0, threads=1, base=self.base)
       self.cold = adacs.fine_tune(first, self.run.source("lessons"), self.config.warmup,
-                                  stage="warmup", workdir=self.workdir, **shared)
-      self.shared = shared | dict(words=self.run.words)
+                                  self.context(self.workdir), stage="warmup")
       self.end = self.go_on(self.workdir)
+
+  def context(self, workdir):
+    return StageContext(self.run.generator, workdir, seed=0, threads=1, base=self.base)
 
   def go_on(self, workdir):
     with jax.set_mesh(self.devices):
       return jax.device_get(aepo.train_aepo(self.cold, self.run.source("prompts"), self.config.aepo,
-                                            workdir=workdir, **self.shared))
+                                            self.context(workdir), trigger_V=self.run.words))
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ class Prepared:
       jax.device_put(jax.tree.map(jnp.copy, tree), weights.shardings(model, layout))
       for tree in (self.params, reference or self.params))
     with jax.set_mesh(layout):
-      batch, _ = aepo._packed(dataclasses.replace(self.rollout, **changes), config,
+      batch, _ = aepo.pack_rollout(dataclasses.replace(self.rollout, **changes), config,
                               self.run.generator.encoder)
       return step(model, config, aepo_step.init_state(config, params), reference, batch,
                   mesh.put(self.run.words))
@@ -78,13 +78,13 @@ def test_each_shape_of_prompts_is_announced_once_by_one_process(capfd, monkeypat
   batches = [types.SimpleNamespace(tokens=np.zeros((4, tokens)), vision={
     "image": np.zeros((4, windows, 1))}) for tokens, windows in ((36, 4), (36, 4), (48, 6))]
   config = types.SimpleNamespace(max_tokens=(36, 48, 64))
-  assert list(aepo.announced(config, iter(batches))) == batches
+  assert list(aepo.announce_shapes(config, iter(batches))) == batches
   first, second = capfd.readouterr().err.splitlines()
   assert first == ("prompts of 36 tokens and 4 vision windows: shape 1 of 3, compiled at its first "
                    "use")
   assert second.startswith("prompts of 48 tokens and 6 vision windows: shape 2 of 3")
   monkeypatch.setattr(jax, "process_index", lambda: 1)
-  assert len(list(aepo.announced(config, iter(batches)))) == 3 and not capfd.readouterr().err
+  assert len(list(aepo.announce_shapes(config, iter(batches)))) == 3 and not capfd.readouterr().err
 
 
 def distance(first, second):
@@ -141,7 +141,7 @@ def assert_same(first, second):
 def test_neither_packing_nor_microbatches_change_the_update(prepared, whole, monkeypatch):
   config, *packed = whole
   with jax.set_mesh(mesh_of(1)):
-    _, packing = aepo._packed(prepared.rollout, config, prepared.run.generator.encoder)
+    _, packing = aepo.pack_rollout(prepared.rollout, config, prepared.run.generator.encoder)
   assert packing["pack/rows"] <= 8
   # One sequence a row, two rows a gradient.
   monkeypatch.setattr(batch_lib, "first_fit",
@@ -278,7 +278,7 @@ def test_a_dumped_batch_is_replayed_and_its_term_named(prepared, tmp_path):
   with jax.set_mesh(mesh_of(1)):
     for name, kept in (("sampler_logprob", True), (None, False)):
       rollout = dataclasses.replace(prepared.rollout, **(broken(prepared, name) if name else {}))
-      batch, _ = aepo._packed(rollout, config, run.generator.encoder)
+      batch, _ = aepo.pack_rollout(rollout, config, run.generator.encoder)
       state = aepo_step.init_state(config, prepared.params)
       nonfinite.dump_batch(str(tmp_path), "aepo", 7, {"batch": batch,
                                                       "controllers": state.controllers})
@@ -304,7 +304,7 @@ def test_rewarded_answers_become_more_probable(prepared, whole):
   state, _ = prepared.step(replace(whole[0], kl__beta=(0.0, 0.0, 0.0)))
   model = prepared.run.model
   with jax.set_mesh(mesh_of(1)):
-    batch, _ = aepo._packed(prepared.rollout, whole[0], prepared.run.generator.encoder)
+    batch, _ = aepo.pack_rollout(prepared.rollout, whole[0], prepared.run.generator.encoder)
     images = policy_gradient.frozen_features(model, prepared.params, batch.vision, minibatches=1)
     before, after = (policy_gradient.old_logprobs(model, params, batch.rows, images)
                      for params in (prepared.params, state.params))

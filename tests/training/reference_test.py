@@ -99,7 +99,7 @@ class Case:
   def batch(self, config, correct, entropy, logprob):
     samples = self.rollout.samples.replace(entropy=entropy, logprob=logprob)
     rollout = dataclasses.replace(self.rollout, samples=samples, correct=correct)
-    return aepo._packed(rollout, config, self.run.generator.encoder)[0]
+    return aepo.pack_rollout(rollout, config, self.run.generator.encoder)[0]
 
   def rows(self, array):
     return [np.float64(row[:length]) for row, length in zip(array, self.length, strict=True)]

@@ -1,0 +1,17 @@
+"""The settings that all stages of a run share."""
+
+import dataclasses
+
+from ares_jax.models import lora
+from ares_jax.sampling.rollout import Generator
+
+
+@dataclasses.dataclass(frozen=True)
+class StageContext:
+  """Settings that all stages of a run share, beside each stage's own weights, rows and config."""
+
+  generator: Generator
+  workdir: str  # folder of the run
+  seed: int  # seed of shuffles, samples and ties
+  threads: int  # threads that read rows
+  base: lora.Base | None = None  # frozen weights under the trained adapters; None without adapters
