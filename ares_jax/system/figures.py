@@ -1,0 +1,286 @@
+"""Still pictures drawn with matplotlib: curves, points, bars, intervals, histograms, state tables.
+
+    figure, [panel] = new_figure("Reward", x_label="step")
+    draw_curves(panel, [Curve("easy", [1, 2, 3], [0.5, None, 0.7])])
+    draw_legend(panel)
+    save_png(figure, "reward.png")
+
+Only matplotlib's objects are used, never pyplot, so that drawing changes no global state.
+matplotlib is imported on first use, so that a program which draws nothing does not wait for it.
+The colours differ for colour-blind readers too, and dashes, markers or hatches differ with them.
+"""
+
+import base64
+import io
+import itertools
+import typing
+import warnings
+
+import numpy as np
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#b8860b", "#56b4e9", "#1f2933")
+DASHES = ("-", "--", "-.", ":")
+MARKERS = "osx^+Dv"
+HATCHES = ("", "///", "...", "xx")
+INK, GREY, FAINT = "#1f2933", "#52606d", "#d9dee4"
+WIDTH, HEIGHT, DPI = 6.4, 4.0, 200  # inches, pixels an inch
+
+
+class Curve(typing.NamedTuple):
+  """Values over x, with a gap where a value is None or nan."""
+
+  name: str
+  x: list
+  y: list
+
+
+class Interval(typing.NamedTuple):
+  """A value with its lower and upper end at every x."""
+
+  name: str
+  x: list
+  low: list
+  middle: list
+  high: list
+
+
+def new_figure(*titles, x_label="", y_labels=(), width=WIDTH, height=HEIGHT):
+  """A figure and its panels, below one another, one for each title; sizes in inches.
+
+  Args:
+    titles: of the panels.
+    x_label: below the last panel.
+    y_labels: of the panels, from the first.
+
+  Returns:
+    (matplotlib Figure, list of matplotlib Axes).
+  """
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+  panels = list(figure.subplots(len(titles), squeeze=False)[:, 0])
+  for panel, title, y_label in itertools.zip_longest(panels, titles, y_labels, fillvalue=""):
+    panel.set_title(plain(title), loc="left", fontsize=10, color=INK)
+    panel.set_ylabel(plain(y_label), color=GREY)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.spines[["left", "bottom"]].set_color(GREY)
+    panel.tick_params(colors=GREY, labelsize=8)
+    panel.set_axisbelow(True)
+  panels[-1].set_xlabel(plain(x_label), color=GREY)
+  return figure, panels
+
+
+def draw_curves(panel, curves, first_style=0):
+  """Draws a line with markers for each Curve; whole numbers on x have whole ticks.
+
+  Args:
+    panel: of `new_figure`.
+    curves: list of Curve.
+    first_style: index of the first curve's colour, dashes and marker.
+  """
+  for index, curve in enumerate(curves):
+    style, y = first_style + index, np.array(curve.y, np.float64)
+    # Markers stand apart, shifted so that those of two curves do not meet.
+    every = max(1, len(y) // 8)
+    panel.plot(curve.x, y, color=COLOURS[style % len(COLOURS)], linewidth=1.5,
+               linestyle=DASHES[style % len(DASHES)], marker=MARKERS[style % len(MARKERS)],
+               markersize=4, markevery=(index * every // len(curves), every),
+               label=plain(curve.name))
+  _set_limits(panel, [x for curve in curves for x in curve.x],
+              [y for curve in curves for y in curve.y])
+
+
+def draw_points(panel, groups, line=None):
+  """Draws the points of each Curve with a marker of its own.
+
+  Args:
+    panel: of `new_figure`.
+    groups: list of Curve.
+    line: (intercept, slope) of a line through the panel, or None.
+  """
+  for index, group in enumerate(groups):
+    panel.plot(group.x, group.y, color=COLOURS[index % len(COLOURS)], linestyle="", alpha=0.7,
+               marker=MARKERS[index % len(MARKERS)], markersize=5, fillstyle="none",
+               label=plain(group.name))
+  x, y = ([value for group in groups for value in group[part]] for part in (1, 2))
+  _set_limits(panel, x, y)
+  if line and x:
+    ends = np.array([min(x), max(x)])
+    panel.plot(ends, line[0] + line[1] * ends, color=INK, linewidth=1.5, label="least squares")
+
+
+def draw_intervals(panel, intervals):
+  """Draws a marker at the middle and a bar from low to high, those of each Interval side by side.
+
+  Entries whose middle is None are left out.
+  """
+  for index, one in enumerate(intervals):
+    known = [row for row in zip(one.x, one.low, one.middle, one.high, strict=True)
+             if row[2] is not None]
+    if not known:
+      continue
+    x, low, middle, high = np.array(known, np.float64).T
+    # All of one x lie within 0.3 of it.
+    x = x + 0.3 * (index - (len(intervals) - 1) / 2) / len(intervals)
+    panel.errorbar(x, middle, (middle - low, high - middle), linestyle="", elinewidth=2,
+                   color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
+                   markersize=6, label=plain(one.name))
+  panel.grid(axis="y", color=FAINT)
+
+
+def draw_bars(panel, groups):
+  """Draws horizontal bars from zero, the first group on top.
+
+  Args:
+    panel: of `new_figure`.
+    groups: (name, [(value >= 0, text behind the bar)]); the first bar of every group has one
+      colour and hatch, the second another, and so on.
+  """
+  y, ticks = 0.0, []
+  for _, bars in groups:
+    ticks.append(y + (len(bars) - 1) / 2)
+    for index, (value, text) in enumerate(bars):
+      panel.barh(y, value, 0.8, **_filled(index))
+      panel.annotate(plain(text), (value, y), (4, 0), textcoords="offset points", va="center",
+                     fontsize=8, color=INK)
+      y += 1
+    y += 0.6
+  panel.set_yticks(ticks, [plain(name) for name, _ in groups], color=INK)
+  panel.invert_yaxis()
+  panel.grid(axis="x", color=FAINT)
+  # Text stands behind the longest bar too.
+  most = max((value for _, bars in groups for value, _ in bars), default=0) or 1
+  panel.set_xlim(0, 1.9 * most)
+
+
+def bars_height(groups):
+  """Inches of a figure whose bars, drawn by `draw_bars`, are 0.2 inches high."""
+  return 0.9 + 0.25 * sum(len(bars) + 0.6 for _, bars in groups)
+
+
+def draw_grouped_bars(panel, groups, series):
+  """Draws vertical bars from zero, side by side in each group, with whiskers.
+
+  Args:
+    panel: of `new_figure`.
+    groups: names below the bars.
+    series: {name: [(value, half-width of its whisker or None) or None, one for each group]}.
+  """
+  width = 0.8 / len(series)
+  for index, (name, bars) in enumerate(series.items()):
+    known = [(group, *bar) for group, bar in enumerate(bars) if bar is not None]
+    x = [group + (index - (len(series) - 1) / 2) * width for group, _, _ in known]
+    panel.bar(x, [value for _, value, _ in known], 0.9 * width, label=plain(name),
+              **_filled(index))
+    halves = [np.nan if half is None else half for _, _, half in known]
+    panel.errorbar(x, [value for _, value, _ in known], halves, linestyle="", color=INK,
+                   elinewidth=1)
+  panel.set_xticks(range(len(groups)), [plain(name) for name in groups], color=INK)
+  panel.grid(axis="y", color=FAINT)
+  panel.set_ylim(bottom=0)
+
+
+def draw_histogram(panel, values, bins=40):
+  """Draws how often values occur, in `bins` classes at most; classes of whole numbers are whole."""
+  values = np.asarray(values)
+  panel.hist(values, bins=min(bins, 1 + int(np.ptp(values))), color=COLOURS[0])
+  panel.yaxis.get_major_locator().set_params(integer=True)
+  panel.grid(axis="y", color=FAINT)
+
+
+def draw_states(panel, rows, columns, states, tints):
+  """Draws a table of coloured cells.
+
+  Args:
+    panel: of `new_figure`.
+    rows, columns: names at the left and below.
+    states: states[row][column], a text whose first word decides the colour.
+    tints: {first word: colour}.
+  """
+  for row, column in np.ndindex(len(rows), len(columns)):
+    text = states[row][column]
+    panel.barh(row, 0.96, 0.92, left=column - 0.48, color=tints[text.split()[0]])
+    panel.text(column, row, plain(text), ha="center", va="center", fontsize=8, color=INK)
+  panel.set_xticks(range(len(columns)), map(str, columns))
+  panel.set_yticks(range(len(rows)), map(str, rows))
+  panel.invert_yaxis()
+  panel.spines[:].set_visible(False)
+  panel.tick_params(length=0)
+
+
+def draw_legend(panel):
+  """Writes the names of a panel's curves or bars below the figure, if it has any."""
+  handles, names = panel.get_legend_handles_labels()
+  if names:
+    panel.figure.legend(handles, names, loc="outside lower left", ncols=2, frameon=False,
+                        fontsize=8, handlelength=3)
+
+
+def save_png(figure, path):
+  """Writes the figure into a file."""
+  with open(path, "wb") as file:
+    file.write(png_bytes(figure))
+
+
+def png_bytes(figure):
+  """The figure as PNG, the same bytes for the same figure."""
+  return _saved(figure, "png", {"Software": None})
+
+
+def png_uri(figure):
+  """The figure as a data URI, for the `src` of an HTML image."""
+  return "data:image/png;base64," + base64.b64encode(png_bytes(figure)).decode("ascii")
+
+
+def svg_text(figure):
+  """The figure as an SVG element for an HTML page, without the XML declaration before it."""
+  text = _saved(figure, "svg", {"Date": None}).decode("utf-8")
+  return text[text.index("<svg"):]
+
+
+def pixels(figure):
+  """The figure as uint8 [height, width, 3]."""
+  from PIL import Image
+
+  return np.asarray(Image.open(io.BytesIO(png_bytes(figure))).convert("RGB"))
+
+
+def plain(text):
+  """Text that is drawn as it stands: "$" begins no formula, and unprintable letters are "?"."""
+  text = "".join(letter if letter.isprintable() else "?" for letter in str(text))
+  return text.replace("$", r"\$")
+
+
+def _saved(figure, kind, metadata):
+  import matplotlib
+
+  file = io.BytesIO()
+  # Text of a model may hold letters that no font here has; they are drawn as boxes.
+  with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "figure"}):
+    warnings.filterwarnings("ignore", "Glyph .* missing from")
+    figure.savefig(file, format=kind, metadata=metadata)
+  return file.getvalue()
+
+
+def _filled(index):
+  """Colour and hatch of the bar at an index."""
+  return {"color": COLOURS[index % len(COLOURS)], "edgecolor": "white",
+          "hatch": HATCHES[index % len(HATCHES)]}
+
+
+def _set_limits(panel, x, y):
+  """Sets limits and ticks: from 0 where that costs little, never a range of rounding errors."""
+  panel.grid(axis="y", color=FAINT)
+  panel.ticklabel_format(axis="y", useOffset=False)
+  if x and all(float(value).is_integer() for value in x):
+    panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+  if len(set(x)) == 1:
+    panel.set_xlim(x[0] - 0.5, x[0] + 0.5)
+  known = [value for value in y if value is not None and np.isfinite(value)]
+  low, high = min(known, default=0.0), max(known, default=1.0)
+  if high - low < 1e-6 * max(abs(low), abs(high), 1e-3):
+    middle = 0.0 if abs(high) < 1e-9 else high
+    room = 0.1 * abs(middle) or 0.5
+    panel.set_ylim(middle - room, middle + room)
+  elif 0 < low < high / 2:
+    panel.set_ylim(bottom=0)
