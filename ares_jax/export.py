@@ -22,7 +22,7 @@ from ares_jax.run import restore
 from ares_jax.run.config import read_config
 from ares_jax.run.files import read_json
 from ares_jax.run.identity import STAGES, latest_stage
-from ares_jax.run.model import model_and_tokenizer
+from ares_jax.run.model import open_model
 from ares_jax.system import mesh
 from ares_jax.system.command import UsageError, run
 
@@ -73,7 +73,8 @@ def export(workdir, out, stage=None, *, adapter=False):
                      "is in a folder; export without it")
   if stage is None:
     stage = latest_stage(workdir)
-  model, tokenizer = model_and_tokenizer(config.model)
+  opened = open_model(config.model)
+  model = opened.config
   step, params, base = restore.restore_params(workdir, stage, config, model)
   count = sum(leaf.size for leaf in jax.tree.leaves(params)) if adapter else weights.count(model)
   if adapter:
@@ -81,7 +82,7 @@ def export(workdir, out, stage=None, *, adapter=False):
   elif config.model.path:
     hf.to_hf(lora.merge(base, params), model, out, config.model.path)
   else:
-    hf.to_new_hf(lora.merge(base, params), model, out, tokenizer=tokenizer,
+    hf.to_new_hf(lora.merge(base, params), model, out, tokenizer=opened.tokenizer,
                  min_pixels=config.prompt.min_pixels, max_pixels=config.prompt.max_pixels)
   return {"folder": os.fspath(out), "stage": stage, "step": step,
           "parameters": count}

@@ -32,7 +32,8 @@ class State:
 
 def parts():
   config = tiny.read()
-  return (config, *model_lib.model_and_tokenizer(config.model))
+  opened = model_lib.open_model(config.model)
+  return config, opened.config, opened.tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def adapters(exported, tmp_path_factory):
              "model__lora__targets": tuple(lora.TARGETS)}
   (workdir / "config.json").write_text(tiny.values(**changes).to_json_best_effort())
   config = tiny.read(**changes)
-  model, _ = model_lib.model_and_tokenizer(config.model)
+  model = model_lib.model_config(config.model)
   with jax.set_mesh(mesh.make_mesh(2, 2)):
     rng = np.random.default_rng(0)
     pairs = jax.tree.map(

@@ -22,10 +22,9 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from ares_jax.plan import programs
 from ares_jax.plan.plan import NAMES, make_plan, plan_table
 from ares_jax.run.config import TrainConfig
-from ares_jax.run.model import model_and_tokenizer
+from ares_jax.run.model import model_config
 from ares_jax.system.command import UsageError, require_config, run
 from ares_jax.system.config import build
 
@@ -41,8 +40,7 @@ def main():
   # cannot be read back from a cache.
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_enable_compilation_cache", False)
-  fresh = config.model.path == ""
-  model = model_and_tokenizer(config.model)[0] if fresh else programs.named_model(config.model)
+  model = model_config(config.model)
   result = make_plan(config, model, words.topology, only=words.only,
                      note=lambda line: print(line, file=sys.stderr, flush=True))
   print(json.dumps(dataclasses.asdict(result)) if words.json else plan_table(result))

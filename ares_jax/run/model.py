@@ -1,4 +1,4 @@
-"""Opens the model of a config: sizes, tokenizer, first weights, tokens that end an answer."""
+"""Opens the model that a config names: its sizes, tokenizer, first weights and prompt encoder."""
 
 import dataclasses
 import functools
@@ -9,14 +9,102 @@ import jax
 import numpy as np
 
 from ares_jax.data import digits
-from ares_jax.models import weights
+from ares_jax.data.chat import Chat
+from ares_jax.data.prompts import Encoder
+from ares_jax.models import hf_config, weights
 from ares_jax.models.config import ModelConfig
+from ares_jax.models.published import BY_NAME
+from ares_jax.sampling.rollout import Generator
+from ares_jax.system.profiler import PhaseTimer
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenModel:
+  """A model without its weights, and the tokens it reads and writes."""
+
+  config: ModelConfig
+  tokenizer: object  # of transformers
+  end: tuple[int, ...]  # ids that end an answer
+  allowed: np.ndarray  # bool [V], tokens that an answer may hold
+
+  def generator(self, prompt, engine, grader=None):
+    """Generator that answers prompts with this model.
+
+    Args:
+      prompt: PromptConfig.
+      engine: EngineConfig.
+      grader: GradingPool, or None where no answer is graded.
+    """
+    vision = self.config.vision
+    encoder = Encoder(Chat(self.tokenizer, prompt.suffix, self.config.image_token), prompt,
+                      vision.window, vision.patch, vision.merge)
+    return Generator(self.config, encoder, self.allowed, self.end, engine, grader, PhaseTimer())
+
+
+def open_model(section):
+  """OpenModel of a ModelSection. Every command that samples or trains opens its model here.
+
+  Args:
+    section: its `path` is a Hugging Face folder, or "" for a fresh model of the digits problem.
+
+  Raises:
+    ValueError: the folder does not exist or is no Qwen2.5-VL model.
+  """
+  if section.path:
+    import transformers
+
+    if not os.path.isdir(section.path):
+      raise ValueError(f"{section.path} is no folder; give the folder of a Hugging Face Qwen2.5-VL "
+                       "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(section.path)
+  else:
+    tokenizer = digits.tokenizer()
+  config = model_config(section)
+  end = end_tokens(section.path, tokenizer)
+  return OpenModel(config, tokenizer, end, allowed_tokens(tokenizer, config.vocab, end))
+
+
+def model_config(section):
+  """ModelConfig of a ModelSection, without tokenizer or weights: enough to compile a program.
+
+  Args:
+    section: its `path` is a Hugging Face folder, whose config.json is read, or ends in the name of
+      a published model, for which no file is needed, or is "" for a fresh model of `sizes`.
+
+  Raises:
+    ValueError: the path is neither, or the folder is no Qwen2.5-VL model.
+  """
+  run = dict(compute_dtype=section.compute_dtype, remat=section.remat, unroll=section.unroll)
+  if not section.path:
+    return _fresh_config(section.sizes, run)
+  if os.path.isdir(section.path):
+    return hf_config.model_config(section.path, **run)
+  name = os.path.basename(section.path)
+  if name not in BY_NAME:
+    raise ValueError(f"model.path = {section.path!r} is no folder and ends in no name whose sizes "
+                     f"are known: {', '.join(BY_NAME)}")
+  return dataclasses.replace(BY_NAME[name], **run)
+
+
+def _fresh_config(sizes, run):
+  """ModelConfig of a fresh model, whose vocabulary is that of the digits problem."""
+  tokenizer = digits.tokenizer()
+  fields = {field.name: getattr(sizes, field.name) for field in dataclasses.fields(sizes)}
+  return ModelConfig(
+    **fields, **run,
+    vocab=-(-len(tokenizer) // 8) * 8,  # rounded up, so that 8 devices divide the embedding
+    image_token=tokenizer.convert_tokens_to_ids("<|image_pad|>"))
 
 
 def first_weights(config, model):
-  """Weights that a run of `config`, a TrainConfig, starts from, on the current mesh.
+  """Weights that a run starts from, on the current mesh: a folder's, or fresh ones.
 
-  float32; under adapters, which leave them as they are, in the compute dtype.
+  Args:
+    config: TrainConfig.
+    model: ModelConfig.
+
+  Returns:
+    float32 weights; in the compute dtype where adapters are trained and the weights stay.
   """
   devices = jax.sharding.get_mesh()
   dtype = jax.numpy.dtype(config.model.compute_dtype if config.model.lora.rank else "float32")
@@ -28,32 +116,12 @@ def first_weights(config, model):
                  out_shardings=weights.shardings(model, devices))(jax.random.key(config.seed))
 
 
-def model_and_tokenizer(section):
-  """(ModelConfig, tokenizer) of a ModelSection: its Hugging Face folder's, or the digits'."""
-  if section.path:
-    import transformers
-
-    from ares_jax.models import hf
-
-    return (hf.model_config(section.path, compute_dtype=section.compute_dtype,
-                            remat=section.remat, unroll=section.unroll),
-            transformers.AutoTokenizer.from_pretrained(section.path))
-  tokenizer = digits.tokenizer()
-  # Rounded up, so that 8 devices divide the embedding.
-  return ModelConfig(
-    **{field.name: getattr(section.sizes, field.name)
-       for field in dataclasses.fields(section.sizes)},
-    vocab=-(-len(tokenizer) // 8) * 8,
-    image_token=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
-    compute_dtype=section.compute_dtype, remat=section.remat, unroll=section.unroll), tokenizer
-
-
 def end_tokens(folder, tokenizer):
   """Ids that end an answer: those of the folder's generation_config.json, as in transformers.
 
   Args:
     folder: of the model; "" for a fresh one.
-    tokenizer: its own end is taken where the folder names none.
+    tokenizer: its end-of-text token is taken where the folder names none.
   """
   path, ids = os.path.join(folder, "generation_config.json"), None
   if folder and os.path.isfile(path):
@@ -65,8 +133,16 @@ def end_tokens(folder, tokenizer):
 
 
 def allowed_tokens(tokenizer, vocab, end):
-  """bool [V]: tokens an answer may hold. Image and vision marks have no place in one, ids beyond
-  the tokenizer no text."""
+  """Tokens that an answer may hold: all but special tokens and ids beyond the tokenizer.
+
+  Args:
+    tokenizer: of transformers.
+    vocab: V, rows of the model's embedding.
+    end: ids that end an answer, which are allowed.
+
+  Returns:
+    bool [V].
+  """
   allowed = np.zeros(vocab, bool)
   allowed[: len(tokenizer)] = True
   allowed[[index for index in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder)

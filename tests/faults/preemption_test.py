@@ -27,7 +27,7 @@ def test_a_rollout_is_left_between_two_chunks(monkeypatch):
   for name, fake in {"idle_slots": lambda *_, **__: None, "empty_prompts": lambda *_, **__: None,
                      "read_prompts": lambda *_: None, "decode": decode}.items():
     monkeypatch.setattr(sampler.slots, name, fake)
-  model = model_lib.model_and_tokenizer(tiny.read().model)[0]
+  model = model_lib.model_config(tiny.read().model)
   with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])), heartbeat.stop_signals(), \
       pytest.raises(heartbeat.StopRequested):
     sampler.sample(

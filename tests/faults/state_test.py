@@ -23,7 +23,7 @@ def zeros(tree):
 @pytest.fixture(scope="module", params=["aepo", "sft"])
 def state(request):
   config = tiny.read()
-  model, _ = model_lib.model_and_tokenizer(config.model)
+  model = model_lib.model_config(config.model)
   with jax.set_mesh(mesh.make_mesh(1, 1, devices=jax.devices()[:1])):
     params = mesh.put(zeros(jax.eval_shape(functools.partial(weights.init, model),
                                            jax.random.key(0))))

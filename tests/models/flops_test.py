@@ -6,7 +6,7 @@ import tiny
 from ares_jax.models import flops
 from ares_jax.run import model
 
-MODEL = model.model_and_tokenizer(tiny.read().model)[0]
+MODEL = model.model_config(tiny.read().model)
 EMBED, LAYERS, MLP, WIDTH = 32, 2, 64, 2 * 16  # tests/tiny.py; two heads of 16, one of keys
 WEIGHTS = LAYERS * (EMBED * WIDTH * 2 + EMBED * 16 * 2 + 3 * EMBED * MLP)
 

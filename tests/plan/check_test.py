@@ -14,7 +14,7 @@ from ares_jax.system import mesh
 @pytest.fixture(scope="module")
 def small():
   config = tiny.read()
-  return config, model_lib.model_and_tokenizer(config.model)[0]
+  return config, model_lib.model_config(config.model)
 
 
 def program(name, size):

@@ -26,7 +26,7 @@ needs_libtpu = pytest.mark.skipif(
 def small():
   """(TrainConfig, ModelConfig) of 2 layers."""
   config = tiny.read()
-  return config, model_lib.model_and_tokenizer(config.model)[0]
+  return config, model_lib.model_config(config.model)
 
 
 @needs_libtpu

@@ -12,9 +12,9 @@ from ares_jax.run.fingerprint import _folder, fingerprint
 
 
 def marks(config):
-  model, tokenizer = model_lib.model_and_tokenizer(config.model)
+  opened = model_lib.open_model(config.model)
   data = data_lib.RunData(config, None, None, None)
-  return fingerprint(setup.Run(config, model, tokenizer, None, None, data))
+  return fingerprint(setup.Run(config, opened.config, opened.tokenizer, None, None, data))
 
 
 def test_generated_data_are_told_by_seed_and_size():

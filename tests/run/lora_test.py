@@ -171,7 +171,7 @@ def test_adapters_are_not_read_with_another_alpha(trained):
 def test_a_plan_counts_the_base_once():
   """By hand, on one device: rollouts read the base where it is; full training holds all of it."""
   config = tiny.read(**CHANGES)
-  model, section = model_lib.model_and_tokenizer(config.model)[0], config.model.lora
+  model, section = model_lib.model_config(config.model), config.model.lora
   full = dataclasses.replace(config, model=dataclasses.replace(
     config.model, lora=dataclasses.replace(config.model.lora, rank=0)))
   count = weights.count(model)

@@ -37,7 +37,7 @@ def samples(rows):
 class Fake:
   """A generator whose answers are right for the prompts and samples it is told."""
 
-  model = model_lib.model_and_tokenizer(tiny.read().model)[0]
+  model = model_lib.model_config(tiny.read().model)
 
   def __init__(self, right):
     self.right, self.phases, self.end = right, PhaseTimer(), (101,)

@@ -1,0 +1,29 @@
+import dataclasses
+
+import pytest
+import tiny
+
+from ares_jax.models.published import BY_NAME
+from ares_jax.run.model import model_config, open_model
+
+SECTION = tiny.read().model
+
+
+def test_a_fresh_model_has_the_vocabulary_of_its_tokenizer():
+  opened = open_model(SECTION)
+  assert opened.config == model_config(SECTION)
+  assert 0 <= opened.config.vocab - len(opened.tokenizer) < 8 and opened.config.vocab % 8 == 0
+  assert opened.end == (opened.tokenizer.eos_token_id,) and opened.allowed[opened.end[0]]
+  assert not opened.allowed[opened.config.image_token]
+  assert not opened.allowed[len(opened.tokenizer):].any()
+
+
+def test_the_sizes_of_a_published_model_need_no_file():
+  name = "Qwen2.5-VL-3B-Instruct"
+  section = dataclasses.replace(SECTION, path=f"not/there/{name}", sizes=None, remat="dots")
+  found = model_config(section)
+  assert found == dataclasses.replace(BY_NAME[name], compute_dtype="float32", remat="dots")
+  with pytest.raises(ValueError, match="is no folder; give the folder of a Hugging Face"):
+    open_model(section)
+  with pytest.raises(ValueError, match="ends in no name whose sizes are known: Qwen2.5-VL-3B"):
+    model_config(dataclasses.replace(section, path="Qwen2-VL"))
