@@ -17,7 +17,9 @@ from ares_jax.system import config
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")))
+# Pages whose commands are not checked: tables of past measurements, and names that are gone.
+LINKED = (*PAGES, ROOT / "benchmarks.md", ROOT / "CHANGELOG.md", ROOT / "ares_jax" / "README.md")
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +42,34 @@ def test_every_op_is_mentioned():
   assert [name for name in ops.__all__ if not re.search(rf"\b{name}\b", text)] == []
 
 
+@pytest.mark.parametrize("page, most", [("README.md", 130)])
+def test_the_pages_read_first_stay_short(page, most):
+  assert len((ROOT / page).read_text(encoding="utf-8").splitlines()) <= most
+
+
+def test_file_names_that_label_a_link_end_its_target():
+  for page in LINKED:
+    for label, link in re.findall(r"\[`?([\w./]+\.\w+|\w+_test)`?\]\(([^)#:\s]+)\)",
+                                  page.read_text(encoding="utf-8")):
+      assert f"/{link}".removesuffix(".py").endswith(f"/{label}".removesuffix(".py")), (
+        f"{page.name}: [{label}]({link})")
+
+
+def test_the_changelog_names_modules_that_are_there():
+  text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").partition("### Renamed modules")[2]
+  rows = re.findall(r"^\| (`.*) \| (`.*) \|$", text, re.MULTILINE)
+  assert len(rows) > 30
+  for before, after in rows:
+    names = re.findall(r"`(\w+\.[\w.]+)`", after)
+    if after.endswith("with the same name"):
+      room = re.findall(r"`([\w.]+\.)`", after)[0]
+      names = [room + name.rpartition(".")[2] for name in re.findall(r"`([\w.]+)`", before)]
+    for name in names:
+      assert (ROOT / "ares_jax" / name.replace(".", "/")).with_suffix(".py").is_file(), name
+
+
 def test_links_lead_somewhere():
-  for page in PAGES:
+  for page in LINKED:
     for link, part in re.findall(r"\]\(([^)#:\s]*)(#[^)]*)?\)", page.read_text(encoding="utf-8")):
       target = page.parent / link if link else page
       assert target.exists(), f"{page.name}: {link}"
@@ -59,7 +87,7 @@ def commands():
                                                 re.DOTALL | re.MULTILINE)
              if not kind for line in block.replace("\\\n", " ").splitlines()]
     lines += [" ".join(line.split()) for line in re.findall(
-      r"`((?:python -m|launch/)[^`]*)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))]
+      r"`((?:python -m|launch/\w)[^`]*)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))]
     for line in lines:
       for command in line.split("&&"):
         words = shlex.split(command)
@@ -91,9 +119,9 @@ def test_commands_exist_with_their_flags_and_config_keys(page, words):
     assert len(words) == 1 or f"#   {words[1]}" in text or words[1].startswith("-")
   elif words[0] == "python":
     path = words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1]
-    assert words[2] == "pytest" or (ROOT / path).is_file() or ".." in path
+    assert words[2] in ("pytest", "venv") or (ROOT / path).is_file() or ".." in path
   else:
-    assert words[0] in ("pip", "hf"), f"{page}: what is {words[0]}?"
+    assert words[0] in ("pip", "hf", "ruff", "export", "."), f"{page}: what is {words[0]}?"
 
 
 def check_flags(words, known):
