@@ -23,7 +23,7 @@ from ares_jax.data.traces import encode_example, trace_batch
 from ares_jax.models import flops, lora
 from ares_jax.models.weights import Params
 from ares_jax.run.files import read_json, write_json, write_text
-from ares_jax.run.identity import CURATION, flatten
+from ares_jax.run.identity import check_curation
 from ares_jax.run.loop import run_stage
 from ares_jax.run.nonfinite import dump_batch
 from ares_jax.run.progress import Progress
@@ -148,7 +148,7 @@ def curate(probe, source, config, context):
   chosen = hosts.on_process_0(lambda: _read_chosen(workdir))
   if chosen is None:
     files = hosts.on_process_0(lambda: pass_rates.finished_shards(
-      workdir, config.problems, functools.partial(_check_same, workdir)))
+      workdir, config.problems, functools.partial(check_curation, workdir)))
     if not files:
       files = [os.path.join(workdir, pass_rates.FILE)]
       measure_pass_rates(probe, source, config, context, path=files[0])
@@ -160,26 +160,6 @@ def curate(probe, source, config, context):
 def _read_chosen(workdir):
   """The selection in curation.json; None before there is one."""
   return read_json(workdir, "curation.json").get("chosen")
-
-
-# Keys of config.json and fingerprint.json that decide the content of a curation's lines.
-_DECISIVE = ("seed", "model.", "data.digits", "data.bad_rows", "prompt.", "grade.grader",
-             "warmup.steps", "tokenizer", "template", "weights", *CURATION)
-
-
-def _check_same(workdir, folder):
-  """Raises ValueError if the shard in `folder` was made with another config or other files."""
-  def read(path):
-    records = {}
-    for name in ("config.json", "fingerprint.json"):
-      records |= flatten(read_json(path, name))
-    return {key: value for key, value in records.items() if key.startswith(_DECISIVE)}
-
-  run, shard = read(workdir), read(folder)
-  different = sorted(key for key in run.keys() | shard.keys() if run.get(key) != shard.get(key))
-  if different:
-    raise ValueError(f"{folder} was made with other values of {', '.join(different)}; make it "
-                     "again, or give the run the same values")
 
 
 def _write_report(files, config, context):

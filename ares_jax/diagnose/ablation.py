@@ -13,11 +13,9 @@ from ares_jax.evaluation import arms as arms_lib
 from ares_jax.evaluation.arms import interval_cell
 from ares_jax.evaluation.scores import level_order
 from ares_jax.run.files import read_json
-from ares_jax.run.identity import FREE, flatten, is_among
+from ares_jax.run.identity import flatten, use_of
 
 KINDS = ("uniform shaping", "difficulty shaping")
-# What runs of both arms may differ in.
-_MAY = ("seed", "evaluate.", "aepo.reward.easy", "aepo.reward.medium", *FREE)
 
 
 def measure_ablation(workdirs):
@@ -38,10 +36,10 @@ def measure_ablation(workdirs):
   """
   configs = {workdir: _config(workdir) for workdir in workdirs}
   first = {key: value for key, value in next(iter(configs.values())).items()
-           if not is_among(key, _MAY)}
+           if not _may_differ(key)}
   by_kind = {kind: [] for kind in KINDS}
   for workdir, config in configs.items():
-    other = sorted(key for key in config.keys() | first.keys() if not is_among(key, _MAY)
+    other = sorted(key for key in config.keys() | first.keys() if not _may_differ(key)
                    and (key not in first or key not in config or config[key] != first[key]))
     if other:
       raise ValueError(f"{workdir} differs from {workdirs[0]} in {', '.join(other[:5])}: runs that "
@@ -122,6 +120,12 @@ def _finished(workdirs):
   if not found:
     raise ValueError(f"{workdirs[0]}/results.json has no evaluation of stage 2 yet")
   return found
+
+
+def _may_differ(key):
+  """Whether runs of both arms may have different values of a setting."""
+  return (use_of(key).free or key in ("seed", "aepo.reward.easy", "aepo.reward.medium")
+          or key.startswith("evaluate."))
 
 
 def _config(workdir):

@@ -8,10 +8,7 @@ from scipy import stats
 
 from ares_jax.evaluation.scores import BUCKETS, level_order
 from ares_jax.run.files import read_json
-from ares_jax.run.identity import FREE, STAGES, flatten, is_among, is_read_later
-
-# What two runs of the same arm may differ in.
-_FREE = ("seed", "evaluate.", *FREE)
+from ares_jax.run.identity import STAGES, flatten, is_read_later, use_of
 
 
 def collect_arms(workdirs):
@@ -30,7 +27,7 @@ def collect_arms(workdirs):
       if not content:
         raise ValueError(f"{os.path.join(workdir, name)} does not exist; give folders of finished "
                          "runs")
-    settings = {key: value for key, value in flatten(config).items() if not is_among(key, _FREE)}
+    settings = {key: value for key, value in flatten(config).items() if not _may_differ(key)}
     for stage in STAGES:
       if stage not in results:
         continue
@@ -42,6 +39,11 @@ def collect_arms(workdirs):
                          "different results; give one folder a seed")
       arm[2][config["seed"]] = results[stage]
   return _distinct(list(found.values()))
+
+
+def _may_differ(key):
+  """Whether two runs of one arm may have different values of a setting."""
+  return use_of(key).free or key == "seed" or key.startswith("evaluate.")
 
 
 def arm_label(config, stage):

@@ -12,7 +12,7 @@ from ares_jax.run.wandb import WandbConfig
 from ares_jax.sampling.rollout import FilterConfig
 from ares_jax.sampling.sampler import EngineConfig, SamplingConfig
 from ares_jax.system.cluster import HostsConfig
-from ares_jax.system.config import ConfigError, build
+from ares_jax.system.config import ConfigError, build, setting
 from ares_jax.training.optimizer import OptimizerConfig
 from ares_jax.training.policy_gradient import KlConfig, LossConfig
 from ares_jax.training.shaping import EntropyConfig, RewardConfig
@@ -61,10 +61,13 @@ class ModelSection:
 class GradeConfig:
   """How answers are graded (data/grade.py)."""
 
-  workers: int  # processes; they start at the first answer that needs one
-  timeout: float  # seconds an answer
-  timeout_share: float  # a batch of which a larger share times out stops the run
-  grader: str  # "layered", "release" (mathruler) or "package.module:function"
+  # Processes; they start at the first answer that needs one.
+  workers: int = setting(free=True, per_host=True)
+  timeout: float = setting(free=True, per_host=True)  # seconds an answer
+  # A batch of which a larger share times out stops the run.
+  timeout_share: float = setting(free=True)
+  # "layered", "release" (mathruler) or "package.module:function".
+  grader: str = setting(curation=True)
 
   def __post_init__(self):
     if not 0 <= self.timeout_share <= 1:
@@ -102,14 +105,16 @@ class AepoConfig:
   row_tokens: tuple[int, ...]  # tokens of a packed row: of these, what pads a batch least
   frozen: tuple[str, ...]  # parts of the weights that are not trained, e.g. ("vision",); LoRA: all
   log_responses: int  # graded responses written to rollouts.jsonl an iteration
-  sampling: SamplingConfig
+  # The probe of stage 1 answers at the same length.
+  sampling: SamplingConfig = setting(
+    inside={"max_tokens": dict(first_read_by="adacs", curation=True)})
   filter: FilterConfig
   entropy: EntropyConfig
   reward: RewardConfig
   loss: LossConfig
   kl: KlConfig
   optimizer: OptimizerConfig
-  loop: LoopConfig
+  loop: LoopConfig = setting(free=True)
 
   def __post_init__(self):
     rows = self.prompts * self.group
@@ -142,7 +147,7 @@ class SftConfig:
   microbatch: int  # packed rows a gradient; a step accumulates over its rows
   frozen: tuple[str, ...]  # parts of the weights that are not trained, e.g. ("vision",); LoRA: all
   optimizer: OptimizerConfig
-  loop: LoopConfig
+  loop: LoopConfig = setting(free=True)
 
   def __post_init__(self):
     if self.steps < 0 or self.batch < 1 or self.microbatch < 1:
@@ -158,9 +163,11 @@ class CurateConfig:
   """AdaCS selection (paper table 1)."""
 
   selection: Literal["adacs", "vanilla"]  # vanilla: the same number, drawn uniformly (table 4)
-  pass_rates: Literal["probe", "column"]  # measured by the run, or the rows' own "pass_rate"
-  problems: int  # problems looked at
-  samples: int  # answers of the probe a problem; brackets go from 0 to as many
+  # Measured by the run, or the rows' own "pass_rate".
+  pass_rates: Literal["probe", "column"] = setting(curation=True)
+  problems: int = setting(curation=True)  # problems whose pass rates are measured
+  # Answers of the probe a problem; brackets go from 0 to as many.
+  samples: int = setting(curation=True)
   count: int  # responses selected
   batch: int  # problems a sampling call
 
@@ -196,24 +203,29 @@ class EvaluateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-  """Everything a run needs; configs/*.py hold the numbers."""
+  """All settings of a run; configs/*.py hold the numbers.
 
-  seed: int
-  threads: int  # data reading threads
-  stall_minutes: float  # without a finished step, chunk or grade until the run is ended as hung
-  hosts: HostsConfig
-  mesh: MeshConfig
-  model: ModelSection
-  data: DataConfig
-  prompt: PromptConfig
-  grade: GradeConfig
-  engine: EngineConfig
-  warmup: SftConfig
-  curate: CurateConfig
-  adacs: SftConfig
-  aepo: AepoConfig
-  evaluate: EvaluateConfig
-  wandb: WandbConfig
+  Every setting has a mark, its own or its section's (run/identity.py: `Use`).
+  """
+
+  seed: int = setting(first_read_by="warmup", curation=True)
+  threads: int = setting(free=True, per_host=True)  # data reading threads
+  # Minutes without a finished step, chunk or grade after which the run is ended as hung.
+  stall_minutes: float = setting(free=True, per_host=True)
+  hosts: HostsConfig = setting(free=True)
+  mesh: MeshConfig = setting(free=True)
+  model: ModelSection = setting(first_read_by="warmup", curation=True)
+  data: DataConfig = setting(first_read_by="warmup")
+  prompt: PromptConfig = setting(first_read_by="warmup", curation=True)
+  grade: GradeConfig = setting(first_read_by="warmup")
+  engine: EngineConfig = setting(free=True)
+  # The probe has or has not warmed up.
+  warmup: SftConfig = setting(first_read_by="warmup", inside={"steps": dict(curation=True)})
+  curate: CurateConfig = setting(first_read_by="adacs")
+  adacs: SftConfig = setting(first_read_by="adacs")
+  aepo: AepoConfig = setting(first_read_by="aepo")
+  evaluate: EvaluateConfig = setting(first_read_by="warmup")
+  wandb: WandbConfig = setting(free=True)
 
   def __post_init__(self):
     if self.threads < 1:

@@ -12,6 +12,7 @@ from ares_jax.data import digits, validation
 from ares_jax.data.sources import SourceConfig, open_sources
 from ares_jax.run.files import write_text
 from ares_jax.system import hosts
+from ares_jax.system.config import setting
 
 # What leaves out the stage that data are for.
 _STEPS = {"lessons": "warmup.steps", "curated": "adacs.steps", "prompts": "aepo.steps"}
@@ -23,8 +24,8 @@ class DigitsData:
 
   problem: digits.DigitsConfig
   teacher: digits.TeacherConfig
-  curated: int
-  prompts: int
+  curated: int = setting(first_read_by="adacs")
+  prompts: int = setting(first_read_by="aepo")
   test: int
 
 
@@ -33,16 +34,17 @@ class FilesData:
   """Files (data/sources.py has their schemas) for each stage; () where a stage does not run."""
 
   lessons: tuple[SourceConfig, ...]
-  curated: tuple[SourceConfig, ...]
-  prompts: tuple[SourceConfig, ...]
+  curated: tuple[SourceConfig, ...] = setting(first_read_by="adacs", curation=True)
+  prompts: tuple[SourceConfig, ...] = setting(first_read_by="aepo")
   test: tuple[SourceConfig, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  digits: DigitsData | None
+  digits: DigitsData | None = setting(curation=True)
   files: FilesData | None
-  bad_rows: Literal["error", "skip"]  # stop at a row that cannot be used, or quarantine it first
+  # Stop at a row that cannot be used, or quarantine it first.
+  bad_rows: Literal["error", "skip"] = setting(curation=True)
 
   def __post_init__(self):
     if (self.digits is None) == (self.files is None):

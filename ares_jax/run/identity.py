@@ -1,41 +1,65 @@
 """The folder of a run: one run at a time, its stages, what makes it another run, whole files."""
 
+import dataclasses
+import functools
 import hashlib
 import json
 import os
 import pathlib
+from typing import Literal
 
 import jax
 from absl import logging
 
 from ares_jax.run.checkpoint import digest
 from ares_jax.run.checkpoint.reader import newest_step
+from ares_jax.run.config import TrainConfig
+from ares_jax.run.data import FilesData
 from ares_jax.run.files import read_json, write_json
 from ares_jax.system import hosts
+from ares_jax.system.config import setting_marks
 
 STAGES = ("warmup", "adacs", "aepo")  # in the order of a run; each saves in a folder of its name
 
-# Settings that may change when a run goes on, and sections of them: how it reads, where it runs,
-# how often it saves. None is meant to change what comes out, though a mesh changes how sums round
-# and grade.timeout which slow answers count.
-FREE = ("threads", "hosts.", "mesh.", "engine.", "grade.workers", "grade.timeout",
-        "grade.timeout_share", "stall_minutes", "wandb.", *(f"{stage}.loop." for stage in STAGES))
-
-# Settings and digests that decide the pass rates of stage 1, besides what the warm-up reads; its
-# probe answers at the length of stage 2.
-CURATION = ("curate.pass_rates", "curate.problems", "curate.samples", "aepo.sampling.max_tokens",
-            "data.curated", "data.files.curated", "data.digits.curated")
-
-# Settings and digests that a stage after the first reads, and none before it: of two rows the
-# upper counts. All others are read by the first stage already.
-_READ_BY = {"adacs": ("adacs.", "curate.", *CURATION),
-            "aepo": ("aepo.", "data.prompts", "data.files.prompts", "data.digits.prompts")}
-
-# Settings that hosts of one run may have each for itself.
-OWN = ("threads", "grade.workers", "grade.timeout", "stall_minutes")
-
 _RECORDS = ("config.json", "fingerprint.json", "base.json")  # what a run was made with
 _ALLOWED = "allowed.json"  # {key: values that it had before a change was allowed}
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+  """How a run uses a setting or a digest: the marks of system.config.setting in TrainConfig."""
+
+  # The first stage that reads it: checkpoints of the stages before say nothing about it.
+  first_read_by: Literal["warmup", "adacs", "aepo"]
+  # It may change when a run goes on: how a run reads, where it runs, how often it saves. None is
+  # meant to change a result, though a mesh changes how sums round, and grade.timeout which slow
+  # answers count.
+  free: bool = False
+  per_host: bool = False  # hosts of one run may have different values
+  curation: bool = False  # the pass rates of stage 1 depend on it
+
+
+def use_of(key):
+  """Use of a key of config.json, fingerprint.json or base.json.
+
+  An older run's key that is no setting today counts like its section.
+  """
+  uses = _uses()
+  while key and key not in uses:
+    key = key.rpartition(".")[0]
+  return uses.get(key, Use("warmup"))
+
+
+@functools.cache
+def _uses():
+  uses = {key: Use(**{"first_read_by": "warmup"} | marks)
+          for key, marks in setting_marks(TrainConfig).items()}
+  # The digests of fingerprint.py. One of data files counts like the setting that names the files.
+  for field in dataclasses.fields(FilesData):
+    uses[f"data.{field.name}"] = uses[f"data.files.{field.name}"]
+  for name in ("tokenizer", "template", "weights"):
+    uses[name] = uses["model"]
+  return uses
 
 
 def latest_stage(workdir):
@@ -56,11 +80,6 @@ def flatten(values, prefix=""):
   for key, value in values.items():
     found |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
   return found
-
-
-def is_among(key, names):
-  """Whether a key is one of `names`, or in a section among them, which end in a point."""
-  return key in names or key.startswith(tuple(name for name in names if name.endswith(".")))
 
 
 def check_records(workdir, records, allow=()):
@@ -125,7 +144,7 @@ def check_equal(values, workdir, words):
   record = flatten(json.loads(values.to_json_best_effort())) | {
     f"--{name}": value for name, value in words.items()} | {
     "--workdir": workdir, "version of jax": jax.__version__, "code of ares_jax": _code()}
-  hosts.check_same({key: value for key, value in record.items() if key not in OWN},
+  hosts.check_same({key: value for key, value in record.items() if not use_of(key).per_host},
                    "was started with another config")
 
 
@@ -136,9 +155,8 @@ def _code():
 
 
 def is_read_later(stage, key):
-  """Whether only what comes after `stage` reads a setting or digest."""
-  first = next((name for name, starts in _READ_BY.items() if key.startswith(starts)), STAGES[0])
-  return STAGES.index(first) > STAGES.index(stage)
+  """Whether only stages after `stage` read a setting or digest."""
+  return STAGES.index(use_of(key).first_read_by) > STAGES.index(stage)
 
 
 def run_marks(workdir):
@@ -176,10 +194,31 @@ def check_marks(workdir, stage, found, where):
 
 def _marks(record):
   return {key: json.dumps(value) for key, value in flatten(record).items()
-          if not is_among(key, FREE)}
+          if not use_of(key).free}
 
 
 def _different(before, after):
   return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
 
 
+def check_curation(workdir, shard):
+  """Refuses a shard of a curation that was made with other settings or files than the run's.
+
+  Args:
+    workdir: folder of the run.
+    shard: folder of the shard, with a config.json and fingerprint.json of its own.
+
+  Raises:
+    ValueError: names what differs and would change pass rates.
+  """
+  here, there = _decides_curation(workdir), _decides_curation(shard)
+  different = _different(here, there)
+  if different:
+    raise ValueError(f"{shard} was made with other values of {', '.join(different)}; make it "
+                     "again, or give the run the same values")
+
+
+def _decides_curation(folder):
+  values = flatten(read_json(folder, "config.json")) | flatten(
+    read_json(folder, "fingerprint.json"))
+  return {key: value for key, value in values.items() if use_of(key).curation}

@@ -21,6 +21,37 @@ class ConfigError(ValueError):
   """A mistake in a config file or on the command line; the message is one line."""
 
 
+def setting(**marks):
+  """A field of a config record with marks, which say how the setting is used.
+
+  Marks of a section hold for every field inside it that has no other. The mark `inside`, {name:
+  marks}, is for single fields of a section whose record other sections share.
+  """
+  return dataclasses.field(metadata=marks)
+
+
+def setting_marks(cls, prefix="", inherited=None):
+  """{dotted key: marks} of all settings of a config record and of its sections.
+
+  Args:
+    cls: a frozen dataclass, as for `build`.
+    prefix: of the keys.
+    inherited: marks of the section that `cls` is.
+  """
+  found, hints = {}, typing.get_type_hints(cls)
+  inherited = dict(inherited or {})
+  inside = inherited.pop("inside", {})
+  for field in dataclasses.fields(cls):
+    key = prefix + field.name
+    marks = inherited | inside.get(field.name, {}) | field.metadata
+    found[key] = {name: value for name, value in marks.items() if name != "inside"}
+    is_union = typing.get_origin(hints[field.name]) in (typing.Union, types.UnionType)
+    choices = typing.get_args(hints[field.name]) if is_union else [hints[field.name]]
+    for section in filter(dataclasses.is_dataclass, choices):
+      found |= setting_marks(section, f"{key}.", marks)
+  return found
+
+
 def load(path):
   """Imports the config file `path` and returns what its `get_config()` returns.
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import tiny
 
+from ares_jax.run import config as run_config
 from ares_jax.run import files, identity, lock, nonfinite
+from ares_jax.system import config as config_lib
 
 HOLD = '''
 import fcntl, sys, time
@@ -187,3 +189,59 @@ def test_a_disk_that_refuses_a_file_keeps_the_old_one_and_nothing_besides(tmp_pa
   with pytest.raises(OSError, match="No space left"):
     files.write_text(str(path), "new" * 10_000)
   assert os.listdir(tmp_path) == ["results.json"] and path.read_text() == "old"
+
+
+# Every setting of a config, by hand: the records must say the same (run/config.py, run/data.py).
+FREE = ("threads", "hosts.", "mesh.", "engine.", "grade.workers", "grade.timeout",
+        "grade.timeout_share", "stall_minutes", "wandb.", "warmup.loop.", "adacs.loop.",
+        "aepo.loop.")
+PER_HOST = ("threads", "grade.workers", "grade.timeout", "stall_minutes")
+FIRST_IN_STAGE_1 = ("adacs.", "curate.", "aepo.sampling.max_tokens", "data.curated",
+                    "data.files.curated", "data.digits.curated")
+FIRST_IN_STAGE_2 = ("aepo.", "data.prompts", "data.files.prompts", "data.digits.prompts")
+DECIDE_CURATION = (
+  "seed", "model.", "data.digits", "data.digits.", "data.bad_rows", "prompt.", "grade.grader",
+  "warmup.steps", "tokenizer", "template", "weights", "curate.pass_rates", "curate.problems",
+  "curate.samples", "aepo.sampling.max_tokens", "data.curated", "data.files.curated",
+  "data.digits.curated")
+DIGESTS = ("tokenizer", "template", "weights", "data.lessons", "data.curated", "data.prompts",
+           "data.test", "base.final_norm", "base.blocks/q")
+
+
+@pytest.mark.parametrize("name", ["ares_tiny", "aepo_7b"])
+def test_the_use_of_every_setting_is_the_expected_one(name):
+  def is_among(key, names):
+    return key in names or key.startswith(tuple(name for name in names if name.endswith(".")))
+
+  values = config_lib.load(str(tiny.ROOT / "configs" / f"{name}.py"))
+  for key in (*identity.flatten(json.loads(values.to_json_best_effort())), *DIGESTS):
+    found = identity.use_of(key)
+    stage = ("adacs" if is_among(key, FIRST_IN_STAGE_1) else
+             "aepo" if is_among(key, FIRST_IN_STAGE_2) else "warmup")
+    assert found.free == is_among(key, FREE), key
+    assert found.per_host == is_among(key, PER_HOST), key
+    assert found.curation == is_among(key, DECIDE_CURATION), key
+    assert found.free or found.first_read_by == stage, key
+
+
+def test_every_setting_is_classified_where_it_is_declared():
+  marks = config_lib.setting_marks(run_config.TrainConfig)
+  assert len(marks) > 150
+  assert [key for key, found in marks.items() if not found.keys() & {"free", "first_read_by"}] == []
+
+
+def test_a_removed_setting_of_an_older_run_counts_like_its_section():
+  assert identity.use_of("engine.removed").free
+  assert identity.use_of("aepo.loss.removed") == identity.Use("aepo")
+  assert identity.use_of("removed") == identity.Use("warmup")
+
+
+def test_a_shard_of_a_curation_that_decides_otherwise_is_refused(tmp_path):
+  run, shard = tmp_path / "run", tmp_path / "shard"
+  keep(run)
+  keep(shard, threads=7, curate__count=3, aepo__group=8, aepo__minibatch=32)
+  identity.check_curation(str(run), str(shard))
+  other = tmp_path / "other"
+  keep(other, {"tokenizer": "c"}, curate__samples=3)
+  with pytest.raises(ValueError, match="made with other values of curate.samples, tokenizer; make"):
+    identity.check_curation(str(run), str(other))

@@ -7,6 +7,7 @@ import pytest
 from ml_collections import config_dict
 
 from ares_jax.system import config
+from ares_jax.system.config import setting, setting_marks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,3 +153,23 @@ def test_a_missing_file_is_named_with_its_nearest_neighbour(tmp_path):
     config.load(str(tmp_path / "nowhere" / "a.py"))
   with pytest.raises(config.ConfigError, match="pass --config=FILE"):
     config.load("")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+  size: int
+  speed: int = setting(free=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+  plain: Inner
+  marked: Inner | None = setting(stage=2, inside={"size": dict(stage=1)})
+  several: tuple[Inner, ...] = setting(stage=3)
+
+
+def test_marks_of_a_section_hold_for_its_fields_unless_they_have_others():
+  assert setting_marks(Outer) == {
+    "plain": {}, "plain.size": {}, "plain.speed": {"free": True},
+    "marked": {"stage": 2}, "marked.size": {"stage": 1}, "marked.speed": {"stage": 2, "free": True},
+    "several": {"stage": 3}}
