@@ -97,8 +97,11 @@ def test_names_a_bad_row(tmp_path, schema, record, code, words):
   assert error.value.code == code
 
 
-def test_half_a_surrogate_pair_is_no_text(tmp_path):
-  (tmp_path / "d.jsonl").write_text('{"question": "half \\ud800", "answer": "3"}\n')
+@pytest.mark.parametrize("record", [
+  '{"question": "half \\ud800", "answer": "3"}',
+  '{"question": "whole", "answer": "3", "responses": ["half \\ud800"]}'])
+def test_half_a_surrogate_pair_is_no_text(tmp_path, record):
+  (tmp_path / "d.jsonl").write_text(record + "\n")
   with pytest.raises(BadRow, match="row d.jsonl:0: .*UnicodeEncodeError"):
     FileSource(config(tmp_path / "d.jsonl"))[0]
 

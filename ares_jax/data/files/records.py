@@ -24,7 +24,6 @@ from etils import epath
 
 from ares_jax.data.bad_row import BadRow
 from ares_jax.data.files import group_cache
-from ares_jax.data.files.remote_arrow import RemoteArrow
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow", ".array_record", ".arrayrecord")
 _SCAN_BYTES = 2**24
@@ -212,22 +211,19 @@ def _json_object(data):
   return record
 
 
-class _Parquet:
-  """Opened when first read, in every process anew."""
+class _Groups:
+  """Records that are read a group at a time: a row group of Parquet, a record batch of Arrow."""
 
-  def __init__(self, path):
-    with path.open("rb") as file:
-      metadata = pyarrow.parquet.read_metadata(file)
-    ends = itertools.accumulate(
-      metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
-    self.__setstate__({"_path": path, "_ends": list(ends)})
+  def __init__(self, path, rows):
+    """`rows`: number of records in each group."""
+    self._path, self._ends = path, list(itertools.accumulate(rows))
+    self._lock, self._file = threading.Lock(), None
 
   def __getstate__(self):
-    return {"_path": self._path, "_ends": self._ends}
+    return self.__dict__ | {"_lock": None, "_file": None}
 
   def __setstate__(self, state):
-    self.__dict__.update(state)
-    self._file, self._lock = None, threading.Lock()
+    self.__dict__.update(state, _lock=threading.Lock())
 
   def __len__(self):
     return self._ends[-1] if self._ends else 0
@@ -235,39 +231,84 @@ class _Parquet:
   def __getitem__(self, number):
     group = bisect.bisect_right(self._ends, number)
     start = self._ends[group - 1] if group else 0
-    return self._group(group).slice(number - start, 1).to_pylist()[0]
-
-  def _group(self, group):
     with self._lock:  # a second thread waits for the group that the first one reads
-      self._file = self._file or pyarrow.parquet.ParquetFile(self._path.open("rb"))
-      return group_cache.GROUPS.read(
-        (self._file, group), self._file.metadata.row_group(group).total_byte_size,
-        lambda: self._file.read_row_group(group, use_threads=False))
+      self._file = self._file or self._open()
+      table = self._read(group)
+    return table.slice(number - start, 1).to_pylist()[0]
 
 
-class _Arrow:
-  """Record batches of a mapped file: the system reads the pages that are asked for."""
+class _Parquet(_Groups):
 
   def __init__(self, path):
-    self.__setstate__({"_path": path})
+    with path.open("rb") as file:
+      metadata = pyarrow.parquet.read_metadata(file)
+    super().__init__(path, [metadata.row_group(number).num_rows
+                            for number in range(metadata.num_row_groups)])
 
-  def __getstate__(self):
-    return {"_path": self._path}
+  def _open(self):
+    return pyarrow.parquet.ParquetFile(self._path.open("rb"))
 
-  def __setstate__(self, state):
-    self._path = state["_path"]
+  def _read(self, group):
+    return group_cache.GROUPS.read(
+      (self._file, group), self._file.metadata.row_group(group).total_byte_size,
+      lambda: self._file.read_row_group(group, use_threads=False))
+
+
+class _Arrow(_Groups):
+  """A file mapped into memory: the system reads the pages that are asked for."""
+
+  def __init__(self, path):
+    super().__init__(path, [])
+    self._file = self._open()
+    self._ends = list(itertools.accumulate(batch.num_rows for batch in self._file))
+
+  def _open(self):
     mapped = pa.memory_map(str(self._path))
     try:
-      self._batches = list(pa.ipc.open_stream(mapped))
+      return list(pa.ipc.open_stream(mapped))
     except pa.ArrowInvalid:  # Hugging Face writes streams, others files
       reader = pa.ipc.open_file(mapped)
-      self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-    self._ends = list(itertools.accumulate(batch.num_rows for batch in self._batches))
+      return [reader.get_batch(number) for number in range(reader.num_record_batches)]
 
-  def __len__(self):
-    return self._ends[-1] if self._ends else 0
+  def _read(self, group):
+    return self._file[group]
 
-  def __getitem__(self, number):
-    batch = bisect.bisect_right(self._ends, number)
-    start = self._ends[batch - 1] if batch else 0
-    return self._batches[batch].slice(number - start, 1).to_pylist()[0]
+
+class RemoteArrow(_Groups):
+  """A file that cannot be mapped, on gs:// for example.
+
+  Opening reads the file once from front to end, holding one record batch at a time: a stream has
+  no index of its batches. A record is then read with its batch alone.
+  """
+
+  def __init__(self, path):
+    self._places, rows = [], []  # (offset, bytes) of each batch
+    with path.open("rb") as file:
+      # A file is a stream behind eight bytes.
+      if file.read(8) != b"ARROW1\0\0":
+        file.seek(0)
+      try:
+        messages = pa.ipc.MessageReader.open_stream(file)
+        self._schema = pa.ipc.read_schema(messages.read_next_message())
+        start = file.tell()
+        for message in messages:
+          if message.type == "dictionary":
+            raise ValueError(f"{path} has dictionary columns; save it as parquet")
+          rows.append(pa.ipc.read_record_batch(message, self._schema).num_rows)
+          self._places.append((start, file.tell() - start))
+          start = file.tell()
+      except (pa.ArrowInvalid, OSError, StopIteration) as error:
+        raise ValueError(f"{path} is not an Arrow stream or file of version 0.15 or later: "
+                         f"{str(error) or 'it is empty'}") from error
+    super().__init__(path, rows)
+
+  def _open(self):
+    return self._path.open("rb")
+
+  def _read(self, group):
+    def load():
+      self._file.seek(start)
+      return pa.ipc.read_record_batch(pa.ipc.read_message(self._file), self._schema)
+
+    start, size = self._places[group]
+    return group_cache.GROUPS.read((self._path, group), size, load)

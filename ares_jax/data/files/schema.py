@@ -135,8 +135,8 @@ def _plain(value):
   """Texts and numbers as Python has them: TFDS gives bytes and arrays."""
   if isinstance(value, list | tuple | np.ndarray):
     return [_plain(item) for item in value]
-  if isinstance(value, bytes):
-    return value.decode()
+  if isinstance(value, _TEXT):
+    return _text(value)
   return value.item() if isinstance(value, np.generic) else value
 
 

@@ -1,6 +1,7 @@
 """Every format holds the same records, whatever its files, groups and batches."""
 
 import concurrent.futures
+import io
 import json
 import pickle
 import threading
@@ -16,7 +17,6 @@ from etils import epath
 from ares_jax.data.bad_row import BadRow
 from ares_jax.data.files import group_cache, records
 from ares_jax.data.files.records import open_records
-from ares_jax.data.files.remote_arrow import RemoteArrow
 from ares_jax.data.files.schema import read_row
 from ares_jax.data.files.schema import read_schemas as schemas
 from ares_jax.data.images import load_image
@@ -137,10 +137,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
 def test_cloud_paths_are_read_through_epath(tmp_path):
   files.parquet(tmp_path / "d.parquet", RECORDS)
   files.jsonl(tmp_path / "d.jsonl", RECORDS)
-  table = pa.Table.from_pylist(RECORDS)
-  with pa.OSFile(str(tmp_path / "d.arrow"), "wb") as file, pa.ipc.new_stream(
-      file, table.schema) as writer:
-    writer.write_table(table)
+  write_arrow(tmp_path / "d.arrow", pa.Table.from_pylist(RECORDS), "new_stream", rows=7)
 
   def local(path):
     return str(path).replace("gs://bucket", str(tmp_path)).replace("/gs/bucket", str(tmp_path))
@@ -161,14 +158,10 @@ def test_cloud_paths_are_read_through_epath(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["new_stream", "new_file"])
-def test_arrow_elsewhere_is_read_batch_by_batch(tmp_path, monkeypatch, form):
-  table = pa.Table.from_pylist(RECORDS)
-  with pa.OSFile(str(tmp_path / "d.arrow"), "wb") as file, getattr(pa.ipc, form)(
-      file, table.schema) as writer:
-    for start in range(0, 7, 3):
-      writer.write_table(table.slice(start, 3))
+def test_remote_arrow_is_read_batch_by_batch(tmp_path, monkeypatch, form):
+  path = write_arrow(tmp_path / "d.arrow", pa.Table.from_pylist(RECORDS), form, rows=3)
   monkeypatch.setattr(group_cache, "GROUPS", group_cache.Groups(room=1))  # holds the last alone
-  opened = RemoteArrow(epath.Path(tmp_path / "d.arrow"))
+  opened = records.RemoteArrow(path)
   for reader in (opened, pickle.loads(pickle.dumps(opened))):
     assert len(reader) == 7
     assert [reader[number] for number in (6, 0, 3, 5, 2)] == [
@@ -176,13 +169,43 @@ def test_arrow_elsewhere_is_read_batch_by_batch(tmp_path, monkeypatch, form):
   assert len(group_cache.GROUPS._tables) == 1
 
 
-def test_what_is_no_arrow_elsewhere_is_named(tmp_path):
-  (tmp_path / "d.arrow").write_bytes(b"0123456789abcdef")
-  with pytest.raises(ValueError, match="d.arrow is no Arrow stream or file"):
-    RemoteArrow(epath.Path(tmp_path / "d.arrow"))
-  column = pa.array(["a", "b"]).dictionary_encode()
-  with pa.OSFile(str(tmp_path / "d.arrow"), "wb") as file, pa.ipc.new_stream(
-      file, pa.schema([("a", column.type)])) as writer:
-    writer.write_batch(pa.record_batch([column], ["a"]))
+@pytest.mark.parametrize("form", ["new_stream", "new_file"])
+def test_opening_remote_arrow_holds_one_batch_at_a_time(tmp_path, form):
+  table = pa.table({"text": ["x" * 10_000] * 400})
+  path = write_arrow(tmp_path / "d.arrow", table, form, rows=10)
+  before = pa.total_allocated_bytes()
+  most = []
+
+  class File(io.FileIO):
+    def read(self, size=-1):
+      most.append(pa.total_allocated_bytes() - before)
+      assert size < 200_000
+      return super().read(size)
+
+  opened = records.RemoteArrow(mock.Mock(open=lambda mode: File(path, mode)))
+  assert len(opened) == 400 and opened[399] == {"text": "x" * 10_000}
+  assert max(most) < 500_000
+
+
+def test_a_remote_file_that_is_not_arrow_is_named(tmp_path):
+  path = epath.Path(tmp_path / "d.arrow")
+  path.write_bytes(b"0123456789abcdef")
+  with pytest.raises(ValueError, match="d.arrow is not an Arrow stream or file"):
+    records.RemoteArrow(path)
+  path.write_bytes(b"")
+  with pytest.raises(ValueError, match="d.arrow is not .*: it is empty"):
+    records.RemoteArrow(path)
+  write_arrow(path, pa.Table.from_pylist(RECORDS), "new_stream", rows=3)
+  path.write_bytes(path.read_bytes()[:-100])
+  with pytest.raises(ValueError, match="d.arrow is not .*: Expected"):
+    records.RemoteArrow(path)
+  write_arrow(path, pa.table({"a": pa.array(["a", "b"]).dictionary_encode()}), "new_stream", rows=2)
   with pytest.raises(ValueError, match="has dictionary columns; save it as parquet"):
-    RemoteArrow(epath.Path(tmp_path / "d.arrow"))
+    records.RemoteArrow(path)
+
+
+def write_arrow(path, table, form, *, rows):
+  """Writes record batches of `rows` rows; returns an epath.Path."""
+  with pa.OSFile(str(path), "wb") as file, getattr(pa.ipc, form)(file, table.schema) as writer:
+    writer.write_table(table, max_chunksize=rows)
+  return epath.Path(path)
