@@ -5,8 +5,8 @@ import functools
 
 import jax
 import numpy as np
+from flax import serialization
 
-from ares_jax.data import sharded
 from ares_jax.data.prompts import PromptBatch
 from ares_jax.models import flops as flops_lib
 from ares_jax.models.vision import VisionInput
@@ -109,12 +109,37 @@ class Generator:
     samples = self.sample(params, prompts, key, group=group, sampling=sampling,
                           branching=branching, finished=finished)
     with self.phases("grading"):
-      return samples, *sharded.grade_sharded(rest)
+      return samples, *grade_sharded(rest)
 
   def judge(self, texts, truths):
     """(texts, correct, format_ok, answers that timed out) of texts that are there."""
     own = hosts.local_shard(texts)
-    return sharded.grade_sharded(lambda: (own, *self.grader.grade(own, hosts.local_shard(truths))))
+    return grade_sharded(lambda: (own, *self.grader.grade(own, hosts.local_shard(truths))))
+
+
+def grade_sharded(grade):
+  """(texts, correct, format_ok, number timed out) of all responses; each process grades a shard.
+
+  Args:
+    grade: function that returns the same four for the responses of `hosts.local_shard`. Where it
+      raises ValueError or StopRequested on one process, all processes raise it.
+  """
+  if jax.process_count() == 1:
+    return grade()
+
+  def local():
+    try:
+      return serialization.msgpack_serialize(list(grade()))
+    except heartbeat.StopRequested:
+      return b""
+
+  parts = hosts.allgather(local)
+  if not all(parts):
+    heartbeat.heartbeat(common=True)  # one process was asked to stop: all do
+  texts, correct, format_ok, timed_out = zip(*map(serialization.msgpack_restore, parts),
+                                             strict=True)
+  return (hosts.join_shards(texts), np.float32(hosts.join_shards(correct)),
+          np.float32(hosts.join_shards(format_ok)), sum(timed_out))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -144,8 +144,8 @@ def grading(folder):
 
   import jax
 
-  from ares_jax.data import sharded
   from ares_jax.grading.pool import GradingPool
+  from ares_jax.sampling import rollout
   from ares_jax.system import cluster
   from ares_jax.system import heartbeat as heartbeat_lib
 
@@ -156,11 +156,11 @@ def grading(folder):
       for place, text in enumerate(texts):
         graded.add(place, text, "")
         concurrent.futures.wait(graded._waiting.values())
-      print("graded", sharded.grade_sharded(lambda: (texts, *graded.finish()))[1].tolist(),
+      print("graded", rollout.grade_sharded(lambda: (texts, *graded.finish()))[1].tolist(),
             flush=True)
     grader = "hosts:endless" if jax.process_index() else "hosts:odd"
     with GradingPool(1, 300.0, grader=grader) as pool:
-      sharded.grade_sharded(lambda: (texts, *pool.grade([f"{folder}/worker"], [""])))
+      rollout.grade_sharded(lambda: (texts, *pool.grade([f"{folder}/worker"], [""])))
 
 
 def toy(workdir, steps, seed="0", refuse=""):

@@ -5,12 +5,9 @@ import re
 import socket
 import unittest.mock
 
-import numpy as np
 import pytest
 import tiny
 
-from ares_jax.data import sharded
-from ares_jax.data.prompts import EncodedPrompt
 from ares_jax.run import identity, lock
 from ares_jax.system import cluster, hosts
 from ares_jax.system import heartbeat as heartbeat_lib
@@ -89,19 +86,7 @@ def test_waiting_times_are_checked():
     cluster.HostsConfig(5.0, 1.0)
 
 
-def test_what_is_exchanged_comes_back_as_it_was():
-  prompt = EncodedPrompt(np.int32([1, 2]), np.zeros((3, 2), np.int32),
-                         [(np.uint8([[7, 8]]), (1, 2, 2))])
-  row = {"id": "a", "answer": ["3", "\ud800"], "level": None, "images": [b"\x00\xff", "x.png"],
-         "number": np.float32(0.5)}
-  (back, (encoded, count)), = sharded.loads(sharded.dumps([(row, (prompt, np.int64(9)))]))
-  assert back == row and count == 9
-  np.testing.assert_array_equal(encoded.positions, prompt.positions)
-  assert encoded.tokens.dtype == np.int32 and encoded.images[0][1] == (1, 2, 2)
-  np.testing.assert_array_equal(encoded.images[0][0], [[7, 8]])
-
-
-def test_shares_put_together_are_the_whole(monkeypatch):
+def test_joined_shards_are_the_sequence(monkeypatch):
   items = list(range(7))
   monkeypatch.setattr(hosts.jax, "process_count", lambda: 3)
   parts = []
