@@ -8,7 +8,7 @@ import numpy as np
 
 from ares_jax import ops
 from ares_jax.diagnose.tables import format_number, text_table
-from ares_jax.evaluation.scores import BUCKETS
+from ares_jax.ops.difficulty import BUCKETS
 
 RATES = (0.01, 0.03, 0.1, 0.3, 0.6, 0.9)
 NOISES = (0.0, 0.1, 0.3, 0.6, 1.0, 1.5)

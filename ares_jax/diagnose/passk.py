@@ -8,8 +8,7 @@ import numpy as np
 
 from ares_jax import ops
 from ares_jax.diagnose.tables import format_number, text_table
-from ares_jax.evaluation.scores import BUCKETS
-from ares_jax.training.shaping import difficulty_buckets
+from ares_jax.ops.difficulty import BUCKETS, bucket_of
 
 GROUPS = (2, 4, 8, 16)
 TRUTH = 64
@@ -64,7 +63,8 @@ def fit_beta(rates, group):
 
 def assign_buckets(random, chance_P, samples, reward):
   """int [P]: buckets of problems by `samples` fresh answers to each."""
-  return difficulty_buckets(random.binomial(samples, chance_P), reward, group=samples)
+  return bucket_of(random.binomial(samples, chance_P), samples=samples, easy=reward.easy,
+                   medium=reward.medium)
 
 
 def _effect(random, truth_P, guess_P, line, reward):

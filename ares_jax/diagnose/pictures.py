@@ -7,7 +7,7 @@ import numpy as np
 
 from ares_jax.diagnose import kl as kl_check
 from ares_jax.diagnose.tables import format_number
-from ares_jax.evaluation.scores import BUCKETS
+from ares_jax.ops.difficulty import BUCKETS
 from ares_jax.report.drawing import bars, cells, lines
 
 # Of the states of diagnose.kl.

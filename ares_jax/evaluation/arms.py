@@ -6,7 +6,8 @@ import os
 import numpy as np
 from scipy import stats
 
-from ares_jax.evaluation.scores import BUCKETS, level_order
+from ares_jax.evaluation.scores import level_order
+from ares_jax.ops.difficulty import BUCKETS
 from ares_jax.run.files import read_json
 from ares_jax.run.identity import STAGES, flatten, is_read_later, use_of
 

@@ -2,7 +2,8 @@
 
 import html
 
-from ares_jax.evaluation.scores import BUCKETS, level_order
+from ares_jax.evaluation.scores import level_order
+from ares_jax.ops.difficulty import BUCKETS
 
 COLOURS = ("#616e7c", "#1f5fa8", "#b3261e", "#1b6e35", "#7a4fa3", "#8a5a00", "#00707a", "#c2589b",
            "#12263a", "#5aa9e6", "#f07167", "#80b918", "#c8b6ff", "#f4a300", "#63c7b2", "#a0a4a8")

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from ares_jax.data import sharded
-from ares_jax.evaluation.scores import BUCKETS
 from ares_jax.grading.response import shows_work
+from ares_jax.ops.difficulty import BUCKETS, bucket_of
 from ares_jax.run.files import read_json, write_json
 from ares_jax.run.responses import write_held_out
 from ares_jax.sampling.sampler import stage_key
@@ -65,8 +65,8 @@ def evaluate(generator, params, source, config, *, max_tokens, easy, medium, sho
   answers = {key: np.concatenate(parts) for key, parts in answers.items()}
 
   everything = np.ones(config.problems, bool)
-  rate = answers["sampled", "correct"].mean(1)
-  buckets = np.where(rate >= easy, 0, np.where(rate >= medium, 1, 2))
+  buckets = bucket_of(answers["sampled", "correct"].sum(1), samples=config.samples, easy=easy,
+                      medium=medium)
   result = {"n": config.problems, "samples": config.samples,
             "greedy": _summary(answers, "greedy", everything),
             "sampled": _summary(answers, "sampled", everything)}

@@ -6,8 +6,9 @@ list of dicts with correct, format_ok, truncated (0 or 1) and tokens.
 
 import numpy as np
 
+from ares_jax.ops.difficulty import BUCKETS, bucket_of
+
 RESAMPLES = 2000  # of the bootstrap; the interval's ends then move by about 0.1 of its half-width
-BUCKETS = ("easy", "medium", "hard")
 
 
 def score_benchmark(problems, metric, *, easy, medium):
@@ -35,8 +36,9 @@ def score_benchmark(problems, metric, *, easy, medium):
                    key=level_order if field == "level" else None)
     result[f"by_{field}"] = {name: summarize_answers([p for p in problems if p[field] == name])
                              for name in names}
-  rate = np.array([rate_of(problem) for problem in problems])
-  bucket = np.where(rate >= easy, 0, np.where(rate >= medium, 1, 2))
+  right = np.array([sum(sample["correct"] for sample in problem["samples"])
+                    for problem in problems])
+  bucket = bucket_of(right, samples=n, easy=easy, medium=medium)
   # One sample says nothing about difficulty.
   result["by_bucket"] = {} if n == 1 else {
     name: summarize_answers([p for p, own in zip(problems, bucket, strict=True) if own == index])

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from ares_jax.ops.op import op
 
+BUCKETS = ("easy", "medium", "hard")
+
 
 @op(static=("group", "easy", "medium"))
 def difficulty(correct_B, *, group, easy=0.75, medium=0.375):
@@ -38,8 +40,13 @@ def difficulty(correct_B, *, group, easy=0.75, medium=0.375):
     )
   if not 0 <= medium <= easy <= 1:
     raise ValueError(f"medium = {medium}, easy = {easy}: need 0 <= medium <= easy <= 1")
-  number_P = correct_B.astype(jnp.float32).reshape(-1, group).sum(1)
-  # Whole answers, not fractions: 3/8 must reach 0.375 whatever the rounding of a division.
-  easy_number, medium_number = (math.ceil(rate * group - 1e-6) for rate in (easy, medium))
-  bucket_P = jnp.where(number_P >= easy_number, 0, jnp.where(number_P >= medium_number, 1, 2))
-  return jnp.repeat(bucket_P.astype(jnp.int32), group)
+  right_P = correct_B.astype(jnp.float32).reshape(-1, group).sum(1)
+  return jnp.repeat(bucket_of(right_P, samples=group, easy=easy, medium=medium), group)
+
+
+def bucket_of(right_P, *, samples, easy, medium):
+  """int32 [P]: buckets of prompts with `right_P` correct answers of `samples`; numpy or jax."""
+  # Count answers, do not divide: 3 of 8 must reach 0.375 however a division rounds.
+  easy_count = math.ceil(easy * samples - 1e-6)
+  medium_count = math.ceil(medium * samples - 1e-6)
+  return (right_P < easy_count).astype("int32") + (right_P < medium_count)

@@ -9,8 +9,7 @@ import numpy as np
 
 from ares_jax import ops
 from ares_jax.data.trigger_words import triggers
-from ares_jax.evaluation.scores import BUCKETS
-from ares_jax.training.shaping import difficulty_buckets
+from ares_jax.ops.difficulty import BUCKETS, bucket_of
 
 _BATCH = 64  # responses an op takes at once
 
@@ -83,7 +82,8 @@ def _annotate(batch, steps, metrics, config, held_out):
   mean_BT, flag_BT, cover_BT = np.where(whole_BT, mean_BT, np.nan), *map(
     np.asarray, (flag_BT, cover_BT))
   right_B = np.round([line["pass_rate"] * config.group for line in batch]).astype(int)
-  bucket_B = difficulty_buckets(right_B, config.reward, group=config.group)
+  bucket_B = bucket_of(right_B, samples=config.group, easy=config.reward.easy,
+                       medium=config.reward.medium)
   found = []
   for row, (line, length, step) in enumerate(zip(batch, lengths, steps, strict=True)):
     count, threshold = int(flag_BT[row].sum()), float(threshold_B[row])

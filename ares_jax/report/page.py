@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 
-from ares_jax.evaluation.scores import BUCKETS
+from ares_jax.ops.difficulty import BUCKETS
 from ares_jax.report import statistics
 from ares_jax.report.annotate import annotate
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ares_jax.evaluation.scores import BUCKETS
+from ares_jax.ops.difficulty import BUCKETS
 
 # A curve has at most so many points: more are averaged, a screen has no pixels for them.
 MAX_POINTS = 600

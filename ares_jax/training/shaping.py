@@ -10,9 +10,9 @@ from typing import Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ares_jax import ops
+from ares_jax.ops.difficulty import BUCKETS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +62,6 @@ class RewardConfig:
     if min(self.var_floor, self.cap) < 0 or self.alpha_rate <= 0:
       raise ValueError(f"var_floor = {self.var_floor} and cap = {self.cap} must be >= 0, "
                        f"alpha_rate = {self.alpha_rate} > 0")
-
-
-def difficulty_buckets(right_N, reward, *, group):
-  """int [N]: the buckets of problems with so many right answers of `group` (eq. 9, 10)."""
-  correct_NG = np.arange(group)[None] < right_N[:, None]
-  return np.asarray(ops.difficulty(correct_NG.reshape(-1).astype(np.float32), group=group,
-                                   easy=reward.easy, medium=reward.medium))[::group]
 
 
 @flax.struct.dataclass
@@ -182,4 +175,4 @@ def shape_rewards(entropy, reward, controllers, batch, trigger_V, *, group):
 def by_bucket(name, values_3):
   """{"NAME/easy": ..., "NAME/medium": ..., "NAME/hard": ...}."""
   return {f"{name}/{bucket}": values_3[index]
-          for index, bucket in enumerate(("easy", "medium", "hard"))}
+          for index, bucket in enumerate(BUCKETS)}

@@ -6,6 +6,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ares_jax import difficulty
+from ares_jax.ops.difficulty import bucket_of
 
 
 def answers(number, group):
@@ -34,6 +35,14 @@ def test_thresholds_that_floats_cannot_hold_are_reached():
   # 0.56 * 25 = 14.000000000000002 in float64, and 1/3 is no float: who reaches them counts.
   assert difficulty(answers(14, 25), group=25, easy=0.56)[0] == 0
   assert difficulty(answers(1, 3), group=3, medium=1 / 3)[0] == 1
+
+
+@pytest.mark.parametrize("module", [np, jnp])
+def test_counts_become_buckets_without_their_answers(module):
+  right_P = module.array([8, 6, 5, 3, 2, 0])
+  bucket_P = bucket_of(right_P, samples=8, easy=0.75, medium=0.375)
+  assert bucket_P.tolist() == [0, 0, 1, 1, 2, 2] and bucket_P.dtype == np.int32
+  assert bucket_of(module.array([14, 13]), samples=25, easy=0.56, medium=0).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("dtype", [bool, np.int32, jnp.bfloat16])

@@ -9,7 +9,6 @@ from ares_jax.training.shaping import (
   Controllers,
   EntropyConfig,
   RewardConfig,
-  difficulty_buckets,
   shape_rewards,
 )
 
@@ -132,11 +131,6 @@ def test_token_cover_and_token_bonus():
   assert shaping.bonus[1].max() > 0 and abs(float(shaping.bonus[1].sum())) < 1e-6
   assert (shaping.bonus[2] == 0).all()  # medium: lambda 0
   assert (shaped(CORRECT, ROWS, controllers)[0].bonus == 0).all()
-
-
-def test_counts_become_buckets_at_the_configs_borders():
-  found = difficulty_buckets(np.int32([8, 6, 5, 3, 2, 0]), REWARD, group=8)
-  np.testing.assert_array_equal(found, [0, 0, 1, 1, 2, 2])
 
 
 @pytest.mark.parametrize("rows", [1, 2])
