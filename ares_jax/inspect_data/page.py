@@ -8,11 +8,11 @@ import html as markup
 import io
 import json
 
-import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ares_jax.data.bad_row import BadRow
 from ares_jax.data.images import load_image
+from ares_jax.system import figures
 
 _STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem;
   padding: 0 1rem; color: #1b1b1b; background: #fff }
@@ -67,19 +67,11 @@ def picture_html(path, alt):
 
 
 def histogram_png(values, path, *, title):
-  """Writes a histogram of numbers as a PNG of 640 x 320 px."""
-  counts, edges = np.histogram(values, bins=min(40, 1 + int(np.ptp(values))))
-  image = Image.new("RGB", (640, 320), "white")
-  draw = ImageDraw.Draw(image)
-  width, floor, top = 600 / len(counts), 285, 30
-  for bar, rows in enumerate(counts):
-    left = 20 + bar * width
-    draw.rectangle([left, floor - (floor - top) * rows / counts.max(), left + width - 1, floor],
-                   fill=(40, 90, 160))
-  draw.text((20, 8), f"{title}, {len(values)} rows, highest bar {counts.max()}", fill="black")
-  draw.text((20, 295), f"{edges[0]:.0f}", fill="black")
-  draw.text((620, 295), f"{edges[-1]:.0f}", fill="black", anchor="ra")
-  image.save(path)
+  """Writes a histogram of numbers as a PNG."""
+  figure, (panel,) = figures.new_figure(f"{title}, {len(values)} rows", x_label="tokens",
+                                        y_labels=["rows"], height=3.2)
+  figures.draw_histogram(panel, values)
+  figures.save_png(figure, path)
 
 
 def _picture(encoder, image):

@@ -82,7 +82,7 @@ def test_the_command_shows_every_stage(tmp_path, capsys):
   printed = capsys.readouterr().out
   for stage, rows in (("lessons", 16), ("curated", 8), ("prompts", 64), ("test", 8)):
     assert f"{stage}: {rows} rows, 8 looked at" in printed
-    assert Image.open(tmp_path / f"{stage}_lengths.png").size == (640, 320)
+    assert Image.open(tmp_path / f"{stage}_lengths.png").size == (1280, 640)
   shown = (tmp_path / "index.html").read_text()
   assert shown.count("<article>") == 10 + 8 + 10 + 8
   assert shown.count('src="data:image/png;base64,') == 10 + 8 + 10 + 8 + len(STAGES)

@@ -5,13 +5,13 @@ Both show a report of data/curate.py. Names of sources are escaped.
 
 import html as markup
 
+from ares_jax.system import figures
+
 _STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 44rem;
   padding: 0 1rem; color: #1f2933; background: #fff } h2 { margin-top: 2.5rem }
-svg { width: 100%; height: auto } svg text { font-size: 13px; fill: #4a5563 }
+svg { width: 100%; height: auto }
 div { overflow-x: auto } table { border-collapse: collapse } caption { text-align: left }
 td, th { padding: .15rem .7rem; text-align: right; border-bottom: 1px solid #d9dee4 }"""
-_BEFORE, _AFTER, _TARGET, _FAINT = "#8a5a00", "#1f5fa8", "#1f2933", "#d9dee4"
-_WIDTH, _HEIGHT, _LEFT, _TOP, _FLOOR = 640, 320, 64, 34, 264  # px of a picture
 _PICTURES = 12  # sources with a picture of their own; all are counted
 _HEAD = ("pass rate", "problems", "chosen", "tokens before", "tokens after", "target")
 
@@ -92,7 +92,9 @@ def _table(rows):
 
 def _section(report, name):
   title = "All sources" if name is None else name
-  return (f"<h2>{markup.escape(title)}</h2>{_picture(report, name)}"
+  label = markup.escape(f"Response length by pass rate before and after curation, {title}")
+  picture = figures.svg_text(_figure(report, name))
+  return (f'<h2>{markup.escape(title)}</h2><div role="img" aria-label="{label}">{picture}</div>'
           + _html_table(f"Length by pass rate, {title}", _rows(report, name)))
 
 
@@ -105,58 +107,21 @@ def _html_table(caption, table):
           f"<tbody>{body}</tbody></table></div>")
 
 
-def _picture(report, name):
-  """SVG of the quartiles of lengths by bracket, before and after, and of the target length."""
+def _figure(report, name):
+  """Median and quartiles of lengths by pass rate, before and after curation, and the target."""
   problems, _, quartiles, target = _part(report, name)
-  last = len(problems) - 1
-  known = [row[2] for rows in quartiles.values() for row in rows if row] + (target or [])
-  top = max(known, default=1) * 1.05
-
-  def x(bracket):
-    return _LEFT + 24 + bracket * (_WIDTH - _LEFT - 48) / last
-
-  def y(tokens):
-    return _FLOOR - tokens / top * (_FLOOR - _TOP)
-
-  shapes = []
-  for share in (0, 0.25, 0.5, 0.75, 1):
-    place = y(share * top)
-    shapes += [_line(_LEFT, place, _WIDTH, place, _FAINT, 1),
-               _words(_LEFT - 6, place + 4, f"{share * top:.0f}", "end")]
-  for bracket in range(last + 1):
-    shapes.append(_words(x(bracket), _FLOOR + 20, f"{bracket}/{last}", "middle"))
-    for which, colour, aside in (("before", _BEFORE, -6), ("after", _AFTER, 6)):
-      if quartiles[which][bracket]:
-        low, median, high = quartiles[which][bracket]
-        place = x(bracket) + aside
-        shapes += [_line(place, y(low), place, y(high), colour, 4),
-                   _mark(which, place, y(median), colour)]
+  brackets, last = range(len(problems)), len(problems) - 1
+  figure, (panel,) = figures.new_figure(
+    "", x_label="pass rate of the probe", y_labels=["tokens: median and quartiles"], height=3.2)
+  intervals = []
+  for when in ("before", "after"):
+    low, median, high = zip(*(row or [None] * 3 for row in quartiles[when]), strict=True)
+    intervals.append(figures.Interval(when, brackets, low, median, high))
+  figures.draw_intervals(panel, intervals)
   if target is not None:
-    points = " ".join(f"{x(bracket):.1f},{y(tokens):.1f}" for bracket, tokens in enumerate(target))
-    shapes.append(f'<polyline points="{points}" fill="none" stroke="{_TARGET}" stroke-width="1.5" '
-                  'stroke-dasharray="5 4"/>')
-  shapes += [_words((_LEFT + _WIDTH) / 2, _FLOOR + 42, "pass rate of the probe", "middle"),
-             _words(_LEFT - 6, 16, "tokens", "end"),
-             _mark("before", _LEFT + 12, 12, _BEFORE), _words(_LEFT + 24, 16, "before", "start"),
-             _mark("after", _LEFT + 92, 12, _AFTER), _words(_LEFT + 104, 16, "after", "start"),
-             _words(_LEFT + 164, 16, "median and quartiles; dashed: target length"
-                    if target is not None else "median and quartiles", "start")]
-  label = f"Response length against pass rate before and after curation, {name or 'all sources'}"
-  return (f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{markup.escape(label)}">'
-          f'{"".join(shapes)}</svg>')
-
-
-def _line(x1, y1, x2, y2, colour, width):
-  return (f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" '
-          f'stroke-width="{width}"/>')
-
-
-def _mark(which, x, y, colour):
-  """A circle before, a square after: told without colours."""
-  if which == "before":
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5.5" fill="{colour}"/>'
-  return f'<rect x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10" fill="{colour}"/>'
-
-
-def _words(x, y, text, anchor):
-  return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{markup.escape(text)}</text>'
+    figures.draw_curves(panel, [figures.Curve("target length", brackets, target)], first_style=2)
+  figures.draw_legend(panel)
+  panel.set_xticks(brackets, [f"{bracket}/{last}" for bracket in brackets])
+  highest = [row[2] for rows in quartiles.values() for row in rows if row] + (target or [])
+  panel.set_ylim(0, 1.05 * max(highest, default=1))
+  return figure

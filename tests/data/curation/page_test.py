@@ -1,5 +1,3 @@
-import re
-
 import numpy as np
 
 from ares_jax.data.curation import page, select
@@ -26,15 +24,34 @@ def test_a_terminal_sees_length_against_pass_rate_before_and_after():
   assert next(line for line in lines if line.startswith("b ")).split()[:3] == ["b", "45", "9"]
 
 
-def test_the_page_draws_every_median_and_counts_every_source():
+def drawn(found, name):
+  """(panel, x and medians of each series) of the figure of a source."""
+  panel, = page._figure(found, name).axes
+  return panel, [series.lines[0].get_xydata() for series in panel.containers]
+
+
+def test_a_figure_shows_every_median_and_the_target():
   found = report()
-  shown = page.curation_html(found)
-  # Three pictures of nine brackets, and a mark of the legend each.
-  assert shown.count("<circle") == 3 * 10 == shown.count("<rect") and shown.count("<svg") == 3
-  assert shown.count("<polyline") == 2  # a target is a source's
-  heights = [float(y) for y in re.findall(r'<circle cx="[\d.]+" cy="([\d.]+)"', shown)][:9]
-  medians = [row[1] for row in found["bracket_quartiles"]["before"]]
-  assert list(np.argsort(heights)) == list(np.argsort(-np.array(medians)))
+  panel, series = drawn(found, "a")
+  for when, points in zip(("before", "after"), series, strict=True):
+    rows = [(bracket, row[1]) for bracket, row in
+            enumerate(found["source_quartiles"]["a"][when]) if row]
+    np.testing.assert_allclose(points[:, 0], [bracket for bracket, _ in rows], atol=0.3)
+    np.testing.assert_allclose(points[:, 1], [median for _, median in rows])
+  np.testing.assert_allclose(panel.lines[-1].get_ydata(), found["target_tokens"]["a"])
+  highest = max(row[2] for rows in found["source_quartiles"]["a"].values() for row in rows if row)
+  assert panel.get_ylim()[0] == 0 and panel.get_ylim()[1] > highest
+  assert [label.get_text() for label in panel.get_xticklabels()] == [f"{n}/8" for n in range(9)]
+
+
+def test_all_sources_together_have_no_target_in_their_figure():
+  panel, series = drawn(report(), None)
+  assert len(series) == 2 and "target length" not in panel.get_legend_handles_labels()[1]
+
+
+def test_the_page_has_a_figure_and_a_table_of_every_source():
+  shown = page.curation_html(report())
+  assert shown.count("<svg") == 3 == shown.count('role="img"')
   assert all(f"<h2>{title}</h2>" in shown for title in ("All sources", "a", "b"))
   assert "<td>9</td>" in shown
 
@@ -48,4 +65,4 @@ def test_brackets_without_responses_are_left_out():
   found = select.curation_report([{"problem": 0, "source": "a", "passes": 0, "tokens": [None]}],
                         selection="adacs", count=1, samples=8, rng=np.random.default_rng(0))
   assert "0 responses chosen" in page.curation_text(found)
-  assert page.curation_html(found).count("<circle") == 1
+  assert drawn(found, "a")[1] == [] and "<svg" in page.curation_html(found)
