@@ -1,7 +1,7 @@
-"""The frame of a stage: go on from its checkpoint, step, log, save, stop when asked.
+"""The training loop of a stage: resume, step, log, save, and stop when asked.
 
-A stage is a state and a function of it. All that changes during a run is in the state, `step`
-(finished steps) among it, so saving the state saves the run.
+A stage is a state and a function that advances it. The state holds everything that changes during a
+run, the number of finished steps (`step`) included, so saving the state saves the run.
 """
 
 import os
@@ -18,57 +18,51 @@ from ares_jax.run.progress import Progress
 from ares_jax.system import heartbeat, hosts, profiler
 from ares_jax.system.profiler import PhaseTimer
 
-_SKIPPED = ("skipped", "update/skipped")  # metrics > 0 where an update was left out
-NONFINITE = "nonfinite/"  # metrics > 0 that say why; logged in such steps alone
-_TOGETHER = 60  # seconds between two processes that meet the same error
-_PAUSES = (2, 10)  # seconds before a disk that refused a save is asked again
+NONFINITE = "nonfinite/"  # metrics > 0 that say why an update was skipped
+_SKIPPED = ("skipped", "update/skipped")  # metrics > 0 in a step whose update was skipped
+_BARRIER_SECONDS = 60  # that processes wait for each other after the same error
+_RETRY_PAUSES = (2, 10)  # seconds before a write that failed is tried again
 
 
 def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
-  """Runs a stage to its end, from its newest checkpoint where there is one.
+  """Runs a stage to its last step, from its newest checkpoint if there is one.
 
   Args:
-    name: of the stage: its checkpoints lie in WORKDIR/NAME, its metrics carry it.
-    state: a record with `step` int32 [], as at step 0. Its arrays are used up.
-    begin: function of the state at which the stage goes on; returns `step`, a function state ->
-      (state, metrics dict, note for the progress bar). `step` adds 1 to `state.step`.
-    steps: steps in all.
+    name: name of the stage. Its checkpoints are in WORKDIR/NAME, its metrics carry the name.
+    state: a record with `step` int32 [], as at step 0. Its arrays are donated.
+    begin: function of the state at which the stage starts or resumes; returns `step`, a function
+      state -> (state, metrics dict, note for the progress bar). `step` adds 1 to `state.step`.
+    steps: total number of steps.
     workdir: folder of the run.
     config: LoopConfig.
-    phases: metrics.PhaseTimer of the phases inside `step`, or None.
+    phases: PhaseTimer of the phases inside `step`, or None.
 
   Returns:
     The state after `steps` steps.
 
   Raises:
-    KeyboardInterrupt: Ctrl-C or SIGTERM came, also in the middle of a rollout or of grading; the
-      state is saved up to the last finished step.
-    ValueError: a step cannot be done (a bad row, a grader that fails, a cache that is too small):
-      saved likewise; gradients stay non-finite; or the checkpoint is of another model, of a longer
-      run, or damaged.
-    OSError: a save failed, which is noticed at the first step after it, or a line of the log, and
-      two more tries did.
+    KeyboardInterrupt: Ctrl-C or SIGTERM came, perhaps during a rollout or grading. The state is
+      saved up to the last finished step.
+    ValueError: a step failed (a bad row, a failing grader, a cache that is too small) and the state
+      is saved likewise; or too many updates in a row were skipped; or the checkpoint belongs to
+      another model or a longer run, or is damaged.
+    OSError: a checkpoint or a line of the log could not be written, nor at two more tries. A failed
+      save is noticed at the first step after it.
   """
   phases = phases or PhaseTimer()
   with Checkpoints(os.path.join(workdir, name), config.keep) as checkpoints:
-    restored = checkpoints.restore(abstract_like(state), strict=config.strict)
-    if restored is not None:
-      # A fresh stage donates its first state; a resumed one must not hold it beside the real one.
-      jax.tree.map(lambda x: x.delete(), state)
-      step, state, made_with = restored
-      where = f"checkpoint {step} of {name}"
-      hosts.on_process_0(lambda: check_marks(workdir, name, made_with, where))
-    made_with = hosts.on_process_0(lambda: run_marks(workdir))
+    state = _restore(name, state, checkpoints, workdir, strict=config.strict)
+    saver = _Saver(checkpoints, hosts.on_process_0(lambda: run_marks(workdir)))
     done = int(state.step)
     if done > steps:
       raise ValueError(f"{checkpoints.directory} is at step {done}, beyond the {steps} steps of "
                        f"{name}; raise its steps or use another workdir")
     if done == steps:
       return state
-    skipped = 0  # in a row; a run that goes on counts anew, which costs max_skipped steps at most
+    skipped = 0  # updates in a row; a resumed run starts again from 0
     with MetricWriter(workdir, name, step=done) as writer, heartbeat.stop_signals():
       progress = Progress(steps, name, start=done)
-      phases.take()  # what ran between the stages belongs to none of their steps
+      phases.take()  # the time between two stages belongs to none of their steps
       step = begin(state)
       while done < steps:
         profiler.profile_step(name, done)
@@ -78,55 +72,35 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
             state, metrics, note = step(state)
             metrics = jax.device_get(metrics)
         except heartbeat.StopRequested:
-          break  # between two steps, or in one that has not reached its update: `state` is whole
+          break  # the step had not reached its update: `state` is that of the last finished step
         except (ValueError, OSError) as error:
-          if isinstance(error, OSError) and jax.process_count() > 1 or not hosts.barrier(
-              f"{name}/{done}", _TOGETHER):
-            raise  # this process alone has met it, and a save takes all
-          # A step refuses its data, or its folder refuses responses, before the update, which is
-          # what uses the state up.
-          _save_now(checkpoints, done, state, made_with)
+          if not _all_failed(error, f"{name}/{done}"):
+            raise
+          saver.save_now(done, state)
           kind = OSError if isinstance(error, OSError) else ValueError
           raise kind(f"{error}; {name} is saved at step {done} of {steps}") from error
         done += 1
-        faults = {key: count for key, count in metrics.items() if key.startswith(NONFINITE)}
-        metrics = {key: x for key, x in metrics.items() if key not in faults or faults[key]}
-        if any(metrics[key] for key in _SKIPPED if key in metrics):
-          skipped += 1
-          named = [key[len(NONFINITE):] for key in faults if faults[key]] or ["gradient"]
+        reasons = ", ".join(_skip_reasons(metrics))
+        skipped = skipped + 1 if reasons else 0
+        if reasons:
           logging.warning("%s step %d: no update: not finite, or beyond its limit: %s", name, done,
-                          ", ".join(named))
-        else:
-          skipped = 0
+                          reasons)
         seconds = phases.take()
         fast = speed.speed_metrics(metrics, seconds["seconds/step"])
-        metrics |= seconds | fast
-        try:
-          _patiently(lambda done=done, metrics=metrics: writer.write_scalars(done, metrics))
-        except OSError as error:
-          # Without its line the step does not count: saved, it would be missing in the log.
-          raise OSError(f"step {done} of {name} cannot be logged: {error}; the run goes on from "
-                        "its newest checkpoint when the folder can be written") from error
+        _log(writer, name, done, _without_zero_counts(metrics) | seconds | fast)
         progress.update(done, ", ".join(filter(None, (note, speed.speed_note(fast)))))
-        try:
-          checkpoints.check()
-          if done % config.save_every == 0:
-            with phases("save"):
-              checkpoints.save(done, state, made_with)
-        except OSError as error:
-          logging.warning("%s; saving step %d instead", error, done)
-          _save_now(checkpoints, done, state, made_with)
+        saver.save_if_due(done, state, config.save_every, phases)
         if skipped > config.max_skipped:
-          _save_now(checkpoints, done, state, made_with)
+          saver.save_now(done, state)
           raise ValueError(
-            f"{name}: {skipped} steps in a row were skipped, for {', '.join(named)} that was not "
-            f"finite or beyond its limit; step {done} is saved and as finite as the one before "
-            f"them; look into a batch with --replay={os.path.join(workdir, 'nonfinite')}/"
-            f"{name}-{done}.npz; lower the learning rate")
+            f"{name}: {skipped} steps in a row were skipped, for {reasons} that was not finite or "
+            f"beyond its limit; step {done} is saved with the weights from before them; look into "
+            f"a batch with --replay={os.path.join(workdir, 'nonfinite')}/{name}-{done}.npz; lower "
+            "the learning rate")
       progress.close()
       with phases("save"):
-        _save_now(checkpoints, done, state, made_with)
-      profiler.end_profile()  # what comes after the stage is none of its steps
+        saver.save_now(done, state)
+      profiler.end_profile()  # work after the stage belongs to none of its steps
       stopped = heartbeat.stop_requested()
     if stopped:
       raise KeyboardInterrupt(f"{name} is saved at step {done} of {steps}; "
@@ -134,26 +108,84 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
   return state
 
 
-def _save_now(checkpoints, step, state, made_with):
-  """Returns when the finished `step`, if any, is on disk; tries again when the disk refuses."""
-  log = os.path.join(os.path.dirname(checkpoints.directory), "metrics.jsonl")
+def _restore(name, state, checkpoints, workdir, *, strict):
+  """The state of the stage's newest checkpoint; `state` if there is none."""
+  restored = checkpoints.restore(abstract_like(state), strict=strict)
+  if restored is None:
+    return state
+  # Frees the memory of the initial state, which the stage would otherwise hold to its end.
+  jax.tree.map(lambda x: x.delete(), state)
+  step, state, marks = restored
+  hosts.on_process_0(lambda: check_marks(workdir, name, marks, f"checkpoint {step} of {name}"))
+  return state
 
-  def save():
-    os.stat(log)  # Orbax would make a folder that is gone anew, for this checkpoint alone
-    if step and checkpoints.latest() != step:
-      checkpoints.save(step, state, made_with)
-    checkpoints.wait()
 
-  _patiently(save)
+def _all_failed(error, name):
+  """Whether all processes met the error of a step, so that all take part in a save.
+
+  A step fails before its update, so the state is still that of the last finished step.
+  """
+  if jax.process_count() > 1 and isinstance(error, OSError):
+    return False
+  return hosts.barrier(name, _BARRIER_SECONDS)
 
 
-def _patiently(act):
-  """Calls `act`; again, after a while, when the disk refuses."""
-  for pause in (*_PAUSES, None):
+def _log(writer, name, done, metrics):
+  try:
+    _with_retries(lambda: writer.write_scalars(done, metrics))
+  except OSError as error:
+    # The step is not saved: a checkpoint of it would leave its line missing from the log for good.
+    raise OSError(f"step {done} of {name} cannot be logged: {error}; the run goes on from "
+                  "its newest checkpoint when the folder can be written") from error
+
+
+def _skip_reasons(metrics):
+  """Names of the values for which a step skipped its update; [] if it did not skip it."""
+  if not any(metrics.get(key) for key in _SKIPPED):
+    return []
+  return [key.removeprefix(NONFINITE) for key, count in metrics.items()
+          if key.startswith(NONFINITE) and count] or ["gradient"]
+
+
+def _without_zero_counts(metrics):
+  return {key: x for key, x in metrics.items() if x or not key.startswith(NONFINITE)}
+
+
+class _Saver:
+  """Saves a stage's state with the marks of its run, and tries again when the disk refuses."""
+
+  def __init__(self, checkpoints, marks):
+    self._checkpoints, self._marks = checkpoints, marks
+    self._log = os.path.join(os.path.dirname(checkpoints.directory), "metrics.jsonl")
+
+  def save_if_due(self, done, state, save_every, phases):
+    """Starts a save every `save_every` steps; replaces an earlier save that failed."""
     try:
-      return act()
+      self._checkpoints.check()
+      if done % save_every == 0:
+        with phases("save"):
+          self._checkpoints.save(done, state, self._marks)
     except OSError as error:
-      if pause is None:
-        raise
+      logging.warning("%s; saving step %d instead", error, done)
+      self.save_now(done, state)
+
+  def save_now(self, done, state):
+    """Returns when step `done` is on disk; nothing is saved at step 0."""
+    def save():
+      os.stat(self._log)  # Orbax would recreate a deleted run folder for this checkpoint alone
+      if done and self._checkpoints.latest() != done:
+        self._checkpoints.save(done, state, self._marks)
+      self._checkpoints.wait()
+
+    _with_retries(save)
+
+
+def _with_retries(write):
+  """Calls `write`; after an OSError again, after each of `_RETRY_PAUSES`."""
+  for pause in _RETRY_PAUSES:
+    try:
+      return write()
+    except OSError as error:
       logging.warning("%s; once more in %d s", error, pause)
       time.sleep(pause)
+  return write()

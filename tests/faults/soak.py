@@ -57,7 +57,7 @@ def start(workdir, *, before=lambda: None, each=lambda number: None):
   try:
     sys.stderr = open(os.path.join(workdir, "stderr"), "a")
     os.dup2(sys.stderr.fileno(), 2)
-    loop._PAUSES = (0.05, 0.1)
+    loop._RETRY_PAUSES = (0.05, 0.1)
     before()
     with heartbeat.stop_signals(), lock.lock(workdir), heartbeat.watchdog(
         os.path.join(workdir, "stacks.txt"), 5.0):

@@ -45,7 +45,7 @@ def disk(tmp_path):
 def pauses(monkeypatch):
   """Nothing to wait for; the list says what happens in a pause."""
   events = []
-  monkeypatch.setattr(loop, "_PAUSES", (0, 0))
+  monkeypatch.setattr(loop, "_RETRY_PAUSES", (0, 0))
   monkeypatch.setattr(loop, "time", types.SimpleNamespace(
     sleep=lambda _: events and events.pop(0)()))
   return events

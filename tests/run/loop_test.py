@@ -160,7 +160,7 @@ def test_a_save_that_fails_is_made_up_for_at_the_next_step(tmp_path, monkeypatch
     compare(*arguments)
 
   monkeypatch.setattr(reader, "compare", fail)
-  monkeypatch.setattr(loop, "_PAUSES", (0, 0))
+  monkeypatch.setattr(loop, "_RETRY_PAUSES", (0, 0))
   assert run(tmp_path, steps=5).total == 10 and not failures
   failures += [1] * 9
   with pytest.raises(OSError, match="saving checkpoint 6 .* step 5 is whole.*No space left"):
