@@ -17,7 +17,7 @@ import pebble
 from ares_jax.grading import sandbox
 from ares_jax.grading.answer import MAX_LENGTH, same_answer, same_formula
 from ares_jax.grading.response import extract_boxed, well_formed
-from ares_jax.system.heartbeat import StopRequested, heartbeat, stop_requested_here
+from ares_jax.system.heartbeat import StopRequested, heartbeat, local_stop_requested
 
 _CACHED = 100_000  # verdicts kept, about 20 MB
 
@@ -226,7 +226,8 @@ class Grading:
       verdict = self._pool.verdict(pair)
       (self._verdicts if isinstance(verdict, float) else self._waiting)[pair] = verdict
     # A stop was sent to the workers too: what they say from then on is no verdict.
-    while self._waiting and next(iter(self._waiting.values())).done() and not stop_requested_here():
+    while (self._waiting and next(iter(self._waiting.values())).done()
+           and not local_stop_requested()):
       self._next()
 
   def finish(self):
@@ -256,7 +257,7 @@ def _key(answer, truth):
 def _beat():
   """A beat where this process may stop alone, because whoever called tells the others."""
   heartbeat()
-  if stop_requested_here():
+  if local_stop_requested():
     raise StopRequested
 
 

@@ -68,7 +68,7 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
         profiler.profile_step(name, done)
         try:
           with phases("step"):
-            heartbeat.heartbeat(common=True)
+            heartbeat.heartbeat(collective=True)
             state, metrics, note = step(state)
             metrics = jax.device_get(metrics)
         except heartbeat.StopRequested:

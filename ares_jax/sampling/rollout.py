@@ -135,7 +135,7 @@ def grade_sharded(grade):
 
   parts = hosts.allgather(local)
   if not all(parts):
-    heartbeat.heartbeat(common=True)  # one process was asked to stop: all do
+    heartbeat.heartbeat(collective=True)  # one process was asked to stop: all do
   texts, correct, format_ok, timed_out = zip(*map(serialization.msgpack_restore, parts),
                                              strict=True)
   return (hosts.join_shards(texts), np.float32(hosts.join_shards(correct)),

@@ -135,7 +135,7 @@ def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, e
   places = PromptScheduler.free(devices, prompts_P // devices, sizes)
   ended_B, longest, queue = np.zeros(rows, bool), 0, collections.deque()
   while not ended_B.all():
-    heartbeat.heartbeat(common=True)
+    heartbeat.heartbeat(collective=True)
     while (next_read := places.next_read(_left(ended_B, group))) is not None:
       read = slots.read_prompts(model, params, read, *_arrays(prompts, *next_read))
     with working():

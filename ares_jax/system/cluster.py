@@ -104,11 +104,11 @@ def join_cluster(config):
                   jax.device_count())
   if jax.process_index():
     logging.set_verbosity(logging.ERROR)  # process 0 speaks for all
-  heartbeat_lib.agree_with(hosts.any_process)
+  heartbeat_lib.stop_together(hosts.any_process)
   try:
     yield
   except BaseException as error:
-    if isinstance(error, KeyboardInterrupt) and heartbeat_lib.all_stop():
+    if isinstance(error, KeyboardInterrupt) and heartbeat_lib.stop_agreed():
       peers.leave()  # all were asked, all have saved
     else:
       peers.fail(error)
@@ -116,7 +116,7 @@ def join_cluster(config):
   else:
     peers.leave()
   finally:
-    heartbeat_lib.agree_with(None)
+    heartbeat_lib.stop_together(None)
 
 
 def check_cluster():

@@ -1,9 +1,9 @@
-"""A run's pulse: it beats where nothing is half done; there a run stops when it is asked to.
+"""Graceful shutdown and the watchdog.
 
-Whatever lasts long calls `beat` now and then: every step, every chunk of decoding, every graded
-formula. SIGINT and SIGTERM ask for a stop, the next beat raises `Stopped`; a second signal ends the
-process at once, also while the device keeps the main thread waiting. A process whose pulse stays
-away too long writes its stacks and ends.
+Long work calls `heartbeat()` at points where it is safe to stop: every step, every chunk of
+decoding, every graded formula. SIGINT and SIGTERM request a stop, and the next heartbeat raises
+`StopRequested`. A second signal ends the process at once, even while the main thread waits for a
+device. `watchdog` ends a process that has hung.
 """
 
 import contextlib
@@ -12,142 +12,160 @@ import os
 import signal
 import threading
 import time
+import types
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-# Of the process, as its signal handlers are.
-_asked = threading.Event()
-_listening = threading.Event()
-_unwatched = threading.Event()
-_beats = {"last": 0.0}  # time.monotonic
-# Of a run of several processes: whether any of them says yes; whether all know of a stop.
-_agreement = {"any": None, "reached": False}
+# State of the process, like its signal handlers.
+_stop = threading.Event()  # a stop was requested
+_listening = threading.Event()  # inside `stop_signals`
+_paused = threading.Event()  # inside `without_watchdog`
+_process = types.SimpleNamespace(
+  last_heartbeat=0.0,  # time.monotonic
+  any_process=None,  # see `stop_together`
+  stop_agreed=False)
 
 
 class StopRequested(KeyboardInterrupt):
-  """A stop was asked for; nothing is half done."""
+  """A stop was requested; raised where it is safe to stop."""
 
 
-def agree_with(any_of):
-  """Several processes stop together: `any_of` says whether a flag is true on any of them.
-
-  All call it at the same point. None: this process is alone.
-  """
-  _agreement.update(any=any_of, reached=False)
-
-
-def all_stop():
-  """Whether all processes of the run know that it stops."""
-  return _agreement["reached"]
-
-
-def heartbeat(*, common=False):
-  """Says that the run is alive; raises Stopped when it was asked to stop.
+def stop_together(any_process):
+  """Makes the processes of a run stop at the same heartbeat.
 
   Args:
-    common: whether all processes of the run come to this point. Several stop at no other.
+    any_process: collective function of a flag; returns whether it is true on any process. None: the
+      run has one process.
   """
-  _beats["last"] = time.monotonic()
-  if (common or _agreement["any"] is None) and stop_requested():
+  _process.any_process, _process.stop_agreed = any_process, False
+
+
+def stop_agreed():
+  """Whether all processes of the run know that it stops."""
+  return _process.stop_agreed
+
+
+def heartbeat(*, collective=False):
+  """Tells the watchdog that the run makes progress; raises StopRequested after a stop request.
+
+  Args:
+    collective: whether all processes of the run make this call. A run of several processes stops
+      only at a collective heartbeat.
+  """
+  _process.last_heartbeat = time.monotonic()
+  if (collective or _process.any_process is None) and stop_requested():
     raise StopRequested
 
 
 def stop_requested():
-  """Whether a stop was asked for, of any process of the run; all come to this point."""
-  if _agreement["any"] is not None and _agreement["any"](_asked.is_set()):
-    _asked.set()
-    _agreement["reached"] = True
-  return _asked.is_set()
+  """Whether any process of the run was requested to stop; a collective call."""
+  if _process.any_process is not None and _process.any_process(_stop.is_set()):
+    _stop.set()
+    _process.stop_agreed = True
+  return _stop.is_set()
 
 
-def stop_requested_here():
-  """Whether a stop was asked for of this process; the others need not come to this point."""
-  return _asked.is_set()
+def local_stop_requested():
+  """Whether this process was requested to stop; not a collective call."""
+  return _stop.is_set()
 
 
 @contextlib.contextmanager
 def stop_signals():
-  """Takes SIGINT and SIGTERM as requests to stop; inside another `requests` it does nothing."""
+  """Takes SIGINT and SIGTERM as stop requests; nested in itself it does nothing."""
   if _listening.is_set():
     yield
     return
   read, write = os.pipe()
   os.set_blocking(write, False)
-  # Python runs handlers between two steps of the main thread, which may wait minutes for a device:
-  # a thread reads the signals' numbers, which arrive in the pipe at once.
+  # Python calls signal handlers in the main thread, which may wait minutes for a device. The wakeup
+  # pipe receives a signal's number at once, and a thread reads it.
   listener = threading.Thread(target=_listen, args=(read,), daemon=True, name="signals")
-  before = {number: signal.signal(number, lambda *_: _asked.set()) for number in SIGNALS}
-  pipe = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+  before = {number: signal.signal(number, lambda *_: _stop.set()) for number in SIGNALS}
+  old_pipe = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
   _listening.set()
   listener.start()
   try:
     yield
   finally:
-    signal.set_wakeup_fd(pipe)
+    signal.set_wakeup_fd(old_pipe)
     for number, handler in before.items():
       signal.signal(number, handler)
-    os.close(write)  # the listener reads its end
+    os.close(write)  # ends the listener
     listener.join()
     os.close(read)
     _listening.clear()
-    _asked.clear()
+    _stop.clear()
 
 
 def _listen(read):
-  told = False  # _asked is no count: the handler in the main thread sets it too
+  told = False  # not _stop, which the handler in the main thread sets for the same signal
   while number := os.read(read, 1):
     if number[0] not in SIGNALS:
       continue
     if told:
-      _tell("ended at once; the run goes on from its last checkpoint")
+      _print("ended at once; the run goes on from its last checkpoint")
       os._exit(130)
     told = True
-    _asked.set()
-    _tell("stopping at the next safe point; once more ends at once")
+    _stop.set()
+    _print("stopping at the next safe point; once more ends at once")
 
 
 @contextlib.contextmanager
 def watchdog(path, minutes):
-  """Ends the process with exit code 1 when no beat comes for `minutes`; its stacks go to `path`."""
+  """Ends the process with exit code 1 after `minutes` without a heartbeat; stacks go to `path`."""
   over = threading.Event()
-  _beats["last"] = time.monotonic()
+  _process.last_heartbeat = time.monotonic()
   watcher = threading.Thread(target=_watch, args=(over, path, 60 * minutes), daemon=True,
-                             name="watch")
+                             name="watchdog")
   watcher.start()
   try:
     yield
   finally:
     over.set()
     watcher.join()
+    faulthandler.cancel_dump_traceback_later()
 
 
 @contextlib.contextmanager
 def without_watchdog():
-  """What lasts as long as it likes and cannot beat, as a user's function: no `watch` ends it."""
-  _unwatched.set()
+  """Pauses the watchdog around a call that may take long without a heartbeat."""
+  _paused.set()
+  faulthandler.cancel_dump_traceback_later()
   try:
     yield
   finally:
-    _beats["last"] = time.monotonic()
-    _unwatched.clear()
+    _process.last_heartbeat = time.monotonic()
+    _paused.clear()
 
 
 def _watch(over, path, seconds):
-  while not over.wait(min(10.0, seconds / 4)):
-    # Read in this order: leaving `unwatched` beats first.
-    unwatched, quiet = _unwatched.is_set(), time.monotonic() - _beats["last"]
-    if unwatched or quiet < seconds:
+  """The watchdog's thread.
+
+  faulthandler's timer alone could not print a message, and its file would have to be open, so it
+  would be there in every run. It covers the one case in which this thread does not run: C code that
+  hangs while it holds Python's global lock. Its stacks go to stderr.
+  """
+  pause = min(10.0, seconds / 4)
+  while not over.wait(pause):
+    # Read in this order: `without_watchdog` sets the heartbeat before it clears the pause.
+    paused, quiet = _paused.is_set(), time.monotonic() - _process.last_heartbeat
+    if paused:
+      faulthandler.cancel_dump_traceback_later()
       continue
-    _tell(f"nothing has happened for {quiet:.0f} s (stall_minutes): ended; stacks in {path}")
-    # Where the folder is gone there is no file, but an end there must be.
+    if quiet < seconds:
+      faulthandler.dump_traceback_later(seconds - quiet + 2 * pause, file=2, exit=True)
+      continue
+    _print(f"nothing has happened for {quiet:.0f} s (stall_minutes): ended; stacks in {path}")
+    # The process ends even if the run's folder is gone.
     with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
-      file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}: no pulse for {quiet:.0f} s\n")
+      file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}: no heartbeat for {quiet:.0f} s\n")
       file.flush()
       faulthandler.dump_traceback(file, all_threads=True)
     os._exit(1)
 
 
-def _tell(text):
-  # Past sys.stderr, whose lock the main thread may hold; whoever read it may be gone.
+def _print(text):
+  # Not through sys.stderr, whose lock the main thread may hold; its reader may be gone.
   with contextlib.suppress(OSError):
     os.write(2, f"\n{text}\n".encode())

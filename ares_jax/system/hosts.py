@@ -90,7 +90,7 @@ def on_process_0(call):
     if text[0] == "-":
       raise ValueError(text[1:])
   if text == "!":
-    heartbeat.heartbeat(common=True)  # process 0 was asked to stop: all do
+    heartbeat.heartbeat(collective=True)  # process 0 was asked to stop: all do
   return json.loads(allgather_bytes(said)[0])
 
 

@@ -125,7 +125,7 @@ def few(items):
 
 
 def takes_long(items):
-  heartbeat._beats["last"] -= 3600
+  heartbeat._process.last_heartbeat -= 3600
   turns = iter([False, True])
   heartbeat._watch(types.SimpleNamespace(wait=lambda _: next(turns)), os.devnull, 60)
   return [True] * len(items)

@@ -9,22 +9,24 @@ import pytest
 
 from ares_jax.system import heartbeat
 
-# The module alone, without jax: its process starts in a moment.
-CHILD = f'''
-import importlib.util, sys, time
+# Loads the module without jax, so that the process starts quickly.
+LOAD = f'''
+import ctypes, importlib.util, os, sys, time
 path = {str(pathlib.Path(heartbeat.__file__))!r}
 spec = importlib.util.spec_from_file_location("heartbeat", path)
 heartbeat = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(heartbeat)
+'''
+CHILD = LOAD + '''
 with heartbeat.stop_signals():
   print("ready", flush=True)
   try:
     for _ in range(600):
       time.sleep(0.1)
-      if sys.argv[1] == "beating":
+      if sys.argv[1] == "heartbeats":
         heartbeat.heartbeat()
   except heartbeat.StopRequested:
-    print("stopped whole", flush=True)
+    print("stopped safely", flush=True)
 '''
 
 
@@ -36,16 +38,16 @@ def child(kind):
 
 
 @pytest.mark.parametrize("number", heartbeat.SIGNALS)
-def test_a_signal_stops_at_the_next_beat(number):
-  process = child("beating")
+def test_a_signal_stops_at_the_next_heartbeat(number):
+  process = child("heartbeats")
   process.send_signal(number)
   out, err = process.communicate(timeout=60)
-  assert (process.returncode, out) == (0, "stopped whole\n")
+  assert (process.returncode, out) == (0, "stopped safely\n")
   assert "stopping at the next safe point" in err
 
 
 def test_a_second_signal_of_either_kind_ends_at_once():
-  process = child("deaf")
+  process = child("no heartbeats")
   process.send_signal(signal.SIGTERM)
   assert "stopping" in process.stderr.readline() + process.stderr.readline()
   process.send_signal(signal.SIGINT)
@@ -53,7 +55,7 @@ def test_a_second_signal_of_either_kind_ends_at_once():
   assert process.returncode == 130 and "ended at once" in err
 
 
-def test_without_a_request_beats_pass_and_handlers_come_back():
+def test_without_a_stop_request_heartbeats_pass_and_handlers_are_restored():
   before = [signal.getsignal(number) for number in heartbeat.SIGNALS]
   with heartbeat.stop_signals():
     with heartbeat.stop_signals():
@@ -68,20 +70,46 @@ def test_without_a_request_beats_pass_and_handlers_come_back():
   assert [signal.getsignal(number) for number in heartbeat.SIGNALS] == before
 
 
-def test_a_run_without_a_pulse_leaves_its_stacks_and_ends(tmp_path, monkeypatch):
+def test_a_run_without_heartbeats_writes_its_stacks_and_ends(tmp_path, monkeypatch):
   ended = []
   monkeypatch.setattr(heartbeat.os, "_exit", ended.append)
   with heartbeat.watchdog(str(tmp_path / "stacks.txt"), minutes=0.5 / 60):
-    for _ in range(8):  # beats keep it alive, however long it runs
+    for _ in range(8):  # heartbeats keep it alive, however long it runs
       time.sleep(0.1)
       heartbeat.heartbeat()
     assert not ended
     hang_here(ended)
   stacks = (tmp_path / "stacks.txt").read_text()
-  assert ended[0] == 1 and "no pulse for" in stacks and "in hang_here" in stacks
+  assert ended[0] == 1 and "no heartbeat for" in stacks and "in hang_here" in stacks
 
 
 def hang_here(ended):
   limit = time.monotonic() + 30
   while not ended and time.monotonic() < limit:
     time.sleep(0.05)
+
+
+HOLDS_THE_LOCK = LOAD + '''
+def hang_in_c():
+  ctypes.PyDLL(None).sleep(int(sys.argv[1]))  # PyDLL keeps Python's global lock
+
+with heartbeat.watchdog(os.devnull, minutes=0.4 / 60):
+  time.sleep(0.2)
+  if sys.argv[2] == "paused":
+    with heartbeat.without_watchdog():
+      hang_in_c()
+  else:
+    hang_in_c()
+'''
+
+
+def test_a_hang_that_holds_the_global_lock_ends_too():
+  done = subprocess.run([sys.executable, "-c", HOLDS_THE_LOCK, "60", "watched"], text=True,
+                        capture_output=True, timeout=60)
+  assert done.returncode == 1 and "Timeout" in done.stderr and "in hang_in_c" in done.stderr
+
+
+def test_a_paused_watchdog_ends_nothing():
+  done = subprocess.run([sys.executable, "-c", HOLDS_THE_LOCK, "2", "paused"], text=True,
+                        capture_output=True, timeout=60)
+  assert (done.returncode, done.stderr) == (0, "")

@@ -78,7 +78,7 @@ def test_a_stop_that_the_others_do_not_know_of_ends_them(monkeypatch, any_of, en
     with heartbeat_lib.stop_signals():
       heartbeat_lib.stop_requested()
       raise KeyboardInterrupt
-  assert [name for name, *_ in peers.method_calls] == [ended] and not heartbeat_lib.all_stop()
+  assert [name for name, *_ in peers.method_calls] == [ended] and not heartbeat_lib.stop_agreed()
 
 
 def test_waiting_times_are_checked():
