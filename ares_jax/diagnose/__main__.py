@@ -1,4 +1,4 @@
-"""Runs the paper's own checks on what runs have logged so far.
+"""Runs the paper's own checks on the logs of finished or running runs.
 
     python -m ares_jax.diagnose hwe --workdir=runs/ares_tiny [--labels=FILE]
     python -m ares_jax.diagnose kl --workdir=runs/ares_tiny
@@ -6,25 +6,26 @@
     python -m ares_jax.diagnose ablation --workdir=runs/ares_tiny --compare=runs/uniform
 
 hwe: do windows of high entropy find the words that mark a turn in the reasoning (figure 2a)? FILE
-holds JSON lines with step, id, sample and triggers, the positions of labelled tokens; without it
-the words of V_sem are used.
+holds JSON lines with step, id, sample and triggers, the indices of labelled tokens; without it the
+words of V_sem count as triggers.
 kl: does the controller hold the KL outside windows at its target, and would it at other rates?
 passk: how often do 2, 4, 8 or 16 samples put a problem into another bucket than 64 do?
 ablation: compares finished runs that shape all problems alike (--config.aepo.reward.easy=1.0
 --config.aepo.reward.medium=0.0) with runs that shape by difficulty, on easy and on hard problems.
---png writes the pictures of hwe, kl and ablation into WORKDIR/diagnose/.
+--png writes the check's pictures into WORKDIR/diagnose/.
 """
 
-import functools
 import json
 import os
 import sys
+import typing
 
 import jax
 from absl import flags
 
-from ares_jax.diagnose import ablation, hwe, kl, passk, pictures
+from ares_jax.diagnose import ablation, hwe, kl, passk
 from ares_jax.run.records import read_run
+from ares_jax.system import figures
 from ares_jax.system.command import UsageError, run
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", allow_override=True)
@@ -34,33 +35,48 @@ _COMPARE = flags.DEFINE_multi_string(
 _LABELS = flags.DEFINE_string("labels", None, "hwe: JSON lines of labelled triggers.")
 _JSON = flags.DEFINE_bool("json", False, "One JSON object on stdout.", allow_override=True)
 _PNG = flags.DEFINE_bool("png", False, "Also write the pictures as PNG.", allow_override=True)
-CHECKS = ("hwe", "kl", "passk", "ablation")
 
 
-def main(check):
+class Check(typing.NamedTuple):
+  """One check: each function but the first takes what `measure` returned."""
+
+  measure: typing.Callable  # () -> dict of JSON
+  text: typing.Callable  # -> tables and verdict
+  pictures: typing.Callable  # -> {name: figure}
+
+
+def _measure_hwe():
+  labels = hwe.read_labels(_LABELS.value) if _LABELS.value else None
+  return hwe.measure_hwe(read_run(_WORKDIR.value), labels)
+
+
+def _measure_ablation():
+  others = [folder for text in _COMPARE.value for folder in text.split(",")]
+  return ablation.measure_ablation([_WORKDIR.value, *others])
+
+
+CHECKS = {
+  "hwe": Check(_measure_hwe, hwe.hwe_text, hwe.hwe_pictures),
+  "kl": Check(lambda: kl.measure_kl(read_run(_WORKDIR.value)), kl.kl_text, kl.kl_pictures),
+  "passk": Check(lambda: passk.measure_passk(read_run(_WORKDIR.value)), passk.passk_text,
+                 passk.passk_pictures),
+  "ablation": Check(_measure_ablation, ablation.ablation_text, ablation.ablation_pictures),
+}
+
+
+def main(name):
   if not _WORKDIR.value:
     raise UsageError("pass --workdir=DIR, a run's folder")
-  if check not in CHECKS:
-    raise UsageError(f"unknown check {check!r}; say {', '.join(CHECKS[:-1])} or {CHECKS[-1]}")
-  # A run that goes on holds the accelerator.
+  if name not in CHECKS:
+    raise UsageError(f"unknown check {name!r}; use one of {', '.join(CHECKS)}")
+  # A run that is still going on holds the accelerator.
   jax.config.update("jax_platforms", "cpu")
-  if check == "ablation":
-    others = [folder for word in _COMPARE.value for folder in word.split(",")]
-    result = ablation.measure_ablation([_WORKDIR.value, *others])
-    told, drawn = ablation.ablation_text, pictures.ablation_picture
-  else:
-    records = read_run(_WORKDIR.value)
-    if check == "hwe":
-      labelled = hwe.read_labels(_LABELS.value) if _LABELS.value else None
-      result, told, drawn = hwe.measure_hwe(records, labelled), hwe.hwe_text, pictures.hwe_picture
-    elif check == "kl":
-      result, told = kl.measure_kl(records), kl.kl_text
-      drawn = functools.partial(pictures.kl_picture, records=records)
-    else:
-      result, told, drawn = passk.measure_passk(records), passk.passk_text, lambda _: {}
-  print(json.dumps(result) if _JSON.value else told(result))
+  check = CHECKS[name]
+  result = check.measure()
+  print(json.dumps(result) if _JSON.value else check.text(result))
   if _PNG.value:
-    for path in pictures.write_pictures(drawn(result), os.path.join(_WORKDIR.value, "diagnose")):
+    folder = os.path.join(_WORKDIR.value, "diagnose")
+    for path in figures.save_pngs(check.pictures(result), folder):
       print(f"wrote {path}", file=sys.stderr)
 
 

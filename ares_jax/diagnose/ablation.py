@@ -1,9 +1,8 @@
-"""Is it worth it to shape by difficulty? Finished runs with one pressure for all problems against
-runs with one for each bucket (section 3.2.2), easy and hard problems apart.
+"""Compares runs that shape all problems alike with runs that shape by difficulty (section 3.2.2).
 
-Uniform shaping is a single bucket for whatever has a wrong answer: train with
---config.aepo.reward.easy=1.0 --config.aepo.reward.medium=0.0. Buckets follow from a model's own
-answers, so arms are compared by the levels of the data: the lowest is easy, the highest hard.
+Uniform shaping has a single bucket: train with --config.aepo.reward.easy=1.0
+--config.aepo.reward.medium=0.0. Buckets depend on a model's own answers, so the arms are compared
+by the levels of the data: the lowest level counts as easy, the highest as hard.
 """
 
 import os
@@ -14,103 +13,86 @@ from ares_jax.evaluation.arms import interval_cell
 from ares_jax.evaluation.scores import level_order
 from ares_jax.run.files import read_json
 from ares_jax.run.identity import flatten, use_of
+from ares_jax.system import figures
 
-KINDS = ("uniform shaping", "difficulty shaping")
+UNIFORM, BY_DIFFICULTY = "uniform shaping", "difficulty shaping"
+PARTS = ("easy", "hard", "all")
 
 
 def measure_ablation(workdirs):
   """Accuracy and length of both arms on easy and hard problems, over seeds.
 
   Args:
-    workdirs: folders of finished runs, of both kinds.
+    workdirs: folders of finished runs, with runs of both arms among them.
 
   Returns:
-    dict: levels (the easy and the hard one), arms: a list of dicts with arm, seeds, and for
-    "easy", "hard" and "all" accuracy and length, a mean and the half-width of its 95% t-interval
-    (None of one seed) each; less: what difficulty shaping has more on "easy", "hard" and "all",
-    over the seeds of both.
+    dict: "levels" ({"easy": ..., "hard": ...}), "arms" (a list of dicts with "arm", "seeds", and
+    for "easy", "hard" and "all" the accuracy and the length, each a mean and the half-width of its
+    95% t-interval, which is None for one seed), "shared" (the seeds of both arms), "difference"
+    (accuracy of difficulty shaping minus uniform shaping over these seeds, for the same parts).
 
   Raises:
-    ValueError: a run that is not finished or shapes no rewards, runs that differ in more than
-      their shaping, an arm that is missing, or an evaluation without two levels.
+    ValueError: a run is not finished or shapes no rewards, runs differ in more than their shaping,
+      an arm is missing, or the evaluation has fewer than two levels.
   """
-  configs = {workdir: _config(workdir) for workdir in workdirs}
-  first = {key: value for key, value in next(iter(configs.values())).items()
-           if not _may_differ(key)}
-  by_kind = {kind: [] for kind in KINDS}
+  by_arm = {UNIFORM: [], BY_DIFFICULTY: []}
+  for workdir, config in _comparable_configs(workdirs).items():
+    by_arm[shaping_arm(config, workdir)].append(workdir)
+  for arm, found in by_arm.items():
+    if not found:
+      raise ValueError(f"no run with {arm} among {', '.join(workdirs)}; uniform shaping is "
+                       "--config.aepo.reward.easy=1.0 --config.aepo.reward.medium=0.0")
+  results = {arm: _results_by_seed(found) for arm, found in by_arm.items()}
+  rows = arms_lib.arm_rows(results)
+  levels = sorted({level for row in rows for level in row["level"]}, key=level_order)
+  if len(levels) < 2:
+    raise ValueError("the evaluations have fewer than two levels; the check needs held-out data "
+                     "with a column `level`")
+  levels = {"easy": levels[0], "hard": levels[-1]}
+  shared = sorted(results[UNIFORM].keys() & results[BY_DIFFICULTY].keys())
+  return {"levels": levels, "arms": [_arm_summary(row, levels) for row in rows], "shared": shared,
+          "difference": {part: _difference(results, shared, levels.get(part)) for part in PARTS}}
+
+
+def _comparable_configs(workdirs):
+  """{workdir: flat config}, after checking that the runs differ in their shaping alone."""
+  configs = {}
+  for workdir in workdirs:
+    config = read_json(workdir, "config.json")
+    if not config:
+      raise ValueError(f"{os.path.join(workdir, 'config.json')} does not exist; give folders of "
+                       "finished runs")
+    configs[workdir] = flatten(config)
+  first = configs[workdirs[0]]
   for workdir, config in configs.items():
     other = sorted(key for key in config.keys() | first.keys() if not _may_differ(key)
                    and (key not in first or key not in config or config[key] != first[key]))
     if other:
-      raise ValueError(f"{workdir} differs from {workdirs[0]} in {', '.join(other[:5])}: runs that "
-                       "differ in their shaping alone tell what it does")
-    by_kind[shaping_kind(config, workdir)].append(workdir)
-  for name, found in by_kind.items():
-    if not found:
-      raise ValueError(f"no run with {name} among {', '.join(workdirs)}; uniform shaping is "
-                       "--config.aepo.reward.easy=1.0 --config.aepo.reward.medium=0.0")
-  arms = {name: _finished(found) for name, found in by_kind.items()}
-  rows = {row["arm"]: row for row in arms_lib.arm_rows(arms)}
-  levels = sorted({level for row in rows.values() for level in row["level"]}, key=level_order)
-  if len(levels) < 2:
-    raise ValueError("the evaluations have fewer than two levels; easy and hard apart need held-out"
-                     " data with a column `level`")
-  levels = {"easy": levels[0], "hard": levels[-1]}
-  uniform, ours = (arms[name] for name in KINDS)
-  shared = sorted(uniform.keys() & ours.keys())
-  return {
-    "levels": levels, "arms": [{"arm": name, "seeds": row["seeds"], **{
-      part: {"accuracy": row["level"][level]["accuracy"], "length": row["level"][level]["length"]}
-      for part, level in levels.items()},
-      "all": {"accuracy": row["accuracy"], "length": row["length"]}} for name, row in rows.items()],
-    "shared": shared, "less": {part: arms_lib.mean_with_interval(
-      [_accuracy(ours[seed], level) - _accuracy(uniform[seed], level) for seed in shared])
-      for part, level in (levels | {"all": None}).items()}}
+      raise ValueError(f"{workdir} differs from {workdirs[0]} in {', '.join(other[:5])}; compare "
+                       "runs that differ in their shaping alone")
+  return configs
 
 
-def shaping_kind(config, workdir):
-  """Which of KINDS the flat config of a run is."""
+def _may_differ(key):
+  """Whether runs of both arms may have different values of a setting."""
+  return (use_of(key).free or key in ("seed", "aepo.reward.easy", "aepo.reward.medium")
+          or key.startswith("evaluate."))
+
+
+def shaping_arm(config, workdir):
+  """UNIFORM or BY_DIFFICULTY, from the flat config of a run."""
   if config["aepo.reward.kind"] != "aepo":
     raise ValueError(f"{workdir} shapes no rewards: config.aepo.reward.kind is "
                      f"{config['aepo.reward.kind']!r}")
   borders = config["aepo.reward.easy"], config["aepo.reward.medium"]
-  return KINDS[0] if borders == (1.0, 0.0) else KINDS[1]
+  return UNIFORM if borders == (1.0, 0.0) else BY_DIFFICULTY
 
 
-def ablation_text(result):
-  """The table and the verdict."""
-  parts = "easy", "hard", "all"
-  rows = []
-  for row in result["arms"]:
-    cells = [" / ".join((interval_cell(row[part]["accuracy"], 100),
-                         interval_cell(row[part]["length"], 1))) for part in parts]
-    rows.append([row["arm"], len(row["seeds"]), *cells])
-  lines = [f"easy: level {result['levels']['easy']}, hard: level {result['levels']['hard']}; "
-           "accuracy in % / tokens, mean over seeds ± 95% t-interval", "",
-           text_table(["arm", "seeds", *parts], rows), ""]
-  if not result["shared"]:
-    return "\n".join([*lines, "The arms share no seed: their difference is that of the seeds too."])
-  told = ", ".join(f"{interval_cell(result['less'][part], 100)} on {part}" for part in parts)
-  return "\n".join([*lines, f"Difficulty shaping less uniform shaping, points, same seeds "
-                            f"({len(result['shared'])}): {told}. {_verdict(result)}"])
-
-
-def _verdict(result):
-  said = []
-  for part in ("easy", "hard"):
-    mean, half = result["less"][part]
-    if half is None or abs(mean) <= half:
-      said.append(f"on {part} problems the runs do not tell them apart")
-    else:
-      said.append(f"on {part} problems difficulty shaping is {'better' if mean > 0 else 'worse'}")
-  return f"{'; '.join(said)}.".capitalize()
-
-
-def _finished(workdirs):
-  """{seed: results of stage 2} of runs of one arm."""
+def _results_by_seed(workdirs):
+  """{seed: results of stage 2} of the runs of one arm."""
   found = {}
   for workdir in workdirs:
-    # Arms of a collection are stages too; the one that shapes rewards is the last.
+    # Stage 1 is an arm of its own here; the arms that shape rewards are named "... + ...".
     for arm, by_seed in arms_lib.collect_arms([workdir]).items():
       if " + " in arm:
         for seed, result in by_seed.items():
@@ -122,20 +104,59 @@ def _finished(workdirs):
   return found
 
 
-def _may_differ(key):
-  """Whether runs of both arms may have different values of a setting."""
-  return (use_of(key).free or key in ("seed", "aepo.reward.easy", "aepo.reward.medium")
-          or key.startswith("evaluate."))
+def _arm_summary(row, levels):
+  parts = {part: row["level"][level] for part, level in levels.items()} | {"all": row}
+  return {"arm": row["arm"], "seeds": row["seeds"],
+          **{name: {key: part[key] for key in ("accuracy", "length")}
+             for name, part in parts.items()}}
 
 
-def _config(workdir):
-  config = read_json(workdir, "config.json")
-  if not config:
-    raise ValueError(f"{os.path.join(workdir, 'config.json')} does not exist; give folders of "
-                     "finished runs")
-  return flatten(config)
+def _difference(results, seeds, level):
+  """Mean and half-width of the difference in accuracy over seeds; level None: all problems."""
+  def accuracy(result):
+    return (result["sampled"] if level is None else result["level"][level])["accuracy"]
+
+  return arms_lib.mean_with_interval([
+    accuracy(results[BY_DIFFICULTY][seed]) - accuracy(results[UNIFORM][seed]) for seed in seeds])
 
 
-def _accuracy(result, level):
-  part = result["sampled"] if level is None else result["level"][level]
-  return part["accuracy"]
+def ablation_text(result):
+  """The table and the verdict, for a terminal."""
+  rows = [[row["arm"], len(row["seeds"]), *(
+    f"{interval_cell(row[part]['accuracy'], 100)} / {interval_cell(row[part]['length'], 1)}"
+    for part in PARTS)] for row in result["arms"]]
+  lines = [f"easy: level {result['levels']['easy']}, hard: level {result['levels']['hard']}; "
+           "accuracy in % / tokens, mean over seeds ± 95% t-interval", "",
+           text_table(["arm", "seeds", *PARTS], rows), ""]
+  if not result["shared"]:
+    return "\n".join([*lines, "The arms share no seed, so their difference includes that of the "
+                              "seeds."])
+  told = ", ".join(f"{interval_cell(result['difference'][part], 100)} on {part}" for part in PARTS)
+  return "\n".join([*lines, f"Difficulty shaping minus uniform shaping, points, same seeds "
+                            f"({len(result['shared'])}): {told}. {_verdict(result)}"])
+
+
+def _verdict(result):
+  said = []
+  for part in ("easy", "hard"):
+    mean, half = result["difference"][part]
+    if half is None or abs(mean) <= half:
+      said.append(f"on {part} problems the runs show no difference")
+    else:
+      said.append(f"on {part} problems difficulty shaping is {'better' if mean > 0 else 'worse'}")
+  return f"{'; '.join(said)}.".capitalize()
+
+
+def ablation_pictures(result):
+  """{"ablation": figure}: accuracy of both arms on easy, hard and all problems."""
+  figure, [panel] = figures.new_figure("Accuracy by shaping, mean over seeds and 95% t-interval",
+                                       x_label="problems", y_labels=["%"])
+  figures.draw_grouped_bars(
+    panel, [part if part == "all" else f"{part} (level {result['levels'][part]})"
+            for part in PARTS],
+    {f"{row['arm']}, {len(row['seeds'])} seeds": [
+      tuple(None if value is None else 100 * value for value in row[part]["accuracy"])
+      for part in PARTS] for row in result["arms"]})
+  panel.set_ylim(0, 100)
+  figures.draw_legend(panel)
+  return {"ablation": figure}

@@ -1,7 +1,7 @@
-"""Do windows of high entropy find triggers? Precision, recall and F1 (figure 2a).
+"""Measures whether windows of high entropy find trigger words: precision, recall, F1 (figure 2a).
 
-A flagged window is right where it holds a trigger; a trigger is found where a flagged window holds
-it. B rows, T tokens.
+A flagged window counts as right if it holds a trigger; a trigger counts as found if a flagged
+window holds it. B rows, T tokens.
 """
 
 import collections
@@ -12,21 +12,23 @@ import numpy as np
 from ares_jax import ops
 from ares_jax.data.trigger_words import triggers
 from ares_jax.diagnose.tables import format_number, text_table
+from ares_jax.system import figures
+from ares_jax.system.figures import Curve
 
 WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 QUANTILES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 CLAIM = {"window": 6, "f1": 0.5}  # what the paper reports
-MOST = 2048  # responses: evenly spaced ones of more
+MAX_RESPONSES = 2048  # of more, evenly spaced ones are taken
 
 
 def read_labels(path):
-  """{(step, id, sample): token places} of a user's JSON lines."""
+  """{(step, id, sample): indices of trigger tokens} from a user's file of JSON lines."""
   found = {}
   with open(path, encoding="utf-8") as file:
     for number, line in enumerate(file, start=1):
       try:
         row = json.loads(line)
-        found[row["step"], row["id"], row["sample"]] = [int(place) for place in row["triggers"]]
+        found[row["step"], row["id"], row["sample"]] = [int(index) for index in row["triggers"]]
       except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} line {number} has no step, id, sample and triggers "
                          f"({error!r})") from error
@@ -37,35 +39,37 @@ def measure_hwe(records, labelled=None, *, windows=WINDOWS, quantiles=QUANTILES)
   """Scores of every window and quantile on the logged rollouts.
 
   Args:
-    records: records.Records.
-    labelled: of `labels`, then only labelled responses count; None: tokens of V_sem.
-    windows: tokens.
+    records: records.Records of the run.
+    labelled: result of `read_labels`, to use labelled responses only; None: triggers are the
+      tokens of V_sem.
+    windows: lengths in tokens.
     quantiles: of the window means of a response.
 
   Returns:
-    dict: responses, tokens, triggers, scores (a list of dicts), best (one of them), claim, found
-    (tokens that the run's own detector and thresholds flag).
+    dict: "responses", "tokens", "triggers" (counts), "scores" (a list of `score_windows`), "best"
+    (one of them), "claim" (the paper's, with the best score at its window), "found" (the tokens
+    that the run's own detector and thresholds flag most often).
 
   Raises:
     ValueError: nothing was logged, or no response has a label.
   """
-  # A null among the entropies would make a threshold of all of them null.
-  places = [place for place, line in enumerate(records.rollouts)
+  # One entropy that is null (not finite) would make the threshold over all responses null.
+  usable = [index for index, line in enumerate(records.rollouts)
             if line["tokens"] and np.isfinite(np.float32(line["entropy"])).all()
             and (labelled is None or _key(line) in labelled)]
-  if not places:
+  if not usable:
     raise ValueError(f"{records.workdir}/rollouts.jsonl has no responses with token entropies"
                      + (" that are labelled" if labelled else "") + "; train with "
                      "config.aepo.log_responses > 0")
-  chosen = np.unique(np.linspace(0, len(places) - 1, min(len(places), MOST)).astype(int))
-  lines = [records.rollouts[places[number]] for number in chosen]
+  chosen = np.unique(np.linspace(0, len(usable) - 1, min(len(usable), MAX_RESPONSES)).astype(int))
+  lines = [records.rollouts[usable[number]] for number in chosen]
   entropy_BT, mask_BT, trigger_BT = _arrays(lines, labelled)
   config = records.aepo_config().entropy
   scores = [score_windows(entropy_BT, mask_BT, trigger_BT, window=window, quantile=quantile,
                           reduce=config.reduce) for window in windows for quantile in quantiles]
   known = [one for one in scores if one["f1"] is not None]
-  of_claim = [one for one in known if one["window"] == CLAIM["window"]]
-  top = max(of_claim, key=lambda one: one["f1"], default=None)
+  at_claim = [one for one in known if one["window"] == CLAIM["window"]]
+  top = max(at_claim, key=lambda one: one["f1"], default=None)
   return {
     "workdir": records.workdir, "responses": len(lines), "tokens": int(mask_BT.sum()),
     "triggers": int(trigger_BT.sum()), "scores": scores,
@@ -78,40 +82,40 @@ def score_windows(entropy_BT, mask_BT, trigger_BT, *, window, quantile, reduce="
   """Precision, recall and F1 of one window and quantile, and F1 of flagging every window.
 
   Returns:
-    dict: window, quantile, threshold (nats), flagged (windows), precision, recall, f1, every;
-    None where nothing is flagged or there is no trigger in any window.
+    dict: "window", "quantile", "threshold" (nats), "flagged" (number of windows), "precision",
+    "recall", "f1", "every" (F1 when every window is flagged). Scores are None if no window is
+    flagged or no window holds a trigger.
   """
-  mean_BT, whole_BT = ops.window_entropy(entropy_BT, mask_BT, window=window)
-  threshold, _ = ops.entropy_threshold(mean_BT, whole_BT, quantile=quantile, reduce=reduce)
+  mean_BT, complete_BT = ops.window_entropy(entropy_BT, mask_BT, window=window)
+  threshold, _ = ops.entropy_threshold(mean_BT, complete_BT, quantile=quantile, reduce=reduce)
   flag_BT = ops.hwe_flags(entropy_BT, mask_BT, threshold, window=window)
-  whole_BT, flag_BT, cover_BT, all_BT = map(np.asarray, (
-    whole_BT, flag_BT, ops.hwe_cover(flag_BT, mask_BT, window=window),
-    ops.hwe_cover(whole_BT, mask_BT, window=window)))
-  # Triggers in t..t+window-1; responses shorter than a window have none that can be found.
+  # Tokens inside flagged windows, and those inside any window.
+  cover_BT = np.asarray(ops.hwe_cover(flag_BT, mask_BT, window=window))
+  any_BT = np.asarray(ops.hwe_cover(complete_BT, mask_BT, window=window))
+  complete_BT, flag_BT = np.asarray(complete_BT), np.asarray(flag_BT)
+  # True where one of the tokens t..t+window-1 is a trigger.
   ahead_BT = np.pad(trigger_BT, ((0, 0), (0, window - 1))).astype(int)
   holds_BT = np.lib.stride_tricks.sliding_window_view(ahead_BT, window, 1).any(-1)
-  triggers = (trigger_BT & all_BT).sum()
+  triggers = (trigger_BT & any_BT).sum()
 
-  def ratio(part, whole):
-    return float(part / whole) if whole else None
+  def ratio(part, total):
+    return float(part / total) if total else None
 
   precision = ratio((flag_BT & holds_BT).sum(), flag_BT.sum())
   recall = ratio((trigger_BT & cover_BT).sum(), triggers)
   return {"window": window, "quantile": quantile, "threshold": float(threshold),
           "flagged": int(flag_BT.sum()), "precision": precision, "recall": recall,
           "f1": _f1(precision, recall),
-          "every": _f1(ratio((whole_BT & holds_BT).sum(), whole_BT.sum()),
+          "every": _f1(ratio((complete_BT & holds_BT).sum(), complete_BT.sum()),
                        1.0 if triggers else None)}
 
 
 def hwe_text(result):
-  """The tables and the verdict."""
-  windows = sorted({one["window"] for one in result["scores"]})
-  quantiles = sorted({one["quantile"] for one in result["scores"]})
-  by_key = {(one["window"], one["quantile"]): one for one in result["scores"]}
+  """The tables and the verdict, for a terminal."""
+  windows, quantiles, by_key = _score_table(result)
   parts = [f"{result['responses']} responses, {result['tokens']} tokens, {result['triggers']} "
            "triggers", "",
-           "F1 by window (rows) and quantile of window means; last: every window flagged",
+           "F1 by window (rows) and quantile of window means; all: every window flagged",
            text_table(
              ["window", *quantiles, "all"],
              [[window, *(format_number(by_key[window, quantile]["f1"]) for quantile in quantiles),
@@ -134,40 +138,74 @@ def hwe_text(result):
 
 
 def hwe_verdict(result):
-  """Whether the paper's claim holds on what was given."""
+  """Whether the paper's claim holds for these responses, in a sentence."""
   claim, top = result["claim"], result["claim"]["best"]
   said = f"F1 > {claim['f1']} at w = {claim['window']}"
   if top is None:
-    return f"{said}: cannot be said; no window of {claim['window']} tokens or no trigger in one."
+    return f"{said}: cannot be decided; no window of {claim['window']} tokens holds a trigger."
   verdict = "holds" if claim["holds"] else "does not hold"
   line = f"{said} {verdict} here: F1 = {format_number(top['f1'])}"
   if top["every"] >= top["f1"]:
-    line += (
-      f"; flagging every window gives {format_number(top['every'])}, so entropy tells nothing "
-      "about triggers here")
+    line += (f"; flagging every window gives {format_number(top['every'])}, so entropy tells "
+             "nothing about triggers here")
   return line + "."
 
 
+def hwe_pictures(result):
+  """{name: figure}: F1 by window with a curve for each quantile, and the tokens the run flagged."""
+  windows, quantiles, by_key = _score_table(result)
+  curves = [Curve(f"quantile {quantile}", windows,
+                  [by_key[window, quantile]["f1"] for window in windows])
+            for quantile in quantiles]
+  curves.append(Curve("every window flagged", windows,
+                      [by_key[window, quantiles[0]]["every"] for window in windows]))
+  curves = [curve for curve in curves if any(value is not None for value in curve.y)]
+  found = {}
+  if curves:
+    top = result["claim"]["best"]
+    best = "not known" if top is None else format_number(top["f1"])
+    found["hwe_f1"], [panel] = figures.new_figure(
+      f"HWE windows against triggers (figure 2a); best at w = {CLAIM['window']}: {best}",
+      x_label="window, tokens", y_labels=["F1"])
+    figures.draw_curves(panel, curves)
+    figures.draw_legend(panel)
+  if result["found"]:
+    groups = [(json.dumps(row["token"], ensure_ascii=False)[:18] + (" *" if row["trigger"] else ""),
+               [(row["count"], f"{row['entropy']:.2f} nats")]) for row in result["found"]]
+    found["hwe_tokens"], [panel] = figures.new_figure(
+      "Tokens that the run flagged most often (* in V_sem)", x_label="flags",
+      height=figures.bars_height(groups))
+    figures.draw_bars(panel, groups)
+  return found
+
+
+def _score_table(result):
+  """(windows, quantiles, {(window, quantile): score})."""
+  by_key = {(one["window"], one["quantile"]): one for one in result["scores"]}
+  windows, quantiles = (sorted({key[part] for key in by_key}) for part in (0, 1))
+  return windows, quantiles, by_key
+
+
 def _found(lines, entropy_BT, mask_BT, metrics, config):
-  """The most frequent tokens that the run flagged, with its detector and each iteration's tau."""
-  # inf, which flags nothing, for an iteration that has not ended.
+  """The tokens that the run flagged most often, with its detector and each iteration's tau."""
+  # An iteration without metrics has not ended; an infinite threshold flags nothing.
   threshold_B = np.float32([metrics.get(line["step"], {"hwe/threshold": np.inf})["hwe/threshold"]
                             for line in lines])
   trigger_BT = _arrays(lines, None)[2]
   flags = np.argwhere(np.asarray(ops.hwe_flags(
     entropy_BT, mask_BT, threshold_B, window=config.window, detector=config.detector,
     semantic_BT=trigger_BT)))
-  places = collections.defaultdict(list)
-  for row, place in flags:
-    places[lines[row]["tokens"][place]].append((row, place))
-  top = sorted(places, key=lambda token: -len(places[token]))[:20]
-  return [{"token": token, "count": len(places[token]),
-           "entropy": float(np.mean([entropy_BT[at] for at in places[token]])),
-           "trigger": bool(trigger_BT[places[token][0]])} for token in top]
+  positions = collections.defaultdict(list)  # {token: [(row, index)]}
+  for row, index in flags:
+    positions[lines[row]["tokens"][index]].append((row, index))
+  top = sorted(positions, key=lambda token: -len(positions[token]))[:20]
+  return [{"token": token, "count": len(positions[token]),
+           "entropy": float(np.mean([entropy_BT[at] for at in positions[token]])),
+           "trigger": bool(trigger_BT[positions[token][0]])} for token in top]
 
 
 def _arrays(lines, labelled):
-  """entropy float32, mask bool, trigger bool, all [B, T]."""
+  """(entropy float32, mask bool, trigger bool), each [B, T]."""
   shape = len(lines), max(len(line["tokens"]) for line in lines)
   entropy_BT, mask_BT, trigger_BT = (np.zeros(shape, kind) for kind in (np.float32, bool, bool))
   for row, line in enumerate(lines):
@@ -176,10 +214,10 @@ def _arrays(lines, labelled):
     if labelled is None:
       trigger_BT[row, :length] = triggers(line["tokens"])
       continue
-    places = labelled[_key(line)]
-    if places and not 0 <= min(places) <= max(places) < length:
-      raise ValueError(f"triggers {places} of {_key(line)} are outside its {length} tokens")
-    trigger_BT[row, places] = True
+    indices = labelled[_key(line)]
+    if indices and not 0 <= min(indices) <= max(indices) < length:
+      raise ValueError(f"triggers {indices} of {_key(line)} are outside its {length} tokens")
+    trigger_BT[row, indices] = True
   return entropy_BT, mask_BT, trigger_BT
 
 

@@ -1,7 +1,8 @@
-"""How often do few samples put a problem into another bucket than many would (eq. 9, 10)?
+"""Measures how often few samples put a problem into another bucket than many would (eq. 9, 10).
 
-Problems are drawn from a Beta distribution that has the mean and variance of the run's pass rates
-less the noise of G samples; their truth is the bucket of 64 samples.
+Simulated problems have pass rates from a Beta distribution. It is fitted to the run's pass rates
+after removing the variance that sampling G answers adds. A problem's true bucket is the one that 64
+samples give. Suffixes: P problems; `_3` holds one value for each bucket.
 """
 
 import numpy as np
@@ -9,19 +10,25 @@ import numpy as np
 from ares_jax import ops
 from ares_jax.diagnose.tables import format_number, text_table
 from ares_jax.ops.difficulty import BUCKETS, bucket_of
+from ares_jax.system import figures
 
 GROUPS = (2, 4, 8, 16)
-TRUTH = 64
+TRUE_SAMPLES = 64
 PROBLEMS = 8192
 
 
 def measure_passk(records):
-  """Confusions of bucket assignments by number of samples, and what they do to rewards.
+  """How well 2, 4, 8 and 16 samples find the true bucket, and how errors change rewards.
+
+  Args:
+    records: records.Records of the run.
 
   Returns:
-    dict: problems (logged ones that the distribution is fitted to), a, b (of the Beta), groups:
-    a list of dicts with samples, right (share), confusion (shares [truth][estimate]), reward (mean
-    absolute difference of a wrong answer's reward to the true bucket's; None without AEPO's).
+    dict: "problems" (logged ones that the distribution is fitted to), "a" and "b" (of the Beta),
+    "run" (samples that the run draws), "groups": a list of dicts with "samples", "right" (share in
+    the true bucket), "confusion" (shares [true][estimated]) and "reward" (how far the reward of a
+    wrong answer is from that in the true bucket, mean absolute difference; None unless
+    reward.kind is "aepo").
 
   Raises:
     ValueError: the run has no logged rollouts.
@@ -35,17 +42,18 @@ def measure_passk(records):
   a, b = fit_beta(np.float64(rates), config.group)
   random = np.random.default_rng(0)
   chance_P = random.beta(a, b, PROBLEMS)
-  truth_P = assign_buckets(random, chance_P, TRUTH, config.reward)
+  true_P = sample_buckets(random, chance_P, TRUE_SAMPLES, config.reward)
   metrics = records.aepo_metrics()
   groups = []
   for samples in GROUPS:
-    guess_P = assign_buckets(random, chance_P, samples, config.reward)
+    bucket_P = sample_buckets(random, chance_P, samples, config.reward)
     confusion = np.zeros((3, 3))
-    np.add.at(confusion, (truth_P, guess_P), 1 / PROBLEMS)
-    groups.append({"samples": samples, "right": float((truth_P == guess_P).mean()),
-                   "confusion": confusion.round(4).tolist(),
-                   "reward": _effect(random, truth_P, guess_P, metrics[max(metrics)], config.reward)
-                   if metrics and config.reward.kind == "aepo" else None})
+    np.add.at(confusion, (true_P, bucket_P), 1 / PROBLEMS)
+    reward = None
+    if metrics and config.reward.kind == "aepo":
+      reward = _reward_difference(random, true_P, bucket_P, metrics[max(metrics)], config.reward)
+    groups.append({"samples": samples, "right": float((true_P == bucket_P).mean()),
+                   "confusion": confusion.round(4).tolist(), "reward": reward})
   return {"workdir": records.workdir, "problems": len(rates), "a": a, "b": b,
           "run": config.group, "groups": groups}
 
@@ -56,47 +64,62 @@ def fit_beta(rates, group):
   # Var(rate) = Var(p) + E[p(1 - p)] / G, and E[p(1 - p)] = mean(1 - mean) - Var(p).
   spread = mean * (1 - mean)
   variance = (rates.var() - spread / group) / (1 - 1 / group)
-  # Kept off both ends: all problems alike, or each always or never solved.
+  # At 0 all problems would be alike, at 1 each would be solved always or never.
   share = float(np.clip(variance / spread, 0.01, 0.99))
   return mean * (1 / share - 1), (1 - mean) * (1 / share - 1)
 
 
-def assign_buckets(random, chance_P, samples, reward):
-  """int [P]: buckets of problems by `samples` fresh answers to each."""
+def sample_buckets(random, chance_P, samples, reward):
+  """int [P]: the buckets that `samples` new answers to each problem give."""
   return bucket_of(random.binomial(samples, chance_P), samples=samples, easy=reward.easy,
                    medium=reward.medium)
 
 
-def _effect(random, truth_P, guess_P, line, reward):
-  """Mean |reward of the guessed bucket - of the true one| of a wrong answer.
+def _reward_difference(random, true_P, bucket_P, line, reward):
+  """Mean absolute difference of a wrong answer's reward between two assignments to buckets.
 
-  N_HE is drawn around the true bucket's mean of the last iteration (Poisson).
+  N_HE is drawn from a Poisson distribution around the true bucket's mean of the last iteration,
+  whose line of metrics.jsonl is `line`.
   """
-  def of_bucket(metric):
+  def by_bucket(metric):
     values = [line[f"{metric}/{name}"] for name in BUCKETS]
     return np.float32([np.nan if value is None else value for value in values])
 
-  mean_3, target_3, multiplier_3 = map(of_bucket, ("hwe/count", "hwe/target", "hwe/multiplier"))
+  mean_3, target_3 = by_bucket("hwe/count"), by_bucket("hwe/target")
+  multiplier_3 = by_bucket("hwe/multiplier")
   mean_3 = np.where(np.isnan(mean_3), np.nan_to_num(target_3), mean_3)
-  count_P = random.poisson(mean_3[truth_P]).astype(np.float32)
-  wrong_P = np.zeros(len(truth_P), np.float32)
+  count_P = random.poisson(mean_3[true_P]).astype(np.float32)
+  wrong_P = np.zeros(len(true_P), np.float32)
   rewards = [np.asarray(ops.entropy_reward(
-    wrong_P, count_P, bucket_P.astype(np.int32), target_3[bucket_P], multiplier_3[bucket_P],
-    cap=reward.cap, penalize=reward.penalize)) for bucket_P in (truth_P, guess_P)]
+    wrong_P, count_P, assigned_P.astype(np.int32), target_3[assigned_P], multiplier_3[assigned_P],
+    cap=reward.cap, penalize=reward.penalize)) for assigned_P in (true_P, bucket_P)]
   return float(np.abs(rewards[0] - rewards[1]).mean())
 
 
 def passk_text(result):
-  """The tables."""
-  parts = [f"{PROBLEMS} simulated problems, pass rates Beta({result['a']:.2f}, {result['b']:.2f}) "
-           f"as of {result['problems']} logged problems; truth: {TRUTH} samples; the run draws "
-           f"{result['run']}", "",
+  """The tables, for a terminal."""
+  parts = [f"{PROBLEMS} simulated problems, pass rates from Beta({result['a']:.2f}, "
+           f"{result['b']:.2f}), fitted to {result['problems']} logged problems; true bucket: "
+           f"{TRUE_SAMPLES} samples; the run draws {result['run']}", "",
            text_table(["samples", "in the true bucket", "change of a wrong answer's reward"],
-                 [[row["samples"], f"{row['right']:.1%}", format_number(row["reward"])]
-                  for row in result["groups"]])]
+                      [[row["samples"], f"{row['right']:.1%}", format_number(row["reward"])]
+                       for row in result["groups"]])]
   for row in result["groups"]:
-    parts += ["", f"{row['samples']} samples: truth (rows) against estimate, % of problems",
-              text_table(["", *BUCKETS], [[name, *(f"{100 * share:.1f}" for share in shares)]
-                                          for name, shares
-                                          in zip(BUCKETS, row["confusion"], strict=True)])]
+    parts += ["", f"{row['samples']} samples: true bucket (rows) against estimate, % of problems",
+              text_table(["", *BUCKETS],
+                         [[name, *(f"{100 * share:.1f}" for share in shares)]
+                          for name, shares in zip(BUCKETS, row["confusion"], strict=True)])]
   return "\n".join(parts)
+
+
+def passk_pictures(result):
+  """{"passk": figure}: share of problems in the true bucket by number of samples."""
+  groups = [(f"{row['samples']} samples", [(100 * row["right"], f"{row['right']:.1%}"
+             + (" (the run)" if row["samples"] == result["run"] else ""))])
+            for row in result["groups"]]
+  figure, [panel] = figures.new_figure("Problems in their true bucket",
+                                       x_label="% of simulated problems",
+                                       height=figures.bars_height(groups))
+  figures.draw_bars(panel, groups)
+  panel.set_xlim(0, 125)
+  return {"passk": figure}

@@ -1,16 +1,17 @@
-"""Text tables."""
+"""Text tables for a terminal."""
 
 
 def text_table(head, rows):
-  """Lines of columns; the first is aligned left, the others right."""
+  """Lines of columns; the first column is aligned left, the others right."""
   cells = [list(map(str, row)) for row in [head, *rows]]
   widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-  return "\n".join("  ".join(
-    cell.ljust(width) if column == 0 else cell.rjust(width)
-    for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
-    for row in cells)
+  lines = []
+  for first, *others in cells:
+    aligned = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+    lines.append("  ".join([first.ljust(widths[0]), *aligned]).rstrip())
+  return "\n".join(lines)
 
 
 def format_number(value, digits=3):
-  """A number for people; "-" for None."""
+  """A number with `digits` significant digits, or "-" for None."""
   return "-" if value is None else f"{value:.{digits}g}"

@@ -1,6 +1,6 @@
 // Line, dot and bar charts as SVG. Series differ in dash and mark too, not in colour alone.
-const COLOURS = ["#1f5fa8", "#b3261e", "#1b6e35", "#7a4fa3", "#8a5a00", "#00707a"];
-const DASHES = ["", "7 4", "2 3", "10 3 2 3", "4 2", "1 2"];
+const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#aa4499", "#b8860b", "#56b4e9", "#1f2933"];
+const DASHES = ["", "7 4", "10 3 2 3", "2 3", "4 2", "1 2"];
 const SVG = "http://www.w3.org/2000/svg";
 
 // An element; children are text or elements, never markup: what a model wrote stays text.
@@ -25,19 +25,19 @@ function number(value) {
   return String(+value.toPrecision(3));
 }
 
-// Round places between two bounds, about `wanted` of them.
-function ticks(low, high, wanted) {
+// Round numbers between two bounds, about `wanted` of them and at least `least` apart.
+function ticks(low, high, wanted, least = 0) {
   const step = (high - low) / wanted, base = 10 ** Math.floor(Math.log10(step));
-  const nice = base * [1, 2, 5, 10].find((factor) => factor * base >= step);
-  const places = [];
-  for (let place = Math.ceil(low / nice) * nice; place <= high + nice / 1e6; place += nice) {
-    places.push(Math.abs(place) < nice / 1e6 ? 0 : place);
+  const nice = Math.max(least, base * [1, 2, 5, 10].find((factor) => factor * base >= step));
+  const found = [];
+  for (let tick = Math.ceil(low / nice) * nice; tick <= high + nice / 1e6; tick += nice) {
+    found.push(Math.abs(tick) < nice / 1e6 ? 0 : tick);
   }
-  return places;
+  return found;
 }
 
-// Axes of a plot with room for labels; `x` and `y` map values to places.
-function frame(xs, ys, labels) {
+// Axes of a plot; `x` and `y` map values to pixels.
+function frame(xs, ys, label) {
   const WIDTH = 400, HEIGHT = 220, left = 50, right = 12, top = 10, bottom = 34;
   const bounds = (values) => {
     let low = Infinity, high = -Infinity;
@@ -46,26 +46,33 @@ function frame(xs, ys, labels) {
       low = Math.min(low, value);
       high = Math.max(high, value);
     }
-    if (low > high) return [0, 1];
-    if (low === high) return [low - Math.abs(low) / 10 - 1e-9, high + Math.abs(high) / 10 + 1e-9];
-    return [low, high];
+    return low > high ? [0, 1] : [low, high];
   };
-  const [x0, x1] = bounds(xs), [low, high] = bounds(ys);
-  // From zero where that costs little of the height.
-  const y0 = low > 0 && low < high / 2 ? 0 : low, y1 = high + (high - y0) * 0.05;
+  let [x0, x1] = bounds(xs), [y0, y1] = bounds(ys);
+  if (x0 === x1) [x0, x1] = [x0 - 0.5, x1 + 0.5];
+  // A constant gets an axis of its own size, so that no rounding errors are drawn.
+  if (y1 - y0 < 1e-6 * Math.max(Math.abs(y0), Math.abs(y1), 1e-3)) {
+    const room = 0.1 * Math.abs(y1);
+    [y0, y1] = Math.abs(y1) < 1e-9 ? [0, 1] : [y0 - room, y1 + room];
+  } else {
+    // From zero where that costs little of the height.
+    if (y0 > 0 && y0 < y1 / 2) y0 = 0;
+    y1 += (y1 - y0) * 0.05;
+  }
   const x = (value) => left + (value - x0) / (x1 - x0) * (WIDTH - left - right);
   const y = (value) => HEIGHT - bottom - (value - y0) / (y1 - y0) * (HEIGHT - top - bottom);
   const svg = shape("svg", {viewBox: `0 0 ${WIDTH} ${HEIGHT}`});
-  for (const place of ticks(y0, y1, 4)) {
-    svg.append(shape("line", {x1: left, x2: WIDTH - right, y1: y(place), y2: y(place), stroke: "#e4e7eb"}),
-      shape("text", {x: left - 6, y: y(place) + 4, "text-anchor": "end"}, number(place)));
+  for (const value of ticks(y0, y1, 4)) {
+    svg.append(shape("line", {x1: left, x2: WIDTH - right, y1: y(value), y2: y(value), stroke: "#e4e7eb"}),
+      shape("text", {x: left - 6, y: y(value) + 4, "text-anchor": "end"}, number(value)));
   }
-  for (const place of ticks(x0, x1, 5)) {
-    svg.append(shape("text", {x: x(place), y: HEIGHT - bottom + 16, "text-anchor": "middle"}, number(place)));
+  // x counts steps or tokens, so that its ticks are whole.
+  for (const value of ticks(x0, x1, 5, 1)) {
+    svg.append(shape("text", {x: x(value), y: HEIGHT - bottom + 16, "text-anchor": "middle"}, number(value)));
   }
   svg.append(shape("line", {x1: left, x2: WIDTH - right, y1: HEIGHT - bottom, y2: HEIGHT - bottom,
     stroke: "#52606d"}),
-    shape("text", {x: (WIDTH + left) / 2, y: HEIGHT - 4, "text-anchor": "middle"}, labels.x));
+    shape("text", {x: (WIDTH + left) / 2, y: HEIGHT - 4, "text-anchor": "middle"}, label));
   return {svg, x, y, x0, x1, left, right: WIDTH - right, top, bottom: HEIGHT - bottom};
 }
 
@@ -85,13 +92,13 @@ function legend(series) {
 // series: [{name, colour, dash, x: [], y: []}], x ascending; null in y is a gap.
 function lineChart(title, unit, series) {
   const figure = element("figure", {}, element("h3", {}, title + (unit ? `, ${unit}` : "")));
-  const plot = frame(series.flatMap((one) => one.x), series.flatMap((one) => one.y), {x: "step"});
+  const plot = frame(series.flatMap((one) => one.x), series.flatMap((one) => one.y), "step");
   for (const one of series) {
     let path = "", pen = "M";
     one.y.forEach((value, index) => {
       if (value === null) { pen = "M"; return; }
       path += `${pen}${plot.x(one.x[index]).toFixed(1)} ${plot.y(value).toFixed(1)}`;
-      // A lone point between gaps is a dot.
+      // A single value between gaps is drawn as a dot.
       if (pen === "M") path += "h.01";
       pen = "L";
     });
@@ -105,26 +112,26 @@ function lineChart(title, unit, series) {
   let at = steps.length - 1;
   const show = (index) => {
     at = Math.max(0, Math.min(steps.length - 1, index));
-    const step = steps[at], place = plot.x(step), words = [];
-    cross.replaceChildren(shape("line", {x1: place, x2: place, y1: plot.top, y2: plot.bottom,
+    const step = steps[at], x = plot.x(step), texts = [];
+    cross.replaceChildren(shape("line", {x1: x, x2: x, y1: plot.top, y2: plot.bottom,
       stroke: "#1f2933", "stroke-dasharray": "2 2"}));
     for (const one of series) {
       const value = one.y[one.x.indexOf(step)];
       if (value === undefined) continue;
-      words.push(`${one.name} ${number(value)}`);
+      texts.push(`${one.name} ${number(value)}`);
       if (value !== null) {
-        cross.append(shape("circle", {cx: place, cy: plot.y(value), r: 3.5, fill: one.colour}));
+        cross.append(shape("circle", {cx: x, cy: plot.y(value), r: 3.5, fill: one.colour}));
       }
     }
-    readout.textContent = `step ${step}: ${words.join(", ")}`;
+    readout.textContent = `step ${step}: ${texts.join(", ")}`;
   };
   plot.svg.setAttribute("tabindex", "0");
   plot.svg.setAttribute("role", "img");
   plot.svg.setAttribute("aria-label", `${title}, ${steps.length} steps; arrow keys read values`);
   plot.svg.addEventListener("pointermove", (event) => {
     const box = plot.svg.getBoundingClientRect();
-    const place = (event.clientX - box.left) / box.width * 400;
-    const value = plot.x0 + (place - plot.left) / (plot.right - plot.left) * (plot.x1 - plot.x0);
+    const x = (event.clientX - box.left) / box.width * 400;
+    const value = plot.x0 + (x - plot.left) / (plot.right - plot.left) * (plot.x1 - plot.x0);
     let best = 0;
     steps.forEach((step, index) => {
       if (Math.abs(step - value) < Math.abs(steps[best] - value)) best = index;
@@ -153,7 +160,7 @@ function mark(x, y, kind) {
 
 function scatterChart(title, data, buckets) {
   const dots = data.dots, plot = frame(dots.map((dot) => dot[0]), dots.map((dot) => dot[1]),
-    {x: "high-window-entropy tokens of a response (N_HE)"});
+    "high-window-entropy tokens of a response (N_HE)");
   for (const [x, y, bucket] of dots) plot.svg.append(mark(plot.x(x), plot.y(y), bucket));
   const ends = [plot.x0, plot.x1].map((x) => [plot.x(x), plot.y(data.intercept + data.slope * x)]);
   plot.svg.append(shape("line", {x1: ends[0][0], y1: ends[0][1], x2: ends[1][0], y2: ends[1][1],

@@ -1,17 +1,18 @@
-"""The page's pictures as PNG files and as TensorBoard images."""
+"""The report's pictures as PNG files and as TensorBoard images."""
 
 import os
 import re
 
 import numpy as np
 import tensorboardX
+from PIL import Image
 
+from ares_jax.ops.difficulty import BUCKETS
 from ares_jax.report import statistics
 from ares_jax.report.annotate import annotate
-from ares_jax.report.drawing import bars, lines, scatter
 from ares_jax.report.page import LIMIT, panels, short_names, thin_lines
-
-UNITS = {"entropy": "nats", "count": "tokens a response"}
+from ares_jax.system import figures
+from ares_jax.system.figures import Curve
 
 
 def write_pictures(records, others, folder):
@@ -19,64 +20,89 @@ def write_pictures(records, others, folder):
 
   Args:
     records: records.Records of the run.
-    others: Records of runs in the same curves.
-    folder: is made.
+    others: Records of runs whose curves are drawn with it.
+    folder: created if it does not exist.
 
   Returns:
     The paths written.
   """
-  os.makedirs(folder, exist_ok=True)
-  runs = [records, *others]
-  curves = dict(zip(short_names(runs), map(statistics.curves, runs), strict=True))
-  drawn = {}
-  for stage in curves[next(iter(curves))]:
+  runs = dict(zip(short_names([records, *others]), [records, *others], strict=True))
+  pictures = _curve_figures(runs) | _rollout_figures(records) | _length_figures(runs)
+  last_step = max((max(by_step) for by_step in records.metrics.values() if by_step), default=0)
+  paths = figures.save_pngs(
+    {"_".join(re.findall(r"\w+", title.lower())): figure for title, figure in pictures.items()},
+    folder)
+  with tensorboardX.SummaryWriter(os.path.join(records.workdir, "tensorboard", "report")) as writer:
+    for path in paths:
+      name, _ = os.path.splitext(os.path.basename(path))
+      writer.add_image(f"report/{name}", np.asarray(Image.open(path).convert("RGB")), last_step,
+                       dataformats="HWC")
+  return paths
+
+
+def _curve_figures(runs):
+  """{"STAGE TITLE": figure} of the panels of panels.json; runs: {name: Records}."""
+  curves = {name: statistics.curves(run) for name, run in runs.items()}
+  found = {}
+  for stage in next(iter(curves.values())):
     for panel in panels()["aepo" if stage == "aepo" else "sft"]:
-      series = [(label if len(runs) == 1 else f"{name} {label}", of[stage]["step"],
-                 of[stage]["values"][metric])
-                for metric, label in panel["metrics"] for name, of in curves.items()
-                if stage in of and metric in of[stage]["values"]]
-      series = [one for one in series if any(value is not None for value in one[2])]
-      if series:
-        title = panel["title"] + (f", {panel['unit']}" if panel["unit"] else "")
-        drawn[f"{stage} {panel['title']}"] = lines(f"{stage}: {title}", series)
-  annotated = []
-  if records.rollouts:
-    annotated = annotate(thin_lines(records.rollouts, LIMIT), records.aepo_metrics(),
-                         records.aepo_config())
+      lines = [Curve(label if len(runs) == 1 else f"{name} {label}", of_run[stage]["step"],
+                     of_run[stage]["values"][metric])
+               for metric, label in panel["metrics"] for name, of_run in curves.items()
+               if stage in of_run and metric in of_run[stage]["values"]]
+      lines = [line for line in lines if any(value is not None for value in line.y)]
+      if lines:
+        figure, [axes] = figures.new_figure(f"{stage}: {panel['title']}", x_label="step",
+                                            y_labels=[panel["unit"]])
+        figures.draw_curves(axes, lines)
+        figures.draw_legend(axes)
+        found[f"{stage} {panel['title']}"] = figure
+  return found
+
+
+def _rollout_figures(records):
+  """Length against N_HE, and entropy and N_HE by difficulty, of the logged rollouts."""
+  if not records.rollouts:
+    return {}
+  annotated = annotate(thin_lines(records.rollouts, LIMIT), records.aepo_metrics(),
+                       records.aepo_config())
+  found = {}
   fit = statistics.length_against_count(annotated)
   if fit:
-    drawn["aepo Length against N_HE"] = scatter(fit)
+    figure, [axes] = figures.new_figure(
+      f"aepo: length = {fit['intercept']:.3g} + {fit['slope']:.3g} N_HE, r = {fit['r']:.2f}, "
+      f"{fit['n']} rollouts", x_label="N_HE, tokens that start a flagged window",
+      y_labels=["tokens of a response"])
+    groups = [Curve(name, *([dot[part] for dot in fit["dots"] if dot[2] == bucket]
+                            for part in (0, 1))) for bucket, name in enumerate(BUCKETS)]
+    figures.draw_points(axes, groups, (fit["intercept"], fit["slope"]))
+    figures.draw_legend(axes)
+    found["aepo Length against N_HE"] = figure
   parts = statistics.entropy_by_bucket(annotated)
-  for key, title in (("entropy", "Entropy by difficulty"), ("count", "N_HE by difficulty")):
+  for key, title, unit in (("entropy", "Entropy by difficulty", "nats, mean over tokens"),
+                           ("count", "N_HE by difficulty", "flagged tokens of a response")):
     if parts:
-      drawn[f"aepo {title}"] = bars(f"aepo: {title}, {UNITS[key]}", [
+      found[f"aepo {title}"] = _bar_figure(f"aepo: {title}", unit, [
         (part["bucket"], [(part[key], f"{part[key]:.3g}, n = {part['n']}")]) for part in parts])
-  for run, of_run in zip(short_names(runs), runs, strict=True):
-    drawn |= _lengths(run if len(runs) > 1 else "", statistics.lengths(of_run.results))
-  return save_picture(drawn, folder, os.path.join(records.workdir, "tensorboard", "report"),
-              max((max(by_step) for by_step in records.metrics.values() if by_step), default=0))
+  return found
 
 
-def _lengths(run, found):
-  """Bars of answers' lengths by difficulty and by level, a bar a finished stage."""
-  drawn = {}
-  for kind, title in (("bucket", "Length by difficulty"), ("level", "Length by level")):
-    groups = [(name, [(part["length"], f"{part['length']:.3g} {stage}, {part['accuracy']:.0%} "
-                       f"right, n = {part['n']}") for stage, part in stages.items()])
-              for name, stages in found[kind].items()]
-    if groups:
-      name = f"{title} {run}".strip()
-      drawn[f"held out {name}"] = bars(f"held out: {name}, tokens", groups)
-  return drawn
+def _length_figures(runs):
+  """Held-out answers' lengths by difficulty and by level, one bar for each finished stage."""
+  found = {}
+  for name, run in runs.items():
+    lengths = statistics.lengths(run.results)
+    for kind, title in (("bucket", "Length by difficulty"), ("level", "Length by level")):
+      groups = [(group, [(part["length"], f"{part['length']:.3g} {stage}, {part['accuracy']:.0%} "
+                          f"correct, n = {part['n']}") for stage, part in stages.items()])
+                for group, stages in lengths[kind].items()]
+      if groups:
+        title = f"held out {title} {name if len(runs) > 1 else ''}".strip()
+        found[title] = _bar_figure(title.replace("out", "out:", 1), "tokens of an answer", groups)
+  return found
 
 
-def save_picture(drawn, folder, events, step):
-  """Writes {title: image} as PNG files and as TensorBoard images; returns the paths."""
-  paths = []
-  with tensorboardX.SummaryWriter(events) as writer:
-    for title, image in drawn.items():
-      name = "_".join(re.findall(r"\w+", title.lower()))
-      paths.append(os.path.join(folder, f"{name}.png"))
-      image.save(paths[-1], optimize=True)
-      writer.add_image(f"report/{name}", np.asarray(image), step, dataformats="HWC")
-  return paths
+def _bar_figure(title, x_label, groups):
+  figure, [axes] = figures.new_figure(title, x_label=x_label, height=figures.bars_height(groups))
+  figures.draw_bars(axes, groups)
+  return figure

@@ -13,6 +13,7 @@ The colours differ for colour-blind readers too, and dashes, markers or hatches 
 import base64
 import io
 import itertools
+import os
 import typing
 import warnings
 
@@ -146,6 +147,7 @@ def draw_bars(panel, groups):
       y += 1
     y += 0.6
   panel.set_yticks(ticks, [plain(name) for name, _ in groups], color=INK)
+  panel.margins(y=0.02)
   panel.invert_yaxis()
   panel.grid(axis="x", color=FAINT)
   # Text stands behind the longest bar too.
@@ -209,10 +211,10 @@ def draw_states(panel, rows, columns, states, tints):
 
 
 def draw_legend(panel):
-  """Writes the names of a panel's curves or bars below the figure, if it has any."""
+  """Writes the names of a panel's curves or bars below the figure, if there are several."""
   handles, names = panel.get_legend_handles_labels()
-  if names:
-    panel.figure.legend(handles, names, loc="outside lower left", ncols=2, frameon=False,
+  if len(names) > 1:
+    panel.figure.legend(handles, names, loc="outside lower left", ncols=3, frameon=False,
                         fontsize=8, handlelength=3)
 
 
@@ -220,6 +222,16 @@ def save_png(figure, path):
   """Writes the figure into a file."""
   with open(path, "wb") as file:
     file.write(png_bytes(figure))
+
+
+def save_pngs(figures, folder):
+  """Writes FOLDER/NAME.png for each of {name: figure}; returns the paths."""
+  os.makedirs(folder, exist_ok=True)
+  paths = []
+  for name, figure in figures.items():
+    paths.append(os.path.join(folder, f"{name}.png"))
+    save_png(figure, paths[-1])
+  return paths
 
 
 def png_bytes(figure):
@@ -236,13 +248,6 @@ def svg_text(figure):
   """The figure as an SVG element for an HTML page, without the XML declaration before it."""
   text = _saved(figure, "svg", {"Date": None}).decode("utf-8")
   return text[text.index("<svg"):]
-
-
-def pixels(figure):
-  """The figure as uint8 [height, width, 3]."""
-  from PIL import Image
-
-  return np.asarray(Image.open(io.BytesIO(png_bytes(figure))).convert("RGB"))
 
 
 def plain(text):
@@ -278,9 +283,8 @@ def _set_limits(panel, x, y):
     panel.set_xlim(x[0] - 0.5, x[0] + 0.5)
   known = [value for value in y if value is not None and np.isfinite(value)]
   low, high = min(known, default=0.0), max(known, default=1.0)
-  if high - low < 1e-6 * max(abs(low), abs(high), 1e-3):
-    middle = 0.0 if abs(high) < 1e-9 else high
-    room = 0.1 * abs(middle) or 0.5
-    panel.set_ylim(middle - room, middle + room)
+  if high - low < 1e-6 * max(abs(low), abs(high), 1e-3):  # a constant
+    room = 0.1 * abs(high)
+    panel.set_ylim(*((-0.05, 1.0) if abs(high) < 1e-9 else (high - room, high + room)))
   elif 0 < low < high / 2:
     panel.set_ylim(bottom=0)

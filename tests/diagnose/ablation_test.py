@@ -3,7 +3,8 @@ import json
 import pytest
 import tiny
 
-from ares_jax.diagnose import ablation, pictures
+from ares_jax.diagnose import ablation
+from ares_jax.system import figures
 
 UNIFORM = {"aepo__reward__easy": 1.0, "aepo__reward__medium": 0.0}
 
@@ -24,7 +25,7 @@ def finish(folder, seed, easy, hard, levels=("1", "2", "10"), **changes):
   return str(folder)
 
 
-def test_easy_and_hard_are_told_apart_over_the_seeds_of_both(tmp_path):
+def test_arms_are_compared_on_easy_and_hard_problems_over_their_common_seeds(tmp_path):
   folders = [finish(tmp_path / "d0", 0, 0.9, 0.6), finish(tmp_path / "d1", 1, 0.8, 0.7),
              finish(tmp_path / "d2", 2, 0.1, 0.1),
              finish(tmp_path / "u0", 0, 0.9, 0.4, **UNIFORM),
@@ -33,19 +34,19 @@ def test_easy_and_hard_are_told_apart_over_the_seeds_of_both(tmp_path):
   # By number: as text "10" would stand before "2".
   assert result["levels"] == {"easy": "1", "hard": "10"} and result["shared"] == [0, 1]
   uniform, ours = result["arms"]
-  assert (uniform["arm"], ours["arm"]) == ablation.KINDS and ours["seeds"] == [0, 1, 2]
+  assert (uniform["arm"], ours["arm"]) == (ablation.UNIFORM, ablation.BY_DIFFICULTY)
+  assert ours["seeds"] == [0, 1, 2]
   assert uniform["hard"]["accuracy"][0] == pytest.approx(0.45)
   assert uniform["easy"]["length"][0] == 5
-  assert result["less"]["easy"] == pytest.approx((0, 0), abs=1e-9)
-  assert result["less"]["hard"] == pytest.approx((0.2, 0), abs=1e-9)
+  assert result["difference"]["easy"] == pytest.approx((0, 0), abs=1e-9)
+  assert result["difference"]["hard"] == pytest.approx((0.2, 0), abs=1e-9)
   said = ablation.ablation_text(result)
-  assert "On easy problems the runs do not tell them apart" in said
+  assert "On easy problems the runs show no difference" in said
   assert "on hard problems difficulty shaping is better" in said
-  image = pictures.ablation_picture(result)["ablation"]
-  assert image.width > 1000
+  assert figures.png_bytes(ablation.ablation_pictures(result)["ablation"])
 
 
-def test_what_cannot_be_compared_is_refused(tmp_path):
+def test_runs_that_cannot_be_compared_are_refused(tmp_path):
   ours, uniform = finish(tmp_path / "d", 0, 1, 1), finish(tmp_path / "u", 0, 1, 1, **UNIFORM)
   plain = finish(tmp_path / "p", 0, 1, 1, aepo__reward__kind="accuracy")
   other = finish(tmp_path / "o", 0, 1, 1, adacs__steps=77)
@@ -60,8 +61,8 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
       ablation.measure_ablation(folders)
 
 
-def test_different_seeds_have_no_difference(tmp_path):
+def test_arms_without_a_common_seed_have_no_difference(tmp_path):
   result = ablation.measure_ablation([finish(tmp_path / "d", 0, 1, 1),
                                       finish(tmp_path / "u", 1, 1, 0.5, **UNIFORM)])
-  assert result["less"]["hard"] == (None,
-                                    None) and "share no seed" in ablation.ablation_text(result)
+  assert result["difference"]["hard"] == (None, None)
+  assert "share no seed" in ablation.ablation_text(result)

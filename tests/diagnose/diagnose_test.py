@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 from small_run import HOSTILE, line, write
 
-from ares_jax.diagnose import hwe, kl, passk, pictures
+from ares_jax.diagnose import hwe, kl, passk
 from ares_jax.run.records import read_run
+from ares_jax.system import figures
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def labelled(tmp_path_factory):
   return path
 
 
-def test_the_claim_is_judged_on_what_is_given(records, labelled):
+def test_the_papers_claim_is_judged_on_the_given_responses(records, labelled):
   # Two copies of a sentence of 12 tokens whose only peak is its trigger; windows of 6.
   tokens, nats = ["x"] * 12, [0.0] * 12
   tokens[11], nats[11] = " wait", 6.0
@@ -56,10 +57,11 @@ def test_the_claim_is_judged_on_what_is_given(records, labelled):
   assert "entropy tells nothing" in hwe.hwe_text(bad)
   # The small run's five tokens have no window of 6.
   none = hwe.measure_hwe(records, hwe.read_labels(labelled), windows=(6,), quantiles=(0.99,))
-  assert (none["responses"], none["triggers"]) == (1, 1) and "cannot be said" in hwe.hwe_text(none)
+  assert (none["responses"], none["triggers"]) == (1, 1)
+  assert "cannot be decided" in hwe.hwe_text(none)
 
 
-def test_found_tokens_are_those_that_the_run_flagged(records, tmp_path):
+def test_the_listed_tokens_are_those_that_the_run_flagged(records, tmp_path):
   def found(records):
     result = hwe.measure_hwe(records, windows=(2,), quantiles=(0.5,))
     return {row["token"]: row["count"] for row in result["found"]}
@@ -86,7 +88,7 @@ def test_labels_that_do_not_fit_are_refused(records, labelled, tmp_path):
     hwe.read_labels(tmp_path / "bad.jsonl")
 
 
-def test_the_controller_is_stable_or_swings_or_lies_at_a_bound():
+def test_the_simulated_controller_is_stable_or_oscillates_or_stays_at_a_bound():
   calm = kl.simulate(0.1, 0.0, low=0.1, high=10.0)
   assert calm["state"] == "stable" and calm["ratio"] == pytest.approx(1, abs=0.01)
   assert kl.simulate(0.9, 1.0, low=0.1, high=10.0)["state"] == "oscillating"
@@ -94,7 +96,7 @@ def test_the_controller_is_stable_or_swings_or_lies_at_a_bound():
   assert kl.simulate(0.1, 0.0, low=0.1, high=0.5)["state"] == "diverging"
 
 
-def test_a_bucket_is_held_or_its_kappa_lies_at_a_bound(records):
+def test_the_advice_says_whether_a_bucket_is_held_or_its_kappa_is_at_a_bound(records):
   config = records.aepo_config().kl
 
   def said(values, kappa):
@@ -110,7 +112,7 @@ def test_a_bucket_is_held_or_its_kappa_lies_at_a_bound(records):
   assert "no tokens" in said([None] * 6, 1.0)[1]
 
 
-def test_the_distribution_behind_pass_rates_is_found_again():
+def test_the_fitted_distribution_is_the_one_that_the_pass_rates_came_from():
   random = np.random.default_rng(0)
   rates = random.binomial(8, random.beta(2.0, 1.0, 40_000)) / 8
   np.testing.assert_allclose(passk.fit_beta(rates, 8), (2, 1), rtol=0.05)
@@ -124,7 +126,7 @@ def test_more_samples_find_the_true_bucket_more_often(records):
     assert np.sum(row["confusion"]) == pytest.approx(1, abs=1e-3)
     assert np.trace(row["confusion"]) == pytest.approx(row["right"], abs=1e-3)
   change = [row["reward"] for row in result["groups"]]
-  assert change[0] > change[-1] > 0 and "truth: 64 samples" in passk.passk_text(result)
+  assert change[0] > change[-1] > 0 and "true bucket: 64 samples" in passk.passk_text(result)
 
 
 def test_checks_are_drawn(records, tmp_path, monkeypatch):
@@ -132,11 +134,13 @@ def test_checks_are_drawn(records, tmp_path, monkeypatch):
   monkeypatch.setattr(kl, "NOISES", (0.0, 1.5))
   found = hwe.measure_hwe(records, windows=(2, 4), quantiles=(0.5, 0.9))
   result = kl.measure_kl(records)
-  paths = pictures.write_pictures(pictures.hwe_picture(found) |
-                                  pictures.kl_picture(result, records), str(tmp_path / "d"))
+  paths = figures.save_pngs(
+    hwe.hwe_pictures(found) | kl.kl_pictures(result)
+    | passk.passk_pictures(passk.measure_passk(records)), str(tmp_path / "d"))
   assert [os.path.basename(path) for path in paths] == [
-    "hwe_f1.png", "hwe_tokens.png", "kl_outside.png", "kl_kappa.png", "kl_regions.png"]
-  colours = set(map(tuple, np.asarray(Image.open(paths[-1])).reshape(-1, 3).tolist()))
+    "hwe_f1.png", "hwe_tokens.png", "kl_outside.png", "kl_kappa.png", "kl_states.png", "passk.png"]
+  picture = np.asarray(Image.open(paths[-2]).convert("RGB"))
+  colours = set(map(tuple, picture.reshape(-1, 3).tolist()))
   states = {one["state"] for one in result["simulation"]}
-  assert len(states) > 1 and {state for state, tint in pictures.TINTS.items()
+  assert len(states) > 1 and {state for state, tint in kl.TINTS.items()
                               if tuple(bytes.fromhex(tint[1:])) in colours} == states

@@ -141,8 +141,8 @@ def test_pictures_are_written_as_files_and_for_tensorboard(tmp_path):
   assert {"aepo_entropy_by_difficulty.png", "aepo_n_he_by_difficulty.png",
           "held_out_length_by_level_run.png", "held_out_length_by_difficulty_other.png"} <= {
             os.path.basename(path) for path in paths}
-  colours = np.asarray(Image.open(paths[0])).reshape(-1, 3)
-  assert {(31, 95, 168), (179, 38, 30)} <= set(map(tuple, colours))  # a curve of either run
+  colours = np.asarray(Image.open(paths[0]).convert("RGB")).reshape(-1, 3)
+  assert {(0, 114, 178), (213, 94, 0)} <= set(map(tuple, colours))  # a curve of either run
   [events] = (tmp_path / "run" / "tensorboard" / "report").iterdir()
   assert b"report/aepo_entropy" in events.read_bytes()
 
