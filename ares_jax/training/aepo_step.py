@@ -1,4 +1,8 @@
-"""AEPO's step: one jitted program from a rollout batch to the updated state (algorithm 1)."""
+"""AEPO's step: one jitted program from a rollout batch to the updated state (algorithm 1).
+
+B sequences; N minibatches, an optimizer update each. Names ending in _3 hold a value for each
+difficulty bucket: easy, medium, hard.
+"""
 
 import functools
 
@@ -12,12 +16,9 @@ from ares_jax.models import lora
 from ares_jax.system import mesh
 from ares_jax.training import optimizer, policy_gradient
 from ares_jax.training.batch import split_minibatches
-from ares_jax.training.policy_gradient import Signal
+from ares_jax.training.loss import Signal
+from ares_jax.training.policy_gradient import Minibatch
 from ares_jax.training.shaping import Controllers, by_bucket, shape_rewards
-
-# Metrics of a minibatch that are above 0 where its update is skipped for what it was made of.
-FAULTS = tuple(f"nonfinite/{name}" for name in (
-  "logits", "logprob", "reference", "sampler_logprob", "loss", "sampler_gap"))
 
 
 @flax.struct.dataclass
@@ -61,78 +62,106 @@ def aepo_step(model, config, state, reference, batch, trigger_V, base=None):
     model: ModelConfig.
     config: AepoConfig.
     state: AepoState; donated.
-    reference: like state.params, of the reference policy; config.frozen parts are those of the
-      state.
-    batch: rollout.RolloutBatch.
+    reference: like state.params, of the reference policy; config.frozen parts equal the state's.
+    batch: batch.RolloutBatch.
     trigger_V: bool, tokens of V_sem (detectors "semantic" and "trigger").
     base: lora.Base under the adapters that state and reference hold; None where they hold weights.
 
   Returns:
     state, metrics (float32 scalars).
   """
+  # Rewards and advantages (lines 5-15).
   shaping, controllers, metrics = shape_rewards(
     config.entropy, config.reward, state.controllers, batch, trigger_V, group=config.group)
   advantage_B = ops.group_advantage(
     shaping.reward, group=config.group, normalize=config.loss.advantage,
     correct_B=batch.correct if config.loss.equal_groups == "zero" else None)
   metrics["reward/no_signal"] = (advantage_B == 0).mean()
-  # Values that are not finite; any skips the update.
-  faults = {"nonfinite/reward": (~jnp.isfinite(shaping.reward)).sum(), "nonfinite/sampler_entropy":
-            (batch.response_mask & ~jnp.isfinite(batch.entropy)).sum()}
-  # On every device whole (see Signal).
-  signal = jax.tree.map(mesh.shard, Signal(
-    advantage=advantage_B, bonus=shaping.bonus if config.reward.token_bonus else None,
-    cover=shaping.cover, bucket=shaping.bucket, length=batch.response_mask.sum(1),
-    beta_3=jnp.float32(config.kl.beta) * state.controllers.kappa,
-    rho=config.kl.rho if config.kl.dynamic else 1.0))
-  rows, minibatches = batch.rows, len(batch.rows.used)
-  sampled, reference = lora.join(base, state.params), lora.join(base, reference)
-  if base is not None or "vision" in config.frozen:
-    images = policy_gradient.frozen_features(model, sampled, batch.vision, minibatches=minibatches)
-  else:
-    images = split_minibatches(batch.vision, minibatches)
-  old = rows.sampler_logprob
-  if config.loss.old_logprob == "recompute":
-    # Of a single minibatch the gradient's own forward pass is it.
-    old = policy_gradient.old_logprobs(model, sampled, rows, images) if minibatches > 1 else None
+  # Any value that is not finite skips every update of the iteration.
+  nonfinite = {"reward": (~jnp.isfinite(shaping.reward)).sum(),
+               "sampler_entropy": (batch.response_mask & ~jnp.isfinite(batch.entropy)).sum()}
 
-  tx = _optimizer(config, state.params, base)
+  # Policy gradient with the KL penalty, an optimizer update a minibatch (lines 16-22).
+  signal = _signal(config, state.controllers, shaping, advantage_B, batch)
+  minibatches = _minibatches(model, config, lora.join(base, state.params), batch, base)
+  reference, tx = lora.join(base, reference), _optimizer(config, state.params, base)
 
-  def minibatch(carry, part):
+  def update(carry, minibatch):
     params, opt_state, gap = carry
-    rows, images, old = part
-    grads, sums = policy_gradient.gradient(model, config, params, reference, rows, images, signal,
-                                           old, base)
-    rate = optimizer.learning_rate(config.optimizer, state.step, config.steps)
-    sums["nonfinite/loss"] = (~jnp.isfinite(sums["loss/policy"] + sums["loss/kl"])).astype(int)
+    grads, sums = policy_gradient.gradient(model, config, params, reference, minibatch, signal,
+                                           base)
     if config.loss.old_logprob == "sampler":
-      # Of the first minibatch: once one was applied, the policy is not the one that sampled.
-      sums["loss/sampler_gap"] = jnp.where(gap < 0, sums["loss/sampler_gap"], gap)
-    sums["nonfinite/sampler_gap"] = (sums["loss/sampler_gap"] > config.loss.sampler_gap[1]).astype(
-      int)
-    sound = sum([*faults.values(), *(x for name, x in sums.items() if name in FAULTS)]) == 0
-    params, opt_state, update = optimizer.apply_update(tx, grads, opt_state, params, rate, sound)
-    gap = jnp.where(update["skipped"], gap, sums["loss/sampler_gap"])
-    return (params, opt_state, gap), sums | {f"update/{name}": x for name, x in update.items()}
+      # After an update the policy is not the one that sampled: the gap before it stands.
+      sums.metrics["loss/sampler_gap"] = jnp.where(gap < 0, sums.metrics["loss/sampler_gap"], gap)
+    sums.nonfinite.update(_bad_totals(config, sums.metrics))
+    valid = sum([*nonfinite.values(), *sums.nonfinite.values()]) == 0
+    rate = optimizer.learning_rate(config.optimizer, state.step, config.steps)
+    params, opt_state, done = optimizer.apply_update(tx, grads, opt_state, params, rate, valid)
+    gap = jnp.where(done["skipped"], gap, sums.metrics["loss/sampler_gap"])
+    return (params, opt_state, gap), (sums, done)
 
-  (params, opt_state, _), sums = jax.lax.scan(
-    minibatch, (state.params, state.opt_state, jnp.float32(-1)), (rows, images, old))
+  no_gap = jnp.float32(-1)  # no update has been applied yet
+  (params, opt_state, _), (sums, updates) = jax.lax.scan(
+    update, (state.params, state.opt_state, no_gap), minibatches)
   params, opt_state = optimizer.keep_layout(tx, params, opt_state,
                                             lora.specs(model, base, params))
-  kl_tokens_3 = sums.pop("kl_tokens_3").sum(0)
+
+  # The KL controller (lines 23-24).
+  kl_tokens_3 = sums.kl_tokens_3.sum(0)
   # NaN, null in the log, where a bucket had no such tokens: not to be mistaken for 0.
-  kl_3 = sums.pop("kl_sum_3").sum(0) / kl_tokens_3
+  kl_3 = sums.kl_sum_3.sum(0) / kl_tokens_3
   if config.kl.dynamic:
     controllers = controllers.replace(kappa=ops.track_kl_coefficient(
       state.controllers.kappa, kl_3, kl_tokens_3, target_3=jnp.float32(config.kl.target),
       rate=config.kl.rate, low=config.kl.low, high=config.kl.high))
-  # A non-finite gradient leaves the controllers as they were, like the weights.
-  skipped, ratio_max = sums.pop("update/skipped").sum(), sums.pop("ratio_max").max()
+  # A skipped update leaves the controllers as they were, like the weights.
+  skipped = updates["skipped"].sum()
   controllers = jax.tree.map(lambda new, old: mesh.shard(jnp.where(skipped > 0, old, new)),
                              controllers, state.controllers)
-  metrics |= faults | {name: sums.pop(name).sum() for name in FAULTS}
-  metrics |= {name: value.mean() for name, value in sums.items()}
-  metrics |= {"update/skipped": skipped, "loss/ratio_max": ratio_max}
+
   metrics |= by_bucket("kl/outside", kl_3) | by_bucket("kl/kappa", controllers.kappa)
+  metrics |= _over_minibatches(sums, updates)
+  metrics |= {f"nonfinite/{name}": count for name, count in nonfinite.items()}
   return state.replace(step=state.step + 1, params=params, opt_state=opt_state,
                        controllers=controllers), metrics
+
+
+def _signal(config, controllers, shaping, advantage_B, batch):
+  """Signal of the rollout batch, replicated on every device."""
+  return jax.tree.map(mesh.shard, Signal(
+    advantage=advantage_B, bonus=shaping.bonus if config.reward.token_bonus else None,
+    cover=shaping.cover, bucket=shaping.bucket, length=batch.response_mask.sum(1),
+    beta_3=jnp.float32(config.kl.beta) * controllers.kappa,
+    rho=config.kl.rho if config.kl.dynamic else 1.0))
+
+
+def _minibatches(model, config, policy, batch, base):
+  """Minibatch with a leading axis [N]; `policy` are the weights before the first update."""
+  count = len(batch.rows.used)
+  if policy_gradient.tower_is_frozen(config, base):
+    images = policy_gradient.frozen_features(model, policy, batch.vision, minibatches=count)
+  else:
+    images = split_minibatches(batch.vision, count)
+  if config.loss.old_logprob == "sampler":
+    old_logprob = batch.rows.sampler_logprob
+  elif count > 1:
+    old_logprob = policy_gradient.old_logprobs(model, policy, batch.rows, images)
+  else:
+    old_logprob = None  # the gradient's own forward pass gives them, see Minibatch
+  return Minibatch(batch.rows, images, old_logprob)
+
+
+def _bad_totals(config, metrics):
+  """{name: 1 if this total of a minibatch is not finite or beyond its limit, else 0}."""
+  loss = metrics["loss/policy"] + metrics["loss/kl"]
+  return {"loss": (~jnp.isfinite(loss)).astype(int),
+          "sampler_gap": (metrics["loss/sampler_gap"] > config.loss.sampler_gap[1]).astype(int)}
+
+
+def _over_minibatches(sums, updates):
+  """Metrics of the iteration, from [N] values: counts add up, the rest is averaged."""
+  metrics = {name: values.mean() for name, values in sums.metrics.items()}
+  metrics |= {f"nonfinite/{name}": counts.sum() for name, counts in sums.nonfinite.items()}
+  return metrics | {"loss/ratio_max": sums.ratio_max.max(),
+                    "update/grad_norm": updates["grad_norm"].mean(),
+                    "update/skipped": updates["skipped"].sum()}

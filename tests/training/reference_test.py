@@ -19,7 +19,7 @@ from ares_jax.run import setup
 from ares_jax.sampling.rollout import Rollout
 from ares_jax.sampling.sampler import Samples
 from ares_jax.system import mesh
-from ares_jax.training import aepo_step, policy_gradient
+from ares_jax.training import aepo_step, loss, policy_gradient
 
 CORRECT = np.float32([[1, 1, 1, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0],
                       [0, 1, 0, 1, 1, 0, 1, 1, 0, 1, 0, 0, 1, 0, 0, 0]])
@@ -176,7 +176,7 @@ def test_minibatches_together_equal_the_slow_reference_with_importance(case, ave
   cover = np.zeros(entropy.shape, bool)
   for b, row in enumerate(slow.cover):
     cover[b, :len(row)] = row
-  signal = policy_gradient.Signal(
+  signal = loss.Signal(
     advantage=jnp.float32([row[0] for row in slow.advantage]), bonus=None, cover=jnp.array(cover),
     bucket=jnp.int32(slow.bucket), length=jnp.int32(case.length),
     beta_3=jnp.float32(config.kl.beta), rho=config.kl.rho)
@@ -189,11 +189,12 @@ def test_minibatches_together_equal_the_slow_reference_with_importance(case, ave
     found = []
     for number in range(minibatches):
       rows, features = jax.tree.map(lambda x: x[number], (batch.rows, images))  # noqa: B023
-      found.append(gradient(params, reference, rows, features, signal, jnp.where(
-        rows.response_mask, jnp.array(old)[rows.sequence, rows.place], 0)))
+      old_logprob = jnp.where(rows.response_mask, jnp.array(old)[rows.sequence, rows.place], 0)
+      minibatch = policy_gradient.Minibatch(rows, features, old_logprob)
+      found.append(gradient(params, reference, minibatch, signal))
   grads, sums = jax.tree.map(lambda *parts: sum(parts) / minibatches, *found)
-  np.testing.assert_allclose(sums["loss/policy"], policy, rtol=1e-5)
-  np.testing.assert_allclose(sums["loss/kl"], penalty, rtol=1e-5)
+  np.testing.assert_allclose(sums.metrics["loss/policy"], policy, rtol=1e-5)
+  np.testing.assert_allclose(sums.metrics["loss/kl"], penalty, rtol=1e-5)
   expected = case.gradient(params, slopes)
   assert_close(flat(grads | {"vision": {}}), {
     name: x for name, x in expected.items() if "vision" not in name}, 1e-4)
