@@ -4,23 +4,21 @@
       --config.model.path=HF_FOLDER
 
 Images of at most 448 x 448 pixels and answers of 1024 tokens; 16 prompts x 8 an iteration, one
-update. The weights are there once, in bfloat16 (7 GiB): under the policy's adapters, under the
-reference's, and for rollouts. Everything else is that of configs/aepo_7b.py. Hardware: one TPU v5e
-chip, by plan (benchmarks.md); hours and expected score: not measured. Baselines:
---config=configs/aepo_3b_lora_colab.py:grpo and :dapo.
+update. The weights are held once, in bfloat16 (7 GiB): under the policy's adapters, under the
+reference's, and for rollouts. All other numbers are those of configs/aepo_7b.py.
+Baselines: --config=configs/aepo_3b_lora_colab.py:grpo and :dapo.
+Hardware: one TPU v5e chip, according to the plan (benchmarks.md).
+Hours: not measured. Expected score: not measured.
 """
 
-import os
-
-from ares_jax.system.config import load
+from ares_jax.run.recipe import load_config
 
 
 def get_config(algorithm="aepo"):
-  c = load(os.path.join(os.path.dirname(__file__), f"aepo_7b.py:{algorithm}")).unlock()
+  c = load_config(f"aepo_7b.py:{algorithm}", __file__)
   c.threads = 4
   c.model.path = "Qwen2.5-VL-3B-Instruct"
-  # 30 million weights in adapters; s = 32 / 16.
-  c.model.lora.rank, c.model.lora.alpha = 16, 32.0
+  c.model.lora.update(rank=16, alpha=32.0)  # 30 million weights in adapters; s = 32 / 16
 
   c.data.bad_rows = "skip"  # rows that are longer than the shapes below
   c.data.files.curated = ()

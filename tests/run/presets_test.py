@@ -1,5 +1,6 @@
 """Algorithms by name, through the flags of the real command."""
 
+import shutil
 import subprocess
 import sys
 
@@ -45,6 +46,22 @@ def test_every_algorithm_is_a_config_of_a_run(algorithm):
 def test_3b_differs_from_7b_by_its_model_alone():
   seven, three = config("aepo_7b.py"), config("aepo_3b.py")
   assert [key for key in seven if seven[key] != three[key]] == ["model.path"]
+
+
+@pytest.mark.parametrize("name", ["aepo_7b.py", "aepo_3b.py", "aepo_3b_lora_colab.py",
+                                  "ares_tiny.py"])
+def test_a_copy_of_a_config_alone_in_another_folder_is_the_same_config(tmp_path, name):
+  shutil.copy(tiny.ROOT / "configs" / name, tmp_path)
+  copy = config_lib.load(f"{tmp_path / name}:grpo").to_dict()
+  assert flatten(copy) == config(f"{name}:grpo")
+
+
+def test_a_config_starts_from_the_one_beside_it(tmp_path):
+  shutil.copy(tiny.ROOT / "configs" / "aepo_3b.py", tmp_path)
+  text = (tiny.ROOT / "configs" / "aepo_7b.py").read_text()
+  (tmp_path / "aepo_7b.py").write_text(text.replace("steps=100", "steps=7"))
+  copy = config_lib.load(str(tmp_path / "aepo_3b.py"))
+  assert copy.aepo.steps == 7 and copy.model.path == "Qwen2.5-VL-3B-Instruct"
 
 
 def test_the_command_takes_them_and_switches_behind_them():

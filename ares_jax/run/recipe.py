@@ -1,0 +1,68 @@
+"""The recipe of ARES: the settings that all files in configs/ have in common, each set once here.
+
+A config starts from `recipe()` and sets what is its own; a key that neither sets is an error. The
+recipe is a module of the package, so that a copy of a config works in any folder.
+"""
+
+import os
+import pathlib
+
+from ml_collections import ConfigDict
+
+from ares_jax.system.config import load
+
+_ADAM = dict(b1=0.9, eps=1e-8, clip=1.0, moments="float32")
+
+
+def recipe():
+  """ConfigDict with the numbers of the method (paper, section 3) and of how every run runs."""
+  c = ConfigDict()
+  c.seed = 0
+  # Of several processes: s until all are there; s without a sign of one until the others end.
+  c.hosts = dict(join=300.0, heartbeat=30.0)
+  c.mesh = dict(slice=1, data=-1, model=1)
+  # Rank 0 trains all weights; configs/aepo_3b_lora_colab.py trains adapters.
+  c.model = dict(lora=dict(rank=0, alpha=32.0,
+                           targets=("q", "k", "v", "o", "gate", "up", "down")))
+  c.data = dict(bad_rows="error")
+  c.grade = dict(timeout=2.0, timeout_share=0.1, grader="layered")  # s an answer
+  loop = dict(strict=False, max_skipped=5)
+
+  c.warmup = dict(loop=loop, optimizer=dict(schedule="cosine", **_ADAM))
+  # pass_rates="column" takes each row's own "pass_rate", in eighths, instead of asking a probe.
+  c.curate = dict(selection="adacs", pass_rates="probe", samples=8)
+  c.adacs = dict(shuffle=True, loop=loop, optimizer=dict(schedule="cosine", **_ADAM))
+
+  c.aepo = dict(group=8, branches=0, frozen=("vision",), loop=loop)
+  c.aepo.sampling = dict(temperature=1.0, top_k=0, min_tokens=0)
+  c.aepo.filter = dict(low=0.01, high=0.99)
+  c.aepo.entropy = dict(window=4, quantile=0.95, quantile_of="window", reduce="mean", decay=0.9,
+                        detector="window", cover="window")
+  c.aepo.reward = dict(
+    kind="aepo", easy=0.75, medium=0.375, rule="signed", target="ema", target_scale=(0.8, 1.0, 1.2),
+    target_decay=0.9, var_floor=1.0, cap=0.5, penalize="wrong", alpha_rate=0.05, token_bonus=0.0)
+  c.aepo.loss = dict(advantage="std", equal_groups="zero", clip_low=0.2, clip_high=0.3,
+                     clip_dual=3.0, average="token", importance_cap=2.0)
+  # beta, rho and the controller's numbers are ours: the paper does not print them.
+  c.aepo.kl = dict(estimator="k3", dynamic=True, start=(1.0, 1.0, 1.0), beta=(0.01, 0.01, 0.01),
+                   rho=0.5, rate=0.1, low=0.1, high=10.0)
+  c.aepo.optimizer = dict(schedule="constant", warmup_steps=0, final_fraction=1.0, b2=0.999,
+                          weight_decay=0.01, **_ADAM)
+
+  c.evaluate = dict(samples=8, batch=64, temperature=1.0, top_p=1.0)
+  c.wandb = dict(project="", name="")  # Weights & Biases; no project: nothing is sent
+  return c
+
+
+def load_config(name, file):
+  """The config that another one starts from, unlocked.
+
+  Args:
+    name: its name, with the algorithm: "aepo_7b.py:grpo".
+    file: `__file__` of the other config; `name` is read from its folder, or, where it is a copy
+      that stands alone, from the repository's configs/.
+  """
+  folder = os.path.dirname(os.path.abspath(file))
+  if not os.path.exists(os.path.join(folder, name.partition(":")[0])):
+    folder = pathlib.Path(__file__).parents[2] / "configs"
+  return load(os.path.join(folder, name)).unlock()
