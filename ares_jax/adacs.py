@@ -106,10 +106,9 @@ class Probe:
     """int [problems]: right answers to each prompt, of config.samples at temperature 1."""
     sampling = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, min_tokens=0,
                               max_tokens=self.max_tokens)
-    _, _, correct, _, _ = context.generator.answer(
-      self.params, prompts, stage_key(context.seed, "probe"), group=config.samples,
-      sampling=sampling)
-    return correct.reshape(-1, config.samples).sum(1).astype(int)
+    _, grades = context.generator.answer(self.params, prompts, stage_key(context.seed, "probe"),
+                                         group=config.samples, sampling=sampling)
+    return grades.correct.reshape(-1, config.samples).sum(1).astype(int)
 
 
 class Selected:
@@ -247,7 +246,6 @@ def _right_lengths(rows, responses, generator):
   """For each row, the tokens of its responses; None for a wrong response."""
   texts = [text for of_row in responses for text in of_row]
   truths = [row["answer"] for row, of_row in zip(rows, responses, strict=True) for _ in of_row]
-  _, correct, _, _ = generator.judge(texts, truths)
-  correct = iter(correct)
+  correct = iter(generator.judge(texts, truths).correct)
   return [[len(generator.encoder.chat.response(text)) if next(correct) else None
            for text in of_row] for of_row in responses]

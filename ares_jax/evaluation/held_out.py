@@ -32,7 +32,7 @@ def evaluate(generator, params, source, config, *, max_tokens, easy, medium, sho
     config: EvaluateConfig.
     max_tokens: longest response.
     easy, medium: fractions of right answers from which a problem counts as easy, as medium.
-    show: called with (rows, samples, texts, correct, format_ok) of the first sampled batch.
+    show: called with (rows, Samples, Grades) of the first sampled batch.
 
   Returns:
     dict: n, samples, and for "greedy" and "sampled" accuracy with the half-width of its 95%
@@ -53,12 +53,12 @@ def evaluate(generator, params, source, config, *, max_tokens, easy, medium, sho
     rows, encoded = sharded.read_sharded(source, places, generator.encoder.encode)
     prompts = generator.encoder.batch(rows, places, encoded)
     for name, sampling, group in (("greedy", greedy, 1), ("sampled", sampled, config.samples)):
-      samples, texts, correct, format_ok, _ = generator.answer(
-        params, prompts, stage_key(_SEED, "evaluate"), group=group, sampling=sampling)
+      samples, grades = generator.answer(params, prompts, stage_key(_SEED, "evaluate"),
+                                         group=group, sampling=sampling)
       if show is not None and name == "sampled" and start == 0:
-        show(prompts.rows[:fresh], samples, texts, correct, format_ok)
-      thoughts = [shows_work(text) for text in texts]
-      for field, values in (("correct", correct), ("format_ok", format_ok),
+        show(prompts.rows[:fresh], samples, grades)
+      thoughts = [shows_work(text) for text in grades.texts]
+      for field, values in (("correct", grades.correct), ("format_ok", grades.format_ok),
                             ("shows_work", thoughts), ("length", samples.mask.sum(1))):
         answers[name, field].append(np.float64(values).reshape(-1, group)[:fresh])
     levels += [row.get("level") for row in prompts.rows[:fresh]]

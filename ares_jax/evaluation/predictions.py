@@ -18,6 +18,7 @@ from ares_jax.grading.notation import normalise
 from ares_jax.grading.response import extract_boxed, well_formed
 from ares_jax.run.checkpoint import digest
 from ares_jax.run.files import write_text
+from ares_jax.sampling.rollout import Grades
 from ares_jax.sampling.sampler import stage_key
 from ares_jax.system import heartbeat, hosts
 
@@ -69,9 +70,10 @@ def predict(generator, params, benchmark, *, path, sampling, batch, model, judge
     prompts = generator.encoder.batch(shared, places, encoded)
     began = time.perf_counter()
     ask = functools.partial(_written, generator) if judge else generator.answer
-    samples, texts, correct, format_ok, timed_out = ask(
-      params, prompts, stage_key(_SEED, "evaluate"), group=benchmark.n, sampling=sampling)
+    samples, grades = ask(params, prompts, stage_key(_SEED, "evaluate"), group=benchmark.n,
+                          sampling=sampling)
     seconds = (time.perf_counter() - began) / len(fresh)
+    texts, correct = grades.texts, grades.correct
     if judge:
       items = [_item(rows[place], texts[index * benchmark.n + number])
                for index, place in enumerate(fresh) for number in range(benchmark.n)]
@@ -84,14 +86,14 @@ def predict(generator, params, benchmark, *, path, sampling, batch, model, judge
         problem = {field: row.get(field) for field in ("id", "source", "level", "group", "step")}
         problem["level"] = None if problem["level"] is None else str(problem["level"])
         problem |= {"place": place, "answer": row["answer"], "seconds": seconds,
-                    "timed_out": timed_out if index == 0 else 0, "samples": []}
+                    "timed_out": grades.timed_out if index == 0 else 0, "samples": []}
         for number in range(index * benchmark.n, (index + 1) * benchmark.n):
           right = float(correct[number])
           if right < 1 and row.get("tolerance") and not judge:
             right = float(within_tolerance(extract_boxed(texts[number]), row["answer"],
                                            row["tolerance"]))
           problem["samples"].append({
-            "correct": right, "format_ok": float(format_ok[number]),
+            "correct": right, "format_ok": float(grades.format_ok[number]),
             "truncated": float(last[number] not in generator.end),
             "tokens": int(lengths[number]), "response": texts[number]})
         file.write(json.dumps(problem, ensure_ascii=True) + "\n")
@@ -104,7 +106,7 @@ def _written(generator, params, prompts, key, *, group, sampling):
   samples = generator.sample(params, prompts, key, group=group, sampling=sampling)
   texts = [generator.encoder.chat.text(tokens[mask])
            for tokens, mask in zip(samples.tokens, samples.mask, strict=True)]
-  return samples, texts, None, [well_formed(text) for text in texts], 0
+  return samples, Grades(texts, None, [well_formed(text) for text in texts], 0)
 
 
 def _item(row, text):

@@ -40,8 +40,7 @@ def write_rollouts(workdir, step, rollout, *, group, count, chat):
     file.writelines(found)
 
 
-def write_held_out(workdir, stage, step, rows, samples, texts, correct, format_ok, *, group,
-                   problems, kept, chat):
+def write_held_out(workdir, stage, step, rows, samples, grades, *, group, problems, kept, chat):
   """Writes WORKDIR/held_out/STAGE.jsonl: `kept` samples of the first `problems` held-out problems.
 
   Every stage answers the same ones, so that the same problem can be seen early and late.
@@ -50,17 +49,17 @@ def write_held_out(workdir, stage, step, rows, samples, texts, correct, format_o
     workdir, stage, step: folder of the run, finished stage, its last iteration.
     rows: of the source, one a problem.
     samples: sampler.Samples of the problems, numpy; what follows the rows is left out.
-    texts, correct, format_ok: the samples' texts and grades.
+    grades: rollout.Grades of the samples.
     group: samples a prompt.
     problems, kept: how much is written.
     chat: data.chat.Chat.
   """
   count = min(problems, len(rows)) * group
   mask = samples.mask[:count]
-  found = response_lines(workdir, stage, step, rows, texts[:count],
+  found = response_lines(workdir, stage, step, rows, grades.texts[:count],
                 tokens=[row[keep] for row, keep in zip(samples.tokens, mask, strict=False)],
                 entropy=[row[keep] for row, keep in zip(samples.entropy, mask, strict=False)],
-                correct=correct, format_ok=format_ok, group=group, chat=chat)
+                correct=grades.correct, format_ok=grades.format_ok, group=group, chat=chat)
   folder = os.path.join(workdir, "held_out")
   os.makedirs(folder, exist_ok=True)
   write_text(os.path.join(folder, f"{stage}.jsonl"), "".join(

@@ -1,5 +1,9 @@
-"""Rollouts: sample G responses a prompt, grade them, keep the groups that teach something."""
+"""Rollouts: sample G responses to every prompt, grade them, keep the groups worth learning from.
 
+P prompts, G responses to each (a group), B = P*G rows.
+"""
+
+import collections
 import dataclasses
 import functools
 
@@ -10,16 +14,19 @@ from flax import serialization
 from ares_jax.data.prompts import PromptBatch
 from ares_jax.models import flops as flops_lib
 from ares_jax.models.vision import VisionInput
-from ares_jax.sampling.sampler import EngineConfig, sample
+from ares_jax.sampling.sampler import EngineConfig, Samples, sample
 from ares_jax.system import heartbeat, hosts, mesh
 from ares_jax.training.batch import RolloutBatch
 
 
 @dataclasses.dataclass(frozen=True)
 class FilterConfig:
-  """Online filtering (DAPO, the release): groups all right or all wrong teach nothing."""
+  """Online filtering (DAPO, the release): drops groups whose answers are all right or all wrong.
 
-  batches: int  # prompt batches sampled an iteration at most; 1 = keep every group
+  The advantages of such a group are all 0.
+  """
+
+  batches: int  # prompt batches sampled per iteration at most; 1 = keep every group
   low: float  # a group whose mean accuracy is outside [low, high] is dropped
   high: float
 
@@ -31,17 +38,27 @@ class FilterConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Grades:
+  """Responses and their grades, all of them on every process."""
+
+  texts: list  # B responses
+  correct: np.ndarray  # float32 [B], 0 or 1
+  format_ok: np.ndarray  # float32 [B], 0 or 1
+  timed_out: int  # responses whose grading timed out; they count as wrong
+
+
+@dataclasses.dataclass(frozen=True)
 class Generator:
-  """What sampling needs besides weights and prompts; made once a run.
+  """Samples and grades responses; made once per run.
 
   Attributes:
     model: ModelConfig.
     encoder: data.prompts.Encoder.
-    allowed: bool [V] numpy, tokens that may be drawn.
+    allowed: bool [V] numpy, tokens that may be sampled.
     end: end-of-turn token ids.
     engine: sampler.EngineConfig.
-    grader: data.grade.GradingPool.
-    phases: metrics.PhaseTimer.
+    grader: grading.pool.GradingPool.
+    phases: system.profiler.PhaseTimer.
   """
 
   model: object
@@ -53,9 +70,10 @@ class Generator:
   phases: object
 
   def sample(self, params, prompts, key, *, group, sampling, branching=None, finished=None):
-    """Samples of a PromptBatch as numpy arrays; pads P so that the devices divide it.
+    """Samples of a PromptBatch as numpy arrays; pads P to a multiple of the devices of mesh.ROWS.
 
-    `finished` takes (row, tokens) of responses while others are decoded, see `sampler.sample`.
+    `finished` receives (row, tokens) of completed responses while others are decoded, see
+    `sampler.sample`.
     """
     prompts_P = len(prompts.length)
     pad = -prompts_P % mesh.size(*mesh.ROWS)
@@ -76,17 +94,18 @@ class Generator:
     return jax.tree.map(lambda array: array[: prompts_P * group], samples)
 
   def answer(self, params, prompts, key, *, group, sampling, branching=None):
-    """`sample`, each response graded while others are decoded: what waits for grading is the rest.
+    """Samples responses and grades each one while others are still decoded.
 
     Returns:
-      samples, texts, correct float32 [B], format_ok float32 [B], answers that timed out.
+      (Samples, Grades).
     """
     truths = [row["answer"] for row in prompts.rows for _ in range(group)]
-    own, texts, faults = hosts.local_shard(range(len(truths))), {}, []
+    local_rows, texts, errors = hosts.local_shard(range(len(truths))), {}, []
     grading = self.grader.begin()
 
     def add(row, tokens):
-      if row in own and row not in texts:  # others are of padding, or of another process
+      # Rows that are not local belong to padding or to another process.
+      if row in local_rows and row not in texts:
         texts[row] = self.encoder.chat.text(tokens)
         grading.add(row, texts[row], truths[row])
 
@@ -97,77 +116,92 @@ class Generator:
         except (ValueError, heartbeat.StopRequested) as error:
           if jax.process_count() == 1:
             raise
-          faults.append(error)  # the others decode on: told to them when all have ended
+          errors.append(error)  # the other processes hear of it after decoding, in `grade_sharded`
 
-    def rest():
-      for error in faults:
+    def finish():
+      for error in errors:
         raise error
-      for row in own:
+      for row in local_rows:
         add(row, samples.tokens[row][samples.mask[row]])
-      return [texts[row] for row in own], *grading.finish()
+      return Grades([texts[row] for row in local_rows], *grading.finish())
 
     samples = self.sample(params, prompts, key, group=group, sampling=sampling,
                           branching=branching, finished=finished)
     with self.phases("grading"):
-      return samples, *grade_sharded(rest)
+      return samples, grade_sharded(finish)
 
   def judge(self, texts, truths):
-    """(texts, correct, format_ok, answers that timed out) of texts that are there."""
-    own = hosts.local_shard(texts)
-    return grade_sharded(lambda: (own, *self.grader.grade(own, hosts.local_shard(truths))))
+    """Grades of given responses."""
+    local = hosts.local_shard(texts)
+    return grade_sharded(
+      lambda: Grades(local, *self.grader.grade(local, hosts.local_shard(truths))))
 
 
 def grade_sharded(grade):
-  """(texts, correct, format_ok, number timed out) of all responses; each process grades a shard.
+  """Grades of all responses, each process having graded its own shard of them.
 
   Args:
-    grade: function that returns the same four for the responses of `hosts.local_shard`. Where it
-      raises ValueError or StopRequested on one process, all processes raise it.
+    grade: returns the Grades of this process's `hosts.local_shard`.
+
+  Raises:
+    ValueError, heartbeat.StopRequested: on all processes, if `grade` raises it on one.
   """
   if jax.process_count() == 1:
     return grade()
 
-  def local():
+  def message():
     try:
-      return serialization.msgpack_serialize(list(grade()))
+      return serialization.msgpack_serialize(dataclasses.asdict(grade()))
     except heartbeat.StopRequested:
       return b""
 
-  parts = hosts.allgather(local)
-  if not all(parts):
-    heartbeat.heartbeat(collective=True)  # one process was asked to stop: all do
-  texts, correct, format_ok, timed_out = zip(*map(serialization.msgpack_restore, parts),
-                                             strict=True)
-  return (hosts.join_shards(texts), np.float32(hosts.join_shards(correct)),
-          np.float32(hosts.join_shards(format_ok)), sum(timed_out))
+  messages = hosts.allgather(message)
+  if not all(messages):
+    heartbeat.heartbeat(collective=True)  # one process was asked to stop, so all stop
+  shards = [Grades(**serialization.msgpack_restore(data)) for data in messages]
+  return Grades(hosts.join_shards([shard.texts for shard in shards]),
+                np.float32(hosts.join_shards([shard.correct for shard in shards])),
+                np.float32(hosts.join_shards([shard.format_ok for shard in shards])),
+                sum(shard.timed_out for shard in shards))
 
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-  """One iteration's graded samples, on the host."""
+  """The graded samples of one iteration, on the host."""
 
-  prompts: object  # data.prompts.PromptBatch of the P prompts kept
-  samples: object  # sampler.Samples of numpy arrays
+  prompts: PromptBatch  # the P prompts kept
+  samples: Samples  # of numpy arrays
   correct: np.ndarray  # float32 [B], 0 or 1
   format_ok: np.ndarray  # float32 [B], 0 or 1
   texts: list  # B responses
-  batches: int  # prompt batches drawn
+  batches: int  # prompt batches sampled
   metrics: dict
 
   def batch(self, rows):
-    """RolloutBatch of numpy arrays; `rows` are the same samples as `rows.pack` lays them out."""
+    """RolloutBatch of numpy arrays; `rows` are the same samples as `training.batch.pack` packs
+    them."""
     return RolloutBatch(
       tokens=self.samples.tokens, response_mask=self.samples.mask, entropy=self.samples.entropy,
       correct=self.correct, format_ok=self.format_ok, vision=VisionInput(**self.prompts.vision),
       rows=rows)
 
 
-def collect(generator, params, batches, key, *, group, order, sampling, config,
-            branching=None):
-  """Samples and grades until P groups are worth learning from.
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """The G graded responses to one prompt."""
 
-  Groups outside the filter's band are replaced by groups of further batches. When
-  `config.batches` are drawn and too few are left, dropped groups fill up: shapes stay static.
+  prompt: PromptBatch  # of this prompt alone
+  samples: Samples  # G rows
+  texts: list
+  correct: np.ndarray  # float32 [G]
+  format_ok: np.ndarray  # float32 [G]
+
+
+def collect(generator, params, batches, key, *, group, order, sampling, config, branching=None):
+  """Samples and grades batches of prompts until P groups are worth learning from.
+
+  Groups outside the filter's band are replaced by groups of further batches. If too few groups are
+  left after `config.batches` batches, dropped groups fill the rollout, so that its shape is fixed.
 
   Args:
     generator: Generator.
@@ -175,60 +209,83 @@ def collect(generator, params, batches, key, *, group, order, sampling, config,
     batches: iterator of PromptBatch of P prompts.
     key: typed PRNG key of the run.
     group: G.
-    order: of int [P, G], tokens of each prompt with each of its responses: the order of prompts
-      (rows.balance).
+    order: function of int [P, G], the tokens of each prompt with each of its responses; returns the
+      order of the prompts (training.batch.balance_minibatches).
     sampling: SamplingConfig.
     config: FilterConfig.
-    branching: branching.Branching, or None where every response starts at its prompt.
+    branching: branching.Branching, or None if every response starts at its prompt.
 
   Returns:
-    Rollout; of its metrics "work/tokens" are drawn, and "work/flops" what drawing them needs.
+    Rollout; its metrics "work/tokens" and "work/flops" count everything sampled, dropped groups
+    too, which are shorter or longer than the others.
   """
-  kept, dropped, drawn, in_band, timed_out, tokens, flops = [], [], 0, 0, 0, 0, 0.0
-  while drawn < config.batches:
+  kept, dropped, totals = [], [], collections.Counter()
+  while totals["batches"] < config.batches:
     with generator.phases("data"):
       prompts = next(batches)
-    samples, texts, correct, format_ok, late = generator.answer(
-      params, prompts, key, group=group, sampling=sampling, branching=branching)
-    drawn, timed_out = drawn + 1, timed_out + late
-    tokens += int(samples.mask.sum() - samples.fork.sum())
-    flops += _drawing_flops(generator.model, prompts, samples)
-    rate = correct.reshape(-1, group).mean(1)
-    inside = (config.low <= rate) & (rate <= config.high)
-    useful, in_band = inside | (config.batches == 1), in_band + inside.sum()
-    groups = len(prompts.rows)
-    for index in range(groups):
-      # No more than an iteration holds: a batch's images may be gigabytes.
-      if len(kept) >= groups or not useful[index] and len(kept) + len(dropped) >= groups:
-        continue
-      rows = slice(index * group, (index + 1) * group)
-      part = (prompts.take([index]), jax.tree.map(lambda x, rows=rows: x[rows].copy(), samples),
-              texts[rows], correct[rows], format_ok[rows])
-      (kept if useful[index] else dropped).append(part)
-    del dropped[max(0, groups - len(kept)):]
-    if len(kept) >= groups:
+    samples, grades = generator.answer(params, prompts, key, group=group, sampling=sampling,
+                                       branching=branching)
+    rate_P = grades.correct.reshape(-1, group).mean(1)
+    in_band_P = (config.low <= rate_P) & (rate_P <= config.high)
+    totals.update(batches=1, timed_out=grades.timed_out, in_band=in_band_P.sum(),
+                  tokens=int(samples.mask.sum() - samples.fork.sum()),
+                  flops=_rollout_flops(generator.model, prompts, samples))
+    _select(kept, dropped, functools.partial(_group, prompts, samples, grades, group),
+            in_band_P | (config.batches == 1))
+    wanted = len(prompts.rows)
+    if len(kept) == wanted:
       break
-  # Work of all that was drawn: dropped groups are shorter or longer than those kept.
-  metrics = {"work/tokens": tokens, "work/flops": flops,
-             "rollout/batches": drawn, "rollout/timed_out": timed_out,
-             "rollout/useful": float(in_band / (drawn * groups)),
-             "rollout/filled": max(0, groups - len(kept)) / groups}
-  chosen = (kept + dropped)[:groups]
-  lengths = [prompt.length[0] + samples.mask.sum(1) for prompt, samples, *_ in chosen]
-  chosen = [chosen[place] for place in order(np.stack(lengths))]
-  prompts = PromptBatch.join([part[0] for part in chosen])
-  samples = jax.tree.map(lambda *parts: np.concatenate(parts), *[part[1] for part in chosen])
-  correct, format_ok = (np.concatenate([part[index] for part in chosen]) for index in (3, 4))
-  texts = [text for part in chosen for text in part[2]]
-  metrics["rollout/truncated"] = 1 - np.isin(
-    samples.tokens[np.arange(len(texts)), np.maximum(samples.mask.sum(1), 1) - 1],
-    generator.end).mean()
+  metrics = {"work/tokens": totals["tokens"], "work/flops": totals["flops"],
+             "rollout/batches": totals["batches"], "rollout/timed_out": totals["timed_out"],
+             "rollout/useful": float(totals["in_band"] / (totals["batches"] * wanted)),
+             "rollout/filled": (wanted - len(kept)) / wanted}
+  groups = _ordered(kept + dropped, order)
+  samples = jax.tree.map(lambda *parts: np.concatenate(parts), *[each.samples for each in groups])
+  lengths_B = samples.mask.sum(1)
+  last_B = samples.tokens[np.arange(len(lengths_B)), np.maximum(lengths_B, 1) - 1]
+  metrics["rollout/truncated"] = 1 - np.isin(last_B, generator.end).mean()
   if branching is not None:
     metrics["rollout/forked"] = (samples.fork > 0).mean()
-  return Rollout(prompts, samples, correct, format_ok, texts, drawn, metrics)
+  return Rollout(
+    prompts=PromptBatch.join([each.prompt for each in groups]), samples=samples,
+    correct=np.concatenate([each.correct for each in groups]),
+    format_ok=np.concatenate([each.format_ok for each in groups]),
+    texts=[text for each in groups for text in each.texts],
+    batches=totals["batches"], metrics=metrics)
 
 
-def _drawing_flops(model, prompts, samples):
+def _select(kept, dropped, group, useful_P):
+  """Adds the groups of one batch to `kept` and `dropped`, which hold P groups together at most.
+
+  Groups that are not needed are not copied: the images of a batch may be gigabytes.
+
+  Args:
+    kept, dropped: lists of Group.
+    group: function of a prompt's index in the batch; returns a copy of its Group.
+    useful_P: bool, groups to keep; the others are dropped.
+  """
+  for index, useful in enumerate(useful_P):
+    if len(kept) == len(useful_P):
+      break
+    if useful:
+      kept.append(group(index))
+    elif len(kept) + len(dropped) < len(useful_P):
+      dropped.append(group(index))
+  del dropped[len(useful_P) - len(kept):]
+
+
+def _group(prompts, samples, grades, size, index):
+  rows = slice(index * size, (index + 1) * size)
+  return Group(prompts.take([index]), jax.tree.map(lambda x: x[rows].copy(), samples),
+               grades.texts[rows], grades.correct[rows], grades.format_ok[rows])
+
+
+def _ordered(groups, order):
+  lengths_PG = np.stack([group.prompt.length[0] + group.samples.mask.sum(1) for group in groups])
+  return [groups[index] for index in order(lengths_PG)]
+
+
+def _rollout_flops(model, prompts, samples):
   image = flops_lib.vision_flops(model.vision, prompts.vision["image"])
   return sum(flops_lib.rollout_flops(model, prompts=prompts.length, answers=samples.mask.sum(1),
                                      shared=samples.fork, image=image).values())

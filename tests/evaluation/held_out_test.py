@@ -5,6 +5,7 @@ import pytest
 
 from ares_jax.evaluation.held_out import evaluate, level_table, stage_table
 from ares_jax.run.config import EvaluateConfig
+from ares_jax.sampling.rollout import Grades
 
 CONFIG = EvaluateConfig(problems=5, samples=4, batch=2, temperature=1.0, top_p=1.0)
 
@@ -29,7 +30,7 @@ class Fake:
         [1.0] * self.RIGHT[number] + [0.0] * (4 - self.RIGHT[number]))
     texts = ["<think> x </think>" if row["number"] else "<think> </think>"
              for row in prompts.rows for _ in range(group)]
-    return samples, texts, np.float32(correct), np.ones(len(correct), np.float32), 0
+    return samples, Grades(texts, np.float32(correct), np.ones(len(correct), np.float32), 0)
 
 
 def result():

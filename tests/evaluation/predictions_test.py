@@ -11,6 +11,7 @@ import tiny
 from ares_jax.evaluation import predictions
 from ares_jax.evaluation.benchmarks import Benchmark
 from ares_jax.evaluation.judge import verdicts
+from ares_jax.sampling.rollout import Grades
 from ares_jax.system import heartbeat
 
 ROWS = [{"id": f"r{number}", "source": "s", "question": f"q{number}", "answer": [str(number)],
@@ -40,8 +41,8 @@ class Fake:
       raise AssertionError("the grader was asked")
     samples = self.sample(params, prompts, key, group=group, sampling=sampling)
     places = np.repeat(prompts.places, group)
-    return (samples, [said(place) for place in places], np.float32(places < 3),
-            np.ones(len(places), np.float32), 1)
+    return samples, Grades([said(place) for place in places], np.float32(places < 3),
+                           np.ones(len(places), np.float32), 1)
 
   def sample(self, params, prompts, key, *, group, sampling):
     self.calls.append(list(prompts.places))

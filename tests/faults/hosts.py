@@ -145,7 +145,7 @@ def grading(folder):
   import jax
 
   from ares_jax.grading.pool import GradingPool
-  from ares_jax.sampling import rollout
+  from ares_jax.sampling.rollout import Grades, grade_sharded
   from ares_jax.system import cluster
   from ares_jax.system import heartbeat as heartbeat_lib
 
@@ -156,11 +156,11 @@ def grading(folder):
       for place, text in enumerate(texts):
         graded.add(place, text, "")
         concurrent.futures.wait(graded._waiting.values())
-      print("graded", rollout.grade_sharded(lambda: (texts, *graded.finish()))[1].tolist(),
-            flush=True)
+      grades = grade_sharded(lambda: Grades(texts, *graded.finish()))
+      print("graded", grades.correct.tolist(), flush=True)
     grader = "hosts:endless" if jax.process_index() else "hosts:odd"
     with GradingPool(1, 300.0, grader=grader) as pool:
-      rollout.grade_sharded(lambda: (texts, *pool.grade([f"{folder}/worker"], [""])))
+      grade_sharded(lambda: Grades(texts, *pool.grade([f"{folder}/worker"], [""])))
 
 
 def toy(workdir, steps, seed="0", refuse=""):

@@ -8,7 +8,7 @@ import tiny
 from ares_jax.data.prompts import PromptBatch
 from ares_jax.models import flops
 from ares_jax.run import model as model_lib
-from ares_jax.sampling.rollout import FilterConfig, collect
+from ares_jax.sampling.rollout import FilterConfig, Grades, collect
 from ares_jax.sampling.sampler import Samples
 from ares_jax.system.profiler import PhaseTimer
 
@@ -45,7 +45,7 @@ class Fake:
   def answer(self, params, batch, key, *, group, sampling, branching):
     correct = np.concatenate([self.right[row["id"]] for row in batch.rows]).astype(np.float32)
     texts = [str(row["id"]) for row in batch.rows for _ in range(group)]
-    return samples(len(batch.rows) * group), texts, correct, correct, 1
+    return samples(len(batch.rows) * group), Grades(texts, correct, correct, 1)
 
 
 def as_drawn(lengths_PG):
@@ -79,11 +79,11 @@ def test_dropped_groups_fill_up_when_the_limit_is_reached():
 def test_work_is_of_all_that_was_drawn_and_of_nothing_twice():
   class Branching(Fake):
     def answer(self, params, batch, key, **options):
-      drawn, *graded = super().answer(params, batch, key, **options)
+      drawn, grades = super().answer(params, batch, key, **options)
       if batch.rows[0]["id"] == 0:
-        return drawn, *graded
+        return drawn, grades
       # The second batch has answers of 1 and 2 tokens; the last one's first is its parent's.
-      return dataclasses.replace(drawn, mask=drawn.mask[::-1], fork=np.int32([0, 0, 0, 1])), *graded
+      return dataclasses.replace(drawn, mask=drawn.mask[::-1], fork=np.int32([0, 0, 0, 1])), grades
 
   batches = iter([prompts(0), prompts(2)])
   metrics = collect(Branching([ALL, HALF, NONE, HALF]), None, batches, jax.random.key(0), group=2,
@@ -106,9 +106,9 @@ def test_one_batch_means_no_filtering():
 def test_prompts_come_in_the_order_that_their_lengths_call_for():
   class Long(Fake):
     def answer(self, params, batch, key, **options):
-      drawn, *graded = super().answer(params, batch, key, **options)
+      drawn, grades = super().answer(params, batch, key, **options)
       mask = drawn.mask & (np.arange(8) < 4)[:, None]
-      return dataclasses.replace(drawn, mask=mask), *graded
+      return dataclasses.replace(drawn, mask=mask), grades
 
   def order(lengths_PG):
     # Prompts have 3 and 2 tokens in turn, responses 2 and 1, those of prompts 2 and 3 none.

@@ -193,14 +193,14 @@ def test_answers_graded_meanwhile_are_those_graded_afterwards(run, monkeypatch, 
   with Odd() as grader:
     generator = dataclasses.replace(parts.generator, grader=grader,
                                     engine=EngineConfig(slots=4, read=4, chunk=2, cache_gib=1.0))
-    got, *graded = generator.answer(params, prompts, jax.random.key(7), group=3, sampling=PLAIN)
+    got, grades = generator.answer(params, prompts, jax.random.key(7), group=3, sampling=PLAIN)
     # Only where the devices take their time, and then in the order in which slots become free.
     in_order = [text for text, _ in grader.seen] == list(dict.fromkeys(texts))
   assert in_order == ready
   np.testing.assert_array_equal(got.tokens, want.tokens)
-  assert graded[0] == texts
-  np.testing.assert_array_equal(graded[1], [zlib.crc32(text.encode()) % 2 for text in texts])
-  assert 0 < graded[1].sum() < len(texts) and graded[3] == 0
+  assert grades.texts == texts
+  np.testing.assert_array_equal(grades.correct, [zlib.crc32(text.encode()) % 2 for text in texts])
+  assert 0 < grades.correct.sum() < len(texts) and grades.timed_out == 0
 
 
 def test_a_grader_that_fails_stops_decoding(run, monkeypatch):
