@@ -21,6 +21,7 @@ from ares_jax.models import lora
 from ares_jax.models.vision import VisionInput
 from ares_jax.run.checkpoint.manager import abstract_like
 from ares_jax.run.checkpoint.reader import newest_step, read_part
+from ares_jax.run.files import current_names
 from ares_jax.run.identity import STAGES
 from ares_jax.run.loop import NONFINITE
 from ares_jax.system import hosts, mesh
@@ -52,7 +53,7 @@ def replay(parts, workdir, path):
   """
   stage, number = _parts(path)
   with np.load(path, allow_pickle=False) as file:
-    arrays = dict(file)
+    arrays = current_names(dict(file))
   config = getattr(parts.config, stage)
   first, base = _first(parts, workdir, stage)
   if stage == "aepo":

@@ -252,7 +252,8 @@ def _rollout(model, config, prompt_tokens, windows):
       positions=array(jnp.int32, *of_row[:3], 3, of_row[3]), response_mask=array(bool, *of_row),
       sampler_logprob=array(jnp.float32, *of_row),
       **{name: array(jnp.int32, *of_row)
-         for name in ("tokens", "segment", "unit", "sequence", "place")}), None, None, mesh.ROWS))
+         for name in ("tokens", "segment", "unit", "sequence", "response_index")}),
+             None, None, mesh.ROWS))
   of_token = count, tokens
   return RolloutBatch(rows=rows, **_split(dict(
     tokens=array(jnp.int32, *of_token), response_mask=array(bool, *of_token),

@@ -1,10 +1,9 @@
-"""Rollouts in packed rows: how the update reads the sequences of a batch.
+"""A graded rollout batch, and the packed rows in which the update reads its sequences.
 
 P prompts, G group, B = P*G sequences (b = p*G + g), T response tokens, N minibatches of K
 microbatches, R rows of a microbatch, C tokens of a row. Prompt p is number p // N of minibatch
-p % N, so that each device finds a minibatch's images among its own.
+p % N, so that each device holds the images of its part of every minibatch.
 """
-
 
 import flax.struct
 import jax
@@ -17,26 +16,46 @@ from ares_jax.system import mesh
 
 @flax.struct.dataclass
 class PackedRows:
-  """Prompts and responses of B sequences, several a row; 0 where padding.
+  """Prompts and responses of B sequences, several in a row; 0 where padding.
 
-  K is enough for sequences that all have the greatest length: the shape does not depend on the
-  batch, `used` does.
+  The shape does not depend on the batch: K is enough for sequences that all have the greatest
+  length. `used` does depend on it.
   """
 
-  used: jax.Array  # int32 [N]: how many microbatches hold anything; they are the first ones
+  used: jax.Array  # int32 [N]: number of microbatches with tokens; they come first
   tokens: jax.Array  # int32 [N, K, R, C]
-  segment: jax.Array  # int32 [N, K, R, C]: 0 = padding, else 1 + place of the sequence in its row
+  segment: jax.Array  # int32 [N, K, R, C]: 0 = padding, else 1 + index of the sequence in its row
   positions: jax.Array  # int32 [N, K, R, 3, C], M-RoPE
-  unit: jax.Array  # int32 [N, K, R, C]: which of the minibatch's units feeds a token, -1 for text
+  unit: jax.Array  # int32 [N, K, R, C]: index of the token's unit in its minibatch, -1 for text
   sequence: jax.Array  # int32 [N, K, R, C]: b
-  place: jax.Array  # int32 [N, K, R, C]: t of a response token, 0 elsewhere
+  response_index: jax.Array  # int32 [N, K, R, C]: t of a response token, 0 elsewhere
   response_mask: jax.Array  # bool [N, K, R, C]
   sampler_logprob: jax.Array  # float32 [N, K, R, C]: 0 outside the response
 
   def to_device(self):
-    """The rows of every microbatch over mesh.ROWS."""
+    """The rows on the current mesh, those of every microbatch split over mesh.ROWS."""
     rows = mesh.put(self.replace(used=None), None, None, mesh.ROWS)
     return rows.replace(used=mesh.put(self.used))
+
+
+@flax.struct.dataclass
+class RolloutBatch:
+  """B graded responses, and their packed rows.
+
+  Column t is about response token t: entropy[:, t] belongs to the distribution it was drawn from.
+  """
+
+  tokens: jax.Array  # int32 [B, T]; 0 outside the response
+  response_mask: jax.Array  # bool [B, T]: response, its end-of-turn token included
+  entropy: jax.Array  # float32 [B, T] nats: 0 outside the response
+  correct: jax.Array  # float32 [B], 0 or 1
+  format_ok: jax.Array  # float32 [B], 0 or 1
+  vision: VisionInput  # of the P prompts
+  rows: PackedRows
+
+  def to_device(self):
+    """The batch on the current mesh, sequences and packed rows split over mesh.ROWS."""
+    return mesh.put(self.replace(rows=None), mesh.ROWS).replace(rows=self.rows.to_device())
 
 
 def pack(prompts, samples, *, group, merge, minibatch, microbatch, row_tokens, longest):
@@ -47,16 +66,16 @@ def pack(prompts, samples, *, group, merge, minibatch, microbatch, row_tokens, l
     samples: sampler.Samples of numpy arrays.
     group: G.
     merge: patches per side of an image unit.
-    minibatch: sequences an optimizer update; divides B.
+    minibatch: sequences of an optimizer update; divides B.
     microbatch: R.
-    row_tokens: tuple of values of C; the one is taken whose rows hold the least padding. One
-      program is compiled for each that ever is.
-    longest: tokens of a prompt and its response, at most.
+    row_tokens: values that C may have. The one with the least padding is taken; each that is ever
+      taken compiles one program.
+    longest: most tokens that a prompt and its response may have.
 
   Returns:
     PackedRows of numpy arrays.
-    metrics: "pack/real", share of real tokens in the microbatches that are used; "pack/rows", rows
-      in use over all minibatches; "pack/row_tokens", C.
+    metrics: "pack/real", share of real tokens in the used microbatches; "pack/rows", used rows of
+      all minibatches; "pack/row_tokens", C.
 
   Raises:
     ValueError: `longest` does not fit a row, or a sequence exceeds it. No sequence is cut or lost.
@@ -69,42 +88,48 @@ def pack(prompts, samples, *, group, merge, minibatch, microbatch, row_tokens, l
     raise ValueError(f"sequence {lengths.argmax()} has {lengths.max()} tokens, the limit is "
                      f"{longest}; raise prompt.max_tokens")
   minibatches = len(lengths) // minibatch
-  member = np.arange(len(lengths)) // group % minibatches
-  members = [np.flatnonzero(member == number) for number in range(minibatches)]
+  minibatch_B = np.arange(len(lengths)) // group % minibatches
+  members = [np.flatnonzero(minibatch_B == number) for number in range(minibatches)]
 
-  found = [(room, _bins([lengths[of] for of in members], room)) for room in row_tokens]
-  room, rows = min(found, key=lambda pair: _padded(pair[1], microbatch, pair[0]))
-  rows = [[of[row] for row in part] for of, part in zip(members, rows, strict=True)]
-  shape = minibatches, row_capacity(minibatch, microbatch, room, longest), microbatch, room
-  packed = PackedRows(
-    used=np.int32([-(-len(row) // microbatch) for row in rows]),
-    **{name: np.zeros(shape, np.int32) for name in ("tokens", "segment", "sequence", "place")},
-    positions=np.zeros((*shape[:3], 3, room), np.int32), unit=np.full(shape, -1, np.int32),
-    response_mask=np.zeros(shape, bool), sampler_logprob=np.zeros(shape, np.float32))
+  packings = {size: _fill_rows([lengths[of] for of in members], size) for size in row_tokens}
+  size = min(packings, key=lambda size: _padded_tokens(packings[size], microbatch, size))
+  rows = [[of[row] for row in part] for of, part in zip(members, packings[size], strict=True)]
+  packed = _padding(minibatches, row_capacity(minibatch, microbatch, size, longest), microbatch,
+                    size)
+  packed = packed.replace(used=np.int32([-(-len(part) // microbatch) for part in rows]))
   units = prompts.vision["image"][0].size // merge**2
-  for number, row in enumerate(rows):
-    values = _arrays(prompts, samples, lay_out(row, lengths, room), group)
-    first = values["sequence"] // (group * minibatches) * units
-    values["unit"] += np.where(values["unit"] >= 0, first, 0)
+  for number, part in enumerate(rows):
+    values = _row_values(prompts, samples, lay_out(part, lengths, size), group)
+    first_unit = values["sequence"] // (group * minibatches) * units
+    values["unit"] += np.where(values["unit"] >= 0, first_unit, 0)
     for name, value in values.items():
       array = getattr(packed, name)[number]
-      array.reshape(-1, *array.shape[2:])[: len(row)] = value
-  return packed, {"pack/real": lengths.sum() / _padded(rows, microbatch, room),
-                  "pack/rows": sum(map(len, rows)), "pack/row_tokens": room}
+      array.reshape(-1, *array.shape[2:])[: len(part)] = value
+  return packed, {"pack/real": lengths.sum() / _padded_tokens(rows, microbatch, size),
+                  "pack/rows": sum(map(len, rows)), "pack/row_tokens": size}
 
 
 def row_capacity(minibatch, microbatch, row_tokens, longest):
-  """K: microbatches of a minibatch whose sequences are all of the greatest length.
+  """K: microbatches of a minibatch whose sequences all have the greatest length.
 
-  First-fit opens a row when no other has room for the longest: all rows but the last hold at least
-  row_tokens // longest sequences.
+  First-fit opens a row if no other one has space for the longest: all rows but the last hold at
+  least row_tokens // longest sequences.
   """
   rows = -(-minibatch // (row_tokens // longest))
   return -(-rows // microbatch)
 
 
-def _arrays(prompts, samples, layout, group):
-  """Fields of PackedRows for a minibatch's rows in use."""
+def _padding(*shape):
+  """PackedRows [N, K, R, C] of padding, without `used`."""
+  names = ("tokens", "segment", "sequence", "response_index")
+  return PackedRows(
+    used=None, **{name: np.zeros(shape, np.int32) for name in names},
+    positions=np.zeros((*shape[:3], 3, shape[3]), np.int32), unit=np.full(shape, -1, np.int32),
+    response_mask=np.zeros(shape, bool), sampler_logprob=np.zeros(shape, np.float32))
+
+
+def _row_values(prompts, samples, layout, group):
+  """Fields of PackedRows for the used rows of a minibatch; units are counted within the prompt."""
   real, b = layout.segment > 0, layout.sequence
   p = b // group
   t = layout.place - prompts.length[p]
@@ -121,90 +146,73 @@ def _arrays(prompts, samples, layout, group):
     "positions": np.moveaxis(np.where(real, positions, 0), 0, 1),
     "unit": np.where(real & ~response, prompts.unit[p, column], -1),
     "sequence": b,
-    "place": t,
+    "response_index": t,
     "response_mask": response,
     "sampler_logprob": np.where(response, samples.logprob[b, t], 0),
   }
 
 
 def balance_minibatches(lengths_PG, *, minibatch, microbatch, row_tokens):
-  """Order of prompts in which the minibatches, prompts p % N, fill whole microbatches.
+  """Order of prompts in which the minibatches, prompts p % N, fill complete microbatches.
 
-  What is left of a minibatch's last microbatch is padding, so as few microbatches as can be are
-  dealt out and every minibatch gets tokens for its own: all as many, or some one more than others,
-  evenly between them, with longer sequences. Sizes are those of `pack`.
+  The unused rest of a minibatch's last microbatch is padding. So the tokens are spread over as few
+  microbatches as possible, and each minibatch gets enough tokens to fill its own. If their number
+  does not divide, some minibatches get one microbatch more, and with it the longer sequences. Sizes
+  are those of `pack`.
 
   Args:
     lengths_PG: int [P, G], tokens of a prompt and each of its responses.
-    minibatch: sequences an optimizer update; divides P * G.
+    minibatch: sequences of an optimizer update; divides P * G.
     microbatch: R.
-    row_tokens: tuple of values of C.
+    row_tokens: values that C may have.
 
   Returns:
-    A list of P places in lengths_PG.
+    A list of P indices of prompts.
   """
   tokens_P, minibatches = lengths_PG.sum(1), lengths_PG.size // minibatch
   best, least = None, np.inf
-  for room in row_tokens:
-    whole = microbatch * room
-    count = max(minibatches, -(-tokens_P.sum() // whole))
+  for size in row_tokens:
+    capacity = microbatch * size
+    count = max(minibatches, -(-tokens_P.sum() // capacity))
     # Rows are never quite full: mostly one to five counts are tried.
-    while count * whole < least:
-      share = np.diff(np.arange(minibatches + 1) * count // minibatches)
-      members = _shared_out(tokens_P, share * (tokens_P.sum() / count))
-      rows = _bins([lengths_PG[of].ravel() for of in members], room)
-      if _padded(rows, microbatch, room) < least:
-        best, least = members, _padded(rows, microbatch, room)
+    while count * capacity < least:
+      microbatches_N = np.diff(np.arange(minibatches + 1) * count // minibatches)
+      members = _assign_prompts(tokens_P, microbatches_N * (tokens_P.sum() / count))
+      rows = _fill_rows([lengths_PG[of].ravel() for of in members], size)
+      padded = _padded_tokens(rows, microbatch, size)
+      if padded < least:
+        best, least = members, padded
       count += 1
-  return [place for places in zip(*best, strict=True) for place in places]
+  return [prompt for prompts in zip(*best, strict=True) for prompt in prompts]
 
 
-def _shared_out(tokens_P, wanted_N):
-  """As many prompts for each minibatch, with about `wanted_N` tokens: N sorted lists of places.
+def _assign_prompts(tokens_P, wanted_N):
+  """Equally many prompts for each minibatch, with about `wanted_N` tokens: N sorted lists.
 
-  The longest goes where most is wanted of each prompt still to come.
+  Prompts are assigned from the longest to the shortest, each to the minibatch that still wants most
+  tokens for each prompt it has yet to get.
   """
   members, left_N = [[] for _ in wanted_N], wanted_N.copy()
   open_N = np.full(len(wanted_N), len(tokens_P) // len(wanted_N))
-  for place in np.argsort(-tokens_P, kind="stable"):
+  for prompt in np.argsort(-tokens_P, kind="stable"):
     number = int(np.where(open_N > 0, left_N / np.maximum(open_N, 1), -np.inf).argmax())
-    members[number].append(int(place))
-    left_N[number] -= tokens_P[place]
+    members[number].append(int(prompt))
+    left_N[number] -= tokens_P[prompt]
     open_N[number] -= 1
   return [sorted(of) for of in members]
 
 
-def _bins(lengths, room):
-  """Rows of `room` tokens for each minibatch: lists of lists of indices into its lengths."""
-  return [first_fit([(int(size),) for size in of], (room,)) for of in lengths]
+def _fill_rows(lengths, row_tokens):
+  """Rows of each minibatch: lists of lists of indices into its part of `lengths`."""
+  return [first_fit([(int(length),) for length in of], (row_tokens,)) for of in lengths]
 
 
-def _padded(rows, microbatch, room):
+def _padded_tokens(rows, microbatch, row_tokens):
   """Tokens, padding included, of the microbatches that the minibatches' `rows` take."""
-  return sum(-(-len(row) // microbatch) for row in rows) * microbatch * room
+  return sum(-(-len(part) // microbatch) for part in rows) * microbatch * row_tokens
 
 
 def split_minibatches(tree, parts):
   """[P, ...] to [parts, P / parts, ...]: part n has every parts-th, from n on."""
   return jax.tree.map(
     lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), tree)
-
-
-@flax.struct.dataclass
-class RolloutBatch:
-  """B = P*G graded responses, and the packed rows in which the update reads them.
-
-  Column t is about response token t: entropy[:, t] is that of the distribution it was drawn from.
-  """
-
-  tokens: jax.Array  # int32 [B, T]; 0 outside the response
-  response_mask: jax.Array  # bool [B, T]: response, its end-of-turn token included
-  entropy: jax.Array  # float32 [B, T] nats: 0 outside the response
-  correct: jax.Array  # float32 [B], 0 or 1
-  format_ok: jax.Array  # float32 [B], 0 or 1
-  vision: VisionInput  # of the P prompts
-  rows: PackedRows
-
-  def to_device(self):
-    """The batch on the current mesh, sequences and packed rows over mesh.ROWS."""
-    return mesh.put(self.replace(rows=None), mesh.ROWS).replace(rows=self.rows.to_device())

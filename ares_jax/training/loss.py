@@ -151,7 +151,7 @@ def microbatch_loss(config, signal, divisors, rows, scores):
   # Clipped policy gradient.
   advantage_RC = signal.advantage[sequence_RC]
   if signal.bonus is not None:
-    advantage_RC += signal.bonus[sequence_RC, rows.place]
+    advantage_RC += signal.bonus[sequence_RC, rows.response_index]
   weight_RC = share_RC
   if loss.old_logprob == "recompute":
     weight_RC = share_RC * ops.importance_weight(old_RC, sampler_RC, mask_RC,
@@ -162,7 +162,7 @@ def microbatch_loss(config, signal, divisors, rows, scores):
   ratio_max = ratios.pop("ratio_max")
 
   # KL to the reference, relaxed inside HWE windows.
-  cover_RC = signal.cover[sequence_RC, rows.place] & mask_RC
+  cover_RC = signal.cover[sequence_RC, rows.response_index] & mask_RC
   bucket_RC = signal.bucket[sequence_RC]
   kl_RC = ops.token_kl(logprob_RC, scores.reference, estimator=kl.estimator)
   beta_RC = share_RC * ops.kl_weight(bucket_RC, cover_RC, beta_3=signal.beta_3, rho=signal.rho)

@@ -32,10 +32,10 @@ def share(lengths_PG, sizes):
   """(pack/real, C) of prompts in this order."""
   minibatches = lengths_PG.size // sizes["minibatch"]
   of = [lengths_PG[number::minibatches].ravel() for number in range(minibatches)]
-  padded = {room: batch._padded(batch._bins(of, room), sizes["microbatch"], room)
-            for room in sizes["row_tokens"]}
-  room = min(padded, key=padded.get)
-  return lengths_PG.sum() / padded[room], room
+  padded = {size: batch._padded_tokens(batch._fill_rows(of, size), sizes["microbatch"], size)
+            for size in sizes["row_tokens"]}
+  size = min(padded, key=padded.get)
+  return lengths_PG.sum() / padded[size], size
 
 
 def main():

@@ -154,7 +154,7 @@ def test_statistics_of_forks_equal_a_full_forward_pass(run, forked):
   logp = np.asarray(forward(params, rows))[:, :-1]
   logprob = np.take_along_axis(logp, rows.tokens[:, 1:, None], 2)[..., 0]
   mask = rows.response_mask[:, 1:]
-  at = rows.sequence[:, 1:][mask], rows.place[:, 1:][mask]
+  at = rows.sequence[:, 1:][mask], rows.response_index[:, 1:][mask]
   assert len(at[0]) == forked.mask.sum()
   np.testing.assert_allclose(forked.logprob[at], logprob[mask], atol=1e-4)
   np.testing.assert_allclose(forked.entropy[at], -np.sum(np.exp(logp) * logp, -1)[mask], atol=1e-4)

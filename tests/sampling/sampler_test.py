@@ -104,7 +104,7 @@ def test_recorded_statistics_equal_a_full_forward_pass(run):
   entropy = -np.sum(np.exp(logp) * logp, -1)[:, :-1]
   mask = rows.response_mask[:, 1:]
   assert mask.sum() == samples.mask.sum() > 20
-  sampled = samples.entropy[rows.sequence, rows.place][:, 1:]
+  sampled = samples.entropy[rows.sequence, rows.response_index][:, 1:]
   np.testing.assert_allclose(rows.sampler_logprob[:, 1:][mask], logprob[mask], atol=1e-4)
   np.testing.assert_allclose(sampled[mask], entropy[mask], atol=1e-4)
   assert np.ptp(entropy[mask]) > 0.1

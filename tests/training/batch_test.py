@@ -49,7 +49,7 @@ def test_prompt_and_response_share_a_row_with_others():
   np.testing.assert_array_equal(rows.tokens[0, 1], [[1, 2, 3, 200, 0, 0, 0, 0], [0] * 8])
   np.testing.assert_array_equal(rows.segment[0, 0, 0], [1, 1, 1, 1, 1, 2, 2, 2])
   np.testing.assert_array_equal(rows.sequence[0, 0, 0], [0, 0, 0, 0, 0, 3, 3, 3])
-  np.testing.assert_array_equal(rows.place[0, 0, 0], [0, 0, 0, 0, 1, 0, 0, 0])
+  np.testing.assert_array_equal(rows.response_index[0, 0, 0], [0, 0, 0, 0, 1, 0, 0, 0])
   np.testing.assert_array_equal(rows.response_mask[0, 0, 0], [0, 0, 0, 1, 1, 0, 0, 1])
   # Height of the image's token is 6: the responses go on at 7 on all axes.
   np.testing.assert_array_equal(rows.positions[0, 0, 0, 1], [0, 6, 2, 7, 8, 0, 6, 7])
