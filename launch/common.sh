@@ -1,9 +1,9 @@
-# Shared by the scripts beside it; sourced, not run.
+# Functions that the scripts in this folder share; they source this file.
 # shellcheck shell=bash
 
 DRY=0
 
-# Words as one line for a shell, with quotes only where they are needed.
+# Prints words as one line for a shell, with quotes only where they are needed.
 quoted() {
   local word line=''
   for word in "$@"; do
@@ -15,7 +15,7 @@ quoted() {
   printf '%s' "$line"
 }
 
-# Runs a command, or prints it as one could paste it where --dry-run was given.
+# Runs a command; with --dry-run prints it instead, ready to be pasted.
 call() {
   if ((DRY)); then
     printf '+ %s\n' "$(quoted "$@")"
@@ -24,7 +24,7 @@ call() {
   fi
 }
 
-# The same for a command that reads a text: `feed TEXT COMMAND...`.
+# `feed TEXT COMMAND...`: the same for a command that reads TEXT from its standard input.
 feed() {
   local text=$1
   shift
@@ -40,7 +40,7 @@ die() {
   exit 2
 }
 
-# The lines of comment at the top of a script are its help.
+# Prints the comment at the top of a script as its help.
 help() {
   sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$1"
   exit 0
@@ -50,9 +50,9 @@ need() {
   [[ -n ${!1:-} ]] || die "--$1 is missing; --help shows how"
 }
 
-# Sets a variable from --name=value where `name` is among the words after the flag; else fails.
+# `flag --name=value NAME...`: sets the variable `name` if it is one of NAME..., else fails.
 flag() {
-  # Underscores: the caller's variables have plain names.
+  # The underscores keep these apart from the caller's variables.
   local _word=$1 _name _known
   shift
   [[ $_word == --*=* ]] || die "unknown flag $_word; --help shows the flags, all as --name=value"

@@ -1,37 +1,38 @@
 #!/usr/bin/env bash
-# A run on GKE: one JobSet, a pod a host, through kubectl or XPK.
+# Starts a run on GKE: one JobSet with a pod for each host, through kubectl or XPK.
 #
-#   launch/gke.sh COMMAND [flags] [-- words of ares_jax.train]
+#   launch/gke.sh COMMAND [flags] [-- FLAGS OF TRAIN]
 #
 # Commands
 #   build     builds launch/Dockerfile as --image and pushes it
 #   create    starts the JobSet (kubectl apply)
-#   xpk       starts the same with xpk, which makes its own JobSet; needs --cluster and --type, and
-#             a storage of that cluster attached at /runs instead of --claim
+#   xpk       starts the same run with xpk, which makes its own JobSet; needs --cluster and --type,
+#             and instead of --claim a storage that is attached to that cluster at /runs
 #   tail      follows the log
-#   status    the JobSet and its pods
-#   delete    ends it; the claim stays
+#   status    shows the JobSet and its pods
+#   delete    ends the run; the volume claim stays
 #
 # Flags
-#   --name=NAME --image=IMAGE         of the JobSet; of the container
-#   --claim=PVC                       volume claim that holds the runs at /runs; the same create
-#                                     after a preemption goes on from it
+#   --name=NAME --image=IMAGE         name of the JobSet (default ares); image of the container
+#   --claim=PVC                       volume claim that is mounted at /runs and holds the run; the
+#                                     same create resumes from it after a preemption
 #   --accelerator=LABEL --topology=T --chips=N
-#                                     a TPU: e.g. tpu-v5-lite-podslice, 2x4, 8
+#                                     TPUs: e.g. tpu-v5-lite-podslice, 2x4, 8
 #   --gpus=N --accelerator=LABEL      GPUs: e.g. 8, nvidia-h100-80gb
-#   --restarts=N                      after failures and preemptions; default 20
+#   --restarts=N                      restarts after failures and preemptions; default 20
 #   --hosts=N                         pods of the run; default 1. A TPU slice has one for each of its
 #                                     machines: 4x8 of v5e with --chips=4 has 8
-#   --slices=N                        TPU slices, each of --hosts pods; default 1. Gradients meet over
-#                                     the data-centre network: train is given --config.mesh.slice=N
-#   --cluster=NAME --type=TYPE        XPK's, e.g. v5litepod-8
+#   --slices=N                        TPU slices of --hosts pods each; default 1. Gradients are summed
+#                                     over the data-centre network; training gets
+#                                     --config.mesh.slice=N
+#   --cluster=NAME --type=TYPE        for xpk, e.g. v5litepod-8
 #   --dry-run                         prints every command, starts nothing
 #
-# Several slices are a replicated job with as many replicas, a node pool each; GKE tells their pods of
-# each other (MEGASCALE_*), where a slice has several machines. Several pods need a --claim that all may
-# write (ReadWriteMany). A pod that is taken away gets SIGTERM: all save the same step, and the JobSet's
-# next pods go on from --claim.
-# Nothing of this has run on a cluster: the commands are tested against a kubectl that records them.
+# Several slices are a replicated job with one replica and one node pool for each slice. If a slice has
+# several machines, GKE sets the variables by which the pods find each other (MEGASCALE_*). Several pods
+# need a --claim that all may write (ReadWriteMany). A pod that is taken away gets SIGTERM; all pods
+# save the same step, and the pods of the next restart resume from --claim.
+# This script has not run on a cluster. It is tested against a fake kubectl that records its calls.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
@@ -57,22 +58,22 @@ while (($#)); do
   shift
 done
 [[ $slices =~ ^[1-9][0-9]*$ ]] || die "--slices=$slices must be a number >= 1"
-[[ $slices == 1 || -z $gpus ]] || die "--slices=$slices: slices are of TPUs; give GPUs by --hosts"
+[[ $slices == 1 || -z $gpus ]] || die "--slices=$slices: only TPUs have slices; for GPUs use --hosts"
 [[ $hosts =~ ^[1-9][0-9]*$ ]] || die "--hosts=$hosts must be a number >= 1"
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || die "--name=$name must be lower-case letters, digits, -"
 
-words_there() {
-  ((${#words[@]})) || die "give train's words behind --, e.g. -- --config=configs/aepo_7b.py"
+need_train_flags() {
+  ((${#words[@]})) || die "give the flags of ares_jax.train after --, e.g. -- --config=configs/aepo_7b.py"
   local word
   for word in "${words[@]}"; do
-    [[ $word != --workdir* ]] || die "the run's folder is /runs/$name here; leave out $word"
-    [[ $word != --config.mesh.slice* ]] || die "--slices says it here; leave out $word"
+    [[ $word != --workdir* ]] || die "the run's folder is /runs/$name; leave out $word"
+    [[ $word != --config.mesh.slice* ]] || die "--slices sets this; leave out $word"
   done
   words+=("--workdir=/runs/$name")
   [[ $slices == 1 ]] || words+=("--config.mesh.slice=$slices")
 }
 
-# A text as YAML in double quotes.
+# Prints a text as YAML in double quotes.
 yaml() {
   local text=${1//\\/\\\\}
   printf '"%s"' "${text//\"/\\\"}"
@@ -95,14 +96,14 @@ selector() {
   fi
 }
 
-# Several slices lie in a node pool each: what is in one is joined by the chips' own links.
+# Puts each of several slices into a node pool of its own, whose chips have direct links.
 apart() {
   [[ $slices != 1 ]] || return 0
   printf '\n  annotations:\n    alpha.jobset.sigs.k8s.io/exclusive-topology: '
   printf 'cloud.google.com/gke-nodepool'
 }
 
-# How the pods find each other: on a TPU slice GKE tells them.
+# Variables by which GPU pods find each other; on TPU slices GKE sets its own.
 peers() {
   [[ $hosts != 1 && -n $gpus ]] || return 0
   cat <<EOF
@@ -174,8 +175,8 @@ build() {
 
 create() {
   [[ $slices == 1 || $hosts != 1 ]] ||
-    die "--slices=$slices: GKE tells pods of each other where a slice has several; give --hosts=2 or more"
-  words_there
+    die "--slices=$slices: GKE connects slices only if each has several hosts; give --hosts=2 or more"
+  need_train_flags
   need image
   need claim
   need accelerator
@@ -184,7 +185,7 @@ create() {
 }
 
 xpk_run() {
-  words_there
+  need_train_flags
   need image
   need cluster
   need type
@@ -202,5 +203,5 @@ case $command in
     call kubectl get pods -l "jobset.sigs.k8s.io/jobset-name=$name"
     ;;
   delete) call kubectl delete jobset "$name" ;;
-  *) die "unknown command $command; --help shows them" ;;
+  *) die "unknown command $command; --help lists the commands" ;;
 esac

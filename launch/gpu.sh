@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# A run on machines with GPUs: here, or through Slurm.
+# Starts a run on GPUs: on this machine, or through Slurm.
 #
-#   launch/gpu.sh install                                  the requirements and JAX for CUDA 12
-#   launch/gpu.sh local [flags] -- words of ares_jax.train
-#   launch/gpu.sh slurm [flags] -- words of ares_jax.train
+#   launch/gpu.sh install                          installs the requirements and JAX for CUDA 12
+#   launch/gpu.sh local [flags] -- FLAGS OF TRAIN  trains on this machine
+#   launch/gpu.sh slurm [flags] -- FLAGS OF TRAIN  submits a job that trains
 #
 # Flags
-#   --gpus=N             GPUs of a machine; default 8 (slurm), all (local)
-#   --nodes=N            Slurm's machines, a process each; default 1
-#   --partition=NAME     Slurm's; default: the cluster's
-#   --time=HH:MM:SS      Slurm's limit for one go; default 24:00:00
-#   --job=NAME           Slurm's name of the job; default ares
-#   --log=FILE           output; default JOB-%j.log
-#   --python=PATH        default python3
+#   --gpus=N             GPUs of a machine; default 8 (slurm) or all (local)
+#   --nodes=N            machines, one process on each (slurm); default 1
+#   --partition=NAME     partition (slurm); default: the cluster's
+#   --time=HH:MM:SS      time limit of a job (slurm); default 24:00:00
+#   --job=NAME           name of the job (slurm); default ares
+#   --log=FILE           output of the job (slurm); default JOB-%j.log
+#   --python=PATH        Python interpreter; default python3
 #   --dry-run            prints every command, starts nothing
 #
-# Slurm sends SIGTERM three minutes before the limit and at a preemption: train saves, the job queues
-# itself again, and the same command goes on where it stopped. --workdir must be on a shared disk.
-# Nothing of this has run on a GPU cluster: the commands are tested against an sbatch that records.
+# Slurm sends SIGTERM three minutes before the limit and at a preemption. Training then saves, the job
+# queues itself again, and the same command resumes the run. --workdir must be on a shared disk.
+# This script has not run on a GPU cluster. It is tested against a fake sbatch that records its calls.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
@@ -48,21 +48,21 @@ install() {
   call "$python" -m pip install -r "$here/../requirements.txt" 'jax[cuda12]>=0.10.2,<0.11'
 }
 
-words_there() {
-  ((${#words[@]})) || die "give train's words behind --, e.g. -- --config=configs/aepo_7b.py"
+need_train_flags() {
+  ((${#words[@]})) || die "give the flags of ares_jax.train after --, e.g. -- --config=configs/aepo_7b.py"
 }
 
 local_run() {
-  words_there
+  need_train_flags
   local devices=()
-  # CUDA counts from 0.
+  # CUDA numbers devices from 0.
   [[ -z $gpus ]] || devices=("CUDA_VISIBLE_DEVICES=$(seq -s, 0 $((gpus - 1)))")
   call cd "$here/.."
   call env "${devices[@]}" "$python" -m ares_jax.train "${words[@]}"
 }
 
 script() {
-  # train finds its peers in what srun tells each of its tasks.
+  # The processes find each other through the variables that srun sets.
   local over=()
   ((nodes == 1)) || over=(srun --kill-on-bad-exit=0)
   cat <<EOF
@@ -87,10 +87,10 @@ trap 'stopped=1; kill -TERM "\$train"' TERM
 wait "\$train"
 code=\$?
 if ((stopped)); then
-  wait "\$train"  # the first wait ended with the signal; now train saves
+  wait "\$train"  # the signal ended the first wait; training is saving now
   code=\$?
 fi
-# 130: saved, and not done yet.
+# Exit code 130: stopped and saved, but not finished.
 if ((stopped && code == 130)); then
   scontrol requeue "\$SLURM_JOB_ID"
 fi
@@ -99,12 +99,12 @@ EOF
 }
 
 slurm() {
-  words_there
+  need_train_flags
   feed "$(script)" sbatch --parsable
 }
 
 case $command in
   install | slurm) "$command" ;;
   local) local_run ;;
-  *) die "unknown command $command; --help shows them" ;;
+  *) die "unknown command $command; --help lists the commands" ;;
 esac

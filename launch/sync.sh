@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Keeps a run's folder in a bucket, so that it outlives its machine.
+# Copies a run's folder to a bucket and back, so that the run outlives its machine.
 #
-#   launch/sync.sh [--dry-run] push DIR gs://BUCKET/RUN           once
-#   launch/sync.sh [--dry-run] pull DIR gs://BUCKET/RUN           what was pushed last, if anything
-#   launch/sync.sh [--dry-run] watch DIR gs://BUCKET/RUN SECONDS  push again and again
+#   launch/sync.sh [--dry-run] push DIR gs://BUCKET/RUN           copies once
+#   launch/sync.sh [--dry-run] pull DIR gs://BUCKET/RUN           fetches the last push, if any
+#   launch/sync.sh [--dry-run] watch DIR gs://BUCKET/RUN SECONDS  pushes every SECONDS
 #
-# Pushes go to RUN/a and RUN/b in turn, and RUN/newest is written after a whole one: a machine that
-# is taken away in the middle of a push leaves the one before.
+# Pushes go to RUN/a and RUN/b in turn, and RUN/newest is written after a complete push. If a machine
+# is taken away in the middle of a push, the previous push is still there.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -40,7 +40,7 @@ pull() {
 
 watch() {
   while sleep "$3"; do
-    # The folder may not be there yet, and a file may be replaced while it is read: next time.
+    # The folder may not exist yet, or a file may be replaced while it is read: the next push gets it.
     [[ ! -d $1 ]] || push "$1" "$2" || echo "push failed; trying again in $3 s" >&2
   done
 }
@@ -53,6 +53,6 @@ fi
 case ${1:-} in
   push | pull) [[ $# == 3 ]] || die "$1 needs DIR and gs://BUCKET/RUN" ;;
   watch) [[ $# == 4 ]] || die "watch needs DIR, gs://BUCKET/RUN and SECONDS" ;;
-  *) die "say push, pull or watch; --help shows how" ;;
+  *) die "the command must be push, pull or watch; --help explains them" ;;
 esac
 "$@"

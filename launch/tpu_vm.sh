@@ -1,35 +1,35 @@
 #!/usr/bin/env bash
-# A run on a Cloud TPU VM with queued resources.
+# Starts a run on a Cloud TPU VM with queued resources.
 #
-#   launch/tpu_vm.sh COMMAND --name=NAME --zone=ZONE --type=TYPE [flags] [-- words of ares_jax.train]
+#   launch/tpu_vm.sh COMMAND --name=NAME --zone=ZONE --type=TYPE [flags] [-- FLAGS OF TRAIN]
 #
 # Commands
-#   create    asks for the TPU
-#   wait      until it is there
-#   install   copies this commit to all workers, with Python 3.11 and the requirements
-#   run       starts training on all workers and returns; the words behind -- are train's
+#   create    requests the TPU
+#   wait      waits until the TPU is ready
+#   install   copies this commit to all workers; installs Python 3.11 and the requirements
+#   run       starts training on all workers and returns; flags after -- go to ares_jax.train
 #   tail      follows the log of worker 0
-#   status    the state of the request
-#   up        create, wait, install, run
-#   resume    after a preemption: delete what is left, then up; goes on from --bucket
-#   delete    gives the TPU back
+#   status    shows the state of the request
+#   up        does create, wait, install, run
+#   resume    after a preemption: deletes the rest, then does up; the run resumes from --bucket
+#   delete    releases the TPU
 #
 # Flags
 #   --name=NAME --zone=ZONE --type=TYPE   e.g. ares, us-west4-a, v5litepod-8
 #   --project=PROJECT                     default: gcloud's
-#   --version=RUNTIME                     default: the one of TYPE
-#   --bucket=gs://BUCKET/RUN              where the run's folder is kept; without it, or --share, a
-#                                         preemption loses the run: resume starts from the beginning
-#   --share=DIR                           folder on a disk that all workers mount (Filestore, NFS):
-#                                         several hosts need it, the run lies in DIR/NAME; fresh
-#                                         machines mount nothing: create, wait, install, mount, run
-#   --every=SECONDS                       between two copies to the bucket; default 300
-#   --spot=1                              cheaper, and may be taken away
-#   --dry-run                             prints every command, asks for nothing
+#   --version=RUNTIME                     software version; default: the one for TYPE
+#   --bucket=gs://BUCKET/RUN              keeps the run's folder here. Without --bucket or --share a
+#                                         preemption loses the run, and resume starts from step 0
+#   --share=DIR                           folder on a disk that all workers mount (Filestore, NFS).
+#                                         Several hosts need it; the run is in DIR/NAME. New machines
+#                                         have nothing mounted: create, wait, install, mount, run
+#   --every=SECONDS                       time between two copies to the bucket; default 300
+#   --spot=1                              spot capacity: cheaper, but may be taken away
+#   --dry-run                             prints every command, requests nothing
 #
-# v5litepod-1, -4, -8, v6e-1, -4, -8, v4-8 and v5p-8 are one host; "all workers" is then one. Others
-# are several, which train finds together (ARES_CLUSTER=gcetpu). Nothing of this has run on a TPU:
-# the commands are tested against a gcloud that records them.
+# v5litepod-1, -4, -8, v6e-1, -4, -8, v4-8 and v5p-8 have one host, so "all workers" is one machine.
+# Other types have several; their processes find each other (ARES_CLUSTER=gcetpu). This script has not
+# run on a TPU. It is tested against a fake gcloud that records its calls.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
@@ -60,10 +60,10 @@ where=("--zone=$zone")
 
 storage() {
   need type
-  [[ -z $bucket || -z $share ]] || die "--bucket copies a folder of one host, --share is kept as it is; give one of them"
+  [[ -z $bucket || -z $share ]] || die "--bucket copies the folder of one host, --share is a disk that stays; give one of them"
   case $type in
     v5litepod-[148] | v6e-[148] | v4-8 | v5p-8) ;;
-    *) [[ -n $share ]] || die "--type=$type has several hosts; they need --share=DIR on a disk that all mount" ;;
+    *) [[ -n $share ]] || die "--type=$type has several hosts; give --share=DIR, a folder on a disk that all of them mount" ;;
   esac
 }
 
@@ -107,7 +107,7 @@ wait_for() {
     echo "$name: $now"
     case $now in
       ACTIVE) return ;;
-      FAILED | SUSPENDED | SUSPENDING) die "$name is $now; resume asks for it anew" ;;
+      FAILED | SUSPENDED | SUSPENDING) die "$name is $now; resume requests it again" ;;
     esac
     sleep "${ARES_POLL:-30}"
   done
@@ -123,7 +123,7 @@ install() {
   call git -C "$here/.." archive --format=tar.gz "--output=$archive" HEAD
   call gcloud compute tpus tpu-vm scp "$archive" "$name:ares_jax.tar.gz" "${where[@]}" --worker=all
   rm -f "$archive"
-  # The runtimes bring Python 3.10; uv brings 3.11.
+  # The TPU images have Python 3.10; uv installs 3.11.
   on_workers 'set -e; mkdir -p ares_jax; tar -xzf ares_jax.tar.gz -C ares_jax; cd ares_jax
 python3 -m pip install --quiet --user uv
 test -d ~/venv || ~/.local/bin/uv venv --python 3.11 ~/venv
@@ -132,12 +132,12 @@ test -d ~/venv || ~/.local/bin/uv venv --python 3.11 ~/venv
 
 run() {
   storage
-  ((${#words[@]})) || die "give train's words behind --, e.g. -- --config=configs/aepo_7b.py"
-  # Expanded there: \$HOME and what else is escaped.
+  ((${#words[@]})) || die "give the flags of ares_jax.train after --, e.g. -- --config=configs/aepo_7b.py"
+  # The workers expand \$HOME and everything else that is escaped here.
   local word train get='' keep='' folder="\"\$HOME/run\"" cluster=''
   [[ -z $share ]] || folder=$(quoted "$share/$name") cluster='ARES_CLUSTER=gcetpu '
   for word in "${words[@]}"; do
-    [[ $word != --workdir* ]] || die "the run's folder is ~/run there, or in --share; leave out $word"
+    [[ $word != --workdir* ]] || die "the run's folder is ~/run on the worker, or in --share; leave out $word"
   done
   train="$cluster\"\$HOME/venv/bin/python\" -m ares_jax.train --workdir=$folder $(quoted "${words[@]}")"
   if [[ -n $bucket ]]; then
@@ -152,11 +152,11 @@ tail_log() {
   call gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=0 '--command=tail -n 100 -F train.log'
 }
 
-# Of up and resume, which start on machines that are new.
+# Checks for up and resume, which start on new machines.
 own_disk() {
   storage
-  [[ -z $share ]] || die "fresh machines have no $share: create, wait, install, mount it on all workers, run; after a preemption delete first"
-  ((${#words[@]})) || die "give train's words behind --, e.g. -- --config=configs/aepo_7b.py"
+  [[ -z $share ]] || die "new machines have no $share: create, wait, install, mount it on all workers, run; after a preemption delete first"
+  ((${#words[@]})) || die "give the flags of ares_jax.train after --, e.g. -- --config=configs/aepo_7b.py"
 }
 
 delete() {
@@ -180,11 +180,11 @@ case $command in
     ;;
   resume)
     own_disk
-    [[ -n $bucket ]] || echo "no --bucket: the run starts from its beginning" >&2
+    [[ -n $bucket ]] || echo "no --bucket: the run starts from step 0" >&2
     if ((DRY)) || [[ -n $(state 2>/dev/null) ]]; then
       delete
     fi
     up
     ;;
-  *) die "unknown command $command; --help shows them" ;;
+  *) die "unknown command $command; --help lists the commands" ;;
 esac

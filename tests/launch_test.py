@@ -1,4 +1,4 @@
-"""launch/ in dry run, and against programs that record how they were called."""
+"""The scripts of launch/ in dry run, and against fake programs that record their calls."""
 
 import json
 import os
@@ -15,23 +15,23 @@ import yaml
 LAUNCH = pathlib.Path(__file__).parent.parent / "launch"
 SCRIPTS = sorted(path for path in LAUNCH.glob("*.sh") if path.name != "common.sh")
 TPU = ("--name=ares", "--zone=z", "--type=v5litepod-8")
-HARD = "--config.aepo.frozen=(\"vision\", 'a b', $HOME)"  # a word that a shell would tear apart
+HARD = "--config.aepo.frozen=(\"vision\", 'a b', $HOME)"  # a flag that a shell would split
 
-# Stands for every program of a cloud; `states` is what gcloud says of a request, one a question.
+# Replaces every program of a cloud; `states` holds gcloud's answers about a request, one a call.
 FAKE = """#!{python}
 import json, os, pathlib, shutil, sys
-room = pathlib.Path({room!r})
+folder = pathlib.Path({folder!r})
 words = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
 text = sys.stdin.read() if words[-1] == "-" or words[0] == "sbatch" or words[-2:-1] == ["-"] else ""
-with open(room / "calls.jsonl", "a") as file:
+with open(folder / "calls.jsonl", "a") as file:
   file.write(json.dumps([words, text]) + "\\n")
-bucket = lambda path: path.replace("gs://", str(room) + "/gs/")
+bucket = lambda path: path.replace("gs://", str(folder) + "/gs/")
 if "describe" in words:
-  states = (room / "states").read_text().split()
+  states = (folder / "states").read_text().split()
   if not states:
     sys.exit("not found")
   print(states[0])
-  (room / "states").write_text(" ".join(states[1:] or states))
+  (folder / "states").write_text(" ".join(states[1:] or states))
 elif "rsync" in words:
   shutil.copytree(*map(bucket, words[-2:]), dirs_exist_ok=True)
 elif words[:3] == ["gcloud", "storage", "cat"]:
@@ -43,22 +43,22 @@ elif words[:3] == ["gcloud", "storage", "cp"]:
 
 
 class Cloud:
-  """PATH with fake programs in front, and what they were asked."""
+  """Fake cloud programs in front of PATH, and the calls they recorded."""
 
-  def __init__(self, room):
-    self.room = room
+  def __init__(self, folder):
+    self.folder = folder
     self.states("ACTIVE")
     for name in ("gcloud", "kubectl", "sbatch", "scontrol", "xpk", "docker"):
-      program = room / "bin" / name
+      program = folder / "bin" / name
       program.parent.mkdir(exist_ok=True)
-      program.write_text(FAKE.format(python=sys.executable, room=str(room)))
+      program.write_text(FAKE.format(python=sys.executable, folder=str(folder)))
       program.chmod(0o755)
-    self.environment = os.environ | {"PATH": f"{room / 'bin'}:{os.environ['PATH']}",
-                                     "ARES_POLL": "0", "HOME": str(room / "home")}
-    (room / "home").mkdir()
+    self.environment = os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+                                     "ARES_POLL": "0", "HOME": str(folder / "home")}
+    (folder / "home").mkdir()
 
   def states(self, *states):
-    (self.room / "states").write_text(" ".join(states))
+    (self.folder / "states").write_text(" ".join(states))
 
   def run(self, script, *words, code=0):
     """Output of a script, which must end with `code`."""
@@ -69,11 +69,11 @@ class Cloud:
 
   @property
   def calls(self):
-    path = self.room / "calls.jsonl"
+    path = self.folder / "calls.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
   def verbs(self):
-    """What gcloud was asked, without its flags."""
+    """Subcommands that gcloud was called with, without flags."""
     return [" ".join(word for word in words[3:5] if not word.startswith("-"))
             for words, _ in self.calls if words[:3] == ["gcloud", "compute", "tpus"]]
 
@@ -84,7 +84,7 @@ def cloud(tmp_path):
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_help_tells_and_nothing_is_called(cloud, script):
+def test_help_explains_and_calls_nothing(cloud, script):
   assert f"launch/{script.name}" in cloud.run(script.name, "--help")
   assert cloud.calls == []
   assert "set -euo pipefail" in script.read_text()
@@ -113,10 +113,10 @@ def test_a_dry_run_prints_commands_a_shell_reads_back_and_calls_nothing(cloud, s
   assert cloud.calls == []
   assert all(line.startswith("+ ") for line in printed.splitlines()[:1])
   if script != "gpu.sh" or words[0] == "slurm":
-    # What is printed, run, is what is called without --dry-run.
+    # Running the printed commands makes the same calls as a run without --dry-run.
     subprocess.run(["bash", "-c", re.sub("(?m)^[+] ", "", printed)], env=cloud.environment,
                    check=True, capture_output=True)
-    dry, _ = cloud.calls, (cloud.room / "calls.jsonl").unlink()
+    dry, _ = cloud.calls, (cloud.folder / "calls.jsonl").unlink()
     cloud.run(script, *words)
     wet = [call for call in cloud.calls if "describe" not in call[0] or script == "gke.sh"]
     plain = [call for call in dry if "describe" not in call[0]]
@@ -144,9 +144,9 @@ def test_a_failed_request_stops_and_resume_starts_anew(cloud):
                                 "queued-resources create"]
 
 
-def test_what_runs_on_the_tpu_gets_its_words_whole(cloud):
+def test_the_tpu_worker_gets_the_flags_of_train_unchanged(cloud):
   cloud.run("tpu_vm.sh", "run", *TPU, "--bucket=gs://b/r", "--", HARD)
-  home = cloud.room / "home"
+  home = cloud.folder / "home"
   (home / "ares_jax").mkdir()
   shutil.copytree(LAUNCH, home / "ares_jax" / "launch")
   python = home / "venv" / "bin" / "python"
@@ -157,7 +157,7 @@ def test_what_runs_on_the_tpu_gets_its_words_whole(cloud):
   [command] = [word[len("--command="):] for word in cloud.calls[-1][0]
                if word.startswith("--command=")]
   subprocess.run(["bash", "-c", command], env=cloud.environment, check=True, timeout=60)
-  kept = cloud.room / "gs" / "b" / "r"
+  kept = cloud.folder / "gs" / "b" / "r"
   _wait_for(kept / "newest")
   assert json.loads((kept / "a" / "words").read_text()) == [
     "-m", "ares_jax.train", f"--workdir={home}/run", HARD]
@@ -168,16 +168,16 @@ def _wait_for(path):
   subprocess.run(["bash", "-c", wait, path], check=True)
 
 
-def test_a_push_cut_short_leaves_the_one_before(cloud):
-  folder, back = cloud.room / "run", cloud.room / "back"
+def test_a_push_cut_short_leaves_the_previous_push(cloud):
+  folder, back = cloud.folder / "run", cloud.folder / "back"
   folder.mkdir()
   assert "nothing in gs://b/r yet" in cloud.run("sync.sh", "pull", back, "gs://b/r")
-  (cloud.room / "gs" / "b" / "r").mkdir(parents=True)
+  (cloud.folder / "gs" / "b" / "r").mkdir(parents=True)
   for text in ("first", "second"):
     (folder / "file").write_text(text)
     cloud.run("sync.sh", "push", folder, "gs://b/r")
-  assert (cloud.room / "gs" / "b" / "r" / "newest").read_text() == "b\n"
-  (cloud.room / "gs" / "b" / "r" / "a" / "file").write_text("torn")
+  assert (cloud.folder / "gs" / "b" / "r" / "newest").read_text() == "b\n"
+  (cloud.folder / "gs" / "b" / "r" / "a" / "file").write_text("torn")
   cloud.run("sync.sh", "pull", back, "gs://b/r")
   assert (back / "file").read_text() == "second"
 
@@ -187,7 +187,7 @@ def test_a_push_cut_short_leaves_the_one_before(cloud):
   ("tpu_vm.sh", ["create", *TPU, "--bucket=gs://b/r", "--share=/s"], "one of them"),
   ("tpu_vm.sh", ["up", *TPU, "--share=/s", "--", "x"], "no /s: create, wait, install, mount it"),
   ("tpu_vm.sh", ["resume", *TPU, "--share=/s", "--", "x"], "after a preemption delete first"),
-  ("tpu_vm.sh", ["run", *TPU], "words behind --"),
+  ("tpu_vm.sh", ["run", *TPU], "flags of ares_jax.train after --"),
   ("tpu_vm.sh", ["run", *TPU, "--", "--workdir=x"], "leave out --workdir=x"),
   ("tpu_vm.sh", ["create", "--name=a"], "--zone is missing"),
   ("tpu_vm.sh", ["create", "--nmae=a"], "unknown flag --nmae"),
@@ -195,8 +195,8 @@ def test_a_push_cut_short_leaves_the_one_before(cloud):
   ("gpu.sh", ["slurm", "--nodes=two", "--", "x"], "--nodes=two"),
   ("gpu.sh", ["local", "--gpus=two", "--", "x"], "--gpus=two"),
   ("gke.sh", ["create", "--slices=0", "--", "x"], "--slices=0 must be a number"),
-  ("gke.sh", ["create", "--slices=2", "--gpus=8", "--", "x"], "slices are of TPUs"),
-  ("gke.sh", ["create", "--slices=2", "--", "x"], "where a slice has several; give --hosts=2"),
+  ("gke.sh", ["create", "--slices=2", "--gpus=8", "--", "x"], "only TPUs have slices"),
+  ("gke.sh", ["create", "--slices=2", "--", "x"], "if each has several hosts; give --hosts=2"),
   ("gke.sh", ["create", "--slices=2", "--hosts=2", "--", "--config.mesh.slice=4"],
    "leave out --config.mesh.slice=4"),
   ("gke.sh", ["create", "--image=i", "--", "x"], "--claim is missing"),
@@ -206,7 +206,7 @@ def test_mistakes_are_one_line_and_call_nothing(cloud, script, words, message):
   assert message in said and said.count("\n") == 1 and cloud.calls == []
 
 
-def test_the_jobset_is_one_pod_with_tpus_and_the_words_whole(cloud):
+def test_the_jobset_is_one_pod_with_tpus_and_the_flags_of_train(cloud):
   cloud.run("gke.sh", "create", "--image=i", "--claim=c", "--accelerator=tpu-v5-lite-podslice",
             "--topology=2x4", "--chips=8", "--", HARD)
   [[words, text]] = cloud.calls
@@ -231,7 +231,7 @@ def test_slices_are_replicas_in_node_pools_of_their_own(cloud):
   assert job["replicas"] == 2 and job["template"]["spec"]["completions"] == 8
   [container] = job["template"]["spec"]["template"]["spec"]["containers"]
   assert container["args"] == [HARD, "--workdir=/runs/ares", "--config.mesh.slice=2"]
-  # GKE's webhook sets TPU_WORKER_* and MEGASCALE_*, which joining.detect looks for.
+  # GKE's webhook sets TPU_WORKER_* and MEGASCALE_*, which system/cluster.py looks for.
   assert "env" not in container
   cloud.run("gke.sh", "xpk", "--image=i", "--cluster=c", "--type=v5litepod-32", "--slices=2", "--",
             HARD)
@@ -239,7 +239,7 @@ def test_slices_are_replicas_in_node_pools_of_their_own(cloud):
   assert cloud.calls[1][0][-1].endswith("--workdir=/runs/ares --config.mesh.slice=2")
 
 
-def test_several_hosts_are_told_of_each_other(cloud):
+def test_several_hosts_get_the_variables_to_find_each_other(cloud):
   cloud.run("gke.sh", "create", "--image=i", "--claim=c", "--accelerator=nvidia-h100-80gb",
             "--gpus=8", "--hosts=3", "--", HARD)
   [job] = yaml.safe_load(cloud.calls[0][1])["spec"]["replicatedJobs"]
@@ -258,21 +258,21 @@ def test_several_hosts_are_told_of_each_other(cloud):
 
 
 def test_a_slurm_job_that_is_stopped_saves_and_queues_itself_again(cloud):
-  python = cloud.room / "bin" / "train"
+  python = cloud.folder / "bin" / "train"
   # A train that saves at SIGTERM and ends with 130.
   python.write_text(f"#!{sys.executable}\nimport signal, sys, time, pathlib, json\n"
                     "def stop(*_):\n  time.sleep(0.3)\n"
-                    f"  pathlib.Path('{cloud.room}/saved').write_text('yes')\n  sys.exit(130)\n"
+                    f"  pathlib.Path('{cloud.folder}/saved').write_text('yes')\n  sys.exit(130)\n"
                     "signal.signal(signal.SIGTERM, stop)\n"
-                    f"pathlib.Path('{cloud.room}/started').write_text(json.dumps(sys.argv[1:]))\n"
+                    f"pathlib.Path('{cloud.folder}/started').write_text(json.dumps(sys.argv[1:]))\n"
                     "time.sleep(60)\n")
   python.chmod(0o755)
   cloud.run("gpu.sh", "slurm", f"--python={python}", "--partition=gpu", "--", HARD)
   [[words, script]] = cloud.calls
   assert words == ["sbatch", "--parsable"] and "#SBATCH --partition=gpu\n" in script
   job = subprocess.Popen(["bash", "-c", script], env=cloud.environment | {"SLURM_JOB_ID": "7"})
-  _wait_for(cloud.room / "started")
-  assert json.loads((cloud.room / "started").read_text()) == ["-m", "ares_jax.train", HARD]
+  _wait_for(cloud.folder / "started")
+  assert json.loads((cloud.folder / "started").read_text()) == ["-m", "ares_jax.train", HARD]
   job.send_signal(signal.SIGTERM)
-  assert job.wait(timeout=60) == 130 and (cloud.room / "saved").exists()
+  assert job.wait(timeout=60) == 130 and (cloud.folder / "saved").exists()
   assert cloud.calls[1][0] == ["scontrol", "requeue", "7"]
