@@ -16,17 +16,17 @@ def program():
 
 
 class Page:
-  """A page of a browser; `errors` are what it wrote to its console as errors, and exceptions."""
+  """A page of a browser; `errors` collects errors in its console and exceptions."""
 
-  def __init__(self, pipes, width, height):
+  def __init__(self, pipes, width, height, scale):
     self._read, self._write = pipes
     self._numbers, self._session, self.errors, self._loaded = itertools.count(1), None, [], False
     target = self._call("Target.createTarget", url="about:blank")["targetId"]
     self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-    for room in ("Page", "Runtime", "Log"):
-      self._call(f"{room}.enable")
+    for domain in ("Page", "Runtime", "Log"):
+      self._call(f"{domain}.enable")
     self._call("Emulation.setDeviceMetricsOverride", width=width, height=height,
-               deviceScaleFactor=1, mobile=width < 500)
+               deviceScaleFactor=scale, mobile=width < 500)
 
   def open(self, url):
     """Opens a page and waits until it has loaded."""
@@ -48,11 +48,15 @@ class Page:
     for kind in ("keyDown", "keyUp"):
       self._call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
-  def picture(self, path, whole=False):
-    """Writes a screenshot, of the whole page or of what is in sight."""
-    shot = self._call("Page.captureScreenshot", captureBeyondViewport=whole)
-    with open(path, "wb") as file:
-      file.write(base64.b64decode(shot["data"]))
+  def screenshot(self, selector):
+    """PNG bytes of the first element that matches a CSS selector."""
+    place = self.run(f"""(() => {{
+      const box = document.querySelector({json.dumps(selector)}).getBoundingClientRect();
+      return {{x: box.x + scrollX, y: box.y + scrollY, width: box.width, height: box.height}};
+    }})()""")
+    shot = self._call("Page.captureScreenshot", captureBeyondViewport=True,
+                      clip={**place, "scale": 1})
+    return base64.b64decode(shot["data"])
 
   def _call(self, method, **params):
     number = next(self._numbers)
@@ -87,21 +91,21 @@ class Page:
 
 
 @contextlib.contextmanager
-def browse(profile, *, width=1200, height=900):
-  """A Page of a fresh browser, whose profile lies in the folder `profile`."""
+def browse(profile, *, width=1200, height=900, scale=1):
+  """A Page of a new browser; `profile` is a folder, `scale` the pixels of a CSS pixel."""
   (to_read, to_us), (from_us, to_write) = os.pipe(), os.pipe()
-  words = [program(), "--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu",
-           "--no-first-run", "--disable-dev-shm-usage", "--disable-background-networking",
-           f"--user-data-dir={profile}"]
+  command = [program(), "--headless=new", "--remote-debugging-pipe", "--no-sandbox",
+             "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
+             "--disable-background-networking", f"--user-data-dir={profile}"]
   # The pipe's ends are 3 and 4 in the browser.
-  process = subprocess.Popen(["bash", "-c", f'exec "$@" 3<&{from_us} 4>&{to_us}', "bash", *words],
+  process = subprocess.Popen(["bash", "-c", f'exec "$@" 3<&{from_us} 4>&{to_us}', "bash", *command],
                              pass_fds=(from_us, to_us), stderr=subprocess.DEVNULL,
                              stdout=subprocess.DEVNULL)
   os.close(from_us)
   os.close(to_us)
   with open(to_read, "rb") as reader, open(to_write, "wb") as writer:
     try:
-      yield Page((reader, writer), width, height)
+      yield Page((reader, writer), width, height, scale)
     finally:
       process.kill()
       process.wait()

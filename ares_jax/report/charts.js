@@ -1,4 +1,4 @@
-// Line, dot and bar charts as SVG. Series differ in dash and mark too, not in colour alone.
+// Line, scatter and bar charts as SVG. Series differ in dashes or markers, not in colour alone.
 const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#aa4499", "#b8860b", "#56b4e9", "#1f2933"];
 const DASHES = ["", "7 4", "10 3 2 3", "2 3", "4 2", "1 2"];
 const SVG = "http://www.w3.org/2000/svg";
@@ -91,7 +91,8 @@ function legend(series) {
 
 // series: [{name, colour, dash, x: [], y: []}], x ascending; null in y is a gap.
 function lineChart(title, unit, series) {
-  const figure = element("figure", {}, element("h3", {}, title + (unit ? `, ${unit}` : "")));
+  const figure = element("figure", {}, element("h3", {}, title, " ",
+    element("span", {class: "note"}, unit)));
   const plot = frame(series.flatMap((one) => one.x), series.flatMap((one) => one.y), "step");
   for (const one of series) {
     let path = "", pen = "M";

@@ -1,4 +1,4 @@
-// Ties the page together: what is chosen, and what is then shown.
+// Fills the page from its data, and redraws it when the reader chooses something.
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const PAGE = 10;
@@ -10,9 +10,8 @@ function options(select, pairs) {
 function begin() {
   at("name").textContent = `Report of ${data.runs.map((run) => run.name).join(", ")}`;
   const shown = data.responses.length;
-  const words = [`${shown} of ${data.logged} logged responses are on this page`];
-  if (shown < data.logged) words.push("those of evenly spaced iterations, so that it stays small");
-  at("summary").textContent = words.join("; ") + ".";
+  at("summary").textContent = `${shown} of ${data.logged} logged responses are on this page` +
+    (shown < data.logged ? "; they come from evenly spaced iterations, so that the file stays small." : ".");
   beginCurves();
   beginPictures();
   beginPair();
@@ -45,15 +44,15 @@ function beginPictures() {
     for (const [kind, what] of [["bucket", "difficulty"], ["level", "level"]]) {
       const groups = Object.entries(run.results[kind]).map(([name, stages]) => ({name, bars:
         Object.entries(stages).map(([stage, part]) => ({name: stage, value: part.length,
-          note: `${number(100 * part.accuracy)}% right, n = ${part.n}`}))}));
+          note: `${number(100 * part.accuracy)}% correct, n = ${part.n}`}))}));
       if (groups.length) box.append(barChart(
         `Tokens by ${what} after each stage, held out` + (data.runs.length > 1 ? `, ${run.name}` : ""), groups));
     }
   }
-  if (!box.children.length) box.append(element("p", {class: "note"}, "Nothing to draw yet."));
+  if (!box.children.length) box.append(element("p", {class: "note"}, "There are no responses yet."));
 }
 
-// Problems that were answered at several times, and the two answers to show.
+// Lets the reader choose a problem that was answered at several times, and two of its answers.
 function beginPair() {
   const times = new Map();
   for (const response of data.responses) {
@@ -64,7 +63,7 @@ function beginPair() {
   const several = [...times.keys()].filter((id) => new Set(times.get(id).map(when)).size > 1);
   if (!several.length) {
     at("compare-form").hidden = true;
-    at("pair").append(element("p", {class: "note"}, "No problem was answered at two times yet."));
+    at("pair").append(element("p", {class: "note"}, "No problem was answered twice yet."));
     return;
   }
   options(at("problem"), several.map((id) => [id, `${id}: ${data.problems[id].question.slice(0, 60)}`]));
@@ -74,7 +73,7 @@ function beginPair() {
       `${one.held_out ? "after " + one.stage : `${one.stage} step ${one.step}`}, sample ${one.sample}`]);
     options(at("left"), names);
     options(at("right"), names);
-    // The first time and the last, the same sample.
+    // At first: the same sample at the first and at the last time.
     const last = answers.map(when).indexOf(when(answers[answers.length - 1]));
     at("right").value = String(last);
     draw();
@@ -91,9 +90,10 @@ function beginResponses() {
   const key = [["so", 0, 0], ["but", 1000 * data.scale, 0], ["maybe", 700 * data.scale, FLAG | COVER],
     ["wait", 200 * data.scale, TRIGGER]].map(([text, entropy, marks]) =>
     element("span", {class: "tokens"}, tokenSpan(text, entropy, marks, data.scale)));
-  at("key").append(key[0], " certain, ", key[1], ` ${number(data.scale)} nats or more, `, key[2],
-    ` begins an HWE window (bar at its left) of ${data.window} tokens (underlined), `, key[3],
-    " trigger word (▲). Below each response: entropies as bars, window means as a line, tau dashed.");
+  at("key").append("Tokens: ", key[0], " certain, ", key[1],
+    ` entropy of ${number(data.scale)} nats or more, `, key[2],
+    ` start of a high-entropy window of ${data.window} tokens (underlined), `, key[3],
+    " trigger word. Below each response: entropies as bars, window means as a line, tau dashed.");
   const sources = [...new Set(data.responses.map((one) => one.held_out ? `held out, ${one.stage}` : "rollouts"))];
   options(at("from"), [["", "all"], ...sources.map((name) => [name, name])]);
   const steps = [...new Set(data.responses.filter((one) => !one.held_out).map((one) => one.step))];
@@ -102,14 +102,14 @@ function beginResponses() {
   let page = 0, chosen = [];
   const choose = () => {
     const [from, step, bucket, verdict] = ["from", "step", "bucket", "verdict"].map((id) => at(id).value);
-    const words = at("words").value.toLowerCase();
+    const wanted = at("words").value.toLowerCase();
     chosen = data.responses.filter((one) =>
       (from === "" || from === (one.held_out ? `held out, ${one.stage}` : "rollouts")) &&
       (step === "" || (!one.held_out && String(one.step) === step)) &&
       (bucket === "" || String(one.bucket) === bucket) &&
       (verdict === "" || String(one.correct) === verdict) &&
-      (words === "" || one.tokens.join("").toLowerCase().includes(words) ||
-        data.problems[one.id].question.toLowerCase().includes(words)));
+      (wanted === "" || one.tokens.join("").toLowerCase().includes(wanted) ||
+        data.problems[one.id].question.toLowerCase().includes(wanted)));
     page = 0;
     draw();
   };

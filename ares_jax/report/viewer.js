@@ -1,7 +1,7 @@
-// A response, token by token. Marks of a token: 1 flagged, 2 inside a window, 4 trigger word.
+// Shows a response token by token. Bits of a token's marks: flagged, inside a window, trigger word.
 const FLAG = 1, COVER = 2, TRIGGER = 4;
 
-// More tokens than this are drawn when asked for: a page of ten long answers stays quick.
+// Further tokens are drawn on request, so that a page of ten long answers stays quick.
 const AT_ONCE = 4000;
 
 function tokenSpan(text, entropy, marks, scale) {
@@ -15,18 +15,18 @@ function tokenSpan(text, entropy, marks, scale) {
 
 function describe(response, index) {
   const marks = Number(response.marks[index]), mean = response.mean[index];
-  const words = [`token ${index + 1} of ${response.tokens.length}`,
+  const parts = [`token ${index + 1} of ${response.tokens.length}`,
     JSON.stringify(response.tokens[index]), response.entropy[index] === null
       ? "entropy not finite" : `entropy ${number(response.entropy[index] / 1000)} nats`];
-  if (mean !== null) words.push(`its window's mean ${number(mean / 1000)}` +
+  if (mean !== null) parts.push(`its window's mean ${number(mean / 1000)}` +
     (response.tau === null ? "" : ` against tau ${number(response.tau)}`));
-  if (marks & FLAG) words.push("HWE token");
-  if (marks & COVER) words.push("inside an HWE window");
-  if (marks & TRIGGER) words.push("trigger word (V_sem)");
-  return words.join(", ");
+  if (marks & FLAG) parts.push("HWE token");
+  if (marks & COVER) parts.push("inside an HWE window");
+  if (marks & TRIGGER) parts.push("trigger word (V_sem)");
+  return parts.join(", ");
 }
 
-// The tokens; a pointer or the arrow keys choose one, whose numbers stand below.
+// The tokens of a response. A pointer or the arrow keys choose one; its numbers are shown below.
 function tokenBox(response, scale) {
   const box = element("div", {class: "tokens", tabindex: "0", role: "group",
     "aria-label": "Tokens of the response; arrow keys read each one's numbers"});
@@ -66,10 +66,11 @@ function tokenBox(response, scale) {
   return [box, readout, more];
 }
 
-// Entropy of every token as bars, window means as a line, tau dashed: the tint without colour.
-function strip(response) {
+// The same without colour: entropies as bars, window means as a line, tau as a dashed line.
+// All responses have one scale, so that two of them can be compared.
+function strip(response, scale) {
   const count = response.tokens.length;
-  const most = Math.max(1, 1000 * (response.tau || 0) * 1.1, ...response.entropy.slice(0, 2e4));
+  const most = Math.max(1000 * scale, 1100 * (response.tau || 0), ...response.entropy.slice(0, 2e4));
   const y = (value) => (68 - value / most * 62).toFixed(1), x = (index) => (index / count * 600).toFixed(1);
   const svg = shape("svg", {viewBox: "0 0 600 70", preserveAspectRatio: "none", class: "strip",
     role: "img", "aria-label": "Entropy of every token, window means and their threshold"});
@@ -82,11 +83,11 @@ function strip(response) {
     pen = "L";
   }
   const still = {"vector-effect": "non-scaling-stroke", fill: "none"};
-  svg.append(shape("path", {d: bars, fill: "#e0a15c"}),
-    shape("path", {d: line, stroke: "#1f5fa8", "stroke-width": 2, ...still}));
+  svg.append(shape("path", {d: bars, fill: "#e69f00"}),
+    shape("path", {d: line, stroke: "#0072b2", "stroke-width": 2, ...still}));
   if (response.tau !== null) {
-    const place = y(1000 * response.tau);
-    svg.append(shape("line", {x1: 0, x2: 600, y1: place, y2: place, stroke: "#b3261e",
+    const height = y(1000 * response.tau);
+    svg.append(shape("line", {x1: 0, x2: 600, y1: height, y2: height, stroke: "#b3261e",
       "stroke-width": 1.5, "stroke-dasharray": "6 4", ...still}));
   }
   return svg;
@@ -94,8 +95,8 @@ function strip(response) {
 
 function facts(response, data) {
   const rows = [["length", `${response.tokens.length} tokens`],
-    ["bucket", `${data.buckets[response.bucket]} (${number(100 * response.rate)}% of the group right)`],
-    ["format", response.format_ok ? "kept" : "broken"],
+    ["bucket", `${data.buckets[response.bucket]} (${number(100 * response.rate)}% of the group correct)`],
+    ["format", response.format_ok ? "ok" : "not ok"],
     ["tau", response.tau === null ? "none yet" : `${number(response.tau)} nats` +
       (response.held_out ? ", the run's last" : "")],
     ["N_HE", number(response.count)]];
@@ -120,10 +121,11 @@ function card(response, data) {
     element("span", {}, data.buckets[response.bucket]),
     element("span", {class: "note"}, `${response.id}, sample ${response.sample}`));
   const question = element("div", {class: "question"});
-  problem.images.forEach((place, index) => question.append(
-    element("img", {src: data.images[place], alt: `Image ${index + 1} of the problem`})));
-  question.append(problem.question, element("div", {class: "note"}, `answer: ${problem.answer}`));
+  problem.images.forEach((image, index) => question.append(
+    element("img", {src: data.images[image], alt: `Image ${index + 1} of the problem`})));
+  question.append(element("div", {}, problem.question,
+    element("div", {class: "note"}, `answer: ${problem.answer}`)));
   return element("article", {class: "card"}, title, element("div", {class: "body"},
-    element("div", {}, question, ...tokenBox(response, data.scale), strip(response)),
+    element("div", {}, question, ...tokenBox(response, data.scale), strip(response, data.scale)),
     facts(response, data)));
 }

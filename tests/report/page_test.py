@@ -1,5 +1,8 @@
 import json
 import os
+import pathlib
+import subprocess
+import sys
 
 import browser
 import numpy as np
@@ -57,8 +60,8 @@ def test_runs_are_told_apart_by_their_folders(tmp_path):
   (tmp_path / "a" / "run").mkdir(parents=True)
   (tmp_path / "b" / "run").mkdir(parents=True)
   runs = [read_run(write(tmp_path / name / "run")) for name in "ab"]
-  assert page_lib.short_names(runs) == ["a/run",
-                                        "b/run"] and page_lib.short_names(runs[:1]) == ["run"]
+  assert page_lib.short_names(runs) == ["a/run", "b/run"]
+  assert page_lib.short_names(runs[:1]) == ["run"]
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +134,14 @@ def test_keys_read_tokens_and_curves(opened):
 def test_the_same_problem_stands_early_and_late(opened):
   titles = opened.run("[...document.querySelectorAll('#pair h3')].map((one) => one.textContent)")
   assert titles == ["held out, after adacs", "held out, after aepo"]
+
+
+def test_the_picture_of_the_readme_is_made_from_a_run(opened, tmp_path):
+  root = pathlib.Path(__file__).parents[2]
+  subprocess.run([sys.executable, "-m", "docs.viewer_picture", f"--out={tmp_path / 'viewer.png'}",
+                  f"--workdir={write(tmp_path / 'run')}"], check=True, cwd=root)
+  assert Image.open(tmp_path / "viewer.png").width > 2000
+  assert (root / "docs" / "viewer.png").stat().st_size <= 300_000
 
 
 def test_pictures_are_written_as_files_and_for_tensorboard(tmp_path):
