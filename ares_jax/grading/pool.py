@@ -1,7 +1,8 @@
-"""Grading of responses: find the boxed answer, check the format, compare with the truth.
+"""Grades responses: finds the boxed answer, checks the format, compares with the truth.
 
-What a model writes is hostile. Everything in this process is linear in the text's length; formulas
-go to worker processes that are killed after a time limit.
+A model may write anything, so its text is treated as hostile. This process does only work that is
+linear in the length of the text; formulas go to worker processes, which are killed after a time
+limit.
 """
 
 import collections
@@ -19,32 +20,33 @@ from ares_jax.grading.answer import MAX_LENGTH, same_answer, same_formula
 from ares_jax.grading.response import extract_boxed, well_formed
 from ares_jax.system.heartbeat import StopRequested, heartbeat, local_stop_requested
 
-_CACHED = 100_000  # verdicts kept, about 20 MB
+_CACHED = 100_000  # verdicts, about 20 MB
 
 
 class GraderError(ValueError):
-  """Grading cannot go on: the user's grader fails, or too many answers time out."""
+  """The user's grader fails, or too many answers time out."""
 
 
 class GradingPool:
-  """Grades batches; what may hang or execute in killable worker processes, all else in this one.
+  """Grades batches of responses; a context manager.
 
-  Workers start at the first formula, so a run whose answers are numbers never pays for them. They
-  import neither jax nor the program that made the pool. Use as a context manager.
+  Formulas and users' graders, which may hang or run any code, are left to worker processes that
+  can be killed; this process does the rest. Workers start at the first formula, so a run whose
+  answers are numbers starts none. They import neither jax nor the program that made the pool.
   """
 
   def __init__(self, workers=None, timeout=2.0, *, grader="layered", timeout_share=1.0):
     """
     Args:
-      workers: processes; None is one a core, at most 8.
-      timeout: seconds one answer may take in a worker; then it is wrong and counted.
+      workers: number of processes; None is one a core, at most 8.
+      timeout: seconds that one answer may take in a worker; then it is wrong and counted.
       grader: "layered" (answer.py), "release" (mathruler) or "package.module:function", a function
-        of (response, truth), the truth as the data have it, that says whether it is right: True
-        or False, 1 or 0. Parts of a point are refused: pass rates count right answers.
+        of (response, truth as the data have it) that returns True or False, 1 or 0. Fractions are
+        refused: pass rates count right answers.
       timeout_share: a batch of which more than this share times out stops the run.
 
     Raises:
-      ValueError: a number is out of range, or there is no such grader.
+      ValueError: a number is out of range, or the grader does not load.
     """
     self._workers = min(8, os.cpu_count()) if workers is None else workers
     if self._workers < 1 or timeout <= 0 or not 0 <= timeout_share <= 1:
@@ -83,135 +85,144 @@ class GradingPool:
     Returns:
       correct: float32 [n], 1 where the boxed answer is the truth (or the user's grader says so).
       format_ok: float32 [n], 1 where `well_formed`.
-      timed_out: int, answers that ran out of time or memory; they count as wrong.
+      timed_out: int, number of answers that ran out of time or memory; they count as wrong.
 
     Raises:
       ValueError: the lengths differ, or a truth is not a text.
       GraderError: the user's grader fails, or more than `timeout_share` of the answers time out.
-      pulse.Stopped: the run was asked to stop; seen between two formulas. Of several processes
-        each stops for itself: hosts.leader and shares.graded tell the others.
+      StopRequested: this process was asked to stop; checked between two formulas. It is not told
+        to other processes: `rollout.grade_sharded` does that.
     """
     if len(texts) != len(truths):
       raise ValueError(f"{len(texts)} responses but {len(truths)} truths")
     grading = self.begin()
-    for place, (text, truth) in enumerate(zip(texts, truths, strict=True)):
-      grading.add(place, text, truth)
+    for index, (text, truth) in enumerate(zip(texts, truths, strict=True)):
+      grading.add(index, text, truth)
     return grading.finish()
 
   def begin(self):
-    """A Grading of this pool, for responses that come one by one."""
+    """A new Grading, for responses that arrive one by one."""
     return Grading(self)
 
   def bad_truths(self, rows, batch=1024):
-    """Yields (id, truth) of every row whose truth, boxed, is not graded as right.
+    """Yields (id, truth) of every row whose truth is not graded as right when it stands in a box.
 
-    The user's grader may want another form than a box: it is asked, so that one that fails is
-    found, and none of its rows is refused.
+    A user's grader is called too, so that one that fails is found early, but it may expect another
+    form than a box, so no row is yielded for it.
 
     Args:
       rows: iterable of dicts with "id" and "answer"; read batch by batch.
-      batch: rows graded together.
+      batch: number of rows graded together.
     """
     rows = iter(rows)
     while chunk := list(itertools.islice(rows, batch)):
-      _beat()
-      firsts = [row["answer"] if isinstance(row["answer"], str) else row["answer"][0]
-                for row in chunk]
-      correct, _, _ = self.grade([f"<think> </think> \\boxed{{{truth}}}" for truth in firsts],
-                                 [row["answer"] for row in chunk])
-      yield from ((row["id"], row["answer"])
-                  for row, right in zip(chunk, correct, strict=True)
-                  if right < 1 and not self._is_users)
+      _heartbeat()
+      truths = [row["answer"] for row in chunk]
+      firsts = [truth if isinstance(truth, str) else truth[0] for truth in truths]
+      correct, _, _ = self.grade([f"<think> </think> \\boxed{{{first}}}" for first in firsts],
+                                 truths)
+      if not self._is_users:
+        yield from ((row["id"], row["answer"])
+                    for row, right in zip(chunk, correct, strict=True) if right < 1)
 
-  def check_late(self, late, count):
-    """Raises GraderError where too many of `count` pairs, these, ran out of time."""
-    if len(late) > self._timeout_share * count:
-      raise GraderError(f"{len(late)} of {count} answers timed out, more than the share of "
-                        f"{self._timeout_share} (grade.timeout_share); the first is "
-                        f"{late[0][0][-80:]!r} for {late[0][1]!r}; raise grade.timeout or "
-                        "grade.workers")
-
-  def verdict(self, pair):
-    """0 or 1, or a future of what `wait` takes, for (what is graded, truth)."""
-    key = _key(*pair)
-    if key in self._verdicts:
-      self._verdicts.move_to_end(key)
-      return self._verdicts[key]
-    try:
-      return self.remember(pair, float(self._here(pair)))
-    except _NeedsWorker:
-      return self._submit(pair)
-
-  def remember(self, pair, verdict):
-    """Keeps a verdict for the next time, and returns it."""
-    self._verdicts[_key(*pair)] = verdict
-    if len(self._verdicts) > _CACHED:
-      self._verdicts.popitem(last=False)
-    return verdict
-
-  def wait(self, pair, future):
-    """The verdict of a worker, 0 or 1, or None (timed out).
-
-    Raises:
-      GraderError: the user's grader raises, hangs, dies or says something else.
-      pulse.Stopped: the run was asked to stop, and the workers with it: no verdict on the answer.
-    """
-    try:
-      verdict = future.result()
-    except concurrent.futures.process.BrokenProcessPool as error:
-      _beat()
-      raise GraderError(f"the workers of grader {self.name!r} do not start: {error}") from error
-    except (concurrent.futures.TimeoutError, pebble.ProcessExpired, MemoryError) as error:
-      _beat()
-      if self._is_users:
-        raise GraderError(f"grader {self.name!r} hangs or dies ({type(error).__name__}, limit "
-                          f"{self._timeout} s) on {pair[0][-80:]!r} for {pair[1]!r}") from error
-      verdict = None
-    if isinstance(verdict, str):
-      raise GraderError(f"grader {self.name!r} {verdict} on {pair[0][-80:]!r} for {pair[1]!r}")
-    # Of a busy moment nothing is kept: the answer has its time again where it comes again.
-    return None if verdict is None else self.remember(pair, float(verdict))
+  # The methods below are for Grading. A pair is (boxed answer or complete response, truth).
 
   @property
   def _is_users(self):
     return self.name not in ("layered", "release")
 
-  def _here(self, pair):
-    """The verdict where this process may find it."""
+  def verdict(self, pair):
+    """The verdict on a pair, 0 or 1, or a future that `wait` turns into one."""
+    key = _key(*pair)
+    if key in self._verdicts:
+      self._verdicts.move_to_end(key)
+      return self._verdicts[key]
+    try:
+      return self._remember(pair, float(self._grade_here(pair)))
+    except _NeedsWorker:
+      return self._submit(pair)
+
+  def _grade_here(self, pair):
+    """The verdict where this process may find it.
+
+    Raises:
+      _NeedsWorker: it takes a worker.
+    """
     if self.name == "layered":
       return same_answer(*pair, symbolic=_needs_worker)
     raise _NeedsWorker
 
   def _submit(self, pair):
-    module, first, task, arguments = "math_verify", _first_formula, _same_in_worker, pair
-    if self.name == "release":
-      module, first, task = "mathruler.grader", None, sandbox.release_grader
-    elif self._is_users:
+    """A future of the verdict of a worker."""
+    response, truth = pair
+    if self.name == "layered":
+      module, first, task, arguments = "math_verify", _first_formula, _same_in_worker, pair
+    elif self.name == "release":
+      module, first, task, arguments = "mathruler.grader", None, sandbox.release_grader, pair
+    else:
       module, first, task = self.name.partition(":")[0], None, sandbox.call_grader
-      arguments = (self.name, pair[0], list(pair[1]) if isinstance(pair[1], tuple) else pair[1])
+      arguments = self.name, response, list(truth) if isinstance(truth, tuple) else truth
     if self._pool is None:
       self._pool = sandbox.make_pool(self._workers, module, first)
     return self._pool.schedule(task, args=arguments, timeout=self._timeout)
 
+  def wait(self, pair, future):
+    """The verdict of a worker, 0 or 1, or None where it timed out.
+
+    Raises:
+      GraderError: the user's grader raises, hangs, dies or returns something else.
+      StopRequested: this process was asked to stop. Its workers were too, so what they return says
+        nothing about the answer.
+    """
+    try:
+      verdict = future.result()
+    except concurrent.futures.process.BrokenProcessPool as error:
+      _heartbeat()
+      raise GraderError(f"the workers of grader {self.name!r} do not start: {error}") from error
+    except (concurrent.futures.TimeoutError, pebble.ProcessExpired, MemoryError) as error:
+      _heartbeat()
+      if self._is_users:
+        raise GraderError(f"grader {self.name!r} hangs or dies ({type(error).__name__}, limit "
+                          f"{self._timeout} s) on {pair[0][-80:]!r} for {pair[1]!r}") from error
+      # Not remembered: the machine may have been busy, so the answer may try again.
+      return None
+    if isinstance(verdict, str):
+      raise GraderError(f"grader {self.name!r} {verdict} on {pair[0][-80:]!r} for {pair[1]!r}")
+    return self._remember(pair, float(verdict))
+
+  def _remember(self, pair, verdict):
+    self._verdicts[_key(*pair)] = verdict
+    if len(self._verdicts) > _CACHED:
+      self._verdicts.popitem(last=False)
+    return verdict
+
+  def check_timeouts(self, timed_out, count):
+    """Raises GraderError where the pairs that timed out are too many of `count` pairs."""
+    if len(timed_out) > self._timeout_share * count:
+      answer, truth = timed_out[0]
+      raise GraderError(f"{len(timed_out)} of {count} answers timed out, more than the share of "
+                        f"{self._timeout_share} (grade.timeout_share); the first is "
+                        f"{answer[-80:]!r} for {truth!r}; raise grade.timeout or grade.workers")
+
 
 class Grading:
-  """Responses graded while others are still written; `GradingPool.begin` makes it.
+  """Responses that are graded while others are still written; made by `GradingPool.begin`.
 
-  What comes out is in the order of the places, whatever the order they came in.
+  Results are in the order of the indices, in whatever order the responses arrive.
   """
 
   def __init__(self, pool):
     self._pool = pool
-    self._pairs = {}  # place -> (what is graded, truth)
-    self._format_ok = {}  # place -> bool
+    self._pairs = {}  # index -> (boxed answer or complete response, truth)
+    self._format_ok = {}  # index -> bool
     self._verdicts = {}  # pair -> 0 or 1, None = timed out
     self._waiting = collections.OrderedDict()  # pair -> future, in a worker
 
-  def add(self, place, text, truth):
-    """Grades a response, or hands it to a worker and does not wait.
+  def add(self, index, text, truth):
+    """Grades a response, or sends it to a worker without waiting.
 
     Args:
-      place: int, in the result.
+      index: int, of the response in the result.
       text: the response.
       truth: right answer, a string or a list or tuple of accepted ones.
 
@@ -221,48 +232,49 @@ class Grading:
     """
     pair = (extract_boxed(text) if self._pool.name == "layered" else text,
             tuple(truth) if isinstance(truth, list) else truth)
-    self._pairs[place], self._format_ok[place] = pair, well_formed(text)
+    self._pairs[index], self._format_ok[index] = pair, well_formed(text)
     if pair not in self._verdicts and pair not in self._waiting:
       verdict = self._pool.verdict(pair)
       (self._verdicts if isinstance(verdict, float) else self._waiting)[pair] = verdict
-    # A stop was sent to the workers too: what they say from then on is no verdict.
+    # After a stop signal, which workers get too, their results are not verdicts.
     while (self._waiting and next(iter(self._waiting.values())).done()
            and not local_stop_requested()):
-      self._next()
+      self._wait_for_first()
 
   def finish(self):
-    """Waits for the workers; returns what `GradingPool.grade` returns, and raises what it does."""
+    """Waits for the workers; returns and raises as `GradingPool.grade`."""
     while self._waiting:
-      _beat()
-      self._next()
-    places = sorted(self._pairs)
-    pairs = [self._pairs[place] for place in places]
-    late = [pair for pair in pairs if self._verdicts[pair] is None]
-    self._pool.check_late(late, len(pairs))
-    correct = np.float32([self._verdicts[pair] or 0 for pair in pairs])
-    return correct, np.float32([self._format_ok[place] for place in places]), len(late)
+      _heartbeat()
+      self._wait_for_first()
+    indices = sorted(self._pairs)
+    verdicts = [self._verdicts[self._pairs[index]] for index in indices]
+    timed_out = [self._pairs[index] for index, verdict in zip(indices, verdicts, strict=True)
+                 if verdict is None]
+    self._pool.check_timeouts(timed_out, len(indices))
+    return (np.float32([verdict or 0 for verdict in verdicts]),
+            np.float32([self._format_ok[index] for index in indices]), len(timed_out))
 
-  def _next(self):
+  def _wait_for_first(self):
     pair, future = self._waiting.popitem(last=False)
     self._verdicts[pair] = self._pool.wait(pair, future)
 
 
 def _key(answer, truth):
-  """What a verdict is remembered under: of a whole response its digest, not its text."""
+  """The key of a verdict in the cache; for a long response it has a digest instead of the text."""
   if answer is None or len(answer) <= MAX_LENGTH:
     return answer, truth
   return hashlib.sha256(answer.encode("utf-8", "surrogatepass")).digest(), truth
 
 
-def _beat():
-  """A beat where this process may stop alone, because whoever called tells the others."""
+def _heartbeat():
+  """A heartbeat where this process may stop alone: the caller tells the other processes."""
   heartbeat()
   if local_stop_requested():
     raise StopRequested
 
 
 class _NeedsWorker(Exception):
-  pass
+  """Two formulas have to be compared, or the grader is not ours."""
 
 
 def _needs_worker(answer, truth):
@@ -270,7 +282,7 @@ def _needs_worker(answer, truth):
 
 
 def _first_formula():
-  """Makes the parsers, which takes twenty times as long as a formula: of no answer's time."""
+  """Builds the parsers before a task's clock starts: it takes as long as twenty formulas."""
   same_formula("\\frac{x}{2}+1", "1+\\frac{x}{2}")
 
 
@@ -280,5 +292,5 @@ def _same_in_worker(answer, truth):
   except (MemoryError, RecursionError):
     raise MemoryError from None
   except Exception:
-    # A formula that the parser or sympy stumbles over is not the truth.
+    # A formula that makes the parser or sympy fail is wrong.
     return False

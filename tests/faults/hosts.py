@@ -104,7 +104,7 @@ def child(workdir, steps):
       jax.set_mesh(mesh.make_mesh(-1, 1)), setup.open_run(config, workdir=workdir) as parts:
     # Fresh weights are never right: let answers of odd length be.
     parts.generator.grader.name = "odd"
-    parts.generator.grader._here = lambda pair: len(pair[0]) % 2
+    parts.generator.grader._grade_here = lambda pair: len(pair[0]) % 2
     context = stage.StageContext(parts.generator, workdir, config.seed, threads=1)
     params = aepo.train_aepo(parts.init_params(), parts.source("prompts"), config.aepo, context,
                              trigger_V=parts.words)
