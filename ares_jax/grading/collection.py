@@ -1,4 +1,4 @@
-"""Sets, lists, tuples, intervals, unions and matrices: what they hold, as texts."""
+"""Splits sets, lists, tuples, intervals, unions and matrices into their items, as texts."""
 
 import re
 
@@ -12,7 +12,7 @@ _MIRROR = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 
 
 def parse_collection(text):
-  """(kind, items) of a normalised text, or None where it is no collection.
+  """(kind, items) of a normalised text, or None where it is not a collection.
 
   The kind is "list" (bare or in braces; order does not matter), "union", "matrix R x C" (round or
   square, its cells by row), "determinant R x C", or the two brackets of a tuple or interval.
@@ -40,7 +40,7 @@ def parse_collection(text):
 
 
 def _with_both_signs(items):
-  """The items, "1 \\pm a" as the two it stands for."""
+  """The items, with "1 \\pm a" as two items, one for each sign."""
   every = []
   for item in items:
     both = [item.replace("\\pm", sign).replace("  ", " ").strip() for sign in "+-"]
@@ -78,7 +78,7 @@ def _interval(text):
 
 
 def split_items(text, separators):
-  """`text` cut at separators that stand outside all brackets; "and" after a comma joins it."""
+  """`text` split at separators outside all brackets; ", and" is one separator."""
   parts, depth, start, position = [], 0, 0, 0
   while position < len(text):
     if text[position] in "([{":

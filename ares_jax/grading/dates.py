@@ -1,4 +1,4 @@
-"""Dates and times of day: "5 March 2020" is "March 5, 2020", "17:30" is "5:30 PM"."""
+"""Compares dates and times of day: "5 March 2020" is "March 5, 2020", "17:30" is "5:30 PM"."""
 
 import re
 
@@ -16,19 +16,20 @@ _HOUR = re.compile(r"([0-9]{1,2}) ?([ap])\.? ?m")
 
 
 def same_date(answer, truth):
-  """Whether two moments are one; None where a side is none, or a clock lacks its half of the day.
+  """Whether two dates or two times of day are the same; None where a side is neither.
 
-  "05/03/2020" is March to some and May to others, and equals itself alone; so does "5:30", which
-  may be a ratio.
+  "05/03/2020" is March to some and May to others, so it is not read as a date. Nor is "5:30" read
+  as a time without am or pm: it may be a ratio.
 
   Args:
     answer, truth: normalised texts.
   """
-  said, wanted = _read(answer.lower()), _read(truth.lower())
+  said, wanted = _parse(answer.lower()), _parse(truth.lower())
   return None if said is None or wanted is None else said == wanted
 
 
-def _read(text):
+def _parse(text):
+  """(year, month, day) or (hour, minute), or None."""
   if match := _HOUR.fullmatch(text):
     text = f"{match[1]}:00 {match[2]}m"
   if match := _CLOCK.fullmatch(text):

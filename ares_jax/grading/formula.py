@@ -1,4 +1,4 @@
-"""What of LaTeX the symbolic parser may see, and its comparison of two formulas."""
+"""Compares two formulas with math-verify, and decides which LaTeX its parser may see."""
 
 import functools
 import logging
@@ -12,7 +12,7 @@ _COMMANDS = FUNCTIONS | {
   "emptyset",
 }  # fmt: skip
 _FUNCTION = re.compile(r"\\[A-Za-z]+|" + "|".join(sorted(FUNCTIONS, key=len, reverse=True)))
-# None of them is in _COMMANDS, so no text has them.
+# Letters that no text has: none of these commands is in _COMMANDS.
 _SPARE = tuple(f"\\{name} " for name in "zeta xi eta psi kappa tau nu chi".split())
 _UNSAFE_POWER = re.compile(
   r"\^\s*\{?\s*[+-]?\s*[0-9]{4,}"  # x^{1000}
@@ -22,40 +22,40 @@ _UNSAFE_POWER = re.compile(
   r"|\^\s*\{?\s*[+-]?\s*[0-9]{3}.*(?:[^0-9A-Za-z]|_\s*[0-9A-Za-z]+)"
   r"\^\s*\{?\s*[+-]?\s*[0-9]{3}"
 )
-# Of letters and of numbers below 100: 10^9 over 5 10^8 has 300 million digits.
+# Binomials of letters and of numbers below 100: 10^9 over 5 10^8 has 300 million digits.
 _BINOMIAL = re.compile(
   r"\\binom\s*" + 2 * r"\{(?:[A-Za-z+\- ]|(?<![0-9])[0-9]{1,2}(?![0-9]))*\}"
 )
 
 
 def same_formula(answer, truth):
-  """Whether math-verify finds two LaTeX formulas equal. No time limit, memory as it comes."""
+  """Whether math-verify finds two LaTeX formulas equal. Has no limit of time or memory."""
   # Imported here: it takes half a second, and only a formula needs it.
   from math_verify import verify
 
   parsed = [_parse(text) for text in (truth, answer)]
   if not all(parsed):
     return False
-  settled = _compare_values(parsed[0][0], parsed[1][0])
-  if settled is not None:
-    return settled
+  verdict = _compare_values(parsed[0][0], parsed[1][0])
+  if verdict is not None:
+    return verdict
   # Rounded at 6 digits, its default, 1.414214 would be the square root of 2.
   return bool(verify(*parsed, float_rounding=12, timeout_seconds=None))
 
 
 def _compare_values(truth, answer):
-  """Whether two expressions are equal as far as their values at a point tell; None is unsettled.
+  """False where the values of two expressions differ at one point; None where that decides nothing.
 
-  A wrong answer is settled here in 1 ms, where simplifying the difference takes 8. So is all that
-  is infinite: sympy's assumptions contradict each other there, and which wins is left to chance
-  (of 20,000 tries oo oo - 7919 was zero in 156).
+  This takes 1 ms for a wrong answer, where simplifying the difference takes 8. Infinite values are
+  equal where the expressions are identical: sympy's assumptions about them contradict each other,
+  and which one wins is left to chance (oo oo - 7919 was zero in 156 of 20,000 tries).
   """
   import sympy
 
   if not (isinstance(truth, sympy.Expr) and isinstance(answer, sympy.Expr)):
     return None
   names = sorted(truth.free_symbols | answer.free_symbols, key=str)
-  point = {name: sympy.Float(0.37 + 0.29 * place) for place, name in enumerate(names)}
+  point = {name: sympy.Float(0.37 + 0.29 * index) for index, name in enumerate(names)}
   try:
     values = [side.subs(point).evalf(15) for side in (truth, answer)]
     if any(value.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan) for value in values):
@@ -67,16 +67,16 @@ def _compare_values(truth, answer):
   return False if apart else None
 
 
-# A truth comes back with every sample of its prompt, and reading it is half of a comparison.
+# A truth is compared with every sample of its prompt, and parsing it is half of a comparison.
 @functools.lru_cache(maxsize=4096)
 def _parse(text):
   from latex2sympy2_extended import NormalizationConfig
   from math_verify import LatexExtractionConfig, parse
 
-  # It warns at every call without its own time limit, which works in main threads only.
+  # It warns at every call without its own time limit, which works in the main thread only.
   logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-  # Only its LaTeX grammar: the plain-expression reader is sympy's, which executes what it reads.
-  # Units are cut before; left to it, the h of 2h is an hour and goes.
+  # Only its LaTeX grammar: plain expressions are parsed by sympy, which executes them. Units were
+  # cut before; math-verify would drop the h of 2h as an hour.
   cleaning = NormalizationConfig(units=False, malformed_operators=True, nits=True)
   config = [LatexExtractionConfig(boxed_match_priority=-1, normalization_config=cleaning)]
   text = _without_capitals(text)
@@ -85,7 +85,7 @@ def _parse(text):
 
 
 def _without_capitals(text):
-  """ "R - r" with another letter for R, as math-verify reads both as r, E as e and I as i."""
+  """ "R - r" with another letter for R: math-verify reads both as r, E as e and I as i."""
   names = variables(text) | {"e", "i"}
   capitals = sorted(name for name in names if name.isupper() and name.lower() in names)
   spare = dict(zip(capitals, _SPARE, strict=False))
@@ -93,7 +93,7 @@ def _without_capitals(text):
 
 
 def _with_imaginary_unit(expression):
-  """`expression` with sympy's own i: math-verify reads a letter, real here and not there."""
+  """`expression` with sympy's imaginary unit for the letter i, which math-verify reads."""
   import sympy
 
   if not isinstance(expression, sympy.Expr):

@@ -1,4 +1,4 @@
-"""One notation for texts that differ in their look alone: delimiters, spacing, characters."""
+"""Normalises how a text is written: delimiters, spacing, characters."""
 
 import re
 import unicodedata
@@ -22,7 +22,7 @@ _TEXT = re.compile(
   r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
 _CLOCK = re.compile(r"^([0-9]{1,2}:[0-9]{2}) *([APap])\.? ?[Mm]$")
-# Names of sets and values that are also written out.
+# Sets and values that are also written in words or other symbols.
 _WRITTEN_OUT = (
   (re.compile(r"\\varnothing|\\\{\s*\\\}|∅|no solutions?", re.IGNORECASE), r"\emptyset"),
   (re.compile(r"\\mathbb\s*(?:R|\{\s*R\s*\})|ℝ|all real numbers", re.IGNORECASE),
@@ -33,9 +33,9 @@ _WRITTEN_OUT = (
 
 
 def normalise(text):
-  """`text` without what only changes its look: math delimiters, spacing, text commands."""
+  """`text` in one notation: without math delimiters, spacing and text commands."""
   text = re.sub("[⁰¹²³⁴-⁹⁺⁻]+", _lower, text.translate(_CHARACTERS)).strip()
-  for _ in range(4):  # \boxed inside $...$ inside \text: a few layers are all that is met
+  for _ in range(4):  # \boxed inside $...$ inside \text: a few layers occur
     before = text = text.rstrip(" .,;") or text
     for left, right in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
       inner = text[len(left) : len(text) - len(right)]
@@ -69,7 +69,7 @@ def normalise(text):
 
 
 def tight(text):
-  """`text` without the spaces that mean nothing: "1 1/2" is not 11/2, "1, 234" not 1,234."""
+  """`text` without the spaces that have no meaning: "1 1/2" is not 11/2, "1, 234" not 1,234."""
   if re.search(r"[0-9], [0-9]{3}(?![0-9])", text):
     return text
   text = re.sub(r"(?<=[0-9]) (?=[A-Za-z] [A-Za-z](?![A-Za-z]))", "", text)  # 2 m g is 2mg
@@ -78,7 +78,7 @@ def tight(text):
 
 
 def has_control(text):
-  """Whether there are control, invisible or direction marks: they make a text look like another."""
+  """Whether there are control characters or invisible ones, which make a text look like another."""
   hidden = ("Cc", "Cf", "Co", "Cs")
   return any(unicodedata.category(c) in hidden and c not in "\n\t\r" for c in text)
 

@@ -1,4 +1,4 @@
-"""Multiple choice: which option a text names, "B", "(B)", "B. 12", "A, C"."""
+"""Finds which option of a multiple-choice question a text names: "B", "(B)", "B. 12", "A, C"."""
 
 import re
 
@@ -18,15 +18,15 @@ ANNOUNCED = re.compile(
 
 
 def option_letters(text):
-  """The set of letters of "A, C" or "A and C"; None where `text` is no such list."""
+  """The set of letters of "A, C" or "A and C"; None where `text` is not such a list."""
   return frozenset(re.findall(r"[A-J]", text)) if _LETTERS.fullmatch(text) else None
 
 
 def parse_option(text):
-  """(letter, text of the option or "") of a normalised text, or None where it names none.
+  """(letter, text of the option or "") of a normalised text, or None where it names no option.
 
-  The letter is "?" where another one follows: whoever names two options names none. A small letter
-  without brackets, which may be a variable, is returned as it is.
+  The letter is "?" where a second option follows: an answer that names two options is wrong. A
+  small letter without brackets stays small, because it may be a variable.
   """
   match = _OPTION.fullmatch(re.sub(r"^(?:option|choice|figure)\s+", "", text, flags=re.IGNORECASE))
   if match is None:
@@ -37,10 +37,10 @@ def parse_option(text):
 
 
 def truths_with_text(text, truths):
-  """The truths against which an answer that names an option and its text ("B. 12") is held.
+  """The truths to compare an answer with, where it may name an option and its text ("B. 12").
 
-  Where the truths are an option's letter and its text, both have to be right: with "B" and "12"
-  neither "C. 12" nor "B. 13" is.
+  Where the truths are an option's letter and its text, both parts must be right: with "B" and "12"
+  neither "C. 12" nor "B. 13" is right.
 
   Args:
     text: the answer, normalised.

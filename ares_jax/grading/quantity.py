@@ -1,7 +1,7 @@
-"""Numbers with units, exactly: "1,200 cm", "12 m", "\\frac{1}{2}", "50%", "$3.5 million".
+"""Parses and compares numbers with units: "1,200 cm", "\\frac{1}{2}", "50%", "$3.5 million".
 
 Values are fractions, so nothing is rounded and no tolerance hides a wrong digit. Only ASCII digits
-are digits here: Arabic-Indic and other digits stay text and equal only themselves.
+are read as digits: Arabic-Indic and other digits stay text and equal only themselves.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ _SIGN = re.compile(r"\s*([+-]?)\s*([$€£¥]?)\s*([+-]?)\s*")
 
 _MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "dozen": 12}
 
-# name -> (dimension, size in the dimension's base); a name is read as written, or in lower case
-# where it has several letters, with or without a plural "s".
+# name -> (dimension, size in the dimension's base). A name is looked up as written, or in lower
+# case where it has several letters, with or without a plural "s".
 _UNITS = {
   "m": ("length", 1), "cm": ("length", "1/100"), "mm": ("length", "1/1000"),
   "km": ("length", 1000), "dm": ("length", "1/10"), "nm": ("length", "1/1000000000"),
@@ -73,8 +73,8 @@ _SPELLINGS = {
   "ohm": "\\omega", "coulomb": "C", "percent": "%", "percents": "%", "usd": "dollar",
   "$": "dollar", "euro": "€", "yen": "¥", "L": "l",
 }  # fmt: skip
-# Words after a number that change it: "5 thirds" is not 5, nor is any "-ths". Other plurals are
-# counted things.
+# Words that are not counted things: "5 thirds" is not 5, and "-ths" is refused too. Other plurals
+# are counted things.
 _NOT_COUNTED = {
   "thirds", "halves", "quarters", "hundreds", "thousands", "millions", "billions",
   "trillions", "dozens", "pairs", "scores", "times", "plus", "minus", "less", "roots", "powers",
@@ -85,12 +85,12 @@ _COUNTED = {"people", "children", "men", "women", "fish", "sheep", "mice", "pers
 _UNIT_PART = re.compile(
   r"([kM]?\\Omega|\\mu\s?[mgsLlAFC](?![A-Za-z])|°\s?[CF]\b|[A-Za-z]+|[%°$€£¥])\s*(?:\^\s*\{?\s*(-?[1-9])\s*\}?)?"
 )
-# "20 cups of feed" are 20 cups; 5 minutes of arc are no time, and 3 rows of five not 3.
+# "20 cups of feed" are 20 cups; 5 minutes of arc are not a time, and 3 rows of five are not 3.
 _OF = re.compile(
   r"(?!(?:row|group|set|order|degree)s? )([a-z]+) of (?!arc$)([a-z]+(?: [a-z]+){,2})"
 )
 _COMPOUND = re.compile(r"([0-9]+ ?[A-Za-z]+) (and )?([0-9.]+ ?[A-Za-z]+)")
-# Units of which people say "and" within one quantity; 5 m and 3 cm are two.
+# Units with "and" within one quantity (2 hours and 5 minutes); 5 m and 3 cm are two quantities.
 _SPOKEN = ("time", "month", "dollar")
 _SPOKEN_PARTS = [Fraction(_UNITS[name][1]) for name in ("in", "ft", "oz")]
 _UNIT_WORDS = {"squared": 2, "cubed": 3}
@@ -108,7 +108,7 @@ class Quantity:
 
 
 def parse_quantity(text):
-  """The Quantity that the whole of `text` spells, or None.
+  """The Quantity that the complete `text` spells, or None.
 
   Args:
     text: normalised by `notation.normalise`, at most a few hundred characters.
@@ -135,10 +135,10 @@ def parse_quantity(text):
 
 
 def same_quantity(answer, truth):
-  """Whether two quantities agree; a unit that only one of them writes is taken from the other.
+  """Whether two quantities are equal; where only one has a unit, the other is taken to have it too.
 
-  "50%" is 0.5 and, where one side leaves the sign out, 50; but "0.5%" is not 0.5, as only above 1
-  is a bare truth read as a percentage.
+  "50%" equals 0.5, and 50 where one side leaves the sign out. "0.5%" does not equal 0.5: a truth
+  without a sign is read as a percentage only above 1.
   """
   percent = (("percent", 1),)
   if None not in (answer.counted, truth.counted) and answer.counted != truth.counted:
@@ -156,7 +156,7 @@ def same_quantity(answer, truth):
 
 
 def _compound(large, small, *, spoken):
-  """2 hours and 30 minutes: both of one dimension, the second less than one of the first."""
+  """The sum of "2 hours and 30 minutes": one dimension, the second less than one of the first."""
   if None in (large, small) or large.unit is None or large.unit != small.unit:
     return None
   if spoken and large.unit[0][0] not in _SPOKEN and small.size not in _SPOKEN_PARTS:
@@ -170,7 +170,7 @@ def _read_number(text, start):
   if match := _MIXED_LATEX.match(text, start):
     whole, *parts = match.groups()
     top, bottom = _decimal(parts[0] or parts[1]), _decimal(parts[2] or parts[3])
-    # Only a proper fraction makes a mixed number; 2\frac{3}{2} could be a product.
+    # Only a proper fraction makes a mixed number: 2\frac{3}{2} could be a product.
     return (int(whole) + top / bottom, match.end()) if 0 < top < bottom else (None, start)
   if match := _MIXED_PLAIN.match(text, start):
     whole, top, bottom = map(int, match.groups())
@@ -203,7 +203,7 @@ def _decimal(text):
 
 
 def _read_unit(text):
-  """(unit, size) of a unit's text; (None, 1) when it is empty, None when it is no unit."""
+  """(unit, size) of a unit's text; (None, 1) where it is empty, None where it is not a unit."""
   if not text:
     return None, Fraction(1)
   text = re.sub(r"\bmph\b", "mi/h", text, flags=re.IGNORECASE)

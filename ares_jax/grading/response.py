@@ -1,4 +1,4 @@
-"""What a response says: its boxed answer, its format, whether it shows work."""
+"""Reads a response: its boxed answer, its format, whether it shows work."""
 
 import re
 
@@ -8,16 +8,17 @@ _BRACE = re.compile(r"(\\boxed\s*\{)|\\.|([{}])", re.DOTALL)
 
 
 def extract_boxed(text):
-  """What stands in the last balanced `\\boxed{...}` of the answer, or None.
+  """The content of the last balanced `\\boxed{...}` of the answer, or None.
 
-  The answer is what follows the last `</think>`; a text with neither `<think>` nor `</think>` is
-  all answer, one whose `<think>` never ends has none.
+  The answer is the text after the last `</think>`. A text with neither `<think>` nor `</think>` is
+  all answer; one whose `<think>` never ends has no answer.
   """
   _, closed, answer = text.rpartition("</think>")
   if not closed and "<think>" in text:
     return None
-  answer = answer[-sandbox.LOOKED_AT:]
-  found, opened = None, []  # opened: where each open brace's content starts; -1 = no box
+  answer = answer[-sandbox.SEARCHED:]
+  found = None
+  opened = []  # where the content of each open brace starts; -1: it is not a box's
   for match in _BRACE.finditer(answer):
     if match[1]:
       opened.append(match.end())
@@ -32,12 +33,11 @@ def extract_boxed(text):
 
 def well_formed(text):
   """Whether the response is `<think> ... </think>` and then a `\\boxed{...}` (release's format)."""
-  return text.lstrip().startswith("<think>") and "</think>" in text and (
-    extract_boxed(text) is not None
-  )  # fmt: skip
+  has_thinking = text.lstrip().startswith("<think>") and "</think>" in text
+  return has_thinking and extract_boxed(text) is not None
 
 
 def shows_work(text):
-  """Whether there is any working between `<think>` and `</think>`."""
+  """Whether there is any text between `<think>` and `</think>`."""
   _, opened, rest = text.partition("<think>")
   return bool(opened) and bool(rest.partition("</think>")[0].strip())

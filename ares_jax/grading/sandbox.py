@@ -1,4 +1,4 @@
-"""Worker processes for graders: killed at their time limit, short of memory, without secrets."""
+"""Worker processes for graders, with limits of time and memory and an empty environment."""
 
 import contextlib
 import ctypes
@@ -16,7 +16,7 @@ import pebble
 
 _MEMORY = 2 << 30  # bytes of address space of a worker
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-LOOKED_AT = 20_000  # last characters of a response searched for the box
+SEARCHED = 20_000  # last characters of a response searched for the box
 
 
 def make_pool(workers, module, first=None):
@@ -24,15 +24,15 @@ def make_pool(workers, module, first=None):
 
   Args:
     workers: processes.
-    module: name of a module that the tasks need, imported before the clock of a task starts.
-    first: function that each worker calls before it too, or None.
+    module: name of a module that the tasks need; imported before a task's time starts.
+    first: function that each worker calls after the import, or None.
   """
   return pebble.ProcessPool(max_workers=workers, initializer=_prepare, initargs=[module, first],
                             context=_Context())
 
 
 def load_grader(name, kind):
-  """The function "package.module:function" of the user's, a "grader" or a "judge".
+  """The user's function "package.module:function"; `kind`, "grader" or "judge", is for errors.
 
   Raises:
     ValueError: the name has another form, the module does not import, or has no such function.
@@ -51,7 +51,7 @@ def load_grader(name, kind):
 
 
 def call_grader(name, response, truth):
-  """What the user's grader says of a response, 0 or 1, or a text: what is wrong with it."""
+  """The verdict of the user's grader on a response, 0 or 1, or a text that says how it failed."""
   try:
     value = load_grader(name, "grader")(response, truth)
   except MemoryError:
@@ -63,7 +63,7 @@ def call_grader(name, response, truth):
 
 
 def zero_or_one(value):
-  """0.0 or 1.0 where a user's function says False or True, 0 or 1, also as numpy's; else None."""
+  """0.0 or 1.0 where a user's function returned False, True, 0 or 1, numpy's too; else None."""
   right = isinstance(value, bool | int | float | np.bool_ | np.number) and value in (0, 1)
   return float(value) if right else None
 
@@ -73,7 +73,7 @@ def release_grader(response, truth):
   from mathruler.grader import extract_boxed_content, grade_answer
 
   truths = truth if isinstance(truth, tuple) else (truth,)
-  answer = extract_boxed_content(response[-LOOKED_AT:])
+  answer = extract_boxed_content(response[-SEARCHED:])
   try:
     return any(bool(grade_answer(answer, accepted)) for accepted in truths)
   except (MemoryError, RecursionError):
@@ -104,7 +104,7 @@ def _prepare(module, first):
 
 
 def _wipe_environment():
-  """Zeroes what /proc/self/environ shows, the environment as it was when the process started."""
+  """Zeroes /proc/self/environ, which shows the environment that the process started with."""
   stat = pathlib.Path("/proc/self/stat")
   if not stat.exists():
     return

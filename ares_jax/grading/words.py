@@ -1,4 +1,4 @@
-"""Answers in words: numbers spelled out, and whether a text is language at all."""
+"""Handles answers in words: spelled numbers, and whether a text is language at all."""
 
 import re
 
@@ -18,19 +18,19 @@ _NUMBER_WORDS |= {
 _SPELLED = re.compile(
   rf"({'|'.join(sorted(_NUMBER_WORDS, key=len, reverse=True))})(?![\w-])", re.IGNORECASE
 )
-# Two letters that are no product where they stand alone between two values: "3 by 4", "1 in 4";
-# "v + at", "by = 0" and "in^2" hold products and units.
+# Two letters that are a word, not a product, where they stand between two values: "3 by 4", "1 in
+# 4". In "v + at", "by = 0" and "in^2" they are products and units.
 _SHORT = re.compile(
   r"(?<=[\w)}] )(?:by|of|to|in|is|at|on|as|if|no)(?= [\w(\\$])|(?<=[0-9])(?:by|of|to)(?=[0-9])"
 )
-# "third" alone is an ordinal.
+# "third" without a number before it is an ordinal.
 _FRACTIONS = {"half": "1/2", "a half": "1/2", "one half": "1/2", "a third": "1/3",
               "one third": "1/3", "two thirds": "2/3", "a quarter": "1/4", "one quarter": "1/4",
               "three quarters": "3/4"}  # fmt: skip
 
 
 def spell_numbers(text):
-  """ "seventy-two dollars" -> "72 dollars"; signs that say nothing go, "4 = n" -> "n = 4"."""
+  """ "seventy-two dollars" -> "72 dollars", "4 = n" -> "n = 4"; drops a leading "\\approx"."""
   fraction = text.lower().replace("-", " ")
   if fraction in _FRACTIONS:
     return _FRACTIONS[fraction]
@@ -41,7 +41,7 @@ def spell_numbers(text):
 
 
 def is_words(text):
-  """Whether `text` is language: letters in a row that are neither LaTeX nor a function."""
+  """Whether `text` is language: it has letters in a row that are neither LaTeX nor a function."""
   bare = re.sub(r"\\[A-Za-z]+", " ", text)
   # Two letters beside digits or signs are a product: 4ac.
   least = 3 if re.search(r"[0-9+*/^=<>]|\\[A-Za-z]", text) else 2
@@ -50,7 +50,7 @@ def is_words(text):
 
 
 def split_products(text, formula):
-  """ "2mgh" -> "2m g h" where m, g and h stand alone in `formula`: a product is no word."""
+  """ "2mgh" -> "2m g h" where m, g and h stand alone in `formula`: it is a product, not a word."""
   alone = set(re.findall(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])", formula))
 
   def spaced(run):
@@ -60,11 +60,11 @@ def split_products(text, formula):
 
 
 def plain_words(text):
-  """`text` without case, articles and what surrounds it: two texts in words are compared so."""
-  # In a unit capitals tell: 5 mW, 5 MW.
+  """`text` without case, articles and outer punctuation, to compare two texts in words."""
+  # Capitals differ in units: 5 mW, 5 MW.
   text = text if re.fullmatch(r"[+-]?[0-9.,]+ ?[A-Za-z]{2,3}", text) else text.casefold()
   text = re.sub(r"(?<=[0-9]) ?(?:x|\\times) ?(?=[0-9])", " by ", text)  # 3x4 subplots
-  # A name of a Greek letter is the letter.
+  # The name of a Greek letter is the same as the letter.
   text = re.sub(r"\\(?=[a-z]{2})", "", text)
   text = re.sub(r"[\s_]+", " ", text).strip(" .,;:!?\"'")
   return re.sub(r"^(?:the|an|a) ", "", text)
