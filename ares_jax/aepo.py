@@ -20,7 +20,7 @@ from ares_jax.models import flops, lora
 from ares_jax.run.loop import run_stage
 from ares_jax.run.metrics import truncate_lines
 from ares_jax.run.nonfinite import dump_batch
-from ares_jax.run.responses import write_rollouts
+from ares_jax.run.responses import GradedResponses, write_rollouts
 from ares_jax.sampling.branching import Branching
 from ares_jax.sampling.rollout import collect
 from ares_jax.sampling.sampler import stage_key
@@ -65,9 +65,11 @@ def train_aepo(params, source, config, context, *, trigger_V):
       rollout = collect(generator, lora.join(base, state.params), batches, key,
                         group=config.group, order=order, sampling=config.sampling,
                         config=config.filter, branching=_branching(config, state.controllers))
+      responses = GradedResponses(rollout.prompts.rows, rollout.samples, rollout.texts,
+                                  rollout.correct, rollout.format_ok, config.group)
       hosts.on_process_0(functools.partial(
-        write_rollouts, workdir, int(state.step) + 1, rollout, group=config.group,
-        count=config.log_responses, chat=generator.encoder.chat))
+        write_rollouts, workdir, int(state.step) + 1, responses, generator.encoder.chat,
+        count=config.log_responses))
       with generator.phases("packing"):
         batch, packing = pack_rollout(rollout, config, generator.encoder)
       with generator.phases("update"), generator.phases("device"):

@@ -37,9 +37,6 @@ from ares_jax.system import heartbeat, hosts, mesh, profiler
 from ares_jax.system.cluster import join_cluster
 from ares_jax.system.command import UsageError, require_config, run
 
-# Of a stage's evaluation, what is written for people to read.
-HELD_OUT = {"problems": 32, "kept": 2}
-
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, see configs/.")
 _STRICT = flags.DEFINE_bool("strict", False, "Refuse a damaged checkpoint; use no older one.")
 _ALLOW_CHANGE = flags.DEFINE_list(

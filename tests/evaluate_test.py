@@ -19,6 +19,7 @@ import tiny
 
 from ares_jax import evaluate
 from ares_jax.data import digits
+from ares_jax.evaluation import results
 from ares_jax.run import config as run_config
 from ares_jax.run import setup
 from ares_jax.run.checkpoint.manager import Checkpoints
@@ -46,11 +47,11 @@ def trained(tmp_path_factory):
 
 def test_a_run_is_evaluated_on_its_own_data_and_resumed(trained, monkeypatch):
   workdir, parts = trained
-  name, params = evaluate.newest(parts, str(workdir))
+  name, params = evaluate.newest_weights(parts, str(workdir))
   assert name.endswith("warmup step 1")
   jax.tree.map(np.testing.assert_array_equal, params, parts.init_params())
-  benchmark, folder = evaluate.choose(parts, "", ""), str(workdir / "evaluate" / "test")
-  first = evaluate.evaluate(parts, params, benchmark, folder=folder, model=name)
+  benchmark, folder = evaluate.choose_benchmark(parts, "", ""), str(workdir / "evaluate" / "test")
+  first = results.evaluate_benchmark(parts, params, benchmark, folder=folder, model=name)
   assert first["n"] == 2 and first["problems"] == 3 and len(first["interval"]) == 2
   assert first["max_tokens"] == 12 and set(first["by_level"]) == {"1", "2"}
 
@@ -58,23 +59,23 @@ def test_a_run_is_evaluated_on_its_own_data_and_resumed(trained, monkeypatch):
     raise AssertionError("a finished evaluation is not repeated")
 
   monkeypatch.setattr(type(parts.generator), "sample", refuse)
-  again = evaluate.evaluate(parts, params, benchmark, folder=folder, model=name,
+  again = results.evaluate_benchmark(parts, params, benchmark, folder=folder, model=name,
                             compare=f"{folder}/results.json")
   assert again["compare"]["difference"] == 0 and again["compare"]["paired"]
   page = (workdir / "evaluate" / "test" / "results.md").read_text()
-  assert "| level 2 | 1 |" in page and "+0.0 points (+0.0 to +0.0), paired by problem" in page
-  assert evaluate.evaluation_text(again).count("\n") >= 5
+  assert "| level 2 | 1 |" in page and "+0.0 ±0.0 points, paired by problem" in page
+  assert results.results_text(again).count("\n") >= 5
   with pytest.raises(ValueError, match="results.md is no results.json of an evaluation"):
-    evaluate.evaluate(parts, params, benchmark, folder=str(workdir / "none"), model=name,
+    results.evaluate_benchmark(parts, params, benchmark, folder=str(workdir / "none"), model=name,
                       compare=f"{folder}/results.md")
   with pytest.raises(ValueError, match="the paper has nothing of 'test'"):
-    evaluate.evaluate(parts, params, benchmark, folder=str(workdir / "none"), model=name,
+    results.evaluate_benchmark(parts, params, benchmark, folder=str(workdir / "none"), model=name,
                       compare="paper:ARES-7B")
   assert not (workdir / "none").exists()  # seen before anything is answered
 
   monkeypatch.undo()
   named, folder = dataclasses.replace(benchmark, name="gsm8k"), workdir / "evaluate" / "gsm8k"
-  beside = evaluate.evaluate(parts, params, named, folder=str(folder), model=name,
+  beside = results.evaluate_benchmark(parts, params, named, folder=str(folder), model=name,
                              compare="paper:ARES-RL-7B")["compare"]
   assert beside["difference"] == pytest.approx(first["score"] - 0.957) and not beside["paired"]
   assert beside["length_difference"] == pytest.approx(first["length_mean"] - 278.9)
@@ -85,7 +86,7 @@ def test_a_run_is_evaluated_on_its_own_data_and_resumed(trained, monkeypatch):
 
 def test_a_workdir_without_a_checkpoint_is_named(trained, tmp_path):
   with pytest.raises(ValueError, match="has no checkpoint of warmup, adacs, aepo"):
-    evaluate.newest(trained[1], str(tmp_path))
+    evaluate.newest_weights(trained[1], str(tmp_path))
 
 
 def test_a_hugging_face_folder_answers_a_file_of_ones_own(tmp_path):
@@ -103,8 +104,8 @@ def test_a_hugging_face_folder_answers_a_file_of_ones_own(tmp_path):
     lessons=(), curated=(), prompts=(), test=()))
   with jax.set_mesh(mesh.make_mesh(1, 1, devices=jax.devices()[:1])), setup.open_run(
       run_config.read_config(values), check=False) as parts:
-    benchmark = evaluate.choose(parts, str(tmp_path / "mine.jsonl"), "")
-    result = evaluate.evaluate(parts, parts.init_params(), benchmark,
+    benchmark = evaluate.choose_benchmark(parts, str(tmp_path / "mine.jsonl"), "")
+    result = results.evaluate_benchmark(parts, parts.init_params(), benchmark,
                                folder=str(tmp_path / "out"), model=str(folder))
   assert (result["benchmark"], result["n"], result["temperature"]) == ("file_mine", 1, 0.0)
   assert result["by_level"]["2"]["problems"] == 1 and result["by_bucket"] == {}
@@ -118,17 +119,17 @@ def test_a_hugging_face_folder_answers_a_file_of_ones_own(tmp_path):
 ])
 def test_a_benchmark_that_cannot_be_read_is_named(trained, name, path, words):
   with pytest.raises(ValueError, match=words):
-    evaluate.choose(trained[1], name, path)
+    evaluate.choose_benchmark(trained[1], name, path)
 
 
 def test_ablation_needs_finished_runs(tmp_path):
   with pytest.raises(ValueError, match="no finished run"):
-    evaluate.ablate([f"{tmp_path}/*"])
+    evaluate.compare_arms([f"{tmp_path}/*"])
 
 
 def test_the_command_is_watched_and_stops_when_it_is_asked(tmp_path, monkeypatch):
   def open_run(config, **_):
-    assert {"signals", "watch"} <= {thread.name for thread in threading.enumerate()}
+    assert {"signals", "watchdog"} <= {thread.name for thread in threading.enumerate()}
     os.kill(os.getpid(), signal.SIGINT)
     for _ in range(100):
       heartbeat.heartbeat()
@@ -145,8 +146,8 @@ def test_the_command_is_watched_and_stops_when_it_is_asked(tmp_path, monkeypatch
 def test_results_lie_in_the_run_or_where_it_was_said(trained, monkeypatch, capsys, out):
   workdir, parts = trained
   monkeypatch.setattr(evaluate, "open_run", lambda *_, **__: contextlib.nullcontext(parts))
-  monkeypatch.setattr(evaluate, "newest", lambda *_: ("m", None))
-  monkeypatch.setattr(evaluate, "evaluate", lambda *_, folder, **__: folder)
+  monkeypatch.setattr(evaluate, "newest_weights", lambda *_: ("m", None))
+  monkeypatch.setattr(evaluate, "evaluate_benchmark", lambda *_, folder, **__: folder)
   monkeypatch.setattr(evaluate.flags, "FLAGS", types.SimpleNamespace(
     ablation=[], config=tiny.values(**SHORT), workdir=str(workdir), model="", benchmark="", data="",
     compare="", judge="", json=True, out=out))

@@ -7,13 +7,13 @@ by the levels of the data: the lowest level counts as easy, the highest as hard.
 
 import os
 
-from ares_jax.diagnose.tables import text_table
 from ares_jax.evaluation import arms as arms_lib
 from ares_jax.evaluation.arms import interval_cell
 from ares_jax.evaluation.scores import level_order
 from ares_jax.run.files import read_json
 from ares_jax.run.identity import flatten, use_of
 from ares_jax.system import figures
+from ares_jax.system.tables import text_table
 
 UNIFORM, BY_DIFFICULTY = "uniform shaping", "difficulty shaping"
 PARTS = ("easy", "hard", "all")

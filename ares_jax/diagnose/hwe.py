@@ -11,9 +11,9 @@ import numpy as np
 
 from ares_jax import ops
 from ares_jax.data.trigger_words import triggers
-from ares_jax.diagnose.tables import format_number, text_table
 from ares_jax.system import figures
 from ares_jax.system.figures import Curve
+from ares_jax.system.tables import format_number, text_table
 
 WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 QUANTILES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)

@@ -7,10 +7,10 @@ Suffix `_3`: one value for each bucket; in the simulation, for each of three ran
 import numpy as np
 
 from ares_jax import ops
-from ares_jax.diagnose.tables import format_number, text_table
 from ares_jax.ops.difficulty import BUCKETS
 from ares_jax.system import figures
 from ares_jax.system.figures import Curve
+from ares_jax.system.tables import format_number, text_table
 
 RATES = (0.01, 0.03, 0.1, 0.3, 0.6, 0.9)
 NOISES = (0.0, 0.1, 0.3, 0.6, 1.0, 1.5)

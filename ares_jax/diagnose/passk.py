@@ -8,9 +8,9 @@ samples give. Suffixes: P problems; `_3` holds one value for each bucket.
 import numpy as np
 
 from ares_jax import ops
-from ares_jax.diagnose.tables import format_number, text_table
 from ares_jax.ops.difficulty import BUCKETS, bucket_of
 from ares_jax.system import figures
+from ares_jax.system.tables import format_number, text_table
 
 GROUPS = (2, 4, 8, 16)
 TRUE_SAMPLES = 64

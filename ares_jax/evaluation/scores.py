@@ -1,122 +1,135 @@
-"""From graded answers to a benchmark's score, with intervals.
+"""Scores of graded problems: means, 95% intervals, metrics of benchmarks, comparisons.
 
-A problem is a dict as `predictions.py` writes it: id, source, level, group, step, and `samples`, a
-list of dicts with correct, format_ok, truncated (0 or 1) and tokens.
+Every interval is the normal approximation over units: problems, whose samples are not independent,
+or groups of problems where the metric scores groups. It needs no random numbers, treats a
+difference of paired units alike, and has the ends of a bootstrap (arXiv 2411.00640, section 2).
 """
+
+import math
 
 import numpy as np
 
 from ares_jax.ops.difficulty import BUCKETS, bucket_of
 
-RESAMPLES = 2000  # of the bootstrap; the interval's ends then move by about 0.1 of its half-width
+
+def half_width(values):
+  """Half the width of the 95% interval of the mean over units; None of fewer than two."""
+  if len(values) < 2:
+    return None
+  return 1.96 * float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
-def score_benchmark(problems, metric, *, easy, medium):
-  """All that is reported of a benchmark.
+def summarize(problems):
+  """Means over problems and over their samples.
 
   Args:
-    problems: list of dicts, see above; all have the same number of samples.
-    metric: "pass@1" and "avg@n", the mean over problems of the share right; "worst", the share of
-      groups with every variant right; "strict", WeMath's: 1 for a problem right with all its steps,
-      1/2 where only the whole is wrong, else 0.
-    easy, medium: shares of right answers from which a problem counts as easy, as medium.
+    problems: list of GradedProblem with the same number of samples each.
 
   Returns:
-    dict: score and its 95% bootstrap interval [low, high] over units (problems or groups), units
-    {id: value}, n, problems, length, shares, and the same by source, level and bucket.
+    dict: problems (their number); accuracy, the mean share of right samples, and half_width, of its
+    interval; pass_at_k, the share of problems with a right sample; length_mean and length_median,
+    tokens of a sample; the shares format_ok, truncated and shows_work of samples. Without problems
+    every value but the number is None.
   """
-  units = unit_values(problems, metric)
-  values = np.array(list(units.values()))
-  n = len(problems[0]["samples"])
-  result = {"metric": metric, "n": n, "problems": len(problems), "units": units,
-            "score": float(values.mean()),
-            "interval": bootstrap(values)} | summarize_answers(problems)
-  for field in ("source", "level"):
-    names = sorted({problem[field] for problem in problems} - {None},
-                   key=level_order if field == "level" else None)
-    result[f"by_{field}"] = {name: summarize_answers([p for p in problems if p[field] == name])
-                             for name in names}
-  right = np.array([sum(sample["correct"] for sample in problem["samples"])
-                    for problem in problems])
-  bucket = bucket_of(right, samples=n, easy=easy, medium=medium)
-  # One sample says nothing about difficulty.
-  result["by_bucket"] = {} if n == 1 else {
-    name: summarize_answers([p for p, own in zip(problems, bucket, strict=True) if own == index])
-    for index, name in enumerate(BUCKETS) if (bucket == index).any()}
-  return result
+  if not problems:
+    return {"problems": 0} | dict.fromkeys((
+      "accuracy", "half_width", "pass_at_k", "length_mean", "length_median", "format_ok",
+      "truncated", "shows_work"))
+  rate = np.array([problem.rate for problem in problems])
+  samples = [sample for problem in problems for sample in problem.samples]
+  tokens = np.array([sample.tokens for sample in samples])
+  return {"problems": len(problems), "accuracy": float(rate.mean()), "half_width": half_width(rate),
+          "pass_at_k": float((rate > 0).mean()),
+          "length_mean": float(tokens.mean()), "length_median": float(np.median(tokens)),
+          **{name: float(np.mean([getattr(sample, name) for sample in samples]))
+             for name in ("format_ok", "truncated", "shows_work")}}
+
+
+def split_by(problems, field):
+  """{value: problems} of the "source" or "level" of problems that have one; levels in order."""
+  values = {getattr(problem, field) for problem in problems} - {None}
+  return {value: [problem for problem in problems if getattr(problem, field) == value]
+          for value in sorted(values, key=level_order if field == "level" else None)}
+
+
+def split_by_bucket(problems, reward):
+  """{"easy", "medium", "hard": problems} by their own pass rates; `reward` is a RewardConfig."""
+  bucket = bucket_of(np.array([problem.right for problem in problems]),
+                     samples=len(problems[0].samples), easy=reward.easy, medium=reward.medium)
+  return {name: [problem for problem, number in zip(problems, bucket, strict=True)
+                 if BUCKETS[number] == name] for name in BUCKETS}
 
 
 def level_order(level):
-  """A key of sorting: levels by number where they are numbers, else as text."""
+  """Sorting key of a level: numbers by value, before all other texts."""
   return (0, float(level), level) if level.replace(".", "", 1).isdecimal() else (1, 0.0, level)
 
 
 def unit_values(problems, metric):
-  """{id of the unit: its value in 0..1}."""
+  """Values between 0 and 1 whose mean is the score of a benchmark.
+
+  Args:
+    problems: list of GradedProblem with the same number of samples each.
+    metric: "pass@1" and "avg@n": the share of a problem's samples that are right; "worst": the
+      share of samples in which all variants of a group are right; "strict", WeMath's: 1 where a
+      group's whole problem and all its steps are right, 1/2 where only the whole problem is wrong,
+      else 0.
+
+  Returns:
+    {id of the problem or group: value}.
+
+  Raises:
+    ValueError: the metric needs groups and a problem has none, or a group is incomplete.
+  """
   if metric in ("pass@1", "avg@n"):
-    return {problem["id"]: rate_of(problem) for problem in problems}
+    return {problem.id: problem.rate for problem in problems}
   groups = {}
   for problem in problems:
-    if problem["group"] is None:
-      raise ValueError(f"problem {problem['id']} has no group; the metric {metric!r} needs one")
-    groups.setdefault(problem["group"], []).append(problem)
-  if metric == "worst":
-    return {name: float(np.mean(_right(group).min(0))) for name, group in groups.items()}
-  values = {}
-  for name, group in groups.items():
-    whole = [p for p in group if (p["step"] or "").endswith("multi")]
-    steps = [p for p in group if p not in whole]
-    if len(whole) != 1 or not steps:
-      raise ValueError(f"group {name} has {len(whole)} whole problems and {len(steps)} steps; the "
-                       "metric 'strict' needs 1 (its step ends in 'multi') and some")
-    all_steps = _right(steps).min(0)
-    values[name] = float(np.mean(all_steps * (1 + _right(whole)[0]) / 2))
-  return values
+    if problem.group is None:
+      raise ValueError(f"problem {problem.id} has no group; the metric {metric!r} needs one")
+    groups.setdefault(problem.group, []).append(problem)
+  values = {"worst": _worst, "strict": _strict}[metric]
+  return {name: float(np.mean(values(group))) for name, group in groups.items()}
 
 
-def summarize_answers(problems):
-  """Means over problems, lengths over samples."""
-  samples = [sample for problem in problems for sample in problem["samples"]]
-  tokens = np.array([sample["tokens"] for sample in samples])
-  return {"problems": len(problems),
-          "accuracy": float(np.mean([rate_of(problem) for problem in problems])),
-          "length_mean": float(tokens.mean()), "length_median": float(np.median(tokens)),
-          "truncated": float(np.mean([sample["truncated"] for sample in samples])),
-          "format_ok": float(np.mean([sample["format_ok"] for sample in samples]))}
+def _worst(group):
+  """float [samples]: 1 where every variant of the group is right."""
+  return _right(group).min(0)
 
 
-def rate_of(problem):
-  """Share of a problem's samples that are right."""
-  return float(np.mean([sample["correct"] for sample in problem["samples"]]))
-
-
-def bootstrap(values):
-  """95% interval [low, high] of the mean over resampled units; None for a single one."""
-  if len(values) < 2:
-    return None
-  # Drawing how often each unit comes is drawing units with replacement; 10 MB at 12,000 units.
-  rng, count = np.random.default_rng(0), len(values)
-  means = np.concatenate([
-    rng.multinomial(count, np.full(count, 1 / count), size=100) @ values / count
-    for _ in range(RESAMPLES // 100)])
-  return [float(end) for end in np.percentile(means, [2.5, 97.5])]
-
-
-def compare(result, other):
-  """(difference, [low, high], paired) of two results of one benchmark.
-
-  Paired by unit where both have the same; else from both intervals' half-widths.
-  """
-  difference = result["score"] - other["score"]
-  if result.get("units") and result["units"].keys() == other.get("units", {}).keys():
-    pairs = np.array([result["units"][name] - other["units"][name] for name in result["units"]])
-    return difference, bootstrap(pairs), True
-  halves = [(r["interval"][1] - r["interval"][0]) / 2 for r in (result, other) if r["interval"]]
-  half = float(np.hypot(*halves)) if len(halves) == 2 else None
-  return difference, None if half is None else [difference - half, difference + half], False
+def _strict(group):
+  """float [samples]: WeMath's value of a whole problem and its steps."""
+  whole = [problem for problem in group if (problem.step or "").endswith("multi")]
+  steps = [problem for problem in group if problem not in whole]
+  if len(whole) != 1 or not steps:
+    raise ValueError(f"group {group[0].group} has {len(whole)} whole problems and {len(steps)} "
+                     "steps; the metric 'strict' needs 1 (its step ends in 'multi') and some")
+  return _right(steps).min(0) * (1 + _right(whole)[0]) / 2
 
 
 def _right(problems):
   """float [problems, samples]: 1 where right."""
-  return np.array([[float(sample["correct"] >= 1) for sample in problem["samples"]]
+  return np.array([[float(sample.correct >= 1) for sample in problem.samples]
                    for problem in problems])
+
+
+def compare(result, other):
+  """(difference, half-width of its interval or None, paired) of two results of one benchmark.
+
+  Scores of the same units are paired: the interval is that of the units' differences. Otherwise it
+  follows from both scores' intervals, as if the samples were independent.
+  """
+  difference = result["score"] - other["score"]
+  if result.get("units") and result["units"].keys() == other.get("units", {}).keys():
+    return difference, half_width([result["units"][name] - other["units"][name]
+                                   for name in result["units"]]), True
+  halves = [(part["interval"][1] - part["interval"][0]) / 2 for part in (result, other)
+            if part["interval"]]
+  return difference, float(np.hypot(*halves)) if len(halves) == 2 else None, False
+
+
+def percent(value, half=None):
+  """A share for people, with the half-width of its interval; "-" for None."""
+  if value is None:
+    return "-"
+  return f"{100 * value:.1f}%" + ("" if half is None else f" ±{100 * half:.1f}")

@@ -195,9 +195,14 @@ class EvaluateConfig:
                        f"batch = {self.batch} must be >= 1")
     self.sampling(1)
 
-  def sampling(self, max_tokens):
-    """SamplingConfig of the sampled answers; ValueError where a number is out of range."""
-    return SamplingConfig(temperature=self.temperature, top_p=self.top_p, top_k=0, min_tokens=0,
+  def sampling(self, max_tokens, *, greedy=False):
+    """SamplingConfig of the sampled answers, or of the greedy one.
+
+    Raises:
+      ValueError: a number is out of range.
+    """
+    return SamplingConfig(temperature=0.0 if greedy else self.temperature,
+                          top_p=1.0 if greedy else self.top_p, top_k=0, min_tokens=0,
                           max_tokens=max_tokens)
 
 

@@ -32,7 +32,7 @@ def write_json(path, value):
 
 
 # Names that runs made before version 0.2 wrote, and the names of today.
-RENAMED = {"formatted": "format_ok", "thought": "shows_work",
+RENAMED = {"formatted": "format_ok", "thought": "shows_work", "place": "index",
            "reward/formatted": "reward/format_ok",
            "batch/rows/place": "batch/rows/response_index"}
 _RENAMED_START = {"fault/": "nonfinite/"}

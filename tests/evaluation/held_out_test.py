@@ -1,28 +1,34 @@
+import json
 import types
 
 import numpy as np
 import pytest
+import tiny
 
-from ares_jax.evaluation.held_out import evaluate, level_table, stage_table
-from ares_jax.run.config import EvaluateConfig
+from ares_jax.evaluation import held_out
+from ares_jax.evaluation.held_out import evaluate_stage, level_table, stage_table
 from ares_jax.sampling.rollout import Grades
 
-CONFIG = EvaluateConfig(problems=5, samples=4, batch=2, temperature=1.0, top_p=1.0)
+CONFIG = tiny.read(evaluate__problems=5, evaluate__samples=4, evaluate__batch=2)
+SOURCE = [{"id": str(number), "number": number, "answer": "1", "level": 1 + number // 3}
+          for number in range(6)]
 
 
 class Fake:
   """Sampled answers of row i: `RIGHT[i]` of 4 right, length 10 (i + 1); greedy right for even i."""
 
   RIGHT = [4, 3, 2, 0, 0]
+  end = (9,)
 
   def __init__(self):
     self.encoder = types.SimpleNamespace(
       encode=id,
-      batch=lambda rows, places, _: types.SimpleNamespace(rows=rows, places=places))
+      batch=lambda rows, indices, _: types.SimpleNamespace(rows=rows, indices=indices))
 
   def answer(self, params, prompts, key, *, group, sampling):
     lengths = [10 * (row["number"] + 1) for row in prompts.rows for _ in range(group)]
-    samples = types.SimpleNamespace(mask=np.arange(60) < np.array(lengths)[:, None])
+    samples = types.SimpleNamespace(tokens=np.full((len(lengths), 60), 9),
+                                    mask=np.arange(60) < np.array(lengths)[:, None])
     correct = []
     for row in prompts.rows:
       number = row["number"]
@@ -33,9 +39,9 @@ class Fake:
     return samples, Grades(texts, np.float32(correct), np.ones(len(correct), np.float32), 0)
 
 
-def result():
-  source = [{"number": number, "level": 1 + number // 3} for number in range(6)]
-  return evaluate(Fake(), None, source, CONFIG, max_tokens=60, easy=0.75, medium=0.375)
+def result(source=SOURCE, show=None):
+  parts = types.SimpleNamespace(config=CONFIG, generator=Fake(), source=lambda name: source)
+  return evaluate_stage(parts, None, show)
 
 
 def test_means_over_the_problems_by_hand():
@@ -67,4 +73,28 @@ def test_tables_hold_every_stage():
 
 def test_needs_enough_problems():
   with pytest.raises(ValueError, match="5 problems to evaluate on, the source has 3"):
-    evaluate(Fake(), None, [{}] * 3, CONFIG, max_tokens=9, easy=0.75, medium=0.375)
+    result(SOURCE[:3])
+
+
+def test_the_first_sampled_batch_is_shown():
+  shown = []
+  result(show=shown.append)
+  [responses] = shown
+  assert [row["id"] for row in responses.rows] == ["0", "1"] and responses.group == 4
+  assert responses.correct == [1.0] * 4 + [1.0] * 3 + [0.0]
+
+
+def test_a_stage_is_evaluated_once_and_its_seconds_are_added_up(tmp_path, monkeypatch):
+  lines = [{"stage": "adacs", "seconds/step": 1.5}, {"stage": "aepo", "seconds/step": 9.0},
+           {"stage": "adacs", "seconds/step": 2.0, "loss": 1.0}]
+  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  evaluated = []
+  monkeypatch.setattr(held_out, "evaluate_stage",
+                      lambda parts, params, show: evaluated.append(params) or {"n": 5})
+  parts = types.SimpleNamespace(config=CONFIG, generator=types.SimpleNamespace(
+    encoder=types.SimpleNamespace(chat=None)))
+  for params in ("first", "second"):
+    held_out.StageResults(parts, str(tmp_path)).add("adacs", params)
+  assert evaluated == ["first"]
+  assert json.loads((tmp_path / "results.json").read_text()) == {
+    "adacs": {"n": 5, "steps": CONFIG.adacs.steps, "seconds": {"step": 3.5}}}

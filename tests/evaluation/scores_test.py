@@ -1,33 +1,59 @@
 import numpy as np
 import pytest
+import tiny
 
 from ares_jax.evaluation import scores
+from ares_jax.evaluation.graded import GradedProblem, GradedSample
+from ares_jax.evaluation.results import score_benchmark
+
+REWARD = tiny.read().aepo.reward
 
 
 def problem(name, right, *, tokens=10, group=None, step=None, source="s", level=None):
-  return {"id": name, "source": source, "level": level, "group": group, "step": step, "samples": [
-    {"correct": float(one), "format_ok": 1.0, "truncated": float(tokens > 50), "tokens": tokens}
-    for one in right]}
+  samples = [GradedSample(correct=float(one), format_ok=1.0, truncated=float(tokens > 50),
+                          tokens=tokens, response="<think> so </think>") for one in right]
+  return GradedProblem(index=0, id=name, source=source, level=level, group=group, step=step,
+                       answer=["1"], seconds=0.5, timed_out=0, samples=samples)
 
 
 def test_average_of_samples_by_hand():
-  got = scores.score_benchmark([problem("a", [1, 1, 0, 0], tokens=10, level="1"),
-                                problem("b", [1, 1, 1, 1], tokens=20, level="2"),
-                                problem("c", [0, 0, 0, 0], tokens=90, level="2", source="t")],
-                               "avg@n", easy=0.75, medium=0.375)
-  assert got["score"] == pytest.approx(0.5) and got["n"] == 4 and got["problems"] == 3
+  got = score_benchmark([problem("a", [1, 1, 0, 0], tokens=10, level="1"),
+                         problem("b", [1, 1, 1, 1], tokens=20, level="2"),
+                         problem("c", [0, 0, 0, 0], tokens=90, level="2", source="t")],
+                        "avg@n", REWARD)
+  assert got["score"] == got["accuracy"] == pytest.approx(0.5)
+  assert got["n"] == 4 and got["problems"] == 3
   assert got["units"] == {"a": 0.5, "b": 1.0, "c": 0.0}
+  # 1.96 standard deviations of 0.5, over sqrt 3.
+  assert got["half_width"] == pytest.approx(1.96 * 0.5 / 3**0.5)
+  assert got["interval"] == pytest.approx([0.5 - got["half_width"], 0.5 + got["half_width"]])
   assert (got["length_mean"], got["length_median"]) == (40, 20)
-  assert got["truncated"] == pytest.approx(1 / 3)
+  assert got["truncated"] == pytest.approx(1 / 3) and got["pass_at_k"] == pytest.approx(2 / 3)
+  assert got["shows_work"] == 1 and got["tokens_per_second"] == pytest.approx(480 / 1.5)
   assert got["by_level"]["2"]["accuracy"] == 0.5 and got["by_source"]["t"]["problems"] == 1
   assert {name: part["length_mean"] for name, part in got["by_bucket"].items()} == {
     "easy": 20, "medium": 10, "hard": 90}
 
 
+def test_single_samples_are_not_sorted_by_difficulty():
+  assert score_benchmark([problem("a", [1])], "pass@1", REWARD)["by_bucket"] == {}
+
+
+def test_parts_are_by_value_and_levels_by_number():
+  problems = [problem(level, [1], level=level) for level in ("10", "2", "b", "a")]
+  assert list(scores.split_by([*problems, problem("x", [1])], "level")) == ["2", "10", "a", "b"]
+
+
+def test_no_problems_have_no_means():
+  means = scores.summarize([])
+  assert means.pop("problems") == 0 and set(means.values()) == {None}
+  assert means.keys() | {"problems"} == scores.summarize([problem("a", [1])]).keys()
+
+
 def test_worst_of_variants_needs_every_variant():
   rows = [problem("a1", [1], group="a"), problem("a2", [1], group="a"),
           problem("b1", [1], group="b"), problem("b2", [0], group="b")]
-  assert scores.score_benchmark(rows, "worst", easy=0.75, medium=0.375)["score"] == 0.5
+  assert score_benchmark(rows, "worst", REWARD)["score"] == 0.5
   # With two samples, each is a try at all variants: (1, 0) and (0, 1) never hold both.
   rows = [problem("a1", [1, 0], group="a"), problem("a2", [0, 1], group="a")]
   assert scores.unit_values(rows, "worst") == {"a": 0}
@@ -49,22 +75,31 @@ def test_strict_needs_the_whole_problem():
     scores.unit_values([problem("s", [1], group="g", step="2steps_1")], "strict")
 
 
-def test_the_bootstrap_covers_the_mean_95_times_of_100():
+def test_the_interval_covers_the_mean_95_times_of_100():
   rng, hits = np.random.default_rng(1), 0
   for _ in range(200):
-    low, high = scores.bootstrap(rng.random(40))
-    hits += low <= 0.5 <= high
+    values = rng.random(40)
+    hits += abs(values.mean() - 0.5) <= scores.half_width(values)
   assert 180 <= hits <= 199
-  assert scores.bootstrap(np.array([1.0])) is None
-  low, high = scores.bootstrap(np.arange(100) % 2.0)
-  assert (low, high) == (pytest.approx(0.4, abs=0.02), pytest.approx(0.6, abs=0.02))
+  assert scores.half_width([1.0]) is None
+
+
+@pytest.mark.parametrize("count, share, near", [(1000, 0.5, 0.002), (200, 0.1, 0.006),
+                                                (30, 0.4, 0.02)])
+def test_the_interval_is_that_of_a_bootstrap(count, share, near):
+  values = np.float64(np.arange(count) < share * count)
+  rng = np.random.default_rng(0)
+  means = rng.multinomial(count, np.full(count, 1 / count), size=4000) @ values / count
+  half = scores.half_width(values)
+  np.testing.assert_allclose(np.percentile(means, [2.5, 97.5]), [share - half, share + half],
+                             atol=near)
 
 
 def test_a_comparison_is_paired_where_the_problems_are_the_same():
   base = {"score": 0.5, "interval": [0.4, 0.6], "units": {f"p{i}": float(i % 2) for i in range(40)}}
   better = base | {"score": 0.525, "units": base["units"] | {"p0": 1.0}}
-  difference, (low, high), paired = scores.compare(better, base)
-  assert paired and difference == pytest.approx(0.025) and 0 <= low < high < 0.1
-  difference, (low, high), paired = scores.compare(base | {"units": {"q": 1.0}}, base)
-  assert not paired and (low, high) == (pytest.approx(-0.1414, abs=1e-3),
-                                        pytest.approx(0.1414, abs=1e-3))
+  difference, half, paired = scores.compare(better, base)
+  # One of 40 differences is 1: 1.96 standard deviations of sqrt(1/40), over sqrt 40.
+  assert paired and difference == pytest.approx(0.025) and half == pytest.approx(0.049, abs=1e-3)
+  difference, half, paired = scores.compare(base | {"units": {"q": 1.0}}, base)
+  assert not paired and half == pytest.approx(0.1414, abs=1e-3)  # sqrt(.1 ** 2 + .1 ** 2)

@@ -1,0 +1,181 @@
+"""Evaluates a model on a benchmark; writes, shows and compares the results.
+
+The folder of an evaluation holds predictions.jsonl, results.json and results.md.
+"""
+
+import json
+import os
+
+import jax
+
+from ares_jax.evaluation import paper, predictions, scores
+from ares_jax.evaluation.graded import EvaluationSettings
+from ares_jax.evaluation.scores import percent
+from ares_jax.grading import sandbox
+from ares_jax.run.files import write_text
+from ares_jax.system.tables import text_table
+
+PAPER = "paper:"  # begins the name of a row of the paper's tables, in place of a results.json
+_COLUMNS = ("", "problems", "accuracy", "tokens mean / median", "truncated", "well formed")
+
+
+def evaluate_benchmark(parts, params, benchmark, *, folder, model, compare="", judge=""):
+  """Answers and scores a benchmark, and writes the files of the evaluation.
+
+  Args:
+    parts: setup.Run.
+    params: weights.
+    benchmark: benchmarks.Benchmark.
+    folder: where the files are written; is made.
+    model: name of the weights.
+    compare: path of an earlier results.json, "paper:MODEL" for a row of the paper's tables, or "".
+    judge: "package.module:function" that grades instead of the grader (judge.py), or "".
+
+  Returns:
+    The dict of results.json.
+
+  Raises:
+    ValueError: `compare` is no result of this benchmark, `judge` does not load, or see `predict`.
+  """
+  # Both are read before anything is answered, so that a wrong name costs no time.
+  other = earlier_result(compare, benchmark) if compare else None
+  if judge:
+    sandbox.load_grader(judge, "judge")
+  config = parts.config.evaluate
+  settings = EvaluationSettings(
+    len(benchmark.rows), benchmark.n, config.batch,
+    config.sampling(parts.config.aepo.sampling.max_tokens, greedy=benchmark.n == 1), judge)
+  os.makedirs(folder, exist_ok=True)
+  head, problems = predictions.predict(
+    parts.generator, params, benchmark, settings, path=os.path.join(folder, "predictions.jsonl"),
+    model=model)
+  result = head | score_benchmark(problems, benchmark.metric, parts.config.aepo.reward)
+  if other:
+    result["compare"] = {"with": compare} | compare_results(result, other)
+  if jax.process_index() == 0:
+    write_text(os.path.join(folder, "results.json"), json.dumps(result, indent=1) + "\n")
+    write_text(os.path.join(folder, "results.md"), results_markdown(result) + "\n")
+  return result
+
+
+def score_benchmark(problems, metric, reward):
+  """The part of results.json that follows from the answers.
+
+  Args:
+    problems: list of GradedProblem with the same number of samples each.
+    metric: see scores.unit_values.
+    reward: RewardConfig, whose thresholds sort problems by difficulty.
+
+  Returns:
+    dict: metric, n (samples), units {id: value}, score, interval [low, high]; the means of
+    scores.summarize over all problems, and by_source, by_level and by_bucket {name: means} over
+    parts of them (by_bucket is empty for single samples, which say nothing about difficulty);
+    timed_out, answers whose grading timed out; tokens_per_second.
+  """
+  units = scores.unit_values(problems, metric)
+  n, score = len(problems[0].samples), sum(units.values()) / len(units)
+  half = scores.half_width(list(units.values()))
+  result = {"metric": metric, "n": n, "units": units, "score": score,
+            "interval": None if half is None else [score - half, score + half],
+            **scores.summarize(problems)}
+  for field, split in (("source", scores.split_by(problems, "source")),
+                       ("level", scores.split_by(problems, "level")),
+                       ("bucket", scores.split_by_bucket(problems, reward) if n > 1 else {})):
+    result[f"by_{field}"] = {name: scores.summarize(part) for name, part in split.items() if part}
+  tokens = sum(sample.tokens for problem in problems for sample in problem.samples)
+  return result | {"timed_out": sum(problem.timed_out for problem in problems),
+                   "tokens_per_second": tokens / sum(problem.seconds for problem in problems)}
+
+
+def results_markdown(result):
+  """The results as a Markdown page."""
+  lines = [
+    f"# {result['benchmark']}: {_score(result)}", "",
+    f"{result['metric']} of {result['model']} (weights {result['weights']}); "
+    f"{result['problems']} problems, {result['n']} sample(s) each at temperature "
+    f"{result['temperature']:g}, top-p {result['top_p']:g}, at most {result['max_tokens']} tokens, "
+    f"seed {result['seed']}, prompts {result['prompts']}, graded by {result['grader']}. ± is a 95% "
+    f"interval over {len(result['units'])} problems or groups.", "",
+    "| " + " | ".join(_COLUMNS) + " |", "|" + " --- |" * len(_COLUMNS)]
+  lines += ["| " + " | ".join(row) + " |" for row in _rows(result)]
+  lines += ["", f"{result['timed_out']} answers timed out in grading; "
+                f"{result['tokens_per_second']:.0f} tokens/s."]
+  if "compare" in result:
+    lines += ["", _comparison(result["compare"])]
+  return "\n".join(lines)
+
+
+def results_text(result):
+  """The results as a table for a terminal."""
+  lines = [f"{result['benchmark']} {result['metric']}, n = {result['n']}: {_score(result)}  "
+           f"({result['model']})", text_table(_COLUMNS, _rows(result)),
+           f"{result['timed_out']} timed out, {result['tokens_per_second']:.0f} tokens/s"]
+  if "compare" in result:
+    lines.append(_comparison(result["compare"]))
+  return "\n".join(lines)
+
+
+def _score(result):
+  interval = result["interval"]
+  return percent(result["score"], interval and (interval[1] - interval[0]) / 2)
+
+
+def _rows(result):
+  """Cells of _COLUMNS: all problems, then by source (if there are several), level and bucket."""
+  parts = {"all": result}
+  for field in ("source", "level", "bucket"):
+    if field != "source" or len(result["by_source"]) > 1:
+      parts |= {f"{field} {name}": part for name, part in result[f"by_{field}"].items()}
+  return [[name, str(part["problems"]), percent(part["accuracy"], part["half_width"]),
+           f"{part['length_mean']:.1f} / {part['length_median']:.0f}", percent(part["truncated"]),
+           percent(part["format_ok"])] for name, part in parts.items()]
+
+
+def earlier_result(path, benchmark):
+  """The results.json at `path`, or the paper's result where the path is "paper:MODEL".
+
+  Raises:
+    ValueError: it is no result, or one of another benchmark.
+  """
+  if path.startswith(PAPER):
+    return paper.paper_result(path.removeprefix(PAPER), benchmark.name, benchmark.metric)
+  try:
+    with open(path, encoding="utf-8") as file:
+      other = json.load(file)
+    same = (other["benchmark"], other["metric"]) == (benchmark.name, benchmark.metric)
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"{path} is no results.json of an evaluation: {error!r}") from error
+  if not same:
+    raise ValueError(f"{path} is {other['metric']} of {other['benchmark']}, not "
+                     f"{benchmark.metric} of {benchmark.name}")
+  return other
+
+
+def compare_results(result, other):
+  """How much better a result is than an earlier one of the same benchmark."""
+  difference, half, paired = scores.compare(result, other)
+  length = other["length_mean"]
+  return {"model": other["model"], "score": other["score"], "difference": difference,
+          "interval": None if half is None else [difference - half, difference + half],
+          "paired": paired, "same_prompts": other["prompts"] == result["prompts"],
+          "same_grader": other["grader"] == result["grader"],
+          "length_difference": None if length is None else result["length_mean"] - length}
+
+
+def _comparison(compare):
+  """A sentence about a result of `compare_results`."""
+  text = (f"against {compare['model']} ({percent(compare['score'])}): "
+          f"{100 * compare['difference']:+.1f}")
+  if compare["interval"] is not None:
+    low, high = compare["interval"]
+    text += f" ±{100 * (high - low) / 2:.1f}"
+  text += f" points, {'paired by problem' if compare['paired'] else 'not paired'}"
+  if compare["length_difference"] is not None:
+    text += f", {compare['length_difference']:+.1f} tokens"
+  if compare["with"].startswith(PAPER):
+    return text + "; the paper's score is treated as exact; its prompts and grading differ"
+  if not compare["same_prompts"]:
+    text += "; the prompts differ"
+  if not compare["same_grader"]:
+    text += "; the graders differ"
+  return text
