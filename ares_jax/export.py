@@ -4,10 +4,11 @@
     python -m ares_jax.export --workdir=runs/ares_tiny --out=FOLDER --stage=adacs
     python -m ares_jax.export --workdir=runs/aepo_3b_lora_colab --out=FOLDER --adapter
 
-Uses the newest checkpoint of the last stage that has one, or of --stage; the run may continue
-meanwhile. A model that came from a Hugging Face folder keeps its names, files, dtypes, tokenizer
-and processor; one trained from scratch is written in float32. Adapters are merged into their
-matrices, or with --adapter written alone, as a folder that peft loads onto the model under them.
+Uses the newest checkpoint of --stage, by default of the last stage that has one; the run may go on
+meanwhile. A model that came from a Hugging Face folder keeps its tensor names, files, dtypes,
+tokenizer and processor; a model trained from scratch is written in float32. Adapters are merged
+into their matrices. With --adapter they are written alone, as a folder that peft loads onto the
+model that they were trained on.
 """
 
 import json
@@ -26,12 +27,12 @@ from ares_jax.run.model import open_model
 from ares_jax.system import mesh
 from ares_jax.system.command import UsageError, run
 
-# Other commands have flags of these names; a process that imports two of them is none of either.
+# Another command that the same process imports may have defined these flags already.
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", allow_override=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist yet.")
 _STAGE = flags.DEFINE_enum("stage", None, STAGES, "Stage to export; default the last one saved.")
-_ADAPTER = flags.DEFINE_bool("adapter", False, "Adapters alone, in peft's format.")
-_JSON = flags.DEFINE_bool("json", False, "One JSON object on stdout.", allow_override=True)
+_ADAPTER = flags.DEFINE_bool("adapter", False, "Write the adapters alone, in peft's format.")
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object.", allow_override=True)
 
 
 def main():
@@ -50,14 +51,14 @@ def export(workdir, out, stage=None, *, adapter=False):
     workdir: folder of the run.
     out: folder to write.
     stage: one of STAGES; None is the last one that has a checkpoint.
-    adapter: the adapters alone, not merged.
+    adapter: whether the adapters are written alone, not merged.
 
   Returns:
-    dict of folder, stage, step, parameters.
+    dict: folder, stage, step, parameters (the number written).
 
   Raises:
-    ValueError: `workdir` is no run, has no checkpoint of the stage, or `out` exists; `adapter` and
-      the run trained none, or they belong to a model that is in no folder.
+    ValueError: `workdir` is no run or has no checkpoint of the stage; `out` exists; or `adapter` is
+      set, but the run trained no adapters, or trained them on a fresh model.
   """
   values = read_json(workdir, "config.json")
   if not values:
@@ -65,7 +66,7 @@ def export(workdir, out, stage=None, *, adapter=False):
                      "folder of a run of ares_jax.train")
   if os.path.exists(out):
     raise ValueError(f"{out} exists; export to a new folder")
-  # The run's devices do not matter here, and runs from before there were slices do not name them.
+  # The mesh of the run does not matter here, and config.json of an old run has no mesh.slice.
   config = read_config(ConfigDict(values | {"mesh": dict(slice=1, data=-1, model=1)}))
   if adapter and not (config.model.lora.rank and config.model.path):
     raise ValueError(f"{workdir} has model.lora.rank = {config.model.lora.rank}, model.path = "
@@ -76,16 +77,16 @@ def export(workdir, out, stage=None, *, adapter=False):
   opened = open_model(config.model)
   model = opened.config
   step, params, base = restore.restore_params(workdir, stage, config, model)
-  count = sum(leaf.size for leaf in jax.tree.leaves(params)) if adapter else weights.count(model)
+  count = weights.count(model)
   if adapter:
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
     peft.to_peft(params, model, config.model.lora, out, config.model.path)
   elif config.model.path:
     hf.to_hf(lora.merge(base, params), model, out, config.model.path)
   else:
     hf.to_new_hf(lora.merge(base, params), model, out, tokenizer=opened.tokenizer,
                  min_pixels=config.prompt.min_pixels, max_pixels=config.prompt.max_pixels)
-  return {"folder": os.fspath(out), "stage": stage, "step": step,
-          "parameters": count}
+  return {"folder": os.fspath(out), "stage": stage, "step": step, "parameters": count}
 
 
 if __name__ == "__main__":

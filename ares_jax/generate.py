@@ -9,27 +9,24 @@ with prompt.suffix needs the same text here: --suffix=" First think, ...".
 """
 
 import json
-import os
 import time
 
 import jax
 import jax.numpy as jnp
 from absl import flags
 
-from ares_jax.data.chat import Chat
-from ares_jax.data.prompts import Encoder, PromptConfig
+from ares_jax.data.prompts import PromptConfig
 from ares_jax.grading.response import extract_boxed
-from ares_jax.models import hf, hf_processor
-from ares_jax.run.model import allowed_tokens, end_tokens
-from ares_jax.sampling.rollout import Generator
+from ares_jax.models import hf, hf_processor, lora
+from ares_jax.run.config import ModelSection
+from ares_jax.run.model import open_model
 from ares_jax.sampling.sampler import EngineConfig, SamplingConfig
 from ares_jax.system import mesh
 from ares_jax.system.command import UsageError, run
-from ares_jax.system.profiler import PhaseTimer
 
-# Powers of two, so that a compilation cache finds most prompts' programs: (tokens, windows).
+# (tokens, windows) of a prompt: powers of two, so that a compilation cache has most programs.
 SHAPES = tuple((2**power, 2 ** (power - 3)) for power in range(7, 16))
-# Of 7B in bfloat16, 8 GiB hold the keys and values of 150,000 tokens.
+# 8 GiB hold the keys and values of 150,000 tokens of a 7B model in bfloat16.
 ENGINE = EngineConfig(slots=0, read=1, chunk=32, cache_gib=8.0)
 
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face folder of the model.")
@@ -43,8 +40,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the sample.")
 _MAX_PIXELS = flags.DEFINE_integer(
   "max_pixels", None, "Largest area of an image; default the folder's.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Weights and arithmetic.")
-# Other commands have a flag of this name; a process that imports two of them is none of either.
-_JSON = flags.DEFINE_bool("json", False, "One JSON object on stdout.", allow_override=True)
+# Another command that the same process imports may have defined this flag already.
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object.", allow_override=True)
 
 
 def main():
@@ -65,7 +62,7 @@ def main():
 
 
 def load(folder, *, dtype, suffix, max_pixels=None):
-  """(rollout.Generator without a grader, weights) of a Hugging Face folder, on the current mesh.
+  """Opens the model of a Hugging Face folder, on the current mesh.
 
   Args:
     folder: the folder.
@@ -73,42 +70,38 @@ def load(folder, *, dtype, suffix, max_pixels=None):
     suffix: text appended to every question.
     max_pixels: largest area of an image; None is the folder's.
 
+  Returns:
+    (rollout.Generator without a grader, weights).
+
   Raises:
     ValueError: the folder is no Qwen2.5-VL model.
   """
-  import transformers
-
-  if not os.path.isdir(folder):
-    raise ValueError(f"{folder} is no folder; give the folder of a Hugging Face Qwen2.5-VL model")
-  model = hf.model_config(folder, compute_dtype=dtype, remat="none", unroll=1)
-  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-  low, high = hf_processor.pixel_limits(folder, model.vision)
-  high = high if max_pixels is None else max_pixels
+  opened = open_model(ModelSection(
+    path=folder, sizes=None, compute_dtype=dtype, remat="none", unroll=1,
+    lora=lora.LoraConfig(rank=0, alpha=1.0, targets=tuple(lora.TARGETS))))
+  lowest, highest = hf_processor.pixel_limits(folder, opened.config.vision)
+  if max_pixels is not None:
+    highest = max_pixels
   tokens, windows = zip(*SHAPES, strict=True)
-  vision = model.vision
-  encoder = Encoder(Chat(tokenizer, suffix, model.image_token),
-                    PromptConfig(suffix, tokens, windows, min(low, high), high),
-                    vision.window, vision.patch, vision.merge)
-  end = end_tokens(folder, tokenizer)
-  generator = Generator(model, encoder, allowed_tokens(tokenizer, model.vocab, end), end,
-                        ENGINE, grader=None, phases=PhaseTimer())
-  return generator, hf.from_hf(folder, model, jax.sharding.get_mesh(), jnp.dtype(dtype))
+  prompt = PromptConfig(suffix, tokens, windows, min(lowest, highest), highest)
+  return opened.generator(prompt, ENGINE), hf.from_hf(
+    folder, opened.config, jax.sharding.get_mesh(), jnp.dtype(dtype))
 
 
 def generate(generator, params, question, images, *, sampling, seed):
   """Answers one question.
 
   Args:
-    generator, params: what `load` returned.
-    question: text, with or without marks for the images.
+    generator, params: returned by `load`.
+    question: text; <image> marks where an image goes.
     images: list of file names.
     sampling: SamplingConfig.
     seed: of the sample.
 
   Returns:
-    dict: response (the whole text), reasoning (between <think> and </think>, "" without), answer
-    (what is in the last \\boxed{...} behind it, None without), tokens (how many), finished (False
-    where max_tokens cut it off), token_ids.
+    dict: response (the whole text), reasoning (the text between <think> and </think>, or ""),
+    answer (the content of the last \\boxed{...} after it, or None), tokens (their number), finished
+    (False where max_tokens cut the response off), token_ids.
 
   Raises:
     ValueError: an image cannot be used, or the prompt is too long.
