@@ -1,21 +1,21 @@
-"""Where rows come from: files in the schemas that users have, mixed, and the Grain stream of them.
+"""Reads rows from files of several schemas, mixes sources, and streams batches with Grain.
 
 A row is a dict:
-  id        str, stable across runs; where the record stands if it names none
+  id        str, stable across runs; the record's file and number if it has none
   source    str, the data set it belongs to (AdaCS draws its length targets per source)
   question  str; `<image>` marks where the next image goes, `<image 2>` where the second one does;
             without any mark all images come first
-  answer    list of accepted truths: an option's letter and its text (a str from data/digits.py)
+  answer    list of accepted truths, such as an option's letter and text (a str in digits.py)
   images    list of uint8 arrays [H, W, 3], encoded bytes, or file names
   response  str, only for supervised examples; `responses`, a list, for AdaCS to choose from
-  pass_rate float, how often a probe solved it, where the data say; AdaCS may take it from there
-  level, group, step, tolerance   as in data/benchmarks.py; None, and 0, where the data say nothing
+  pass_rate float, share of a probe's answers that were right, where the data have it, for AdaCS
+  level, group, step, tolerance   as in evaluation/benchmarks.py; None, and 0, where not given
 
-Files and folders are those of data/records.py: JSONL, JSON, parquet, Hugging Face folders (saved by
-`datasets`, or as on the hub), ArrayRecord and TFDS; local or gs://. Images stand in the record
+files/records.py reads JSONL, JSON, Parquet, Hugging Face folders (saved by `datasets`, or as on the
+hub), ArrayRecord and TFDS; local or on gs://. Images are part of the record
 ({"bytes": ..., "path": ...}; in JSON {"bytes": "base64,..."}), or are named relative to the folder.
 
-A source's `schema` is a key of schemas.json. One line of each:
+A source's `schema` is a key of schemas.json. An example of each:
   plain      {"question": "<image>How many?", "answer": ["3", "three"], "images": ["a.png"]}
   easyr1     {"problem": "<image>How many?", "answer": "3", "images": ["a.png"]}
   verl       {"prompt": [{"role": "user", "content": "<image>How many?"}], "images": ["a.png"],
@@ -55,7 +55,7 @@ class SourceConfig:
   path: str  # a file or a folder, local or gs://
   schema: str  # key of schemas.json
   split: str  # of a folder; "" = all of it
-  weight: float  # its share of the rows that are drawn, relative to the other sources'
+  weight: float  # rows drawn from it, relative to the weights of the other sources
 
   def __post_init__(self):
     known = list(read_schemas())
@@ -74,7 +74,7 @@ class FileSource:
   """
 
   def __init__(self, config):
-    """Opens what a SourceConfig names; ValueError where there are no such files or no rows."""
+    """Opens the files of a SourceConfig; ValueError where there are none or they have no rows."""
     self._records = open_records(config.path, config.split)
     self.files = self._records.files
     self._schema = read_schemas()[config.schema]
@@ -87,17 +87,16 @@ class FileSource:
     return len(self._records)
 
   def __getitem__(self, index):
-    place = self.place(index)
-    return read_row(self._schema, self._records[index], place=place, name=self.name,
-                    folder=self._records.folder)
+    return read_row(self._schema, self._records[index], location=self.location(index),
+                    name=self.name, folder=self._records.folder)
 
-  def place(self, index):
-    """Where row `index` stands: "train.parquet:17"."""
-    return self._records.place(index)
+  def location(self, index):
+    """File and number of row `index`: "train.parquet:17"."""
+    return self._records.location(index)
 
 
-class Kept:
-  """Rows of a source: those of the numbers in `rows`, an ascending int64 array."""
+class Subset:
+  """The rows of a source whose numbers are in `rows`, an ascending int64 array."""
 
   def __init__(self, source, rows):
     self._source, self._rows = source, rows
@@ -111,7 +110,7 @@ class Kept:
 
 
 class Mixture:
-  """Several sources: one behind the other by number, `stream` mixes them by weight."""
+  """Several sources: concatenated by number, mixed by weight in `stream`."""
 
   def __init__(self, parts, weights):
     """`parts` random access to rows with a `name`; `weights` of the same number."""
@@ -137,22 +136,21 @@ def open_sources(configs):
 
 
 def stream(source, *, batch, seed, collate, start, threads, shuffle=True, shard=(0, 1)):
-  """Endless batches; batch number n is a function of (source, seed, n) alone.
+  """Endless batches; batch number n depends on (source, seed, n) alone.
 
-  Every source of a mixture is taken through in epochs of its own, each row once an epoch; which
-  one is next follows from the weights alone. Shards split each batch: their union is the batch
-  that one host would have, so every row comes once an epoch whatever their number, and a run goes
-  on with another number of hosts.
+  Each source of a mixture has its own epochs, with every row once an epoch; the order of the
+  sources depends on the weights alone. Shards split each batch, and their union is the batch that
+  one host would have. So a run may resume with another number of hosts.
 
   Args:
     source: random access to rows (`__len__`, `__getitem__`), or a Mixture.
-    batch: rows a batch, of all shards together.
-    seed: of the shuffle; every epoch has its own order.
-    collate: function of (list of rows, batch number) run in the loader's threads.
+    batch: rows in a batch, of all shards together.
+    seed: of the shuffle; every epoch has another order.
+    collate: function of (list of rows, batch number), called in the reading threads.
     start: number of the first batch: 0, or the step a run resumes at.
-    threads: reading threads. Worker processes would change the order, threads do not.
-    shuffle: False keeps the sources' order.
-    shard: (number of this host, number of hosts); rows number, number + hosts ... are its own.
+    threads: number of reading threads. Worker processes would change the order, threads do not.
+    shuffle: False keeps the order of the sources.
+    shard: (number of this host, number of hosts); it reads every hosts-th row of a batch.
 
   Returns:
     an iterator of what `collate` returns.
@@ -179,10 +177,10 @@ def stream(source, *, batch, seed, collate, start, threads, shuffle=True, shard=
 
 
 def epochs(source, rows):
-  """How often the first `rows` rows of a stream went through its source, for the metrics.
+  """Epochs of each source that the first `rows` rows of a stream make, for the metrics.
 
   Returns:
-    {"data/epoch": epochs}; of several sources {"data/epoch/0_NAME": epochs}, good to 1%.
+    {"data/epoch": epochs}; of several sources {"data/epoch/0_NAME": epochs}, correct to 1%.
   """
   if not isinstance(source, Mixture) or len(source.parts) == 1:
     return {"data/epoch": rows / len(source)}

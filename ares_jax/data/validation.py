@@ -1,4 +1,4 @@
-"""Finds the rows that cannot be used before a run draws any: in = used + quarantined, exactly."""
+"""Finds rows that cannot be used, before a run draws any."""
 
 import collections
 import concurrent.futures
@@ -7,15 +7,15 @@ import numpy as np
 
 from ares_jax.data.bad_row import BadRow
 from ares_jax.data.curation.pass_rates import candidate_responses, column_passes
-from ares_jax.data.sources import Kept, Mixture
+from ares_jax.data.sources import Mixture, Subset
 from ares_jax.data.traces import trace_batch
 from ares_jax.system.heartbeat import heartbeat
 
-_CHUNK = 1024  # rows looked at together; what is kept of one is its number, id and truths
+_CHUNK = 1024  # rows checked together; of a good one only number, id and truths are kept
 
 
 def check_rl_row(encoder, row):
-  """Raises BadRow where `row` cannot be a prompt."""
+  """Raises BadRow where `row` cannot be encoded as a prompt."""
   encoder.encode(row)
 
 
@@ -23,9 +23,8 @@ def check_curation_row(encoder, row, *, samples, row_tokens, row_windows):
   """Raises BadRow where AdaCS cannot choose among the responses of `row`.
 
   Args:
-    encoder, row_tokens, row_windows: as for `check_traces`.
-    row: a row.
-    samples: answers that its pass rate counts as; None where it needs none.
+    encoder, row, row_tokens, row_windows: as for `check_responses`.
+    samples: answers of the probe that its pass rate stands for; None where it needs no pass rate.
   """
   if samples is not None:
     column_passes(row, samples)
@@ -34,95 +33,98 @@ def check_curation_row(encoder, row, *, samples, row_tokens, row_windows):
 
 
 def check_sft_row(encoder, row, *, row_tokens, row_windows):
-  """Raises BadRow where the response of `row` cannot be learnt; arguments as for `check_traces`."""
+  """Raises BadRow where `row` cannot be trained on; arguments as for `check_responses`."""
   check_responses(encoder, row, [row.get("response")], row_tokens=row_tokens,
                   row_windows=row_windows)
 
 
 def check_responses(encoder, row, responses, *, row_tokens, row_windows):
-  """Raises BadRow where one of the responses cannot be learnt.
+  """Raises BadRow where one of the responses of a row cannot be trained on.
 
   Args:
     encoder: prompts.Encoder.
     row: a row.
     responses: texts.
-    row_tokens, row_windows: what a packed row holds.
+    row_tokens, row_windows: limits of a packed row.
   """
   if not all(isinstance(text, str) and text.strip() for text in responses):
-    raise BadRow(row["id"], "response", "has no response, a teacher's text, or an empty one")
+    raise BadRow(row["id"], "response", "a response is missing or empty")
   longest = max(responses, key=lambda text: len(encoder.chat.response(text)))
   trace_batch(encoder, [row | {"response": longest}], row_tokens=row_tokens,
               row_windows=row_windows, row_multiple=1)
 
 
 def find_bad_rows(source, *, numbers, check, grader, threads):
-  """Looks at rows of one source.
+  """Checks rows of one source.
 
   Args:
     source: sources.FileSource.
     numbers: of the rows, ascending.
     check: function of a row that raises BadRow.
-    grader: grade.GradingPool; a truth that it does not take for right is a fault.
-    threads: that read and decode.
+    grader: GradingPool; a row whose truth it grades as wrong is bad.
+    threads: number of threads that read and decode.
 
   Returns:
-    A fault for every row that cannot be used, in their order: {"number", "row", "id", "source",
-    "reason" (a key of bad_row.CODES), "message"}.
+    list of {"number", "row", "id", "source", "reason" (a key of bad_row.CODES), "message"}, one for
+    each bad row, in their order.
   """
-  def look(number):
+  def examine(number):
     row = {"id": None}
     try:
       row = source[number]
       check(row)
     except BadRow as error:
-      return _fault(source, number, row["id"], error.code, error.reason)
+      return _bad_row(source, number, row["id"], error.code, error.reason)
     return {"id": row["id"], "answer": row["answer"]}
 
-  faults = []
+  bad_rows = []
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     for start in range(0, len(numbers), _CHUNK):
       chunk, seen = numbers[start : start + _CHUNK], {}
-      for number, found in zip(chunk, pool.map(look, chunk), strict=True):
+      for number, found in zip(chunk, pool.map(examine, chunk), strict=True):
         heartbeat()
         seen[number] = found
-      # By number: ids of one's own may come twice.
+      # By number: ids need not be unique.
       good = [{"id": number, "answer": found["answer"]} for number, found in seen.items()
               if "answer" in found]
       for number, truth in grader.bad_truths(good):
-        seen[number] = _fault(source, number, seen[number]["id"], "truth",
-                              f"the truth {truth!r} counts as wrong when a model writes it")
-      faults += [found for found in seen.values() if "reason" in found]
-  return faults
+        seen[number] = _bad_row(source, number, seen[number]["id"], "truth",
+                                f"the truth {truth!r} counts as wrong when a model writes it")
+      bad_rows += [found for found in seen.values() if "reason" in found]
+  return bad_rows
 
 
-def _fault(source, number, name, code, message):
-  return {"number": number, "row": source.place(number), "id": name, "source": source.name,
+def _bad_row(source, number, row_id, code, message):
+  return {"number": number, "row": source.location(number), "id": row_id, "source": source.name,
           "reason": code, "message": message}
 
 
-def without_bad_rows(mixture, faults):
-  """The Mixture without its faulty rows.
+def without_bad_rows(mixture, bad_rows):
+  """The Mixture without its bad rows.
 
   Args:
     mixture: sources.Mixture.
-    faults: for each of its parts what `scan` returns.
+    bad_rows: for each of its parts the result of `find_bad_rows`.
 
   Raises:
-    ValueError: a source has no other rows.
+    ValueError: all rows of a source are bad.
   """
   kept = []
-  for part, bad in zip(mixture.parts, faults, strict=True):
-    rows = np.delete(np.arange(len(part), dtype=np.int64), [fault["number"] for fault in bad])
+  for part, bad in zip(mixture.parts, bad_rows, strict=True):
+    rows = np.delete(np.arange(len(part), dtype=np.int64), [row["number"] for row in bad])
     if not len(rows):
       raise ValueError(f"none of the {len(part)} rows of {part.name} can be used: "
                        f"{bad[0]['row']}: {bad[0]['message']}")
-    kept.append(Kept(part, rows))
+    kept.append(Subset(part, rows))
   return Mixture(kept, mixture.weights)
 
 
-def count_rows(mixture, faults):
-  """[{"source", "rows", "used", "quarantined", "reasons": {code: rows}}] of each part."""
+def count_rows(mixture, bad_rows):
+  """[{"source", "rows", "used", "quarantined", "reasons": {code: rows}}] of each part.
+
+  "rows" is always the sum of "used" and "quarantined".
+  """
   return [{"source": part.name, "rows": len(part), "used": len(part) - len(bad),
            "quarantined": len(bad),
-           "reasons": dict(collections.Counter(fault["reason"] for fault in bad))}
-          for part, bad in zip(mixture.parts, faults, strict=True)]
+           "reasons": dict(collections.Counter(row["reason"] for row in bad))}
+          for part, bad in zip(mixture.parts, bad_rows, strict=True)]

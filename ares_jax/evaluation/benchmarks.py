@@ -49,7 +49,8 @@ def open_benchmark(name, path):
     record = records[number]
     if all(record.get(key) == value for key, value in schema.get("where", {}).items()):
       for part in parts:
-        row = read_row(part, record, place=records.place(number), name=name, folder=records.folder)
+        row = read_row(part, record, location=records.location(number), name=name,
+                       folder=records.folder)
         # Variants of a problem, a file each, and questions about one picture have the same id.
         seen[row["id"]] = seen.get(row["id"], 0) + 1
         if seen[row["id"]] > 1:

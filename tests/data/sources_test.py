@@ -81,7 +81,7 @@ def test_images_stand_in_the_record_or_beside_it(tmp_path):
   ("plain", {"question": "q", "answer": "1", "images": [{"bytes": None, "path": None}]},
    "image_missing", "an image is None"),
   ("plain", {"question": "q", "answer": "1", "options": "[1, "}, "record", "SyntaxError"),
-  ("virl39k", {"question": "q", "answer": "\\boxed{3"}, "answer", "whose braces match"),
+  ("virl39k", {"question": "q", "answer": "\\boxed{3"}, "answer", "with matching braces"),
   ("math", {"problem": "q", "solution": "It is 3."}, "answer", "has no"),
   ("gsm8k", {"question": "q", "answer": "It is 3."}, None, ""),
   ("sharegpt", {"messages": [{"role": "user", "content": "q"}] * 2}, "question", "2 questions"),

@@ -23,7 +23,7 @@ def test_gives_the_same_rows_by_number(tmp_path):
   folder = build(before, str(tmp_path / "out"), "2.1.0")
   assert folder == str(tmp_path / "out" / "ares" / "2.1.0")
   after = source(folder)
-  assert len(after) == 5 and after.place(3) == "all:3"
+  assert len(after) == 5 and after.location(3) == "all:3"
   for number in (4, 0, 3, 1, 2):
     assert after[number] == before[number] | {"images": [files.png(7)] * (number % 3)}
   batch = next(stream(after, batch=5, seed=0, start=0, threads=1, collate=lambda rows, _: rows))
@@ -35,7 +35,7 @@ def test_gives_the_same_rows_by_number(tmp_path):
 def test_pixels_of_a_tfds_image_are_an_image(tmp_path):
   pixels = np.zeros((4, 4, 3), np.uint8)
   record = {"question": b"q", "answer": b"1", "image": pixels}
-  row = read_row(read_schemas()["plain"], record, place="train:0", name="set",
+  row = read_row(read_schemas()["plain"], record, location="train:0", name="set",
                  folder=tmp_path)
   assert row["images"] == [pixels] and (row["question"], row["answer"]) == ("q", ["1"])
 

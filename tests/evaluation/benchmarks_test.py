@@ -239,7 +239,7 @@ def test_ones_own_file_needs_a_question_and_an_answer(tmp_path):
   ({"text": "q", "answer": "1"}, "row d.jsonl:0: has none of the columns .'question', 'problem'"),
   ({"question": "q"}, "row d.jsonl:0: the answer is None"),
   ({"question": "q", "answer": " "}, "row d.jsonl:0: the answer is ' '"),
-  ({"question": "q", "answer": "1", "images": ["../x.png"]}, "image '../x.png' lies outside"),
+  ({"question": "q", "answer": "1", "images": ["../x.png"]}, "image '../x.png' is outside"),
 ])
 def test_names_a_bad_row(tmp_path, record, words):
   with pytest.raises(ValueError, match=words):

@@ -1,1 +1,1 @@
-"""Data files as rows: formats and schemas."""
+"""Reads data files of several formats and schemas as rows."""

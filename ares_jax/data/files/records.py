@@ -1,14 +1,14 @@
-"""Records of data files by number, in constant memory.
+"""Reads records of data files by number, in constant memory.
 
-`open_records` reads what lies on disk; what a record's columns mean is `schema.py`'s. Formats:
+`schema.py` turns a record into a row. Formats:
   .jsonl          one JSON object a line
-  .json           a list of objects, or an object of them; read whole
+  .json           a list of objects, or an object of them; held in memory
   .parquet        by row groups, read when one of their rows is asked for
-  .arrow          what Hugging Face `datasets` saves, mapped into memory where it is local
+  .arrow          saved by Hugging Face `datasets`; a local file is mapped into memory
   .array_record   one JSON object a record (.arrayrecord too)
   a TFDS folder   with features.json, its splits as ArrayRecord files
-A folder of files is read in the order of their names. Reading one row of Parquet means reading its
-whole row group, so writers that embed images should keep groups small (`row_group_size=100`).
+Files of a folder are read in the order of their names. Reading one row of Parquet reads its whole
+row group, so writers that embed images should keep groups small (`row_group_size=100`).
 """
 
 import bisect
@@ -34,11 +34,11 @@ def open_records(path, split=""):
 
   Args:
     path: file or folder, local or gs://.
-    split: of a folder: "" for everything, else the split's name: a TFDS split, a folder of a saved
-      `DatasetDict`, or the files whose names begin with it (train-00000-of-00002.parquet).
+    split: of a folder: "" for everything, else a name: of a TFDS split, of a folder of a saved
+      `DatasetDict`, or with which file names begin (train-00000-of-00002.parquet).
 
   Raises:
-    ValueError: nothing there can be read; says what is needed.
+    ValueError: there is nothing that can be read; says what is needed.
   """
   root = path = epath.Path(path)
   try:
@@ -61,7 +61,7 @@ def open_records(path, split=""):
 
 
 def _files(path, split):
-  """The data files of a folder; those of its folder data/ where it has none, as on the hub."""
+  """The data files of a folder, or of its folder data/ where it has none, as on the hub."""
   if (path / "state.json").exists():  # saved by Hugging Face `datasets`
     state = json.loads((path / "state.json").read_text())
     if state.get("_indices_files"):
@@ -81,7 +81,7 @@ class Records:
   """Random access to the records of files, one file behind the other.
 
   Attributes:
-    folder: where images named in a record are.
+    folder: of the images that records name.
     files: paths of the files.
   """
 
@@ -98,11 +98,11 @@ class Records:
     file, number = self._find(index)
     try:
       return self._files[file][number]
-    except (ValueError, RecursionError) as error:  # JSON that is none, or nested without end
-      raise BadRow(self.place(index), "record", f"cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:  # not JSON, or nested too deep
+      raise BadRow(self.location(index), "record", f"cannot be read: {error}") from error
 
-  def place(self, index):
-    """Where record `index` stands: "train.parquet:17"."""
+  def location(self, index):
+    """File and number of record `index`: "train.parquet:17"."""
     file, number = self._find(index)
     return f"{self._names[file]}:{number}"
 
@@ -114,7 +114,7 @@ class Records:
 
 
 class TfdsRecords:
-  """Records of a prepared TFDS data set; bytes are text or images, as its columns say."""
+  """Records of a prepared TFDS data set; both texts and images are bytes."""
 
   def __init__(self, folder, split):
     import tensorflow_datasets as tfds  # 0.4 s
@@ -137,8 +137,8 @@ class TfdsRecords:
       raise IndexError(f"record {index} of {len(self)}")
     return self._source[int(index)]
 
-  def place(self, index):
-    """Where record `index` stands: "train:17"."""
+  def location(self, index):
+    """Split and number of record `index`: "train:17"."""
     return f"{self._split}:{index}"
 
 
@@ -157,25 +157,25 @@ def _json_list(file):
   if isinstance(loaded, dict):
     loaded = loaded.get("examples", list(loaded.values()))
   if not isinstance(loaded, list) or not all(isinstance(record, dict) for record in loaded):
-    raise ValueError(f"{file} holds no list of JSON objects")
+    raise ValueError(f"{file} does not hold a list of JSON objects")
   return loaded
 
 
 class _Lines:
-  """JSONL: 8 bytes a line in memory."""
+  """JSONL; keeps 8 bytes a line in memory."""
 
   def __init__(self, path):
     self._path = path
-    ends, place = [], 0
-    # Split at \n alone: U+2028 inside a string is no line end.
+    ends, size = [], 0
+    # Split at \n alone: U+2028 inside a string does not end a line.
     with path.open("rb") as file:
       while chunk := file.read(_SCAN_BYTES):
-        ends.append(place + 1 + np.flatnonzero(np.frombuffer(chunk, np.uint8) == 10))
-        place += len(chunk)
-      ends = np.concatenate([[0], *ends, [place]]).astype(np.int64)
+        ends.append(size + 1 + np.flatnonzero(np.frombuffer(chunk, np.uint8) == 10))
+        size += len(chunk)
+      ends = np.concatenate([[0], *ends, [size]]).astype(np.int64)
       starts, lengths = ends[:-1], np.diff(ends)
       filled = lengths > 1
-      # Lines of white space are short; all others are taken for records.
+      # Blank lines are short; all longer ones are taken for records.
       for number in np.flatnonzero(filled & (lengths < 16)):
         file.seek(int(starts[number]))
         filled[number] = bool(file.read(int(lengths[number])).strip())
@@ -282,7 +282,7 @@ class RemoteArrow(_Groups):
   """
 
   def __init__(self, path):
-    self._places, rows = [], []  # (offset, bytes) of each batch
+    self._offsets, rows = [], []  # (start, bytes) of each batch
     with path.open("rb") as file:
       # A file is a stream behind eight bytes.
       if file.read(8) != b"ARROW1\0\0":
@@ -295,7 +295,7 @@ class RemoteArrow(_Groups):
           if message.type == "dictionary":
             raise ValueError(f"{path} has dictionary columns; save it as parquet")
           rows.append(pa.ipc.read_record_batch(message, self._schema).num_rows)
-          self._places.append((start, file.tell() - start))
+          self._offsets.append((start, file.tell() - start))
           start = file.tell()
       except (pa.ArrowInvalid, OSError, StopIteration) as error:
         raise ValueError(f"{path} is not an Arrow stream or file of version 0.15 or later: "
@@ -310,5 +310,5 @@ class RemoteArrow(_Groups):
       self._file.seek(start)
       return pa.ipc.read_record_batch(pa.ipc.read_message(self._file), self._schema)
 
-    start, size = self._places[group]
+    start, size = self._offsets[group]
     return group_cache.GROUPS.read((self._path, group), size, load)

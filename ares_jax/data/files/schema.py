@@ -1,11 +1,12 @@
-"""From a record of a file to a row, by a schema: an entry of benchmarks.json or schemas.json.
+"""Turns a record of a file into a row, by a schema: an entry of benchmarks.json or schemas.json.
 
-A schema is a dict; benchmarks.json and schemas.json say what its keys mean. A row is one of
-data/sources.py.
+A schema is a dict whose keys benchmarks.json and schemas.json explain. data/sources.py describes a
+row.
 """
 
 import ast
 import base64
+import dataclasses
 import functools
 import hashlib
 import importlib.resources
@@ -19,101 +20,134 @@ from ares_jax.data.bad_row import BadRow
 from ares_jax.data.chat import IMAGE_MARK
 from ares_jax.grading.response import extract_boxed
 
-# Fields that a row has as they stand in the record.
-_AS_THEY_ARE = ("response", "responses", "pass_rate")
+_COPIED_FIELDS = ("response", "responses", "pass_rate")
+_TEXT_FIELDS = ("level", "group", "step")
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _TEXT = (str, bytes)
 
 
-def read_row(schema, record, *, place, name, folder):
+def read_row(schema, values, *, location, name, folder):
   """The row of a record.
 
   Args:
     schema: which columns hold what.
-    record: dict, as the file has it.
-    place: where it stands, "train.jsonl:17"; its id where it has none.
+    values: dict, the record as the file has it.
+    location: of the record, "train.jsonl:17"; its id where it has none.
     name: of the data, for messages and for rows that name no source.
-    folder: where the images it names are; a path or gs:// address.
+    folder: path or gs:// address of the images that the record names.
 
   Raises:
     BadRow: a field is missing or cannot be used.
   """
   try:
-    return _read_row(schema, record, place, name, folder)
+    return _read_row(_Record(schema, values, location, name, folder))
   except BadRow:
     raise
-  # A record can hold anything anywhere; whatever that breaks is the record's fault.
+  # A record can hold anything anywhere, so any exception means that it cannot be used.
   except Exception as error:
-    raise BadRow(place, "record", f"cannot be read as {name!r}: {type(error).__name__}: "
+    raise BadRow(location, "record", f"cannot be read as {name!r}: {type(error).__name__}: "
                  f"{error}") from error
 
 
-def _read_row(schema, record, place, name, folder):
-  columns = schema["columns"]
+@dataclasses.dataclass(frozen=True)
+class _Record:
+  """A record and the arguments of `read_row`."""
 
-  def first(field, default=None):
-    for column in columns.get(field, ()):
-      value = _at(record, column)
+  schema: dict
+  values: dict
+  location: str
+  name: str
+  folder: object
+
+  def first(self, field, default=None):
+    """The value of the first column for a field that the record has."""
+    for column in self.schema["columns"].get(field, ()):
+      value = _at(self.values, column)
       if value is not None:
         return value
     return default
 
-  asked, response = first("question"), None
+  def bad(self, code, reason):
+    return BadRow(self.location, code, reason)
+
+
+def _read_row(record):
+  question, response = _question(record)
+  options = _options(record)
+  answer = _accepted(record, options, response)
+  text = _filled_template(record, question, options).strip()
+  images = _images(record)
+  if record.schema.get("marks") != "own":  # a user's own marks mean what they mean in training
+    text, images = _match_marks(text, images)
+  texts = {field: record.first(field) for field in _TEXT_FIELDS}
+  row = {"id": _text(record.first("id", record.location)),
+         "source": _text(record.first("source", record.name)),
+         "question": text, "answer": answer, "images": images,
+         **{field: None if value is None else _text(value) for field, value in texts.items()},
+         "tolerance": _tolerance(record)}
+  copied = {field: record.first(field) for field in _COPIED_FIELDS}
+  if response:
+    copied["response"] = response
+  return row | {field: _plain(value) for field, value in copied.items() if value is not None}
+
+
+def _question(record):
+  """(question without options, response or None)."""
+  schema, response = record.schema, None
   if "asks" in schema:
-    asked = _ask(schema, first, place)
-  elif "question" not in columns:
-    asked = schema["prompt"]
-  if isinstance(asked, list):
-    asked, response = _dialogue(asked, place)
-  if not isinstance(asked, _TEXT):
-    raise BadRow(place, "question", f"has none of the columns {columns['question']} that {name!r} "
-                 f"asks from; it has {sorted(record)}")
-  asked = _text(asked)
-  if not asked.strip():
-    raise BadRow(place, "question", "the question is empty")
-  options = _options(schema, record, first)
-  accepted = _accepted(schema, first, options, response, place)
-  letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-  shown = "\n".join(f"{letter}. {text}" for letter, text in zip(letters, options, strict=False))
-  template = schema["prompt"] if options or "prompt_open" not in schema else schema["prompt_open"]
-  # Not str.format: questions are full of braces.
-  question = template
-  for field, text in (("{options}", shown), ("{choices}", str(first("choices", ""))),
-                      ("{question}", asked)):
-    question = question.replace(field, text, 1)
-  question, images = question.strip(), _images(columns, record, folder, place)
-  if schema.get("marks") != "own":  # One's own marks mean what they mean in training.
-    question, images = _place_images(question, images)
-  row = {"id": _text(first("id", place)), "source": _text(first("source", name)),
-         "question": question, "answer": accepted, "images": images,
-         **{field: None if first(field) is None else _text(first(field))
-            for field in ("level", "group", "step")},
-         "tolerance": _tolerance(first, place)}
-  found = {field: first(field) for field in _AS_THEY_ARE} | ({"response": response} if response
-                                                             else {})
-  return row | {field: _plain(value) for field, value in found.items() if value is not None}
+    question = _numbered_question(record)
+  elif "question" in schema["columns"]:
+    question = record.first("question")
+  else:
+    question = schema["prompt"]
+  if isinstance(question, list):
+    question, response = _dialogue(record, question)
+  if not isinstance(question, _TEXT):
+    raise record.bad("question", f"has none of the columns {schema['columns']['question']} for "
+                     f"the question of {record.name!r}; it has {sorted(record.values)}")
+  question = _text(question)
+  if not question.strip():
+    raise record.bad("question", "the question is empty")
+  return question, response
 
 
-def _ask(schema, first, place):
-  """What the record's number asks, with its own question and the part of the picture it names."""
-  number, row, column, name = (first(field) for field in ("ask", "row", "column", "place"))
+def _numbered_question(record):
+  """The question that the record's number stands for, about the part of the picture it names."""
+  schema, number = record.schema, record.first("ask")
   try:
-    asked = schema["asks"][str(int(number))]
+    question = schema["asks"][str(int(number))]
   except (KeyError, TypeError, ValueError) as error:
-    raise BadRow(place, "question", f"asks number {number!r}; there are "
-                 f"{', '.join(schema['asks'])}") from error
-  if "{about}" in asked:
-    kind = "place" if name else "grid" if row else "whole"
-    about = schema["about"][kind]
-    for field, value in (("{place}", name), ("{row}", row), ("{column}", column)):
-      about = about.replace(field, str(value if kind == "place" else int(value or 0)))
-    asked = asked.replace("{about}", about)
-  if "{digits}" in asked:
-    _, point, decimals = str(first("answer")).partition(".")
+    raise record.bad("question", f"asks number {number!r}; there are "
+                     f"{', '.join(schema['asks'])}") from error
+  if "{about}" in question:
+    place, row, column = (record.first(field) for field in ("place", "row", "column"))
+    if place:
+      about = schema["about"]["place"].replace("{place}", str(place))
+    else:
+      about = schema["about"]["grid" if row else "whole"]
+      about = about.replace("{row}", str(int(row or 0)))
+      about = about.replace("{column}", str(int(column or 0)))
+    question = question.replace("{about}", about)
+  if "{digits}" in question:
+    _, point, decimals = str(record.first("answer")).partition(".")
     digits = schema["digits"]["decimal" if point else "whole"]
-    asked = asked.replace("{digits}", digits.replace("{count}", str(len(decimals))))
-  # Last: a question may hold any of the marks.
-  return asked.replace("{question}", str(first("question")))
+    question = question.replace("{digits}", digits.replace("{count}", str(len(decimals))))
+  # Last: the record's own question may hold any of the marks.
+  return question.replace("{question}", str(record.first("question")))
+
+
+def _filled_template(record, question, options):
+  """The schema's prompt with the question and its options."""
+  schema = record.schema
+  template = schema["prompt"]
+  if not options and "prompt_open" in schema:
+    template = schema["prompt_open"]
+  shown = "\n".join(f"{letter}. {text}" for letter, text in zip(_LETTERS, options, strict=False))
+  # Not str.format: questions are full of braces.
+  template = template.replace("{options}", shown, 1)
+  template = template.replace("{choices}", str(record.first("choices", "")), 1)
+  return template.replace("{question}", question, 1)
 
 
 def _at(record, column):
@@ -127,12 +161,12 @@ def _at(record, column):
 
 def _text(value):
   text = value.decode() if isinstance(value, bytes) else str(value)
-  text.encode()  # half a surrogate pair, which JSON may hold, is no text
+  text.encode()  # refuses half a surrogate pair, which JSON may hold
   return text
 
 
 def _plain(value):
-  """Texts and numbers as Python has them: TFDS gives bytes and arrays."""
+  """The value with Python's strings, numbers and lists: TFDS gives bytes and arrays."""
   if isinstance(value, list | tuple | np.ndarray):
     return [_plain(item) for item in value]
   if isinstance(value, _TEXT):
@@ -140,8 +174,8 @@ def _plain(value):
   return value.item() if isinstance(value, np.generic) else value
 
 
-def _dialogue(messages, place):
-  """(question, response or None) of messages, in OpenAI's words or ShareGPT's."""
+def _dialogue(record, messages):
+  """(question, response or None) of messages in OpenAI's or ShareGPT's format."""
   turns = {"user": [], "assistant": []}
   for message in messages:
     role = _ROLES.get(message.get("role") or message.get("from"))
@@ -152,46 +186,48 @@ def _dialogue(messages, place):
     if role is not None:
       turns[role].append(content)
   if len(turns["user"]) != 1 or len(turns["assistant"]) > 1:
-    raise BadRow(place, "question", f"its dialogue has {len(turns['user'])} questions and "
-                 f"{len(turns['assistant'])} answers; one question and at most one answer are read")
+    raise record.bad("question", f"its dialogue has {len(turns['user'])} questions and "
+                     f"{len(turns['assistant'])} answers; one question and at most one answer are "
+                     "read")
   return turns["user"][0], (turns["assistant"] or [None])[0]
 
 
-def _options(schema, record, first):
-  """Texts of the options in the order they are shown; [] where the row is open."""
-  if schema.get("answer") == "gpqa":
-    texts = [record[column].strip()
-             for column in schema["columns"]["right"] + schema["columns"]["wrong"]]
-    # By the question, so that the same order comes again wherever the row stands.
-    seed = hashlib.sha256(first("question").encode()).digest()[:8]
+def _options(record):
+  """Texts of the options in the order they are shown; [] where the question has none."""
+  if record.schema.get("answer") == "gpqa":
+    columns = record.schema["columns"]
+    texts = [record.values[column].strip() for column in columns["right"] + columns["wrong"]]
+    # The question is the seed, so that the order does not depend on the location of the row.
+    seed = hashlib.sha256(record.first("question").encode()).digest()[:8]
     order = np.random.default_rng(int.from_bytes(seed)).permutation(len(texts))
     return [texts[index] for index in order]
-  options = first("options", [])
+  options = record.first("options", [])
   if isinstance(options, str):
     options = ast.literal_eval(options) if options.strip() else []  # literals only, nothing runs
   return [_text(option).strip() for option in options]
 
 
-def _accepted(schema, first, options, response, place):
-  kind = schema.get("answer")
-  answer = first("right") if kind == "gpqa" else first("answer", response)
+def _accepted(record, options, response):
+  """The list of accepted truths."""
+  kind = record.schema.get("answer")
+  answer = record.first("right") if kind == "gpqa" else record.first("answer", response)
   if kind == "gsm8k" and answer:
     answer = _text(answer).rpartition("####")[2]
   if kind == "boxed" and answer:
     boxed = extract_boxed(_text(answer))
     if boxed is None:
-      raise BadRow(place, "answer", f"the answer {_text(answer)[-80:]!r} has no \\boxed{{...}} "
-                   "whose braces match; mend it")
+      raise record.bad("answer", f"the answer {_text(answer)[-80:]!r} has no \\boxed{{...}} with "
+                       "matching braces; correct it")
     answer = boxed
   several = isinstance(answer, list | np.ndarray)
   answers = [_text(text).strip() for text in (answer if several else [answer])]
   if answer is None or not all(answers) or not answers:
-    raise BadRow(place, "answer", f"the answer is {answer!r}; a truth is needed")
+    raise record.bad("answer", f"the answer is {answer!r}; a truth is needed")
   accepted = []
   for text in answers:
     letter = text.strip("().").upper()
-    if re.fullmatch("[A-Z]", letter) and ord(letter) - 65 < len(options):
-      accepted += _letter_and_text(options, ord(letter) - 65)
+    if re.fullmatch("[A-Z]", letter) and _LETTERS.index(letter) < len(options):
+      accepted += _letter_and_text(options, _LETTERS.index(letter))
     elif text in options:
       accepted += _letter_and_text(options, options.index(text))
     else:
@@ -200,27 +236,27 @@ def _accepted(schema, first, options, response, place):
 
 
 def _letter_and_text(options, index):
-  """An option's letter and text; the letter alone where the text could be taken for another one."""
-  letter, text = chr(65 + index), options[index]
-  # A text that is a letter (A. C) or another's text too would make a wrong letter right.
+  """An option's letter and text; the letter alone where the text could mean another option."""
+  letter, text = chr(ord("A") + index), options[index]
+  # A text that is a letter (A. C), or the text of two options, would make a wrong letter right.
   if not text or re.fullmatch("[A-Za-z]", text) or options.count(text) > 1:
     return [letter]
   return [letter, text]
 
 
-def _images(columns, record, folder, place):
+def _images(record):
   found = []
-  for column in columns.get("images", ()):
-    value = _at(record, column)
+  for column in record.schema["columns"].get("images", ()):
+    value = _at(record.values, column)
     if value is None or (found and not column[-1].isdigit()):
-      continue  # the next name of the same image, where the first was there
-    # TFDS has one image as uint8 [H, W, 3], several as an array of bytes.
-    several = isinstance(value, list) or isinstance(value, np.ndarray) and value.dtype == object
+      continue  # columns without a number are other names of the first image
+    # TFDS gives one image as uint8 [H, W, 3], several as an array of bytes.
+    several = isinstance(value, list) or (isinstance(value, np.ndarray) and value.dtype == object)
     found += list(value) if several else [value]
-  return [_image(value, folder, place) for value in found if value is not None]
+  return [_image(record, value) for value in found if value is not None]
 
 
-def _image(value, folder, place):
+def _image(record, value):
   """Pixels, encoded bytes, or the path of a file inside the folder."""
   if isinstance(value, dict):
     value = value.get("bytes") or value.get("path")
@@ -229,20 +265,20 @@ def _image(value, folder, place):
   if isinstance(value, bytes | np.ndarray):
     return value
   if not isinstance(value, str):
-    raise BadRow(place, "image_missing", f"an image is {value!r}; bytes or a file name are needed")
-  # By name, not by file: the hub's own folders are made of links to elsewhere.
-  scheme, mark, folder = str(folder).rpartition("://")
+    raise record.bad("image_missing", f"an image is {value!r}; bytes or a file name are needed")
+  # Compares names, not resolved links: folders of the hub are made of links to other folders.
+  scheme, mark, folder = str(record.folder).rpartition("://")
   path = os.path.normpath(os.path.join(folder, value))
   if os.path.relpath(path, folder or ".").split(os.sep)[0] == os.pardir:
-    raise BadRow(place, "image", f"image {value!r} lies outside the folder {folder}")
+    raise record.bad("image", f"image {value!r} is outside the folder {folder}")
   return f"{scheme}{mark}{path}"
 
 
-def _place_images(question, images):
-  """A published question with one `<image>` an image, in their order.
+def _match_marks(question, images):
+  """(question, images) with one `<image>` in the question for each image, in the same order.
 
-  It may name some of its images, and one more than once: the others are left out. Where its marks
-  and its images do not fit, the images come first.
+  A published question may name only some of its images, or one image twice: the others are left
+  out. Where marks and images do not match, the marks are removed, so that the images come first.
   """
   marks = [mark or "" for mark in IMAGE_MARK.findall(question)]
   numbers = [int(number) for number in marks if number]
@@ -253,15 +289,15 @@ def _place_images(question, images):
   return IMAGE_MARK.sub("", question), images
 
 
-def _tolerance(first, place):
-  digits, tolerance = first("digits"), first("tolerance", 0)
+def _tolerance(record):
+  digits, tolerance = record.first("digits"), record.first("tolerance", 0)
   try:
-    if digits is not None:  # decimals: 0.57 stands for 0.565 to 0.575
+    if digits is not None:  # number of decimals: 0.57 means 0.565 to 0.575
       return 0.5 * 10.0 ** -int(float(digits))
     return float(tolerance or 0)
   except (TypeError, ValueError) as error:
-    raise BadRow(place, "answer", f"the tolerance {tolerance!r} (decimals {digits!r}) is no "
-                 "number") from error
+    raise record.bad("answer", f"the tolerance {tolerance!r} (decimals {digits!r}) is not a "
+                     "number") from error
 
 
 @functools.cache

@@ -50,7 +50,7 @@ def test_records_come_by_number_and_again_after_pickling(tmp_path, suffix):
   assert [opened[number] for number in order] == [RECORDS[number] for number in order]
   again = pickle.loads(pickle.dumps(opened))
   assert [again[number] for number in order] == [RECORDS[number] for number in order]
-  assert opened.place(0).endswith(f"{suffix}:0") and opened.place(6).endswith((":2", ":3"))
+  assert opened.location(0).endswith(f"{suffix}:0") and opened.location(6).endswith((":2", ":3"))
   assert str(opened.folder) == str(tmp_path / "set")
   with pytest.raises(IndexError):
     opened[7]
@@ -69,8 +69,8 @@ def test_a_file_longer_than_a_scan_is_the_same(tmp_path, monkeypatch):
   assert [opened[number] for number in range(len(opened))] == RECORDS
 
 
-def test_row_groups_beyond_the_room_are_dropped(tmp_path, monkeypatch):
-  held = group_cache.Groups(room=3000)
+def test_row_groups_beyond_the_capacity_are_dropped(tmp_path, monkeypatch):
+  held = group_cache.Groups(capacity=3000)
   monkeypatch.setattr(group_cache, "GROUPS", held)
   many = [{"text": f"{number}" * 1000} for number in range(8)]
   opened = open_records(files.parquet(tmp_path / "d.parquet", many, row_group_size=1))
@@ -78,8 +78,8 @@ def test_row_groups_beyond_the_room_are_dropped(tmp_path, monkeypatch):
   assert 1 <= len(held._tables) <= 3 and opened[0] == many[0]
 
 
-def test_threads_that_read_groups_keep_within_the_room():
-  held, most, begin = group_cache.Groups(room=100), [], threading.Barrier(4)
+def test_threads_that_read_groups_stay_within_the_capacity():
+  held, most, begin = group_cache.Groups(capacity=100), [], threading.Barrier(4)
 
   def load():
     kept = sum(table.nbytes for table in held._tables.values())
@@ -149,7 +149,7 @@ def test_cloud_paths_are_read_through_epath(tmp_path):
     for name in ("d.parquet", "d.jsonl", "d.arrow"):
       opened = open_records(f"gs://bucket/{name}")
       assert opened[5] == RECORDS[5] and str(opened.folder) == "gs://bucket"
-    row = read_row(schemas()["easyr1"], RECORDS[1], place="", name="",
+    row = read_row(schemas()["easyr1"], RECORDS[1], location="", name="",
                    folder=opened.folder)
     assert row["images"] == ["gs://bucket/1.png"]
     (tmp_path / "1.png").write_bytes(files.png(7, (28, 56)))
@@ -160,7 +160,7 @@ def test_cloud_paths_are_read_through_epath(tmp_path):
 @pytest.mark.parametrize("form", ["new_stream", "new_file"])
 def test_remote_arrow_is_read_batch_by_batch(tmp_path, monkeypatch, form):
   path = write_arrow(tmp_path / "d.arrow", pa.Table.from_pylist(RECORDS), form, rows=3)
-  monkeypatch.setattr(group_cache, "GROUPS", group_cache.Groups(room=1))  # holds the last alone
+  monkeypatch.setattr(group_cache, "GROUPS", group_cache.Groups(capacity=1))  # holds the last alone
   opened = records.RemoteArrow(path)
   for reader in (opened, pickle.loads(pickle.dumps(opened))):
     assert len(reader) == 7
