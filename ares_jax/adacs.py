@@ -12,7 +12,6 @@ import os
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ares_jax.data import sharded
@@ -20,7 +19,7 @@ from ares_jax.data.curation import page, pass_rates
 from ares_jax.data.curation import select as curation
 from ares_jax.data.sources import epochs
 from ares_jax.data.traces import encode_example, trace_batch
-from ares_jax.models import flops, lora
+from ares_jax.models import flops
 from ares_jax.models.weights import Params
 from ares_jax.run.files import read_json, write_json, write_text
 from ares_jax.run.identity import check_curation
@@ -29,9 +28,8 @@ from ares_jax.run.nonfinite import dump_batch
 from ares_jax.run.progress import Progress
 from ares_jax.run.stage import StageContext
 from ares_jax.sampling.sampler import SamplingConfig, stage_key
-from ares_jax.system import hosts, mesh
-from ares_jax.training import optimizer
-from ares_jax.training.sft_step import SftState, sft_step, to_device
+from ares_jax.system import hosts
+from ares_jax.training.sft_step import init_state, sft_step, to_device
 
 
 def fine_tune(params, source, config, context, *, stage):
@@ -49,8 +47,7 @@ def fine_tune(params, source, config, context, *, stage):
     `params` after training.
   """
   generator, base = context.generator, context.base
-  opt_state = optimizer.init_opt_state(optimizer.make_with_frozen(
-    config.optimizer, params, frozen=lora.trained_frozen(base, config.frozen)), params)
+  state = init_state(config, params, base)
 
   def begin(state):
     batches = _example_batches(source, config, context, start=int(state.step))
@@ -69,7 +66,6 @@ def fine_tune(params, source, config, context, *, stage):
 
     return step
 
-  state = SftState(mesh.put(jnp.int32(0)), params, opt_state)
   return run_stage(stage, state, begin, steps=config.steps, workdir=context.workdir,
                    config=config.loop, phases=generator.phases).params
 

@@ -24,7 +24,7 @@ from ares_jax.run import config as run_config
 from ares_jax.run import setup
 from ares_jax.run.checkpoint.manager import Checkpoints
 from ares_jax.system import heartbeat, mesh
-from ares_jax.training import optimizer, sft_step
+from ares_jax.training import sft_step
 
 SHORT = {"warmup__steps": 1, "adacs__steps": 0, "aepo__steps": 0, "evaluate__problems": 3,
          "evaluate__batch": 2}
@@ -38,10 +38,9 @@ def trained(tmp_path_factory):
   config = tiny.read(**SHORT)
   with jax.set_mesh(mesh.make_mesh(-1, 1)), setup.open_run(config) as parts:
     params = parts.init_params()
-    start = optimizer.init_opt_state(optimizer.make_with_frozen(config.warmup.optimizer, params,
-                                                                frozen=()), params)
+    state = sft_step.init_state(config.warmup, params)
     with Checkpoints(str(workdir / "warmup"), 1) as checkpoints:
-      checkpoints.save(1, sft_step.SftState(mesh.put(jax.numpy.int32(1)), params, start), {})
+      checkpoints.save(1, state.replace(step=mesh.put(jax.numpy.int32(1))), {})
     yield workdir, parts
 
 

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ares_jax.models import lora
 from ares_jax.models.vision import VisionInput
 from ares_jax.run.checkpoint.manager import abstract_like
 from ares_jax.run.checkpoint.reader import newest_step, read_part
@@ -25,7 +24,7 @@ from ares_jax.run.files import current_names
 from ares_jax.run.identity import STAGES
 from ares_jax.run.loop import NONFINITE
 from ares_jax.system import hosts, mesh
-from ares_jax.training import aepo_step, optimizer, sft_step
+from ares_jax.training import aepo_step, sft_step
 from ares_jax.training.batch import PackedRows, RolloutBatch
 from ares_jax.training.shaping import Controllers
 
@@ -60,10 +59,7 @@ def replay(parts, workdir, path):
     state = aepo_step.init_state(config, jax.tree.map(jnp.copy, first), base)
     state = state.replace(controllers=Controllers(**mesh.put(_under(arrays, "controllers"))))
   else:
-    frozen = lora.trained_frozen(base, config.frozen)
-    start = optimizer.init_opt_state(optimizer.make_with_frozen(config.optimizer, first,
-                                                                frozen=frozen), first)
-    state = sft_step.SftState(mesh.put(jnp.int32(0)), first, start)
+    state = sft_step.init_state(config, first, base)
   folder, step = os.path.join(workdir, stage), 0
   if hosts.on_process_0(functools.partial(newest_step, folder)) is not None:
     for part in ("params", "opt_state"):

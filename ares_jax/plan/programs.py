@@ -220,8 +220,7 @@ def _laid_out(model, shapes):
 
 def _state(config, params, base):
   """`aepo.init_state` in shapes."""
-  tx = optimizer.make_with_frozen(config.optimizer, params,
-                                  frozen=lora.trained_frozen(base, config.frozen))
+  tx = optimizer.stage_optimizer(config, params, base)
   layouts = []
   # Inside a trace: optax makes small arrays on the way, and described devices hold none.
   jax.eval_shape(lambda: layouts.append(

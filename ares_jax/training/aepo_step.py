@@ -27,7 +27,7 @@ class AepoState:
 
   step: jax.Array  # int32 [], finished iterations
   batches: jax.Array  # int32 [], prompt batches drawn: more than `step` with online filtering
-  params: dict  # what is trained: weights, or adapters (models/lora.py)
+  params: dict  # trained parameters: weights, or adapters (models/lora.py)
   opt_state: optax.OptState
   controllers: Controllers
 
@@ -37,21 +37,16 @@ def init_state(config, params, base=None):
 
   Args:
     config: AepoConfig.
-    params: what is trained: weights, or adapters of `base`.
+    params: trained parameters: weights, or adapters of `base`.
     base: lora.Base, or None.
   """
-  opt_state = optimizer.init_opt_state(_optimizer(config, params, base), params)
+  opt_state = optimizer.init_opt_state(optimizer.stage_optimizer(config, params, base), params)
   controllers = Controllers(
     threshold=jnp.float32(jnp.nan), hwe_target=jnp.full(3, jnp.nan, jnp.float32),
     multiplier=jnp.zeros(3), kappa=jnp.float32(config.kl.start),
     alpha=jnp.full(3, 0.5, jnp.float32))
   return AepoState(params=params, opt_state=opt_state, **mesh.put(
     {"step": jnp.int32(0), "batches": jnp.int32(0), "controllers": controllers}))
-
-
-def _optimizer(config, params, base):
-  return optimizer.make_with_frozen(config.optimizer, params,
-                                    frozen=lora.trained_frozen(base, config.frozen))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="state")
@@ -70,7 +65,7 @@ def aepo_step(model, config, state, reference, batch, trigger_V, base=None):
   Returns:
     state, metrics (float32 scalars).
   """
-  # Rewards and advantages (lines 5-15).
+  # Rewards and advantages (lines 5-13).
   shaping, controllers, metrics = shape_rewards(
     config.entropy, config.reward, state.controllers, batch, trigger_V, group=config.group)
   advantage_B = ops.group_advantage(
@@ -84,7 +79,8 @@ def aepo_step(model, config, state, reference, batch, trigger_V, base=None):
   # Policy gradient with the KL penalty, an optimizer update a minibatch (lines 16-22).
   signal = _signal(config, state.controllers, shaping, advantage_B, batch)
   minibatches = _minibatches(model, config, lora.join(base, state.params), batch, base)
-  reference, tx = lora.join(base, reference), _optimizer(config, state.params, base)
+  reference = lora.join(base, reference)
+  tx = optimizer.stage_optimizer(config, state.params, base)
 
   def update(carry, minibatch):
     params, opt_state, gap = carry

@@ -1,12 +1,12 @@
 """AdamW, its learning rate, and the update that a non-finite gradient skips.
 
-The learning rate is an argument of `apply`, not part of the transformation: it may be traced, and
-no schedule counts steps of its own.
+The learning rate is an argument of `apply_update`, not part of the transformation: it may be
+traced, and no schedule counts steps of its own.
 
 Master weights are float32. Moments take 8 bytes a weight in float32, 6 with the first in bfloat16,
-and little over 2 where the second is factored, too, into means over rows and columns (Adafactor,
-arXiv 1804.04235). There is no second moment in bfloat16: at b2 = 0.999 it moves by 0.1% a step, and
-bfloat16 rounds what is below 0.2% away, so it would never fall.
+and little over 2 with the second also factored into means over rows and columns (Adafactor, arXiv
+1804.04235). There is no second moment in bfloat16: at b2 = 0.999 it moves by 0.1% a step, and
+bfloat16 rounds changes below 0.2% away, so it would never fall.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ares_jax.models import lora
 from ares_jax.system import mesh
 
 
@@ -81,16 +82,36 @@ def learning_rate(config, step, total):
   )
 
 
-def make(config, *, trained=None):
+def stage_optimizer(config, params, base=None):
+  """The optimizer of a stage, with the parts of `params` frozen that its config names.
+
+  Args:
+    config: AepoConfig or SftConfig.
+    params: trained parameters: weights, or adapters of `base`.
+    base: lora.Base, or None.
+
+  Raises:
+    ValueError: the config freezes a part that the weights do not have.
+  """
+  frozen = lora.trained_frozen(base, config.frozen)
+  unknown = sorted(set(frozen) - set(params))
+  if unknown:
+    raise ValueError(f"frozen parts {unknown} are not in the params; known: {', '.join(params)}")
+  trained = {name: jax.tree.map(lambda _, on=name not in frozen: on, part)
+             for name, part in params.items()}
+  return make_optimizer(config.optimizer, trained=trained)
+
+
+def make_optimizer(config, *, trained=None):
   """AdamW without its learning rate: clip, Adam moments, decoupled weight decay.
 
   Args:
     config: OptimizerConfig.
-    trained: tree of bools like the params: the other leaves are frozen: no moments, no update,
-      no part in clipping. None is all.
+    trained: tree of bools like the params. Leaves that are False are frozen: they get no moments
+      and no update and have no part in clipping. None trains all.
 
   Returns:
-    optax.GradientTransformation for `apply`.
+    optax.GradientTransformation for `apply_update`.
   """
   chain = optax.chain(
     optax.clip_by_global_norm(config.clip),
@@ -104,7 +125,7 @@ def make(config, *, trained=None):
 
 
 def _moments(config):
-  """The gradient over its root mean square, averaged: what both kinds of moments make of it."""
+  """Scales a gradient by its root mean square and averages it, with either kind of moments."""
   if config.moments != "factored":
     return optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.moments)
   # Adafactor's own rate of forgetting rises to 1; capped at b2 it ends as Adam's.
@@ -115,13 +136,13 @@ def _moments(config):
 
 
 def state_shardings(tx, params, shardings):
-  """Shardings of `tx`'s state: moments like their parameters, the rest replicated, means of a
-  factored moment too, which are small.
+  """Shardings of `tx`'s state: moments like their parameters, the rest replicated.
 
-  `jit(tx.init)(params)` under Auto axes gives replicated moments; pass these as `out_shardings`.
+  The means of a factored moment are small and replicated too. `jit(tx.init)(params)` under Auto
+  axes gives replicated moments; pass these shardings as `out_shardings`.
 
   Args:
-    tx: from `make`.
+    tx: from `make_optimizer`.
     params: params, concrete or abstract.
     shardings: tree like the params; all NamedSharding, or all on one device.
   """
@@ -131,7 +152,7 @@ def state_shardings(tx, params, shardings):
     replicated = jax.sharding.NamedSharding(replicated.mesh, jax.sharding.PartitionSpec())
   return optax.tree_utils.tree_map_params(
     tx,
-    # A frozen leaf has an empty MaskedNode where its moments would stand: it stays.
+    # A frozen leaf has no moments but an empty MaskedNode, which stays as it is.
     lambda leaf, param, sharding: leaf if isinstance(leaf, optax.MaskedNode) else (
       sharding if leaf.shape == param.shape else replicated),
     state,
@@ -145,10 +166,11 @@ def state_shardings(tx, params, shardings):
 def keep_layout(tx, params, opt_state, specs):
   """Constrains weights and moments to the weights' layout, for the end of a jitted step.
 
-  Left alone, the compiler lays results out as it likes, and the next call compiles anew.
+  Without constraints the compiler chooses the layout of the results, and the next call compiles
+  again.
 
   Args:
-    tx: from `make`.
+    tx: from `make_optimizer`.
     params, opt_state: of the step's result.
     specs: tree of PartitionSpec like the params.
 
@@ -174,41 +196,26 @@ def keep_layout(tx, params, opt_state, specs):
   return params, opt_state
 
 
-def make_with_frozen(config, params, *, frozen=()):
-  """`make` for a dict of weights, all parts trained but those named in `frozen`.
-
-  Raises:
-    ValueError: `frozen` names a part that the weights do not have.
-  """
-  unknown = sorted(set(frozen) - set(params))
-  if unknown:
-    raise ValueError(f"frozen parts {unknown} are not in the params; known: {', '.join(params)}")
-  trained = {
-    name: jax.tree.map(lambda _, on=name not in frozen: on, part) for name, part in params.items()
-  }
-  return make(config, trained=trained)
-
-
 def init_opt_state(tx, params):
   """First state of `tx`, sharded like the weights, which are on a mesh."""
   shardings = jax.tree.map(lambda x: x.sharding, params)
   return jax.jit(tx.init, out_shardings=state_shardings(tx, params, shardings))(params)
 
 
-def apply_update(tx, grads, opt_state, params, rate, sound=True):
-  """One update, or none when the gradient is not finite or what it was made of is not sound.
+def apply_update(tx, grads, opt_state, params, rate, valid=True):
+  """Applies one update, or none if the gradient is not finite or not `valid`.
 
   Args:
-    tx: from `make`.
+    tx: from `make_optimizer`.
     grads: like `params`, any float dtype.
     opt_state: from `tx.init`.
     params: float32 leaves.
     rate: float32 [], the learning rate, e.g. `learning_rate(config, step, total)`.
-    sound: bool [], whether to update at all.
+    valid: bool [], whether the values from which the gradient was computed allow an update.
 
   Returns:
     params, opt_state: unchanged bit for bit (moments and count too) when any gradient is NaN or
-      infinite, the squares overflow, or not `sound`.
+      infinite, the squares overflow, or not `valid`.
     metrics: grad_norm float32 [] (before clipping), skipped float32 [] (0 or 1).
 
   Raises:
@@ -221,7 +228,7 @@ def apply_update(tx, grads, opt_state, params, rate, sound=True):
       )
   grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
   grad_norm = optax.tree_utils.tree_norm(grads)
-  finite = jnp.isfinite(grad_norm) & sound
+  finite = jnp.isfinite(grad_norm) & valid
   # Not optax.apply_if_finite: with a limit of N it applies the (N+1)th NaN.
   updates, new_state = tx.update(grads, opt_state, params)
   new_params = jax.tree.map(lambda p, u: p - rate * u, params, updates)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on packed rows: stage 1 learns what AdaCS selected, the warm-up lessons.
+"""Supervised fine-tuning on packed rows, one jitted step: the warm-up and stage 1 use it.
 
 R packed rows, T tokens a row.
 """
@@ -18,11 +18,23 @@ from ares_jax.training import optimizer
 
 @flax.struct.dataclass
 class SftState:
-  """All that supervised training changes."""
+  """All that supervised training changes; saving it saves the run."""
 
   step: jax.Array  # int32 [], finished steps
-  params: dict  # what is trained: weights, or adapters (models/lora.py)
+  params: dict  # trained parameters: weights, or adapters (models/lora.py)
   opt_state: optax.OptState
+
+
+def init_state(config, params, base=None):
+  """SftState before the first step, on the current mesh, which holds the weights.
+
+  Args:
+    config: SftConfig.
+    params: trained parameters: weights, or adapters of `base`.
+    base: lora.Base, or None.
+  """
+  tx = optimizer.stage_optimizer(config, params, base)
+  return SftState(mesh.put(jnp.int32(0)), params, optimizer.init_opt_state(tx, params))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="state")
@@ -32,7 +44,7 @@ def sft_step(model, config, state, batch, base=None):
   Args:
     model: ModelConfig.
     config: SftConfig.
-    state: SftState.
+    state: SftState; donated.
     batch: dict of tokens, segment, loss_mask, unit [R, T], positions [3, R, T] and vision; R a
       multiple of config.microbatch.
     base: lora.Base under the adapters that the state holds; None where it holds weights.
@@ -41,43 +53,47 @@ def sft_step(model, config, state, batch, base=None):
     state, metrics.
   """
   frozen = lora.trained_frozen(base, config.frozen)
-  parts = len(batch["tokens"]) // config.microbatch
-  split = {name: jnp.moveaxis(batch[name], -2, 0) if name == "positions" else batch[name]
-           for name in batch}
-  split = jax.tree.map(lambda x: x.reshape(parts, config.microbatch, *x.shape[1:]), split)
   tokens = jnp.maximum(batch["loss_mask"].sum(), 1).astype(jnp.float32)
 
-  def loss_fn(params, part):
-    part = jax.tree.map(lambda x: mesh.shard(x, mesh.ROWS), part)
+  def loss_fn(params, rows):
+    rows = jax.tree.map(lambda x: mesh.shard(x, mesh.ROWS), rows)
     params = params | {name: jax.lax.stop_gradient(params[name]) for name in frozen}
     params = lora.join(base, params)
-    features = qwen25_vl.vision_features(model, params, part["vision"])
-    mask = part["loss_mask"]
+    features = qwen25_vl.vision_features(model, params, rows["vision"])
+    mask = rows["loss_mask"]
     logprob, entropy = qwen25_vl.score(
-      model, params, features, wanted=mask,
-      **{name: part[name] for name in ("tokens", "unit", "positions", "segment")})
+      model, params, features, tokens=rows["tokens"], unit=rows["unit"],
+      positions=rows["positions"], segment=rows["segment"], wanted=mask)
     return -jnp.where(mask, logprob, 0).sum() / tokens, jnp.where(mask, entropy, 0).sum() / tokens
 
-  def accumulate(carry, part):
-    (loss, entropy), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, part)
+  def accumulate(carry, rows):
+    (loss, entropy), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, rows)
     return jax.tree.map(jnp.add, carry, (grads, loss, entropy)), None
 
-  def total(split):
+  def total(microbatches):
     zeros = (jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0), jnp.float32(0))
-    return jax.lax.scan(accumulate, zeros, split)[0], {}
+    return jax.lax.scan(accumulate, zeros, microbatches)[0], {}
 
-  (grads, loss, entropy), _ = mesh.sum_of_slices(total, (1,))(split)
+  (grads, loss, entropy), _ = mesh.sum_of_slices(total, (1,))(
+    _split_microbatches(batch, config.microbatch))
   rate = optimizer.learning_rate(config.optimizer, state.step, config.steps)
-  tx = optimizer.make_with_frozen(config.optimizer, state.params, frozen=frozen)
-  # Entropy is a function of all logits: where one is not finite, it is not.
-  faults = {"nonfinite/logits": ~jnp.isfinite(entropy), "nonfinite/logprob": ~jnp.isfinite(loss)}
+  tx = optimizer.stage_optimizer(config, state.params, base)
+  # Entropy uses every logit, so a non-finite entropy means a non-finite logit.
+  nonfinite = {"nonfinite/logits": ~jnp.isfinite(entropy),
+               "nonfinite/logprob": ~jnp.isfinite(loss)}
   params, opt_state, metrics = optimizer.apply_update(
-    tx, grads, state.opt_state, state.params, rate, ~jnp.any(jnp.stack([*faults.values()])))
+    tx, grads, state.opt_state, state.params, rate, ~jnp.any(jnp.stack([*nonfinite.values()])))
   params, opt_state = optimizer.keep_layout(tx, params, opt_state, lora.specs(model, base, params))
-  metrics |= faults | {"loss": loss, "entropy": entropy, "tokens": tokens, "learning_rate": rate,
-                       "rows": jnp.float32(len(batch["tokens"])),
-                       "pack/real": (batch["segment"] > 0).mean()}
+  metrics |= nonfinite | {"loss": loss, "entropy": entropy, "tokens": tokens, "learning_rate": rate,
+                          "rows": jnp.float32(len(batch["tokens"])),
+                          "pack/real": (batch["segment"] > 0).mean()}
   return SftState(state.step + 1, params, opt_state), metrics
+
+
+def _split_microbatches(batch, size):
+  """`batch` with its rows split [R / size, size]; positions become [R / size, size, 3, T]."""
+  batch = batch | {"positions": jnp.moveaxis(batch["positions"], -2, 0)}
+  return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)
 
 
 def to_device(batch):

@@ -82,7 +82,27 @@ class Shaping:
   reward: jax.Array  # float32 [B]
   bucket: jax.Array  # int32 [B]
   cover: jax.Array  # bool [B, T], inside HWE windows
-  bonus: jax.Array  # float32 [B, T], psi of algorithm 1 line 13; 0 where its coefficient is
+  bonus: jax.Array  # float32 [B, T], psi of algorithm 1 line 13; 0 where its coefficient is 0
+
+
+@flax.struct.dataclass
+class _Windows:
+  """The windows of a rollout batch, by their first token."""
+
+  mean: jax.Array  # float32 [B, T], mean entropy in nats
+  flag: jax.Array  # bool [B, T], whether the window counts as HWE
+  batch_threshold: jax.Array  # float32 [], of this batch alone
+  threshold: jax.Array  # float32 [], tracked over batches
+
+
+@flax.struct.dataclass
+class _Buckets:
+  """HWE counts by difficulty bucket."""
+
+  mean: jax.Array  # float32 [3]
+  size: jax.Array  # [3], responses
+  target: jax.Array  # float32 [3]
+  multiplier: jax.Array  # float32 [3]
 
 
 def shape_rewards(entropy, reward, controllers, batch, trigger_V, *, group):
@@ -92,27 +112,58 @@ def shape_rewards(entropy, reward, controllers, batch, trigger_V, *, group):
     entropy: EntropyConfig.
     reward: RewardConfig.
     controllers: Controllers of the iterations so far.
-    batch: rollout.RolloutBatch.
+    batch: batch.RolloutBatch.
     trigger_V: bool, tokens of V_sem.
     group: G.
 
   Returns:
     Shaping, Controllers (kappa unchanged), metrics (float32 scalars).
   """
-  entropy_BT, mask_BT, window = batch.entropy, batch.response_mask, entropy.window
-  mean_BT, whole_BT = ops.window_entropy(entropy_BT, mask_BT, window=window)
-  value = (mean_BT, whole_BT) if entropy.quantile_of == "window" else (entropy_BT, mask_BT)
-  batch_threshold, _ = ops.entropy_threshold(
-    *value, quantile=entropy.quantile, reduce=entropy.reduce)
-  threshold = ops.track_target(controllers.threshold, batch_threshold, value[1].sum(),
-                               decay=entropy.decay)
-  flag_BT = ops.hwe_flags(entropy_BT, mask_BT, threshold, window=window,
-                          detector=entropy.detector, semantic_BT=trigger_V[batch.tokens])
-  cover_BT = ops.hwe_cover(
-    flag_BT, mask_BT, window=window if entropy.cover == "window" else 1)
-  count_B = flag_BT.sum(1).astype(jnp.float32)
-
+  mask_BT = batch.response_mask
+  windows = _flag_windows(entropy, controllers.threshold, batch, trigger_V)
+  cover_BT = ops.hwe_cover(windows.flag, mask_BT,
+                           window=entropy.window if entropy.cover == "window" else 1)
+  count_B = windows.flag.sum(1).astype(jnp.float32)
   bucket_B = ops.difficulty(batch.correct, group=group, easy=reward.easy, medium=reward.medium)
+  buckets = _compare_with_targets(reward, controllers, count_B, bucket_B)
+
+  reward_B = _rewards(reward, controllers, batch.correct, count_B, bucket_B, buckets)
+  bonus_BT = jnp.zeros_like(batch.entropy)
+  if reward.token_bonus:
+    bonus_BT = reward.token_bonus * ops.token_bonus(
+      windows.mean, windows.flag, mask_BT, windows.threshold, buckets.multiplier[bucket_B])
+  shaping = Shaping(reward_B, bucket_B, cover_BT, bonus_BT)
+
+  controllers = controllers.replace(
+    threshold=windows.threshold, multiplier=buckets.multiplier,
+    hwe_target=ops.track_target(controllers.hwe_target, buckets.mean, buckets.size,
+                                decay=reward.target_decay))
+  metrics = _metrics(batch, windows, count_B, buckets, shaping)
+  if reward.kind == "release":
+    controllers = controllers.replace(alpha=ops.track_alpha(
+      controllers.alpha, buckets.mean, buckets.size, buckets.target, rate=reward.alpha_rate))
+    metrics |= by_bucket("reward/alpha", controllers.alpha)
+  return shaping, controllers, metrics
+
+
+def _flag_windows(entropy, threshold, batch, trigger_V):
+  """_Windows, with the threshold tracked over batches."""
+  entropy_BT, mask_BT = batch.entropy, batch.response_mask
+  mean_BT, complete_BT = ops.window_entropy(entropy_BT, mask_BT, window=entropy.window)
+  if entropy.quantile_of == "window":
+    values_BT, valid_BT = mean_BT, complete_BT
+  else:
+    values_BT, valid_BT = entropy_BT, mask_BT
+  batch_threshold, _ = ops.entropy_threshold(values_BT, valid_BT, quantile=entropy.quantile,
+                                             reduce=entropy.reduce)
+  threshold = ops.track_target(threshold, batch_threshold, valid_BT.sum(), decay=entropy.decay)
+  flag_BT = ops.hwe_flags(entropy_BT, mask_BT, threshold, window=entropy.window,
+                          detector=entropy.detector, semantic_BT=trigger_V[batch.tokens])
+  return _Windows(mean_BT, flag_BT, batch_threshold, threshold)
+
+
+def _compare_with_targets(reward, controllers, count_B, bucket_B):
+  """_Buckets: mean HWE counts, their targets, and the multipliers that follow."""
   mean_3, var_3, size_3 = ops.bucket_stats(count_B, bucket_B)
   target_3 = controllers.hwe_target * jnp.float32(reward.target_scale)
   if reward.target == "batch":
@@ -123,56 +174,48 @@ def shape_rewards(entropy, reward, controllers, batch, trigger_V, *, group):
   multiplier_3 = ops.track_target(controllers.multiplier, multiplier_3, size_3, decay=0.0)
   # A bucket seen for the first time has no target yet: its own mean, no deviation.
   target_3 = jnp.where(jnp.isnan(target_3), mean_3, target_3)
-  if reward.kind == "aepo":
-    reward_B = ops.entropy_reward(
-      batch.correct, count_B, bucket_B, target_3[bucket_B], multiplier_3[bucket_B],
-      cap=reward.cap, penalize=reward.penalize)
-  elif reward.kind == "release":
-    reward_B, _ = ops.release_reward(batch.correct, count_B, bucket_B, target_3[bucket_B],
-                                     controllers.alpha[bucket_B])
-  else:
-    reward_B = batch.correct
-  bonus_BT = jnp.zeros_like(entropy_BT)
-  if reward.token_bonus:
-    bonus_BT = reward.token_bonus * ops.token_bonus(mean_BT, flag_BT, mask_BT, threshold,
-                                                    multiplier_3[bucket_B])
-  new = controllers.replace(
-    threshold=threshold,
-    hwe_target=ops.track_target(controllers.hwe_target, mean_3, size_3, decay=reward.target_decay),
-    multiplier=multiplier_3)
-  if reward.kind == "release":
-    new = new.replace(alpha=ops.track_alpha(controllers.alpha, mean_3, size_3, target_3,
-                                            rate=reward.alpha_rate))
+  return _Buckets(mean_3, size_3, target_3, multiplier_3)
 
-  tokens_B = mask_BT.sum(1)
+
+def _rewards(reward, controllers, correct_B, count_B, bucket_B, buckets):
+  """float32 [B]: rewards of the config's kind."""
+  target_B = buckets.target[bucket_B]
+  if reward.kind == "aepo":
+    return ops.entropy_reward(correct_B, count_B, bucket_B, target_B, buckets.multiplier[bucket_B],
+                              cap=reward.cap, penalize=reward.penalize)
+  if reward.kind == "release":
+    return ops.release_reward(correct_B, count_B, bucket_B, target_B,
+                              controllers.alpha[bucket_B])[0]
+  return correct_B
+
+
+def _metrics(batch, windows, count_B, buckets, shaping):
+  tokens_B = batch.response_mask.sum(1)
   tokens = jnp.maximum(tokens_B.sum(), 1)
-  member_3B = bucket_B == jnp.arange(3)[:, None]
+  member_3B = shaping.bucket == jnp.arange(3)[:, None]
   tokens_3 = (member_3B * tokens_B).sum(1)
   metrics = {
     "reward/accuracy": batch.correct.mean(),
     "reward/format_ok": batch.format_ok.mean(),
-    "reward/mean": reward_B.mean(),
-    "reward/std": reward_B.std(),
-    "reward/shaping": (reward_B - batch.correct).mean(),
+    "reward/mean": shaping.reward.mean(),
+    "reward/std": shaping.reward.std(),
+    "reward/shaping": (shaping.reward - batch.correct).mean(),
     "response/tokens": tokens_B.mean(),
-    "response/entropy": (entropy_BT * mask_BT).sum() / tokens,
-    "hwe/threshold": threshold,
-    "hwe/batch_threshold": batch_threshold,
-    "hwe/share": flag_BT.sum() / tokens,
-    "hwe/cover": cover_BT.sum() / tokens,
+    "response/entropy": (batch.entropy * batch.response_mask).sum() / tokens,
+    "hwe/threshold": windows.threshold,
+    "hwe/batch_threshold": windows.batch_threshold,
+    "hwe/share": windows.flag.sum() / tokens,
+    "hwe/cover": shaping.cover.sum() / tokens,
   }
   metrics |= by_bucket("bucket/share", member_3B.mean(1))
-  # NaN, null in the log, where a bucket is empty: not to be mistaken for 0.
-  metrics |= by_bucket("bucket/tokens", tokens_3 / size_3)
-  metrics |= by_bucket("hwe/count", jnp.where(size_3 > 0, mean_3, jnp.nan))
+  # An empty bucket gives NaN, null in the log, so that nobody takes it for 0.
+  metrics |= by_bucket("bucket/tokens", tokens_3 / buckets.size)
+  metrics |= by_bucket("hwe/count", jnp.where(buckets.size > 0, buckets.mean, jnp.nan))
   metrics |= by_bucket("hwe/share", (member_3B * count_B).sum(1) / tokens_3)
-  metrics |= by_bucket("hwe/target", target_3) | by_bucket("hwe/multiplier", multiplier_3)
-  if reward.kind == "release":
-    metrics |= by_bucket("reward/alpha", new.alpha)
-  return Shaping(reward_B, bucket_B, cover_BT, bonus_BT), new, metrics
+  metrics |= by_bucket("hwe/target", buckets.target)
+  return metrics | by_bucket("hwe/multiplier", buckets.multiplier)
 
 
 def by_bucket(name, values_3):
   """{"NAME/easy": ..., "NAME/medium": ..., "NAME/hard": ...}."""
-  return {f"{name}/{bucket}": values_3[index]
-          for index, bucket in enumerate(BUCKETS)}
+  return {f"{name}/{bucket}": values_3[index] for index, bucket in enumerate(BUCKETS)}

@@ -67,7 +67,7 @@ def die():
 def run(workdir, phase, *, steps=STEPS, keep=1, each=lambda number: None):
   """The whole run, or as much of it as it lives to see; `each` is called before every step."""
   arm(phase)
-  tx = optimizer.make(ADAM)
+  tx = optimizer.make_optimizer(ADAM)
   path = os.path.join(workdir, "rollouts.jsonl")
 
   @jax.jit

@@ -13,7 +13,7 @@ from ares_jax.models import weights
 from ares_jax.run import model as model_lib
 from ares_jax.run.checkpoint import manager, manifest, reader
 from ares_jax.system import mesh
-from ares_jax.training import aepo_step, optimizer, sft_step, shaping
+from ares_jax.training import aepo_step, sft_step, shaping
 
 
 def zeros(tree):
@@ -30,8 +30,7 @@ def state(request):
     if request.param == "aepo":
       yield aepo_step.init_state(config.aepo, params)
     else:
-      tx = optimizer.make_with_frozen(config.adacs.optimizer, params, frozen=config.adacs.frozen)
-      yield sft_step.SftState(mesh.put(jnp.int32(0)), params, optimizer.init_opt_state(tx, params))
+      yield sft_step.init_state(config.adacs, params)
 
 
 def changed(leaf):

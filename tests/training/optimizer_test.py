@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,11 @@ CONFIG = optimizer.OptimizerConfig(
 
 def change(**fields):
   return dataclasses.replace(CONFIG, **fields)
+
+
+def stage(config=CONFIG, frozen=()):
+  """The part of a stage's config that its optimizer reads."""
+  return types.SimpleNamespace(optimizer=config, frozen=frozen)
 
 
 def params():
@@ -56,7 +62,7 @@ def test_step_and_total_are_traced():
 
 
 def test_the_first_step_moves_by_the_rate_against_the_sign_of_the_gradient():
-  tx = optimizer.make(CONFIG)
+  tx = optimizer.make_optimizer(CONFIG)
   new, _, metrics = optimizer.apply_update(tx, grads(), tx.init(params()), params(), 0.1)
   # Adam's first update is g / (|g| + eps).
   np.testing.assert_allclose(new["w"], [0.9, -1.9], rtol=1e-5)
@@ -65,14 +71,14 @@ def test_the_first_step_moves_by_the_rate_against_the_sign_of_the_gradient():
 
 
 def test_decay_is_decoupled():
-  tx = optimizer.make(change(weight_decay=0.01))
+  tx = optimizer.make_optimizer(change(weight_decay=0.01))
   new, _, _ = optimizer.apply_update(tx, grads(0.0), tx.init(params()), params(), 0.1)
   np.testing.assert_allclose(new["w"], [1.0 * (1 - 0.001), -2.0 * (1 - 0.001)], rtol=1e-6)
   np.testing.assert_allclose(new["b"], [0.5 * (1 - 0.001)], rtol=1e-6)
 
 
 def test_clips_the_global_norm_and_reports_it_before():
-  tx = optimizer.make(change(clip=1.0, eps=1.0))
+  tx = optimizer.make_optimizer(change(clip=1.0, eps=1.0))
   new, _, metrics = optimizer.apply_update(tx, grads(10.0), tx.init(params()), params(), 1.0)
   # Norm 5 becomes 1: gradient (.6, -.8), first Adam step g / (|g| + 1).
   np.testing.assert_allclose(new["w"], [1 - 0.6 / 1.6, -2 + 0.8 / 1.8], rtol=1e-5)
@@ -81,7 +87,7 @@ def test_clips_the_global_norm_and_reports_it_before():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
 def test_a_gradient_that_is_not_finite_changes_nothing(bad):
-  tx = optimizer.make(change(clip=1.0, weight_decay=0.1))
+  tx = optimizer.make_optimizer(change(clip=1.0, weight_decay=0.1))
   state, start = tx.init(params()), params()
   start, state, _ = optimizer.apply_update(tx, grads(), state, start, 0.1)
   broken = {"w": jnp.float32([0.1, bad]), "b": jnp.float32([0.2])}
@@ -96,7 +102,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad):
 
 
 def test_frozen_leaves_have_no_moments_and_no_part_in_the_clipping():
-  tx = optimizer.make(change(clip=1.0, weight_decay=0.1), trained={"w": True, "b": False})
+  tx = optimizer.make_optimizer(change(clip=1.0, weight_decay=0.1), trained={"w": True, "b": False})
   state = tx.init(params())
   assert sorted(x.shape for x in jax.tree.leaves(state)) == [(), (2,), (2,)]
   huge = grads(1.0) | {"b": jnp.float32([1e6])}
@@ -106,7 +112,7 @@ def test_frozen_leaves_have_no_moments_and_no_part_in_the_clipping():
 
 
 def test_bfloat16_gradients_are_taken_bfloat16_params_refused():
-  tx = optimizer.make(CONFIG)
+  tx = optimizer.make_optimizer(CONFIG)
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), grads())
   new, state, _ = optimizer.apply_update(tx, half, tx.init(params()), params(), 0.1)
   assert {x.dtype for x in jax.tree.leaves((new, state))} == {np.dtype("f4"), np.dtype("i4")}
@@ -117,7 +123,7 @@ def test_bfloat16_gradients_are_taken_bfloat16_params_refused():
 
 @pytest.mark.parametrize("trained", [None, {"w": True, "b": False}])
 def test_moments_are_sharded_like_their_parameters(trained):
-  tx = optimizer.make(change(clip=1.0, weight_decay=0.1), trained=trained)
+  tx = optimizer.make_optimizer(change(clip=1.0, weight_decay=0.1), trained=trained)
   mesh = mesh_lib.make_mesh(2, 2)
   values = {"w": jnp.ones((4, 2)), "b": jnp.ones((3,))}
   specs = {"w": PartitionSpec("data", "model"), "b": PartitionSpec()}
@@ -138,7 +144,7 @@ def test_start_places_the_state_beside_the_params_and_freezes_parts():
     "text": jax.device_put(jnp.ones((8, 2)), split),
     "vision": {"w": jax.device_put(jnp.ones((3,)), whole)},
   }
-  tx = optimizer.make_with_frozen(CONFIG, values, frozen=("vision",))
+  tx = optimizer.stage_optimizer(stage(frozen=("vision",)), values)
   state = optimizer.init_opt_state(tx, values)
   assert sorted(x.shape for x in jax.tree.leaves(state)) == [(), (8, 2), (8, 2)]
   assert all(
@@ -149,14 +155,14 @@ def test_start_places_the_state_beside_the_params_and_freezes_parts():
   np.testing.assert_allclose(new["text"], 0.9, rtol=1e-5)
   np.testing.assert_array_equal(new["vision"]["w"], 1.0)
   with pytest.raises(ValueError, match=r"frozen .*'vison'"):
-    optimizer.make_with_frozen(CONFIG, values, frozen=("vison",))
-  state = optimizer.init_opt_state(optimizer.make_with_frozen(CONFIG, params()), params())
+    optimizer.stage_optimizer(stage(frozen=("vison",)), values)
+  state = optimizer.init_opt_state(optimizer.stage_optimizer(stage(), params()), params())
   assert len(jax.tree.leaves(state)) == 5
 
 
 def run_moments(moments, matrix, gradients):
   """(weights after updates of rate 0.1, bytes of the state) with one kind of moments."""
-  tx = optimizer.make(change(moments=moments, b2=0.9))
+  tx = optimizer.make_optimizer(change(moments=moments, b2=0.9))
   values = {"w": jnp.asarray(matrix)}
   state = tx.init(values)
   size = sum(x.nbytes for x in jax.tree.leaves(state))
@@ -197,7 +203,7 @@ def test_factors_are_replicated_and_the_rest_of_the_state_is_split():
   mesh = mesh_lib.make_mesh(2, 2)
   split = NamedSharding(mesh, PartitionSpec("data", "model"))
   values = {"w": jax.device_put(jnp.ones((128, 256)), split)}
-  tx = optimizer.make_with_frozen(change(moments="factored"), values)
+  tx = optimizer.stage_optimizer(stage(change(moments="factored")), values)
   with jax.set_mesh(mesh):
     state = optimizer.init_opt_state(tx, values)
     specs = {"w": PartitionSpec("data", "model")}

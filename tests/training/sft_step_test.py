@@ -18,7 +18,7 @@ from ares_jax.models.vision import VisionInput
 from ares_jax.run import nonfinite, setup
 from ares_jax.run.checkpoint.manager import Checkpoints
 from ares_jax.system import mesh
-from ares_jax.training import optimizer, sft_step
+from ares_jax.training import sft_step
 
 
 class Prepared:
@@ -38,9 +38,7 @@ class Prepared:
     config = dataclasses.replace(self.config, **changes)
     with jax.set_mesh(self.mesh):
       params = jax.tree.map(jnp.copy, self.params)
-      tx = optimizer.make_with_frozen(config.optimizer, params, frozen=config.frozen)
-      state = sft_step.SftState(mesh.put(jnp.int32(0)), params,
-                                optimizer.init_opt_state(tx, params))
+      state = sft_step.init_state(config, params)
       return step(self.run.model, config, state, sft_step.to_device(self.batch))
 
 
@@ -93,10 +91,9 @@ def test_loss_of_packed_rows_is_torchs():
   config = dataclasses.replace(tiny.read().adacs, microbatch=1, frozen=("vision",))
   with jax.set_mesh(mesh.make_mesh(1, 1, devices=jax.devices()[:1])):
     params = jax.tree.map(jnp.array, load("tied"))  # copies: the step takes its state's buffers
-    tx = optimizer.make_with_frozen(config.optimizer, params, frozen=config.frozen)
-    state = sft_step.SftState(mesh.put(jnp.int32(0)), params, optimizer.init_opt_state(tx, params))
+    state = sft_step.init_state(config, params)
     _, metrics = sft_step.sft_step(golden_batch.config("tied"), config, state,
-                                      sft_step.to_device(batch))
+                                   sft_step.to_device(batch))
   assert metrics["tokens"] == len(nll)
   np.testing.assert_allclose(metrics["loss"], np.mean(nll), rtol=0, atol=1e-4)
 
@@ -176,9 +173,8 @@ def test_weights_that_are_not_finite_are_named_from_a_dumped_batch(prepared, tmp
   with jax.set_mesh(prepared.mesh):
     batch = sft_step.to_device(prepared.batch)
     nonfinite.dump_batch(str(tmp_path), "warmup", 3, {"batch": batch})
-    start = optimizer.init_opt_state(optimizer.make_with_frozen(prepared.config.optimizer, broken,
-                                                                frozen=()), broken)
+    state = sft_step.init_state(prepared.config, broken).replace(step=mesh.put(jnp.int32(2)))
     with Checkpoints(str(tmp_path / "warmup"), 1) as checkpoints:
-      checkpoints.save(2, sft_step.SftState(mesh.put(jnp.int32(2)), broken, start), {})
+      checkpoints.save(2, state, {})
     terms, step = replay.replay(run, str(tmp_path), str(tmp_path / "nonfinite" / "warmup-3.npz"))
   assert step == 2 and list(terms) == ["weights/final_norm", "logits", "logprob"]
