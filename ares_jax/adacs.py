@@ -1,8 +1,7 @@
 """Stage 1, AdaCS: a cold start on responses whose length grows with difficulty (section 3.1).
 
-`fine_tune` is supervised fine-tuning, which the warm-up uses too. `curate` selects the responses of
-stage 1: a probe model answers every problem several times, and one of the teacher's right responses
-is kept for each selected problem.
+`fine_tune` is supervised fine-tuning, which the warm-up uses too. `curate` selects the responses: a
+probe model answers every problem several times, and a selected problem keeps one right response.
 """
 
 import dataclasses
@@ -36,8 +35,7 @@ def fine_tune(params, source, config, context, *, stage):
   """Supervised fine-tuning as a resumable stage.
 
   Args:
-    params: trained parameters at the start of the stage: weights, or adapters of `context.base`;
-      donated.
+    params: trained parameters: weights, or adapters of `context.base`; donated.
     source: rows with a "response".
     config: SftConfig.
     context: StageContext.
@@ -47,10 +45,17 @@ def fine_tune(params, source, config, context, *, stage):
     `params` after training.
   """
   generator, base = context.generator, context.base
-  state = init_state(config, params, base)
+
+  def collate(rows, examples, _):
+    return trace_batch(generator.encoder, rows, row_tokens=config.row_tokens,
+                       row_windows=config.row_windows, row_multiple=config.microbatch,
+                       examples=examples)
 
   def begin(state):
-    batches = _example_batches(source, config, context, start=int(state.step))
+    batches = sharded.sharded_stream(
+      source, batch=config.batch, seed=context.seed, collate=collate, start=int(state.step),
+      encode=functools.partial(encode_example, generator.encoder), threads=context.threads,
+      shuffle=config.shuffle)
 
     def step(state):
       with generator.phases("data"):
@@ -66,25 +71,12 @@ def fine_tune(params, source, config, context, *, stage):
 
     return step
 
-  return run_stage(stage, state, begin, steps=config.steps, workdir=context.workdir,
-                   config=config.loop, phases=generator.phases).params
-
-
-def _example_batches(source, config, context, *, start):
-  """Iterator of TraceBatch from batch number `start` on."""
-  encoder = context.generator.encoder
-
-  def collate(rows, examples, _):
-    return trace_batch(encoder, rows, row_tokens=config.row_tokens, row_windows=config.row_windows,
-                       row_multiple=config.microbatch, examples=examples)
-
-  return sharded.sharded_stream(
-    source, batch=config.batch, seed=context.seed, start=start, threads=context.threads,
-    encode=functools.partial(encode_example, encoder), collate=collate, shuffle=config.shuffle)
+  return run_stage(stage, init_state(config, params, base), begin, steps=config.steps,
+                   workdir=context.workdir, config=config.loop, phases=generator.phases).params
 
 
 def _work(batch, config, model, adapters):
-  """Metrics of a TraceBatch: its tokens, prompts included, and the FLOPs of learning from them."""
+  """Metrics of a TraceBatch: tokens, prompts included, and FLOPs of learning from them."""
   image = flops.vision_flops(model.vision, batch.vision["image"])
   return {"work/tokens": (batch.segment > 0).sum(),
           "work/flops": flops.sft_flops(config, model, batch.segment, batch.loss_mask.sum(), image,
@@ -126,9 +118,8 @@ class Selected:
 def curate(probe, source, config, context):
   """Measures pass rates, selects responses, and reports both.
 
-  WORKDIR/curation.json and curation.html show the selected responses and the reasons. A finished
-  curation is read from there, not repeated. Pass rates that shards measured on other machines
-  (`ares_jax.train --curate=3/8`) are used as they are.
+  WORKDIR/curation.json and curation.html hold the selection and its reasons; a finished curation is
+  read, not repeated. Pass rates of finished shards (`ares_jax.train --curate=3/8`) are used.
 
   Args:
     probe: Probe.
@@ -180,17 +171,16 @@ def curate_shard(parts, folder, shard):
 def measure_pass_rates(probe, source, config, context, *, path, shard=(0, 1)):
   """Appends a line for each problem to a file: its right answers, and its responses' lengths.
 
-  Only one batch of problems is held in memory. If the file has lines already, the measurement
-  continues after the last complete one. A line does not depend on the number of shards.
+  Memory holds one batch of problems. A stopped measurement continues after its last complete line.
+  A line does not depend on the number of shards.
 
   Args:
     probe, source, config, context: as for `curate`.
-    path: the file; its format is described in data/curation/pass_rates.py.
+    path: of the file; data/curation/pass_rates.py describes its format.
     shard: (number, shards), the part of the problems that is measured.
 
   Raises:
-    ValueError: the source has too few problems, or problems would be left out of some of its
-      sources.
+    ValueError: the source has too few problems, or is a mixture of which some would be left.
   """
   if len(source) < config.problems:
     raise ValueError(f"{config.problems} problems to curate, the source has {len(source)}; "
@@ -214,11 +204,11 @@ def measure_pass_rates(probe, source, config, context, *, path, shard=(0, 1)):
 
 def _measure_batch(probe, source, config, context, numbers, start):
   """Lines of the next batch of problems: those of `numbers` from index `start` on."""
-  use_probe, size = config.pass_rates == "probe", min(config.batch, len(numbers) - start)
-  generator = context.generator
-  # The probe's batches all have one shape: the last one is filled up with earlier problems.
-  asked = config.batch if use_probe else size
-  numbers = [numbers[index % len(numbers)] for index in range(start, start + asked)]
+  generator, use_probe = context.generator, config.pass_rates == "probe"
+  size = min(config.batch, len(numbers) - start)
+  # The probe's batches have one shape: the last one is filled up with the first problems.
+  end = start + (config.batch if use_probe else size)
+  numbers = [numbers[index % len(numbers)] for index in range(start, end)]
 
   def read(row):
     # Responses first: a row without any is refused as that, not as a row that cannot be encoded.
@@ -231,15 +221,14 @@ def _measure_batch(probe, source, config, context, numbers, start):
     passes = probe.passes(prompts, config, context)
   else:
     passes = [pass_rates.column_passes(row, config.samples) for row in rows]
-  rows, responses = rows[:size], [texts for texts, _ in found[:size]]
-  lengths = _right_lengths(rows, responses, generator)
+  lengths = _right_lengths(rows[:size], [texts for texts, _ in found[:size]], generator)
   return [{"problem": number, "id": row["id"], "source": row["source"], "passes": int(count),
            "tokens": tokens}
           for number, row, count, tokens in zip(numbers, rows, passes, lengths, strict=False)]
 
 
 def _right_lengths(rows, responses, generator):
-  """For each row, the tokens of its responses; None for a wrong response."""
+  """Tokens of each row's responses; None for a wrong response."""
   texts = [text for of_row in responses for text in of_row]
   truths = [row["answer"] for row, of_row in zip(rows, responses, strict=True) for _ in of_row]
   correct = iter(generator.judge(texts, truths).correct)

@@ -138,13 +138,14 @@ def _minibatches(model, config, policy, batch, base):
     images = policy_gradient.frozen_features(model, policy, batch.vision, minibatches=count)
   else:
     images = split_minibatches(batch.vision, count)
+  minibatches = Minibatch(batch.rows, images)
   if config.loss.old_logprob == "sampler":
     old_logprob = batch.rows.sampler_logprob
   elif count > 1:
-    old_logprob = policy_gradient.old_logprobs(model, policy, batch.rows, images)
+    old_logprob = policy_gradient.old_logprobs(model, policy, minibatches)
   else:
-    old_logprob = None  # the gradient's own forward pass gives them, see Minibatch
-  return Minibatch(batch.rows, images, old_logprob)
+    return minibatches  # the gradient's forward pass gives the old log-probabilities
+  return minibatches.replace(rows=batch.rows.replace(old_logprob=old_logprob))
 
 
 def _bad_totals(config, metrics):

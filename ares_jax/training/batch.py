@@ -31,6 +31,9 @@ class PackedRows:
   response_index: jax.Array  # int32 [N, K, R, C]: t of a response token, 0 elsewhere
   response_mask: jax.Array  # bool [N, K, R, C]
   sampler_logprob: jax.Array  # float32 [N, K, R, C]: 0 outside the response
+  # float32 [N, K, R, C], of the policy before the first update. None: with one minibatch the policy
+  # has not changed yet, so the gradient's forward pass gives the old log-probabilities.
+  old_logprob: jax.Array | None = None
 
   def to_device(self):
     """The rows on the current mesh, those of every microbatch split over mesh.ROWS."""

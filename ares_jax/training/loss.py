@@ -116,34 +116,26 @@ def minibatch_divisors(config, rows, signal):
   return Divisors(tokens, loss, rows.response_mask.sum(), length_B)
 
 
-@flax.struct.dataclass
-class Scores:
-  """What the models say about the tokens of a microbatch, float32 [R, C], nats."""
-
-  logprob: jax.Array
-  entropy: jax.Array
-  reference: jax.Array  # log-probability by the reference policy
-  old: jax.Array | None  # log-probability before the update, see Minibatch
-
-
-def microbatch_loss(config, signal, divisors, rows, scores):
-  """A microbatch's part of the minibatch's loss.
+def microbatch_loss(config, signal, divisors, rows, logprob_RC, entropy_RC, reference_RC):
+  """A microbatch's part of the minibatch's loss, the clipped policy loss and the KL penalty.
 
   Args:
     config: AepoConfig.
     signal: Signal.
     divisors: Divisors of the minibatch.
     rows: PackedRows of the microbatch.
-    scores: Scores.
+    logprob_RC, entropy_RC: float32, nats, of the policy.
+    reference_RC: float32, nats, log-probability by the reference policy.
 
   Returns:
-    loss: float32 [], policy loss and KL penalty; the parts of a minibatch add up to its loss.
+    loss: float32 []; those of a minibatch's microbatches add up to its loss.
     Sums of this microbatch.
   """
   loss, kl = config.loss, config.kl
   mask_RC, sampler_RC, sequence_RC = rows.response_mask, rows.sampler_logprob, rows.sequence
-  logprob_RC = scores.logprob
-  old_RC = jax.lax.stop_gradient(logprob_RC) if scores.old is None else scores.old
+  old_RC = rows.old_logprob
+  if old_RC is None:
+    old_RC = jax.lax.stop_gradient(logprob_RC)
   share_RC = jnp.ones_like(logprob_RC)
   if loss.average == "sequence":
     share_RC /= divisors.length[sequence_RC]
@@ -164,7 +156,7 @@ def microbatch_loss(config, signal, divisors, rows, scores):
   # KL to the reference, relaxed inside HWE windows.
   cover_RC = signal.cover[sequence_RC, rows.response_index] & mask_RC
   bucket_RC = signal.bucket[sequence_RC]
-  kl_RC = ops.token_kl(logprob_RC, scores.reference, estimator=kl.estimator)
+  kl_RC = ops.token_kl(logprob_RC, reference_RC, estimator=kl.estimator)
   beta_RC = share_RC * ops.kl_weight(bucket_RC, cover_RC, beta_3=signal.beta_3, rho=signal.rho)
   penalty = ops.average_loss(beta_RC * kl_RC, mask_RC, total=divisors.loss)
   kl_3, kl_tokens_3 = ops.control_kl(kl_RC, mask_RC, cover_RC, bucket_RC)
@@ -174,11 +166,11 @@ def microbatch_loss(config, signal, divisors, rows, scores):
   metrics = {f"loss/{name}": mean * part for name, mean in ratios.items()} | {
     "loss/policy": policy, "loss/kl": penalty,
     "kl/mean": ops.average_loss(kl_RC, mask_RC, total=divisors.tokens),
-    "loss/entropy": ops.average_loss(scores.entropy, mask_RC, total=divisors.tokens),
+    "loss/entropy": ops.average_loss(entropy_RC, mask_RC, total=divisors.tokens),
     "loss/sampler_gap": ops.average_loss(jnp.abs(before_RC - sampler_RC), mask_RC,
                                          total=divisors.own_tokens)}
   # Entropy uses every logit, so a non-finite entropy means a non-finite logit.
   nonfinite = {name: (mask_RC & ~jnp.isfinite(values)).sum() for name, values in (
-    ("logits", scores.entropy), ("logprob", logprob_RC), ("reference", scores.reference),
+    ("logits", entropy_RC), ("logprob", logprob_RC), ("reference", reference_RC),
     ("sampler_logprob", sampler_RC))}
   return policy + penalty, Sums(metrics, nonfinite, kl_3 * kl_tokens_3, kl_tokens_3, ratio_max)

@@ -36,35 +36,26 @@ class OptimizerConfig:
   moments: Literal["float32", "bfloat16", "factored"]  # bfloat16: the first; factored: second, too
 
   def __post_init__(self):
-    if not 0 <= self.learning_rate < float("inf"):
-      raise ValueError(f"learning_rate is {self.learning_rate}; must be finite and >= 0")
-    if self.warmup_steps < 0:
-      raise ValueError(f"warmup_steps is {self.warmup_steps}; must be >= 0")
-    if not 0 <= self.final_fraction <= 1:
-      raise ValueError(f"final_fraction is {self.final_fraction}; must be in [0, 1]")
-    for name, value in (("b1", self.b1), ("b2", self.b2)):
-      if not 0 <= value < 1:
-        raise ValueError(f"{name} is {value}; must be in [0, 1)")
-    if self.eps <= 0:
-      raise ValueError(f"eps is {self.eps}; must be > 0")
-    if self.weight_decay < 0:
-      raise ValueError(f"weight_decay is {self.weight_decay}; must be >= 0")
-    if self.clip <= 0:
-      raise ValueError(f"clip is {self.clip}; must be > 0 (inf = no clipping)")
+    for name, valid, needed in (
+        ("learning_rate", 0 <= self.learning_rate < float("inf"), "finite and >= 0"),
+        ("warmup_steps", self.warmup_steps >= 0, ">= 0"),
+        ("final_fraction", 0 <= self.final_fraction <= 1, "in [0, 1]"),
+        ("b1", 0 <= self.b1 < 1, "in [0, 1)"), ("b2", 0 <= self.b2 < 1, "in [0, 1)"),
+        ("eps", self.eps > 0, "> 0"), ("weight_decay", self.weight_decay >= 0, ">= 0"),
+        ("clip", self.clip > 0, "> 0 (inf = no clipping)")):
+      if not valid:
+        raise ValueError(f"{name} is {getattr(self, name)}; must be {needed}")
 
 
 def learning_rate(config, step, total):
-  """The rate of `step` (0 = the first) of `total`: updates, or iterations of stage 2.
+  """The rate at `step` (0 = the first) of `total`: updates of stage 1, iterations of stage 2.
 
-  The minibatches of an iteration share one rate.
-
-  Warm-up: peak (step + 1) / warmup_steps. Then constant, or a cosine from the peak to
-  peak * final_fraction at `total`.
+  The minibatches of an iteration share one rate. During the warm-up it is peak (step + 1) /
+  warmup_steps, then constant or a cosine from the peak to peak * final_fraction at `total`.
 
   Args:
     config: OptimizerConfig.
-    step: int or int32 [], may be traced.
-    total: int or int32 [], may be traced.
+    step, total: int or int32 [], may be traced.
 
   Returns:
     float32 [].
@@ -78,8 +69,7 @@ def learning_rate(config, step, total):
   progress = jnp.clip((step - config.warmup_steps) / length, 0.0, 1.0)
   cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
   return config.learning_rate * warmup * (
-    config.final_fraction + (1 - config.final_fraction) * cosine
-  )
+    config.final_fraction + (1 - config.final_fraction) * cosine)
 
 
 def stage_optimizer(config, params, base=None):
@@ -113,11 +103,8 @@ def make_optimizer(config, *, trained=None):
   Returns:
     optax.GradientTransformation for `apply_update`.
   """
-  chain = optax.chain(
-    optax.clip_by_global_norm(config.clip),
-    _moments(config),
-    optax.add_decayed_weights(config.weight_decay),
-  )
+  chain = optax.chain(optax.clip_by_global_norm(config.clip), _moments(config),
+                      optax.add_decayed_weights(config.weight_decay))
   if trained is None:
     return chain
   frozen = jax.tree.map(lambda leaf: not leaf, trained)
@@ -135,6 +122,12 @@ def _moments(config):
   return optax.chain(factored, optax.ema(config.b1, accumulator_dtype=jnp.bfloat16))
 
 
+def init_opt_state(tx, params):
+  """First state of `tx`, sharded like the weights, which are on a mesh."""
+  shardings = jax.tree.map(lambda x: x.sharding, params)
+  return jax.jit(tx.init, out_shardings=state_shardings(tx, params, shardings))(params)
+
+
 def state_shardings(tx, params, shardings):
   """Shardings of `tx`'s state: moments like their parameters, the rest replicated.
 
@@ -146,21 +139,11 @@ def state_shardings(tx, params, shardings):
     params: params, concrete or abstract.
     shardings: tree like the params; all NamedSharding, or all on one device.
   """
-  state = jax.eval_shape(tx.init, params)
   replicated = jax.tree.leaves(shardings)[0]
   if isinstance(replicated, jax.sharding.NamedSharding):
     replicated = jax.sharding.NamedSharding(replicated.mesh, jax.sharding.PartitionSpec())
-  return optax.tree_utils.tree_map_params(
-    tx,
-    # A frozen leaf has no moments but an empty MaskedNode, which stays as it is.
-    lambda leaf, param, sharding: leaf if isinstance(leaf, optax.MaskedNode) else (
-      sharding if leaf.shape == param.shape else replicated),
-    state,
-    params,
-    shardings,
-    transform_non_params=lambda _: replicated,
-    is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
-  )
+  return _map_state(tx, lambda leaf, sharding: replicated if sharding is None else sharding,
+                    jax.eval_shape(tx.init, params), params, shardings)
 
 
 def keep_layout(tx, params, opt_state, specs):
@@ -177,29 +160,25 @@ def keep_layout(tx, params, opt_state, specs):
   Returns:
     params, opt_state.
   """
-  params = jax.tree.map(lambda leaf, spec: mesh.shard(leaf, *spec), params, specs)
+  opt_state = _map_state(tx, lambda leaf, spec: mesh.shard(leaf, *(spec or ())), opt_state, params,
+                         specs)
+  return jax.tree.map(lambda leaf, spec: mesh.shard(leaf, *spec), params, specs), opt_state
 
-  def laid_out(leaf, param, spec):
+
+def _map_state(tx, function, state, params, layouts):
+  """`function` of every leaf of `tx`'s state and its layout: a parameter's for its moment, or None.
+
+  Counts and the means of factored moments have no parameter's shape and so no layout.
+  """
+  def of_moment(leaf, param, layout):
+    # A frozen leaf has no moments but an empty MaskedNode, which stays as it is.
     if isinstance(leaf, optax.MaskedNode):
       return leaf
-    return mesh.shard(leaf, *(spec if leaf.shape == param.shape else ()))
+    return function(leaf, layout if leaf.shape == param.shape else None)
 
-  opt_state = optax.tree_utils.tree_map_params(
-    tx,
-    laid_out,
-    opt_state,
-    params,
-    specs,
-    transform_non_params=lambda leaf: mesh.shard(leaf),
-    is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
-  )
-  return params, opt_state
-
-
-def init_opt_state(tx, params):
-  """First state of `tx`, sharded like the weights, which are on a mesh."""
-  shardings = jax.tree.map(lambda x: x.sharding, params)
-  return jax.jit(tx.init, out_shardings=state_shardings(tx, params, shardings))(params)
+  return optax.tree_utils.tree_map_params(
+    tx, of_moment, state, params, layouts, transform_non_params=lambda leaf: function(leaf, None),
+    is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
 
 
 def apply_update(tx, grads, opt_state, params, rate, valid=True):
@@ -223,16 +202,14 @@ def apply_update(tx, grads, opt_state, params, rate, valid=True):
   """
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     if leaf.dtype != jnp.float32:
-      raise ValueError(
-        f"params{jax.tree_util.keystr(path)} is {leaf.dtype}; master weights must be float32"
-      )
+      raise ValueError(f"params{jax.tree_util.keystr(path)} is {leaf.dtype}; master weights must "
+                       "be float32")
   grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
   grad_norm = optax.tree_utils.tree_norm(grads)
   finite = jnp.isfinite(grad_norm) & valid
   # Not optax.apply_if_finite: with a limit of N it applies the (N+1)th NaN.
   updates, new_state = tx.update(grads, opt_state, params)
   new_params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
-  params, opt_state = jax.tree.map(
-    lambda new, old: jnp.where(finite, new, old), (new_params, new_state), (params, opt_state)
-  )
+  params, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old),
+                                   (new_params, new_state), (params, opt_state))
   return params, opt_state, {"grad_norm": grad_norm, "skipped": 1.0 - finite.astype(jnp.float32)}

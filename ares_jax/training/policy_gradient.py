@@ -13,7 +13,7 @@ from ares_jax.models import lora, qwen25_vl
 from ares_jax.models.vision import VisionInput
 from ares_jax.system import mesh
 from ares_jax.training.batch import PackedRows, split_minibatches
-from ares_jax.training.loss import Scores, microbatch_loss, minibatch_divisors
+from ares_jax.training.loss import microbatch_loss, minibatch_divisors
 
 
 @flax.struct.dataclass
@@ -22,9 +22,6 @@ class Minibatch:
 
   rows: PackedRows
   images: VisionInput | jax.Array  # of Q prompts; features [Q, U, D] where the tower is frozen
-  # float32 [K, R, C], before the iteration's first update. None: the gradient's own forward pass
-  # gives them, because with one minibatch the policy has not changed yet.
-  old_logprob: jax.Array | None
 
 
 def tower_is_frozen(config, base):
@@ -56,29 +53,27 @@ def frozen_features(model, params, vision, *, minibatches):
   return mesh.shard(split_minibatches(features, minibatches), None, None, None, "data")
 
 
-def old_logprobs(model, params, rows, images):
+def old_logprobs(model, params, minibatches):
   """Log-probability of every token before the update, one pass over all minibatches.
 
   Args:
     model: ModelConfig.
     params: weights that sampled.
-    rows: batch.PackedRows of all N minibatches.
-    images: Minibatch.images of all N minibatches.
+    minibatches: Minibatch of all N updates.
 
   Returns:
     float32 [N, K, R, C], nats; 0 outside responses and in microbatches that are not used.
   """
-  def minibatch(part):
-    rows, images = part
-    features = _features(model, params, images)
+  def of_minibatch(minibatch):
+    rows, features = minibatch.rows, _features(model, params, minibatch.images)
 
-    def microbatch(index, logprob):
+    def of_microbatch(index, logprob):
       return logprob.at[index].set(_score(model, params, _microbatch(rows, index), features)[0])
 
     zeros = mesh.shard(jnp.zeros(rows.tokens.shape), None, mesh.ROWS)
-    return _for_used(rows, microbatch, zeros)
+    return _for_used(rows, of_microbatch, zeros)
 
-  return jax.lax.map(minibatch, (rows, images))
+  return jax.lax.map(of_minibatch, minibatches)
 
 
 def gradient(model, config, params, reference, minibatch, signal, base=None):
@@ -90,87 +85,66 @@ def gradient(model, config, params, reference, minibatch, signal, base=None):
     params: trained parameters: weights, or adapters of `base`.
     reference: frozen weights of the reference policy.
     minibatch: Minibatch.
-    signal: Signal.
+    signal: loss.Signal.
     base: lora.Base, or None.
 
   Returns:
-    Gradient like params, and Sums.
+    Gradient like params, and loss.Sums.
   """
+  rows, images = minibatch.rows, minibatch.images
   frozen = (*lora.trained_frozen(base, config.frozen), "vision")
   decoder = {name: part for name, part in params.items() if name not in frozen}
   zeros = jax.tree.map(lambda x, spec: mesh.shard(jnp.zeros_like(x), *spec), params,
                        lora.specs(model, base, params))
-  decoder_zeros = {name: zeros[name] for name in decoder}
-  divisors = minibatch_divisors(config, minibatch.rows, signal)
+  start = {name: zeros[name] for name in decoder}
+  divisors = minibatch_divisors(config, rows, signal)
+  reference_features = _features(model, reference, images)
 
-  def loss(decoder, features, reference_features, rows, old_RC):
-    logprob_RC, entropy_RC = _score(model, lora.join(base, params | decoder), rows, features)
-    reference_RC = jax.lax.stop_gradient(_score(model, reference, rows, reference_features)[0])
-    scores = Scores(logprob_RC, entropy_RC, reference_RC, old_RC)
-    return microbatch_loss(config, signal, divisors, rows, scores)
+  def loss(decoder, features, part):
+    logprob_RC, entropy_RC = _score(model, lora.join(base, params | decoder), part, features)
+    reference_RC = jax.lax.stop_gradient(_score(model, reference, part, reference_features)[0])
+    return microbatch_loss(config, signal, divisors, part, logprob_RC, entropy_RC, reference_RC)
 
-  if tower_is_frozen(config, base):
-    grads, sums = _with_frozen_tower(model, loss, decoder, decoder_zeros, reference, minibatch)
+  if tower_is_frozen(config, base):  # so policy and reference have the same features
+    grads, sums = _decoder_gradient(loss, decoder, reference_features, start, rows)
   else:
-    grads, sums = _with_trained_tower(model, loss, decoder, decoder_zeros, params["vision"],
-                                      reference, minibatch)
+    features, pull = jax.vjp(lambda vision: _features(model, {"vision": vision}, images),
+                             params["vision"])
+    grads, feature_grads, sums = _joint_gradient(loss, decoder, features, start, rows)
+    # Once a prompt, not once a sample: the tower gets the sum over the microbatches.
+    grads["vision"] = pull(feature_grads.astype(features.dtype))[0]
   return zeros | grads, sums
 
 
-def _with_frozen_tower(model, loss, decoder, zeros, reference, minibatch):
-  """Gradient in the decoder, and Sums; policy and reference have the same image features."""
-  features = _features(model, reference, minibatch.images)
-
-  def decoder_loss(decoder, rows, old_RC):
-    return loss(decoder, features, features, rows, old_RC)
-
-  return _accumulate(decoder_loss, decoder, zeros, minibatch)
+def _decoder_gradient(loss, decoder, features, start, rows):
+  """Gradient in the decoder, added to `start`, and Sums."""
+  return _accumulate(lambda decoder, part: loss(decoder, features, part), decoder, start, rows)
 
 
-def _with_trained_tower(model, loss, decoder, zeros, vision, reference, minibatch):
-  """Gradient in the decoder and the vision tower, and Sums.
-
-  The tower runs once a prompt, not once a sample: the gradient in its features is accumulated over
-  the microbatches and goes back through the tower once.
-  """
-  features, pull = jax.vjp(
-    lambda vision: _features(model, {"vision": vision}, minibatch.images), vision)
-  reference_features = _features(model, reference, minibatch.images)
-
-  def both_loss(decoder_and_features, rows, old_RC):
-    decoder, features = decoder_and_features
-    return loss(decoder, features, reference_features, rows, old_RC)
-
+def _joint_gradient(loss, decoder, features, start, rows):
+  """Gradients in the decoder, added to `start`, and in the image features, and Sums."""
   (grads, feature_grads), sums = _accumulate(
-    both_loss, (decoder, features), (zeros, jnp.zeros(features.shape)), minibatch)
-  vision_grads, = pull(feature_grads.astype(features.dtype))
-  return grads | {"vision": vision_grads}, sums
+    lambda pair, part: loss(*pair, part), (decoder, features),
+    (start, jnp.zeros(features.shape)), rows)
+  return grads, feature_grads, sums
 
 
-def _accumulate(loss, argument, zeros, minibatch):
-  """Sums of gradients in `argument`, which start at `zeros`, and Sums, over microbatches in use.
-
-  `loss` is a function of (argument, rows of a microbatch, their old log-probabilities).
-  """
-  def accumulate(rows, old):
-    def old_of(index):
-      return None if old is None else old[index]
-
+def _accumulate(loss, argument, start, rows):
+  """Gradients of `loss(argument, microbatch)` in `argument`, added to `start`, and Sums."""
+  def accumulate(of_slice):
     def microbatch(index, carry):
       grads, sums = carry
-      new_grads, new = jax.grad(loss, has_aux=True)(argument, _microbatch(rows, index),
-                                                    old_of(index))
+      new_grads, new = jax.grad(loss, has_aux=True)(argument, _microbatch(of_slice, index))
       ratio_max = jnp.maximum(sums.ratio_max, new.ratio_max)
       sums = jax.tree.map(jnp.add, sums, new).replace(ratio_max=ratio_max)
       return jax.tree.map(jnp.add, grads, new_grads), sums
 
-    _, sums = jax.eval_shape(lambda: loss(argument, _microbatch(rows, 0), old_of(0)))
+    _, sums = jax.eval_shape(lambda: loss(argument, _microbatch(of_slice, 0)))
     sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
-    grads, sums = _for_used(minibatch.rows, microbatch, (zeros, sums))
+    grads, sums = _for_used(rows, microbatch, (start, sums))
     return (grads, sums.replace(ratio_max=None)), sums.ratio_max
 
-  (grads, sums), ratio_max = mesh.sum_of_slices(accumulate, (1, 1))(
-    minibatch.rows.replace(used=None), minibatch.old_logprob)
+  (grads, sums), ratio_max = mesh.sum_of_slices(accumulate, (1,))(rows.replace(used=None))
   return grads, sums.replace(ratio_max=ratio_max)
 
 

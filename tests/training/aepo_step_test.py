@@ -314,7 +314,8 @@ def test_rewarded_answers_become_more_probable(prepared, whole):
   with jax.set_mesh(mesh_of(1)):
     batch, _ = aepo.pack_rollout(prepared.rollout, whole[0], prepared.run.generator.encoder)
     images = policy_gradient.frozen_features(model, prepared.params, batch.vision, minibatches=1)
-    before, after = (policy_gradient.old_logprobs(model, params, batch.rows, images)
+    minibatches = policy_gradient.Minibatch(batch.rows, images)
+    before, after = (policy_gradient.old_logprobs(model, params, minibatches)
                      for params in (prepared.params, state.params))
   change = np.zeros(16)
   mask = np.asarray(batch.rows.response_mask)

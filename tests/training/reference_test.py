@@ -191,7 +191,7 @@ def test_minibatches_together_equal_the_slow_reference_with_importance(case, ave
       rows, features = jax.tree.map(lambda x: x[number], (batch.rows, images))  # noqa: B023
       old_logprob = jnp.where(rows.response_mask,
                               jnp.array(old)[rows.sequence, rows.response_index], 0)
-      minibatch = policy_gradient.Minibatch(rows, features, old_logprob)
+      minibatch = policy_gradient.Minibatch(rows.replace(old_logprob=old_logprob), features)
       found.append(gradient(params, reference, minibatch, signal))
   grads, sums = jax.tree.map(lambda *parts: sum(parts) / minibatches, *found)
   np.testing.assert_allclose(sums.metrics["loss/policy"], policy, rtol=1e-5)
