@@ -12,10 +12,10 @@ import time
 
 import jax
 from absl import logging
-from jax._src import distributed  # the client of the coordination service has no public name
 
 from ares_jax.system import heartbeat as heartbeat_lib
 from ares_jax.system import hosts
+from ares_jax.system.private_jax import coordination_client, coordinator_address
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
@@ -100,7 +100,7 @@ def join_cluster(config):
   logging.warning("process %d of %d on %s, told by %s; coordinator %s; devices %d of %d",
                   jax.process_index(), jax.process_count(), socket.gethostname(),
                   found["cluster_detection_method"].replace("deactivate", "the environment"),
-                  distributed.global_state.coordinator_address, jax.local_device_count(),
+                  coordinator_address(), jax.local_device_count(),
                   jax.device_count())
   if jax.process_index():
     logging.set_verbosity(logging.ERROR)  # process 0 speaks for all
@@ -200,8 +200,8 @@ class _Peers:
   """
 
   def __init__(self, heartbeat):
-    self._client = distributed.global_state.client
-    self._address = distributed.global_state.coordinator_address
+    self._client = coordination_client()
+    self._address = coordinator_address()
     self._heartbeat, self._pause = heartbeat, min(2.0, heartbeat / 4)
     self._answered = time.monotonic()  # the store did
     self._name = f"process {jax.process_index()} on {socket.gethostname()}"

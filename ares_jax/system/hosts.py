@@ -14,10 +14,10 @@ import threading
 
 import jax
 import numpy as np
-from jax._src import distributed  # the client of the coordination service has no public name
 from jax.experimental import multihost_utils
 
 from ares_jax.system import heartbeat
+from ares_jax.system.private_jax import coordination_client
 
 _PIECE = 1 << 28  # bytes of all processes that a device holds while they are exchanged
 _numbers = itertools.count()  # of what process 0 said; the same on all
@@ -73,7 +73,7 @@ def on_process_0(call):
   """
   if jax.process_count() == 1:
     return call()
-  client, key, said = distributed.global_state.client, f"ares/leader/{next(_numbers)}", b""
+  client, key, said = coordination_client(), f"ares/leader/{next(_numbers)}", b""
   if jax.process_index() == 0:
     try:
       said = json.dumps(call()).encode()
@@ -134,7 +134,7 @@ def gather_errors(name, error):
   """
   if jax.process_count() == 1:
     return [error]
-  client = distributed.global_state.client
+  client = coordination_client()
   client.key_value_set(f"ares/vote/{name}/{jax.process_index()}", f"={error}")
   return [_await(client, f"ares/vote/{name}/{number}", beat=False)[1:]
           for number in range(jax.process_count())]
@@ -145,7 +145,7 @@ def barrier(name, seconds):
   if jax.process_count() == 1:
     return True
   try:
-    distributed.global_state.client.wait_at_barrier(f"ares/together/{name}", int(1000 * seconds))
+    coordination_client().wait_at_barrier(f"ares/together/{name}", int(1000 * seconds))
   except jax.errors.JaxRuntimeError:
     return False
   return True

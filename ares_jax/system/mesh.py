@@ -9,12 +9,12 @@ import math
 
 import jax
 import numpy as np
-from jax._src import core  # which axes a vmap takes has no public name
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("slice", "data", "model")
-ROWS = ("slice", "data")  # what splits the rows of a batch
+ROWS = ("slice", "data")  # axes that split the rows of a batch
+_SLICES = "rows of a slice"  # name of the axis that `sum_of_slices` maps over
 
 
 def make_mesh(data, model, devices=None, *, slices=1):
@@ -75,17 +75,26 @@ def shard(x, *spec):
 
 
 def unmapped(axes):
-  """Those of `axes`, an entry of a spec, that nothing around has split already: no `jax.shard_map`,
-  no `sum_of_slices`."""
-  taken = {*jax.sharding.get_abstract_mesh().manual_axes, *core.get_axis_env().spmd_axis_names}
+  """The axes that no surrounding `jax.shard_map` or `sum_of_slices` has split already.
+
+  Args:
+    axes: an entry of a PartitionSpec: a name, a tuple of names or None.
+  """
+  taken = {*jax.sharding.get_abstract_mesh().manual_axes}
+  if within_a_slice():
+    taken.add("slice")
   if not isinstance(axes, tuple):
     return None if axes in taken else axes
   return tuple(axis for axis in axes if axis not in taken) or None
 
 
 def within_a_slice():
-  """Whether what is traced is of one slice's own rows, inside `sum_of_slices`."""
-  return "slice" in core.get_axis_env().spmd_axis_names
+  """Whether the code being traced runs inside `sum_of_slices`, on the rows of one slice."""
+  try:
+    jax.lax.axis_size(_SLICES)
+  except NameError:
+    return False
+  return True
 
 
 def sum_of_slices(function, axes):
@@ -112,8 +121,8 @@ def sum_of_slices(function, axes):
 
   def of_all(*arguments):
     # Not jax.shard_map: where two axes are left to it, XLA's partitioner dies of a gather inside.
-    summed, largest = jax.vmap(function, in_axes=axes, spmd_axis_name="slice")(
-      *map(split, arguments, axes))
+    mapped = jax.vmap(function, in_axes=axes, axis_name=_SLICES, spmd_axis_name="slice")
+    summed, largest = mapped(*map(split, arguments, axes))
     return (jax.tree.map(lambda x: x.sum(0), summed),
             jax.tree.map(lambda x: x.max(0), largest))
 
