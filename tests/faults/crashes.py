@@ -44,8 +44,8 @@ PHASES = {
   "metrics": (metrics.MetricWriter, "write_scalars", "after"),
   "torn metrics": (metrics.MetricWriter, "write_scalars", "torn"),
   "save": (manager.Checkpoints, "save", "after"),  # the commit is under way
-  "commit": (manager.Checkpoints, "_settle", "before"),
-  "read back": (reader, "compare", "before"),
+  "commit": (manager.Checkpoints, "_finish_save", "before"),
+  "read back": (reader, "verify_on_disk", "before"),
   "delete": (manager.ocp.CheckpointManager, "delete", "half"),
   "truncate": (metrics.os, "replace", "before"),  # when it goes on
 }

@@ -125,7 +125,7 @@ def test_nothing_whole_is_refused_and_left_alone(folder, tmp_path):
   for step in ("1", "2"):
     damage_state(copy / step)
   with manager.Checkpoints(str(copy), keep=2) as checkpoints:
-    with pytest.raises(manifest.DamagedError, match="no checkpoint in .* is whole: "):
+    with pytest.raises(manifest.DamagedError, match="no checkpoint in .* is intact: "):
       checkpoints.restore(target)
   assert sorted(os.listdir(copy)) == ["1", "2"]
 

@@ -221,14 +221,14 @@ def toy_stage(workdir, steps, pause=0.0, refuse=""):
     return step
 
   if refuse == "leader" and jax.process_index() == 1:
-    compare = reader.compare
+    verify = reader.verify_on_disk
 
     def fail(directory, step, leaves):
       if step == 2:
         raise OSError(28, "No space left on device")
-      compare(directory, step, leaves)
+      verify(directory, step, leaves)
 
-    reader.compare = fail
+    reader.verify_on_disk = fail
   first = State(mesh.put(np.int32(0)), mesh.put(np.zeros(4, np.float32), "data"))
   state = run_stage("toy", first, begin, steps=steps, workdir=workdir,
                     config=LoopConfig(2, 2, False, 0))

@@ -151,19 +151,19 @@ def test_steps_in_a_row_without_a_finite_gradient_stop_the_run(tmp_path):
 
 
 def test_a_save_that_fails_is_made_up_for_at_the_next_step(tmp_path, monkeypatch):
-  compare, failures = reader.compare, [1, 1]
+  verify, failures = reader.verify_on_disk, [1, 1]
 
   def fail(*arguments):
     if failures:
       failures.pop()
       raise OSError(28, "No space left on device")
-    compare(*arguments)
+    verify(*arguments)
 
-  monkeypatch.setattr(reader, "compare", fail)
+  monkeypatch.setattr(reader, "verify_on_disk", fail)
   monkeypatch.setattr(loop, "_RETRY_PAUSES", (0, 0))
   assert run(tmp_path, steps=5).total == 10 and not failures
   failures += [1] * 9
-  with pytest.raises(OSError, match="saving checkpoint 6 .* step 5 is whole.*No space left"):
+  with pytest.raises(OSError, match="saving checkpoint 6 .* step 5 is intact.*No space left"):
     run(tmp_path, steps=6)
   assert sorted(os.listdir(tmp_path / "aepo")) == ["5"]
 

@@ -1,19 +1,21 @@
-"""Digests of arrays: 64 bits that change when any bit of an array does, however it is split.
+"""Digests of arrays: 64 bits that change when any bit of an array does, for every sharding.
 
-An element counts as its bits and its place: words u (uint32) at flat place i, of which
+A digest depends on each element's bits and its index. For the uint32 words u of an array, i being
+the index of a word in the flat array,
 
     h = mix(u ^ mix(i)),  digest = (sum of h, sum of mix(h + 1)) mod 2^32
 
 where `mix` is the 32-bit finaliser of MurmurHash3, a bijection. A sum has no order, so shards give
-partial sums, and every sharding and every backend the same digest. One changed word always changes
-it, since h is a bijection of u; several at random are missed with probability 2^-64.
+partial sums, and every sharding and every backend gives the same digest. One changed word always
+changes the digest, since h is a bijection of u; several random changes are missed with
+probability 2^-64.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-_BLOCK = 1 << 18  # words a block on the host: 1 MiB stays in the cache, four times as fast
+_BLOCK = 1 << 18  # words per block on the host: 1 MiB fits in the cache, four times as fast
 
 
 def digest_arrays(leaves):
@@ -25,30 +27,30 @@ def digest_arrays(leaves):
   Returns:
     {name: 16 hexadecimal digits}.
   """
-  # A program for each leaf, so equal shapes compile once; one at a time, since a CPU's collectives
-  # give up where many are queued.
+  # One program per leaf, so that equal shapes compile once. One at a time, since the collectives of
+  # CPUs time out when many are queued.
   return {name: _hex(*jax.device_get(_sums(leaf))) if isinstance(leaf, jax.Array)
           else digest_numpy(leaf) for name, leaf in leaves.items()}
 
 
 def digest_tree(tree):
-  """Digests of a pytree's leaves, {"blocks/q": 16 hexadecimal digits}."""
+  """Digests of the leaves of a pytree, {"blocks/q": 16 hexadecimal digits}."""
   return digest_arrays({jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf
                         in jax.tree_util.tree_leaves_with_path(tree)})
 
 
 def digest_numpy(array):
-  """The digest of a numpy array, block by block: no memory to speak of, about .1 G words a second.
+  """The digest of a numpy array, block by block at about 0.1 G words per second.
 
   Raises:
-    ValueError: the array's elements are of another size than 1, 2, 4 or 8 bytes.
+    ValueError: the size of an element is not 1, 2, 4 or 8 bytes.
   """
   words = _host_words(np.asarray(array))
   first, second = 0, 0
   for start in range(0, len(words), _BLOCK):
     block = words[start:start + _BLOCK].astype(np.uint32)
-    place = np.arange(start, start + len(block), dtype=np.uint64).astype(np.uint32)
-    block ^= _mix_host(place)
+    index = np.arange(start, start + len(block), dtype=np.uint64).astype(np.uint32)
+    block ^= _mix_host(index)
     first += int(_mix_host(block).sum(dtype=np.uint64))
     block += np.uint32(1)
     second += int(_mix_host(block).sum(dtype=np.uint64))
@@ -58,18 +60,19 @@ def digest_numpy(array):
 @jax.jit
 def _sums(leaf):
   words = _words(leaf)
-  # The flat place of each word, without a reshape: that would undo the sharding.
-  place, stride = jnp.zeros(words.shape, jnp.uint32), 1
+  # The flat index of each word, without a reshape, which would undo the sharding.
+  index = jnp.zeros(words.shape, jnp.uint32)
+  stride = 1
   for axis in reversed(range(words.ndim)):
-    index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    place += index * jnp.uint32(stride % 2**32)
+    along_axis = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    index += along_axis * jnp.uint32(stride % 2**32)
     stride *= words.shape[axis]
-  mixed = _mix(words ^ _mix(place))
+  mixed = _mix(words ^ _mix(index))
   return mixed.sum(dtype=jnp.uint32), _mix(mixed + jnp.uint32(1)).sum(dtype=jnp.uint32)
 
 
 def _words(leaf):
-  """uint32: one a number of up to 4 bytes, two for 8 bytes, low half first."""
+  """The bits of an array as uint32: a word per element, two for 8 bytes, low half first."""
   if leaf.dtype == jnp.bool_:
     return leaf.astype(jnp.uint32)
   size = leaf.dtype.itemsize
@@ -81,9 +84,9 @@ def _words(leaf):
 def _host_words(array):
   size = array.dtype.itemsize
   if size not in (1, 2, 4, 8):
-    raise ValueError(f"no digest of {array.dtype}: {size} bytes an element; use 1, 2, 4 or 8")
-  kind = np.dtype("<u4" if size == 8 else f"<u{size}")
-  return np.ascontiguousarray(array).reshape(-1).view(kind)
+    raise ValueError(f"no digest of {array.dtype}: {size} bytes per element; use 1, 2, 4 or 8")
+  word = np.dtype("<u4" if size == 8 else f"<u{size}")
+  return np.ascontiguousarray(array).reshape(-1).view(word)
 
 
 def _mix(x):
@@ -95,7 +98,7 @@ def _mix(x):
 
 
 def _mix_host(x):
-  """`_mix` of numpy uint32, in place."""
+  """`_mix` for numpy uint32, in place."""
   x ^= x >> np.uint32(16)
   x *= np.uint32(0x85EBCA6B)
   x ^= x >> np.uint32(13)

@@ -1,8 +1,8 @@
-"""What a checkpoint says of its leaves, and when it is believed.
+"""The record of a checkpoint's leaves, and the checks against it.
 
-The record lies in the checkpoint as JSON: {"record": {"schema", "extra", "leaves": {name: [dtype,
-shape, digest]}}, "sha256": of the record}. A file that does not read, a record that was changed or
-a leaf with another digest is a DamagedError; a whole checkpoint of another model is a ValueError.
+A checkpoint stores it as JSON: {"record": {"schema", "extra", "leaves": {name: [dtype, shape,
+digest]}}, "sha256": of the record}. An unreadable file, a changed record and a leaf with another
+digest raise DamagedError; an intact checkpoint of another model raises ValueError.
 """
 
 import contextlib
@@ -13,32 +13,34 @@ import json
 from ares_jax.run.checkpoint import digest
 
 SCHEMA = 1
-_PASSING = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+# Errors that pass: the device is full, or a store or mount does not answer.
+_PASSING_STATUS = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+_PASSING_ERRNO = (errno.ESTALE, errno.EIO, errno.EMFILE)
 _NAMED = 8  # leaves that a message names
 
 
 class DamagedError(ValueError):
-  """What is read is not what was saved."""
+  """A checkpoint does not hold what was saved."""
 
 
 def make_manifest(arrays, extra):
-  """The record of {name: array} and `extra`, which is JSON."""
+  """The record of {name: array} and of `extra`, a JSON value."""
   digests = digest.digest_arrays(arrays)
   return {"schema": SCHEMA, "extra": extra, "leaves": {
     name: [str(array.dtype), list(array.shape), digests[name]] for name, array in arrays.items()}}
 
 
 def with_checksum(record):
-  """What is stored of a record."""
+  """The JSON value that is stored: the record and its SHA-256."""
   return {"record": record, "sha256": _sha256(record)}
 
 
 def verify(stored, step):
-  """The record in what was stored by checkpoint `step`.
+  """The record in the stored JSON value of checkpoint `step`.
 
   Raises:
-    DamagedError: it is not as it was written.
-    ValueError: it is of another schema.
+    DamagedError: the record is missing or has another SHA-256.
+    ValueError: it has another schema.
   """
   if not isinstance(stored, dict) or not stored.keys() >= {"record", "sha256"}:
     raise DamagedError(f"checkpoint {step} has no record of its leaves")
@@ -52,15 +54,20 @@ def verify(stored, step):
 
 
 def check_digests(step, digests, leaves):
-  """Compares {name: digest} of what was read with a record's leaves; DamagedError names 8."""
+  """Compares {name: digest} of arrays with a record's leaves; DamagedError names up to 8."""
   changed = [name for name, (_, _, wanted) in leaves.items() if digests[name] != wanted]
   if changed:
-    raise DamagedError(f"checkpoint {step} is damaged: {_some(changed, ', ')} changed since they "
+    raise DamagedError(f"checkpoint {step} is damaged: {_first(changed, ', ')} changed since they "
                        "were saved")
 
 
 def check_match(targets, leaves, where):
-  """Compares the leaves a run needs (dtype, shape) with a record's.
+  """Compares dtype and shape of the leaves that a run needs with those of a record.
+
+  Args:
+    targets: {name: jax.ShapeDtypeStruct}.
+    leaves: of the record.
+    where: names the checkpoint in a message.
 
   Raises:
     ValueError: names up to 8 leaves that are missing, extra, or of another shape or dtype.
@@ -73,21 +80,21 @@ def check_match(targets, leaves, where):
       problems.append(
         f"{name} is {dtype}{shape} in it, the run needs {want.dtype}{list(want.shape)}")
   if problems:
-    raise ValueError(f"{where} does not fit this run: {_some(problems, '; ')}; use the config it "
+    raise ValueError(f"{where} does not fit this run: {_first(problems, '; ')}; use the config it "
                      "was made with or another workdir")
 
 
 @contextlib.contextmanager
 def damage_of_step(step):
-  """Turns what a reader raises over a broken file of checkpoint `step` into a DamagedError."""
+  """Turns the errors of reading a broken file of checkpoint `step` into DamagedError."""
   try:
     yield
   except (DamagedError, MemoryError, PermissionError):
     raise
   except Exception as error:
-    # A full device, a store or a mount that does not answer: no damage.
-    if any(word in str(error) for word in _PASSING) or (
-        isinstance(error, OSError) and error.errno in (errno.ESTALE, errno.EIO, errno.EMFILE)):
+    if any(status in str(error) for status in _PASSING_STATUS):
+      raise
+    if isinstance(error, OSError) and error.errno in _PASSING_ERRNO:
       raise
     text = " ".join(str(error).split())[:200]
     raise DamagedError(
@@ -98,6 +105,6 @@ def _sha256(record):
   return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _some(words, between):
+def _first(words, between):
   more = f" and {len(words) - _NAMED} more" if len(words) > _NAMED else ""
   return between.join(words[:_NAMED]) + more

@@ -1,7 +1,8 @@
-"""Checkpoints as they lie on a disk, read without Orbax's manager: a run may be saving there.
+"""Reads checkpoints from disk and checks them; changes nothing there, so a run may be saving.
 
-The state is stored flat, one array per leaf under its path ("params/decoder/q"); what is read has
-the digests that manifest.py holds, or is not used: Orbax itself restores flipped bits silently.
+A state is stored as one array per leaf under the leaf's path ("params/decoder/q"). Arrays are used
+only if they have the digests of the checkpoint's record (manifest.py): Orbax itself restores
+flipped bits silently.
 """
 
 import math
@@ -17,63 +18,21 @@ from ares_jax.run.checkpoint import digest, manifest
 from ares_jax.run.checkpoint.manifest import DamagedError
 from ares_jax.system import heartbeat, hosts
 
-_READ_AT_ONCE = 1 << 30  # bytes read at a time, where a leaf is not larger
-_REPLACED = 5  # times that a reader looks again, where a run replaces what it is reading
+_READ_AT_ONCE = 1 << 30  # bytes read at a time, unless a leaf is larger
+_ATTEMPTS = 5  # at reading from a run that replaces its checkpoints meanwhile
 
-# jax has no public way from an abstract key's dtype to its implementation but comparing.
+# jax has no public way from the dtype of PRNG keys to their implementation, except comparing.
 _KEY_IMPLEMENTATIONS = ("threefry2x32", "rbg", "unsafe_rbg")
 
 
 def newest_step(directory):
-  """Step of the newest checkpoint of a directory, or None; changes nothing there."""
+  """The step of the newest checkpoint in a directory, or None."""
   steps = all_steps(directory)
   return steps[-1] if steps else None
 
 
-def read_part(directory, part, abstract):
-  """Reads one part of the newest whole checkpoint of a directory, and changes nothing there.
-
-  Args:
-    directory: what a `Checkpoints` was made with.
-    part: the state's field, e.g. "params": what else was saved is not read.
-    abstract: pytree of that part, as for `Checkpoints.restore`; no PRNG keys.
-
-  Returns:
-    (step, the part).
-
-  Raises:
-    DamagedError: that part is whole in no checkpoint.
-    ValueError: there is no checkpoint, or a leaf of `part` is missing, extra, or of another shape
-      or dtype.
-  """
-  targets = {f"{part}/{name}": target(name, leaf) for name, leaf in flatten(abstract).items()}
-
-  def read(step):
-    written = agreed(lambda: read_record(directory, step))
-    leaves = {name: leaf for name, leaf in written["leaves"].items()
-              if name.startswith(f"{part}/")}
-    manifest.check_match(targets, leaves, f"checkpoint {step} in {directory}")
-    arrays = agreed(lambda: read_leaves(directory, step, targets))
-    manifest.check_digests(step, digest.digest_arrays(arrays), leaves)
-    return arrays
-
-  for attempt in range(_REPLACED):
-    steps = hosts.on_process_0(lambda: all_steps(directory))
-    if not steps:
-      raise ValueError(f"there is no checkpoint in {directory}")
-    try:
-      step, restored, _ = newest_complete(directory, steps, read, strict=False)
-      break
-    except DamagedError:
-      # A run that saves there may have replaced what was being read.
-      if hosts.on_process_0(lambda: all_steps(directory)) == steps or attempt == _REPLACED - 1:
-        raise
-  leaves = [restored[name] for name in targets]
-  return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves)
-
-
 def all_steps(directory):
-  """Finished steps, oldest first, read without a manager: a run may be saving there."""
+  """The steps of all finished checkpoints in a directory, oldest first."""
   folder = folder_of(directory)
   if not folder.is_dir():
     return []
@@ -82,11 +41,61 @@ def all_steps(directory):
 
 
 def folder_of(directory):
+  """The path of a directory: local, or a bucket's such as gs://..."""
   return epath.Path(directory if "://" in directory else os.path.abspath(directory))
 
 
-def newest_complete(directory, steps, read, strict):
-  """(step, read(step), damaged steps) of the newest of `steps` that `read` finds whole."""
+def read_part(directory, part, abstract):
+  """Reads one part of the state from the newest checkpoint in which that part is intact.
+
+  Args:
+    directory: the directory of a `Checkpoints`.
+    part: field of the state, e.g. "params"; no other field is read.
+    abstract: pytree of that part, as for `Checkpoints.restore`; no PRNG keys.
+
+  Returns:
+    (step, the part).
+
+  Raises:
+    DamagedError: the part is intact in no checkpoint.
+    ValueError: there is no checkpoint, or a leaf of `part` is missing, extra, or of another shape
+      or dtype.
+  """
+  targets = {f"{part}/{name}": target(name, leaf) for name, leaf in flatten(abstract).items()}
+
+  def read(step):
+    return read_checked(directory, step, targets, prefix=f"{part}/")
+
+  for attempt in range(_ATTEMPTS):
+    steps = hosts.on_process_0(lambda: all_steps(directory))
+    if not steps:
+      raise ValueError(f"there is no checkpoint in {directory}")
+    try:
+      step, (arrays, _), _ = newest_intact(directory, steps, read, strict=False)
+      break
+    except DamagedError:
+      # Not damage if a run has replaced the checkpoint meanwhile.
+      if hosts.on_process_0(lambda: all_steps(directory)) == steps or attempt == _ATTEMPTS - 1:
+        raise
+  leaves = [arrays[name] for name in targets]
+  return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+
+def newest_intact(directory, steps, read, strict):
+  """Tries `read` on the newest of `steps` first, and on older ones while it raises DamagedError.
+
+  Args:
+    directory: names the checkpoints in messages.
+    steps: steps to try.
+    read: function of a step.
+    strict: whether the first DamagedError is raised.
+
+  Returns:
+    (step, read(step), damaged newer steps).
+
+  Raises:
+    DamagedError: no checkpoint is intact, or the newest is not and `strict`.
+  """
   damaged = {}
   for step in sorted(steps, reverse=True):
     try:
@@ -100,32 +109,49 @@ def newest_complete(directory, steps, read, strict):
     for reason in damaged.values():
       logging.warning("%s: %s; going on from step %d", directory, reason, step)
     return step, found, list(damaged)
-  raise DamagedError(f"no checkpoint in {directory} is whole: {'; '.join(damaged.values())}; "
+  raise DamagedError(f"no checkpoint in {directory} is intact: {'; '.join(damaged.values())}; "
                      "remove the folder to begin its stage anew")
 
 
-def agreed(call):
-  """What `call` reads; DamagedError on all processes where one of them finds damage."""
-  found, said = None, ""
+def read_checked(directory, step, targets, prefix=""):
+  """Reads leaves of a checkpoint and compares their digests with its record.
+
+  Args:
+    directory, step: the checkpoint.
+    targets: {name: jax.ShapeDtypeStruct with a sharding}, all leaves that start with `prefix`.
+    prefix: "" for all leaves of the state.
+
+  Returns:
+    ({name: array}, the JSON value saved beside the state).
+
+  Raises:
+    DamagedError: a file is broken, or a digest differs; on all processes alike.
+    ValueError: a leaf is missing, extra, or of another shape or dtype.
+  """
+  record = _read_on_all(lambda: read_record(directory, step))
+  leaves = {name: leaf for name, leaf in record["leaves"].items() if name.startswith(prefix)}
+  manifest.check_match(targets, leaves, f"checkpoint {step} in {directory}")
+  arrays = _read_on_all(lambda: read_leaves(directory, step, targets))
+  manifest.check_digests(step, digest.digest_arrays(arrays), leaves)
+  return arrays, record["extra"]
+
+
+def _read_on_all(read):
+  """Calls `read` on all processes; if it raises DamagedError on one, it raises it on all."""
+  found, damage = None, ""
   try:
-    found = call()
+    found = read()
   except DamagedError as error:
     if jax.process_count() == 1:
       raise
-    said = str(error)
-  for damage in filter(None, hosts.allgather_bytes(said.encode())):
-    raise DamagedError(damage.decode())
+    damage = str(error)
+  for text in filter(None, hosts.allgather_bytes(damage.encode())):
+    raise DamagedError(text.decode())
   return found
 
 
-def _reader(handler):
-  """A Checkpointer that waits for no other process."""
-  own = jax.process_index()
-  return ocp.Checkpointer(handler, multiprocessing_options=ocp.options.MultiprocessingOptions(
-    primary_host=own, active_processes={own}))
-
-
 def read_record(directory, step):
+  """The record of a checkpoint's leaves, see manifest.py."""
   path = folder_of(directory) / str(step) / "extra"
   with manifest.damage_of_step(step), _reader(ocp.JsonCheckpointHandler()) as reader:
     stored = reader.restore(path, args=ocp.args.JsonRestore())
@@ -133,34 +159,33 @@ def read_record(directory, step):
 
 
 def read_leaves(directory, step, targets):
-  """{name: array} of some leaves, on the devices of `targets`: _READ_AT_ONCE bytes at a time."""
+  """{name: array} of some leaves, on the devices of `targets`; a heartbeat per _READ_AT_ONCE."""
   found = {}
   for some in _portions(targets):
     heartbeat.heartbeat()
-    found |= _read_some(directory, step, some)
+    found |= _read_portion(directory, step, some)
   return found
 
 
-def _read_some(directory, step, targets):
-  """{name: array} of some leaves, as `targets` have them: on devices, or numpy."""
-  path = folder_of(directory) / str(step) / "state"
-  with manifest.damage_of_step(step), _reader(ocp.PyTreeCheckpointHandler()) as reader:
-    return reader.restore(path, args=ocp.args.PyTreeRestore(
-      item=targets, restore_args=ocp.checkpoint_utils.construct_restore_args(targets),
-      partial_restore=True))
+def verify_on_disk(directory, step, leaves):
+  """Reads leaves of a checkpoint into this process's memory, some at a time, for their digests.
 
+  Args:
+    directory, step: the checkpoint.
+    leaves: of its record, all or some.
 
-def compare(directory, step, leaves):
-  """Reads all leaves of a checkpoint into this host's memory, some at a time; DamagedError."""
+  Raises:
+    DamagedError: a digest differs.
+  """
   saved = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (dtype, shape, _) in leaves.items()}
   for some in _portions(saved):
     targets = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in some.items()}
-    digests = digest.digest_arrays(_read_some(directory, step, targets))
+    digests = digest.digest_arrays(_read_portion(directory, step, targets))
     manifest.check_digests(step, digests, {name: leaves[name] for name in some})
 
 
 def _portions(leaves):
-  """{name: leaf} in parts of about _READ_AT_ONCE bytes."""
+  """Splits {name: leaf} into dicts of about _READ_AT_ONCE bytes."""
   some, size = {}, 0
   for name, leaf in leaves.items():
     some[name] = leaf
@@ -172,18 +197,35 @@ def _portions(leaves):
     yield some
 
 
+def _read_portion(directory, step, targets):
+  """{name: array} of some leaves: on devices or in numpy, as `targets` are."""
+  path = folder_of(directory) / str(step) / "state"
+  with manifest.damage_of_step(step), _reader(ocp.PyTreeCheckpointHandler()) as reader:
+    return reader.restore(path, args=ocp.args.PyTreeRestore(
+      item=targets, restore_args=ocp.checkpoint_utils.construct_restore_args(targets),
+      partial_restore=True))
+
+
+def _reader(handler):
+  """A Checkpointer that waits for no other process."""
+  process = jax.process_index()
+  return ocp.Checkpointer(handler, multiprocessing_options=ocp.options.MultiprocessingOptions(
+    primary_host=process, active_processes={process}))
+
+
 def flatten(tree):
-  named = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    named[jax.tree_util.keystr(path, simple=True, separator="/")] = leaf
-  return named
+  """{path: leaf} of a pytree, with paths such as "params/decoder/q"."""
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def is_key(leaf):
+  """Whether a leaf holds typed PRNG keys."""
   return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def key_implementation(leaf):
+  """The name of the implementation of typed PRNG keys."""
   for name in _KEY_IMPLEMENTATIONS:
     if jax.eval_shape(lambda name=name: jax.random.key(0, impl=name)).dtype == leaf.dtype:
       return name
@@ -191,6 +233,7 @@ def key_implementation(leaf):
 
 
 def target(name, leaf):
+  """The ShapeDtypeStruct with a sharding that a leaf is read into; of PRNG keys their data."""
   if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) or leaf.sharding is None:
     raise ValueError(
       f"leaf {name} of the restore target has no sharding; pass ShapeDtypeStructs with shardings"

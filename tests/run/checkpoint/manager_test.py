@@ -197,7 +197,7 @@ def test_a_save_that_cannot_be_written_is_noticed_and_what_was_there_stays(tmp_p
       saved.save(2, state, {})
       while not saved._saving.done():
         time.sleep(0.01)
-      with pytest.raises(OSError, match="saving checkpoint 2 in .* failed, step 1 is whole: "):
+      with pytest.raises(OSError, match="saving checkpoint 2 in .* failed, step 1 is intact: "):
         saved.check()
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -214,7 +214,7 @@ def test_an_older_step_stays_until_the_newer_one_was_read_back(tmp_path, monkeyp
     # The disk returns other bits.
     monkeypatch.setattr(digest, "digest_numpy", lambda array: "0" * 16)
     saved.save(2, {"a": jnp.ones(3)}, {})
-    with pytest.raises(OSError, match="2 .* failed, step 1 is whole: .* a changed since"):
+    with pytest.raises(OSError, match="2 .* failed, step 1 is intact: .* a changed since"):
       saved.wait()
     assert saved.steps() == [1] and os.listdir(tmp_path) == ["1"]
 
