@@ -14,6 +14,7 @@ from PIL import Image
 
 from ares_jax import ops
 from ares_jax.run import config as run_config
+from ares_jax.run.identity import flatten
 from ares_jax.system import config, figures
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -149,6 +150,24 @@ def check_flags(words, known):
       assert key.split(".")[-1] in node, key
       node[key.split(".")[-1]] = value
   config.build(run_config.TrainConfig, values, "config")
+
+
+def test_config_keys_in_the_text_are_keys_of_the_configs():
+  """`aepo.loss.clip_low`, or `loss.clip_low` where a page speaks of stage 2."""
+  keys = set()
+  for name in ("ares_tiny.py", "aepo_7b.py"):
+    keys |= flatten(config.load(str(ROOT / "configs" / name)).to_dict()).keys()
+  keys |= {key[:dot.start()] for key in keys for dot in re.finditer(r"\.", key)}  # the sections
+  found = 0
+  for page in PAGES:
+    text = page.read_text(encoding="utf-8")
+    for key in re.findall(r"`(?:--config\.)?([a-z]+(?:\.[a-z_]+)+)(?:=[^`]*)?`", text):
+      section = key.split(".")[0]
+      if key.endswith((".py", ".json")) or not {section, f"aepo.{section}"} & keys:
+        continue
+      assert {key, f"aepo.{key}"} & keys, f"{page.name}: {key}"
+      found += 1
+  assert found > 40
 
 
 def test_picture_flags_four_windows_and_the_seven_tokens_they_cover(picture):
