@@ -25,7 +25,7 @@ from ml_collections import config_flags
 
 from ares_jax.evaluation import arms, arms_figure, paper
 from ares_jax.evaluation.benchmarks import Benchmark, benchmark_schemas, open_benchmark
-from ares_jax.evaluation.results import evaluate_benchmark, results_text
+from ares_jax.evaluation.results import evaluate_benchmark, results_markdown
 from ares_jax.models import lora
 from ares_jax.run import restore
 from ares_jax.run.config import read_config
@@ -60,7 +60,7 @@ def main():
     result = evaluate_benchmark(parts, params, benchmark, folder=folder, model=name,
                                 compare=words.compare, judge=words.judge)
     if jax.process_index() == 0:
-      print(json.dumps(result) if words.json else results_text(result))
+      print(json.dumps(result) if words.json else results_markdown(result))
 
 
 def compare_arms(patterns):

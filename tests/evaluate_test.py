@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -62,8 +63,7 @@ def test_a_run_is_evaluated_on_its_own_data_and_resumed(trained, monkeypatch):
                             compare=f"{folder}/results.json")
   assert again["compare"]["difference"] == 0 and again["compare"]["paired"]
   page = (workdir / "evaluate" / "test" / "results.md").read_text()
-  assert "| level 2 | 1 |" in page and "+0.0 ±0.0 points, paired by problem" in page
-  assert results.results_text(again).count("\n") >= 5
+  assert re.search(r"\| level 2 +\| 1 ", page) and "+0.0 ±0.0 points, paired by problem" in page
   with pytest.raises(ValueError, match="results.md is no results.json of an evaluation"):
     results.evaluate_benchmark(parts, params, benchmark, folder=str(workdir / "none"), model=name,
                       compare=f"{folder}/results.md")

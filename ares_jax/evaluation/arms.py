@@ -1,5 +1,9 @@
-"""Finished runs by arm: the paper's tables 4 and 5 and figure 6 for one's own runs."""
+"""Compares finished runs by what they were trained with, as the paper's tables 4 and 5 do.
 
+An arm is a stage trained with the same settings under several seeds.
+"""
+
+import dataclasses
 import json
 import os
 
@@ -10,36 +14,46 @@ from ares_jax.evaluation.scores import level_order
 from ares_jax.ops.difficulty import BUCKETS
 from ares_jax.run.files import read_json
 from ares_jax.run.identity import STAGES, flatten, is_read_later, use_of
+from ares_jax.system.tables import markdown_table
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """Runs of one stage that differ in their seed alone."""
+
+  label: str  # the paper's name
+  settings: dict  # what the stage was trained with: its settings and those of the stages before it
+  by_seed: dict  # {seed: evaluation of the stage, from results.json}
 
 
 def collect_arms(workdirs):
-  """{arm: {seed: result}} of every finished stage of the runs.
+  """{name: {seed: evaluation}} of the finished stages of runs, by what they were trained with.
 
-  An arm is what a stage was trained with: its own settings and those of the stages before it. The
-  same stage with the same seed in two folders (a copied start) counts once.
+  The same stage with the same seed in two folders, for example a copied warm-up, counts once.
 
   Raises:
     ValueError: a folder holds no finished run, or one seed of an arm has two different results.
   """
-  found = {}
+  arms = {}
   for workdir in workdirs:
-    config, results = [read_json(workdir, name) for name in ("config.json", "results.json")]
-    for name, content in (("config.json", config), ("results.json", results)):
-      if not content:
-        raise ValueError(f"{os.path.join(workdir, name)} does not exist; give folders of finished "
-                         "runs")
-    settings = {key: value for key, value in flatten(config).items() if not _may_differ(key)}
-    for stage in STAGES:
-      if stage not in results:
-        continue
-      own = {key: value for key, value in settings.items() if not is_read_later(stage, key)}
-      arm = found.setdefault(json.dumps(own, sort_keys=True), (arm_label(config, stage), own, {}))
-      before = arm[2].get(config["seed"])
-      if before is not None and before["sampled"] != results[stage]["sampled"]:
-        raise ValueError(f"{workdir}: seed {config['seed']} of {arm[0]!r} is there twice, with "
-                         "different results; give one folder a seed")
-      arm[2][config["seed"]] = results[stage]
-  return _distinct(list(found.values()))
+    config, results = _read(workdir, "config.json"), _read(workdir, "results.json")
+    for stage in (stage for stage in STAGES if stage in results):
+      settings = {key: value for key, value in flatten(config).items()
+                  if not _may_differ(key) and not is_read_later(stage, key)}
+      arm = arms.setdefault(json.dumps(settings, sort_keys=True),
+                            Arm(arm_label(config, stage), settings, {}))
+      seed, result = config["seed"], results[stage]
+      if arm.by_seed.setdefault(seed, result)["sampled"] != result["sampled"]:
+        raise ValueError(f"{workdir}: seed {seed} of {arm.label!r} is there twice, with different "
+                         "results; give one folder a seed")
+  return _by_distinct_name(list(arms.values()))
+
+
+def _read(workdir, name):
+  content = read_json(workdir, name)
+  if not content:
+    raise ValueError(f"{os.path.join(workdir, name)} does not exist; give folders of finished runs")
+  return content
 
 
 def _may_differ(key):
@@ -48,124 +62,141 @@ def _may_differ(key):
 
 
 def arm_label(config, stage):
-  """The paper's name of what a stage of this config is."""
+  """The paper's name of a stage of this config (the dict of config.json)."""
   if stage == "warmup":
     return "warm-up"
-  start = {"adacs": "AdaCS", "vanilla": "vanilla"}[config["curate"]["selection"]]
-  start = start if config["adacs"]["steps"] else "no cold start"
+  selection, aepo = config["curate"]["selection"], config["aepo"]
+  start = {"adacs": "AdaCS", "vanilla": "vanilla"}[selection] if config["adacs"]["steps"] else (
+    "no cold start")
   if stage == "adacs":
     return f"{start} cold start"
-  kind, dynamic = config["aepo"]["reward"]["kind"], config["aepo"]["kl"]["dynamic"]
+  kind, dynamic = aepo["reward"]["kind"], aepo["kl"]["dynamic"]
   if kind == "release":
     return f"{start} + release reward"
+  if kind == "aepo" and dynamic:
+    return f"{start} + AEPO" + (" (ARES)" if start == "AdaCS" else "")
   # Both filter groups of equal answers in the paper's recipe; DAPO has no KL term (presets.py).
-  filtered = config["aepo"]["filter"]["batches"] > 1
-  group = "DAPO" if filtered and not any(config["aepo"]["kl"]["beta"]) else "GRPO"
-  name = {("accuracy", False): group, ("accuracy", True): f"{group} + dynamic KL",
-          ("aepo", False): f"{group} + entropy shaping", ("aepo", True): "AEPO"}[kind, dynamic]
-  return f"{start} + {name}" + (" (ARES)" if (start, name) == ("AdaCS", "AEPO") else "")
+  filtered = aepo["filter"]["batches"] > 1
+  group = "DAPO" if filtered and not any(aepo["kl"]["beta"]) else "GRPO"
+  part = " + entropy shaping" if kind == "aepo" else " + dynamic KL" if dynamic else ""
+  return f"{start} + {group}{part}"
 
 
-def arm_rows(arms):
-  """One dict an arm: seeds, means over seeds with their 95% t-intervals, lengths by difficulty.
-
-  `asked` are the pairs (problems, samples each) of its evaluations.
-  `versus` is the accuracy less that of `reference`, over the seeds of both: runs of one seed share
-  their start, so the difference varies less than either. The reference is the GRPO arm with the
-  most seeds, without one a DAPO arm, "" without either.
-  """
-  table = []
-  groups = [[arm for arm in arms if arm.partition(" (")[0].endswith(group)]
-            for group in (" + GRPO", " + DAPO")]
-  plain = groups[0] or groups[1]
-  name_of_reference = max(plain, key=lambda arm: len(arms[arm])) if plain else ""
-  reference = arms[name_of_reference] if plain else {}
-  for arm, by_seed in arms.items():
-    results = [by_seed[seed] for seed in sorted(by_seed)]
-    row = {"arm": arm, "seeds": sorted(by_seed), "reference": name_of_reference,
-           "asked": sorted({(result["n"], result["samples"]) for result in results})}
-    for name, pick in (("greedy", lambda r: r["greedy"]["accuracy"]),
-                       ("accuracy", lambda r: r["sampled"]["accuracy"]),
-                       ("pass_at_k", lambda r: r["sampled"]["pass_at_k"]),
-                       ("format_ok", lambda r: r["sampled"]["format_ok"]),
-                       ("length", lambda r: r["sampled"]["length"])):
-      row[name] = mean_with_interval([pick(result) for result in results])
-    row["versus"] = mean_with_interval([by_seed[seed]["sampled"]["accuracy"] -
-                                        reference[seed]["sampled"]["accuracy"] for seed in by_seed
-                                        if seed in reference])
-    levels = sorted({level for result in results for level in result["level"]}, key=level_order)
-    for field, names in (("bucket", BUCKETS), ("level", levels)):
-      row[field] = {}
-      for name in names:
-        parts = [r[field][name] for r in results if name in r[field] and r[field][name]["n"]]
-        row[field][name] = {"n": sum(part["n"] for part in parts), **{
-          key: mean_with_interval([part[key] for part in parts]) for key in ("accuracy", "length")}}
-    table.append(row)
-  return table
-
-
-def arms_markdown(table, paper):
-  """Three Markdown tables: accuracy (tables 4, 5), length by difficulty (figure 6), by level.
-
-  Args:
-    table: of `rows`.
-    paper: paper_tables.json.
-  """
-  reference = table[0]["reference"]
-  head = ["arm", "seeds", "greedy", "sampled",
-          f"less {reference}, same seeds" if reference else "-", "pass@k", "format", "tokens"]
-  lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-  for row in table:
-    cells = [interval_cell(row[name], 100)
-             for name in ("greedy", "accuracy", "versus", "pass_at_k", "format_ok")]
-    lines.append(f"| {row['arm']} | {len(row['seeds'])} | {' | '.join(cells)} | "
-                 f"{interval_cell(row['length'], 1)} |")
-  for title, field in (("pass rate", "bucket"), ("level", "level")):
-    names = BUCKETS if field == "bucket" else sorted(
-      {name for row in table for name in row[field]}, key=level_order)
-    lines += ["", f"By {title}: accuracy / tokens.", "",
-              "| arm | " + " | ".join(names) + " |", "|" + " --- |" * (1 + len(names))]
-    for row in table:
-      cells = [f"{interval_cell(part['accuracy'], 100)} / {interval_cell(part['length'], 1)}"
-               if part["n"] else "-" for part in (row[field].get(name, {"n": 0}) for name in names)]
-      lines.append(f"| {row['arm']} | " + " | ".join(cells) + " |")
-  asked = sorted({pair for row in table for pair in row["asked"]})
-  lines += ["", "; ".join(f"{count} problems x {samples} samples" for count, samples in asked)
-            + ". Means over seeds ± 95% t-interval; a single seed has none. Arms compare where "
-            "their seeds are the same. Levels hold the same problems in all arms; by pass rate an "
-            "arm sorts them by its own answers, so its hard ones are those it fails.", "",
-            f"The paper's table 5 ({paper['table_5']['what']}; % right, average of 4 benchmarks): "
-            + ", ".join(f"{arm} {values[-1]}" for arm, values in paper["table_5"]["rows"].items())
-            + f". {paper['source']}; other models and data, so only the order compares.", "",
-            "Its table 4 (% right / tokens):", "",
-            "| | " + " | ".join(paper["table_4"]["columns"]) + " |",
-            "|" + " --- |" * (1 + len(paper["table_4"]["columns"]))]
-  lines += [f"| {arm} | " + " | ".join(
-              f"{right} / {tokens:.0f}" for right, tokens in zip(
-                values["accuracy"], values["tokens"], strict=True)) + " |"
-            for arm, values in paper["table_4"]["rows"].items()]
-  return "\n".join(lines)
-
-
-def _distinct(arms):
-  """{label: {seed: result}}; arms of one label are told apart by the settings that differ."""
+def _by_distinct_name(arms):
+  """{name: {seed: evaluation}}, ordered; names of one label show the settings that differ."""
   named = {}
-  for name, own, by_seed in arms:
-    others = [other for label, other, _ in arms if label == name]
-    keys = sorted({key for other in others for key in other.keys() | own.keys()
-                   if other.get(key) != own.get(key)})
-    differing = ", ".join(f"{key}={own.get(key)}" for key in keys)
-    named[f"{name} ({differing})" if differing else name] = by_seed
-  return dict(sorted(named.items(), key=lambda item: _rank(item[0])))
+  for arm in arms:
+    others = [other.settings for other in arms if other.label == arm.label]
+    keys = sorted({key for other in others for key in other.keys() | arm.settings.keys()
+                   if other.get(key) != arm.settings.get(key)})
+    differing = ", ".join(f"{key}={arm.settings.get(key)}" for key in keys)
+    named[f"{arm.label} ({differing})" if differing else arm.label] = arm.by_seed
+  return dict(sorted(named.items(), key=lambda item: (_rank(item[0]), item[0])))
 
 
 def _rank(name):
   order = ("warm-up", "no cold start", "vanilla cold", "AdaCS cold", "vanilla", "AdaCS")
-  return next(index for index, start in enumerate(order) if name.startswith(start)), name
+  return next(index for index, start in enumerate(order) if name.startswith(start))
+
+
+def arm_rows(arms):
+  """Means over seeds of every arm.
+
+  Args:
+    arms: {name: {seed: evaluation}}.
+
+  Returns:
+    list of dicts, one an arm: arm (its name); seeds; evaluated, the pairs (problems, samples each)
+    of its evaluations; greedy, accuracy, pass_at_k, format_ok and length, each a mean over seeds
+    with the half-width of its 95% t-interval; "bucket" and "level", {name: n, accuracy, length};
+    reference, the name of another arm or ""; difference, the accuracy minus the reference's over
+    the seeds of both. Runs of one seed share their start, so the difference varies less than the
+    accuracies. The reference is the GRPO arm with the most seeds, without one a DAPO arm.
+  """
+  reference = _reference(arms)
+  return [_arm_row(arm, by_seed, reference, arms.get(reference, {}))
+          for arm, by_seed in arms.items()]
+
+
+def _reference(arms):
+  """Name of the arm that the others are compared with; "" if there is none."""
+  for group in (" + GRPO", " + DAPO"):
+    plain = [arm for arm in arms if arm.partition(" (")[0].endswith(group)]
+    if plain:
+      return max(plain, key=lambda arm: len(arms[arm]))
+  return ""
+
+
+def _arm_row(arm, by_seed, reference, reference_by_seed):
+  results = [by_seed[seed] for seed in sorted(by_seed)]
+  row = {"arm": arm, "seeds": sorted(by_seed), "reference": reference,
+         "evaluated": sorted({(result["n"], result["samples"]) for result in results})}
+  for name, kind, key in (
+      ("greedy", "greedy", "accuracy"), ("accuracy", "sampled", "accuracy"),
+      ("pass_at_k", "sampled", "pass_at_k"), ("format_ok", "sampled", "format_ok"),
+      ("length", "sampled", "length")):
+    row[name] = mean_with_interval([result[kind][key] for result in results])
+  row["difference"] = mean_with_interval([
+    by_seed[seed]["sampled"]["accuracy"] - reference_by_seed[seed]["sampled"]["accuracy"]
+    for seed in by_seed if seed in reference_by_seed])
+  levels = sorted({level for result in results for level in result["level"]}, key=level_order)
+  for field, names in (("bucket", BUCKETS), ("level", levels)):
+    row[field] = {}
+    for name in names:
+      parts = [result[field][name] for result in results
+               if name in result[field] and result[field][name]["n"]]
+      row[field][name] = {"n": sum(part["n"] for part in parts), **{
+        key: mean_with_interval([part[key] for part in parts]) for key in ("accuracy", "length")}}
+  return row
+
+
+def arms_markdown(table, paper):
+  """Markdown: the arms' accuracy (tables 4 and 5), then by difficulty (figure 6), then the paper's.
+
+  Args:
+    table: rows of `arm_rows`.
+    paper: paper_tables.json.
+  """
+  reference = table[0]["reference"]
+  lines = markdown_table(
+    ["arm", "seeds", "greedy", "sampled", f"less {reference}, same seeds" if reference else "-",
+     "pass@k", "format", "tokens"],
+    [[row["arm"], len(row["seeds"]),
+      *(interval_cell(row[name], 100)
+        for name in ("greedy", "accuracy", "difference", "pass_at_k", "format_ok")),
+      interval_cell(row["length"], 1)] for row in table])
+  levels = sorted({name for row in table for name in row["level"]}, key=level_order)
+  for title, field, names in (("pass rate", "bucket", BUCKETS), ("level", "level", levels)):
+    lines += ["", f"By {title}: accuracy / tokens.", "", *markdown_table(["arm", *names], [
+      [row["arm"], *(_part_cell(row[field].get(name)) for name in names)] for row in table])]
+  evaluated = sorted({pair for row in table for pair in row["evaluated"]})
+  lines += [
+    "", "; ".join(f"{count} problems x {samples} samples" for count, samples in evaluated)
+    + ". Means over seeds ± 95% t-interval; a single seed has none. Compare arms of the same "
+    "seeds. A level has the same problems in all arms. A pass rate is an arm's own: its hard "
+    "problems are those it fails.", "", *_paper_lines(paper)]
+  return "\n".join(lines)
+
+
+def _part_cell(part):
+  if part is None or not part["n"]:
+    return "-"
+  return f"{interval_cell(part['accuracy'], 100)} / {interval_cell(part['length'], 1)}"
+
+
+def _paper_lines(paper):
+  """Lines of Markdown: the paper's tables 5 and 4."""
+  table_4, table_5 = paper["table_4"], paper["table_5"]
+  rows = [[arm, *(f"{right} / {tokens:.0f}" for right, tokens in zip(
+    values["accuracy"], values["tokens"], strict=True))] for arm, values in table_4["rows"].items()]
+  return [f"The paper's table 5 ({table_5['what']}; % right, average of 4 benchmarks): "
+          + ", ".join(f"{arm} {values[-1]}" for arm, values in table_5["rows"].items())
+          + f". {paper['source']}; other models and data, so only the order compares.", "",
+          "Its table 4 (% right / tokens):", "", *markdown_table(["", *table_4["columns"]], rows)]
 
 
 def mean_with_interval(values):
-  """(mean, half-width of the 95% t-interval over seeds or None)."""
+  """(mean, half-width of its 95% t-interval over seeds or None); (None, None) of no values."""
   if not values:
     return None, None
   half = None
@@ -176,7 +207,7 @@ def mean_with_interval(values):
 
 
 def interval_cell(pair, factor):
-  """A mean with its interval, times a factor, for people."""
+  """Text of a mean with its interval, times a factor; "-" for None."""
   mean, half = pair
   if mean is None:
     return "-"

@@ -13,7 +13,7 @@ from ares_jax.evaluation.graded import EvaluationSettings
 from ares_jax.evaluation.scores import percent
 from ares_jax.grading import sandbox
 from ares_jax.run.files import write_text
-from ares_jax.system.tables import text_table
+from ares_jax.system.tables import markdown_table
 
 PAPER = "paper:"  # begins the name of a row of the paper's tables, in place of a results.json
 _COLUMNS = ("", "problems", "accuracy", "tokens mean / median", "truncated", "well formed")
@@ -88,7 +88,7 @@ def score_benchmark(problems, metric, reward):
 
 
 def results_markdown(result):
-  """The results as a Markdown page."""
+  """The results as Markdown, for results.md and for a terminal."""
   lines = [
     f"# {result['benchmark']}: {_score(result)}", "",
     f"{result['metric']} of {result['model']} (weights {result['weights']}); "
@@ -96,22 +96,11 @@ def results_markdown(result):
     f"{result['temperature']:g}, top-p {result['top_p']:g}, at most {result['max_tokens']} tokens, "
     f"seed {result['seed']}, prompts {result['prompts']}, graded by {result['grader']}. ± is a 95% "
     f"interval over {len(result['units'])} problems or groups.", "",
-    "| " + " | ".join(_COLUMNS) + " |", "|" + " --- |" * len(_COLUMNS)]
-  lines += ["| " + " | ".join(row) + " |" for row in _rows(result)]
-  lines += ["", f"{result['timed_out']} answers timed out in grading; "
-                f"{result['tokens_per_second']:.0f} tokens/s."]
+    *markdown_table(_COLUMNS, _rows(result)), "",
+    f"{result['timed_out']} answers timed out in grading; {result['tokens_per_second']:.0f} "
+    "tokens/s."]
   if "compare" in result:
     lines += ["", _comparison(result["compare"])]
-  return "\n".join(lines)
-
-
-def results_text(result):
-  """The results as a table for a terminal."""
-  lines = [f"{result['benchmark']} {result['metric']}, n = {result['n']}: {_score(result)}  "
-           f"({result['model']})", text_table(_COLUMNS, _rows(result)),
-           f"{result['timed_out']} timed out, {result['tokens_per_second']:.0f} tokens/s"]
-  if "compare" in result:
-    lines.append(_comparison(result["compare"]))
   return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Text tables for a terminal."""
+"""Tables as aligned text and as Markdown."""
 
 
 def text_table(head, rows):
@@ -10,6 +10,13 @@ def text_table(head, rows):
     aligned = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
     lines.append("  ".join([first.ljust(widths[0]), *aligned]).rstrip())
   return "\n".join(lines)
+
+
+def markdown_table(head, rows):
+  """Lines of a Markdown table, aligned so that it reads as text too."""
+  cells = [list(map(str, row)) for row in [head, ["---"] * len(head), *rows]]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  return ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
 
 
 def format_number(value, digits=3):
