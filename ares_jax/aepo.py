@@ -36,9 +36,8 @@ def train_aepo(params, source, config, context, *, trigger_V):
   """AEPO as a resumable stage.
 
   Args:
-    params: trained parameters at the start of the stage: weights, or adapters of `context.base`.
-      They are the frozen reference policy too. After a cold start that trained adapters, the
-      reference has these adapters; it is not the base alone.
+    params: trained parameters: weights, or adapters of `context.base`. They are the frozen
+      reference policy too, so after a cold start the reference has its adapters.
     source: random access to rows.
     config: AepoConfig.
     context: StageContext.
@@ -48,6 +47,7 @@ def train_aepo(params, source, config, context, *, trigger_V):
     `params` after training.
   """
   generator, workdir, base = context.generator, context.workdir, context.base
+  encoder = generator.encoder
   reference = params
   # Every step donates the state, so the state needs weights of its own.
   state = init_state(config, jax.tree.map(jnp.copy, params), base)
@@ -55,23 +55,29 @@ def train_aepo(params, source, config, context, *, trigger_V):
   order = functools.partial(balance_minibatches, minibatch=config.minibatch,
                             microbatch=config.microbatch, row_tokens=config.row_tokens)
 
+  def collate(rows, encoded, number):
+    return encoder.batch(rows, number * config.prompts + np.arange(config.prompts), encoded)
+
   def begin(state):
     hosts.on_process_0(lambda: truncate_lines(os.path.join(workdir, "rollouts.jsonl"), "aepo",
                                               int(state.step)))
-    batches = announce_shapes(generator.encoder.config,
-                        _prompt_batches(source, config, context, start=int(state.batches)))
+    batches = announce_shapes(encoder.config, sharded_stream(
+      source, batch=config.prompts, seed=context.seed, encode=encoder.encode, collate=collate,
+      start=int(state.batches), threads=context.threads))
 
     def step(state):
+      # The threshold of the iterations so far; NaN, at which nothing forks, before the first.
+      branching = Branching(state.controllers.threshold, config.branches, config.entropy.window)
       rollout = collect(generator, lora.join(base, state.params), batches, key,
                         group=config.group, order=order, sampling=config.sampling,
-                        config=config.filter, branching=_branching(config, state.controllers))
+                        config=config.filter, branching=branching if config.branches else None)
       responses = GradedResponses(rollout.prompts.rows, rollout.samples, rollout.texts,
                                   rollout.correct, rollout.format_ok, config.group)
       hosts.on_process_0(functools.partial(
-        write_rollouts, workdir, int(state.step) + 1, responses, generator.encoder.chat,
+        write_rollouts, workdir, int(state.step) + 1, responses, encoder.chat,
         count=config.log_responses))
       with generator.phases("packing"):
-        batch, packing = pack_rollout(rollout, config, generator.encoder)
+        batch, packing = pack_rollout(rollout, config, encoder)
       with generator.phases("update"), generator.phases("device"):
         state = state.replace(batches=state.batches + rollout.batches)
         state, metrics = aepo_step(generator.model, config, state, reference, batch, trigger_V,
@@ -90,17 +96,6 @@ def train_aepo(params, source, config, context, *, trigger_V):
                    phases=generator.phases).params
 
 
-def _prompt_batches(source, config, context, *, start):
-  """Iterator of PromptBatch from batch number `start` on."""
-  encoder = context.generator.encoder
-
-  def collate(rows, encoded, number):
-    return encoder.batch(rows, number * config.prompts + np.arange(config.prompts), encoded)
-
-  return sharded_stream(source, batch=config.prompts, seed=context.seed, encode=encoder.encode,
-                        collate=collate, start=start, threads=context.threads)
-
-
 def announce_shapes(config, batches):
   """`batches`, with a line on stderr before the first batch of each of PromptConfig's shapes."""
   seen = set()
@@ -112,16 +107,6 @@ def announce_shapes(config, batches):
         print(f"prompts of {shape[0]} tokens and {shape[1]} vision windows: shape {len(seen)} of "
               f"{len(config.max_tokens)}, compiled at its first use", file=sys.stderr, flush=True)
     yield batch
-
-
-def _branching(config, controllers):
-  """Branching at the threshold of the iterations so far; None if the config has no branches.
-
-  Before the first iteration the threshold is NaN, at which no sequence forks.
-  """
-  if not config.branches:
-    return None
-  return Branching(controllers.threshold, config.branches, config.entropy.window)
 
 
 def pack_rollout(rollout, config, encoder):

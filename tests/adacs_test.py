@@ -67,19 +67,19 @@ def test_a_stopped_curation_goes_on_after_its_last_whole_line(curate, tmp_path, 
   probe(monkeypatch, [0, 8, 8, 4])
   curate(tmp_path, pass_rates=pass_rates)
   report, lines = (tmp_path / "curation.json"), (tmp_path / "curation.jsonl")
-  whole, written = report.read_text(), lines.read_text()
+  complete, written = report.read_text(), lines.read_text()
   report.unlink()
   lines.write_text(written.splitlines(keepends=True)[0] + '{"problem": 1, "pas')
   probe(monkeypatch, [None, 8, 8, 4])  # the first is not asked
   curate(tmp_path, pass_rates=pass_rates)
-  assert report.read_text() == whole and lines.read_text() == written
+  assert report.read_text() == complete and lines.read_text() == written
 
 
 def test_shards_made_apart_are_the_curation_of_one(curate, tmp_path, monkeypatch):
   probe(monkeypatch, [0, 8, 8, 4])
-  whole, apart = tmp_path / "whole", tmp_path / "apart"
-  whole.mkdir()
-  curate(whole, pass_rates="probe")
+  complete, apart = tmp_path / "complete", tmp_path / "apart"
+  complete.mkdir()
+  curate(complete, pass_rates="probe")
 
   def keep(folder, **changes):
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def test_shards_made_apart_are_the_curation_of_one(curate, tmp_path, monkeypatch
   keep(apart)
   for number in (2, 0):
     folder = apart / "curation" / f"0000{number}-of-00003"
-    keep(folder, curate={"samples": 8, "count": 9})  # what is chosen is the run's own affair
+    keep(folder, curate={"samples": 8, "count": 9})  # what is chosen may differ
     curate(folder, shard=(number, 3), pass_rates="probe")
   with pytest.raises(ValueError, match="the shards 1/3 are missing or not finished"):
     curate(apart, pass_rates="probe")
@@ -104,7 +104,7 @@ def test_shards_made_apart_are_the_curation_of_one(curate, tmp_path, monkeypatch
   probe(monkeypatch, None)  # nobody is asked again
   curate(apart, pass_rates="probe")
   for name in ("curation.json", "curation.html"):
-    assert (apart / name).read_text() == (whole / name).read_text()
+    assert (apart / name).read_text() == (complete / name).read_text()
   with pytest.raises(ValueError, match="shard 5 of 5: the number must be below 5, which must be"):
     curate(folder, shard=(5, 5))
 

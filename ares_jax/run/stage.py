@@ -1,4 +1,4 @@
-"""The settings that all stages of a run share."""
+"""The record that every stage of a run gets."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from ares_jax.sampling.rollout import Generator
 
 @dataclasses.dataclass(frozen=True)
 class StageContext:
-  """Settings that all stages of a run share, beside each stage's own weights, rows and config."""
+  """Settings that all stages of a run share; weights, rows and config differ by stage."""
 
   generator: Generator
   workdir: str  # folder of the run

@@ -33,12 +33,9 @@ class AepoState:
 
 
 def init_state(config, params, base=None):
-  """AepoState before the first iteration, on the current mesh, which holds the weights.
+  """AepoState of an AepoConfig before the first iteration, on the current mesh.
 
-  Args:
-    config: AepoConfig.
-    params: trained parameters: weights, or adapters of `base`.
-    base: lora.Base, or None.
+  `params`, on that mesh, are weights, or adapters of the lora.Base `base`.
   """
   opt_state = optimizer.init_opt_state(optimizer.stage_optimizer(config, params, base), params)
   controllers = Controllers(
@@ -77,7 +74,11 @@ def aepo_step(model, config, state, reference, batch, trigger_V, base=None):
                "sampler_entropy": (batch.response_mask & ~jnp.isfinite(batch.entropy)).sum()}
 
   # Policy gradient with the KL penalty, an optimizer update a minibatch (lines 16-22).
-  signal = _signal(config, state.controllers, shaping, advantage_B, batch)
+  signal = jax.tree.map(mesh.shard, Signal(
+    advantage=advantage_B, bonus=shaping.bonus if config.reward.token_bonus else None,
+    cover=shaping.cover, bucket=shaping.bucket, length=batch.response_mask.sum(1),
+    beta_3=jnp.float32(config.kl.beta) * state.controllers.kappa,
+    rho=config.kl.rho if config.kl.dynamic else 1.0))
   minibatches = _minibatches(model, config, lora.join(base, state.params), batch, base)
   reference = lora.join(base, reference)
   tx = optimizer.stage_optimizer(config, state.params, base)
@@ -120,15 +121,6 @@ def aepo_step(model, config, state, reference, batch, trigger_V, base=None):
   metrics |= {f"nonfinite/{name}": count for name, count in nonfinite.items()}
   return state.replace(step=state.step + 1, params=params, opt_state=opt_state,
                        controllers=controllers), metrics
-
-
-def _signal(config, controllers, shaping, advantage_B, batch):
-  """Signal of the rollout batch, replicated on every device."""
-  return jax.tree.map(mesh.shard, Signal(
-    advantage=advantage_B, bonus=shaping.bonus if config.reward.token_bonus else None,
-    cover=shaping.cover, bucket=shaping.bucket, length=batch.response_mask.sum(1),
-    beta_3=jnp.float32(config.kl.beta) * controllers.kappa,
-    rho=config.kl.rho if config.kl.dynamic else 1.0))
 
 
 def _minibatches(model, config, policy, batch, base):

@@ -97,9 +97,13 @@ def pack(prompts, samples, *, group, merge, minibatch, microbatch, row_tokens, l
   packings = {size: _fill_rows([lengths[of] for of in members], size) for size in row_tokens}
   size = min(packings, key=lambda size: _padded_tokens(packings[size], microbatch, size))
   rows = [[of[row] for row in part] for of, part in zip(members, packings[size], strict=True)]
-  packed = _padding(minibatches, row_capacity(minibatch, microbatch, size, longest), microbatch,
-                    size)
-  packed = packed.replace(used=np.int32([-(-len(part) // microbatch) for part in rows]))
+  shape = minibatches, row_capacity(minibatch, microbatch, size, longest), microbatch, size
+  names = "tokens", "segment", "sequence", "response_index"
+  packed = PackedRows(
+    used=np.int32([-(-len(part) // microbatch) for part in rows]),
+    **{name: np.zeros(shape, np.int32) for name in names},
+    positions=np.zeros((*shape[:3], 3, size), np.int32), unit=np.full(shape, -1, np.int32),
+    response_mask=np.zeros(shape, bool), sampler_logprob=np.zeros(shape, np.float32))
   units = prompts.vision["image"][0].size // merge**2
   for number, part in enumerate(rows):
     values = _row_values(prompts, samples, lay_out(part, lengths, size), group)
@@ -120,15 +124,6 @@ def row_capacity(minibatch, microbatch, row_tokens, longest):
   """
   rows = -(-minibatch // (row_tokens // longest))
   return -(-rows // microbatch)
-
-
-def _padding(*shape):
-  """PackedRows [N, K, R, C] of padding, without `used`."""
-  names = ("tokens", "segment", "sequence", "response_index")
-  return PackedRows(
-    used=None, **{name: np.zeros(shape, np.int32) for name in names},
-    positions=np.zeros((*shape[:3], 3, shape[3]), np.int32), unit=np.full(shape, -1, np.int32),
-    response_mask=np.zeros(shape, bool), sampler_logprob=np.zeros(shape, np.float32))
 
 
 def _row_values(prompts, samples, layout, group):
@@ -159,15 +154,12 @@ def balance_minibatches(lengths_PG, *, minibatch, microbatch, row_tokens):
   """Order of prompts in which the minibatches, prompts p % N, fill complete microbatches.
 
   The unused rest of a minibatch's last microbatch is padding. So the tokens are spread over as few
-  microbatches as possible, and each minibatch gets enough tokens to fill its own. If their number
-  does not divide, some minibatches get one microbatch more, and with it the longer sequences. Sizes
-  are those of `pack`.
+  microbatches as possible, and each minibatch gets enough tokens to fill its share. If their number
+  does not divide, some minibatches get one microbatch more, and with it the longer sequences.
 
   Args:
     lengths_PG: int [P, G], tokens of a prompt and each of its responses.
-    minibatch: sequences of an optimizer update; divides P * G.
-    microbatch: R.
-    row_tokens: values that C may have.
+    minibatch, microbatch, row_tokens: as for `pack`.
 
   Returns:
     A list of P indices of prompts.

@@ -67,10 +67,10 @@ class KlConfig:
 
 @flax.struct.dataclass
 class Signal:
-  """What the loss needs to know about the sequences, besides their packed rows.
+  """Values of the sequences that their packed rows do not hold.
 
-  Replicated on every device, because a row holds sequences of any prompts: at B = 4096 and
-  T = 16384 `cover` takes 64 MiB.
+  They are replicated on every device, because a row holds sequences of any prompts. At B = 4096
+  and T = 16384 `cover` takes 64 MiB.
   """
 
   advantage: jax.Array  # float32 [B]
@@ -84,25 +84,25 @@ class Signal:
 
 @flax.struct.dataclass
 class Sums:
-  """What the microbatches of a minibatch add up to, besides the gradient."""
+  """Sums over the microbatches of a minibatch."""
 
   metrics: dict  # parts of means; averaged over the minibatches, they are means over the batch
-  nonfinite: dict  # int32 []: response tokens with such a value that is not finite
+  nonfinite: dict  # {value: int32 [], response tokens where it is not finite}
   kl_sum_3: jax.Array  # float32 [3]: KL of tokens outside HWE windows, nats
   kl_tokens_3: jax.Array  # [3]: number of these tokens
-  ratio_max: jax.Array  # float32 []: the largest, not a sum
+  ratio_max: jax.Array  # float32 []: the maximum, not a sum
 
 
 @flax.struct.dataclass
 class Divisors:
-  """What the means of a minibatch's tokens divide by."""
+  """Divisors of the means over a minibatch's tokens."""
 
-  # The batch's mean of a minibatch's tokens, not the minibatch's own number: minibatches are made
-  # by length (batch.balance_minibatches) and may hold twice the tokens of others. Divided by its
-  # own number, a token of a short answer would weigh twice as much as one of a long answer.
+  # Mean of the minibatches' response tokens, not the tokens of this one. Minibatches are made by
+  # length (batch.balance_minibatches), and one may hold twice the tokens of another: divided by
+  # its number, a token of a short answer would weigh twice as much as one of a long answer.
   tokens: jax.Array
-  loss: jax.Array  # as `tokens`, or sequences where the config averages over sequences
-  own_tokens: jax.Array  # response tokens of this minibatch
+  loss: jax.Array  # `tokens`, or sequences if the config averages over sequences
+  minibatch_tokens: jax.Array  # response tokens of this minibatch
   length: jax.Array  # int32 [B]: response tokens of each sequence, at least 1
 
 
@@ -120,16 +120,13 @@ def microbatch_loss(config, signal, divisors, rows, logprob_RC, entropy_RC, refe
   """A microbatch's part of the minibatch's loss, the clipped policy loss and the KL penalty.
 
   Args:
-    config: AepoConfig.
-    signal: Signal.
-    divisors: Divisors of the minibatch.
-    rows: PackedRows of the microbatch.
+    config, signal, divisors, rows: AepoConfig, Signal, Divisors and PackedRows.
     logprob_RC, entropy_RC: float32, nats, of the policy.
     reference_RC: float32, nats, log-probability by the reference policy.
 
   Returns:
-    loss: float32 []; those of a minibatch's microbatches add up to its loss.
-    Sums of this microbatch.
+    loss: float32 []; the parts add up to the minibatch's loss.
+    Sums.
   """
   loss, kl = config.loss, config.kl
   mask_RC, sampler_RC, sequence_RC = rows.response_mask, rows.sampler_logprob, rows.sequence
@@ -168,7 +165,7 @@ def microbatch_loss(config, signal, divisors, rows, logprob_RC, entropy_RC, refe
     "kl/mean": ops.average_loss(kl_RC, mask_RC, total=divisors.tokens),
     "loss/entropy": ops.average_loss(entropy_RC, mask_RC, total=divisors.tokens),
     "loss/sampler_gap": ops.average_loss(jnp.abs(before_RC - sampler_RC), mask_RC,
-                                         total=divisors.own_tokens)}
+                                         total=divisors.minibatch_tokens)}
   # Entropy uses every logit, so a non-finite entropy means a non-finite logit.
   nonfinite = {name: (mask_RC & ~jnp.isfinite(values)).sum() for name, values in (
     ("logits", entropy_RC), ("logprob", logprob_RC), ("reference", reference_RC),

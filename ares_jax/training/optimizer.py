@@ -1,7 +1,7 @@
 """AdamW, its learning rate, and the update that a non-finite gradient skips.
 
 The learning rate is an argument of `apply_update`, not part of the transformation: it may be
-traced, and no schedule counts steps of its own.
+traced, and no schedule counts steps.
 
 Master weights are float32. Moments take 8 bytes a weight in float32, 6 with the first in bfloat16,
 and little over 2 with the second also factored into means over rows and columns (Adafactor, arXiv
@@ -115,7 +115,7 @@ def _moments(config):
   """Scales a gradient by its root mean square and averages it, with either kind of moments."""
   if config.moments != "factored":
     return optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.moments)
-  # Adafactor's own rate of forgetting rises to 1; capped at b2 it ends as Adam's.
+  # Adafactor's decay rate rises to 1; capped at b2 it ends as Adam's.
   factored = optax.scale_by_factored_rms(
     epsilon=config.eps**2,
     decay_rate_fn=lambda step, _: jnp.minimum(config.b2, 1 - (step + 1.0) ** -0.8))

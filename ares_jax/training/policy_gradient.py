@@ -30,16 +30,9 @@ def tower_is_frozen(config, base):
 
 
 def frozen_features(model, params, vision, *, minibatches):
-  """Image features of a complete batch, computed once because the vision tower is frozen.
+  """Features [N, Q, U, D] of a batch's VisionInput, computed once because the tower is frozen.
 
-  Args:
-    model: ModelConfig.
-    params: weights; only params["vision"] is read.
-    vision: VisionInput of P prompts.
-    minibatches: N.
-
-  Returns:
-    [N, Q, U, D] in the compute dtype, split over "data" along D.
+  They have the compute dtype and are split over "data" along D; of `params` only "vision" is read.
   """
   prompts = len(vision.image)
   # A pass takes as many prompts as a minibatch has, or one a device if devices are more; each
@@ -54,15 +47,9 @@ def frozen_features(model, params, vision, *, minibatches):
 
 
 def old_logprobs(model, params, minibatches):
-  """Log-probability of every token before the update, one pass over all minibatches.
+  """Log-probability of every response token by `params`, in one pass over all minibatches.
 
-  Args:
-    model: ModelConfig.
-    params: weights that sampled.
-    minibatches: Minibatch of all N updates.
-
-  Returns:
-    float32 [N, K, R, C], nats; 0 outside responses and in microbatches that are not used.
+  float32 [N, K, R, C], nats; 0 outside responses and in microbatches that are not used.
   """
   def of_minibatch(minibatch):
     rows, features = minibatch.rows, _features(model, params, minibatch.images)
@@ -106,27 +93,17 @@ def gradient(model, config, params, reference, minibatch, signal, base=None):
     return microbatch_loss(config, signal, divisors, part, logprob_RC, entropy_RC, reference_RC)
 
   if tower_is_frozen(config, base):  # so policy and reference have the same features
-    grads, sums = _decoder_gradient(loss, decoder, reference_features, start, rows)
-  else:
-    features, pull = jax.vjp(lambda vision: _features(model, {"vision": vision}, images),
-                             params["vision"])
-    grads, feature_grads, sums = _joint_gradient(loss, decoder, features, start, rows)
-    # Once a prompt, not once a sample: the tower gets the sum over the microbatches.
-    grads["vision"] = pull(feature_grads.astype(features.dtype))[0]
-  return zeros | grads, sums
-
-
-def _decoder_gradient(loss, decoder, features, start, rows):
-  """Gradient in the decoder, added to `start`, and Sums."""
-  return _accumulate(lambda decoder, part: loss(decoder, features, part), decoder, start, rows)
-
-
-def _joint_gradient(loss, decoder, features, start, rows):
-  """Gradients in the decoder, added to `start`, and in the image features, and Sums."""
+    grads, sums = _accumulate(lambda decoder, part: loss(decoder, reference_features, part),
+                              decoder, start, rows)
+    return zeros | grads, sums
+  features, pull = jax.vjp(lambda vision: _features(model, {"vision": vision}, images),
+                           params["vision"])
   (grads, feature_grads), sums = _accumulate(
     lambda pair, part: loss(*pair, part), (decoder, features),
     (start, jnp.zeros(features.shape)), rows)
-  return grads, feature_grads, sums
+  # The tower runs once a prompt, not once a sample: it gets the sum over the microbatches.
+  vision_grads, = pull(feature_grads.astype(features.dtype))
+  return zeros | grads | {"vision": vision_grads}, sums
 
 
 def _accumulate(loss, argument, start, rows):
@@ -162,10 +139,7 @@ def _tower(model, params, vision):
 
 
 def _for_used(rows, body, start):
-  """`fori_loop` over a minibatch's microbatches in use.
-
-  The loop's condition names their number K too, as a bound that ares_jax.plan reads.
-  """
+  """`fori_loop` over the microbatches in use; ares_jax.plan reads the bound K in its condition."""
   capacity = len(rows.tokens)
   return jax.lax.while_loop(lambda carry: (carry[0] < capacity) & (carry[0] < rows.used),
                             lambda carry: (carry[0] + 1, body(*carry)), (jnp.int32(0), start))[1]

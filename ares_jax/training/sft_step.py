@@ -26,12 +26,9 @@ class SftState:
 
 
 def init_state(config, params, base=None):
-  """SftState before the first step, on the current mesh, which holds the weights.
+  """SftState of an SftConfig before the first step, on the current mesh.
 
-  Args:
-    config: SftConfig.
-    params: trained parameters: weights, or adapters of `base`.
-    base: lora.Base, or None.
+  `params`, on that mesh, are weights, or adapters of the lora.Base `base`.
   """
   tx = optimizer.stage_optimizer(config, params, base)
   return SftState(mesh.put(jnp.int32(0)), params, optimizer.init_opt_state(tx, params))

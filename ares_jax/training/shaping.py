@@ -5,7 +5,7 @@ in _3 hold a value for each difficulty bucket: easy, medium, hard.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -66,7 +66,7 @@ class RewardConfig:
 
 @flax.struct.dataclass
 class Controllers:
-  """What the reward remembers from one iteration to the next."""
+  """Thresholds, targets and coefficients that are tracked over iterations."""
 
   threshold: jax.Array  # float32 [], tau in nats; NaN before the first batch
   hwe_target: jax.Array  # float32 [3], EMA of HWE counts; NaN before a bucket's first batch
@@ -77,7 +77,7 @@ class Controllers:
 
 @flax.struct.dataclass
 class Shaping:
-  """What the update needs of a rollout batch, besides the sequences."""
+  """Rewards of a rollout batch, and the values of its tokens that the update needs."""
 
   reward: jax.Array  # float32 [B]
   bucket: jax.Array  # int32 [B]
@@ -85,21 +85,15 @@ class Shaping:
   bonus: jax.Array  # float32 [B, T], psi of algorithm 1 line 13; 0 where its coefficient is 0
 
 
-@flax.struct.dataclass
-class _Windows:
-  """The windows of a rollout batch, by their first token."""
-
-  mean: jax.Array  # float32 [B, T], mean entropy in nats
-  flag: jax.Array  # bool [B, T], whether the window counts as HWE
+class _Windows(NamedTuple):
+  mean: jax.Array  # float32 [B, T], nats, of the window that starts here
+  flag: jax.Array  # bool [B, T], whether this window is HWE
   batch_threshold: jax.Array  # float32 [], of this batch alone
   threshold: jax.Array  # float32 [], tracked over batches
 
 
-@flax.struct.dataclass
-class _Buckets:
-  """HWE counts by difficulty bucket."""
-
-  mean: jax.Array  # float32 [3]
+class _Buckets(NamedTuple):
+  mean: jax.Array  # float32 [3], HWE counts of a response
   size: jax.Array  # [3], responses
   target: jax.Array  # float32 [3]
   multiplier: jax.Array  # float32 [3]
@@ -172,7 +166,7 @@ def _compare_with_targets(reward, controllers, count_B, bucket_B):
                                     var_floor=reward.var_floor)
   # An empty bucket keeps its multiplier.
   multiplier_3 = ops.track_target(controllers.multiplier, multiplier_3, size_3, decay=0.0)
-  # A bucket seen for the first time has no target yet: its own mean, no deviation.
+  # A bucket seen for the first time has no target yet: its mean is the target, without deviation.
   target_3 = jnp.where(jnp.isnan(target_3), mean_3, target_3)
   return _Buckets(mean_3, size_3, target_3, multiplier_3)
 

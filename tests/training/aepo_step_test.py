@@ -107,7 +107,7 @@ def test_a_step_moves_the_decoder_but_not_the_frozen_vision_tower(prepared, halv
 
 
 @pytest.fixture(scope="module")
-def whole(prepared):
+def one_update(prepared):
   """Config of one update from one microbatch, its state and its metrics, far from the reference."""
   config = replace(prepared.config.aepo, minibatch=16, microbatch=8)
   return config, *prepared.step(config, reference=far(prepared))
@@ -118,8 +118,8 @@ def far(prepared):
   return jax.tree.map(lambda x: x * 1.2, prepared.params) | {"vision": prepared.params["vision"]}
 
 
-def test_at_the_first_update_ratio_is_one_and_kl_zero(prepared, whole):
-  _, metrics = prepared.step(whole[0])
+def test_at_the_first_update_ratio_is_one_and_kl_zero(prepared, one_update):
+  _, metrics = prepared.step(one_update[0])
   np.testing.assert_allclose(metrics["loss/ratio"], 1, atol=1e-5)
   np.testing.assert_allclose(metrics["kl/mean"], 0, atol=1e-6)
   assert metrics["loss/sampler_gap"] < 1e-4
@@ -138,8 +138,8 @@ def assert_same(first, second):
                                err_msg=name)
 
 
-def test_neither_packing_nor_microbatches_change_the_update(prepared, whole, monkeypatch):
-  config, *packed = whole
+def test_neither_packing_nor_microbatches_change_the_update(prepared, one_update, monkeypatch):
+  config, *packed = one_update
   with jax.set_mesh(mesh_of(1)):
     _, packing = aepo.pack_rollout(prepared.rollout, config, prepared.run.generator.encoder)
   assert packing["pack/rows"] <= 8
@@ -170,8 +170,8 @@ def test_how_far_the_policy_moves_is_no_gap_to_the_sampler(prepared, old):
   assert metrics["loss/sampler_gap"] < 1e-4 and metrics["update/skipped"] == 0
 
 
-def test_sequence_average_weighs_responses_not_tokens(prepared, whole):
-  config = replace(whole[0], microbatch=4, loss__average="sequence")
+def test_sequence_average_weighs_responses_not_tokens(prepared, one_update):
+  config = replace(one_update[0], microbatch=4, loss__average="sequence")
   _, metrics = prepared.step(config)
   # At ratio 1 the loss is minus the mean advantage: over responses, where lengths do not count.
   correct = prepared.rollout.correct.reshape(4, 4)
@@ -179,14 +179,14 @@ def test_sequence_average_weighs_responses_not_tokens(prepared, whole):
   lengths = prepared.rollout.samples.mask.sum(1)
   by_token = (advantage.ravel() * lengths).sum() / lengths.sum()
   np.testing.assert_allclose(metrics["loss/policy"], 0, atol=1e-5)
-  np.testing.assert_allclose(whole[2]["loss/policy"], -by_token, atol=1e-5)
+  np.testing.assert_allclose(one_update[2]["loss/policy"], -by_token, atol=1e-5)
   assert abs(by_token) > 1e-3
 
 
 # Devices, slices and the "model" axis.
 @pytest.mark.parametrize("layout", [(2, 1, 1), (4, 1, 1), (4, 2, 1), (4, 2, 2)])
-def test_several_devices_give_the_same_step(prepared, whole, layout):
-  config, *one = whole
+def test_several_devices_give_the_same_step(prepared, one_update, layout):
+  config, *one = one_update
   programs = []
 
   def step(*arguments):
@@ -210,9 +210,9 @@ def test_several_devices_give_the_same_step(prepared, whole, layout):
     assert new.sharding.is_equivalent_to(old.sharding, old.ndim), jax.tree_util.keystr(path)
 
 
-def test_devices_work_on_their_own_tokens(prepared, whole):
+def test_devices_work_on_their_own_tokens(prepared, one_update):
   # The form that TPU kernels and a split vocabulary need.
-  traced = prepared.step(whole[0], step=aepo_step.aepo_step.trace, layout=(4,))
+  traced = prepared.step(one_update[0], step=aepo_step.aepo_step.trace, layout=(4,))
   assert "shard_map" in str(traced.jaxpr)
 
 
@@ -222,8 +222,8 @@ def test_groups_of_equal_correctness_teach_nothing(prepared):
   np.testing.assert_allclose(metrics["loss/policy"], 0, atol=1e-7)
 
 
-def test_kl_controller_moves_towards_its_target(prepared, whole):
-  config, state, metrics = whole
+def test_kl_controller_moves_towards_its_target(prepared, one_update):
+  config, state, metrics = one_update
   share = np.array([metrics[f"bucket/share/{name}"] for name in ("easy", "medium", "hard")])
   outside = np.array([metrics[f"kl/outside/{name}"] for name in ("easy", "medium", "hard")])
   kl = config.kl
@@ -232,11 +232,11 @@ def test_kl_controller_moves_towards_its_target(prepared, whole):
   assert (share > 0).sum() >= 2 and (np.abs(kappa[share > 0] - 1) > 1e-3).all()
 
 
-def test_without_dynamic_kl_the_coefficient_stays_and_windows_get_no_relief(prepared, whole):
-  state, metrics = prepared.step(replace(whole[0], kl__dynamic=False), reference=far(prepared))
+def test_without_dynamic_kl_the_coefficient_stays_and_windows_get_no_relief(prepared, one_update):
+  state, metrics = prepared.step(replace(one_update[0], kl__dynamic=False), reference=far(prepared))
   assert (np.asarray(state.controllers.kappa) == 1).all()
   np.testing.assert_allclose(metrics["loss/kl"], 0.01 * metrics["kl/mean"], rtol=1e-4)
-  assert whole[2]["loss/kl"] < metrics["loss/kl"]
+  assert one_update[2]["loss/kl"] < metrics["loss/kl"]
 
 
 def broken(prepared, name):
@@ -261,9 +261,9 @@ def test_a_term_that_is_not_finite_is_named_and_changes_nothing(prepared, name):
       "final_norm": prepared.params["final_norm"] * np.nan})
   else:
     state, metrics = prepared.step(**broken(prepared, name))
-  faults = {key: int(metrics[key]) for key in metrics if key.startswith("nonfinite/") and
+  nonfinite_counts = {key: int(metrics[key]) for key in metrics if key.startswith("nonfinite/") and
             metrics[key]}
-  assert f"nonfinite/{name}" in faults and "nonfinite/logits" not in faults
+  assert f"nonfinite/{name}" in nonfinite_counts and "nonfinite/logits" not in nonfinite_counts
   # What is wrong with a single minibatch leaves the update of the other one.
   assert metrics["update/skipped"] == (1 if name == "sampler_logprob" else 2)
   if name != "sampler_logprob":
@@ -296,7 +296,7 @@ def test_a_dumped_batch_is_replayed_and_its_term_named(prepared, tmp_path):
       said = replay.replay_text(path, terms, step)
       assert "first: batch/rows/sampler_logprob" in said or not kept
       assert "with the weights of step 0:\n  it was made with those of step 6, of which" in said
-    # The batch is sound: now the weights are not.
+    # The batch is finite: now the weights are not.
     weights_of = prepared.params | {"final_norm": prepared.params["final_norm"] * np.nan}
     with Checkpoints(str(tmp_path / "aepo"), 1) as checkpoints:
       checkpoints.save(6, state.replace(params=weights_of), {})
@@ -308,11 +308,11 @@ def test_a_dumped_batch_is_replayed_and_its_term_named(prepared, tmp_path):
     replay.replay(run, str(tmp_path), "x.npz")
 
 
-def test_rewarded_answers_become_more_probable(prepared, whole):
-  state, _ = prepared.step(replace(whole[0], kl__beta=(0.0, 0.0, 0.0)))
+def test_rewarded_answers_become_more_probable(prepared, one_update):
+  state, _ = prepared.step(replace(one_update[0], kl__beta=(0.0, 0.0, 0.0)))
   model = prepared.run.model
   with jax.set_mesh(mesh_of(1)):
-    batch, _ = aepo.pack_rollout(prepared.rollout, whole[0], prepared.run.generator.encoder)
+    batch, _ = aepo.pack_rollout(prepared.rollout, one_update[0], prepared.run.generator.encoder)
     images = policy_gradient.frozen_features(model, prepared.params, batch.vision, minibatches=1)
     minibatches = policy_gradient.Minibatch(batch.rows, images)
     before, after = (policy_gradient.old_logprobs(model, params, minibatches)
@@ -340,7 +340,7 @@ def test_all_samples_of_the_first_prompts_are_logged_token_by_token(prepared, tm
   parent, fork = np.full(16, -1), np.zeros(16, int)
   parent[1], fork[1] = 0, 3
   entropies = rollout.samples.entropy.copy()
-  entropies[1, 0] = np.nan  # a sampler's fault, whose step is skipped
+  entropies[1, 0] = np.nan  # a broken sampler, whose step is skipped
   rollout = dataclasses.replace(rollout, samples=dataclasses.replace(
     rollout.samples, parent=parent, fork=fork, entropy=entropies))
   graded = responses.GradedResponses(rollout.prompts.rows, rollout.samples, rollout.texts,

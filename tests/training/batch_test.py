@@ -71,14 +71,14 @@ def test_every_nth_prompt_is_in_a_minibatch():
 def test_no_token_is_lost_and_the_shape_holds_the_worst_case():
   for seed in range(20):
     rng = np.random.default_rng(seed)
-    room, lengths = int(rng.integers(12, 30)), rng.integers(1, 9, 16)
+    size, lengths = int(rng.integers(12, 30)), rng.integers(1, 9, 16)
     before = rng.integers(2, 5, 8)
-    rows, metrics = packed(before, lengths, minibatch=8, row_tokens=(room,), longest=12)
+    rows, metrics = packed(before, lengths, minibatch=8, row_tokens=(size,), longest=12)
     total = lengths.sum() + 2 * before.sum()
     assert (rows.segment > 0).sum() == total
     assert sorted(rows.tokens[rows.response_mask]) == sorted(samples(lengths).tokens[
       samples(lengths).mask])
-    assert metrics["pack/real"] == total / (rows.used.sum() * 2 * room)
+    assert metrics["pack/real"] == total / (rows.used.sum() * 2 * size)
   full, _ = packed([4] * 8, [8] * 16, minibatch=8, row_tokens=(30,), longest=12)
   assert full.tokens.shape[1] == 2 and full.used.tolist() == [2, 2]  # 2 sequences a row of 30
 
@@ -106,7 +106,7 @@ def test_rows_of_skewed_lengths_are_nearly_full(median):
 
 def test_minibatches_fill_whole_microbatches():
   sizes = dict(minibatch=4, microbatch=1, row_tokens=(12,))
-  # 24 tokens: two rows are full, however the four prompts of 2 x (5, 4, 2, 1) are dealt.
+  # 24 tokens: two rows are full, however the four prompts of 2 x (5, 4, 2, 1) are split.
   assert balance_minibatches(np.repeat([[5], [4], [2], [1]], 2, 1), **sizes) == [0, 1, 3, 2]
   # 36 tokens are three rows: the second minibatch gets two, and the longer prompts.
   assert balance_minibatches(np.repeat([[6], [5], [4], [3]], 2, 1), **sizes) == [2, 0, 3, 1]

@@ -139,17 +139,16 @@ def test_moments_are_sharded_like_their_parameters(trained):
 
 def test_start_places_the_state_beside_the_params_and_freezes_parts():
   mesh = mesh_lib.make_mesh(4, 1)
-  split, whole = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in (("data",), ()))
+  split, replicated = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in (("data",), ()))
   values = {
     "text": jax.device_put(jnp.ones((8, 2)), split),
-    "vision": {"w": jax.device_put(jnp.ones((3,)), whole)},
+    "vision": {"w": jax.device_put(jnp.ones((3,)), replicated)},
   }
   tx = optimizer.stage_optimizer(stage(frozen=("vision",)), values)
   state = optimizer.init_opt_state(tx, values)
   assert sorted(x.shape for x in jax.tree.leaves(state)) == [(), (8, 2), (8, 2)]
-  assert all(
-    x.sharding.is_equivalent_to(split if x.ndim else whole, x.ndim) for x in jax.tree.leaves(state)
-  )
+  assert all(x.sharding.is_equivalent_to(split if x.ndim else replicated, x.ndim)
+             for x in jax.tree.leaves(state))
   step = jax.jit(lambda *args: optimizer.apply_update(tx, *args))
   new, _, _ = step(values, state, values, 0.1)
   np.testing.assert_allclose(new["text"], 0.9, rtol=1e-5)
@@ -182,12 +181,12 @@ def test_smaller_moments_keep_their_arithmetic_and_leave_a_broken_gradient_alone
   # Of rank 1 in size, where rows and columns say all about the squares.
   size = np.outer(rng.uniform(0.5, 2, 128), rng.uniform(0.5, 2, 256))
   gradients = [np.float32(size * rng.choice([-1, 1], matrix.shape)) for _ in range(3)]
-  exact, whole = run_moments("float32", matrix, gradients)
+  exact, full = run_moments("float32", matrix, gradients)
   first, three_quarters = run_moments("bfloat16", matrix, gradients)
   factored, quarter = run_moments("factored", matrix, gradients)
   count = matrix.size
-  assert (whole, three_quarters) == (8 * count + 4, 6 * count + 4)
-  assert quarter == 2 * count + 4 * (128 + 256) + 12  # two counts, and an empty place
+  assert (full, three_quarters) == (8 * count + 4, 6 * count + 4)
+  assert quarter == 2 * count + 4 * (128 + 256) + 12  # two counts, and an empty leaf
   assert np.abs(exact - matrix).max() > 0.1
   np.testing.assert_allclose(first, exact, atol=2e-3)  # of steps of 0.1: 8 bits
   assert np.abs(first - exact).max() > 0

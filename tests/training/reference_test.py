@@ -1,4 +1,4 @@
-"""The whole of AEPO against tests/slow_aepo.py: loss, gradient, update, every controller."""
+"""AEPO against slow_aepo.py, token by token: loss, gradient, update, every controller."""
 
 import dataclasses
 import functools
@@ -44,9 +44,9 @@ class Case:
     self.length = samples.mask.sum(1)
     self.reference = jax.tree.map(lambda x: x + 0.05 * x.std() * rng.normal(size=x.shape).astype(
       np.float32), self.params)
-    rows, room = len(samples.tokens), prompts.tokens.shape[1] + samples.tokens.shape[1]
-    tokens, segment = np.zeros((2, rows, room), np.int32)
-    unit, positions = np.full((rows, room), -1, np.int32), np.zeros((3, rows, room), np.int32)
+    rows, width = len(samples.tokens), prompts.tokens.shape[1] + samples.tokens.shape[1]
+    tokens, segment = np.zeros((2, rows, width), np.int32)
+    unit, positions = np.full((rows, width), -1, np.int32), np.zeros((3, rows, width), np.int32)
     self.start = np.repeat(prompts.length, 4)
     for b in range(rows):
       p, middle, end = b // 4, self.start[b], self.start[b] + self.length[b]

@@ -87,7 +87,7 @@ def test_loss_of_packed_rows_is_torchs():
     for name, (tokens, _) in cases.items():
       logits = np.float64(reference[f"{name}/logits"])
       logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-      nll += [-logp[place - 1, tokens[place]] for place in range(starts[name], len(tokens))]
+      nll += [-logp[index - 1, tokens[index]] for index in range(starts[name], len(tokens))]
   config = dataclasses.replace(tiny.read().adacs, microbatch=1, frozen=("vision",))
   with jax.set_mesh(mesh.make_mesh(1, 1, devices=jax.devices()[:1])):
     params = jax.tree.map(jnp.array, load("tied"))  # copies: the step takes its state's buffers

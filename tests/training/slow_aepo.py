@@ -1,4 +1,4 @@
-"""AEPO as the paper has it, a sequence and a token at a time, in float64: what aepo.py must equal.
+"""AEPO as the paper has it, a sequence and a token at a time, in float64, to compare with.
 
 Sections 3.2.1 and 3.2.2, algorithm 1, eq. 2-4, 9, 10, 27, with this repository's choices (README,
 "What differs from the paper") and no code of its own. Arrays of a response have its own length;
