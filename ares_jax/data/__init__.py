@@ -1,2 +1,1 @@
-"""Everything between a file and a numpy batch. No module here but the command `inspect` imports
-jax: grading workers stay light."""
+"""Turns data files into numpy batches. Only sharded.py imports jax: worker processes stay light."""

@@ -1,6 +1,6 @@
-"""Chat turns to tokens: the tokenizer's own template, image placeholders expanded to image tokens.
+"""Turns chat turns into tokens with the tokenizer's template, and expands image placeholders.
 
-Text of a question is data: a control token written in it (`<|image_pad|>`) is encoded as text.
+A control token written in a question (`<|image_pad|>`) is encoded as text.
 """
 
 import copy
@@ -8,13 +8,13 @@ import dataclasses
 import functools
 import re
 
-# Where an image goes: the next one, or the one of that number (counted from 1).
+# Marks the position of the next image, or of the image with that number (counted from 1).
 IMAGE_MARK = re.compile(r"<image(?: ?(\d+))?>")
 
 
 @dataclasses.dataclass(frozen=True)
 class Chat:
-  """A tokenizer and the few things that a prompt adds to a question.
+  """A tokenizer, and the text that a prompt adds to a question.
 
   Attributes:
     tokenizer: a `transformers` fast tokenizer with a chat template.
@@ -27,27 +27,27 @@ class Chat:
   image_token: int
 
   def order(self, question, images):
-    """Which image stands where: numbers of the images (from 0) in the order of the prompt.
+    """Numbers of the images (from 0) in their order in the prompt.
 
     Args:
-      question: text; `<image>` marks where the next image goes, `<image 2>` or `<image2>` where
-        the second one does. Without any mark, all images come first, in order.
-      images: how many the row has.
+      question: text; `<image>` marks the position of the next image, `<image 2>` or `<image2>` that
+        of the second one. Without any mark, all images come first, in order.
+      images: number of images of the row.
 
     Raises:
-      ValueError: the question has marks, but not one an image.
+      ValueError: the question has marks, but not one for each image.
     """
     marks = [mark.group(1) for mark in IMAGE_MARK.finditer(question + self.suffix)]
     if not marks:
       return list(range(images))
     if len(marks) != images:
       raise ValueError(f"the question has {len(marks)} image marks but {images} images; give one "
-                       "mark (<image> or <image 1>) an image, or none")
+                       "mark (<image> or <image 1>) for each image, or none")
     if all(number is None for number in marks):
       return list(range(images))
     if sorted(map(str, marks)) != sorted(str(1 + index) for index in range(images)):
       raise ValueError(f"the question's image marks have the numbers {', '.join(map(str, marks))}; "
-                       f"each of 1..{images} must stand once, or none")
+                       f"each of 1..{images} must occur once, or none")
     return [int(number) - 1 for number in marks]
 
   def prompt(self, question, image_tokens):
@@ -55,7 +55,7 @@ class Chat:
 
     Args:
       question: text with marks, as in `order`.
-      image_tokens: for each image in that order, how many tokens it takes (merged vision units).
+      image_tokens: number of tokens (merged vision units) of each image, in that order.
 
     Returns:
       list of int.
@@ -79,7 +79,7 @@ class Chat:
     return self.tokenizer.decode(tokens, skip_special_tokens=True)
 
   def _content(self, text, images):
-    pieces = IMAGE_MARK.split(text)[::2]  # between them stand the numbers
+    pieces = IMAGE_MARK.split(text)[::2]  # the numbers are between them
     if len(pieces) == 1:
       return [{"type": "image"}] * images + [{"type": "text", "text": text}]
     content = []
@@ -91,14 +91,15 @@ class Chat:
   def _encode(self, content):
     if not any(self._special.search(part.get("text", "")) for part in content):
       return self._ids(self._render(content))
-    # Rendered with stand-ins for the tokens a user wrote, so that only the template's own are read
-    # as such. The text between keeps its neighbours: the template's newline before it may join it.
+    # Rendered with "\0" for each control token of the question, so that only those of the template
+    # are read as such. The text between keeps its neighbours: a token may join it with the newline
+    # of the template before it.
     content = [dict(part, text=part["text"].replace("\0", "")) if part["type"] == "text" else part
                for part in content]
     found = [token for part in content for token in self._special.findall(part.get("text", ""))]
-    stand_ins = [dict(part, text=self._special.sub("\0", part["text"])) if part["type"] == "text"
+    replaced = [dict(part, text=self._special.sub("\0", part["text"])) if part["type"] == "text"
                  else part for part in content]
-    first, *others = self._render(stand_ins).split("\0")
+    first, *others = self._render(replaced).split("\0")
     ids = self._ids(first)
     for token, text in zip(found, others, strict=True):
       ids += self._plain(token) + self._ids(text)
@@ -116,14 +117,14 @@ class Chat:
 
   @functools.cached_property
   def _special(self):
-    """Finds control tokens, the longest where one begins with another."""
+    """A pattern of control tokens, the longest first where one begins with another."""
     added = self.tokenizer.added_tokens_decoder.values()
     special = sorted((str(token) for token in added if token.special), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, special)) or "(?!)")
 
   @functools.cached_property
   def _text_only(self):
-    """A second tokenizer that reads control tokens as text: reading threads share both."""
+    """A tokenizer that reads control tokens as text. A copy: reading threads share both."""
     backend = copy.deepcopy(self.tokenizer.backend_tokenizer)
     backend.encode_special_tokens = True
     return backend

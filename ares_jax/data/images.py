@@ -1,9 +1,9 @@
-"""Images on the host: file -> resized RGB -> uint8 patches -> windows of a static size.
+"""Turns image files into resized RGB, uint8 patches, and windows of a static size, on the host.
 
-numpy and PIL; etils opens gs://. Sizes, pixels and order are those of Hugging Face's Qwen2.5-VL
-image processor (PIL backend), bit for bit; pixels stay uint8 and are normalised on the device.
-n patches of an image or of a row, C = 3 * temporal_patch * patch^2 values of a patch, R rows,
-W windows of a row, S patch slots of a window.
+Sizes, pixels and order are equal to those of Hugging Face's Qwen2.5-VL image processor (PIL
+backend), bit for bit; pixels stay uint8 and are normalised on the device. n patches of an image or
+of a row, C = 3 * temporal_patch * patch^2 values of a patch, R rows, W windows of a row, S patch
+slots of a window.
 """
 
 import io
@@ -18,18 +18,18 @@ from PIL import Image, UnidentifiedImageError
 
 Grid = tuple[int, int, int]  # frames, rows and columns of patches
 
-# 67 MP, 200 MB decoded. PIL itself only warns between 89 and 179 MP: 79 kB can ask for 387 MB.
+# 67 MP, 200 MB decoded. PIL only warns between 89 and 179 MP, where a file of 79 kB needs 387 MB.
 MAX_SOURCE_PIXELS = 2**26
-# Decoders that are well tested; the others (EPS, PSD ...) are larger targets than they are useful.
+# Formats with well-tested decoders. Others (EPS, PSD ...) are rare, and more open to attacks.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # Beyond this aspect ratio the released processor refuses an image.
 MAX_ASPECT = 200
 
 
 class WindowLayout(NamedTuple):
-  """Where the patches of one row's images go; patches in the processor's order."""
+  """Slots for the patches of one row's images; patches are in the processor's order."""
 
-  slot: np.ndarray  # [n] int32, window * S + place in the window
+  slot: np.ndarray  # [n] int32, window * S + index in the window
   hw: np.ndarray  # [n, 2] int32, row and column of the patch in its image
   image: np.ndarray  # [n] int32, 1 + index of the frame in the row
   windows: int  # windows in use
@@ -84,7 +84,7 @@ def load_image(
     min_pixels: least area after resizing.
     max_pixels: largest area after resizing.
     factor: px, patch * merge.
-    name: what errors call the image, such as "train.jsonl row 7"; the path when None.
+    name: of the image in errors, such as "train.jsonl row 7"; None is its path.
 
   Returns:
     uint8 [H, W, 3]. Transparency is blended on white, as transformers does; EXIF rotation is
@@ -103,7 +103,7 @@ def load_image(
       return np.asarray(rgb.resize((width, height), Image.Resampling.BICUBIC))
   # Decoders raise anything from SyntaxError to struct.error on damaged files.
   except Exception as error:
-    raise _fault(name, error) from error
+    raise _image_error(name, error) from error
 
 
 def image_grid(
@@ -115,10 +115,10 @@ def image_grid(
   merge: int = 2,
   name: str | None = None,
 ) -> Grid:
-  """Grid of patches an image will have, from the file's header alone (0.07 ms).
+  """Grid of patches of an image once it is resized, from the file's header alone (0.07 ms).
 
   Raises:
-    ValueError: as `load_image`, but damage behind the header goes unnoticed.
+    ValueError: as `load_image`, but damage after the header is not noticed.
   """
   name = _name(source, name)
   try:
@@ -126,7 +126,7 @@ def image_grid(
       height, width = resize_size(image.height, image.width, min_pixels=min_pixels,
                                   max_pixels=max_pixels, factor=patch * merge)
   except Exception as error:
-    raise _fault(name, error) from error
+    raise _image_error(name, error) from error
   return 1, height // patch, width // patch
 
 
@@ -137,12 +137,12 @@ def patchify(image: np.ndarray, *, patch: int = 14, temporal_patch: int = 2,
   Args:
     image: uint8 [H, W, 3], sides multiples of patch * merge.
     patch: px, side of a patch.
-    temporal_patch: frames a patch spans; the image is repeated.
+    temporal_patch: number of frames in a patch; the image is repeated.
     merge: patches per side of a merged unit.
 
   Returns:
-    patches: uint8 [n, C]; merged units in raster order, in each its patches in raster order; the
-      values of a patch in order (channel, temporal, row, column).
+    patches: uint8 [n, C]; merged units in raster order, and the patches of each in raster order;
+      the values of a patch are ordered (channel, temporal, row, column).
     grid: (1, rows, columns) in patches.
   """
   height, width, channels = image.shape
@@ -158,10 +158,10 @@ def patchify(image: np.ndarray, *, patch: int = 14, temporal_patch: int = 2,
 
 
 def window_layout(grids: Sequence[Grid], *, window: int, patch: int, merge: int) -> WindowLayout:
-  """Windows and places of the patches of one row's images.
+  """The WindowLayout of one row's images.
 
   Each frame is cut into windows of window x window px from its top left corner; the windows at the
-  right and bottom edge may be partial. A window's units fill its first slots in raster order.
+  right and bottom edge may be partial. The units of a window fill its first slots in raster order.
 
   Args:
     grids: (frames, rows, columns) in patches of each image, in order.
@@ -170,29 +170,26 @@ def window_layout(grids: Sequence[Grid], *, window: int, patch: int, merge: int)
     merge: patches per side of a merged unit.
   """
   side = window // (patch * merge)  # units per side of a window
-  unit = merge**2
-  slots, places, frame_ids = [], [], []
+  unit = merge**2  # patches of a unit
+  in_unit = np.stack(np.divmod(np.arange(unit), merge), axis=-1)  # row, column
+  slots, hw, image = [np.zeros(0, int)], [np.zeros((0, 2), int)], [np.zeros(0, int)]
   windows = frames_before = 0
   for frames, rows, columns in grids:
-    frame, row, column = np.indices((frames, rows // merge, columns // merge)).reshape(3, -1)
-    down, across = math.ceil(rows // merge / side), math.ceil(columns // merge / side)
-    index = (frame * down + row // side) * across + column // side
+    rows, columns = rows // merge, columns // merge  # units from here on
+    down, across = math.ceil(rows / side), math.ceil(columns / side)
+    frame, row, column = np.indices((frames, rows, columns)).reshape(3, -1)
+    window_index = windows + (frame * down + row // side) * across + column // side
     # Units per row of this window: fewer than `side` at the right edge.
-    width = np.minimum(side, columns // merge - column // side * side)
-    place = (row % side) * width + column % side
-    slot = ((windows + index) * side**2 + place)[:, None] * unit + np.arange(unit)
-    inner_row, inner_column = np.divmod(np.arange(unit), merge)
+    width = np.minimum(side, columns - column // side * side)
+    in_window = (row % side) * width + column % side
+    slot = (window_index * side**2 + in_window)[:, None] * unit + np.arange(unit)
     slots.append(slot.ravel())
-    places.append(np.stack([row[:, None] * merge + inner_row,
-                            column[:, None] * merge + inner_column], axis=-1).reshape(-1, 2))
-    frame_ids.append(np.repeat(1 + frames_before + frame, unit))
+    hw.append((np.stack([row, column], axis=-1)[:, None] * merge + in_unit).reshape(-1, 2))
+    image.append(np.repeat(1 + frames_before + frame, unit))
     windows += frames * down * across
     frames_before += frames
-  if not slots:
-    return WindowLayout(np.zeros(0, np.int32), np.zeros((0, 2), np.int32), np.zeros(0, np.int32), 0)
-  return WindowLayout(np.concatenate(slots).astype(np.int32),
-                      np.concatenate(places).astype(np.int32),
-                      np.concatenate(frame_ids).astype(np.int32), windows)
+  arrays = (np.concatenate(parts).astype(np.int32) for parts in (slots, hw, image))
+  return WindowLayout(*arrays, windows)
 
 
 def pack_rows(
@@ -206,8 +203,8 @@ def pack_rows(
   """Packs the images of R rows into arrays of one static shape.
 
   Args:
-    rows: for each row its images as (patches [n, C], grid), what `patchify` returns.
-    windows: W, windows every row has room for.
+    rows: for each row its images as (patches [n, C], grid), from `patchify`.
+    windows: W, windows in every row.
     window: px, side of a window.
     patch: px, side of a patch.
     merge: patches per side of a merged unit.
@@ -233,8 +230,8 @@ def pack_rows(
     grids = [grid for _, grid in row]
     layout = window_layout(grids, window=window, patch=patch, merge=merge)
     if layout.windows > windows:
-      raise ValueError(f"row {index} needs {layout.windows} windows of {window} px, there is room "
-                       f"for {windows}; raise the number of windows or lower max_pixels")
+      raise ValueError(f"row {index} needs {layout.windows} windows of {window} px, the limit is "
+                       f"{windows}; raise the number of windows or lower max_pixels")
     for patches, grid in row:
       if patches.shape[0] != math.prod(grid):
         raise ValueError(f"row {index}: {patches.shape[0]} patches do not fill a grid of {grid}")
@@ -250,7 +247,7 @@ def pack_rows(
 
 
 def count_windows(grids: Sequence[Grid], *, window: int, patch: int, merge: int) -> int:
-  """Windows that the images of one row need: what chooses the bucket W of a batch."""
+  """Number of windows that the images of one row need."""
   side = window // (patch * merge)
   return sum(frames * math.ceil(rows // merge / side) * math.ceil(columns // merge / side)
              for frames, rows, columns in grids)
@@ -277,7 +274,7 @@ def _open(source) -> Image.Image:
   if image.width * image.height > MAX_SOURCE_PIXELS:
     raise ValueError(f"{image.width} x {image.height} px exceed the limit of "
                      f"{MAX_SOURCE_PIXELS / 1e6:.0f} MP; shrink it")
-  # The caller closes what this returns, so an image that is the caller's own is copied.
+  # The caller closes the returned image, so an image that the user opened is copied.
   return image.copy() if image is source else image
 
 
@@ -289,7 +286,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
   return Image.alpha_composite(white, image).convert("RGB")
 
 
-def _fault(name: str, error: Exception) -> ValueError:
+def _image_error(name: str, error: Exception) -> ValueError:
   if isinstance(error, UnidentifiedImageError):
     reason = "not one of " + ", ".join(FORMATS)
   else:

@@ -1,4 +1,4 @@
-"""Sequences to packed rows: several share a row, one behind the other.
+"""Packs several sequences into one row, one after the other.
 
 R packed rows, C tokens a row.
 """
@@ -10,22 +10,22 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Which token of which sequence stands where in packed rows."""
+  """The sequence and token at each position of packed rows."""
 
   sequence: np.ndarray  # int32 [R, C]: index of the sequence, 0 where padding
-  place: np.ndarray  # int32 [R, C]: index of the token in its sequence, 0 where padding
-  segment: np.ndarray  # int32 [R, C]: 0 = padding, else 1 + place of the sequence in its row
+  index: np.ndarray  # int32 [R, C]: index of the token in its sequence, 0 where padding
+  segment: np.ndarray  # int32 [R, C]: 0 = padding, else 1 + index of the sequence in its row
 
 
-def first_fit(sizes, room):
-  """First-fit-decreasing bins: a list of lists of indices, ties by index.
+def first_fit(sizes, capacity):
+  """First-fit-decreasing bins: a list of lists of item indices, ties by index.
 
   Args:
-    sizes: a tuple of sizes for every item; the first one orders them.
-    room: the tuple of what a bin holds.
+    sizes: a tuple of sizes for every item; items are ordered by the first one.
+    capacity: a tuple of capacities of a bin, one for each size.
   """
   bins = []
-  left = np.tile(np.asarray(room), (len(sizes), 1))  # of every bin there may be
+  left = np.tile(np.asarray(capacity), (len(sizes), 1))  # of as many bins as there can be
   for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index][0], index)):
     fits = (left[: len(bins)] >= sizes[index]).all(1)
     number = int(fits.argmax()) if fits.any() else len(bins)
@@ -37,15 +37,15 @@ def first_fit(sizes, room):
 
 
 def lay_out(rows, lengths, row_tokens):
-  """Layout of `rows`.
+  """The Layout of packed rows.
 
   Args:
-    rows: a list of indices of sequences for every row; R rows.
+    rows: R lists of indices of sequences.
     lengths: tokens of every sequence.
     row_tokens: C.
 
   Raises:
-    ValueError: the sequences of a row are longer than it.
+    ValueError: the sequences of a row have more than C tokens.
   """
   layout = Layout(*(np.zeros((len(rows), row_tokens), np.int32) for _ in range(3)))
   for number, row in enumerate(rows):
@@ -57,7 +57,7 @@ def lay_out(rows, lengths, row_tokens):
     for order, index in enumerate(row):
       end = start + int(lengths[index])
       layout.sequence[number, start:end] = index
-      layout.place[number, start:end] = np.arange(end - start)
+      layout.index[number, start:end] = np.arange(end - start)
       layout.segment[number, start:end] = 1 + order
       start = end
   return layout

@@ -1,4 +1,4 @@
-"""Multimodal rotary positions (M-RoPE) on the host. numpy only.
+"""Computes multimodal rotary positions (M-RoPE) on the host.
 
 Source: Qwen2-VL, section 2.1, arXiv 2409.12191.
 """
@@ -16,9 +16,9 @@ def mrope_positions(
 ) -> np.ndarray:
   """Time, height and width position of every token of one row.
 
-  Text counts up on all three axes. The tokens of an image keep one start for time and lie on the
-  grid of merged patches for height and width; the text behind it goes on at start + max(height,
-  width) in merged patches. A response goes on at `positions.max() + 1`.
+  Text counts up on all three axes. The tokens of an image have one time, and the row and column of
+  their merged patch as height and width, each plus the start. The text after it continues at start
+  + max(height, width) in merged patches, and a response at `positions.max() + 1`.
 
   Args:
     tokens: [T] ids of one row without padding, one `image_token` per merged unit of each image.
@@ -30,12 +30,12 @@ def mrope_positions(
     int32 [3, T].
 
   Raises:
-    ValueError: a run of image tokens that does not fit the next grids, or grids left over.
+    ValueError: a run of image tokens does not fit the next grids, or grids are left over.
   """
   tokens = np.asarray(tokens)
   positions = np.empty((3, tokens.size), np.int32)
   is_image = tokens == image_token
-  # Runs of equal kind: [0, first change, ..., T].
+  # Ends of runs of text or image tokens: [0, first change, ..., T].
   edges = np.concatenate([[0], np.flatnonzero(np.diff(is_image)) + 1, [tokens.size]])
   remaining = [tuple(int(size) for size in grid) for grid in grids]
   start = 0
@@ -46,7 +46,7 @@ def mrope_positions(
       positions[:, first:last] = start + np.arange(last - first)
       start += last - first
       continue
-    # Images that touch, with no token between, form one run.
+    # Images without a token between them form one run.
     while first < last:
       if not remaining:
         raise ValueError(f"{last - first} image tokens at {first} have no image left: "

@@ -1,4 +1,4 @@
-"""Rows to prompts: tokens, M-RoPE positions and image patches of fixed shape, on the host.
+"""Encodes rows as prompts: tokens, M-RoPE positions and image patches of fixed shape, on the host.
 
 P prompts, T prompt tokens, W vision windows, S patches a window.
 """
@@ -18,8 +18,8 @@ from ares_jax.data.positions import mrope_positions
 class PromptConfig:
   """How a row becomes a prompt of fixed shape.
 
-  Shape i has room for max_tokens[i] tokens and windows[i] vision windows in every row. A batch
-  takes the first shape that holds all its rows: programs are compiled for these shapes and no more.
+  Shape i holds max_tokens[i] tokens and windows[i] vision windows in every row. A batch takes the
+  first shape that holds all its rows, so programs are compiled for these shapes only.
   """
 
   suffix: str  # appended to every question
@@ -31,7 +31,7 @@ class PromptConfig:
   def __post_init__(self):
     if len(self.max_tokens) != len(self.windows) or not self.max_tokens:
       raise ValueError(f"max_tokens = {self.max_tokens} and windows = {self.windows} must have the "
-                       "same number of sizes, one or more: shape i is made of the i-th of both")
+                       "same number of sizes, at least one: shape i has the i-th of both")
     for name in ("max_tokens", "windows"):
       sizes = getattr(self, name)
       if min(sizes) < 1 or list(sizes) != sorted(sizes):
@@ -59,19 +59,19 @@ class PromptBatch:
   positions: np.ndarray  # int32 [3, P, T]
   unit: np.ndarray  # int32 [P, T]: which merged vision unit feeds the token, -1 for text
   vision: dict  # patches uint8 [P, W, S, 1176], hw int32 [P, W, S, 2], image int32 [P, W, S]
-  prompt_id: np.ndarray  # int32 [P]: place in the stream of prompts
+  prompt_id: np.ndarray  # int32 [P]: index in the stream of prompts
   rows: list  # the source's rows, for answers and metadata
 
-  def take(self, places):
-    """The prompts at `places`, a list of int."""
-    vision = {name: array[places] for name, array in self.vision.items()}
-    return PromptBatch(self.tokens[places], self.length[places], self.positions[:, places],
-                       self.unit[places], vision, self.prompt_id[places],
-                       [self.rows[place] for place in places])
+  def take(self, indices):
+    """The prompts at `indices`, a list of int."""
+    vision = {name: array[indices] for name, array in self.vision.items()}
+    return PromptBatch(self.tokens[indices], self.length[indices], self.positions[:, indices],
+                       self.unit[indices], vision, self.prompt_id[indices],
+                       [self.rows[index] for index in indices])
 
   @classmethod
   def join(cls, batches):
-    """One batch of several; those of a smaller shape are padded to the largest."""
+    """One batch of several; smaller shapes are padded to the largest."""
     tokens = max(batch.tokens.shape[1] for batch in batches)
     windows = max(batch.vision["image"].shape[1] for batch in batches)
     batches = [batch._padded(tokens, windows) for batch in batches]
@@ -87,7 +87,7 @@ class PromptBatch:
   def _padded(self, tokens, windows):
     def pad(array, axis, size, value=0):
       more = size - array.shape[axis]
-      widths = [(0, more if place == axis else 0) for place in range(array.ndim)]
+      widths = [(0, more if dimension == axis else 0) for dimension in range(array.ndim)]
       return np.pad(array, widths, constant_values=value) if more else array
 
     vision = {name: pad(array, 1, windows) for name, array in self.vision.items()}
@@ -101,9 +101,9 @@ class Encoder:
   """Turns rows into prompts for one model.
 
   Attributes:
-    chat: the model's tokenizer and template.
-    config: limits and image area.
-    window, patch, merge: the vision tower's geometry, px, px, patches.
+    chat: Chat, the model's tokenizer and template.
+    config: PromptConfig.
+    window, patch, merge: of the vision tower: px, px, patches per side of a merged unit.
   """
 
   chat: Chat
@@ -113,30 +113,29 @@ class Encoder:
   merge: int
 
   def encode(self, row):
-    """EncodedPrompt of one row; BadRow where it cannot be one."""
-    limit = self.config.max_tokens[-1], self.config.windows[-1]
-    order = self._order(row)
-    pictures = [self._picture(row, row["images"][index]) for index in order]
+    """EncodedPrompt of one row; BadRow where it cannot be encoded or is too long."""
+    pictures = [self._picture(row, row["images"][index]) for index in self._order(row)]
     grids = [grid for _, grid in pictures]
     tokens = self._tokens(row, grids)
-    prompt = EncodedPrompt(
-      tokens, mrope_positions(tokens, self.chat.image_token, grids, self.merge), pictures)
-    need = len(tokens), self.windows(prompt)
-    for name, size, room in zip(("max_tokens", "windows"), need, limit, strict=True):
-      if size > room:
-        raise BadRow(row["id"], "length", f"the prompt has {need[0]} tokens and {need[1]} vision "
-                     f"windows, the limit is {limit[0]} and {limit[1]}; raise prompt.{name} or "
-                     "lower max_pixels")
+    positions = mrope_positions(tokens, self.chat.image_token, grids, self.merge)
+    prompt = EncodedPrompt(tokens, positions, pictures)
+    windows = self.count_windows(prompt)
+    max_tokens, max_windows = self.config.max_tokens[-1], self.config.windows[-1]
+    if len(tokens) > max_tokens or windows > max_windows:
+      name = "max_tokens" if len(tokens) > max_tokens else "windows"
+      raise BadRow(row["id"], "length", f"the prompt has {len(tokens)} tokens and {windows} vision "
+                   f"windows, the limit is {max_tokens} and {max_windows}; raise prompt.{name} or "
+                   "lower max_pixels")
     return prompt
 
   def size(self, row):
-    """(tokens, [grid of each image]) of one row's prompt, from the headers of its images alone.
+    """(tokens, [grid of each image]) of one row's prompt; reads only the headers of its images.
 
-    Nothing is refused for its length; otherwise BadRow as in `encode`.
+    Raises BadRow as `encode`, but not for a long prompt.
     """
     grids = []
     for index in self._order(row):
-      with _naming(row):
+      with _named(row):
         grids.append(images.image_grid(
           row["images"][index], min_pixels=self.config.min_pixels,
           max_pixels=self.config.max_pixels, patch=self.patch, merge=self.merge))
@@ -152,8 +151,8 @@ class Encoder:
     units = [int(np.prod(grid)) // self.merge**2 for grid in grids]
     return np.int32(self.chat.prompt(row["question"], units))
 
-  def windows(self, prompt):
-    """Vision windows that an EncodedPrompt needs."""
+  def count_windows(self, prompt):
+    """Number of vision windows that an EncodedPrompt needs."""
     return images.count_windows([grid for _, grid in prompt.images], window=self.window,
                                 patch=self.patch, merge=self.merge)
 
@@ -162,12 +161,12 @@ class Encoder:
 
     Args:
       rows: list of rows.
-      prompt_id: int32 [P], where in the stream they stand.
-      encoded: EncodedPrompt of each row; None: made here.
+      prompt_id: int32 [P], indices in the stream.
+      encoded: EncodedPrompt of each row; None: computed here.
     """
     encoded = [self.encode(row) for row in rows] if encoded is None else encoded
     need = (max(len(prompt.tokens) for prompt in encoded),
-            max(self.windows(prompt) for prompt in encoded))
+            max(self.count_windows(prompt) for prompt in encoded))
     shapes = list(zip(self.config.max_tokens, self.config.windows, strict=True))
     shape = next(shape for shape in shapes if need[0] <= shape[0] and need[1] <= shape[1])
     tokens, positions, unit, vision = self.pack([[prompt] for prompt in encoded], *shape)
@@ -175,12 +174,12 @@ class Encoder:
                        unit, vision, np.int32(prompt_id), list(rows))
 
   def pack(self, rows, length, windows):
-    """Lays several prompts (or whole sequences) behind each other in each row.
+    """Packs prompts (or prompts with responses) one after the other into rows.
 
     Args:
-      rows: a list of EncodedPrompt for every row; R rows.
-      length: T, tokens a row has room for.
-      windows: W, vision windows a row has room for.
+      rows: R lists of EncodedPrompt.
+      length: T, tokens of a row.
+      windows: W, vision windows of a row.
 
     Returns:
       tokens int32 [R, T], positions int32 [3, R, T], unit int32 [R, T], vision dict; zeros (unit
@@ -204,15 +203,15 @@ class Encoder:
     return tokens, positions, unit, vision
 
   def _picture(self, row, image):
-    with _naming(row):
+    with _named(row):
       pixels = images.load_image(image, min_pixels=self.config.min_pixels,
                                  max_pixels=self.config.max_pixels, factor=self.patch * self.merge)
     return images.patchify(pixels, patch=self.patch, merge=self.merge)
 
 
 @contextlib.contextmanager
-def _naming(row):
-  """What is wrong with an image is its row's fault."""
+def _named(row):
+  """Turns an error of an image into a BadRow."""
   try:
     yield
   except ValueError as error:

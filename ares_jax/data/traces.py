@@ -1,4 +1,4 @@
-"""Rows with a response to packed rows for supervised fine-tuning.
+"""Packs rows that have a response for supervised fine-tuning.
 
 R packed rows, T tokens a row. Several examples share a row; segment ids keep them apart.
 """
@@ -17,7 +17,7 @@ class TraceBatch:
   """Packed examples."""
 
   tokens: np.ndarray  # int32 [R, T]
-  segment: np.ndarray  # int32 [R, T]: 0 = padding, else 1 + place of the example in its row
+  segment: np.ndarray  # int32 [R, T]: 0 = padding, else 1 + index of the example in its row
   loss_mask: np.ndarray  # bool [R, T]: True on response tokens
   positions: np.ndarray  # int32 [3, R, T]
   unit: np.ndarray  # int32 [R, T]
@@ -35,39 +35,39 @@ def encode_example(encoder, row):
 
 
 def trace_batch(encoder, rows, *, row_tokens, row_windows, row_multiple, examples=None):
-  """Packs examples into as few rows as first-fit-decreasing finds.
+  """Packs examples into rows by first-fit-decreasing.
 
   Args:
     encoder: a prompts.Encoder.
     rows: rows with a "response".
-    row_tokens: what T may be; it becomes the one that pads least, the first of equals.
-    row_windows: vision windows a packed row has room for.
+    row_tokens: allowed values of T; the one with the fewest tokens in all is taken.
+    row_windows: vision windows of a packed row.
     row_multiple: the number of rows is rounded up to a multiple, so that few shapes occur and
       devices divide it.
-    examples: what `encode_example` gives for each row; None: made here.
+    examples: `encode_example` of each row; None: computed here.
 
   Raises:
     BadRow: an example alone is longer than a row.
   """
   if examples is None:
     examples = [encode_example(encoder, row) for row in rows]
-  sizes = [(len(sequence.tokens), encoder.windows(sequence)) for sequence, _ in examples]
+  sizes = [(len(sequence.tokens), encoder.count_windows(sequence)) for sequence, _ in examples]
   for row, (tokens, windows) in zip(rows, sizes, strict=True):
     if tokens > max(row_tokens) or windows > row_windows:
       raise BadRow(row["id"], "length", f"{tokens} tokens and {windows} vision windows, a packed "
                    f"row holds {max(row_tokens)} and {row_windows}; raise row_tokens or "
                    "row_windows")
 
-  def bins(room):
-    packed = first_fit(sizes, (room, row_windows))
-    return packed + [[] for _ in range(-len(packed) % row_multiple)]
+  def packed_rows(length):
+    rows = first_fit(sizes, (length, row_windows))
+    return rows + [[] for _ in range(-len(rows) % row_multiple)]
 
   longest = max(tokens for tokens, _ in sizes)
-  room, packed = min(((room, bins(room)) for room in row_tokens if room >= longest),
-                     key=lambda pair: pair[0] * len(pair[1]))
+  packings = [(length, packed_rows(length)) for length in row_tokens if length >= longest]
+  length, packed = min(packings, key=lambda packing: packing[0] * len(packing[1]))
   tokens, positions, unit, vision = encoder.pack(
-    [[examples[index][0] for index in row] for row in packed], room, row_windows)
-  layout = lay_out(packed, [len(sequence.tokens) for sequence, _ in examples], room)
+    [[examples[index][0] for index in row] for row in packed], length, row_windows)
+  layout = lay_out(packed, [tokens for tokens, _ in sizes], length)
   prompt_length = np.int32([length for _, length in examples])
-  loss_mask = (layout.segment > 0) & (layout.place >= prompt_length[layout.sequence])
+  loss_mask = (layout.segment > 0) & (layout.index >= prompt_length[layout.sequence])
   return TraceBatch(tokens, layout.segment, loss_mask, positions, unit, vision)

@@ -1,6 +1,6 @@
-"""V_sem: words that mark a turn in reasoning (paper appendix H), as a table over a vocabulary.
+"""Words that mark a turn in reasoning (V_sem, paper appendix H), as a table over a vocabulary.
 
-The words are in trigger_words.json, which names their source and licence.
+trigger_words.json holds the words and names their source and licence.
 """
 
 import functools
@@ -18,13 +18,13 @@ def trigger_words():
   return frozenset(json.loads(text)["words"])
 
 
-def triggers(texts):
-  """list of bool: whether each token's text, stripped and lower-cased, is a trigger word."""
+def are_triggers(texts):
+  """list of bool: whether the text of each token, stripped and in lower case, is a trigger word."""
   words = trigger_words()
   return [text.strip().lower() in words for text in texts]
 
 
-def semantic_table(tokenizer, vocab):
+def trigger_table(tokenizer, vocab):
   """bool [vocab]: tokens that are trigger words.
 
   Args:
@@ -33,5 +33,5 @@ def semantic_table(tokenizer, vocab):
   """
   texts = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
   table = np.zeros(vocab, bool)
-  table[: len(texts)] = triggers(texts)
+  table[: len(texts)] = are_triggers(texts)
   return table

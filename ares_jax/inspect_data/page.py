@@ -31,8 +31,9 @@ def example_html(source, encoder, number):
     pictures = [_picture(encoder, image) for image in row["images"]]
   except BadRow as error:
     return f'<article><p class="bad">row {number} cannot be used: {_escape(error)}</p></article>'
+  windows = encoder.count_windows(prompt)
   parts = [f"<h3>{_escape(row['id'])}</h3><p>source {_escape(row['source'])}; "
-           f"{len(prompt.tokens)} prompt tokens, {encoder.windows(prompt)} vision windows</p>",
+           f"{len(prompt.tokens)} prompt tokens, {windows} vision windows</p>",
            *pictures, f"<pre>{_escape(row['question'] + encoder.chat.suffix)}</pre>"]
   answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
   accepted = " or ".join(f"<code>{_escape(text)}</code>" for text in answers)

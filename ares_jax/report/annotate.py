@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 
 from ares_jax import ops
-from ares_jax.data.trigger_words import triggers
+from ares_jax.data.trigger_words import are_triggers
 from ares_jax.ops.difficulty import BUCKETS, bucket_of
 
 _BATCH = 64  # responses an op takes at once
@@ -70,7 +70,7 @@ def _annotate(batch, steps, metrics, config, held_out):
   threshold_B = np.full(_BATCH, np.inf, np.float32)
   for row, (line, length, step) in enumerate(zip(batch, lengths, steps, strict=True)):
     entropy_BT[row, :length], mask_BT[row, :length] = line["entropy"], True
-    trigger_BT[row, :length] = triggers(line["tokens"])
+    trigger_BT[row, :length] = are_triggers(line["tokens"])
     if step is not None:
       threshold_B[row] = metrics[step]["hwe/threshold"]
   window = config.entropy.window

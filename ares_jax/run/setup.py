@@ -6,7 +6,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from ares_jax.data.trigger_words import semantic_table
+from ares_jax.data.trigger_words import trigger_table
 from ares_jax.grading.pool import GradingPool
 from ares_jax.models import lora
 from ares_jax.models.config import ModelConfig
@@ -62,7 +62,7 @@ def open_run(config, *, workdir=None, check=True):
                    timeout_share=grade.timeout_share) as grader:
     generator = opened.generator(config.prompt, config.engine, grader)
     run = Run(config, opened.config, opened.tokenizer, generator,
-              semantic_table(opened.tokenizer, opened.config.vocab),
+              trigger_table(opened.tokenizer, opened.config.vocab),
               RunData(config, generator.encoder, grader, workdir))
     if check:
       check_run(run)

@@ -130,9 +130,9 @@ def _row_values(prompts, samples, layout, group):
   """Fields of PackedRows for the used rows of a minibatch; units are counted within the prompt."""
   real, b = layout.segment > 0, layout.sequence
   p = b // group
-  t = layout.place - prompts.length[p]
+  t = layout.index - prompts.length[p]
   response = real & (t >= 0)
-  column = np.minimum(layout.place, prompts.tokens.shape[1] - 1)
+  column = np.minimum(layout.index, prompts.tokens.shape[1] - 1)
   t = np.where(response, t, 0)
   # M-RoPE counts on from the largest prompt position on all three axes.
   after = prompts.positions.max((0, 2))[p] + 1 + t

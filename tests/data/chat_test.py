@@ -63,7 +63,7 @@ def test_suffix_ends_the_question_and_responses_end_the_turn():
   ("<image><image>", 1, "2 image marks but 1 images"),
   ("<image 1> and <image1>", 1, "2 image marks but 1 images"),
   ("<image>", 0, "1 image marks but 0 images"),
-  ("<image 1><image 1>", 2, "have the numbers 1, 1; each of 1..2 must stand once"),
+  ("<image 1><image 1>", 2, "have the numbers 1, 1; each of 1..2 must occur once"),
   ("<image 2><image>", 2, "have the numbers 2, None; each of 1..2"),
   ("<image 0><image 1>", 2, "have the numbers 0, 1; each of 1..2"),
 ])

@@ -193,7 +193,7 @@ def test_pack_rows_pads_and_says_which_unit_feeds_which_token():
   np.testing.assert_array_equal((vision["image"][0] > 0).sum(1), [4, 16, 8, 0])
   np.testing.assert_array_equal(vision["patches"][0].reshape(16, 4, 1176)[units[0][1]],
                                 wide[0].reshape(6, 4, 1176))
-  with pytest.raises(ValueError, match="row 1 needs 3 windows of 56 px, there is room for 2"):
+  with pytest.raises(ValueError, match="row 1 needs 3 windows of 56 px, the limit is 2"):
     images.pack_rows([[small], [small, wide]], windows=2, window=56)
   with pytest.raises(ValueError, match=r"row 0: 4 patches do not fill a grid of \(1, 4, 4\)"):
     images.pack_rows([[(small[0], (1, 4, 4))]], windows=2, window=56)

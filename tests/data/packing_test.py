@@ -12,7 +12,7 @@ def test_first_fit_fills_bins_in_decreasing_order():
 def test_sequences_of_a_row_stand_behind_each_other():
   layout = lay_out([[2, 0], [1], []], [2, 3, 1], 4)
   np.testing.assert_array_equal(layout.sequence, [[2, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]])
-  np.testing.assert_array_equal(layout.place, [[0, 0, 1, 0], [0, 1, 2, 0], [0, 0, 0, 0]])
+  np.testing.assert_array_equal(layout.index, [[0, 0, 1, 0], [0, 1, 2, 0], [0, 0, 0, 0]])
   np.testing.assert_array_equal(layout.segment, [[1, 2, 2, 0], [1, 1, 1, 0], [0, 0, 0, 0]])
 
 

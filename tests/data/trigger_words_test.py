@@ -1,7 +1,7 @@
 import numpy as np
 
 from ares_jax.data import digits
-from ares_jax.data.trigger_words import semantic_table, trigger_words
+from ares_jax.data.trigger_words import trigger_table, trigger_words
 
 
 def test_table_marks_trigger_words_whatever_their_space_and_case():
@@ -14,7 +14,7 @@ def test_table_marks_trigger_words_whatever_their_space_and_case():
     def batch_decode(self, ids):
       return [self.texts[index] for (index,) in ids]
 
-  np.testing.assert_array_equal(semantic_table(Tokenizer(), 8), [1, 1, 0, 1, 0, 1, 0, 0])
+  np.testing.assert_array_equal(trigger_table(Tokenizer(), 8), [1, 1, 0, 1, 0, 1, 0, 0])
 
 
 def test_words_are_the_releases_and_lower_case():
@@ -25,5 +25,5 @@ def test_words_are_the_releases_and_lower_case():
 
 def test_digits_tokenizer_has_one_trigger():
   tokenizer = digits.tokenizer()
-  table = semantic_table(tokenizer, 64)
+  table = trigger_table(tokenizer, 64)
   assert tokenizer.convert_tokens_to_ids(" wait") in np.flatnonzero(table)
