@@ -164,7 +164,7 @@ def curate_shard(parts, folder, shard):
   probe = Probe(parts.init_params() if config.curate.pass_rates == "probe" else None,
                 config.aepo.sampling.max_tokens)
   context = StageContext(parts.generator, folder, config.seed, config.threads)
-  measure_pass_rates(probe, parts.source("curated"), config.curate, context,
+  measure_pass_rates(probe, parts.source("sft"), config.curate, context,
                      path=os.path.join(folder, pass_rates.FILE), shard=shard)
 
 
@@ -188,7 +188,7 @@ def measure_pass_rates(probe, source, config, context, *, path, shard=(0, 1)):
   if config.problems < len(source) and len(getattr(source, "parts", ())) > 1:
     raise ValueError(f"{config.problems} problems of {len(source)} in {len(source.parts)} sources: "
                      "problems are taken one source after the other, whatever the weights; set "
-                     f"curate.problems={len(source)}, or leave sources out of data.files.curated")
+                     f"curate.problems={len(source)}, or leave sources out of data.files.sft")
   numbers = pass_rates.shard_numbers(config.problems, shard)
   done = hosts.on_process_0(lambda: pass_rates.drop_torn_line(path))
   progress = Progress(len(numbers), "curation", start=done)

@@ -106,7 +106,7 @@ def choose_benchmark(parts, name, path):
     stem = os.path.splitext(os.path.basename(name.rstrip("/")))[0]
     # The prefix keeps its folder apart from that of a published benchmark or of the held-out data.
     return dataclasses.replace(open_benchmark("generic", name), name=f"file_{stem}")
-  config, source = parts.config.evaluate, parts.source("test")
+  config, source = parts.config.evaluate, parts.source("eval")
   if len(source) < config.problems:
     raise ValueError(f"{config.problems} problems to evaluate on, the source has {len(source)}; "
                      "lower evaluate.problems")

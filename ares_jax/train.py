@@ -149,18 +149,18 @@ def train(parts, workdir, until="end", allow=()):
     identity.keep_base(workdir, base, allow)
   context = StageContext(parts.generator, workdir, config.seed, config.threads, base)
   if config.warmup.steps:
-    params = adacs.fine_tune(params, parts.source("lessons"), config.warmup, context,
+    params = adacs.fine_tune(params, parts.source("warmup"), config.warmup, context,
                              stage="warmup")
     results.add("warmup", lora.join(base, params))
   if config.adacs.steps:
     probe = adacs.Probe(lora.join(base, params), config.aepo.sampling.max_tokens)
-    selected = adacs.curate(probe, parts.source("curated"), config.curate, context)
+    selected = adacs.curate(probe, parts.source("sft"), config.curate, context)
     if until == "curation":
       return params
     params = adacs.fine_tune(params, selected, config.adacs, context, stage="adacs")
     results.add("adacs", lora.join(base, params))
   if config.aepo.steps:
-    params = aepo.train_aepo(params, parts.source("prompts"), config.aepo, context,
+    params = aepo.train_aepo(params, parts.source("rl"), config.aepo, context,
                              trigger_V=parts.words)
     results.add("aepo", lora.join(base, params))
   results.show()

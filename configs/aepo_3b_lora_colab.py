@@ -21,10 +21,10 @@ def get_config(algorithm="aepo"):
   c.model.lora.update(rank=16, alpha=32.0)  # 30 million weights in adapters; s = 32 / 16
 
   c.data.bad_rows = "skip"  # rows that are longer than the shapes below
-  c.data.files.curated = ()
+  c.data.files.sft = ()
   c.adacs.steps = 0  # no cold start
-  c.data.files.prompts = (dict(path="geometry3k", schema="geometry3k", split="train", weight=1.0),)
-  c.data.files.test = (dict(path="geometry3k", schema="geometry3k", split="test", weight=1.0),)
+  c.data.files.rl = (dict(path="geometry3k", schema="geometry3k", split="train", weight=1.0),)
+  c.data.files.eval = (dict(path="geometry3k", schema="geometry3k", split="test", weight=1.0),)
   # 200704 px are 256 tokens and 16 windows of a square; long images have partial windows as well.
   c.prompt.update(max_tokens=(512,), windows=(32,), min_pixels=50176, max_pixels=200704)
   c.grade.workers = 2

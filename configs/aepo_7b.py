@@ -3,7 +3,7 @@
     python -m ares_jax.train --config=configs/aepo_7b.py --workdir=DIR \\
       --config.model.path=HF_FOLDER
 
-Data: name your files in `c.data.files` below. Stage 1 chooses among the responses of `curated` by
+Data: name your files in `c.data.files` below. Stage 1 chooses among the responses of `sft` by
 pass rate; --config.adacs.steps=0 starts a cold-started model at stage 2, and --config.aepo.steps=0
 stops after stage 1.
 Baselines: --config=configs/aepo_7b.py:grpo and :dapo (ares_jax/run/presets.py).
@@ -29,11 +29,11 @@ def get_config(algorithm="aepo"):
   # weight is its share of the rows drawn.
   c.data.digits = None
   c.data.files = dict(
-    lessons=(),
-    curated=(dict(path="curated.jsonl", schema="plain", split="", weight=1.0),),
-    prompts=(dict(path="ViRL39K", schema="virl39k", split="", weight=0.8),
-             dict(path="Big-Math", schema="bigmath", split="train", weight=0.2)),
-    test=(dict(path="ARES-hard-validation", schema="ares_hard_validation", split="", weight=1.0),))
+    warmup=(),
+    sft=(dict(path="curated.jsonl", schema="plain", split="", weight=1.0),),
+    rl=(dict(path="ViRL39K", schema="virl39k", split="", weight=0.8),
+        dict(path="Big-Math", schema="bigmath", split="train", weight=0.2)),
+    eval=(dict(path="ARES-hard-validation", schema="ares_hard_validation", split="", weight=1.0),))
 
   c.prompt = dict(
     suffix=" First think, inside <think> and </think>. Then give the final answer in \\boxed{}.",

@@ -84,7 +84,7 @@ def test_shards_made_apart_are_the_curation_of_one(curate, tmp_path, monkeypatch
   def keep(folder, **changes):
     folder.mkdir(parents=True, exist_ok=True)
     for name, values in (("config.json", {"seed": 0, "curate": {"samples": 8, "count": 4}}),
-                         ("fingerprint.json", {"data.curated": "4 rows"})):
+                         ("fingerprint.json", {"data.sft": "4 rows"})):
       (folder / name).write_text(json.dumps(values | {
         key: value for key, value in changes.items() if key in values}))
 
@@ -96,9 +96,9 @@ def test_shards_made_apart_are_the_curation_of_one(curate, tmp_path, monkeypatch
   with pytest.raises(ValueError, match="the shards 1/3 are missing or not finished"):
     curate(apart, pass_rates="probe")
   folder = apart / "curation" / "00001-of-00003"
-  keep(folder, **{"data.curated": "5 rows"})
+  keep(folder, **{"data.sft": "5 rows"})
   curate(folder, shard=(1, 3), pass_rates="probe")
-  with pytest.raises(ValueError, match="00001-of-00003 was made with other values of data.curated"):
+  with pytest.raises(ValueError, match="00001-of-00003 was made with other values of data.sft"):
     curate(apart, pass_rates="probe")
   keep(folder)
   probe(monkeypatch, None)  # nobody is asked again

@@ -100,7 +100,7 @@ def test_a_hugging_face_folder_answers_a_file_of_ones_own(tmp_path):
     json.dumps({"question": "Compute red + blue, modulo 10", "answer": "7", "level": 2}) + "\n"
     + json.dumps({"question": "Compute red, modulo 10", "answer": "3", "level": 1}) + "\n")
   values = tiny.values(**SHORT, model__path=str(folder), data__digits=None, data__files=dict(
-    lessons=(), curated=(), prompts=(), test=()))
+    warmup=(), sft=(), rl=(), eval=()))
   with jax.set_mesh(mesh.make_mesh(1, 1, devices=jax.devices()[:1])), setup.open_run(
       run_config.read_config(values), check=False) as parts:
     benchmark = evaluate.choose_benchmark(parts, str(tmp_path / "mine.jsonl"), "")

@@ -124,13 +124,13 @@ class TeacherConfig:
   responses: int  # candidate traces a problem
   first_level: tuple[float, float, float]  # shares at level 1
   last_level: tuple[float, float, float]  # shares at the highest level, linear in between
-  first_lesson: tuple[float, float, float]  # shares in the warm-up, level 1
-  last_lesson: tuple[float, float, float]  # shares in the warm-up, highest level
-  captions: tuple[float, float]  # lessons that only name the cells: share of the first, of the last
+  first_warmup: tuple[float, float, float]  # shares in the warm-up, level 1
+  last_warmup: tuple[float, float, float]  # shares in the warm-up, highest level
+  captions: tuple[float, float]  # share that only names the cells, of the first rows, the last
   drills: tuple[float, float]  # of the rest, those without a picture, the digits in the question
 
   def __post_init__(self):
-    for name in ("first_level", "last_level", "first_lesson", "last_lesson"):
+    for name in ("first_level", "last_level", "first_warmup", "last_warmup"):
       shares = getattr(self, name)
       if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(f"{name} = {shares}: shares of {KINDS} must be >= 0 and add up to 1")
@@ -141,7 +141,7 @@ class TeacherConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Lessons:
+class WarmupSource:
   """A course that teaches a fresh model to read and to add; to be taken in its order.
 
   Captions, which name four digits each, and drills, which hold four sums each, give way to traces.
@@ -164,7 +164,7 @@ class Lessons:
     if rng.random() < np.interp(place, [0, 1], teacher.drills):
       text, response = drill(row, self.problems.config, teacher.slip, rng)
       return row | {"question": text, "images": [], "response": response}
-    shares = _shares(teacher.first_lesson, teacher.last_lesson, row, self.problems)
+    shares = _shares(teacher.first_warmup, teacher.last_warmup, row, self.problems)
     kind = KINDS[rng.choice(3, p=shares)]
     return row | {"response": trace(row, kind, slip=teacher.slip, rng=rng)}
 

@@ -108,7 +108,7 @@ def _answer(parts, params, *, samples, greedy, show=None):
   settings = EvaluationSettings(
     config.problems, samples, config.batch,
     config.sampling(parts.config.aepo.sampling.max_tokens, greedy=greedy))
-  for batch, responses in graded_batches(parts.generator, params, parts.source("test"), settings):
+  for batch, responses in graded_batches(parts.generator, params, parts.source("eval"), settings):
     if show is not None and not problems:
       show(responses)
     problems += batch

@@ -22,7 +22,7 @@ from ares_jax.run.files import write_text
 from ares_jax.run.setup import open_run
 from ares_jax.system.command import require_config, run
 
-STAGES = ("lessons", "curated", "prompts", "test")
+STAGES = ("warmup", "sft", "rl", "eval")
 
 
 def main():
@@ -49,7 +49,7 @@ def inspect(parts, out, *, rows, stages):
       continue
     source = parts.source(name)
     found = summary.summarize(source, encoder, rows=rows, threads=config.threads)
-    group = config.aepo.group if name == "prompts" else config.evaluate.samples
+    group = config.aepo.group if name == "rl" else config.evaluate.samples
     text = summary.summary_text(name, source, found, limit=encoder.config.max_tokens[-1],
                                 group=group, answer=config.aepo.sampling.max_tokens)
     print(text)

@@ -23,15 +23,14 @@ from absl import flags
 from ml_collections import config_flags
 
 from ares_jax.plan.plan import NAMES, make_plan, plan_table
-from ares_jax.run.config import TrainConfig
+from ares_jax.run.config import build_config
 from ares_jax.run.model import model_config
 from ares_jax.system.command import UsageError, require_config, run
-from ares_jax.system.config import build
 
 
 def main():
   words = flags.FLAGS
-  config = build(TrainConfig, require_config(words.config), "config")
+  config = build_config(require_config(words.config))
   if not words.topology:
     raise UsageError("pass --topology=KIND:SIZES, such as v5e:8x8, or 2xv5e:8x8 for two slices")
   if not words.only or set(words.only) - set(NAMES):

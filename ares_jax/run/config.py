@@ -2,12 +2,16 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Literal
+
+from ml_collections import ConfigDict
 
 from ares_jax.data.prompts import PromptConfig
 from ares_jax.models import lora
 from ares_jax.models.config import VisionConfig
 from ares_jax.run.data import DataConfig
+from ares_jax.run.files import RENAMED_SETTINGS
 from ares_jax.run.wandb import WandbConfig
 from ares_jax.sampling.rollout import FilterConfig
 from ares_jax.sampling.sampler import EngineConfig, SamplingConfig
@@ -247,9 +251,29 @@ class TrainConfig:
                        f"{longest} tokens; raise it or lower those")
 
 
+def build_config(values):
+  """TrainConfig of an ml_collections config. The folder of the model need not exist.
+
+  Raises:
+    ConfigError: a mistake in the config; the message is one line.
+  """
+  for old, new in RENAMED_SETTINGS.items():
+    if _has(values, old):
+      raise ConfigError(f"config.{old} is called config.{new} since version 0.2; rename it")
+  return build(TrainConfig, values, "config")
+
+
+def _has(values, key):
+  for name in key.split("."):
+    if not isinstance(values, Mapping | ConfigDict) or name not in values:
+      return False
+    values = values[name]
+  return True
+
+
 def read_config(values):
-  """TrainConfig of an ml_collections config; one-line ConfigError for every mistake."""
-  config = build(TrainConfig, values, "config")
+  """`build_config`, and refuses a model whose folder does not exist."""
+  config = build_config(values)
   if config.model.path and not os.path.isdir(config.model.path):
     raise ConfigError(f"config.model.path {config.model.path!r} is no folder; give the folder of a "
                       "Hugging Face Qwen2.5-VL model")

@@ -1,4 +1,4 @@
-"""The data of a run: which rows each of its stages draws from, and which it cannot use."""
+"""The data of a run: the rows that each stage draws from, and those that cannot be used."""
 
 import dataclasses
 import functools
@@ -10,40 +10,40 @@ from typing import Literal
 
 from ares_jax.data import digits, validation
 from ares_jax.data.sources import SourceConfig, open_sources
-from ares_jax.run.files import write_text
+from ares_jax.run.files import RENAMED_DATA, write_text
 from ares_jax.system import hosts
 from ares_jax.system.config import setting
 
-# What leaves out the stage that data are for.
-_STEPS = {"lessons": "warmup.steps", "curated": "adacs.steps", "prompts": "aepo.steps"}
+# The stage that draws from each kind of data. "eval" is for the evaluation after every stage.
+STAGE_OF = {"warmup": "warmup", "sft": "adacs", "rl": "aepo"}
 
 
 @dataclasses.dataclass(frozen=True)
 class DigitsData:
-  """The embedded problem: how many rows each stage draws from."""
+  """The embedded problem: the number of rows of each kind; the warm-up has as many as it takes."""
 
   problem: digits.DigitsConfig
   teacher: digits.TeacherConfig
-  curated: int = setting(first_read_by="adacs")
-  prompts: int = setting(first_read_by="aepo")
-  test: int
+  sft: int = setting(first_read_by="adacs")
+  rl: int = setting(first_read_by="aepo")
+  eval: int
 
 
 @dataclasses.dataclass(frozen=True)
 class FilesData:
-  """Files (data/sources.py has their schemas) for each stage; () where a stage does not run."""
+  """Files of each kind (data/sources.py has their schemas); () where a stage does not run."""
 
-  lessons: tuple[SourceConfig, ...]
-  curated: tuple[SourceConfig, ...] = setting(first_read_by="adacs", curation=True)
-  prompts: tuple[SourceConfig, ...] = setting(first_read_by="aepo")
-  test: tuple[SourceConfig, ...]
+  warmup: tuple[SourceConfig, ...]
+  sft: tuple[SourceConfig, ...] = setting(first_read_by="adacs", curation=True)
+  rl: tuple[SourceConfig, ...] = setting(first_read_by="aepo")
+  eval: tuple[SourceConfig, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
   digits: DigitsData | None = setting(curation=True)
   files: FilesData | None
-  # Stop at a row that cannot be used, or quarantine it first.
+  # Stop at a row that cannot be used, or list such rows first and leave them out.
   bad_rows: Literal["error", "skip"] = setting(curation=True)
 
   def __post_init__(self):
@@ -52,90 +52,115 @@ class DataConfig:
 
 
 class RunData:
-  """Sources by name: "lessons", "curated", "prompts" and "test"."""
+  """The sources of a run, by kind: "warmup", "sft", "rl" and "eval"."""
 
   def __init__(self, config, encoder, grader, workdir):
     """
     Args:
-      config: setup.TrainConfig.
+      config: TrainConfig.
       encoder: data.prompts.Encoder.
-      grader: data.grade.GradingPool.
+      grader: GradingPool.
       workdir: the run's folder, where bad rows are listed; None where none may be skipped.
     """
     self._config, self._encoder, self._grader = config, encoder, grader
     self._workdir, self._opened = workdir, {}
 
-  def source(self, name):
-    """Random access to the rows of `name`; ValueError where they cannot be read."""
-    if name not in self._opened:
-      data = self._config.data
-      if data.files is None:
-        self._opened[name] = self._digits(name)
-      else:
-        if not getattr(data.files, name):
-          raise ValueError(f"data.files.{name} is empty; name files there"
-                           + (f", or set {_STEPS[name]} = 0" if name in _STEPS else ""))
-        opened = open_sources(getattr(data.files, name))
-        self._opened[name] = (validation.without_bad_rows(opened,
-                                                          hosts.on_process_0(
-                                                            lambda: self._faults(name, opened)))
-                              if data.bad_rows == "skip" else opened)
-    return self._opened[name]
+  def source(self, kind):
+    """Random access to the rows of a kind of data.
 
-  def _faults(self, name, mixture):
-    """The rows of each part that cannot be used, listed in WORKDIR/bad_rows.jsonl.
+    Raises:
+      ValueError: no files are named, or they cannot be read, or none of their rows can be used.
+    """
+    if kind not in self._opened:
+      from_files = self._config.data.files is not None
+      self._opened[kind] = self._open_files(kind) if from_files else self._open_digits(kind)
+    return self._opened[kind]
 
-    The file holds for each of "lessons" ... a line of counts and then a line for each bad row. It
-    is made anew where the data files or the limits have changed, or a listed row was mended.
+  def check_truths(self, kind):
+    """Reads all rows once; ValueError names truths that count as wrong when a model writes them.
+
+    Truths of the digits problem are right, and bad_rows = "skip" has looked at all rows already.
+    """
+    if self._config.data.files is None or self._config.data.bad_rows == "skip":
+      return
+    source = self.source(kind)
+    bad = list(self._grader.bad_truths(source[number] for number in range(len(source))))
+    if bad:
+      shown = ", ".join(f"{row}: {truth!r}" for row, truth in bad[:8])
+      raise ValueError(f"{len(bad)} of {len(source)} truths of the {kind!r} data count as wrong "
+                       f"when a model writes them: {shown}; mend or remove these rows")
+
+  def _open_digits(self, kind):
+    data, config = self._config.data.digits, self._config
+    if kind == "eval":
+      return digits.DigitsSource(data.problem, "test", 0, data.eval)  # the same for every seed
+    # The order of the warm-up's rows matters, so there are exactly as many as it takes.
+    sizes = {"warmup": max(1, config.warmup.steps * config.warmup.batch), "sft": data.sft,
+             "rl": data.rl}
+    seed = 10 * config.seed + tuple(STAGE_OF).index(kind)
+    problems = digits.DigitsSource(data.problem, "train", seed, sizes[kind])
+    if kind == "warmup":
+      return digits.WarmupSource(problems, data.teacher)
+    return digits.Teacher(problems, data.teacher) if kind == "sft" else problems
+
+  def _open_files(self, kind):
+    sources = getattr(self._config.data.files, kind)
+    if not sources:
+      leave_out = f", or set {STAGE_OF[kind]}.steps = 0" if kind in STAGE_OF else ""
+      raise ValueError(f"data.files.{kind} is empty; name files there{leave_out}")
+    mixture = open_sources(sources)
+    if self._config.data.bad_rows == "error":
+      return mixture
+    return validation.without_bad_rows(
+      mixture, hosts.on_process_0(lambda: self._bad_rows(kind, mixture)))
+
+  def _bad_rows(self, kind, mixture):
+    """The bad rows of each part of a Mixture, as listed in WORKDIR/bad_rows.jsonl.
+
+    For each kind of data the file has a line of counts and then a line for each bad row. All rows
+    are looked at again when the data files or the limits have changed, or a listed row was mended.
     """
     if self._workdir is None:
       raise ValueError("data.bad_rows = 'skip' lists bad rows in the run's folder; this command "
                        "has none, set it to 'error'")
-    path, lines = os.path.join(self._workdir, "bad_rows.jsonl"), []
-    if os.path.exists(path):
-      with open(path, encoding="utf-8") as file:
-        lines = [json.loads(line) for line in file]
-    known = [line for line in lines if line["data"] == name]
-    checked, check = self._fingerprint(name, mixture), self._check(name)
-    scan = functools.partial(validation.find_bad_rows, check=check, grader=self._grader,
-                             threads=self._config.threads)
-    faults, why = None, "files or limits have changed"
-    if known and known[0]["checked"] == checked:
-      faults = [[line for line in known[1:] if line["part"] == part]
-                for part in range(len(mixture.parts))]
+    path = os.path.join(self._workdir, "bad_rows.jsonl")
+    lines = _read_list(path)
+    listed = [line for line in lines if line["data"] == kind]
+    bad = [[line for line in listed[1:] if line["part"] == part]
+           for part in range(len(mixture.parts))]
+    checked = self._fingerprint(kind, mixture)
+    scan = functools.partial(validation.find_bad_rows, check=self._check(kind),
+                             grader=self._grader, threads=self._config.threads)
+    outdated = ""
+    if listed and listed[0]["checked"] != checked:
+      outdated = "files or limits have changed"
+    elif any(len(scan(part, numbers=[row["number"] for row in rows])) < len(rows)
+             for part, rows in zip(mixture.parts, bad, strict=True)):
       # Images are files of their own, and may be mended where no data file changes.
-      if any(len(scan(part, numbers=[fault["number"] for fault in bad])) < len(bad)
-             for part, bad in zip(mixture.parts, faults, strict=True)):
-        faults, why = None, "listed rows were mended"
-    if faults is None:
-      if known:
-        print(f"{name!r} data: {why} since {path} was made; looking at all rows again",
-              file=sys.stderr, flush=True)
-      faults = [scan(part, numbers=range(len(part))) for part in mixture.parts]
-      self._list(name, path, lines, checked, mixture, faults)
-    for part in validation.count_rows(mixture, faults):
-      print(f"{name!r} data, {part['source']}: {part['used']} of {part['rows']} rows used, "
-            f"{part['quarantined']} quarantined {part['reasons'] or ''} {path}", file=sys.stderr,
-            flush=True)
-    return faults
+      outdated = "listed rows were mended"
+    if outdated:
+      _note(f"{kind!r} data: {outdated} since {path} was made; looking at all rows again")
+    if outdated or not listed:
+      bad = [scan(part, numbers=range(len(part))) for part in mixture.parts]
+      counts = validation.count_rows(mixture, bad)
+      others = [line for line in lines if line["data"] != kind]
+      head = {"data": kind, "checked": checked, "counts": counts}
+      rows = [{"data": kind, "part": part} | row for part, found in enumerate(bad) for row in found]
+      os.makedirs(self._workdir, exist_ok=True)
+      write_text(path, "".join(json.dumps(line) + "\n" for line in (*others, head, *rows)))
+    for part in validation.count_rows(mixture, bad):
+      _note(f"{kind!r} data, {part['source']}: {part['used']} of {part['rows']} rows used, "
+            f"{part['quarantined']} quarantined {part['reasons'] or ''} {path}")
+    return bad
 
-  def _list(self, name, path, lines, checked, mixture, faults):
-    """Writes `lines` with those of `name` in the place of its old ones."""
-    lines = [line for line in lines if line["data"] != name]
-    lines += [{"data": name, "checked": checked, "counts": validation.count_rows(mixture, faults)}]
-    lines += [{"data": name, "part": part} | fault
-              for part, bad in enumerate(faults) for fault in bad]
-    os.makedirs(self._workdir, exist_ok=True)
-    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
-
-  def _check(self, name):
+  def _check(self, kind):
     """Function of a row that raises BadRow where the stage cannot use it."""
     config = self._config
-    if name == "lessons":
+    if kind == "warmup":
       return functools.partial(validation.check_sft_row, self._encoder,
                                row_tokens=config.warmup.row_tokens,
                                row_windows=config.warmup.row_windows)
-    if name == "curated":
+    if kind == "sft":
       column = config.curate.pass_rates == "column"
       return functools.partial(validation.check_curation_row, self._encoder,
                                samples=config.curate.samples if column else None,
@@ -143,42 +168,28 @@ class RunData:
                                row_windows=config.adacs.row_windows)
     return functools.partial(validation.check_rl_row, self._encoder)
 
-  def _fingerprint(self, name, mixture):
+  def _fingerprint(self, kind, mixture):
     """16 hex digits of all that decides which rows are bad, except the images."""
     config, files = self._config, []
     for path in (path for part in mixture.parts for path in part.files):
       stat = path.stat()
       files.append([path.name, stat.length, stat.mtime])
-    decides = [dataclasses.asdict(source) for source in getattr(config.data.files, name)]
+    decides = [dataclasses.asdict(source) for source in getattr(config.data.files, kind)]
     decides += [[len(part) for part in mixture.parts], files, dataclasses.asdict(config.prompt),
                 config.grade.grader, config.model.path, config.warmup.row_tokens,
                 config.warmup.row_windows, config.adacs.row_tokens, config.adacs.row_windows,
                 config.curate.pass_rates, config.curate.samples]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
 
-  def _digits(self, name):
-    data, seed, warmup = self._config.data.digits, self._config.seed, self._config.warmup
-    # Training rows differ by seed and stage; the test rows are the same for every seed.
-    split, seed = ("test", 0) if name == "test" else (
-      "train", 10 * seed + ("lessons", "curated", "prompts").index(name))
-    # The course has an order: it is exactly as long as the warm-up.
-    size = {"lessons": max(1, warmup.steps * warmup.batch), "curated": data.curated,
-            "prompts": data.prompts, "test": data.test}[name]
-    problems = digits.DigitsSource(data.problem, split, seed, size)
-    if name == "lessons":
-      return digits.Lessons(problems, data.teacher)
-    return digits.Teacher(problems, data.teacher) if name == "curated" else problems
 
-  def check_truths(self, name):
-    """Reads all rows once; ValueError names truths that count as wrong when a model writes them.
+def _read_list(path):
+  """Lines of a bad_rows.jsonl; a missing file has none."""
+  if not os.path.exists(path):
+    return []
+  with open(path, encoding="utf-8") as file:
+    lines = [json.loads(line) for line in file]
+  return [line | {"data": RENAMED_DATA.get(line["data"], line["data"])} for line in lines]
 
-    The digits' truths are digits and are not read; `skip` has read all.
-    """
-    if self._config.data.files is None or self._config.data.bad_rows == "skip":
-      return
-    source = self.source(name)
-    bad = list(self._grader.bad_truths(source[number] for number in range(len(source))))
-    if bad:
-      shown = ", ".join(f"{row}: {truth!r}" for row, truth in bad[:8])
-      raise ValueError(f"{len(bad)} of {len(source)} truths of the {name!r} data count as wrong "
-                       f"when a model writes them: {shown}; mend or remove these rows")
+
+def _note(text):
+  print(text, file=sys.stderr, flush=True)

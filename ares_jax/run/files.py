@@ -36,20 +36,33 @@ RENAMED = {"formatted": "format_ok", "thought": "shows_work", "place": "index",
            "reward/formatted": "reward/format_ok",
            "batch/rows/place": "batch/rows/response_index"}
 _RENAMED_START = {"fault/": "nonfinite/"}
+RENAMED_DATA = {"lessons": "warmup", "curated": "sft", "prompts": "rl", "test": "eval"}
+# Settings and digests by their complete key: aepo.prompts, for example, is still called so.
+RENAMED_SETTINGS = {
+  f"{section}.{old}": f"{section}.{new}"
+  for section in ("data.files", "data.digits", "data") for old, new in RENAMED_DATA.items()
+} | {f"data.digits.teacher.{end}_lesson": f"data.digits.teacher.{end}_warmup"
+     for end in ("first", "last")}
 
 
-def current_names(value):
-  """A JSON value with the keys of older runs under the names of today."""
+def current_names(value, section=""):
+  """A JSON value with the keys of older runs under the names of today.
+
+  Args:
+    value: of a run's file.
+    section: the dotted key at which `value` stands there, with a point behind it.
+  """
   if isinstance(value, list):
-    return [current_names(item) for item in value]
+    return [current_names(item, section) for item in value]
   if not isinstance(value, dict):
     return value
   found = {}
   for key, item in value.items():
-    key = RENAMED.get(key, key)
+    name = RENAMED_SETTINGS.get(section + key, section + key).removeprefix(section)
+    name = RENAMED.get(name, name)
     for old, new in _RENAMED_START.items():
-      key = new + key.removeprefix(old) if key.startswith(old) else key
-    found[key] = current_names(item)
+      name = new + name.removeprefix(old) if name.startswith(old) else name
+    found[name] = current_names(item, f"{section}{key}.")
   return found
 
 

@@ -11,6 +11,8 @@ import json
 import numpy as np
 from etils import epath
 
+from ares_jax.run.data import STAGE_OF
+
 _ROWS = 3  # rows of generated data that are drawn and digested: first, middle, last
 _SAMPLE = 2**20  # bytes; a file of at most three times as many is digested whole
 
@@ -24,11 +26,9 @@ def fingerprint(run):
   }
   if config.model.path:
     marks["weights"] = _folder(config.model.path)
-  stages = {"lessons": config.warmup.steps, "curated": config.adacs.steps,
-            "prompts": config.aepo.steps, "test": 1}
-  for name, steps in stages.items():
-    if steps:
-      marks[f"data.{name}"] = _source(run, name)
+  drawn = [name for name, stage in STAGE_OF.items() if getattr(config, stage).steps]
+  for name in (*drawn, "eval"):
+    marks[f"data.{name}"] = _source(run, name)
   return marks
 
 

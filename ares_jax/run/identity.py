@@ -15,7 +15,7 @@ from ares_jax.run.checkpoint import digest
 from ares_jax.run.checkpoint.reader import newest_step
 from ares_jax.run.config import TrainConfig
 from ares_jax.run.data import FilesData
-from ares_jax.run.files import read_json, write_json
+from ares_jax.run.files import current_names, read_json, write_json
 from ares_jax.system import hosts
 from ares_jax.system.config import setting_marks
 
@@ -178,12 +178,13 @@ def check_marks(workdir, stage, found, where):
   Args:
     workdir: folder of the run.
     stage: whose checkpoint it is.
-    found: the checkpoint's `marks`; {} is believed.
+    found: the checkpoint's `run_marks`; {} is believed.
     where: its name.
 
   Raises:
     ValueError: names what differs and was never allowed to change.
   """
+  found = current_names(found)
   now, allowed = run_marks(workdir), read_json(workdir, _ALLOWED)
   different = [key for key in _different(found, now)
                if not is_read_later(stage, key) and found.get(key) not in allowed.get(key, ())]

@@ -43,7 +43,7 @@ def data_have_enough_rows(run):
 
 def truths_can_be_met(run):
   """Reads all rows of graded data once."""
-  for name in sorted({name for name, _ in _rows_needed(run).values()} - {"lessons"}):
+  for name in sorted({name for name, _ in _rows_needed(run).values()} - {"warmup"}):
     hosts.on_process_0(functools.partial(run.data.check_truths, name))
 
 
@@ -105,11 +105,11 @@ def _stages(run):
 def _rows_needed(run):
   """{key that sets the number: (name of the data, rows)} of the evaluation and all stages."""
   config = run.config
-  needed = {"evaluate.problems": ("test", config.evaluate.problems)}
+  needed = {"evaluate.problems": ("eval", config.evaluate.problems)}
   if config.warmup.steps:
-    needed["warmup.batch"] = ("lessons", 1)
+    needed["warmup.batch"] = ("warmup", 1)
   if config.adacs.steps:
-    needed["curate.problems"] = ("curated", config.curate.problems)
+    needed["curate.problems"] = ("sft", config.curate.problems)
   if config.aepo.steps:
-    needed["aepo.prompts"] = ("prompts", 1)
+    needed["aepo.prompts"] = ("rl", 1)
   return needed

@@ -30,7 +30,7 @@ class Run:
   data: RunData
 
   def source(self, name):
-    """Rows of "lessons", "curated", "prompts" or "test"."""
+    """Rows of "warmup", "sft", "rl" or "eval"."""
     return self.data.source(name)
 
   def init_params(self):

@@ -86,7 +86,7 @@ def main():
                                   chunk=options.chunk, cache_gib=8.0)
     generator = rollout.Generator(parts.model, parts.generator.encoder, allowed, (end,), engine,
                                   None, parts.generator.phases)
-    rows = [parts.source("test")[index] for index in range(options.prompts)]
+    rows = [parts.source("eval")[index] for index in range(options.prompts)]
     prompts = generator.encoder.batch(rows, np.arange(options.prompts))
     length_B = skewed(options.prompts * GROUP, options.max_tokens)
     sampling = sampler.SamplingConfig(1.0, 1.0, 0, 0, options.max_tokens)

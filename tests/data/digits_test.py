@@ -7,8 +7,8 @@ from ares_jax.data import digits
 
 PROBLEM = digits.DigitsConfig(rows=2, columns=2, levels=5, operators=("+",), noise=0.02)
 TEACHER = digits.TeacherConfig(slip=0.2, responses=3, first_level=(1.0, 0.0, 0.0),
-                               last_level=(0.0, 0.0, 1.0), first_lesson=(0.2, 0.7, 0.1),
-                               last_lesson=(0.0, 0.0, 1.0), captions=(0.6, 0.0),
+                               last_level=(0.0, 0.0, 1.0), first_warmup=(0.2, 0.7, 0.1),
+                               last_warmup=(0.0, 0.0, 1.0), captions=(0.6, 0.0),
                                drills=(0.8, 0.0))
 
 
@@ -95,8 +95,8 @@ def test_teacher_thinks_longer_on_higher_levels():
 
 
 def test_captions_and_drills_give_way_to_traces():
-  lessons = digits.Lessons(source(), TEACHER)
-  rows = [lessons[index] for index in range(len(lessons))]
+  warmup = digits.WarmupSource(source(), TEACHER)
+  rows = [warmup[index] for index in range(len(warmup))]
   described = np.array([row["question"] == "Describe" for row in rows])
   assert 0.45 < described[:100].mean() < 0.65 and described[-100:].mean() < 0.15
   drilled = np.array([not row["images"] for row in rows])  # .8 of the .4 that are no captions

@@ -19,8 +19,8 @@ def rows(count):
   config = digits.DigitsConfig(rows=2, columns=2, levels=5, operators=("+",), noise=0.0)
   teacher = digits.TeacherConfig(0.1, 1, (1, 0, 0), (0, 1, 0), (0.3, 0.4, 0.3), (0.3, 0.4, 0.3),
                                  (0.2, 0.2), (0.2, 0.2))
-  lessons = digits.Lessons(digits.DigitsSource(config, "train", 0, count), teacher)
-  return [lessons[index] for index in range(count)]
+  warmup = digits.WarmupSource(digits.DigitsSource(config, "train", 0, count), teacher)
+  return [warmup[index] for index in range(count)]
 
 
 def test_every_example_is_packed_once_and_unpacks_to_itself():

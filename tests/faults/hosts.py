@@ -106,7 +106,7 @@ def child(workdir, steps):
     parts.generator.grader.name = "odd"
     parts.generator.grader._grade_here = lambda pair: len(pair[0]) % 2
     context = stage.StageContext(parts.generator, workdir, config.seed, threads=1)
-    params = aepo.train_aepo(parts.init_params(), parts.source("prompts"), config.aepo, context,
+    params = aepo.train_aepo(parts.init_params(), parts.source("rl"), config.aepo, context,
                              trigger_V=parts.words)
     weights = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(mesh.fetch(params))])
     if jax.process_index() == 0:

@@ -38,8 +38,8 @@ def test_counts_lengths_images_and_bad_rows(tmp_path):
   assert found.images == [(28, 56)] and found.image_tokens == [2, 0]
   assert found.tokens == [len(ENCODER.encode(rows[number]).tokens) for number in (0, 1)]
   assert found.responses == [2]
-  words = summary.summary_text("lessons", rows, found, limit=40, group=8, answer=100)
-  assert "lessons: 4 rows, 4 looked at" in words and "largest 56 x 28" in words
+  words = summary.summary_text("warmup", rows, found, limit=40, group=8, answer=100)
+  assert "warmup: 4 rows, 4 looked at" in words and "largest 56 x 28" in words
   assert "CANNOT BE USED (answer): 1 rows, the first: row d.jsonl:2: the answer is None" in words
   assert f"tokens an epoch: {sum(found.tokens) + 2} of prompts and responses" in words
 
@@ -48,7 +48,7 @@ def test_a_sample_of_rows_is_spread_and_scaled_up(tmp_path):
   rows = source(tmp_path, [{"question": "red", "answer": "3"}] * 100)
   found = summary.summarize(rows, ENCODER, rows=10, threads=1)
   assert found.looked_at == 10 and list(summary.spread(100, 10)) == list(range(0, 100, 10))
-  words = summary.summary_text("prompts", rows, found, limit=40, group=8, answer=100)
+  words = summary.summary_text("rl", rows, found, limit=40, group=8, answer=100)
   assert "at most 80.0 k of answers (8 of up to 100 a prompt)" in words
   assert f"{found.tokens[0] * 100} of prompts" in words
 
@@ -80,7 +80,7 @@ def test_the_command_shows_every_stage(tmp_path, capsys):
   with setup.open_run(tiny.read(), check=False) as parts:
     inspect(parts, str(tmp_path), rows=8, stages=STAGES)
   printed = capsys.readouterr().out
-  for stage, rows in (("lessons", 16), ("curated", 8), ("prompts", 64), ("test", 8)):
+  for stage, rows in (("warmup", 16), ("sft", 8), ("rl", 64), ("eval", 8)):
     assert f"{stage}: {rows} rows, 8 looked at" in printed
     assert Image.open(tmp_path / f"{stage}_lengths.png").size == (1280, 640)
   shown = (tmp_path / "index.html").read_text()

@@ -46,8 +46,8 @@ def write(folder, kinds, name="d.jsonl"):
   return dict(path=str(folder / name), schema="plain", split="", weight=1)
 
 
-def data(folder, *sources, grader, how="skip", stage="prompts", **changes):
-  none = dict(lessons=(), curated=(), prompts=(), test=())
+def data(folder, *sources, grader, how="skip", stage="rl", **changes):
+  none = dict(warmup=(), sft=(), rl=(), eval=())
   values = tiny.values(model__path=str(folder), data__digits=None, data__bad_rows=how,
                        data__files=none | {stage: list(sources)}, **changes)
   return data_lib.RunData(run_config.read_config(values), ENCODER, grader, str(folder / "run"))
@@ -61,7 +61,7 @@ def grader():
 
 def test_every_kind_of_bad_row_is_quarantined_and_counted(tmp_path, grader, capsys):
   run = data(tmp_path, write(tmp_path, RECORDS), grader=grader)
-  source = run.source("prompts")
+  source = run.source("rl")
   assert [row["question"][:7] for row in map(source.__getitem__, range(len(source)))] == [
     "<image>", "Compute"]
   head, *lines = map(json.loads, (tmp_path / "run" / "bad_rows.jsonl").read_text().splitlines())
@@ -69,7 +69,7 @@ def test_every_kind_of_bad_row_is_quarantined_and_counted(tmp_path, grader, caps
   assert [line["reason"] for line in lines] == list(bad.values())
   assert {line["reason"] for line in lines} == set(CODES) - {"response", "pass_rate"}
   assert [line["row"] for line in lines] == [f"d.jsonl:{number}" for number in range(2, 11)]
-  assert all(line["message"] and line["data"] == "prompts" for line in lines)
+  assert all(line["message"] and line["data"] == "rl" for line in lines)
   assert head["counts"] == [{"source": "d", "rows": 11, "used": 2, "quarantined": 9,
                              "reasons": dict(collections.Counter(bad.values()))}]
   assert "2 of 11 rows used, 9 quarantined" in capsys.readouterr().err
@@ -78,13 +78,23 @@ def test_every_kind_of_bad_row_is_quarantined_and_counted(tmp_path, grader, caps
 def test_a_second_start_reads_the_list_and_looks_at_listed_rows_alone(tmp_path, grader,
                                                                       monkeypatch):
   config = write(tmp_path, ["good", "long", "text"])
-  assert len(data(tmp_path, config, grader=grader).source("prompts")) == 2
+  assert len(data(tmp_path, config, grader=grader).source("rl")) == 2
   looked_at = []
   check = validation.check_rl_row
   monkeypatch.setattr(validation, "check_rl_row", lambda encoder, row: (
     looked_at.append(row["id"]), check(encoder, row)))
-  assert len(data(tmp_path, config, grader=grader).source("prompts")) == 2
+  assert len(data(tmp_path, config, grader=grader).source("rl")) == 2
   assert looked_at == ["d.jsonl:1"]
+
+
+def test_the_list_of_an_older_run_is_read_under_the_names_of_today(tmp_path, grader, capsys):
+  config = write(tmp_path, ["good", "long"])
+  data(tmp_path, config, grader=grader).source("rl")
+  path = tmp_path / "run" / "bad_rows.jsonl"
+  older = path.read_text().replace('"data": "rl"', '"data": "prompts"')
+  path.write_text(older)
+  assert len(data(tmp_path, config, grader=grader).source("rl")) == 1
+  assert path.read_text() == older and "looking at all rows" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kinds, how, used", [
@@ -93,12 +103,12 @@ def test_a_second_start_reads_the_list_and_looks_at_listed_rows_alone(tmp_path, 
   (["good", "broken", "text"], "an image of it", 3)])
 def test_the_list_is_renewed_when_data_change_in_place(tmp_path, grader, capsys, kinds, how, used):
   config = write(tmp_path, ["good", "broken" if how == "an image of it" else "long", "text"])
-  assert len(data(tmp_path, config, grader=grader).source("prompts")) == 2
+  assert len(data(tmp_path, config, grader=grader).source("rl")) == 2
   if how == "an image of it":
     (tmp_path / "broken.png").write_bytes(files.png(7, (28, 28)))
   else:
     write(tmp_path, kinds)
-  source = data(tmp_path, config, grader=grader).source("prompts")
+  source = data(tmp_path, config, grader=grader).source("rl")
   assert len(source) == used and "looking at all rows again" in capsys.readouterr().err
   bad = [number for number, kind in enumerate(kinds) if kind == "long"]
   lines = [json.loads(line) for line in (tmp_path / "run" / "bad_rows.jsonl").open()][1:]
@@ -108,34 +118,34 @@ def test_the_list_is_renewed_when_data_change_in_place(tmp_path, grader, capsys,
 
 def test_by_default_a_bad_row_is_an_error_with_its_name(tmp_path, grader):
   run = data(tmp_path, write(tmp_path, ["good", "broken"]), grader=grader, how="error")
-  source = run.source("prompts")
+  source = run.source("rl")
   assert len(source) == 2 and not (tmp_path / "run").exists()
   with pytest.raises(BadRow, match="row d.jsonl:1: .*broken.png: cannot use this image"):
     ENCODER.encode(source[1])
   truths = data(tmp_path, write(tmp_path, ["good", "truth"]), grader=grader, how="error")
-  with pytest.raises(ValueError, match="1 of 2 truths of the 'prompts' data"):
-    truths.check_truths("prompts")
+  with pytest.raises(ValueError, match="1 of 2 truths of the 'rl' data"):
+    truths.check_truths("rl")
 
 
 def test_a_stage_without_files_is_named(tmp_path, grader):
   run = data(tmp_path, write(tmp_path, ["good"]), grader=grader)
-  with pytest.raises(ValueError, match="data.files.curated is empty; .* or set adacs.steps = 0$"):
-    run.source("curated")
-  with pytest.raises(ValueError, match="data.files.test is empty; name files there$"):
-    run.source("test")
+  with pytest.raises(ValueError, match="data.files.sft is empty; .* or set adacs.steps = 0$"):
+    run.source("sft")
+  with pytest.raises(ValueError, match="data.files.eval is empty; name files there$"):
+    run.source("eval")
 
 
 def test_a_source_of_bad_rows_alone_is_an_error(tmp_path, grader):
   with pytest.raises(ValueError, match="none of the 2 rows of d can be used: d.jsonl:0: "):
-    data(tmp_path, write(tmp_path, ["long", "empty"]), grader=grader).source("prompts")
+    data(tmp_path, write(tmp_path, ["long", "empty"]), grader=grader).source("rl")
 
 
-@pytest.mark.parametrize("stage, field, text", [("lessons", "response", "<think> </think>"),
-                                                ("curated", "responses", ["red ", "blue "])])
+@pytest.mark.parametrize("stage, field, text", [("warmup", "response", "<think> </think>"),
+                                                ("sft", "responses", ["red ", "blue "])])
 def test_rows_to_learn_from_need_responses_that_fit(tmp_path, grader, stage, field, text):
   longer = "red " * 200
   rows = [{"question": "q", "answer": "3"} | more for more in (
-    {field: text}, {}, {field: longer if stage == "lessons" else [text[0], longer]})]
+    {field: text}, {}, {field: longer if stage == "warmup" else [text[0], longer]})]
   files.jsonl(tmp_path / "d.jsonl", rows)
   config = dict(path=str(tmp_path / "d.jsonl"), schema="plain", split="", weight=1)
   assert len(data(tmp_path, config, grader=grader, stage=stage).source(stage)) == 1
@@ -148,8 +158,8 @@ def test_rows_to_curate_by_column_need_a_pass_rate(tmp_path, grader):
     {"pass_rate": 0.5}, {}, {"pass_rate": -1}, {"pass_rate": 50.0}, {"pass_rate": "half"})]
   files.jsonl(tmp_path / "d.jsonl", rows)
   config = dict(path=str(tmp_path / "d.jsonl"), schema="plain", split="", weight=1)
-  source = data(tmp_path, config, grader=grader, stage="curated",
-                curate__pass_rates="column").source("curated")
+  source = data(tmp_path, config, grader=grader, stage="sft",
+                curate__pass_rates="column").source("sft")
   assert [source[number]["pass_rate"] for number in range(len(source))] == [0.5]
   lines = [json.loads(line) for line in (tmp_path / "run" / "bad_rows.jsonl").open()][1:]
   assert [line["reason"] for line in lines] == ["pass_rate"] * 4
@@ -162,7 +172,7 @@ def test_rows_in_are_rows_used_and_quarantined(tmp_path_factory, parts):
   folder = tmp_path_factory.mktemp("parts")
   grader = types.SimpleNamespace(bad_truths=lambda rows: [])
   sources = [write(folder, ["good", *part], f"{number}.jsonl") for number, part in enumerate(parts)]
-  source = data(folder, *sources, grader=grader).source("prompts")
+  source = data(folder, *sources, grader=grader).source("rl")
   used = [source[number]["id"] for number in range(len(source))]
   lines = [json.loads(line) for line in (folder / "run" / "bad_rows.jsonl").open()]
   bad = [line["row"] for line in lines[1:]]

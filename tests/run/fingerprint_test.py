@@ -19,18 +19,17 @@ def marks(config):
 
 def test_generated_data_are_told_by_seed_and_size():
   one = marks(tiny.read())
-  assert sorted(one) == ["data.curated", "data.lessons", "data.prompts", "data.test", "template",
-                         "tokenizer"]
-  assert one == marks(tiny.read()) and one["data.prompts"].startswith("64 rows, ")
+  assert sorted(one) == ["data.eval", "data.rl", "data.sft", "data.warmup", "template", "tokenizer"]
+  assert one == marks(tiny.read()) and one["data.rl"].startswith("64 rows, ")
   other = marks(tiny.read(seed=1))
   # The test rows are the same for every seed.
-  assert [key for key in one if one[key] != other[key]] == ["data.lessons", "data.curated",
-                                                            "data.prompts"]
-  assert "data.curated" not in marks(tiny.read(adacs__steps=0))
+  assert [key for key in one if one[key] != other[key]] == ["data.warmup", "data.sft",
+                                                            "data.rl"]
+  assert "data.sft" not in marks(tiny.read(adacs__steps=0))
 
 
 def test_a_file_that_changed_under_its_name_is_refused_by_name_or_allowed(tmp_path):
-  stages = ("lessons", "curated", "prompts", "test")
+  stages = ("warmup", "sft", "rl", "eval")
   for name in stages:
     (tmp_path / f"{name}.jsonl").write_text('{"question": "q", "answer": "3"}\n' * 4)
   files = data_lib.FilesData(*(
@@ -41,11 +40,11 @@ def test_a_file_that_changed_under_its_name_is_refused_by_name_or_allowed(tmp_pa
   workdir = str(tmp_path / "run")
   identity.keep_records(workdir, {"fingerprint.json": marks(config)})
   identity.keep_records(workdir, {"fingerprint.json": marks(config)})
-  (tmp_path / "prompts.jsonl").write_text('{"question": "q", "answer": "4"}\n' * 4)
-  with pytest.raises(ValueError, match="or other files: data.prompts differ; .* "
-                                       "--allow_change=data.prompts$"):
+  (tmp_path / "rl.jsonl").write_text('{"question": "q", "answer": "4"}\n' * 4)
+  with pytest.raises(ValueError, match="or other files: data.rl differ; .* "
+                                       "--allow_change=data.rl$"):
     identity.keep_records(workdir, {"fingerprint.json": marks(config)})
-  identity.keep_records(workdir, {"fingerprint.json": marks(config)}, ("data.prompts",))
+  identity.keep_records(workdir, {"fingerprint.json": marks(config)}, ("data.rl",))
   identity.keep_records(workdir, {"fingerprint.json": marks(config)})
   assert set(json.loads((tmp_path / "run" / "fingerprint.json").read_text())) >= {"template"}
 

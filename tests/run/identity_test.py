@@ -101,7 +101,7 @@ def keep(folder, marks=None, allow=(), **changes):
   """Keeps the tiny config with `changes`, and digests."""
   identity.keep_records(str(folder), {
     "config.json": json.loads(tiny.values(**changes).to_json_best_effort()),
-    "fingerprint.json": marks or {"tokenizer": "a", "data.prompts": "b"}}, allow)
+    "fingerprint.json": marks or {"tokenizer": "a", "data.rl": "b"}}, allow)
 
 
 def test_a_workdir_belongs_to_one_config_but_for_how_it_runs(tmp_path):
@@ -133,30 +133,30 @@ def test_a_setting_that_only_begins_like_a_free_one_is_kept(tmp_path):
 def test_what_is_refused_changes_nothing(tmp_path):
   keep(tmp_path)
   before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-  with pytest.raises(ValueError, match="other files: data.prompts differ"):
-    keep(tmp_path, {"tokenizer": "a", "data.prompts": "c"}, seed=1, allow=("seed",))
+  with pytest.raises(ValueError, match="other files: data.rl differ"):
+    keep(tmp_path, {"tokenizer": "a", "data.rl": "c"}, seed=1, allow=("seed",))
   assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
 def test_a_checkpoint_made_with_something_else_is_refused_unless_it_was_allowed(tmp_path):
   keep(tmp_path)
   first = identity.run_marks(str(tmp_path))
-  assert first["data.prompts"] == '"b"' and first["seed"] == "0" and "threads" not in first
+  assert first["data.rl"] == '"b"' and first["seed"] == "0" and "threads" not in first
   for found in (first, {}):  # {}: of a version that kept none
     identity.check_marks(str(tmp_path), "aepo", found, "checkpoint 3")
-  with pytest.raises(ValueError, match="^checkpoint 3 was made .*: data.prompts, seed differ; "):
+  with pytest.raises(ValueError, match="^checkpoint 3 was made .*: data.rl, seed differ; "):
     identity.check_marks(
-      str(tmp_path), "aepo", first | {"data.prompts": '"x"', "seed": "5"}, "checkpoint 3")
-  keep(tmp_path, {"tokenizer": "a", "data.prompts": "c"}, ("seed", "data.prompts"), seed=1)
+      str(tmp_path), "aepo", first | {"data.rl": '"x"', "seed": "5"}, "checkpoint 3")
+  keep(tmp_path, {"tokenizer": "a", "data.rl": "c"}, ("seed", "data.rl"), seed=1)
   identity.check_marks(str(tmp_path), "aepo", first, "checkpoint 3")  # from before the change
   with pytest.raises(ValueError, match="seed differ"):
     identity.check_marks(str(tmp_path), "aepo", first | {"seed": "7"}, "checkpoint 3")
 
 
 def test_runs_that_differ_later_go_on_from_copies_of_one_cold_start(tmp_path):
-  keep(tmp_path, {"data.prompts": "a"})
-  other = identity.run_marks(str(tmp_path)) | {"data.prompts": '"b"', "aepo.reward.kind": '"x"'}
-  other |= {"data.files.prompts": '"x"', "data.digits.prompts": "9"}
+  keep(tmp_path, {"data.rl": "a"})
+  other = identity.run_marks(str(tmp_path)) | {"data.rl": '"b"', "aepo.reward.kind": '"x"'}
+  other |= {"data.files.rl": '"x"', "data.digits.rl": "9"}
   identity.check_marks(str(tmp_path), "adacs", other, "checkpoint 3")
   identity.check_marks(
     str(tmp_path), "warmup", other | {"curate.selection": '"x"'}, "checkpoint 3")
@@ -165,6 +165,30 @@ def test_runs_that_differ_later_go_on_from_copies_of_one_cold_start(tmp_path):
                      ("adacs", "aepo.sampling.max_tokens"), ("warmup", "warmup.steps")):
     with pytest.raises(ValueError, match=f"{key}.* differ"):
       identity.check_marks(str(tmp_path), stage, other | {key: '"x"'}, "checkpoint 3")
+
+
+def test_data_of_older_runs_are_read_under_the_names_of_today():
+  config = {"aepo": {"prompts": 4}, "data": {
+    "files": {"lessons": [], "curated": [], "prompts": [{"path": "test"}], "test": []},
+    "digits": {"curated": 1, "prompts": 2, "test": 3,
+               "teacher": {"first_lesson": 4, "last_lesson": 5, "first_level": 6}}}}
+  assert files.current_names(config) == {"aepo": {"prompts": 4}, "data": {
+    "files": {"warmup": [], "sft": [], "rl": [{"path": "test"}], "eval": []},
+    "digits": {"sft": 1, "rl": 2, "eval": 3,
+               "teacher": {"first_warmup": 4, "last_warmup": 5, "first_level": 6}}}}
+  digests = {"data.lessons": "a", "data.files.prompts": "b", "prompts": "c", "aepo.prompts": "d"}
+  assert files.current_names(digests) == {
+    "data.warmup": "a", "data.files.rl": "b", "prompts": "c", "aepo.prompts": "d"}
+
+
+def test_the_marks_in_an_older_checkpoint_are_compared_under_the_names_of_today(tmp_path):
+  keep(tmp_path)
+  new = {f"data.{new}": f"data.{old}" for old, new in files.RENAMED_DATA.items()}
+  old = {new.get(key, key): value for key, value in identity.run_marks(str(tmp_path)).items()}
+  assert "data.prompts" in old and "data.rl" not in old
+  identity.check_marks(str(tmp_path), "aepo", old, "checkpoint 3")
+  with pytest.raises(ValueError, match="^checkpoint 3 was made .*: data.rl differ; "):
+    identity.check_marks(str(tmp_path), "aepo", old | {"data.prompts": '"x"'}, "checkpoint 3")
 
 
 def test_a_file_that_is_not_finished_leaves_nothing(tmp_path):
@@ -196,16 +220,16 @@ FREE = ("threads", "hosts.", "mesh.", "engine.", "grade.workers", "grade.timeout
         "grade.timeout_share", "stall_minutes", "wandb.", "warmup.loop.", "adacs.loop.",
         "aepo.loop.")
 PER_HOST = ("threads", "grade.workers", "grade.timeout", "stall_minutes")
-FIRST_IN_STAGE_1 = ("adacs.", "curate.", "aepo.sampling.max_tokens", "data.curated",
-                    "data.files.curated", "data.digits.curated")
-FIRST_IN_STAGE_2 = ("aepo.", "data.prompts", "data.files.prompts", "data.digits.prompts")
+FIRST_IN_STAGE_1 = ("adacs.", "curate.", "aepo.sampling.max_tokens", "data.sft",
+                    "data.files.sft", "data.digits.sft")
+FIRST_IN_STAGE_2 = ("aepo.", "data.rl", "data.files.rl", "data.digits.rl")
 DECIDE_CURATION = (
   "seed", "model.", "data.digits", "data.digits.", "data.bad_rows", "prompt.", "grade.grader",
   "warmup.steps", "tokenizer", "template", "weights", "curate.pass_rates", "curate.problems",
-  "curate.samples", "aepo.sampling.max_tokens", "data.curated", "data.files.curated",
-  "data.digits.curated")
-DIGESTS = ("tokenizer", "template", "weights", "data.lessons", "data.curated", "data.prompts",
-           "data.test", "base.final_norm", "base.blocks/q")
+  "curate.samples", "aepo.sampling.max_tokens", "data.sft", "data.files.sft",
+  "data.digits.sft")
+DIGESTS = ("tokenizer", "template", "weights", "data.warmup", "data.sft", "data.rl",
+           "data.eval", "base.final_norm", "base.blocks/q")
 
 
 @pytest.mark.parametrize("name", ["ares_tiny", "aepo_7b"])

@@ -38,7 +38,7 @@ class Trained:
       first, self.base = self.run.start()
       self.base_before = jax.device_get(self.base.weights)
       identity.keep_base(self.workdir, self.base)
-      self.cold = adacs.fine_tune(first, self.run.source("lessons"), self.config.warmup,
+      self.cold = adacs.fine_tune(first, self.run.source("warmup"), self.config.warmup,
                                   self.context(self.workdir), stage="warmup")
       self.end = self.go_on(self.workdir)
 
@@ -47,7 +47,7 @@ class Trained:
 
   def go_on(self, workdir):
     with jax.set_mesh(self.devices):
-      return jax.device_get(aepo.train_aepo(self.cold, self.run.source("prompts"), self.config.aepo,
+      return jax.device_get(aepo.train_aepo(self.cold, self.run.source("rl"), self.config.aepo,
                                             self.context(workdir), trigger_V=self.run.words))
 
 

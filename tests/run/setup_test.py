@@ -10,7 +10,7 @@ from ares_jax.run import data, requirements, setup
 from ares_jax.system import mesh
 from ares_jax.system.config import ConfigError
 
-NO_FILES = dict(lessons=(), curated=(), prompts=(), test=())
+NO_FILES = dict(warmup=(), sft=(), rl=(), eval=())
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -33,12 +33,16 @@ NO_FILES = dict(lessons=(), curated=(), prompts=(), test=())
                                    "did you mean 'column'"),
   ({"data.digits.problem.levels": 9}, "levels = 9"),
   ({"threads": 0}, "threads = 0"),
-  ({"data.digits": None, "data.files": NO_FILES | dict(test=[dict(
+  ({"data.digits": None, "data.files": NO_FILES | dict(eval=[dict(
     path="a", schema="virl39", split="", weight=1)])},
-   "config.data.files.test[0].schema is 'virl39'; did you mean 'virl39k'"),
-  ({"data.digits": None, "data.files": NO_FILES | dict(test=[dict(
-    path="a", schema="plain", split="", weight=0)])}, "config.data.files.test[0].weight = 0.0"),
+   "config.data.files.eval[0].schema is 'virl39'; did you mean 'virl39k'"),
+  ({"data.digits": None, "data.files": NO_FILES | dict(eval=[dict(
+    path="a", schema="plain", split="", weight=0)])}, "config.data.files.eval[0].weight = 0.0"),
   ({"grade.timeout_share": 1.5}, "config.grade.timeout_share = 1.5"),
+  ({"data.digits.curated": 3}, "config.data.digits.curated is called config.data.digits.sft since"),
+  ({"data.digits.teacher.last_lesson": 3}, "called config.data.digits.teacher.last_warmup since"),
+  ({"data.digits": None, "data.files": NO_FILES | dict(prompts=())},
+   "config.data.files.prompts is called config.data.files.rl since version 0.2; rename it"),
   ({"model.path": "nowhere"}, "config.model.path 'nowhere' is no folder"),
   ({"data.digits": None, "data.files": NO_FILES},
    "model.path is missing"),
@@ -52,7 +56,7 @@ def test_a_mistake_in_a_config_is_one_line(changes, words):
 
 
 @pytest.mark.parametrize("devices, changes, words", [
-  (1, {"evaluate.problems": 9}, "config.evaluate.problems needs 9 rows of the 'test' data, which "
+  (1, {"evaluate.problems": 9}, "config.evaluate.problems needs 9 rows of the 'eval' data, which "
                                 "has 8"),
   (1, {"curate.problems": 9}, "config.curate.problems needs 9"),
   (1, {"engine.slots": 4, "engine.cache_gib": 1e-5}, "config.evaluate.batch = .* lower the"),
@@ -71,19 +75,19 @@ def test_what_cannot_run_is_refused_before_anything_does(devices, changes, words
 
 
 def test_truths_that_no_answer_meets_are_found_before_training(tmp_path):
-  for name, answers in (("prompts", ["3", "\\frac{1}{2"]), ("test", ["4"] * 6)):
+  for name, answers in (("rl", ["3", "\\frac{1}{2"]), ("eval", ["4"] * 6)):
     (tmp_path / f"{name}.jsonl").write_text("".join(
       json.dumps({"question": "q", "answer": answer}) + "\n" for answer in answers))
   files = {name: [dict(path=str(tmp_path / f"{name}.jsonl"), schema="plain", split="", weight=1)]
-           for name in ("prompts", "test")}
+           for name in ("rl", "eval")}
   values = tiny.values(
     model__path=str(tmp_path), data__digits=None, warmup__steps=0, adacs__steps=0,
     data__files=NO_FILES | files)
   with jax.set_mesh(mesh.make_mesh(-1, 1)), pool_lib.GradingPool(workers=1) as pool:
     config = run_config.read_config(values)
     run = setup.Run(config, None, None, None, None, data.RunData(config, None, pool, None))
-    with pytest.raises(ValueError, match="1 of 2 truths of the 'prompts' data count as wrong when "
-                                         "a model writes them: prompts.jsonl:1: "):
+    with pytest.raises(ValueError, match="1 of 2 truths of the 'rl' data count as wrong when "
+                                         "a model writes them: rl.jsonl:1: "):
       requirements.check_run(run)
 
 

@@ -27,7 +27,7 @@ def run():
     params = parts.init_params()
     # Tied weights repeat the last token: weaker ones let others, and the end, have their turn.
     params["embed"] = 0.5 * params["embed"]
-    rows = [parts.source("test")[index] for index in range(4)]
+    rows = [parts.source("eval")[index] for index in range(4)]
     yield parts, params, parts.generator.encoder.batch(rows, np.arange(4))
 
 

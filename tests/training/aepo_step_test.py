@@ -30,7 +30,7 @@ class Prepared:
     with jax.set_mesh(mesh_of(1)), setup.open_run(self.config) as run:
       self.run, config = run, self.config.aepo
       self.params = run.init_params()
-      source = run.source("prompts")
+      source = run.source("rl")
       prompts = run.generator.encoder.batch([source[i] for i in range(config.prompts)],
                                             np.arange(config.prompts))
       self.rollout = collect(

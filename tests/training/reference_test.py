@@ -32,7 +32,7 @@ class Case:
     config = tiny.read()
     with jax.set_mesh(mesh_of(1)), setup.open_run(config) as run:
       self.run, self.params, self.words = run, run.init_params(), run.words
-    source, rng = run.source("prompts"), np.random.default_rng(0)
+    source, rng = run.source("rl"), np.random.default_rng(0)
     prompts = run.generator.encoder.batch([source[i] for i in range(4)], np.arange(4))
     model, most = run.model, config.aepo.sampling.max_tokens
     mask = np.arange(most) < rng.integers(3, most + 1, 16)[:, None]

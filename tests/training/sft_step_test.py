@@ -22,7 +22,7 @@ from ares_jax.training import sft_step
 
 
 class Prepared:
-  """Packed lessons and one supervised step on them."""
+  """Packed warm-up rows and one supervised step on them."""
 
   def __init__(self, devices=1, slices=1, model=1):
     self.mesh = mesh.make_mesh(-1, model, devices=jax.devices()[:devices], slices=slices)
@@ -30,8 +30,8 @@ class Prepared:
     with jax.set_mesh(self.mesh), setup.open_run(config) as run:
       self.run, self.config = run, config.warmup
       self.params = run.init_params()
-      lessons = run.source("lessons")
-      self.batch = trace_batch(run.generator.encoder, [lessons[i] for i in range(8)],
+      warmup = run.source("warmup")
+      self.batch = trace_batch(run.generator.encoder, [warmup[i] for i in range(8)],
                                row_tokens=(80,), row_windows=24, row_multiple=8)
 
   def step(self, *, step=sft_step.sft_step, **changes):
