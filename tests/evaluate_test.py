@@ -67,7 +67,7 @@ def test_a_run_is_evaluated_on_its_own_data_and_resumed(trained, monkeypatch):
   with pytest.raises(ValueError, match="results.md is no results.json of an evaluation"):
     results.evaluate_benchmark(parts, params, benchmark, folder=str(workdir / "none"), model=name,
                       compare=f"{folder}/results.md")
-  with pytest.raises(ValueError, match="the paper has nothing of 'test'"):
+  with pytest.raises(ValueError, match="the paper has no scores on 'test'"):
     results.evaluate_benchmark(parts, params, benchmark, folder=str(workdir / "none"), model=name,
                       compare="paper:ARES-7B")
   assert not (workdir / "none").exists()  # seen before anything is answered

@@ -1,9 +1,11 @@
-"""Benchmarks as rows: their published files, read by the schemas of benchmarks.json.
+"""Reads the published files of benchmarks as rows, by the schemas of benchmarks.json.
 
-A row is one of data/sources.py, and has besides:
-  answer     list of accepted truths: an option's letter and its text
-  level, group, step   str or None: difficulty, variants of one problem, WeMath's part of a problem
-  tolerance  float, largest difference to a number that counts as right; 0 where the data name none
+A row is that of data/sources.py with these fields:
+  answer     list of accepted truths, for example the letter and the text of an option
+  level      str or None, difficulty
+  group      str or None, the same for all variants of a problem
+  step       str or None, WeMath's part of a problem
+  tolerance  float, the largest difference of a right number to the truth; 0 if the data name none
 """
 
 import dataclasses
@@ -17,12 +19,12 @@ METRICS = ("pass@1", "avg@n", "worst", "strict")
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-  """Rows to answer and how the answers are scored."""
+  """Problems and how the answers to them are scored."""
 
   name: str
   rows: list
-  metric: str  # one of METRICS
-  n: int  # samples a problem; 1 is greedy
+  metric: str  # one of METRICS, see scores.unit_values
+  n: int  # samples a problem; a single one is greedy
 
 
 def benchmark_schemas():
@@ -34,8 +36,8 @@ def open_benchmark(name, path):
   """Reads a benchmark.
 
   Args:
-    name: a key of benchmarks.json; "generic" for files of one's own.
-    path: a file or folder that data/records.py reads, for example of .jsonl or .parquet.
+    name: a key of benchmarks.json; "generic" for a file of one's own.
+    path: a file or folder that data/files/records.py reads, for example of .jsonl or .parquet.
 
   Raises:
     ValueError: no such benchmark or file, or a row lacks a column; names the row and the columns.
@@ -51,7 +53,7 @@ def open_benchmark(name, path):
       for part in parts:
         row = read_row(part, record, location=records.location(number), name=name,
                        folder=records.folder)
-        # Variants of a problem, a file each, and questions about one picture have the same id.
+        # Variants of a problem, and several questions about one image, have the same id.
         seen[row["id"]] = seen.get(row["id"], 0) + 1
         if seen[row["id"]] > 1:
           row["id"] += f"#{seen[row['id']]}"
@@ -63,7 +65,7 @@ def open_benchmark(name, path):
 
 
 def _part(schema, each):
-  """The schema with `each` in the names of its columns."""
+  """The schema with {each} in the names of its columns replaced by `each`."""
   columns = {field: [name.replace("{each}", each) for name in names]
              for field, names in schema["columns"].items()}
   return schema | {"columns": columns}

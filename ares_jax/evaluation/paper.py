@@ -1,4 +1,4 @@
-"""What the paper prints of its models, to compare with: its tables 2 to 5 (paper_tables.json)."""
+"""Scores of models printed in the paper's tables 2 to 5, to compare with (paper_tables.json)."""
 
 import importlib.resources
 import json
@@ -13,35 +13,44 @@ def paper_tables():
 
 
 def paper_scores(benchmark):
-  """{model: (accuracy in %, mean tokens or None)} that the paper prints of a benchmark."""
-  found = {}
-  for table in (part for part in paper_tables().values() if isinstance(part, dict)):
+  """{model: (accuracy in %, mean tokens or None)} printed for a benchmark."""
+  scores = {}
+  for table in _tables_with_columns():
     if benchmark in table["columns"]:
       column = table["columns"].index(benchmark)
       for model, values in table["rows"].items():
-        tokens = values["tokens"][column] if isinstance(values, dict) else None
-        accuracy = (values["accuracy"] if isinstance(values, dict) else values)[column]
-        if accuracy is not None:
-          found[model] = accuracy, tokens
-  return found
+        if not isinstance(values, dict):
+          values = {"accuracy": values, "tokens": [None] * len(values)}
+        if values["accuracy"][column] is not None:
+          scores[model] = values["accuracy"][column], values["tokens"][column]
+  return scores
+
+
+def _tables_with_columns():
+  return [table for table in paper_tables().values() if isinstance(table, dict)]
 
 
 def paper_result(model, benchmark, metric):
-  """What an evaluation's results.json would say of a model of the paper.
+  """The fields of an evaluation's results.json that the paper prints for a model.
 
-  Its score counts as exact: the paper prints no intervals.
+  The paper prints no intervals, so its score counts as exact: the interval has no width.
+
+  Args:
+    model: name in the paper's tables.
+    benchmark, metric: of the evaluation to compare with.
 
   Raises:
-    ValueError: the paper has nothing of the benchmark, or not of that model; names what it has.
+    ValueError: the paper has no score of the model or on the benchmark; the message lists those it
+      has.
   """
   known = paper_scores(benchmark)
   if not known:
-    columns = sorted({name for part in paper_tables().values() if isinstance(part, dict)
-                      for name in part["columns"]} - {"average"})
-    raise ValueError(f"the paper has nothing of {benchmark!r}; its tables are of "
-                     f"{', '.join(columns)}")
+    columns = sorted({name for table in _tables_with_columns() for name in table["columns"]}
+                     - {"average"})
+    raise ValueError(f"the paper has no scores on {benchmark!r}, only on {', '.join(columns)}")
   if model not in known:
-    raise ValueError(f"the paper has no {model!r} on {benchmark}{suggest(model, list(known))}")
+    raise ValueError(f"the paper has no score of {model!r} on {benchmark}"
+                     f"{suggest(model, list(known))}")
   accuracy, tokens = known[model]
   score = accuracy / 100
   return {"benchmark": benchmark, "metric": metric, "model": f"the paper's {model}",

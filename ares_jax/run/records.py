@@ -1,4 +1,4 @@
-"""Reads a run's folder: metrics by stage, logged responses, results."""
+"""Reads the folder of a run: metrics by stage, logged responses, results."""
 
 import collections.abc
 import dataclasses
@@ -16,20 +16,20 @@ from ares_jax.system.config import build
 
 
 class Lines(collections.abc.Sequence):
-  """The whole lines of a JSONL file that are there now, each read when it is asked for.
+  """The lines of a JSONL file, each parsed when it is indexed.
 
-  100 iterations of a 7B model log up to 1e8 tokens: as objects of Python they fill a machine. The
-  file stays open: a run that resumes puts a shorter one in its place.
+  100 iterations of a 7B model log up to 1e8 tokens, too many to hold as Python objects. The file
+  stays open, because a run that resumes replaces it by a shorter one.
   """
 
   def __init__(self, path):
-    """No file has no lines."""
+    """Finds the lines that are complete now; a missing file is treated as empty."""
     self._path, self._starts = path, [0]
     if os.path.exists(path):
       self._file = os.open(path, os.O_RDONLY)
       weakref.finalize(self, os.close, self._file)
       with open(self._file, "rb", closefd=False) as file:
-        # The last one may still be being written.
+        # A run may be writing the last line.
         sizes = [len(line) for line in file if line.endswith(b"\n")]
       self._starts += itertools.accumulate(sizes)
 
@@ -47,49 +47,48 @@ class Lines(collections.abc.Sequence):
         f"{self._path} line {number + 1} is not JSON ({error}); repair or move it") from error
 
   def drop_last(self):
-    """Leaves out the last line; the file keeps it."""
+    """Removes the last line from this object; the file keeps it."""
     self._starts.pop()
 
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-  """What a run has written so far."""
+  """The files of a run, as far as it has written them."""
 
   workdir: str
   config: dict  # config.json
   metrics: dict  # {stage: {step: line of metrics.jsonl}}
-  rollouts: Lines  # of rollouts.jsonl, iterations that metrics.jsonl has
+  rollouts: Lines  # of rollouts.jsonl, for the iterations in metrics.jsonl
   held_out: list  # lines of held_out/STAGE.jsonl, stage after stage
-  results: dict  # results.json; {} before the first stage has ended
+  results: dict  # results.json; {} before the first stage has been evaluated
 
   def aepo_config(self):
     """AepoConfig of the run."""
     return build(AepoConfig, ConfigDict(self.config["aepo"]), "config.aepo")
 
   def aepo_metrics(self):
-    """{step: line} of the AEPO stage, {} where it has not begun."""
+    """{step: line} of the AEPO stage; {} before its first iteration."""
     return self.metrics["aepo"]
 
 
 def read_run(workdir):
-  """Records of a folder, whose run may go on meanwhile.
+  """Records of the run in a folder; the run may continue meanwhile.
 
   Raises:
-    ValueError: there is no run in the folder, or a line is not what a run writes.
+    ValueError: the folder holds no run, or a line is not JSON.
   """
-  for name in ("config.json", "metrics.jsonl"):
-    if not os.path.isfile(os.path.join(workdir, name)):
-      raise ValueError(f"{os.path.join(workdir, name)} does not exist; --workdir is the folder of "
-                       "a run of ares_jax.train")
+  for path in (os.path.join(workdir, name) for name in ("config.json", "metrics.jsonl")):
+    if not os.path.isfile(path):
+      raise ValueError(f"{path} does not exist; --workdir is the folder of a run of ares_jax.train")
   metrics = {stage: {} for stage in STAGES}
   for line in Lines(os.path.join(workdir, "metrics.jsonl")):
     metrics[line["stage"]][line["step"]] = line
   rollouts = Lines(os.path.join(workdir, "rollouts.jsonl"))
-  # Of the iteration that the run is in, the responses come before the metrics.
+  # A run writes the responses of an iteration before its metrics.
   last = max(metrics["aepo"], default=0)
   while rollouts and rollouts[-1]["step"] > last:
     rollouts.drop_last()
-  return Records(
-    workdir, read_json(workdir, "config.json"), metrics, rollouts,
-    [line for stage in STAGES for line in Lines(os.path.join(workdir, f"held_out/{stage}.jsonl"))],
-    read_json(workdir, "results.json"))
+  held_out = [line for stage in STAGES
+              for line in Lines(os.path.join(workdir, "held_out", f"{stage}.jsonl"))]
+  return Records(workdir, read_json(workdir, "config.json"), metrics, rollouts, held_out,
+                 read_json(workdir, "results.json"))

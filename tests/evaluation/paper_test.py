@@ -27,7 +27,7 @@ def test_columns_are_benchmarks_and_models_are_found():
 def test_a_row_reads_as_results_and_unknown_ones_are_refused_by_name():
   row = paper.paper_result("ARES-7B", "dynamath", "worst")
   assert row["score"] == pytest.approx(0.397) and row["interval"] == [row["score"]] * 2
-  with pytest.raises(ValueError, match="no 'ARES7B' on dynamath; did you mean 'ARES-7B'"):
+  with pytest.raises(ValueError, match="no score of 'ARES7B' on dynamath; did you mean 'ARES-7B'"):
     paper.paper_result("ARES7B", "dynamath", "worst")
-  with pytest.raises(ValueError, match="nothing of 'generic'; its tables are of aime24, "):
+  with pytest.raises(ValueError, match="no scores on 'generic', only on aime24, "):
     paper.paper_result("ARES-7B", "generic", "pass@1")
