@@ -83,7 +83,7 @@ def empty_cache(config: ModelConfig, rows: int, slots: int) -> KVCache:
 
 
 def decode_step(config: ModelConfig, params: Params, embeds_B1D, positions_3B1, prompts: KVCache,
-                place_B, cache: KVCache, *, group: int, live: int) -> tuple[jax.Array, KVCache]:
+                query_B, cache: KVCache, *, group: int, live: int) -> tuple[jax.Array, KVCache]:
   """Reads one more token per row, after a prompt that up to G rows share.
 
   Keys and values of a prompt are there once and are read once, for the queries of all its rows.
@@ -97,8 +97,8 @@ def decode_step(config: ModelConfig, params: Params, embeds_B1D, positions_3B1, 
     embeds_B1D: embeddings of the new tokens.
     positions_3B1: int32, their M-RoPE positions.
     prompts: what `prefill` returned.
-    place_B: int32, p * G + g for a row that continues prompt p, no two rows alike; P * G for an
-      idle row, whose result means nothing.
+    query_B: int32, p * G + g for a row that continues prompt p, all different; P * G for an idle
+      row, whose result means nothing.
     cache: keys and values of what each row read after its prompt. A row with no slot left is not
       written and its result means nothing.
     group: G.
@@ -120,7 +120,7 @@ def decode_step(config: ModelConfig, params: Params, embeds_B1D, positions_3B1, 
     k_LBSKH = k_LBSKH.at[index, row, cache.length].set(k[:, 0], mode="drop")
     v_LBSKH = v_LBSKH.at[index, row, cache.length].set(v[:, 0], mode="drop")
     q_BKQH = q.reshape(-1, *heads) * config.head_dim**-0.5
-    of_prompt = _attend_prompts(q_BKQH, k_PSKH, v_PSKH, seen_PS, place_B, group)
+    of_prompt = _attend_prompts(q_BKQH, k_PSKH, v_PSKH, seen_PS, query_B, group)
     of_response = _attend(q_BKQH, k_LBSKH[index, :, :live], v_LBSKH[index, :, :live], seen_BS)
     mixed = _join(of_prompt, of_response).astype(x_B1D.dtype).reshape(q.shape)
     x_B1D = _mlp(config, weights, x_B1D + _out(weights, mixed))
@@ -204,17 +204,17 @@ def _attend(q_BKQH, k_BSKH, v_BSKH, seen_BS):
   return mixed, weights.sum(-1, keepdims=True), largest
 
 
-def _attend_prompts(q_BKQH, k_PSKH, v_PSKH, seen_PS, place_B, group):
+def _attend_prompts(q_BKQH, k_PSKH, v_PSKH, seen_PS, query_B, group):
   """`_attend` of each row to its prompt: queries of a prompt's rows meet its keys in one matmul."""
   prompts, (_, kv_heads, queries, head_dim) = len(k_PSKH), q_BKQH.shape
   table = jnp.zeros((prompts * group, *q_BKQH.shape[1:]), q_BKQH.dtype)
-  table = table.at[place_B].set(q_BKQH, mode="drop").reshape(prompts, group, *q_BKQH.shape[1:])
+  table = table.at[query_B].set(q_BKQH, mode="drop").reshape(prompts, group, *q_BKQH.shape[1:])
   q_PKQH = jnp.moveaxis(table, 1, 2).reshape(prompts, kv_heads, group * queries, head_dim)
 
   def of_rows(x_PKQx):
     x = x_PKQx.reshape(prompts, kv_heads, group, queries, -1)
     x_RKQx = jnp.moveaxis(x, 2, 1).reshape(prompts * group, kv_heads, queries, -1)
-    return x_RKQx.at[place_B].get(mode="clip")
+    return x_RKQx.at[query_B].get(mode="clip")
 
   return [of_rows(x) for x in _attend(q_PKQH, k_PSKH, v_PSKH, seen_PS)]
 

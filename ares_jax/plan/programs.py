@@ -17,7 +17,7 @@ import numpy as np
 from ares_jax.models import flops, hf_config, lora, weights
 from ares_jax.models.published import BY_NAME
 from ares_jax.models.vision import VisionInput
-from ares_jax.sampling import sampler, slots
+from ares_jax.sampling import sampler, scheduler, slots
 from ares_jax.sampling.branching import Branching
 from ares_jax.system import mesh
 from ares_jax.training import aepo_step, optimizer
@@ -74,7 +74,7 @@ def programs(config, model, end=(0,)):
   prompt_tokens, windows = config.prompt.max_tokens[-1], config.prompt.windows[-1]
   prompts, tokens = settings.prompts, settings.sampling.max_tokens
   try:
-    held = sampler.plan_cache(model, config.engine, prompts=prompts, prompt_tokens=prompt_tokens,
+    held = scheduler.plan_cache(model, config.engine, prompts=prompts, prompt_tokens=prompt_tokens,
                               group=settings.group, tokens=tokens)
   except ValueError as error:
     raise ValueError(f"config.aepo.prompts = {prompts}: {error}") from error
@@ -88,7 +88,7 @@ def programs(config, model, end=(0,)):
   vocabulary = _split(jax.ShapeDtypeStruct((model.vocab,), bool))
   asked, number = _prompts(model, held.read * devices, prompt_tokens, windows)
   read = _laid_out(model, jax.eval_shape(functools.partial(
-    slots.empty_prompts, model, prompts=prompts, places=held.places * devices,
+    slots.empty_prompt_slots, model, prompts=prompts, prompt_slots=held.prompt_slots * devices,
     tokens=prompt_tokens)))
   state = _laid_out(model, jax.eval_shape(functools.partial(slots.idle_slots, model, rows=prompts *
                                                             settings.group, slots=held.slots *

@@ -7,7 +7,7 @@ import jax
 
 from ares_jax.models import weights
 from ares_jax.run.identity import STAGES
-from ares_jax.sampling.sampler import plan_cache
+from ares_jax.sampling.scheduler import plan_cache
 from ares_jax.system import hosts, mesh
 
 

@@ -1,13 +1,14 @@
-"""Entropy-triggered branching: forks of running sequences where windows turn uncertain (3.2.1).
+"""Entropy-triggered branching: sequences fork where the window entropy rises (section 3.2.1).
 
 The first G - branches sequences of a group start at the prompt. Where the window entropy of one of
-them rises to the threshold, another sequence forks from the first token of that window: it has the
-tokens before in common and draws the rest itself. Which sequence may fork off which is fixed, and
-one that found no fork starts at the prompt: groups have G sequences, and none depends on when its
-slot was free.
+them rises to the threshold, another sequence forks from the first token of that window: it
+shares the tokens before and draws the rest itself. Which sequence may fork from which is fixed, and one
+that found no fork starts at the prompt. So a group has G sequences, and none of them depends on
+when a slot became free.
 
-Keys and values are not computed again. When a sequence ends, its slot goes back to its last fork
-and continues there; an idle slot with nothing else to do takes a fork over, with a copy.
+Keys and values are not computed twice. When a sequence ends, its slot returns to its last fork and
+continues there; an idle slot without a waiting row takes over a fork and copies its cache.
+Functions that take `branching` do nothing where it is None.
 
 G group, B rows (row b = p*G + g), S slots, T response tokens. Sizes are those of one device.
 """
@@ -21,10 +22,10 @@ from jax import lax
 
 @flax.struct.dataclass
 class Branching:
-  """When to fork, and how often."""
+  """When sequences fork, and how many of them."""
 
-  threshold: jax.Array  # float32 [], tau in nats; nan: never
-  branches: int = flax.struct.field(pytree_node=False)  # sequences of a group that may be forks
+  threshold: jax.Array  # float32 [], tau in nats; nan = no forks
+  branches: int = flax.struct.field(pytree_node=False)  # sequences per group that may be forks
   window: int = flax.struct.field(pytree_node=False)  # tokens
 
 
@@ -33,23 +34,30 @@ def parents(group, branches):
   return np.arange(group) % (group - branches)
 
 
-def replay_step(slots, group, branching):
-  """The step that leads back to a fork: it reads the parent's token before it once more.
+def replay_parent(slots, token_S, group, branching):
+  """Replaces the drawn tokens of slots that returned to a fork by the parent's.
+
+  Such a slot reads the parent's last token before the fork once more, to get its hidden state.
 
   Returns:
-    bool [S], slots at that step; int32 [S], the parent's token.
+    int32 [S], tokens to read; bool [S], True where it is the parent's.
   """
+  if branching is None:
+    return token_S, jnp.zeros_like(slots.row, bool)
   rows = len(slots.tokens)
   row_S = jnp.minimum(slots.row, rows - 1)
-  token_S = slots.tokens[_first(row_S, group, branching), slots.cache.length]
-  return (slots.row < rows) & (slots.cache.length < slots.fork[row_S]), token_S
+  replayed_S = (slots.row < rows) & (slots.cache.length < slots.fork[row_S])
+  parent_token_S = slots.tokens[_first(row_S, group, branching), slots.cache.length]
+  return jnp.where(replayed_S, parent_token_S, token_S), replayed_S
 
 
 def note_forks(slots, group, branching):
-  """Slots whose newest token completes a window that rises to the threshold note a fork.
+  """Notes a fork in slots whose newest token completes a window that rises to the threshold.
 
-  Call it when entropies are written, while `cache.length` is the newest token's position.
+  Call it when entropies are written, while `cache.length` is the newest token's index.
   """
+  if branching is None:
+    return slots
   rows, window, last_S = len(slots.tokens), branching.window, slots.cache.length
   row_S = jnp.minimum(slots.row, rows - 1)
   entropy_SW = slots.entropy[row_S[:, None], last_S[:, None] + jnp.arange(-window, 1)]
@@ -63,20 +71,22 @@ def note_forks(slots, group, branching):
   return slots.replace(fork=fork_B, forks=slots.forks + forks_S)
 
 
-def return_to_fork(slots, ended_S, group, branching):
-  """Slots after their sequences ended: at the last fork that is left, or idle.
+def release_slots(slots, ended_S, group, branching):
+  """Slots after their sequences ended: each is idle, or returns to its last fork.
 
-  A first sequence lets those that might have forked from it, and did not, start at the prompt.
+  The end of a first sequence lets those that might have forked from it start at the prompt.
   """
   rows = len(slots.tokens)
+  if branching is None:
+    return slots.replace(row=jnp.where(ended_S, rows, slots.row))
   waiting_B, row_S = slots.waiting, jnp.minimum(slots.row, rows - 1)
   first_S = ended_S & (row_S % group < group - branching.branches)
   for number in range(branching.branches):
     child_S = _child(row_S, number, group, branching)
-    free_S = first_S & (number >= slots.forks)
-    waiting_B = waiting_B.at[jnp.where(free_S, child_S, rows)].set(True, mode="drop")
+    unused_S = first_S & (number >= slots.forks)
+    waiting_B = waiting_B.at[jnp.where(unused_S, child_S, rows)].set(True, mode="drop")
   back_S = ended_S & (slots.forks > slots.given)
-  # From the last fork to the first: each overwrites only what lies behind the forks before it.
+  # From the last fork to the first: a fork overwrites only tokens behind the forks before it.
   forks_S = slots.forks - back_S
   child_S = _child(row_S, forks_S, group, branching)
   length_S = slots.fork[jnp.minimum(child_S, rows - 1)] - 1
@@ -87,13 +97,13 @@ def return_to_fork(slots, ended_S, group, branching):
 
 
 def hand_over_forks(slots, group, branching, live):
-  """Idle slots take over forks that wait for the end of another slot's sequence.
+  """Lets idle slots take over forks that wait for the end of another slot's sequence.
 
   Args:
     slots: Slots.
     group: G.
     branching: Branching.
-    live: tokens that are copied, as many as any slot has.
+    live: cached tokens that are copied, at least as many as any slot has.
   """
   rows = len(slots.tokens)
 
@@ -121,7 +131,7 @@ def hand_over_forks(slots, group, branching, live):
 
 
 def join_forks(x_BT, fork_B, group, branches):
-  """Rows of whole sequences: forks with their parents' tokens in front."""
+  """Complete rows: those of forks start with the tokens of their parents."""
   if not branches:
     return x_BT
   x_PGT = x_BT.reshape(-1, group, x_BT.shape[1])
@@ -130,7 +140,7 @@ def join_forks(x_BT, fork_B, group, branches):
 
 
 def _first(row, group, branching):
-  """The row of the first sequence that a row's own forks from."""
+  """The row of the first sequence that a row forks from; a first sequence's own row."""
   return row - row % group + row % group % (group - branching.branches)
 
 

@@ -1,9 +1,9 @@
-"""Continuous batching on the device: slots that decode rows and take the next one when one ends.
+"""Continuous batching on the device: a decoding slot takes the next row as soon as its row ends.
 
-P prompts, C places for prompts that have been read, R prompts a read, G group, B = P*G rows (row
-b = p*G + g), S slots, T response tokens, V vocabulary, D embed. All are split over the mesh's ROWS,
-"slice" and "data": a device's slots answer its own prompts. Sizes in this file are those of one
-device.
+P prompts, C prompt slots, R prompts in one read, G group, B = P*G rows (row b = p*G + g), S
+decoding slots, T response tokens, V vocabulary, D embed. The mesh axes ROWS, "slice" and "data",
+split prompts, rows and slots: the slots of a device answer its own prompts. Sizes in this file are
+those of one device.
 """
 
 import functools
@@ -21,25 +21,25 @@ from ares_jax.system.mesh import ROWS, shard, size
 
 
 @flax.struct.dataclass
-class Prompts:
-  """Places: what is computed once a prompt and shared by its G rows.
+class PromptSlots:
+  """Prompts that have been read: everything the G rows of a prompt share.
 
-  A place is free for another prompt when all rows of its prompt have ended.
+  A prompt slot is reused for another prompt when all rows of its prompt have ended.
   """
 
   cache: KVCache  # of C prompts
   hidden: jax.Array  # [C, D]: of the last prompt token
   position: jax.Array  # int32 [C]: M-RoPE position of the first response token, all three axes
   prompt_id: jax.Array  # int32 [C]
-  place: jax.Array  # int32 [P]: where each prompt was read to; C = not read yet
+  slot: jax.Array  # int32 [P]: the prompt slot of each prompt; C = not read yet
 
 
 @flax.struct.dataclass
 class Slots:
-  """All that changes while rows are decoded."""
+  """The decoding slots, and the responses written so far."""
 
-  row: jax.Array  # int32 [S]: the row in work; B = idle
-  hidden: jax.Array  # [S, D]: the next token's
+  row: jax.Array  # int32 [S]: the row being decoded; B = idle
+  hidden: jax.Array  # [S, D]: from which the next token is drawn
   cache: KVCache  # of the response so far; `length` counts its tokens
   waiting: jax.Array  # bool [B]: rows that no slot has taken yet
   ended: jax.Array  # bool [B]
@@ -47,76 +47,88 @@ class Slots:
   length: jax.Array  # int32 [B]: tokens of each response
   logprob: jax.Array  # float32 [B, T]
   entropy: jax.Array  # float32 [B, T]
-  fork: jax.Array  # int32 [B]: tokens that are its parent's; 0 = it starts at the prompt
-  forks: jax.Array  # int32 [S]: forks of the slot's sequence; those from `given` on are to come
-  given: jax.Array  # int32 [S]: the first of them, that other slots took
+  fork: jax.Array  # int32 [B]: tokens shared with the parent; 0 = the row starts at its prompt
+  forks: jax.Array  # int32 [S]: forks noted in the sequence of each slot
+  given: jax.Array  # int32 [S]: forks of them that other slots took over, the first ones
 
 
 _ROWS, _CACHE = PartitionSpec(ROWS), PartitionSpec(None, ROWS)
 _CACHES = KVCache(k=_CACHE, v=_CACHE, length=_ROWS)
-_PROMPTS = Prompts(_CACHES, *[_ROWS] * 4)
+_PROMPTS = PromptSlots(_CACHES, *[_ROWS] * 4)
 _SLOTS = Slots(_ROWS, _ROWS, _CACHES, *[_ROWS] * 9)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "prompts", "places", "tokens"))
-def empty_prompts(model, *, prompts, places, tokens):
-  """Prompts of the whole mesh, none of them read: `places` of `tokens` each for `prompts`."""
-  devices = size(*ROWS)
-  split = functools.partial(jax.tree.map, lambda x: shard(x, ROWS))
-  return Prompts(cache=_laid_out(model, qwen25_vl.empty_cache(model, places, tokens)), **split(dict(
-    hidden=jnp.zeros((places, model.embed), model.compute_dtype),
-    position=jnp.zeros(places, jnp.int32), prompt_id=jnp.zeros(places, jnp.int32),
-    place=jnp.full(prompts, places // devices))))
+@functools.partial(jax.jit, static_argnames=("model", "prompts", "prompt_slots", "tokens"))
+def empty_prompt_slots(model, *, prompts, prompt_slots, tokens):
+  """PromptSlots with nothing read; all sizes are those of the whole mesh.
+
+  Args:
+    model: ModelConfig.
+    prompts, prompt_slots: P, C.
+    tokens: of the longest prompt.
+  """
+  return PromptSlots(
+    cache=_shard_cache(model, qwen25_vl.empty_cache(model, prompt_slots, tokens)),
+    **_split_rows(dict(
+      hidden=jnp.zeros((prompt_slots, model.embed), model.compute_dtype),
+      position=jnp.zeros(prompt_slots, jnp.int32), prompt_id=jnp.zeros(prompt_slots, jnp.int32),
+      slot=jnp.full(prompts, prompt_slots // size(*ROWS)))))
 
 
-@functools.partial(jax.jit, static_argnames="model", donate_argnames="read_before")
-def read_prompts(model, params, read_before, prompts, prompt_R, place_R):
+@functools.partial(jax.jit, static_argnames="model", donate_argnames="prompt_slots")
+def read_prompts(model, params, prompt_slots, prompts, prompt_R, slot_R):
   """Reads R prompts in one pass of the vision tower and of the decoder.
 
   Args:
     model: ModelConfig.
     params: weights, in no part split over "data".
-    read_before: Prompts; donated.
+    prompt_slots: PromptSlots; donated.
     prompts: `sample`'s dict of arrays, of R prompts.
-    prompt_R: int32, which of the device's P prompts they are; P is none of them.
-    place_R: int32, their free places, no two alike but C, which is none.
+    prompt_R: int32, their numbers among the device's P prompts; P = none.
+    slot_R: int32, free prompt slots they are read into, all different; C = none.
 
   Returns:
-    Prompts.
+    PromptSlots.
   """
   features = qwen25_vl.vision_features(model, params, prompts["vision"])
   embeds = qwen25_vl.embed(model, params, prompts["tokens"], prompts["unit"], features)
   hidden, cache = qwen25_vl.prefill(model, params, embeds, prompts["positions"], prompts["length"])
   # M-RoPE counts on from the largest prompt position on all three axes.
   position = prompts["positions"].max((0, 2)) + 1
-  new = (_laid_out(model, cache), shard(hidden, ROWS), position, prompts["prompt_id"])
+  new = (_shard_cache(model, cache), shard(hidden, ROWS), position, prompts["prompt_id"])
   return jax.shard_map(
-    _keep, axis_names=set(ROWS), check_vma=False,
+    _write_prompts, axis_names=set(ROWS), check_vma=False,
     in_specs=(_PROMPTS, (_CACHES, _ROWS, _ROWS, _ROWS), _ROWS, _ROWS),
-    out_specs=_PROMPTS)(read_before, new, prompt_R, place_R)
+    out_specs=_PROMPTS)(prompt_slots, new, prompt_R, slot_R)
 
 
-def _keep(read_before, new, prompt_R, place_R):
-  cache, *of_prompt = new
+def _write_prompts(prompt_slots, new, prompt_R, slot_R):
+  cache, hidden, position, prompt_id = new
+  old = prompt_slots.cache
 
-  def put(x_C, new_R):
-    return x_C.at[place_R].set(new_R, mode="drop")
+  def write(x_C, new_R):
+    return x_C.at[slot_R].set(new_R, mode="drop")
 
-  before = read_before.cache
-  k, v = (old.at[:, place_R].set(x, mode="drop")
-          for old, x in ((before.k, cache.k), (before.v, cache.v)))
-  old = read_before.hidden, read_before.position, read_before.prompt_id
-  return Prompts(KVCache(k, v, put(before.length, cache.length)), *map(put, old, of_prompt),
-                 read_before.place.at[prompt_R].set(place_R, mode="drop"))
+  return PromptSlots(
+    cache=KVCache(k=old.k.at[:, slot_R].set(cache.k, mode="drop"),
+                  v=old.v.at[:, slot_R].set(cache.v, mode="drop"),
+                  length=write(old.length, cache.length)),
+    hidden=write(prompt_slots.hidden, hidden), position=write(prompt_slots.position, position),
+    prompt_id=write(prompt_slots.prompt_id, prompt_id),
+    slot=prompt_slots.slot.at[prompt_R].set(slot_R, mode="drop"))
 
 
-def _laid_out(model, cache):
+def _split_rows(tree):
+  return jax.tree.map(lambda x: shard(x, ROWS), tree)
+
+
+def _shard_cache(model, cache):
   k, v = (shard(x, None, ROWS, None, kv_axis(model)) for x in (cache.k, cache.v))
   return KVCache(k, v, shard(cache.length, ROWS))
 
 
 def kv_axis(model):
-  """The mesh axis that kv heads of a cache are split over, or None where they do not divide."""
+  """The mesh axis that splits the kv heads of a cache, or None if it does not divide them."""
   mesh = jax.sharding.get_abstract_mesh()
   return None if model.kv_heads % mesh.shape["model"] else "model"
 
@@ -124,34 +136,33 @@ def kv_axis(model):
 @functools.partial(
   jax.jit, static_argnames=("model", "rows", "slots", "tokens", "group", "branches"))
 def idle_slots(model, *, rows, slots, tokens, group, branches):
-  """Slots of the whole mesh with nothing in them, for B `rows` of T `tokens`.
+  """Slots that are all idle; `rows` and `slots` are those of the whole mesh.
 
-  All rows are waiting, but the last `branches` of a group of G, which may fork off the others.
+  All rows wait for a slot but the last `branches` of each group, which may fork from the others.
   """
-  devices = size(*ROWS)
-  split = functools.partial(jax.tree.map, lambda x: shard(x, ROWS))
   return Slots(
-    cache=_laid_out(model, qwen25_vl.empty_cache(model, slots, tokens)),
-    **split(dict(row=jnp.full(slots, rows // devices),
-                 hidden=jnp.zeros((slots, model.embed), model.compute_dtype),
-                 waiting=jnp.arange(rows) % group < group - branches,
-                 ended=jnp.zeros(rows, bool), fork=jnp.zeros(rows, jnp.int32),
-                 forks=jnp.zeros(slots, jnp.int32), given=jnp.zeros(slots, jnp.int32),
-                 tokens=jnp.zeros((rows, tokens), jnp.int32), length=jnp.zeros(rows, jnp.int32),
-                 logprob=jnp.zeros((rows, tokens)), entropy=jnp.zeros((rows, tokens)))))
+    cache=_shard_cache(model, qwen25_vl.empty_cache(model, slots, tokens)),
+    **_split_rows(dict(
+      row=jnp.full(slots, rows // size(*ROWS)),
+      hidden=jnp.zeros((slots, model.embed), model.compute_dtype),
+      waiting=jnp.arange(rows) % group < group - branches,
+      ended=jnp.zeros(rows, bool), fork=jnp.zeros(rows, jnp.int32),
+      forks=jnp.zeros(slots, jnp.int32), given=jnp.zeros(slots, jnp.int32),
+      tokens=jnp.zeros((rows, tokens), jnp.int32), length=jnp.zeros(rows, jnp.int32),
+      logprob=jnp.zeros((rows, tokens)), entropy=jnp.zeros((rows, tokens)))))
 
 
 @functools.partial(
   jax.jit, donate_argnames="slots",
   static_argnames=("model", "group", "sampling", "end", "steps", "live"))
-def decode(model, params, prompts, slots, key, allowed_V, branching, *, group, sampling, end, steps,
-           live):
-  """Up to `steps` tokens in every slot, without a word from the host.
+def decode(model, params, prompt_slots, slots, key, allowed_V, branching, *, group, sampling, end,
+           steps, live):
+  """Decodes up to `steps` tokens in every slot; idle slots take waiting rows in between.
 
   Args:
     model: ModelConfig.
     params: weights, in no part split over "data".
-    prompts: Prompts.
+    prompt_slots: PromptSlots.
     slots: Slots; donated.
     key: typed PRNG key.
     allowed_V: bool, tokens that may be drawn.
@@ -159,76 +170,69 @@ def decode(model, params, prompts, slots, key, allowed_V, branching, *, group, s
     group: G.
     sampling: SamplingConfig.
     end: tuple of end-of-turn token ids.
-    steps: tokens a slot.
+    steps: tokens per slot.
     live: response tokens that attention reads, at least `steps` more than any slot has now.
 
   Returns:
-    Slots; bool [B], rows that have ended; int32 [1], tokens of the longest that is in a slot.
+    Slots; bool [B], rows that have ended; int32 [1], tokens of the longest row in a slot. The last
+    two are complete on every device, for every host to read.
   """
   one_device = functools.partial(_decode, model, group=group, sampling=sampling, end=end,
                                  steps=steps, live=live)
   slots, ended_B, longest = jax.shard_map(
     one_device, axis_names=set(ROWS), check_vma=False,
     in_specs=(PartitionSpec(), _PROMPTS, _SLOTS, *[PartitionSpec()] * 3),
-    out_specs=(_SLOTS, _ROWS, _ROWS))(params, prompts, slots, key, allowed_V, branching)
-  return slots, shard(ended_B), shard(longest)  # whole, for every host to read
+    out_specs=(_SLOTS, _ROWS, _ROWS))(params, prompt_slots, slots, key, allowed_V, branching)
+  return slots, shard(ended_B), shard(longest)
 
 
-def _decode(model, params, prompts, slots, key, allowed_V, branching, *, group, sampling, end,
+def _decode(model, params, prompt_slots, slots, key, allowed_V, branching, *, group, sampling, end,
             steps, live):
   rows = len(slots.tokens)
   # In the hidden state's dtype, as the trainer's logprob_and_entropy has it.
   unembedding = qwen25_vl.unembedding(model, params).astype(slots.hidden.dtype)
 
+  def step(slots):
+    slots = _refill(slots, prompt_slots, group)
+    drawn = _draw(slots, prompt_slots, unembedding, key, allowed_V, group, sampling, end)
+    token_S, replayed_S = branching_lib.replay_parent(slots, drawn.token, group, branching)
+    slots = _record(slots, token_S, drawn, replayed_S)
+    slots = branching_lib.note_forks(slots, group, branching)
+    at_limit_S = slots.cache.length + 1 >= sampling.max_tokens
+    ended_S = (at_limit_S | jnp.isin(token_S, jnp.array(end))) & (slots.row < rows)
+    slots = _read_tokens(model, params, slots, prompt_slots, token_S, group, live)
+    slots = slots.replace(
+      ended=slots.ended.at[jnp.where(ended_S, slots.row, rows)].set(True, mode="drop"))
+    return branching_lib.release_slots(slots, ended_S, group, branching)
+
   def busy(slots):
-    # Devices whose loops differ would wait for each other in collectives: the largest over "data".
-    # Slices would ask each other at every token, over their network; they finish the chunk instead.
+    # A device whose loop ended earlier would leave the others waiting in their collectives, so
+    # devices of a slice loop as long as one of them has work. Slices would ask each other at every
+    # token, over their network; they all finish the chunk instead.
     if size("slice") > 1:
       return jnp.int32(1)
-    here = jnp.any(_ready(slots, prompts, group)) | jnp.any(slots.row < rows)
+    here = jnp.any(_ready(slots, prompt_slots, group)) | jnp.any(slots.row < rows)
     return jax.lax.pmax(here.astype(jnp.int32), "data")
 
   def cond(carry):
-    step, some_busy, _ = carry
-    return (step < steps) & (some_busy > 0)
+    done, some_busy, _ = carry
+    return (done < steps) & (some_busy > 0)
 
   def body(carry):
-    step, _, slots = carry
-    slots = _refill(slots, prompts, group)
-    drawn = _draw(slots, prompts, unembedding, key, allowed_V, group, sampling, end)
-    again_S = jnp.zeros_like(slots.row, bool)
-    if branching is not None:
-      again_S, token_S = branching_lib.replay_step(slots, group, branching)
-      drawn = drawn._replace(token=jnp.where(again_S, token_S, drawn.token))
-    slots, embeds, positions = _record(model, params, slots, prompts, drawn, again_S, group)
-    if branching is not None:
-      slots = branching_lib.note_forks(slots, group, branching)
-    full_S = slots.cache.length + 1 >= sampling.max_tokens
-    ended_S = full_S | jnp.isin(drawn.token, jnp.array(end))
-    none = len(prompts.hidden) * group
-    place_S = _place(slots, prompts, group) * group + slots.row % group
-    hidden, cache = qwen25_vl.decode_step(
-      model, params, embeds, positions, prompts.cache,
-      jnp.where(slots.row < rows, place_S, none), slots.cache, group=group, live=live)
-    ended_S &= slots.row < rows
-    slots = slots.replace(
-      hidden=hidden, cache=cache,
-      ended=slots.ended.at[jnp.where(ended_S, slots.row, rows)].set(True, mode="drop"))
-    if branching is None:
-      slots = slots.replace(row=jnp.where(ended_S, rows, slots.row))
-    else:
-      slots = branching_lib.return_to_fork(slots, ended_S, group, branching)
-    return step + 1, busy(slots), slots
+    done, _, slots = carry
+    slots = step(slots)
+    return done + 1, busy(slots), slots
 
   if branching is not None:
-    slots = branching_lib.hand_over_forks(_refill(slots, prompts, group), group, branching, live)
+    slots = branching_lib.hand_over_forks(_refill(slots, prompt_slots, group), group, branching,
+                                          live)
   *_, slots = jax.lax.while_loop(cond, body, (jnp.int32(0), busy(slots), slots))
   return slots, slots.ended, jnp.where(slots.row < rows, slots.cache.length, 0).max()[None]
 
 
 @functools.partial(jax.jit, static_argnames=("group", "branches"))
 def responses(slots, row_R, *, group, branches):
-  """Rows that have ended, on every device whole: int32 [R, T] tokens, int32 [R] lengths."""
+  """(int32 [R, T] tokens, int32 [R] lengths) of rows that have ended, complete on every device."""
   tokens_RT = slots.tokens[row_R]
   if branches:
     parent_G = jnp.asarray(branching_lib.parents(group, branches))
@@ -238,14 +242,14 @@ def responses(slots, row_R, *, group, branches):
   return shard(tokens_RT), shard(slots.length[row_R])
 
 
-def _refill(slots, prompts, group):
-  """Idle slots take the first rows that are ready, as long as there are any."""
+def _refill(slots, prompt_slots, group):
+  """Lets idle slots take the first rows that are ready."""
   rows = len(slots.tokens)
   idle_S = slots.row >= rows
-  (next_S,) = jnp.nonzero(_ready(slots, prompts, group), size=len(idle_S), fill_value=rows)
+  (next_S,) = jnp.nonzero(_ready(slots, prompt_slots, group), size=len(idle_S), fill_value=rows)
   row_S = jnp.where(idle_S, next_S[jnp.cumsum(idle_S) - 1], slots.row)
   slots = slots.replace(row=row_S.astype(jnp.int32))
-  first_SD = prompts.hidden[_place(slots, prompts, group)]
+  first_SD = prompt_slots.hidden[_prompt_slot(slots, prompt_slots, group)]
   return slots.replace(
     hidden=jnp.where(idle_S[:, None], first_SD, slots.hidden),
     cache=slots.cache.replace(length=jnp.where(idle_S, 0, slots.cache.length)),
@@ -253,20 +257,20 @@ def _refill(slots, prompts, group):
     forks=jnp.where(idle_S, 0, slots.forks), given=jnp.where(idle_S, 0, slots.given))
 
 
-def _ready(slots, prompts, group):
-  """bool [B]: rows that a slot may take, since their prompt has been read."""
-  return slots.waiting & jnp.repeat(prompts.place < len(prompts.hidden), group)
+def _ready(slots, prompt_slots, group):
+  """bool [B]: waiting rows whose prompt has been read."""
+  return slots.waiting & jnp.repeat(prompt_slots.slot < len(prompt_slots.hidden), group)
 
 
-def _place(slots, prompts, group):
-  """int32 [S]: where each slot's prompt is; means nothing for an idle slot."""
-  return prompts.place[jnp.minimum(slots.row, len(slots.tokens) - 1) // group]
+def _prompt_slot(slots, prompt_slots, group):
+  """int32 [S]: the prompt slot that each decoding slot continues; meaningless for an idle one."""
+  return prompt_slots.slot[jnp.minimum(slots.row, len(slots.tokens) - 1) // group]
 
 
-def _draw(slots, prompts, unembedding, key, allowed_V, group, sampling, end):
+def _draw(slots, prompt_slots, unembedding, key, allowed_V, group, sampling, end):
   """The next token of every slot; its random number is of (key, prompt id, sample, position)."""
   fold = jax.vmap(jax.random.fold_in)
-  prompt_id_S = prompts.prompt_id[_place(slots, prompts, group)]
+  prompt_id_S = prompt_slots.prompt_id[_prompt_slot(slots, prompt_slots, group)]
   keys_S = jax.vmap(jax.random.fold_in, (None, 0))(key, prompt_id_S)
   keys_S = fold(fold(keys_S, slots.row % group), slots.cache.length)
   logits_SV = jnp.einsum("SD,VD->SV", slots.hidden, unembedding,
@@ -280,21 +284,28 @@ def _draw(slots, prompts, unembedding, key, allowed_V, group, sampling, end):
                     temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
 
 
-def _record(model, params, slots, prompts, drawn, again_S, group):
-  """Slots with the drawn tokens written down, and the input of the next step.
-
-  A token that is read `again` was not drawn, and is its parent's.
-  """
-  at = jnp.where(again_S, len(slots.tokens), slots.row), slots.cache.length
+def _record(slots, token_S, drawn, replayed_S):
+  """Slots with the tokens and their statistics written, but for replayed ones."""
+  at = jnp.where(replayed_S, len(slots.tokens), slots.row), slots.cache.length
 
   def write(x_BT, value_S):
     return x_BT.at[at].set(value_S, mode="drop")
 
-  embeds = qwen25_vl.embed(model, params, drawn.token[:, None], None, None)
-  position_S = prompts.position[_place(slots, prompts, group)]
-  positions = jnp.broadcast_to((position_S + slots.cache.length)[:, None], (3, len(at[0]), 1))
   return slots.replace(
-    tokens=write(slots.tokens, drawn.token),
+    tokens=write(slots.tokens, token_S),
     length=slots.length.at[slots.row].set(slots.cache.length + 1, mode="drop"),
-    logprob=write(slots.logprob, drawn.logprob),
-    entropy=write(slots.entropy, drawn.entropy)), embeds, positions
+    logprob=write(slots.logprob, drawn.logprob), entropy=write(slots.entropy, drawn.entropy))
+
+
+def _read_tokens(model, params, slots, prompt_slots, token_S, group, live):
+  """Slots whose model has read one more token."""
+  prompt_slot_S = _prompt_slot(slots, prompt_slots, group)
+  embeds = qwen25_vl.embed(model, params, token_S[:, None], None, None)
+  position_S = prompt_slots.position[prompt_slot_S] + slots.cache.length
+  positions = jnp.broadcast_to(position_S[:, None], (3, len(position_S), 1))
+  idle = len(prompt_slots.hidden) * group
+  query_S = jnp.where(slots.row < len(slots.tokens),
+                      prompt_slot_S * group + slots.row % group, idle)
+  hidden, cache = qwen25_vl.decode_step(model, params, embeds, positions, prompt_slots.cache,
+                                        query_S, slots.cache, group=group, live=live)
+  return slots.replace(hidden=hidden, cache=cache)

@@ -6,7 +6,7 @@
 The model of configs/ares_tiny.py with fresh weights; a response ends where the bench says: lengths
 are lognormal with their median at 0.15 of --max-tokens and their 99th percentile at it, cut there.
 All ways are `sample` with the same slots, prompts and lengths: "slots" gets all prompts at once and
-has places for a part of them, "all prompts held" has places for all, "padded" gets as many prompts
+has prompt slots for a part of them, "all prompts held" for all, "padded" gets as many prompts
 a call as fill the slots, and so waits for the longest of each. Prints a Markdown table of the
 median of `--repeats` rounds, in each of which all run once: wall time, the process's CPU time,
 which a busy machine changes less, and the share of the wall time that no program ran.
@@ -23,7 +23,7 @@ import numpy as np
 
 from ares_jax.run import config as run_config
 from ares_jax.run import setup
-from ares_jax.sampling import rollout, sampler, slots
+from ares_jax.sampling import rollout, sampler, scheduler, slots
 from ares_jax.system import config as config_lib
 from ares_jax.system import mesh
 
@@ -44,7 +44,7 @@ def ending_at(length_B, end):
 
   def draw(state, prompts, *arguments):
     drawn = original(state, prompts, *arguments)
-    prompt_S = prompts.prompt_id[slots._place(state, prompts, GROUP)]
+    prompt_S = prompts.prompt_id[slots._prompt_slot(state, prompts, GROUP)]
     row_S = prompt_S * GROUP + state.row % GROUP
     last_S = state.cache.length + 1 >= jnp.asarray(length_B)[row_S]
     return drawn._replace(token=jnp.where(last_S, end, drawn.token))
@@ -92,8 +92,9 @@ def main():
     sampling = sampler.SamplingConfig(1.0, 1.0, 0, 0, options.max_tokens)
 
     def run(name, part):
-      places = options.prompts if name == "all prompts held" else sampler.PLACES
-      with mock.patch.object(sampler, "PLACES", places):
+      factor = (options.prompts if name == "all prompts held"
+                else scheduler.PROMPT_SLOT_FACTOR)
+      with mock.patch.object(scheduler, "PROMPT_SLOT_FACTOR", factor):
         samples = generator.sample(params, part, jax.random.key(0), group=GROUP, sampling=sampling)
       return samples.mask.sum(1)
 

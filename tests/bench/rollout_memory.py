@@ -22,7 +22,7 @@ from ares_jax.models.published import SIZE_7B
 from ares_jax.models.vision import VisionInput
 from ares_jax.run import config as run_config
 from ares_jax.run import setup
-from ares_jax.sampling import sampler, slots
+from ares_jax.sampling import sampler, scheduler, slots
 from ares_jax.system import config as config_lib
 from ares_jax.system import mesh
 
@@ -70,9 +70,9 @@ def main():
     params = rollout_weights()
     key = split(jax.eval_shape(lambda: jax.random.key(0)))
     allowed = split(jax.ShapeDtypeStruct((MODEL.vocab,), bool))
-    sizes = sampler.plan_cache(MODEL, config.engine, prompts=options.prompts, group=group,
+    sizes = scheduler.plan_cache(MODEL, config.engine, prompts=options.prompts, group=group,
                                prompt_tokens=prompt_tokens, tokens=sampling.max_tokens)
-    count, places, reads = (options.data * size for size in dataclasses.astuple(sizes))
+    count, prompt_slots, reads = (options.data * size for size in dataclasses.astuple(sizes))
 
     def prompts(rows):
       positions = jax.ShapeDtypeStruct((3, rows, prompt_tokens), jnp.int32)
@@ -97,17 +97,18 @@ def main():
       return type(shapes)(cache=cache, **fields)
 
     read = laid_out(jax.eval_shape(functools.partial(
-      slots.empty_prompts, MODEL, prompts=options.prompts, places=places, tokens=prompt_tokens)))
+      slots.empty_prompt_slots, MODEL, prompts=options.prompts, prompt_slots=prompt_slots,
+      tokens=prompt_tokens)))
     state = laid_out(jax.eval_shape(functools.partial(slots.idle_slots, MODEL,
                                                       rows=options.prompts * group, slots=count,
                                                       tokens=sampling.max_tokens, group=group,
                                                       branches=0)))
     print(f"{options.topology}, data {options.data} x model {options.model}: {options.prompts} "
-          f"prompts in {places} places x {prompt_tokens} tokens, {count} slots x "
+          f"prompts in {prompt_slots} slots x {prompt_tokens} tokens, {count} slots x "
           f"{sampling.max_tokens}, jax {jax.__version__}; GiB a chip\n")
     print("| | arguments | results | temporaries | together | compiled in s |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for live in (sampling.max_tokens, sampler.SHORTEST_LIVE):
+    for live in (sampling.max_tokens, sampler.MIN_LIVE_TOKENS):
       report(f"decode, {live} tokens live", slots.decode.lower(
         MODEL, params, read, state, key, allowed, None, group=group, sampling=sampling,
         end=(151645,), steps=config.engine.chunk, live=live))

@@ -10,7 +10,7 @@ import tiny
 from ares_jax.models import qwen25_vl
 from ares_jax.models.vision import VisionInput
 from ares_jax.run import setup
-from ares_jax.sampling import sampler, slots
+from ares_jax.sampling import sampler, scheduler, slots
 from ares_jax.sampling.branching import Branching, hand_over_forks, join_forks, parents
 from ares_jax.sampling.sampler import EngineConfig, SamplingConfig
 from ares_jax.system import mesh
@@ -62,10 +62,10 @@ def forked(run, threshold):
   return sample(run, threshold)
 
 
-def test_forks_are_handed_over_whole(run, forked, threshold):
+def test_forks_are_given_to_finished_with_their_parents_tokens(run, forked, threshold):
   parts, params, prompts = run
   handed = {}
-  with mock.patch.object(sampler, "HANDED", 4):
+  with mock.patch.object(sampler, "FETCH_SIZE", 4):
     dataclasses.replace(parts.generator, engine=EngineConfig(4, 4, 2, 1.0)).sample(
       params, prompts, jax.random.key(7), group=GROUP, sampling=SAMPLING,
       branching=Branching(jnp.float32(threshold), BRANCHES, WINDOW),
@@ -160,9 +160,10 @@ def test_statistics_of_forks_equal_a_full_forward_pass(run, forked):
   np.testing.assert_allclose(forked.entropy[at], -np.sum(np.exp(logp) * logp, -1)[mask], atol=1e-4)
 
 
-def test_slots_places_and_devices_change_no_fork(run, forked, threshold, monkeypatch):
-  # One place. Above, an idle slot takes over every fork; here slots mostly go back to their own.
-  monkeypatch.setattr(sampler, "PLACES", 0)
+def test_slots_prompt_slots_and_devices_change_no_fork(run, forked, threshold, monkeypatch):
+  # One prompt slot. Above, an idle slot takes over every fork; here slots mostly return to their
+  # own.
+  monkeypatch.setattr(scheduler, "PROMPT_SLOT_FACTOR", 0)
   parts, params, prompts = run
   with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])):
     got = sample((parts, jax.tree.map(np.asarray, params), prompts), threshold,

@@ -15,7 +15,7 @@ from ares_jax.grading.pool import GraderError, GradingPool
 from ares_jax.models import hf, qwen25_vl
 from ares_jax.models.vision import VisionInput
 from ares_jax.run import setup
-from ares_jax.sampling import sampler, slots
+from ares_jax.sampling import sampler, scheduler, slots
 from ares_jax.sampling.branching import Branching
 from ares_jax.sampling.sampler import EngineConfig, SamplingConfig
 from ares_jax.system import mesh
@@ -121,17 +121,17 @@ def test_a_sample_depends_on_key_prompt_and_number_alone(run):
   assert (whole.tokens[0] != whole.tokens[1]).any()
 
 
-@pytest.mark.parametrize("slices, data, model, places, engine", [
+@pytest.mark.parametrize("slices, data, model, factor, engine", [
   (1, 1, 1, 1, EngineConfig(slots=3, read=1, chunk=5, cache_gib=1.0)),
   (1, 2, 2, 0, EngineConfig(slots=4, read=2, chunk=16, cache_gib=1.0)),
   (2, 1, 2, 0, EngineConfig(slots=4, read=2, chunk=16, cache_gib=1.0))])
-def test_slots_places_chunks_and_devices_change_no_answer(run, slices, data, model, places, engine,
-                                                          monkeypatch):
+def test_slots_chunks_and_devices_change_no_answer(run, slices, data, model, factor, engine,
+                                                   monkeypatch):
   want = sample(run, run[2], group=3)
-  # Two places for four prompts, and one on each of two devices: they are used again.
-  monkeypatch.setattr(sampler, "PLACES", places)
+  # Two prompt slots for four prompts, and one on each of two devices: they are reused.
+  monkeypatch.setattr(scheduler, "PROMPT_SLOT_FACTOR", factor)
   # Attention then reads a longer part of the cache from chunk to chunk.
-  monkeypatch.setattr(sampler, "SHORTEST_LIVE", 2)
+  monkeypatch.setattr(sampler, "MIN_LIVE_TOKENS", 2)
   parts, params, prompts = run
   read = mock.Mock(wraps=slots.read_prompts)
   monkeypatch.setattr(slots, "read_prompts", read)
@@ -189,7 +189,7 @@ def test_answers_graded_meanwhile_are_those_graded_afterwards(run, monkeypatch, 
   texts = [parts.generator.encoder.chat.text(tokens[mask])
            for tokens, mask in zip(want.tokens, want.mask, strict=True)]
   decoding(monkeypatch, ready)
-  monkeypatch.setattr(sampler, "HANDED", 2)
+  monkeypatch.setattr(sampler, "FETCH_SIZE", 2)
   with Odd() as grader:
     generator = dataclasses.replace(parts.generator, grader=grader,
                                     engine=EngineConfig(slots=4, read=4, chunk=2, cache_gib=1.0))
@@ -244,7 +244,8 @@ def test_a_slot_takes_the_next_row_within_a_chunk(run):
                   unit=prompts.unit, prompt_id=prompts.prompt_id,
                   vision=qwen25_vl.VisionInput(**prompts.vision))
     # The last prompt is not kept: its answers have to wait.
-    read = slots.empty_prompts(model, prompts=4, places=3, tokens=prompts.tokens.shape[1])
+    read = slots.empty_prompt_slots(model, prompts=4, prompt_slots=3,
+                                   tokens=prompts.tokens.shape[1])
     read = slots.read_prompts(model, params, read, arrays, np.arange(4), np.int32([2, 0, 1, 3]))
     state, ended, longest = slots.decode(
       model, params, read,
@@ -263,7 +264,8 @@ def test_a_chunk_is_one_program_that_never_copies_the_cache_nor_asks_the_host(br
   model = golden_batch.config("tied")
   with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])):
     params = jax.eval_shape(lambda: hf.from_hf(make_golden.folder("tied"), model, None))
-    read = jax.eval_shape(functools.partial(slots.empty_prompts, model, prompts=2, places=2,
+    read = jax.eval_shape(functools.partial(slots.empty_prompt_slots, model, prompts=2,
+                                            prompt_slots=2,
                                             tokens=40))
     state = jax.eval_shape(functools.partial(slots.idle_slots, model, rows=4, slots=3, tokens=29,
                                              group=2, branches=1 if branching else 0))
@@ -277,58 +279,59 @@ def test_a_chunk_is_one_program_that_never_copies_the_cache_nor_asks_the_host(br
   assert not re.findall(r"infeed|outfeed|send\(|recv\(|callback", text)
 
 
-def test_as_many_slots_as_the_cache_has_room_for(run):
+def test_plans_as_many_slots_as_cache_gib_holds(run):
   model = run[0].model  # 2 layers x 1 kv head x 16 x keys and values, float32: 256 bytes a token
   sizes = dict(prompts=400, prompt_tokens=32, group=4, tokens=64)
 
   def plan(gib=1.0, count=0, **changes):
-    return sampler.plan_cache(model, EngineConfig(count, 4, 16, gib), **sizes | changes)
+    return scheduler.plan_cache(model, EngineConfig(count, 4, 16, gib), **sizes | changes)
 
-  # A device: 3 slots, 3 times as many prompts as fill them, 1 it is reading and room to read it.
+  # A device has 3 slots, prompt slots for 3 times the prompts that fill them and for a read of 1,
+  # and the read itself.
   gib = (3 * 64 + (3 + 1 + 1) * 32) * 256 / 2**30
-  assert plan(gib) == sampler.CachePlan(slots=3, places=4, read=1)
-  assert plan(gib, 9) == sampler.CachePlan(slots=3, places=4, read=1)  # 4 devices divide it
-  assert plan(prompts=8) == sampler.CachePlan(slots=8, places=2, read=1)  # one a row
+  assert plan(gib) == scheduler.CachePlan(slots=3, prompt_slots=4, read=1)
+  assert plan(gib, 9) == scheduler.CachePlan(slots=3, prompt_slots=4, read=1)  # 4 devices divide it
+  assert plan(prompts=8) == scheduler.CachePlan(slots=8, prompt_slots=2, read=1)  # one a row
   assert plan(prompts=8, count=100) == plan(prompts=8)
-  assert plan(count=36) == sampler.CachePlan(slots=9, places=3 * 3 + 1, read=1)
+  assert plan(count=36) == scheduler.CachePlan(slots=9, prompt_slots=3 * 3 + 1, read=1)
   with pytest.raises(ValueError, match="engine.slots to 12 or less"):
     plan(gib, 16)
   with pytest.raises(ValueError, match="raise engine.cache_gib"):
     plan(gib / 4)
 
 
-def test_a_place_is_used_again_when_all_rows_of_its_prompt_have_ended():
-  # Two devices with 3 prompts of 2 rows and 2 places each, and so many slots that some are free.
-  places = sampler.PromptScheduler.free(2, 3, sampler.CachePlan(slots=8, places=2, read=1))
+def test_a_prompt_slot_is_reused_when_all_rows_of_its_prompt_have_ended():
+  # Two devices with 3 prompts of 2 rows and 2 prompt slots each; some of the 8 slots are idle.
+  reads = scheduler.PromptScheduler(2, 3, scheduler.CachePlan(slots=8, prompt_slots=2, read=1))
   left = np.full(6, 2)
-  assert [x.tolist() for x in places.next_read(left)] == [[[0], [0]], [[0], [0]]]
-  assert [x.tolist() for x in places.next_read(left)] == [[[1], [1]], [[1], [1]]]
-  assert places.next_read(left) is None
+  assert [x.tolist() for x in reads.next_read(left)] == [[[0], [0]], [[0], [0]]]
+  assert [x.tolist() for x in reads.next_read(left)] == [[[1], [1]], [[1], [1]]]
+  assert reads.next_read(left) is None
   left[4] = 0  # Of device 1, prompt 1.
-  # Device 0 reads nothing: prompt 3 and place 2 are not there.
-  assert [x.tolist() for x in places.next_read(left)] == [[[3], [2]], [[2], [1]]]
+  # Device 0 reads nothing: prompt 3 and prompt slot 2 do not exist.
+  assert [x.tolist() for x in reads.next_read(left)] == [[[3], [2]], [[2], [1]]]
   left[0] = 1
-  assert places.next_read(left) is None
+  assert reads.next_read(left) is None
   left[0] = 0
-  assert [x.tolist() for x in places.next_read(left)] == [[[2], [3]], [[0], [2]]]
-  assert places.next_read(np.zeros(6, int)) is None
+  assert [x.tolist() for x in reads.next_read(left)] == [[[2], [3]], [[0], [2]]]
+  assert reads.next_read(np.zeros(6, int)) is None
 
 
 def test_devices_read_together_unless_one_is_short_of_rows():
-  # Two devices with 4 prompts of 4 rows, 3 places and 4 slots each.
-  places = sampler.PromptScheduler.free(2, 4, sampler.CachePlan(slots=4, places=3, read=1))
+  # Two devices with 4 prompts of 4 rows, 3 prompt slots and 4 slots each.
+  reads = scheduler.PromptScheduler(2, 4, scheduler.CachePlan(slots=4, prompt_slots=3, read=1))
   left = np.full(8, 4)
-  while places.next_read(left) is not None:
+  while reads.next_read(left) is not None:
     pass
-  assert places.begun.tolist() == [3, 3]
-  left[[0, 1]] = 0  # device 0 has two places, and 4 rows for its 4 slots
-  assert places.next_read(left) is None
+  assert reads.read_D.tolist() == [3, 3]
+  left[[0, 1]] = 0  # device 0 has two free prompt slots, and 4 rows for its 4 slots
+  assert reads.next_read(left) is None
   left[2] = 3
-  assert places.next_read(left) is None  # a quarter of its slots has no row, not more
+  assert reads.next_read(left) is None  # a quarter of its slots has no row, not more
   left[2] = 2
-  assert [x.tolist() for x in places.next_read(left)] == [[[3], [4]], [[0], [3]]]
+  assert [x.tolist() for x in reads.next_read(left)] == [[[3], [4]], [[0], [3]]]
   left[4] = 0  # device 0 has nothing to read, device 1 need not wait for it
-  assert [x.tolist() for x in places.next_read(left)] == [[[4], [3]], [[3], [0]]]
+  assert [x.tolist() for x in reads.next_read(left)] == [[[4], [3]], [[3], [0]]]
 
 
 def test_greedy_repeats_itself_and_image_tokens_are_never_drawn(run):
