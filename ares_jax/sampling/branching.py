@@ -1,8 +1,8 @@
 """Entropy-triggered branching: sequences fork where the window entropy rises (section 3.2.1).
 
 The first G - branches sequences of a group start at the prompt. Where the window entropy of one of
-them rises to the threshold, another sequence forks from the first token of that window: it
-shares the tokens before and draws the rest itself. Which sequence may fork from which is fixed, and one
+them rises to the threshold, another sequence forks from the first token of that window: it shares
+the tokens before and draws the rest itself. Which sequence may fork from which is fixed, and one
 that found no fork starts at the prompt. So a group has G sequences, and none of them depends on
 when a slot became free.
 

@@ -24,8 +24,9 @@ def test_a_rollout_is_left_between_two_chunks(monkeypatch):
 
   monkeypatch.setattr(sampler, "_read_arrays", lambda *_: ())
   monkeypatch.setattr(sampler, "rollout_weights", lambda model, params: params)
-  for name, fake in {"idle_slots": lambda *_, **__: None,
-                     "empty_prompt_slots": lambda *_, **__: None, "read_prompts": lambda *_: None, "decode": decode}.items():
+  for name, fake in {
+      "idle_slots": lambda *_, **__: None, "empty_prompt_slots": lambda *_, **__: None,
+      "read_prompts": lambda *_: None, "decode": decode}.items():
     monkeypatch.setattr(sampler.slots, name, fake)
   model = model_lib.model_config(tiny.read().model)
   with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])), heartbeat.stop_signals(), \
