@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ares_jax.models import flops, hf_config, lora, weights
-from ares_jax.models.published import BY_NAME
+from ares_jax.models.config import PUBLISHED_SIZES
 from ares_jax.models.vision import VisionInput
 from ares_jax.sampling import sampler, scheduler, slots
 from ares_jax.sampling.branching import Branching
@@ -50,10 +50,10 @@ def named_model(section):
   if os.path.isdir(section.path):
     return hf_config.model_config(section.path, **how)
   name = os.path.basename(section.path)
-  if name not in BY_NAME:
+  if name not in PUBLISHED_SIZES:
     raise ValueError(f"model.path = {section.path!r} is no folder and ends in no name whose sizes "
-                     f"are known: {', '.join(BY_NAME)}")
-  return dataclasses.replace(BY_NAME[name], **how)
+                     f"are known: {', '.join(PUBLISHED_SIZES)}")
+  return dataclasses.replace(PUBLISHED_SIZES[name], **how)
 
 
 def programs(config, model, end=(0,)):

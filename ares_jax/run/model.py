@@ -12,8 +12,7 @@ from ares_jax.data import digits
 from ares_jax.data.chat import Chat
 from ares_jax.data.prompts import Encoder
 from ares_jax.models import hf_config, weights
-from ares_jax.models.config import ModelConfig
-from ares_jax.models.published import BY_NAME
+from ares_jax.models.config import PUBLISHED_SIZES, ModelConfig
 from ares_jax.sampling.rollout import Generator
 from ares_jax.system.profiler import PhaseTimer
 
@@ -80,10 +79,10 @@ def model_config(section):
   if os.path.isdir(section.path):
     return hf_config.model_config(section.path, **run)
   name = os.path.basename(section.path)
-  if name not in BY_NAME:
+  if name not in PUBLISHED_SIZES:
     raise ValueError(f"model.path = {section.path!r} is no folder and ends in no name whose sizes "
-                     f"are known: {', '.join(BY_NAME)}")
-  return dataclasses.replace(BY_NAME[name], **run)
+                     f"are known: {', '.join(PUBLISHED_SIZES)}")
+  return dataclasses.replace(PUBLISHED_SIZES[name], **run)
 
 
 def _fresh_config(sizes, run):

@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ares_jax.models import qwen25_vl, weights
-from ares_jax.models.published import SIZE_7B
+from ares_jax.models.config import SIZE_7B
 from ares_jax.ops import logprob_and_entropy
 from ares_jax.system.mesh import AXES
 

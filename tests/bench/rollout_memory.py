@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from ares_jax.models import weights
-from ares_jax.models.published import SIZE_7B
+from ares_jax.models.config import SIZE_7B
 from ares_jax.models.vision import VisionInput
 from ares_jax.run import config as run_config
 from ares_jax.run import setup

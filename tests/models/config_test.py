@@ -7,7 +7,7 @@ CONFIG = golden_batch.config("tied")
 
 
 @pytest.mark.parametrize("change, message", [
-  ({"heads": 3}, "heads 3 is no multiple of kv_heads 2"),
+  ({"heads": 3}, "heads 3 is not a multiple of kv_heads 2"),
   ({"mrope_sections": (2, 2, 2)}, r"mrope_sections \(2, 2, 2\) must sum to head_dim / 2 = 4"),
   ({"embed": 64}, "vision.out 32 differs from embed 64"),
   ({"image_token": 128}, "image_token 128 is outside the vocabulary of 128"),
@@ -21,8 +21,8 @@ def test_sizes_that_do_not_fit_are_errors(change, message):
 
 
 @pytest.mark.parametrize("change, message", [
-  ({"heads": 5}, "hidden 32 over heads 5 is no multiple of 4"),
-  ({"window": 42}, "window 42 px is no multiple of patch \\* merge = 28 px"),
+  ({"heads": 5}, "hidden 32 over heads 5 is not a multiple of 4"),
+  ({"window": 42}, "window 42 px is not a multiple of patch \\* merge = 28 px"),
   ({"full_attention": (1, 4)}, r"full_attention \(1, 4\) names a block outside 0..3"),
 ])
 def test_vision_sizes_that_do_not_fit_are_errors(change, message):

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from models import golden_batch
 
 from ares_jax.models import lora, qwen25_vl, weights
-from ares_jax.models.published import SIZE_3B
+from ares_jax.models.config import SIZE_3B
 from ares_jax.system import mesh as mesh_lib
 
 CONFIG = golden_batch.config("untied")

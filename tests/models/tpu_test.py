@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ares_jax.models.attention import attention
-from ares_jax.models.published import SIZE_7B
+from ares_jax.models.config import SIZE_7B
 
 pytest.importorskip("libtpu", reason="needs `pip install libtpu`")
 TOKENS, WINDOWS = 20480, 384

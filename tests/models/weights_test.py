@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 from models import golden_batch
 
 from ares_jax.models import weights
-from ares_jax.models.published import SIZE_3B, SIZE_7B
+from ares_jax.models.config import SIZE_3B, SIZE_7B
 from ares_jax.system import mesh as mesh_lib
 
 CONFIG = golden_batch.config("untied")

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import tiny
 
-from ares_jax.models.published import BY_NAME
+from ares_jax.models.config import PUBLISHED_SIZES
 from ares_jax.run.model import model_config, open_model
 
 SECTION = tiny.read().model
@@ -22,7 +22,7 @@ def test_the_sizes_of_a_published_model_need_no_file():
   name = "Qwen2.5-VL-3B-Instruct"
   section = dataclasses.replace(SECTION, path=f"not/there/{name}", sizes=None, remat="dots")
   found = model_config(section)
-  assert found == dataclasses.replace(BY_NAME[name], compute_dtype="float32", remat="dots")
+  assert found == dataclasses.replace(PUBLISHED_SIZES[name], compute_dtype="float32", remat="dots")
   with pytest.raises(ValueError, match="is no folder; give the folder of a Hugging Face"):
     open_model(section)
   with pytest.raises(ValueError, match="ends in no name whose sizes are known: Qwen2.5-VL-3B"):
