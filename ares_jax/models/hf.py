@@ -1,8 +1,9 @@
-"""Hugging Face folders in and out: config.json, safetensors, and one rule table for both ways.
+"""Reads and writes Hugging Face folders; the table `hf_files.RULES` maps tensors both ways.
 
-Importing this needs neither torch nor transformers. Files are read one after the other and tensor
-by tensor, in slices: a host holds its own part of one tensor at a time. Weights are written in the
-base folder's dtypes, names and files, so a model that was not trained comes back byte for byte.
+Importing this module needs neither torch nor transformers. Files are read one by one, and each
+tensor in slices, so that a host holds only its part of one tensor at a time. Weights are written
+with the dtypes, names and files of the base folder: an untrained model is written as it was read,
+byte for byte.
 """
 
 import contextlib
@@ -30,27 +31,25 @@ from ares_jax.models.weights import Params, name_of, shardings, weight_table
 __all__ = ["from_hf", "model_config", "to_hf", "to_new_hf"]
 
 
-def from_hf(folder: Folder, config: ModelConfig, mesh: Mesh | None,
+def from_hf(folder: Folder, config: ModelConfig, mesh: Mesh,
             dtype: jnp.dtype = jnp.float32) -> Params:
   """Reads the weights of a folder, each device's part straight to that device.
 
-  Besides the parameters a host holds its part of one tensor of the folder at a time, in the file's
-  dtype: blocks go one by one into the stacked arrays on the devices, where they are cast.
+  Besides the parameters a host holds only its part of one tensor of the folder at a time, in the
+  file's dtype. Blocks are copied one by one into the stacked arrays on the devices, and cast there.
 
   Args:
-    folder: holds model.safetensors or the shards an index names.
+    folder: holds model.safetensors, or the files that its index names.
     config: sizes, usually `model_config(folder, ...)`.
-    mesh: where to put the weights; None is the default device.
+    mesh: the mesh to put the weights on.
     dtype: of the parameters.
 
   Raises:
-    ValueError: naming every tensor that is missing, unknown or of another shape.
+    ValueError: names every tensor that is missing, unknown or of another shape.
   """
   weights, tensors, sources = weight_table(config), hf_files.tensors_of(folder), sources_of(config)
   hf_files.check_tensors(tensors, config, folder)
-  weight_of = hf_files.by_name(weights)
-  target_of = (dict.fromkeys(weight_of) if mesh is None
-               else hf_files.by_name(shardings(config, mesh)))
+  weight_of, sharding_of = hf_files.by_name(weights), hf_files.by_name(shardings(config, mesh))
   loaded = {}
   for file, names in hf_files.by_file(tensors).items():
     with safe_open(pathlib.Path(folder) / file, framework="np") as opened:
@@ -58,33 +57,31 @@ def from_hf(folder: Folder, config: ModelConfig, mesh: Mesh | None,
         path, layer = sources[name]
         if name == hf_files.HEAD and config.tied:  # a second copy of the embedding
           continue
-        weight, target = weight_of[path], target_of[path]
+        shape, sharding = weight_of[path].shape, sharding_of[path]
         slices = opened.get_slice(tensors[name].stored)
         if layer is None:
-          part = _put(slices, tensors[name], RULES[path], weight.shape, target)
+          part = _put(slices, tensors[name], RULES[path], shape, sharding)
           loaded[path] = part.astype(dtype)
         else:
           if path not in loaded:
-            loaded[path] = jnp.zeros(weight.shape, dtype, device=target)
-          block = None if mesh is None else NamedSharding(mesh, PartitionSpec(*target.spec[1:]))
-          part = _put(slices, tensors[name], RULES[path], weight.shape[1:], block)
-          loaded[path] = _set_layer(loaded[path], part, layer, target=target)
+            loaded[path] = jnp.zeros(shape, dtype, device=sharding)
+          block = NamedSharding(mesh, PartitionSpec(*sharding.spec[1:]))
+          part = _put(slices, tensors[name], RULES[path], shape[1:], block)
+          loaded[path] = _set_layer(loaded[path], part, layer, sharding=sharding)
         # Without waiting, host copies of many tensors would queue for the devices.
         jax.block_until_ready(loaded[path])
   return jax.tree_util.tree_map_with_path(lambda path, _: loaded[name_of(path)], weights)
 
 
-@functools.partial(jax.jit, static_argnames="target", donate_argnames="stack")
-def _set_layer(stack, part, layer, *, target):
+@functools.partial(jax.jit, static_argnames="sharding", donate_argnames="stack")
+def _set_layer(stack, part, layer, *, sharding):
   """`stack` with one block replaced, in place; the cast happens here, on the device."""
   stack = jax.lax.dynamic_update_index_in_dim(stack, part.astype(stack.dtype), layer, 0)
-  return stack if target is None else jax.lax.with_sharding_constraint(stack, target)
+  return jax.lax.with_sharding_constraint(stack, sharding)
 
 
-def _put(slices, tensor, rule: Rule, shape, target) -> jax.Array:
-  """One tensor of theirs, in our order of values and its own dtype, on the devices."""
-  if target is None:
-    return jnp.asarray(_read(slices, tensor, rule.inputs, shape, (slice(None),) * len(shape)))
+def _put(slices, tensor: Tensor, rule: Rule, shape, sharding) -> jax.Array:
+  """One tensor of the folder on the devices, in our order of values and the file's dtype."""
   parts = {}
 
   def part(index) -> np.ndarray:
@@ -94,26 +91,27 @@ def _put(slices, tensor, rule: Rule, shape, target) -> jax.Array:
       parts[key] = _read(slices, tensor, rule.inputs, shape, index)
     return parts[key]
 
-  return jax.make_array_from_callback(shape, target, part)
+  return jax.make_array_from_callback(shape, sharding, part)
 
 
 def _read(slices, tensor: Tensor, inputs: int, shape, index) -> np.ndarray:
   """The part `index` of a tensor in our order of values, from safetensors' lazy `slices`.
 
   Args:
-    slices: what `get_slice` gave.
+    slices: the result of `get_slice`.
     tensor: its shape in the file.
     inputs: as in `Rule`.
-    shape: ours, without the layer axis.
-    index: slices, one a dimension of ours.
+    shape: of our tensor, without the layer axis.
+    index: a slice for each dimension of our tensor.
   """
   index = tuple(slice(*part.indices(size)) for part, size in zip(index, shape, strict=True))
   if not inputs:
     if len(tensor.shape) == len(shape):
       return slices[index]
     return slices[:].reshape(shape)[index]
-  # Ours is [inputs..., outputs...], theirs the matrix [outputs, inputs]: the first dimension of
-  # either group is read in part, the others, which no sharding splits, are cut behind.
+  # Our tensor is [inputs..., outputs...], the file's is the matrix [outputs, inputs]. Only the part
+  # of the first input and output dimensions is read; no sharding splits the other dimensions, which
+  # are cut afterwards.
   first, second = index[0], index[inputs]
   inner = math.prod(shape[1:inputs])
   outer = math.prod(shape[inputs + 1:])
@@ -124,15 +122,14 @@ def _read(slices, tensor: Tensor, inputs: int, shape, index) -> np.ndarray:
     matrix = slices[rows].reshape(rows.stop - rows.start, -1)[:, first]
   part = matrix.T.reshape(first.stop - first.start, *shape[1:inputs],
                           second.stop - second.start, *shape[inputs + 1:])
-  whole = slice(None)
-  return part[(whole, *index[1:inputs], whole, *index[inputs + 1:])]
+  return part[(slice(None), *index[1:inputs], slice(None), *index[inputs + 1:])]
 
 
 def to_hf(params: Params, config: ModelConfig, folder: Folder, base: Folder) -> None:
   """Writes a folder that transformers and vLLM load.
 
-  Names, files, dtypes, config, tokenizer and preprocessor are those of `base`, the weights ours.
-  The folder appears whole or not at all. Every process must call this; process 0 writes.
+  Names, files, dtypes, config, tokenizer and preprocessor are copied from `base`. The folder
+  appears complete or not at all. Every process must call this; process 0 writes.
 
   Args:
     params: the weights.
@@ -141,7 +138,7 @@ def to_hf(params: Params, config: ModelConfig, folder: Folder, base: Folder) -> 
     base: the Hugging Face folder the model came from.
 
   Raises:
-    ValueError: the folder exists, or base holds other tensors than config asks for.
+    ValueError: the folder exists, or the tensors of base are not those of config.
   """
   base = pathlib.Path(base)
   tensors = hf_files.tensors_of(base)
@@ -157,17 +154,17 @@ def to_hf(params: Params, config: ModelConfig, folder: Folder, base: Folder) -> 
 
 def to_new_hf(params: Params, config: ModelConfig, folder: Folder, *, tokenizer, min_pixels: int,
               max_pixels: int) -> None:
-  """Writes a folder for a model that came from none: float32 weights in one file.
+  """Writes a folder for a model that was not read from one: float32 weights in one file.
 
   Args:
     params: the weights.
     config: sizes.
-    folder: must not exist yet; like `to_hf` in this, too.
+    folder: must not exist yet.
     tokenizer: a `transformers` fast tokenizer with the control tokens of Qwen2.5-VL.
-    min_pixels, max_pixels: areas that images are resized to.
+    min_pixels, max_pixels: least and largest area that images are resized to.
 
   Raises:
-    ValueError: the folder exists, or the sizes have no form in their config.json.
+    ValueError: the folder exists, or config.json cannot express the sizes.
   """
   files = {"config.json": config_fields(config, tokenizer),
            "generation_config.json": {"eos_token_id": tokenizer.eos_token_id,
@@ -184,26 +181,26 @@ def to_new_hf(params: Params, config: ModelConfig, folder: Folder, *, tokenizer,
 
 
 def _write(params, config, folder: pathlib.Path, tensors: dict[str, Tensor], rest) -> None:
-  """Writes `tensors` file by file, then what `rest` does."""
+  """Writes `tensors` file by file, then calls `rest` with the folder."""
   flat, sources = hf_files.by_name(params), sources_of(config)
   with atomic_folder(folder) as partial:
     for file, names in hf_files.by_file(tensors).items():
-      shard = {}
+      arrays = {}
       for name in names:
         path, layer = sources[name]
         ours = fetch_tensor(flat[path], layer)
         if partial:
           theirs = hf_files.to_theirs(ours, path).reshape(tensors[name].shape)
-          shard[tensors[name].stored] = np.ascontiguousarray(theirs.astype(tensors[name].dtype))
+          arrays[tensors[name].stored] = np.ascontiguousarray(theirs.astype(tensors[name].dtype))
       if partial:
-        save_file(shard, partial / file, metadata={"format": "pt"})
+        save_file(arrays, partial / file, metadata={"format": "pt"})
     if partial:
       rest(partial)
 
 
 @contextlib.contextmanager
 def atomic_folder(folder: Folder):
-  """A folder to write to on process 0, None on others, that gets the name `folder` at the end.
+  """Yields a temporary folder on process 0, None on others; it is renamed to `folder` at the end.
 
   Raises:
     ValueError: `folder` exists.
@@ -225,7 +222,7 @@ def atomic_folder(folder: Folder):
 
 
 def fetch_tensor(array: jax.Array, layer: int | None) -> np.ndarray:
-  """One tensor, or one block of a stacked one, whole on every host."""
+  """One tensor, or one block of a stacked tensor, complete on every host."""
   array = array if layer is None else array[layer]
   if isinstance(array, jax.Array) and not array.is_fully_addressable:
     return multihost_utils.process_allgather(array, tiled=True)

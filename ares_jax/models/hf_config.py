@@ -1,8 +1,8 @@
-"""Sizes of a model from a Hugging Face config.json and back: every field is honoured, known to be
-irrelevant, or refused by name.
+"""Converts between the sizes of a model and a Hugging Face config.json.
 
-Both forms are read: flat, as transformers 4 wrote the published folders, and with `text_config`
-nested, as transformers 5 writes them.
+Every field is used, known to be irrelevant, or refused by name. Two forms are read: the flat one of
+transformers 4, which the published folders have, and the one of transformers 5, which nests
+`text_config`.
 """
 
 import json
@@ -11,8 +11,8 @@ import pathlib
 
 from ares_jax.models.config import ModelConfig, VisionConfig
 
-# Fields that cannot change a forward pass over text and images: bookkeeping, special ids the
-# tokenizer knows too, initialisation, length limits, video timing, and window sizes of the text
+# Fields that cannot change a forward pass over text and images: bookkeeping, special ids that the
+# tokenizer has too, initialisation, length limits, video timing, and window sizes of the text
 # attention, which `use_sliding_window: false` turns off.
 _IRRELEVANT = {
   "_attn_implementation_autoset", "_name_or_path", "architectures", "bos_token_id", "dtype",
@@ -21,7 +21,7 @@ _IRRELEVANT = {
   "torch_dtype", "transformers_version", "use_cache", "video_token_id", "vision_config",
   "vision_end_token_id", "vision_start_token_id", "vision_token_id",
 }
-# Fields with one value that this model implements.
+# Fields of which one value is implemented.
 _TEXT_FIXED = {"hidden_act": "silu", "use_sliding_window": False, "attention_dropout": 0.0}
 _VISION_FIXED = {"hidden_act": "silu", "in_channels": 3, "in_chans": 3}
 _TEXT_READ = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
@@ -39,12 +39,10 @@ def model_config(folder: str | os.PathLike, *, compute_dtype: str, remat: str,
 
   Args:
     folder: a Hugging Face folder.
-    compute_dtype: as in ModelConfig, like the two below: how to run, which no folder says.
-    remat: "none", "block" or "dots".
-    unroll: blocks per iteration of the layer scan.
+    compute_dtype, remat, unroll: as in ModelConfig; no folder has them.
 
   Raises:
-    ValueError: naming the field that is missing, unknown, or has a value not implemented here.
+    ValueError: names the field that is missing, unknown, or has a value not implemented here.
   """
   path = pathlib.Path(folder) / "config.json"
   if not path.is_file():
@@ -96,37 +94,37 @@ def config_fields(config: ModelConfig, tokenizer) -> dict:
 def _model_config(outer: dict, **run) -> ModelConfig:
   if outer["model_type"] != "qwen2_5_vl":
     raise ValueError(f"model_type is {outer['model_type']!r}; only 'qwen2_5_vl' is implemented")
-  # As in transformers 5: a nested text_config is all that counts for the text model. What stands
-  # outside too is only looked through for fields that are not known.
+  # As in transformers 5, a nested text_config alone describes the text model. Fields outside of it
+  # are only checked for unknown ones.
   text = outer["text_config"] if "text_config" in outer else outer
   vision = outer["vision_config"]
   _check(outer | text, _TEXT_READ, _TEXT_FIXED, "")
   _check(vision, _VISION_READ, _VISION_FIXED, "vision_config.")
-  heads, embed = _whole(text, "num_attention_heads"), _whole(text, "hidden_size")
+  heads, embed = _integer(text, "num_attention_heads"), _integer(text, "hidden_size")
+  has_kv_heads = text["num_key_value_heads"] is not None
   if embed % heads:
-    raise ValueError(f"hidden_size {embed} is no multiple of num_attention_heads {heads}")
-  layers, kinds = _whole(text, "num_hidden_layers"), text.get("layer_types")
+    raise ValueError(f"hidden_size {embed} is not a multiple of num_attention_heads {heads}")
+  layers, kinds = _integer(text, "num_hidden_layers"), text.get("layer_types")
   if kinds is not None and list(kinds) != ["full_attention"] * layers:
     raise ValueError(f"layer_types {kinds}: only full_attention in all {layers} layers is "
                      "implemented")
   theta, sections = _rope(text)
   return ModelConfig(
-    vocab=_whole(text, "vocab_size"), embed=embed, layers=layers, heads=heads,
-    # null: every query head has its own.
-    kv_heads=heads if text["num_key_value_heads"] is None else _whole(text, "num_key_value_heads"),
-    head_dim=embed // heads, mlp=_whole(text, "intermediate_size"), rope_theta=theta,
+    vocab=_integer(text, "vocab_size"), embed=embed, layers=layers, heads=heads,
+    # null: every query head has its own kv head.
+    kv_heads=_integer(text, "num_key_value_heads") if has_kv_heads else heads,
+    head_dim=embed // heads, mlp=_integer(text, "intermediate_size"), rope_theta=theta,
     mrope_sections=sections, norm_eps=_number(text, "rms_norm_eps"),
     # transformers 4 wrote it inside or outside; absent means untied.
-    tied="tie_word_embeddings" in text and text["tie_word_embeddings"]
-    or "tie_word_embeddings" in outer and outer["tie_word_embeddings"],
-    vision=_vision(vision), image_token=_whole(outer, "image_token_id"), **run)
+    tied=any(fields.get("tie_word_embeddings", False) for fields in (text, outer)),
+    vision=_vision(vision), image_token=_integer(outer, "image_token_id"), **run)
 
 
 def _vision(vision: dict) -> VisionConfig:
   rope = vision.get("rope_parameters")
   if rope is not None and rope != {"rope_type": "axial", "rope_theta": 10_000}:
     raise ValueError(f"vision_config.rope_parameters {rope}: only axial, 10000 is implemented")
-  sizes = {ours: _whole(vision, theirs, "vision_config.") for ours, theirs in (
+  sizes = {ours: _integer(vision, theirs, "vision_config.") for ours, theirs in (
     ("depth", "depth"), ("hidden", "hidden_size"), ("heads", "num_heads"),
     ("mlp", "intermediate_size"), ("patch", "patch_size"),
     ("temporal_patch", "temporal_patch_size"), ("merge", "spatial_merge_size"),
@@ -135,7 +133,8 @@ def _vision(vision: dict) -> VisionConfig:
 
 
 def _rope(text: dict) -> tuple[float, tuple[int, int, int]]:
-  # rope_scaling (transformers 4) wins over rope_parameters (5), and a base inside over one outside.
+  # As in transformers, rope_scaling (version 4) has precedence over rope_parameters (5), and a
+  # rope_theta inside over one outside.
   rope = text.get("rope_scaling") or text["rope_parameters"]
   kind = rope["rope_type"] if "rope_type" in rope else rope["type"]
   theta = _number(rope if "rope_theta" in rope else text, "rope_theta")
@@ -146,9 +145,9 @@ def _rope(text: dict) -> tuple[float, tuple[int, int, int]]:
   return theta, tuple(rope["mrope_section"])
 
 
-def _whole(fields: dict, name: str, prefix: str = "") -> int:
+def _integer(fields: dict, name: str, prefix: str = "") -> int:
   if type(fields[name]) is not int:
-    raise ValueError(f"{prefix}{name} is {fields[name]!r}; it must be one whole number")
+    raise ValueError(f"{prefix}{name} is {fields[name]!r}; it must be one integer")
   return fields[name]
 
 
@@ -164,5 +163,5 @@ def _check(fields: dict, read: set[str], fixed: dict, prefix: str) -> None:
       if value != fixed[name]:
         raise ValueError(f"{prefix}{name} is {value!r}; only {fixed[name]!r} is implemented")
     elif name not in read | _IRRELEVANT:
-      raise ValueError(f"{prefix}{name} = {value!r} is not known here; if it cannot change the "
+      raise ValueError(f"{prefix}{name} = {value!r} is unknown; if it cannot change the "
                        "model's output, remove it from config.json")

@@ -1,4 +1,4 @@
-"""The files of a Hugging Face folder: which of its tensors is which of ours, and what they hold."""
+"""The tensors of a Hugging Face folder: their files and shapes, and which of ours each one is."""
 
 import collections
 import dataclasses
@@ -22,14 +22,11 @@ INDEX = "model.safetensors.index.json"
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """How one of our tensors and its Hugging Face tensors relate.
+  """How one of our tensors maps to its Hugging Face tensors."""
 
-  name: theirs, {layer} where ours is stacked over blocks.
-  inputs: how many leading dimensions of ours (behind the layer axis) a matmul contracts. Theirs is
-    a matrix [outputs, inputs], ours [inputs..., outputs...]; 0: same order, only reshaped.
-  """
-
-  name: str
+  name: str  # of the Hugging Face tensor, with {layer} where ours is stacked over blocks
+  # Leading dimensions of our tensor, after the layer axis, that a matmul contracts: ours is
+  # [inputs..., outputs...], theirs the matrix [outputs, inputs]. 0 = same order, only reshaped.
   inputs: int
 
 
@@ -69,13 +66,13 @@ RULES = {
   "vision/merger/down": Rule("visual.merger.mlp.2.weight", 1),
   "vision/merger/down_bias": Rule("visual.merger.mlp.2.bias", 0),
 }
-# transformers in memory, and folders some tools write, nest the two halves one level deeper.
+# transformers in memory, and folders of some tools, nest decoder and tower one level deeper.
 _NESTED = (("model.language_model.", "model."), ("model.visual.", "visual."))
 HEAD = RULES["unembed"].name
 
 
 def sources_of(config: ModelConfig) -> dict[str, tuple[str, int | None]]:
-  """Their name -> our path and block of every tensor the config asks for."""
+  """Hugging Face name -> our path and block, for every tensor of a model with these sizes."""
   sources = {}
   for path, weight in by_name(weight_table(config)).items():
     rule = RULES[path]
@@ -91,14 +88,14 @@ def sources_of(config: ModelConfig) -> dict[str, tuple[str, int | None]]:
 
 
 def to_theirs(ours: np.ndarray, path: str) -> np.ndarray:
-  """One tensor of ours, without the layer axis, in their order of values."""
+  """One of our tensors, without the layer axis, in the Hugging Face order of values."""
   inputs = RULES[path].inputs
   return ours.reshape(math.prod(ours.shape[:inputs]), -1).T if inputs else ours
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """One tensor of a folder, not read yet."""
+  """One tensor of a folder, described from a file's header."""
 
   file: str
   stored: str  # its name in the file
@@ -116,8 +113,8 @@ def tensors_of(folder: Folder) -> dict[str, Tensor]:
   tensors = {}
   for file in files:
     if not (folder / file).is_file():
-      raise ValueError(f"{folder}: no {file}; this is no folder of safetensors weights, or a shard "
-                       "was not downloaded")
+      raise ValueError(f"{folder}: no {file}; this is not a folder of safetensors weights, or a "
+                       "file was not downloaded")
     with safe_open(folder / file, framework="np") as opened:
       for stored in opened.keys():
         slices = opened.get_slice(stored)
@@ -134,7 +131,7 @@ def tensors_of(folder: Folder) -> dict[str, Tensor]:
 
 
 def tensors_for(config: ModelConfig) -> dict[str, Tensor]:
-  """The tensors of a folder still to be written: float32, in one file."""
+  """The tensors of a new folder: float32, in one file."""
   shapes = {name: weight.shape for name, weight in by_name(weight_table(config)).items()}
   tensors = {}
   for name, (path, layer) in sources_of(config).items():
@@ -146,21 +143,21 @@ def tensors_for(config: ModelConfig) -> dict[str, Tensor]:
 
 
 def check_tensors(tensors: dict[str, Tensor], config: ModelConfig, folder: Folder) -> None:
-  """ValueError naming every tensor that is missing, unknown or of another shape."""
+  """Raises ValueError naming every tensor that is missing, unknown or of another shape."""
   shapes = {name: weight.shape for name, weight in by_name(weight_table(config)).items()}
   sources = sources_of(config)
   missing = sources.keys() - tensors.keys() - ({HEAD} if config.tied else set())
   unknown = tensors.keys() - sources.keys()
-  faults = [f"missing {name}" for name in sorted(missing)]
-  faults += [f"unknown {tensors[name].stored}" for name in sorted(unknown)]
+  errors = [f"missing {name}" for name in sorted(missing)]
+  errors += [f"unknown {tensors[name].stored}" for name in sorted(unknown)]
   for name in sorted(sources.keys() & tensors.keys()):
     path, layer = sources[name]
     ours = shapes[path] if layer is None else shapes[path][1:]
     want = their_shape(path, ours, config)
     if tensors[name].shape != want:
-      faults.append(f"{name} is {tensors[name].shape} instead of {want}")
-  if faults:
-    raise ValueError(f"{folder} does not hold this model: " + "; ".join(faults))
+      errors.append(f"{name} is {tensors[name].shape} instead of {want}")
+  if errors:
+    raise ValueError(f"{folder} does not hold this model: " + "; ".join(errors))
   if config.tied and HEAD in tensors:
     head, embed = tensors[HEAD], tensors[RULES["embed"].name]
     if not _same(pathlib.Path(folder), head, embed):
@@ -173,16 +170,16 @@ def _same(folder: pathlib.Path, one: Tensor, other: Tensor, rows: int = 4096) ->
   with (safe_open(folder / one.file, framework="np") as first,
         safe_open(folder / other.file, framework="np") as second):
     left, right = first.get_slice(one.stored), second.get_slice(other.stored)
-    # safetensors refuses a slice that ends behind the tensor.
+    # safetensors refuses a slice that ends after the tensor.
     parts = [slice(start, min(start + rows, one.shape[0]))
              for start in range(0, one.shape[0], rows)]
     return all(np.array_equal(left[part], right[part]) for part in parts)
 
 
 def their_shape(path: str, shape: tuple[int, ...], config: ModelConfig) -> tuple[int, ...]:
-  """Shape in their files of our tensor of `shape`, without the layer axis."""
+  """Hugging Face shape of our tensor of `shape`, both without the layer axis."""
   inputs = RULES[path].inputs
-  if path == "vision/patch":  # a 3-D convolution there
+  if path == "vision/patch":  # theirs is a 3-D convolution
     vision = config.vision
     return vision.hidden, 3, vision.temporal_patch, vision.patch, vision.patch
   if inputs:

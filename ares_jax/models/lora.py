@@ -81,10 +81,7 @@ def init(config: ModelConfig, lora: LoraConfig, key: jax.Array) -> Params:
 
 def abstract(config: ModelConfig, lora: LoraConfig, mesh) -> Params:
   """`jax.ShapeDtypeStruct` of the adapters with their shardings, float32."""
-  found = adapter_table(config, lora)
-  return jax.tree.map(
-    lambda weight, sharding: jax.ShapeDtypeStruct(weight.shape, jnp.float32, sharding=sharding),
-    found, weights.layout(found, mesh))
+  return weights.abstract_table(adapter_table(config, lora), mesh, jnp.float32)
 
 
 def join(base: Base | None, trained: Params) -> Params:

@@ -138,14 +138,16 @@ def draw(weights: dict[str, Any], key: jax.Array, dtype: jnp.dtype = jnp.float32
   return jax.tree_util.tree_map_with_path(tensor, weights)
 
 
-def abstract(config: ModelConfig, mesh: Mesh | None, dtype: jnp.dtype) -> Params:
-  """`jax.ShapeDtypeStruct` of every tensor, with its sharding when there is a mesh."""
-  if mesh is None:
-    return jax.tree.map(lambda weight: jax.ShapeDtypeStruct(weight.shape, dtype),
-                        weight_table(config))
+def abstract(config: ModelConfig, mesh: Mesh, dtype: jnp.dtype) -> Params:
+  """`jax.ShapeDtypeStruct` of every tensor, with its sharding."""
+  return abstract_table(weight_table(config), mesh, dtype)
+
+
+def abstract_table(weights: dict[str, Any], mesh: Mesh, dtype: jnp.dtype) -> Params:
+  """`abstract` of any table of weights."""
   return jax.tree.map(
     lambda weight, sharding: jax.ShapeDtypeStruct(weight.shape, dtype, sharding=sharding),
-    weight_table(config), shardings(config, mesh))
+    weights, layout(weights, mesh))
 
 
 def shardings(config: ModelConfig, mesh: Mesh) -> Params:

@@ -121,7 +121,7 @@ def test_between_blocks_a_rows_tokens_are_split_over_the_model_axis():
 
 def test_a_prefill_leaves_a_rows_tokens_together():
   config = golden_batch.config("untied")
-  params = weights.abstract(config, None, jnp.float32)
+  params = jax.eval_shape(functools.partial(weights.init, config), jax.random.key(0))
   embeds, positions, ints, length = (jax.ShapeDtypeStruct(*array) for array in (
     ((2, T, config.embed), jnp.float32), ((3, 2, T), jnp.int32), ((2, T), jnp.int32),
     ((2,), jnp.int32)))

@@ -1,12 +1,15 @@
 """The cases of make_golden.py as one padded batch for our model: row b is the b-th case."""
 
 import flax.struct
+import jax
+import jax.numpy as jnp
 import numpy as np
 from models import make_golden
 
 from ares_jax.data import images
 from ares_jax.data.positions import mrope_positions
 from ares_jax.models import hf, qwen25_vl
+from ares_jax.system import mesh
 
 NAMES = tuple(make_golden.CASES)
 TOKENS, WINDOWS = 88, 23  # 78 and 21 are needed: padding must not show
@@ -27,6 +30,12 @@ class Batch:
 def config(variant, **changes):
   run = {"compute_dtype": "float32", "remat": "none", "unroll": 1} | changes
   return hf.model_config(make_golden.folder(variant), **run)
+
+
+def read_hf(folder, config, dtype=jnp.float32):
+  """The weights of a folder as numpy arrays."""
+  one_device = mesh.make_mesh(1, 1, jax.devices()[:1])
+  return jax.device_get(hf.from_hf(folder, config, one_device, dtype))
 
 
 def references(variant):

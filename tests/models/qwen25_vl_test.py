@@ -13,7 +13,7 @@ import pytest
 from models import golden_batch, make_golden
 
 from ares_jax.data import images
-from ares_jax.models import attention, hf, hf_files, weights
+from ares_jax.models import attention, hf_files, weights
 from ares_jax.models.qwen25_vl import (
   embed,
   hidden,
@@ -27,7 +27,7 @@ VARIANTS = make_golden.VARIANTS
 
 @functools.cache
 def load(variant):
-  return hf.from_hf(make_golden.folder(variant), golden_batch.config(variant), None)
+  return golden_batch.read_hf(make_golden.folder(variant), golden_batch.config(variant))
 
 
 def forward(config, params, tokens, unit, positions, segment, vision):

@@ -25,7 +25,7 @@ def test_published_sizes_divide_over_wide_meshes(config, data, model):
   mesh = jax.sharding.AbstractMesh((data, model), ("data", "model"))
   shards = weights.shardings(config, mesh)
   held = sum(int(np.prod(sharding.shard_shape(leaf.shape))) for leaf, sharding in
-             zip(jax.tree.leaves(weights.abstract(config, None, jnp.float32)),
+             zip(jax.tree.leaves(weights.weight_table(config)),
                  jax.tree.leaves(shards), strict=True))
   # What is not split over every device is biases, norms, K, V and the vision MLP.
   assert held < 1.35 * weights.count(config) / (data * model) + 2e6

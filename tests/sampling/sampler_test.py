@@ -12,7 +12,7 @@ import tiny
 from models import golden_batch, make_golden
 
 from ares_jax.grading.pool import GraderError, GradingPool
-from ares_jax.models import hf, qwen25_vl
+from ares_jax.models import qwen25_vl, weights
 from ares_jax.models.vision import VisionInput
 from ares_jax.run import setup
 from ares_jax.sampling import sampler, scheduler, slots
@@ -44,7 +44,7 @@ def test_greedy_decoding_of_64_tokens_equals_transformers(variant):
   names = ("text", "image", "images")
   # 78 tokens are those of four images: the prompt is as long as the array allows.
   model, batch = golden_batch.config(variant), golden_batch.batch(names, length=78)
-  params = hf.from_hf(make_golden.folder(variant), model, None)
+  params = golden_batch.read_hf(make_golden.folder(variant), model)
   prompts = {name: getattr(batch, name)
              for name in ("tokens", "length", "positions", "unit", "vision")}
   with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])):
@@ -263,7 +263,7 @@ def test_a_slot_takes_the_next_row_within_a_chunk(run):
 def test_a_chunk_is_one_program_that_never_copies_the_cache_nor_asks_the_host(branching):
   model = golden_batch.config("tied")
   with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])):
-    params = jax.eval_shape(lambda: hf.from_hf(make_golden.folder("tied"), model, None))
+    params = weights.abstract(model, jax.sharding.get_mesh(), jnp.float32)
     read = jax.eval_shape(functools.partial(slots.empty_prompt_slots, model, prompts=2,
                                             prompt_slots=2,
                                             tokens=40))
