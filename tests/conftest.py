@@ -1,7 +1,10 @@
-"""Every test sees 4 CPU devices; JAX_COMPILATION_CACHE_DIR names a folder of compiled programs."""
+"""Every test sees 4 CPU devices and finds the programs that an earlier run compiled."""
 
 import os
+import pathlib
+import platform
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -9,6 +12,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 _FORCE = "--xla_force_host_platform_device_count"
 _flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(_FORCE)]
 os.environ["XLA_FLAGS"] = " ".join([*_flags, f"{_FORCE}=4"])
+# JAX_COMPILATION_CACHE_DIR chooses another folder. A program is of one jax, on one machine.
+_CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(
+  _CACHE / "ares_jax_tests" / f"jaxlib-{metadata.version('jaxlib')}-{platform.node()}"))
 # Tests are many small programs: left alone, JAX keeps only those that compile for over 1 s.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
