@@ -1,6 +1,6 @@
-"""What AdaCS chose and why: length against pass rate before and after, for a terminal and as HTML.
+"""Shows a report of select.py, length by pass rate before and after curation, as text and as HTML.
 
-Both show a report of data/curate.py. Names of sources are escaped.
+Names of sources are escaped.
 """
 
 import html as markup
@@ -12,7 +12,7 @@ _STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-
 svg { width: 100%; height: auto }
 div { overflow-x: auto } table { border-collapse: collapse } caption { text-align: left }
 td, th { padding: .15rem .7rem; text-align: right; border-bottom: 1px solid #d9dee4 }"""
-_PICTURES = 12  # sources with a picture of their own; all are counted
+_FIGURES = 12  # largest number of sources with a figure; the table counts all
 _HEAD = ("pass rate", "problems", "chosen", "tokens before", "tokens after", "target")
 
 
@@ -24,15 +24,15 @@ def curation_text(report):
 
 
 def curation_html(report):
-  """The page: a picture and a table of all sources together, then of each."""
+  """The page: a figure and a table of all sources together, then of each source."""
   sections = [_section(report, None)]
   names = sorted(report["source_brackets"], key=lambda name: -sum(
     report["source_brackets"][name]["problems"]))
   if len(names) > 1:
     sections.append(_html_table("By source", _sources(report)))
-    sections += [_section(report, name) for name in names[:_PICTURES]]
-  if len(names) > _PICTURES:
-    sections.append(f"<p>{len(names) - _PICTURES} smaller sources have no picture.</p>")
+    sections += [_section(report, name) for name in names[:_FIGURES]]
+  if len(names) > _FIGURES:
+    sections.append(f"<p>{len(names) - _FIGURES} smaller sources have no figure.</p>")
   notes = "".join(f"<li>{markup.escape(note)}</li>" for note in report["notes"])
   return ("<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Curation</title>"
           "<meta name=\"viewport\" content=\"width=device-width\">"
@@ -49,19 +49,19 @@ def _summary(report):
 
 
 def _part(report, name):
-  """(problems, chosen, quartiles, target) by bracket, of a source or, without a name, of all."""
+  """(problems, chosen, quartiles, target) by bracket, of a source, or of all where name is None."""
   if name is None:
     chosen = list(report["bracket_chosen"].values())
-    targets = report["target_tokens"].values()
-    one = next(iter(targets)) if len(targets) == 1 else None
-    return report["bracket_problems"], chosen, report["bracket_quartiles"], one
+    targets = list(report["target_tokens"].values())
+    target = targets[0] if len(targets) == 1 else None
+    return report["bracket_problems"], chosen, report["bracket_quartiles"], target
   counts = report["source_brackets"][name]
   return (counts["problems"], counts["chosen"], report["source_quartiles"][name],
           report["target_tokens"].get(name))
 
 
 def _rows(report, name=None):
-  """Head and a row a bracket; several sources have no one target."""
+  """The head and a row for each bracket; without the target where there are several sources."""
   problems, chosen, quartiles, target = _part(report, name)
   last = len(problems) - 1
 

@@ -1,8 +1,8 @@
-"""How often problems are solved: from a column of the data, or what a probe left in files.
+"""Pass rates of problems: from a column of the data, or from files that a probe wrote.
 
-A file has a line a problem: {"problem": its number, "id", "source", "passes": right answers of
-CurateConfig.samples, "tokens": [length of each response, null for a wrong one]}. It stands in the
-run's folder, or, where shards were made apart, in folders of their own under curation/.
+A file has a line for each problem: {"problem": its number, "id", "source", "passes": right answers
+of CurateConfig.samples, "tokens": [length of each response, null for a wrong one]}. It is in the
+run's folder; files of shards that were made separately are in folders under curation/.
 """
 
 import json
@@ -15,13 +15,13 @@ FILE = "curation.jsonl"
 
 
 def column_passes(row, samples):
-  """Right answers of `samples` that the row's "pass_rate", 0 to 1, comes nearest to.
+  """Number of right answers of `samples` that is nearest to the row's "pass_rate", 0 to 1.
 
   Raises:
-    BadRow: the row has none (below 0 is not measured), or no such number.
+    BadRow: the pass rate is missing, below 0 (not measured), or not such a number.
   """
   rate = row.get("pass_rate")
-  if rate is None or isinstance(rate, float | int) and rate < 0:
+  if rate is None or (isinstance(rate, float | int) and rate < 0):
     raise BadRow(row["id"], "pass_rate", f"its pass rate is {rate}: not measured; leave the row "
                  "out, or set curate.pass_rates = 'probe'")
   if isinstance(rate, bool) or not isinstance(rate, float | int) or not rate <= 1:
@@ -31,19 +31,19 @@ def column_passes(row, samples):
 
 
 def candidate_responses(row):
-  """The teacher's responses of a row, one or several; BadRow without any."""
+  """The list of a teacher's responses of a row; BadRow where it has none."""
   found = row.get("responses") or ([row["response"]] if row.get("response") else [])
   if not found:
     raise BadRow(row["id"], "response", "has no 'responses', a list of a teacher's candidate "
                  "answers, nor a 'response'; AdaCS selects among them")
   if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-    raise BadRow(row["id"], "response", "its candidate answers are no list of texts; 'responses' "
-                 "is a list, one answer is a 'response'")
+    raise BadRow(row["id"], "response", "its candidate answers are not a list of texts; "
+                 "'responses' is a list, a single answer is a 'response'")
   return found
 
 
 def complete_lines(path):
-  """(whole lines of a file, bytes they take): a last one may be part of what is being written."""
+  """(number of complete lines of a file, their bytes); the last line may be partly written."""
   count = end = 0
   if os.path.exists(path):
     with open(path, "rb") as file:
@@ -54,7 +54,7 @@ def complete_lines(path):
 
 
 def drop_torn_line(path):
-  """How many lines one's own file has, after what a stop left of a last one is cut off."""
+  """Number of lines of a file, after cutting off a last line that was not completely written."""
   count, end = complete_lines(path)
   if os.path.exists(path):
     os.truncate(path, end)
@@ -62,10 +62,12 @@ def drop_torn_line(path):
 
 
 def shard_numbers(problems, shard):
-  """Numbers of the problems of a shard (number, shards): neighbours, as files are read by groups.
+  """Numbers of the problems of a shard (number, shards).
+
+  They are contiguous, because files are read in groups of rows.
 
   Raises:
-    ValueError: there is no such shard, or nothing for it.
+    ValueError: there is no such shard, or it has no problems.
   """
   number, shards = shard
   if not 0 <= number < shards <= problems:
@@ -75,22 +77,22 @@ def shard_numbers(problems, shard):
 
 
 def shard_folder(workdir, shard):
-  """Folder of a shard (number, shards) of a curation."""
+  """The folder of a shard (number, shards)."""
   return os.path.join(workdir, "curation", "{:05d}-of-{:05d}".format(*shard))
 
 
-def finished_shards(workdir, problems, same):
-  """Files of the shards that were made apart, in the order of their problems; [] without any.
+def finished_shards(workdir, problems, check):
+  """Files of shards that were made separately, in the order of their problems; [] without any.
 
-  Only reads: a shard may be at work on another machine.
+  Changes nothing: another machine may still be writing a shard.
 
   Args:
     workdir: folder of the run.
-    problems: of the curation.
-    same: function of a shard's folder that raises ValueError where it is of another curation.
+    problems: number of problems of the curation.
+    check: function of a shard's folder that raises ValueError where it belongs to another curation.
 
   Raises:
-    ValueError: shards are missing or not finished, or of several divisions; says which.
+    ValueError: shards are missing or not finished, or their numbers of shards differ.
   """
   root = os.path.join(workdir, "curation")
   names = sorted(name for name in (os.listdir(root) if os.path.isdir(root) else ())
@@ -99,7 +101,7 @@ def finished_shards(workdir, problems, same):
     return []
   counts = sorted({int(name.rpartition("-")[2]) for name in names})
   if len(counts) > 1:
-    raise ValueError(f"{root} holds shards of {', '.join(map(str, counts))}; keep one division")
+    raise ValueError(f"{root} holds shards of {', '.join(map(str, counts))}; keep those of one")
   files, missing = [], []
   for number in range(counts[0]):
     folder = shard_folder(workdir, (number, counts[0]))
@@ -107,15 +109,15 @@ def finished_shards(workdir, problems, same):
     if complete_lines(files[-1])[0] < len(shard_numbers(problems, (number, counts[0]))):
       missing.append(f"{number}/{counts[0]}")
     else:
-      same(folder)
+      check(folder)
   if missing:
     raise ValueError(f"{root}: the shards {', '.join(missing)} are missing or not finished; "
-                     f"train with --curate={missing[0]} makes one")
+                     f"make one with train --curate={missing[0]}")
   return files
 
 
 def read_problems(files):
-  """The problems of files, one after the other."""
+  """Yields the problems of all files."""
   for path in files:
     with open(path, encoding="utf-8") as file:
       yield from map(json.loads, file)

@@ -35,7 +35,7 @@ def test_candidates_are_several_responses_or_one():
   with pytest.raises(BadRow, match="row 7: has no 'responses'"):
     candidate_responses({"id": "7", "responses": [], "response": None})
   for wrong in ("boxed", [1], [["a"]]):
-    with pytest.raises(BadRow, match="row 7: its candidate answers are no list of texts"):
+    with pytest.raises(BadRow, match="row 7: its candidate answers are not a list of texts"):
       candidate_responses({"id": "7", "responses": wrong})
 
 
