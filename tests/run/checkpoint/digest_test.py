@@ -68,5 +68,5 @@ def test_leaves_of_a_tree_are_named():
 
 
 def test_an_odd_size_is_refused():
-  with pytest.raises(ValueError, match="16 bytes an element"):
+  with pytest.raises(ValueError, match="16 bytes per element"):
     digest.digest_numpy(np.zeros(2, np.complex128))
