@@ -1,9 +1,9 @@
-"""TPU chips: what is published of them, and slices of them described without having one.
+"""TPU chips: their published numbers, and descriptions of slices for compiling without a TPU.
 
-Peaks are of one chip, from Google's pages https://cloud.google.com/tpu/docs/v5e, /v5p and /v6e:
-bfloat16 compute, memory bandwidth, and half of the bidirectional interconnect bandwidth, which is
-what a chip can send on all its links together; so is the size of the largest slice. Memory is what
-libtpu 0.0.52 lets a program have, by its own message; the pages say 16, 95 and 32 GB.
+The numbers are of one chip, from https://cloud.google.com/tpu/docs/v5e, /v5p and /v6e: bfloat16
+compute, memory bandwidth, chips of the largest slice, and half of the bidirectional interconnect
+bandwidth, the rate at which a chip can send on all its links together. Memory is the limit that
+libtpu 0.0.52 states in its error message; the pages say 16, 95 and 32 GB.
 """
 
 import dataclasses
@@ -19,39 +19,44 @@ class Chip:
 
   name: str
   kind: str  # jax's device_kind
-  flops: float  # a second, bfloat16
+  flops: float  # per second, bfloat16
   memory: float  # bytes
-  memory_rate: float  # bytes a second
-  link_rate: float  # bytes a second sent, all links together
+  memory_rate: float  # bytes per second
+  link_rate: float  # bytes sent per second, all links together
   axes: int  # of the torus
-  most: int  # chips of a slice
+  max_chips: int  # of a slice
 
 
 CHIPS = {chip.name: chip for chip in (
   Chip("v5e", "TPU v5 lite", flops=197e12, memory=15.75 * 2**30,
-       memory_rate=819e9, link_rate=200e9, axes=2, most=256),
+       memory_rate=819e9, link_rate=200e9, axes=2, max_chips=256),
   Chip("v5p", "TPU v5", flops=459e12, memory=95.73 * 2**30,
-       memory_rate=2765e9, link_rate=600e9, axes=3, most=6144),
+       memory_rate=2765e9, link_rate=600e9, axes=3, max_chips=6144),
   Chip("v6e", "TPU v6 lite", flops=918e12, memory=31.24 * 2**30,
-       memory_rate=1600e9, link_rate=400e9, axes=2, most=256),
+       memory_rate=1600e9, link_rate=400e9, axes=2, max_chips=256),
 )}
 
 
 def chip_of(device):
-  """The Chip that a device is, None where its numbers are not here."""
+  """The Chip of a device; None if its numbers are not in CHIPS."""
   return next((chip for chip in CHIPS.values() if chip.kind == device.device_kind), None)
 
 
 def describe_slice(topology):
-  """(Chip, devices) of a slice such as "v5e:8x8" or "v5p:2x2x4", or of several, "2xv5e:8x8";
-  programs can be compiled for them.
+  """Describes a slice, or several, for which programs can be compiled.
+
+  Args:
+    topology: "v5e:8x8", "v5p:2x2x4", or "2xv5e:8x8" for two slices.
+
+  Returns:
+    (Chip, devices).
 
   Raises:
-    ValueError: not the form of a topology, a kind of chip without numbers here, another number of
-      axes than the chip's torus has, more chips than a slice, a slice that libtpu does not know, or
-      no libtpu.
+    ValueError: `topology` is malformed, names a chip that is not in CHIPS, has another number of
+      axes than the chip's torus or more chips than a slice, or is unknown to libtpu; or libtpu is
+      not installed.
   """
-  # A size of 0 would end the process inside libtpu.
+  # A size of 0 would crash libtpu.
   found = re.fullmatch(r"(?:([1-9]\d*)x)?([^:]*):([1-9]\d*(?:x[1-9]\d*)*)", topology)
   if not found:
     raise ValueError(f"topology {topology!r} is not KIND:SIZES with sizes >= 1, such as v5e:8x8 or "
@@ -67,19 +72,20 @@ def describe_slice(topology):
     example = ":".join((name, "x".join("4" * chip.axes)))
     raise ValueError(f"topology {topology!r} has {len(sizes)} sizes, but the torus of {name} has "
                      f"{chip.axes} axes; write for example {example}")
-  # libtpu describes larger ones too, which nobody rents out.
-  if math.prod(map(int, sizes)) > chip.most:
-    raise ValueError(f"topology {topology!r} has {math.prod(map(int, sizes))} chips; the largest "
-                     f"slice of {name} has {chip.most}")
-  # Compiling asks for no TPU; without this libtpu looks for one in the cloud's metadata.
+  # libtpu also describes larger slices, which do not exist.
+  count = math.prod(map(int, sizes))
+  if count > chip.max_chips:
+    raise ValueError(f"topology {topology!r} has {count} chips; the largest slice of {name} has "
+                     f"{chip.max_chips}")
+  # Compiling needs no TPU; without this libtpu looks for one in the cloud's metadata.
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-  os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # beside another process that compiles
+  os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # other processes may compile too
   from jax.experimental import topologies
 
   try:
     devices = topologies.get_topology_desc(
       platform="tpu", topology_name=f"{name}:{found[3]}", num_slices=slices).devices
   except RuntimeError as error:
-    remedy = "pip install libtpu" if "libtpu" in str(error) else "see the chip's documentation"
-    raise ValueError(f"topology {topology!r}: {error}; {remedy}") from error
+    advice = "pip install libtpu" if "libtpu" in str(error) else "see the chip's documentation"
+    raise ValueError(f"topology {topology!r}: {error}; {advice}") from error
   return chip, devices

@@ -1,4 +1,4 @@
-"""How the processes of a run find each other, and how they end together."""
+"""Joins the processes of a run into one, and ends them together."""
 
 import atexit
 import contextlib
@@ -23,10 +23,10 @@ _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"
 
 @dataclasses.dataclass(frozen=True)
 class HostsConfig:
-  """How long the processes of a run wait for each other; one process does not."""
+  """How long the processes of a run wait for each other; unused with one process."""
 
-  join: float  # s until all must be there
-  heartbeat: float  # s without a sign of one until the others end
+  join: float  # s until all processes must have joined
+  heartbeat: float  # s without a sign of life from a process until the others end
 
   def __post_init__(self):
     if self.join < 1 or self.heartbeat < 2:
@@ -34,42 +34,25 @@ class HostsConfig:
 
 
 def detect(environ):
-  """What the environment says of the run's processes.
+  """Finds the processes of a run in its environment.
 
-  The three variables of EXPLICIT, all or none; else a Slurm step of several tasks, or a TPU slice
-  on GKE with several hosts; else ARES_CLUSTER, a detection method of jax.distributed ("gcetpu" on
-  Cloud TPU VMs, which are told by nothing in the environment).
+  In this order: the three variables of EXPLICIT, all or none; a Slurm step of several tasks; a TPU
+  slice on GKE with several hosts; ARES_CLUSTER, a detection method of jax.distributed ("gcetpu" on
+  Cloud TPU VMs, whose environment says nothing about other hosts).
 
   Returns:
     None for one process, else arguments of jax.distributed.initialize.
 
   Raises:
-    ValueError: a part of EXPLICIT is missing or no number.
+    ValueError: a variable of EXPLICIT is missing or malformed.
   """
-  given = [name for name in EXPLICIT if environ.get(name)]
-  if given and len(given) < len(EXPLICIT):
-    missing = [name for name in EXPLICIT if name not in given]
-    raise ValueError(f"{', '.join(given)} without {', '.join(missing)}; set all three on every "
-                     "process, or none for a run of one")
-  if given:
-    address, *texts = (environ[name] for name in EXPLICIT)
-    if not all(text.isdecimal() for text in texts) or ":" not in address:
-      raise ValueError(f"JAX_COORDINATOR_ADDRESS={address} must be HOST:PORT, JAX_NUM_PROCESSES="
-                       f"{texts[0]} and JAX_PROCESS_ID={texts[1]} numbers")
-    count, number = map(int, texts)
-    if not 0 <= number < count:
-      raise ValueError(f"JAX_PROCESS_ID={number} is outside 0..{count - 1} (JAX_NUM_PROCESSES="
-                       f"{count})")
-    return None if count == 1 else {
-      "coordinator_address": address, "num_processes": count, "process_id": number,
-      # Left to jax, the coordinator listens on every interface, and whoever comes is let in.
-      "coordinator_bind_address": environ.get("JAX_COORDINATOR_BIND_ADDRESS", address),
-      "cluster_detection_method": "deactivate"}
+  if any(environ.get(name) for name in EXPLICIT):
+    return _explicit(environ)
   if all(name in environ for name in _SLURM) and int(environ.get("SLURM_NTASKS", 1)) > 1:
-    # A task a node has all its GPUs; left to jax, each task takes one.
-    alone = environ.get("SLURM_NTASKS") == environ.get("SLURM_STEP_NUM_NODES")
-    own = int(environ.get("SLURM_GPUS_ON_NODE", 0)) if alone else 0
-    return {"cluster_detection_method": "slurm", "local_device_ids": list(range(own)) or None}
+    # With one task per node a task has all GPUs of the node; jax would give it one.
+    task_per_node = environ.get("SLURM_NTASKS") == environ.get("SLURM_STEP_NUM_NODES")
+    gpus = int(environ.get("SLURM_GPUS_ON_NODE", 0)) if task_per_node else 0
+    return {"cluster_detection_method": "slurm", "local_device_ids": list(range(gpus)) or None}
   workers = environ.get("TPU_PROCESS_ADDRESSES", environ.get("TPU_WORKER_HOSTNAMES", ""))
   if len(workers.split(",")) > 1 or int(environ.get("MEGASCALE_NUM_SLICES", 1)) > 1:
     return {"cluster_detection_method": "gketpu"}
@@ -78,18 +61,41 @@ def detect(environ):
   return None
 
 
+def _explicit(environ):
+  missing = [name for name in EXPLICIT if not environ.get(name)]
+  if missing:
+    given = [name for name in EXPLICIT if name not in missing]
+    raise ValueError(f"{', '.join(given)} without {', '.join(missing)}; set all three on every "
+                     "process, or none for a run of one")
+  address, count, number = (environ[name] for name in EXPLICIT)
+  if not (count.isdecimal() and number.isdecimal() and ":" in address):
+    raise ValueError(f"JAX_COORDINATOR_ADDRESS={address} must be HOST:PORT, JAX_NUM_PROCESSES="
+                     f"{count} and JAX_PROCESS_ID={number} numbers")
+  count, number = int(count), int(number)
+  if not 0 <= number < count:
+    raise ValueError(f"JAX_PROCESS_ID={number} is outside 0..{count - 1} (JAX_NUM_PROCESSES="
+                     f"{count})")
+  if count == 1:
+    return None
+  return {
+    "coordinator_address": address, "num_processes": count, "process_id": number,
+    # By default jax's coordinator listens on every interface, and it has no password.
+    "coordinator_bind_address": environ.get("JAX_COORDINATOR_BIND_ADDRESS", address),
+    "cluster_detection_method": "deactivate"}
+
+
 @contextlib.contextmanager
 def join_cluster(config):
-  """Makes this process one of the run's, where the environment says that there are several.
+  """Joins this process to the other processes of the run, if the environment names any.
 
-  One that ends by an error tells the others why, and they end too; where one is killed or hangs,
-  they end at most `heartbeat` + 5 s later. No device may have been used before.
+  A process that ends by an error tells the others its message, and they end too. If one is killed
+  or hangs, they end at most `heartbeat` + 5 s later. Enter this before the first use of a device.
 
   Args:
     config: HostsConfig.
 
   Raises:
-    ValueError: the environment is not understood, or process 0 cannot listen at its address.
+    ValueError: the environment is malformed, or process 0 cannot listen at its address.
   """
   found = detect(os.environ)
   if found is None:
@@ -103,13 +109,13 @@ def join_cluster(config):
                   coordinator_address(), jax.local_device_count(),
                   jax.device_count())
   if jax.process_index():
-    logging.set_verbosity(logging.ERROR)  # process 0 speaks for all
+    logging.set_verbosity(logging.ERROR)  # the others would repeat the log of process 0
   heartbeat_lib.stop_together(hosts.any_process)
   try:
     yield
   except BaseException as error:
     if isinstance(error, KeyboardInterrupt) and heartbeat_lib.stop_agreed():
-      peers.leave()  # all were asked, all have saved
+      peers.leave()  # all processes have stopped and saved
     else:
       peers.fail(error)
     raise
@@ -120,7 +126,7 @@ def join_cluster(config):
 
 
 def check_cluster():
-  """Raises ValueError where there are several processes that `joined` did not find."""
+  """Raises ValueError if there are several processes that `join_cluster` did not find."""
   if jax.process_count() > 1 and not jax.distributed.is_initialized():
     raise ValueError(f"{jax.process_count()} processes that do not know of each other; set "
                      f"ARES_CLUSTER=gcetpu on Cloud TPU VMs, or {', '.join(EXPLICIT)}")
@@ -130,16 +136,17 @@ def _connect(found, config):
   bind = found.get("coordinator_bind_address")
   if bind and found["process_id"] == 0:
     _check_free(bind)
-  over, address = threading.Event(), found.get("coordinator_address", "the coordinator")
+  address = found.get("coordinator_address", "the coordinator")
+  joined = threading.Event()
 
-  def wait():
-    # jax ends a process that waits in vain by a stack trace.
-    if not over.wait(config.join):
-      _end(f"after {config.join:g} s (hosts.join) not all processes have come to {address}: "
+  def limit_wait():
+    # After its own timeout jax would end the process with a stack trace.
+    if not joined.wait(config.join):
+      _exit_with(f"after {config.join:g} s (hosts.join) not all processes have come to {address}: "
            f"{_missing(found)}; start the same command on every host")
 
-  threading.Thread(target=wait, daemon=True, name="join").start()
-  jax.config.update("jax_enable_preemption_service", False)  # pulse takes SIGTERM
+  threading.Thread(target=limit_wait, daemon=True, name="join").start()
+  jax.config.update("jax_enable_preemption_service", False)  # heartbeat.py handles SIGTERM
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   try:
     jax.distributed.initialize(
@@ -148,17 +155,17 @@ def _connect(found, config):
       shutdown_timeout_seconds=int(config.join))
   except (RuntimeError, OSError) as error:
     raise ValueError(f"joining the other processes by {found} failed: {error}") from error
-  over.set()
+  joined.set()
 
 
 def _check_free(address):
-  """Raises ValueError where somebody listens: two coordinators on a port would share its calls."""
+  """Raises ValueError if the port is taken: two coordinators on one port would share its calls."""
   host, _, port = address.rpartition(":")
   host = host.strip("[]")
   try:
     families = {found[0] for found in socket.getaddrinfo(host or None, int(port))}
-    only = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
-    with socket.create_server((host, int(port)), family=only):
+    family = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
+    with socket.create_server((host, int(port)), family=family):
       pass
   except OSError as error:
     raise ValueError(f"process 0 cannot listen at {address}: {error}; choose another port in "
@@ -166,6 +173,7 @@ def _check_free(address):
 
 
 def _missing(found):
+  """Which processes have not joined, as far as this process can tell."""
   if "process_id" not in found:
     return "some are missing"
   count, number = found["num_processes"], found["process_id"]
@@ -177,86 +185,79 @@ def _missing(found):
         others.remove(0)
     except OSError:
       return f"process {number} of {count} finds nobody there, process 0 is missing"
-  return (f"process {number} of {count} has, of {', '.join(map(str, others))} at least one has not"
-          if others else "the others were there and left")
-
-
-def _end(text):
-  os.write(2, f"error: {text}\n".encode())
-  os._exit(1)
-
-
-def _exit():
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(1)
+  if not others:
+    return "the others were there and left"
+  return f"process {number} of {count} has, of {', '.join(map(str, others))} at least one has not"
 
 
 class _Peers:
-  """Signs of life of all processes, in the store of jax's coordinator.
+  """Notices processes that end or hang, by signs of life in the store of jax's coordinator.
 
-  Process 0 looks at everybody's; the others look whether process 0's store answers. jax's own
-  watch aborts without a clean line; its time is twice as long.
+  Process 0 checks the signs of all others; the others check that the store on process 0 answers.
+  jax has such a check too, but it aborts without a clear message; its timeout is set twice as long.
   """
 
   def __init__(self, heartbeat):
     self._client = coordination_client()
     self._address = coordinator_address()
-    self._heartbeat, self._pause = heartbeat, min(2.0, heartbeat / 4)
-    self._answered = time.monotonic()  # the store did
+    self._heartbeat = heartbeat
+    self._pause = min(2.0, heartbeat / 4)
+    self._answered = time.monotonic()  # when the store last answered
     self._name = f"process {jax.process_index()} on {socket.gethostname()}"
     self._threads = [threading.Thread(target=loop, daemon=True, name=f"peers{loop.__name__}")
-                     for loop in (self._talk, self._listen)]
+                     for loop in (self._send_signs, self._wait_for_end)]
     for thread in self._threads:
       thread.start()
 
   def leave(self):
-    """Waits until all have come to their end, then lets go of them."""
+    """Waits until all processes have finished, then disconnects."""
     self._client.wait_at_barrier("ares/end", 10 * 60 * 1000)
     hosts.left.set()
-    # A thread inside the store's client when Python ends would abort the process.
+    # A thread that is inside the store's client when Python exits would abort the process.
     for thread in self._threads:
       thread.join()
     jax.distributed.shutdown()
 
   def fail(self, error):
-    """Tells the others what ended this process."""
+    """Tells the others which error ended this process."""
     if isinstance(error, jax.errors.JaxRuntimeError):
-      # Most likely another one has died: then the threads find out which, and end this process.
+      # Probably another process has died; then the threads find out which and end this process.
       time.sleep(self._heartbeat + 5)
     hosts.left.set()
     text = " ".join(str(error).split())[:500] or type(error).__name__
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one was first
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process may have set it
       self._client.key_value_set("ares/ended", f"{self._name} ended: {text}")
     if jax.process_index() == 0:
-      time.sleep(2 * self._pause)  # the store ends with this process
-    # At exit jax would wait for the others, which do not come, and so would a save in flight.
-    atexit.register(_exit)
-    threading.Thread(target=lambda: (time.sleep(5), _exit()), daemon=True).start()
+      time.sleep(2 * self._pause)  # the store ends with this process; let the others read it
+    # On a normal exit jax, or a running save, would wait for processes that do not come.
+    atexit.register(_flush_and_exit)
+    timer = threading.Timer(5, _flush_and_exit)
+    timer.daemon = True
+    timer.start()
 
-  def _talk(self):
-    seen = {}  # process: (its sign, when it was new)
+  def _send_signs(self):
+    seen = {}  # process: (its latest sign, time at which it was first seen)
     for number in itertools.count():
       with contextlib.suppress(jax.errors.JaxRuntimeError):
         self._client.key_value_set(f"ares/alive/{jax.process_index()}",
                                    f"{number} {self._name}", allow_overwrite=True)
         self._answered = now = time.monotonic()
-        for key, sign in (self._client.key_value_dir_get("ares/alive/")
-                          if jax.process_index() == 0 else ()):
-          if seen.get(key, ("",))[0] != sign:
-            seen[key] = sign, now
+        if jax.process_index() == 0:
+          for key, sign in self._client.key_value_dir_get("ares/alive/"):
+            if key not in seen or seen[key][0] != sign:
+              seen[key] = sign, now
         quiet = [sign for sign, when in seen.values() if now - when > self._heartbeat]
         if quiet and not hosts.left.is_set():
           text = (f"{quiet[0].partition(' ')[2]} has given no sign for {self._heartbeat:g} s "
                   "(hosts.heartbeat): the run ends; the same command on all hosts goes on from the "
                   "last checkpoint")
           self._client.key_value_set("ares/ended", text)
-          time.sleep(2 * self._pause)
-          _end(text)
+          time.sleep(2 * self._pause)  # let the others read it
+          _exit_with(text)
       if hosts.left.wait(self._pause):
         return
 
-  def _listen(self):
+  def _wait_for_end(self):
     while not hosts.left.is_set():
       text = ""
       try:
@@ -268,4 +269,15 @@ class _Peers:
         text = (f"process 0 at {self._address} has not answered for {self._heartbeat:g} s "
                 "(hosts.heartbeat): the run ends")
       if text and not hosts.left.is_set():
-        _end(text)
+        _exit_with(text)
+
+
+def _exit_with(text):
+  os.write(2, f"error: {text}\n".encode())
+  os._exit(1)
+
+
+def _flush_and_exit():
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(1)

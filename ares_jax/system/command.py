@@ -1,6 +1,6 @@
-"""The shell around every command: flags in, one-line errors and exit codes out.
+"""Runs a command: parses flags, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 a mistake in a config, an input or a file, 2 wrong usage, 130 Ctrl-C.
+Exit codes: 0 success, 1 a mistake in a config, an input or a file, 2 wrong usage, 130 Ctrl-C.
 """
 
 import os
@@ -25,8 +25,8 @@ def run(main, *, positional=(), argv=None):
 
   Args:
     main: the command; flags are parsed when it is called. Its return value is ignored.
-    positional: names of the words the command needs besides its flags.
-    argv: the command line with the program's name first; None is `sys.argv`.
+    positional: names of the arguments that the command needs besides its flags.
+    argv: the command line, starting with the name of the program; None is `sys.argv`.
   """
   argv = list(sys.argv if argv is None else argv)
   if any(word in ("--help", "-h", "-help") for word in argv[1:]):
@@ -37,16 +37,15 @@ def run(main, *, positional=(), argv=None):
     logging.use_absl_handler()
     main(*words)
   except KeyboardInterrupt as stop:
-    what = str(stop) if str(stop) else "run the same command again to continue"
-    _stop(f"stopped: {what}", 130)
+    _exit(f"stopped: {str(stop) or 'run the same command again to continue'}", 130)
   except UsageError as error:
-    _stop(f"error: {config_lib.one_line(error)} (--help shows how)", 2)
+    _exit(f"error: {config_lib.one_line(error)} (--help shows how)", 2)
   except (ValueError, OSError) as error:
     hint = "" if isinstance(error, config_lib.ConfigError) else " (ARES_TRACEBACK=1 shows where)"
     if "ARES_TRACEBACK" in os.environ:
       traceback.print_exc()
       hint = ""
-    _stop(f"error: {config_lib.one_line(error)}{hint}", 1)
+    _exit(f"error: {config_lib.one_line(error)}{hint}", 1)
   sys.exit(0)
 
 
@@ -76,14 +75,15 @@ def _parse(argv, positional):
 
 
 def _check_config(argv):
-  """Finds mistakes in --config and --config.key before config_flags meets them.
+  """Reports mistakes in --config and --config.KEY before config_flags sees them.
 
-  ml_collections 1.1 answers a missing file with an object that raises at its first use, and an
-  unknown key with an AttributeError and a traceback.
+  ml_collections 1.1 turns a missing file into an object that raises at its first use, and an
+  unknown key into an AttributeError with a traceback.
   """
   if "config" not in flags.FLAGS:
     return
-  path, keys = None, []
+  path = None
+  keys = []
   words = iter(argv[1:])
   for word in words:
     if word == "--":
@@ -117,6 +117,6 @@ def _help():
   return f"{doc.strip() if doc else ''}\n\nflags:\n{flags.FLAGS.main_module_help()}"
 
 
-def _stop(message, code):
+def _exit(message, code):
   print(message, file=sys.stderr, flush=True)
   sys.exit(code)

@@ -1,8 +1,8 @@
-"""Configs: a file of numbers in, frozen records out, every mistake one clear line.
+"""Loads config files and turns them into frozen records; every mistake is one clear line.
 
 A config file is Python with `get_config()`, which returns an `ml_collections.ConfigDict`. `load`
-imports it, `build` turns one of its sections into a frozen dataclass. The records are hashable, so
-they go into `jax.jit` as static arguments.
+imports it, and `build` turns one of its sections into a frozen dataclass. The records are hashable,
+so `jax.jit` takes them as static arguments.
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ def load(path):
   except ConfigError:
     raise
   except Exception as error:
-    # Whatever a user's file raises is a mistake in that file; its line says more than our stack.
+    # Any exception of a user's file is a mistake in that file; its line says more than our stack.
     raise ConfigError(
       f"config file {file!r}{_line_in(error, file)}: {type(error).__name__}: {one_line(error)}"
     ) from error
@@ -98,8 +98,8 @@ def build(cls, values, where):
 
   Args:
     cls: a frozen dataclass. Its annotations are the schema: bool, int, float, str, `tuple[...]`,
-      `Literal[...]`, `X | None` and other dataclasses. An int is accepted for a float, a bool
-      never for an int, NaN never, a list for a tuple.
+      `Literal[...]`, `X | None` and other dataclasses. A float may be given as an int and a tuple
+      as a list; a bool is no int, and NaN is no float.
     values: `ConfigDict` or mapping with exactly the fields of `cls`.
     where: path of `values` for messages, e.g. "config.aepo".
 
@@ -133,7 +133,7 @@ def build(cls, values, where):
 
 
 def suggest(word, known):
-  """'; did you mean "x"?' for the nearest of `known`, else the list of `known`."""
+  """'; did you mean "x"?' with the word of `known` that is nearest, else the list of `known`."""
   near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
   if near:
     return f"; did you mean {near[0]!r}?"
@@ -141,7 +141,7 @@ def suggest(word, known):
 
 
 def one_line(error):
-  """The message of `error` with every run of white space, newlines too, as one space."""
+  """The message of `error` on one line."""
   text = str(error) if str(error) else type(error).__name__
   return " ".join(text.split())
 
@@ -234,7 +234,7 @@ def _suggest_file(file):
 
 
 def _line_in(error, file):
-  """' line N' where `error` was raised in `file`, deepest frame first; '' if it was not."""
+  """' line N': the line of `file` that raised `error`; '' if none did."""
   if isinstance(error, SyntaxError):
     return f" line {error.lineno}"
   line, trace = "", error.__traceback__

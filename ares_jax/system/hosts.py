@@ -1,11 +1,11 @@
-"""What the processes of one run tell each other.
+"""Communication between the processes of one run.
 
-A run of several processes is one program: all reach the same collectives in the same order. So
-what one of them learns alone (a row it cannot read, a signal, a full disk) is told to all before
-anything follows from it: `exchange`, `leader`, `agree`. One process does without any of this.
+A run of several processes is one program: all processes make the same collective calls in the same
+order. So if one process alone learns something (an unreadable row, a signal, a full disk), it tells
+the others before anyone acts on it. With one process every function here returns at once.
 
-Rows are read and answers are graded in shares, `share`; everything else that the host computes,
-all compute alike, from the same numbers.
+Reading rows and grading answers is split by `local_shard`. All other work of the host is done by
+every process alike, from the same numbers.
 """
 
 import itertools
@@ -19,43 +19,48 @@ from jax.experimental import multihost_utils
 from ares_jax.system import heartbeat
 from ares_jax.system.private_jax import coordination_client
 
-_PIECE = 1 << 28  # bytes of all processes that a device holds while they are exchanged
-_numbers = itertools.count()  # of what process 0 said; the same on all
-left = threading.Event()  # this process waits for no other any more
+_CHUNK_BYTES = 1 << 28  # of all processes that a device holds during an allgather
+_calls = itertools.count()  # of `on_process_0`; the same on all processes
+left = threading.Event()  # set when this process no longer waits for others
 
 
 def allgather_bytes(data):
-  """The bytes that every process gives, in their order; all call it at the same point."""
+  """The bytes of every process, in the order of processes; collective."""
   count = jax.process_count()
   if count == 1:
     return [data]
   high, low = divmod(len(data), 1 << 31)
-  sizes = [(int(high) << 31) + int(low) for high, low in _stacked(np.int32([high, low]))]
-  parts, piece = [bytearray() for _ in sizes], max(1 << 16, _PIECE // count)
-  for start in range(0, max(sizes), piece):
-    # A power of two: few programs are compiled.
-    room = 1 << max(10, (min(piece, max(sizes) - start) - 1).bit_length())
-    own = np.zeros(room, np.uint8)
-    some = np.frombuffer(data[start:start + piece], np.uint8)
-    own[:len(some)] = some
-    for part, size, row in zip(parts, sizes, _stacked(own), strict=True):
-      part += row[:max(0, min(piece, size - start))].tobytes()
+  sizes = [(int(high) << 31) + int(low) for high, low in _stack(np.int32([high, low]))]
+  parts = [bytearray() for _ in sizes]
+  chunk = max(1 << 16, _CHUNK_BYTES // count)
+  for start in range(0, max(sizes), chunk):
+    # Sizes are powers of two, so that few programs are compiled.
+    capacity = 1 << max(10, (min(chunk, max(sizes) - start) - 1).bit_length())
+    local = np.zeros(capacity, np.uint8)
+    some = np.frombuffer(data[start:start + chunk], np.uint8)
+    local[:len(some)] = some
+    for part, size, row in zip(parts, sizes, _stack(local), strict=True):
+      part += row[:max(0, min(chunk, size - start))].tobytes()
   return [bytes(part) for part in parts]
 
 
+def _stack(array):
+  return np.asarray(multihost_utils.process_allgather(array))
+
+
 def allgather(call):
-  """What `call` returns on every process, bytes, in their order.
+  """The bytes that `call` returns on every process, in the order of processes; collective.
 
   Raises:
-    ValueError: on all of them, where `call` raised it on one; names the process.
+    ValueError: on all processes, if `call` raised it on one; names the process.
   """
   try:
-    said = b"+" + call()
+    message = b"+" + call()
   except ValueError as error:
     if jax.process_count() == 1:
       raise
-    said = b"-" + str(error).encode()
-  parts = allgather_bytes(said)
+    message = b"-" + str(error).encode()
+  parts = allgather_bytes(message)
   for number, part in enumerate(parts):
     if part[:1] == b"-":
       raise ValueError(f"process {number}: {part[1:].decode()}")
@@ -63,46 +68,47 @@ def allgather(call):
 
 
 def on_process_0(call):
-  """What `call` returns on process 0, as JSON has it, on all; only process 0 calls it.
+  """Calls `call` on process 0 alone and returns its JSON value on all; collective.
 
-  The others wait without a device, for as long as it takes.
+  The others wait without a device, for any time.
 
   Raises:
-    ValueError: on all, where `call` raised it.
-    pulse.Stopped: likewise.
+    ValueError: on all processes, if `call` raised it.
+    StopRequested: likewise.
   """
   if jax.process_count() == 1:
     return call()
-  client, key, said = coordination_client(), f"ares/leader/{next(_numbers)}", b""
+  client, key = coordination_client(), f"ares/leader/{next(_calls)}"
+  value = b""
   if jax.process_index() == 0:
     try:
-      said = json.dumps(call()).encode()
+      value = json.dumps(call()).encode()
     except ValueError as error:
       client.key_value_set(key, f"-{error}")
       raise
     except heartbeat.StopRequested:
-      text = "!"
+      outcome = "!"
     else:
-      text = "+"
-    client.key_value_set(key, text)
+      outcome = "+"
+    client.key_value_set(key, outcome)
   else:
-    text = _await(client, key)
-    if text[0] == "-":
-      raise ValueError(text[1:])
-  if text == "!":
-    heartbeat.heartbeat(collective=True)  # process 0 was asked to stop: all do
-  return json.loads(allgather_bytes(said)[0])
+    outcome = _await(client, key)
+    if outcome[0] == "-":
+      raise ValueError(outcome[1:])
+  if outcome == "!":
+    heartbeat.heartbeat(collective=True)  # raises StopRequested on all processes
+  return json.loads(allgather_bytes(value)[0])
 
 
-def check_same(values, what):
-  """Refuses processes that do not have the same {name: JSON value}.
+def check_same(values, message):
+  """Refuses to run if the processes have different values; collective.
 
   Args:
-    values: of this process.
-    what: ends the sentence "process 1 ...".
+    values: {name: JSON value} of this process.
+    message: completes the sentence "process 1 ...".
 
   Raises:
-    ValueError: on all processes; names the process and what differs.
+    ValueError: on all processes; names the process and the values.
   """
   first, *others = map(json.loads, allgather_bytes(json.dumps(values).encode()))
   for number, other in enumerate(others, start=1):
@@ -111,37 +117,43 @@ def check_same(values, what):
     if different:
       shown = "; ".join(f"{key} is {other.get(key)!r}, process 0 has {first.get(key)!r}"
                         for key in different[:4])
-      raise ValueError(f"process {number} {what}: {shown}"
-                       + (f" and {len(different) - 4} more" if len(different) > 4 else "")
-                       + "; start the same command on every host")
+      more = f" and {len(different) - 4} more" if len(different) > 4 else ""
+      raise ValueError(
+        f"process {number} {message}: {shown}{more}; start the same command on every host")
 
 
 def local_name(name):
-  """A file name of this process: NAME of the first, NAME.1 ... of the others."""
+  """A file name of this process: NAME on process 0, NAME.1, NAME.2, ... on the others."""
   number = jax.process_index()
   return f"{name}.{number}" if number else name
 
 
 def any_process(flag):
-  """Whether `flag` is true on any process; all call it at the same point."""
-  return bool(flag) if jax.process_count() == 1 else bool(_stacked(np.int32(bool(flag))).any())
+  """Whether `flag` is true on any process; collective."""
+  if jax.process_count() == 1:
+    return bool(flag)
+  return bool(_stack(np.int32(bool(flag))).any())
 
 
 def gather_errors(name, error):
-  """The errors, "" for none, of all processes about `name`, which is used once.
+  """The error texts of all processes, "" for none.
 
-  For threads beside the main one, whose collectives would mix with its own.
+  For threads beside the main one, whose device collectives would mix with those of the main thread.
+
+  Args:
+    name: of this call, used once in a run.
+    error: text of this process.
   """
   if jax.process_count() == 1:
     return [error]
   client = coordination_client()
   client.key_value_set(f"ares/vote/{name}/{jax.process_index()}", f"={error}")
-  return [_await(client, f"ares/vote/{name}/{number}", beat=False)[1:]
+  return [_await(client, f"ares/vote/{name}/{number}", in_main_thread=False)[1:]
           for number in range(jax.process_count())]
 
 
 def barrier(name, seconds):
-  """Whether all processes come to this point within so many seconds; `name` is used once."""
+  """Whether all processes make this call within `seconds`; `name` is used once in a run."""
   if jax.process_count() == 1:
     return True
   try:
@@ -152,29 +164,23 @@ def barrier(name, seconds):
 
 
 def local_shard(items):
-  """The part of a sequence that this process works on; `whole` puts the parts together."""
+  """Every nth item of a sequence, n processes: the part that this process works on."""
   return items[jax.process_index()::jax.process_count()]
 
 
 def join_shards(parts):
-  """The sequence of which `parts` are every process's `share`."""
-  return [item for row in itertools.zip_longest(*parts, fillvalue=_NONE) for item in row
-          if item is not _NONE]
+  """The sequence whose `local_shard` on each process is in `parts`."""
+  missing = object()
+  return [item for row in itertools.zip_longest(*parts, fillvalue=missing) for item in row
+          if item is not missing]
 
 
-_NONE = object()
-
-
-def _stacked(array):
-  return np.asarray(multihost_utils.process_allgather(array))
-
-
-def _await(client, key, *, beat=True):
-  """The value of a key, when it is there."""
+def _await(client, key, *, in_main_thread=True):
+  """The value of a key, once a process has set it."""
   while True:
     if left.is_set():
       raise RuntimeError("this process has left the run")
-    if beat:
+    if in_main_thread:
       heartbeat.heartbeat()
     try:
       return client.blocking_key_value_get(key, 5000)

@@ -1,8 +1,9 @@
-"""The device mesh, made once, and the few ways arrays get onto it.
+"""The device mesh, and functions that shard arrays over it.
 
-Three axes: "slice" (rows of a batch; slices of TPUs, joined by a data-centre network, each have all
-weights), "data" (rows, and FSDP shards of the weights) and "model" (tensor parallel). Every other
-room uses the mesh that `jax.set_mesh` made current.
+The mesh has three axes: "slice" splits the rows of a batch over TPU slices, which a data-centre
+network joins and which each hold all weights; "data" splits rows, and the weights as in FSDP;
+"model" splits heads and features (tensor parallelism). All code uses the current mesh, the one of
+`jax.set_mesh`.
 """
 
 import math
@@ -21,52 +22,54 @@ def make_mesh(data, model, devices=None, *, slices=1):
   """Arranges all devices as a (slices, data, model) mesh.
 
   Args:
-    data: devices of a slice on the data axis, >= 1; -1 = all that `slices` and `model` leave.
+    data: devices on the data axis, within a slice, >= 1; -1 = all that `slices` and `model` leave.
     model: devices on the model axis, >= 1.
     devices: devices to use; None is `jax.devices()`.
-    slices: groups of devices with a copy of the weights each, >= 1: the slices of TPUs, which know
-      theirs; of other devices runs of equal length in the order of their processes.
+    slices: groups of devices that each hold a copy of the weights, >= 1. TPU devices know their
+      slice; other devices are split into equal groups in their order.
 
   Raises:
-    ValueError: the product is not exactly the number of devices, or TPUs have other slices.
+    ValueError: the product is not exactly the number of devices, or TPUs have another number of
+      slices.
   """
   devices = jax.devices() if devices is None else devices
   count, sizes = len(devices), f"slice={slices} " if slices != 1 else ""
   if min(slices, model) < 1 or (data < 1 and data != -1):
     raise ValueError(f"mesh {sizes}data={data} model={model}: sizes are >= 1; only data may be -1 "
                      "(rest)")
-  # Devices of one slice alone may not name it.
-  own = [getattr(device, "slice_index", 0) for device in devices]
-  if devices[0].platform == "tpu" and len(set(own)) != slices:
-    raise ValueError(f"mesh slice={slices}, but the {count} devices are of {len(set(own))} slices; "
-                     f"set config.mesh.slice={len(set(own))}")
+  # With a single slice the devices may lack the attribute.
+  slice_of = [getattr(device, "slice_index", 0) for device in devices]
+  found = len(set(slice_of))
+  if devices[0].platform == "tpu" and found != slices:
+    raise ValueError(f"mesh slice={slices}, but the {count} devices are of {found} slices; set "
+                     f"config.mesh.slice={found}")
   if data == -1:
     if count % (slices * model):
       raise ValueError(f"mesh {sizes}model={model} does not divide {count} devices; change "
                        "config.mesh")
     data = count // (slices * model)
-  # jax.make_mesh((3,)) on 4 devices takes 3 of them and says nothing.
+  # jax.make_mesh((3,)) on 4 devices silently uses 3 of them.
   if slices * data * model != count:
     raise ValueError(
       f"mesh {sizes and sizes + 'x '}data={data} x model={model} = {slices * data * model}, but "
       f"there are {count} devices; change config.mesh (data=-1 takes all that is left)"
     )
   if devices[0].platform == "tpu":
-    devices = [devices[place] for place in np.argsort(own, kind="stable")]
-  # jax.make_mesh splits a slice's own axes on v5e alone: it refuses 16 x 4 on v6e:8x8.
+    devices = [devices[index] for index in np.argsort(slice_of, kind="stable")]
+  # jax.make_mesh splits the physical axes of a slice only on v5e: it refuses 16 x 4 on v6e:8x8.
   arranged = np.stack([
     mesh_utils.create_device_mesh((data, model), devices[start : start + data * model],
                                   allow_split_physical_axes=True)
     for start in range(0, count, data * model)])
-  # Explicit axes need edits wherever arrays are gathered or scanned.
+  # AxisType.Explicit would need annotations wherever arrays are gathered or scanned.
   return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def shard(x, *spec):
   """Constrains `x` to `PartitionSpec(*spec)` on the current mesh, on CPU as on TPU.
 
-  Without a current mesh (`jax.set_mesh`) there is nothing to shard over and `x` is returned. Axes
-  of a surrounding `jax.shard_map` are split already and drop out.
+  Without a current mesh `x` is returned. Axes that a surrounding `jax.shard_map` has split already
+  are left out.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -98,17 +101,17 @@ def within_a_slice():
 
 
 def sum_of_slices(function, axes):
-  """`function` on each slice's own rows, its results summed over the slices.
+  """Applies `function` to the rows of each slice and sums the results over the slices.
 
-  They meet once, however long `function` loops: a gradient that a loop sums microbatch by
-  microbatch would else cross the network between slices in each.
+  The slices communicate once, however long `function` loops. Otherwise a gradient that a loop sums
+  microbatch by microbatch would cross the network between slices at every microbatch.
 
   Args:
-    function: of arrays; returns (tree that is summed, tree of which the largest is taken).
-    axes: of each argument, which axis of its arrays are rows, split over ROWS.
+    function: function of arrays; returns (tree to sum, tree to take the maximum of).
+    axes: for each argument, which axis of its arrays holds the rows, which ROWS split.
 
   Returns:
-    a function of the same arguments that returns the same.
+    A function with the arguments and results of `function`.
   """
   slices = size("slice")
   if slices == 1:
@@ -119,14 +122,14 @@ def sum_of_slices(function, axes):
       lambda x: shard(x.reshape(*x.shape[:axis], slices, -1, *x.shape[axis + 1 :]),
                       *[None] * axis, *ROWS), argument)
 
-  def of_all(*arguments):
-    # Not jax.shard_map: where two axes are left to it, XLA's partitioner dies of a gather inside.
+  def on_all_slices(*arguments):
+    # Not jax.shard_map: with two axes left to XLA, its partitioner crashes on a gather inside.
     mapped = jax.vmap(function, in_axes=axes, axis_name=_SLICES, spmd_axis_name="slice")
     summed, largest = mapped(*map(split, arguments, axes))
     return (jax.tree.map(lambda x: x.sum(0), summed),
             jax.tree.map(lambda x: x.max(0), largest))
 
-  return of_all
+  return on_all_slices
 
 
 def sharding(*spec):
@@ -135,29 +138,29 @@ def sharding(*spec):
   Raises:
     ValueError: no mesh is current.
   """
-  return NamedSharding(_there(jax.sharding.get_mesh()), PartitionSpec(*spec))
+  return NamedSharding(_require(jax.sharding.get_mesh()), PartitionSpec(*spec))
 
 
 def size(*axes):
-  """Devices along `axes` of the current mesh, all of them together; also while tracing.
+  """The product of the sizes of `axes` of the current mesh; also while tracing.
 
   Raises:
     ValueError: no mesh is current.
   """
-  shape = _there(jax.sharding.get_abstract_mesh()).shape
+  shape = _require(jax.sharding.get_abstract_mesh()).shape
   return math.prod(shape[axis] for axis in axes)
 
 
-def _there(mesh):
+def _require(mesh):
   if mesh.empty:
     raise ValueError("no mesh is current; enter jax.set_mesh(make_mesh(data, model)) first")
   return mesh
 
 
 def put(tree, *spec):
-  """Moves every leaf of `tree` to `PartitionSpec(*spec)` on the current mesh; no spec replicates.
+  """Moves every leaf of `tree` to `PartitionSpec(*spec)` on the current mesh.
 
-  Several processes call it together, with equal leaves.
+  An empty spec replicates. Of several processes all call it, with equal leaves.
 
   Raises:
     ValueError: no mesh is current, or a leaf's axis does not divide over its mesh axis; names
@@ -168,26 +171,26 @@ def put(tree, *spec):
     _check_divides(jax.tree_util.keystr(path), leaf.shape, target)
   if jax.process_count() == 1:
     return jax.device_put(tree, target)
-  return jax.tree.map(lambda leaf: _put_own(leaf, target), tree)
+  return jax.tree.map(lambda leaf: _put_local(leaf, target), tree)
 
 
-def _put_own(leaf, target):
-  """`leaf`, which is the same on all processes: each gives its devices their parts."""
+def _put_local(leaf, target):
+  """Moves a leaf that is equal on all processes: each fills the shards of its own devices."""
   if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
     return jax.device_put(leaf, target)
-  # jax.device_put would first compare all of it between the processes.
-  own = np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
-  return jax.make_array_from_callback(own.shape, target, lambda index: own[index])
+  # jax.device_put would first compare the complete array between the processes.
+  array = np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
+  return jax.make_array_from_callback(array.shape, target, lambda index: array[index])
 
 
 def fetch(tree):
-  """`tree` as numpy arrays, whole on every process; all of a run's processes call it."""
+  """The leaves of `tree` as complete numpy arrays on every process; collective."""
   if jax.process_count() == 1:
     return jax.device_get(tree)
-  return jax.tree.map(_fetched, tree)
+  return jax.tree.map(_fetch_leaf, tree)
 
 
-def _fetched(leaf):
+def _fetch_leaf(leaf):
   if not isinstance(leaf, jax.Array) or leaf.is_fully_replicated:
     return np.asarray(leaf)
   return multihost_utils.process_allgather(leaf, tiled=True)

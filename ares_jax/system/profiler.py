@@ -1,7 +1,7 @@
-"""A trace of some steps of a run, for xprof, TensorBoard or Perfetto, with its phases by name.
+"""Traces of chosen steps for xprof, TensorBoard or Perfetto, and the time spent in each phase.
 
-Which steps is asked for once, around the run; the loop of a stage says where it is. What ran in a
-phase (rollout, grading, update, save ...) stands under its name, `metrics.PhaseTimer` marks it.
+`profile_steps` chooses the steps, once around a run; the loop of a stage calls `profile_step`. The
+phases of a `PhaseTimer` (rollout, grading, update, save, ...) appear in a trace by name.
 """
 
 import contextlib
@@ -12,17 +12,19 @@ import time
 import jax
 from absl import logging
 
-# Of the process, as jax's profiler is.
-_wanted, _began, _running = [], [], []
+# State of the process, like jax's profiler.
+_requests = []  # (folder, stage, start, stop)
+_started = []  # folders of traces that were started for the current request
+_running = []  # folder of the trace that is running
 
 
 def parse_steps(text, stage, limit):
-  """(START, STOP) of "START:STOP", steps counted from 0, STOP not among them.
+  """Reads "START:STOP" as (START, STOP); steps are counted from 0, without STOP itself.
 
   Args:
-    text: of --profile.
-    stage: name of the stage that is traced.
-    limit: its steps.
+    text: value of --profile.
+    stage: name of the traced stage.
+    limit: number of steps of that stage.
 
   Raises:
     ValueError: not two whole numbers, an empty range, or one beyond the stage's steps.
@@ -39,29 +41,29 @@ def parse_steps(text, stage, limit):
 
 @contextlib.contextmanager
 def profile_steps(folder, stage, start, stop):
-  """Steps `start` to `stop` of the stage called `stage` are traced into `folder` while inside."""
-  _wanted.append((folder, stage, start, stop))
-  _began.clear()
+  """Traces steps `start` to `stop` - 1 of a stage into `folder`, in the code inside."""
+  _requests.append((folder, stage, start, stop))
+  _started.clear()
   try:
     yield
   finally:
-    _wanted.pop()
+    _requests.pop()
     end_profile()
-    if not _began:
-      logging.warning("steps %d to %d of %s were not run here: no trace in %s", start, stop - 1,
+    if not _started:
+      logging.warning("steps %d to %d of %s did not run: no trace in %s", start, stop - 1,
                       stage, folder)
 
 
 def profile_step(stage, done):
-  """Starts or ends the trace that was asked for; `done` steps of `stage` are finished.
+  """Starts or ends the requested trace, when `done` steps of `stage` are finished.
 
-  A run that goes on inside the range is traced from there.
+  A run that resumes inside the range is traced from there.
   """
-  for folder, name, start, stop in _wanted:
+  for folder, name, start, stop in _requests:
     if stage == name and start <= done < stop:
-      if not _began:
-        _began.append(folder)
-        with _no_reason_to_end("begin"):
+      if not _started:
+        _started.append(folder)
+        with _only_warn("start"):
           os.makedirs(folder, exist_ok=True)
           jax.profiler.start_trace(folder)
           _running.append(folder)
@@ -70,25 +72,25 @@ def profile_step(stage, done):
 
 
 def end_profile():
-  """Ends the trace where one runs."""
+  """Ends the running trace, if any."""
   if _running:
     _running.clear()
-    with _no_reason_to_end("be written"):
+    with _only_warn("be written"):
       jax.profiler.stop_trace()
 
 
 @contextlib.contextmanager
-def _no_reason_to_end(what):
+def _only_warn(action):
   try:
     yield
   except (OSError, RuntimeError) as error:
-    logging.warning("the trace could not %s: %s", what, error)
+    logging.warning("the trace could not %s: %s", action, error)
 
 
 class PhaseTimer:
-  """Seconds spent in each phase: `with timer("rollout"): ...`; its name in a profiler's trace.
+  """Measures the seconds spent in each phase: `with timer("rollout"): ...`.
 
-  jax returns before the device is done: block on the result inside the phase.
+  jax returns before the device has finished, so block on the result inside the phase.
   """
 
   def __init__(self, clock=time.perf_counter):
@@ -106,10 +108,10 @@ class PhaseTimer:
       self._seconds[phase] = self._seconds.setdefault(phase, 0.0) + spent
 
   def take(self):
-    """{"seconds/PHASE": seconds} since the last `take`, as metrics of a step; starts anew.
+    """Returns {"seconds/PHASE": seconds} since the last `take`, as metrics of a step, and resets.
 
-    Of phases "step" and "device" (work is on the devices) also "device/idle", the step's share
-    without the other.
+    With phases "step" and "device" (the devices have work) it adds "device/idle", the fraction of
+    the step outside "device".
     """
     taken = {f"seconds/{phase}": seconds for phase, seconds in self._seconds.items()}
     if {"step", "device"} <= self._seconds.keys():

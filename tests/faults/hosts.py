@@ -172,7 +172,7 @@ def toy(workdir, steps, seed="0", refuse=""):
   from ares_jax.system import cluster, hosts, mesh
   from ares_jax.system import heartbeat as heartbeat_lib
 
-  loop._BARRIER_SECONDS = 1
+  loop._BARRIER_SECONDS = 5
   with cluster.join_cluster(cluster.HostsConfig(300.0,
                                                 120.0)), heartbeat_lib.stop_signals(), jax.set_mesh(
                                                     mesh.make_mesh(-1, 1)):
