@@ -1,8 +1,8 @@
-"""What a compiled program moves: bytes over links and to and from memory, loops counted.
+"""Counts the bytes that a compiled program moves over links and to and from memory.
 
-XLA's own cost analysis counts the body of a loop once. Here the text of a compiled program
-(`compiled.as_text()`, of one device) is walked from its entry: a loop's body counts as often as it
-runs, which its condition says where the compiler does not.
+XLA's own cost analysis counts the body of a loop once. This module walks the text of a compiled
+program (`compiled.as_text()`, of one device) from its entry and counts a body as often as the loop
+runs. That number comes from the compiler or else from the loop's condition.
 """
 
 import dataclasses
@@ -12,7 +12,8 @@ import re
 from ares_jax.plan import hlo_text
 from ares_jax.plan.hlo_text import asynchronous, bytes_of, channel
 
-# Bytes a device sends in a ring of n, over the bytes it holds before (or, gathering, after).
+# Bytes that a device sends in a ring of n devices, divided by the bytes it holds before (for an
+# all-gather: after).
 SENT = {
   "all-gather": lambda n: (n - 1) / n,
   "reduce-scatter": lambda n: (n - 1) / n,
@@ -22,38 +23,37 @@ SENT = {
   "collective-permute": lambda n: 1.0,
   "collective-broadcast": lambda n: 1.0,
 }
-# They name or bring together values that are there, or their work is that of another computation.
+# These move no bytes of their own: they name or combine existing values, or call a computation that
+# is counted by itself.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
         "call", "after-all", "partition-id", "replica-id", "opt-barrier", "iota", "async-start",
         "async-update"}
-# Which operand is written into the first one; the rest of that one stays.
+# Index of the operand that is written into part of operand 0.
 IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}
 SLICES = ("dynamic-slice", "slice", "gather")
-
-
-_ACROSS = "across "  # before the kind of a collective between slices
+_ACROSS = "across "  # prefix of the kind of a collective between slices
 
 
 @dataclasses.dataclass(frozen=True)
 class HloCost:
-  """Of one run of a program on one device."""
+  """Bytes that one device moves in one run of a program."""
 
-  sent: dict  # kind of collective -> bytes this device sends to others, over links
-  across: float  # bytes that go to other slices, over the data-centre network
+  sent: dict  # {kind of collective: bytes sent to other devices over links}
+  across: float  # bytes sent to other slices over the data-centre network
   memory: float  # bytes read from and written to device memory
-  unbounded: tuple[str, ...]  # loops whose length the program does not say, counted once
+  unbounded: tuple[str, ...]  # loops counted once, because the program does not show their length
 
 
 def hlo_cost(text):
   """HloCost of a compiled program.
 
-  A loop that may end early counts as if it does not; of a conditional the branch that moves most
-  counts. A collective that goes on through several fusions counts where it starts. Memory is
-  counted where operations meet: what a fusion keeps inside or hands on and what lies in on-chip
-  memory is free, a slice costs its own size. A kernel costs its operands and results once.
+  A loop that may end early is assumed not to. A conditional counts its most expensive branch. A
+  collective that is spread over several fusions counts in the first. A fusion counts its operands
+  and results, not the values inside it or those it passes on unchanged. On-chip memory is free. A
+  slice counts its own size. A kernel counts its operands and results once.
 
   Args:
-    text: of the optimised program, as `compiled.as_text()` returns it.
+    text: the optimised program, as `compiled.as_text()` returns it.
 
   Raises:
     ValueError: the text has no entry computation, or a transfer to other slices without its kind.
@@ -71,18 +71,19 @@ class _Walk:
   def __init__(self, computations):
     self.computations, self.unbounded, self.totals = computations, set(), {}
     items = [(where, item) for where, table in computations.items() for item in table.values()]
+    # Names of computations that are the body of a fusion.
     self.fused = {called for _, item in items if item.opcode == "fusion"
                   for called in item.called("calls")}
-    # Collectives that start in a fusion and go on in others: (kind, channel) and where they start.
+    # Collectives spread over several fusions: (channel, computation of the first).
     self.starts = set()
     for where, item in items:
       if asynchronous(item) == "Start":
         self.starts |= {(channel(each), at) for operand in item.operands
                         for at, each in self._collectives(where, operand)}
-    self.lasting = {channel for channel, _ in self.starts}
+    self.spread = {channel for channel, _ in self.starts}
 
   def _collectives(self, where, name):
-    """(computation, collective) of an instruction, or of the fusion that it is."""
+    """Yields (computation, collective) for an instruction, or for those inside a fusion."""
     item = self.computations[where][name]
     if item.opcode in SENT:
       yield where, item
@@ -90,16 +91,16 @@ class _Walk:
       for inner in self.computations[called]:
         yield from self._collectives(called, inner)
 
-  def _goes_on(self, where, item):
-    """Whether a collective is only carried on or ended here, or this call ends one."""
+  def _started_before(self, where, item):
+    """Whether this is a later part of a spread collective, or the call that ends one."""
     if asynchronous(item) == "Done":
       return True
     if item.opcode not in SENT or where not in self.fused:
       return False
-    return channel(item) in self.lasting and (channel(item), where) not in self.starts
+    return channel(item) in self.spread and (channel(item), where) not in self.starts
 
   def total(self, name):
-    """({kind: bytes sent}, bytes of memory) of one run of a computation."""
+    """({kind: bytes sent}, bytes of memory) of one run of a computation, cached."""
     if name not in self.totals:
       self.totals[name] = self._total(name)
     return self.totals[name]
@@ -137,15 +138,15 @@ class _Walk:
     kind, table = item.opcode.removesuffix("-start"), self.computations[where]
     if item.opcode == "send" and "xla_megascale_runtime" in item.attributes:
       return _sent_across(table[item.operands[0]].shape, item.attributes)
-    if kind not in SENT or self._goes_on(where, item):
+    if kind not in SENT or self._started_before(where, item):
       return {}
     held = sum(bytes_of(table[operand].shape) for operand in item.operands)
-    # A sum of which only a slice leaves its fusion is how TPUs have a reduce-scatter.
+    # TPUs write a reduce-scatter as a fused all-reduce of which only a slice is used.
     users = {other.opcode for other in table.values() if item.name in other.operands}
     if kind == "all-reduce" and where in self.fused and users == {"dynamic-slice"}:
       kind = "reduce-scatter"
     size = hlo_text.group_size(item.attributes)
-    # Before an all-gather a device holds one part of what it has after.
+    # Before an all-gather a device holds one of `size` parts.
     return {kind: SENT[kind](size) * held * (size if kind == "all-gather" else 1)}
 
   def _memory(self, where, item):
@@ -161,28 +162,28 @@ class _Walk:
     if item.opcode == "send":
       return sum(bytes_of(shape, device=True) for shape in shapes)  # its result is the same buffer
     if item.opcode != "fusion":
-      # The shape of a start names both ends; one may be on the chip.
+      # The shape of a start contains source and target; one may be on the chip.
       if item.opcode.endswith("-start") and item.shape.startswith("("):
         return bytes_of(item.shape, device=True)
       return sum(bytes_of(shape, device=True) for shape in [*shapes, item.shape])
     (called,) = item.called("calls")
     read = 0.0
     for number, shape in enumerate(shapes):
-      part, on = self._read(called, number, shape)
-      read += bytes_of(shape, device=True) if on else part
+      part, passed_on = self._read(called, number, shape)
+      read += bytes_of(shape, device=True) if passed_on else part
     return read + self._written(called, item.shape)
 
   def _read(self, where, number, shape):
-    """Bytes that a fusion reads of its operand `number`, and whether it hands it on as it is."""
-    whole = bytes_of(shape, device=True)
-    if not whole:
+    """(bytes that a fusion reads of operand `number`, whether it returns the operand itself)."""
+    full = bytes_of(shape, device=True)
+    if not full:
       return 0.0, False
     inner = self.computations[where]
     names, parts, seen = [hlo_text.parameter(inner, number)], 0.0, set()
-    on = False
+    passed_on = False
     while names:
       name = names.pop()
-      on |= inner[name].root
+      passed_on |= inner[name].root
       for item in inner.values():
         if name not in item.operands or item.name in seen:
           continue
@@ -192,8 +193,8 @@ class _Walk:
         elif item.opcode in SLICES and item.operands[0] == name:
           parts += bytes_of(item.shape)
         elif item.opcode in IN_PLACE and item.operands[0] == name:
-          continue  # what is overwritten is not read, the rest stays where it is
-        elif item.root and item.opcode == "tuple" or self._goes_on(where, item):
+          continue  # the overwritten part is not read, and the rest stays in place
+        elif (item.root and item.opcode == "tuple") or self._started_before(where, item):
           continue
         elif item.opcode == "fusion":
           (called,) = item.called("calls")
@@ -201,18 +202,18 @@ class _Walk:
           parts += part
           names += [item.name] if through else []
         else:
-          return whole, False
-    return min(whole, parts), on
+          return full, False
+    return min(full, parts), passed_on
 
   def _written(self, where, shape):
-    """Bytes that a fusion of this result writes."""
+    """Bytes that a fusion with a result of this shape writes."""
     inner = self.computations[where]
     root = hlo_text.root(inner)
     shapes = [found[0] for found in hlo_text.ARRAY.finditer(shape)]
     if root.opcode == "tuple" and len(shapes) == len(root.operands):
       return sum(map(functools.partial(self._written_as, where), root.operands, shapes))
     if asynchronous(root) == "Start":
-      # The first is its operand.
+      # The first shape is its operand's.
       return sum(bytes_of(part, device=True) for part in shapes[1:])
     return self._written_as(where, root.name, shape)
 
@@ -221,10 +222,10 @@ class _Walk:
     item = inner[name]
     while item.opcode == "bitcast":
       item = inner[item.operands[0]]
-    if not bytes_of(shape, device=True) or self._goes_on(where, item):
+    if not bytes_of(shape, device=True) or self._started_before(where, item):
       return 0.0
     if item.opcode == "parameter" and not item.root:
-      return 0.0  # handed on beside other results
+      return 0.0  # passed on in a tuple
     if item.opcode in IN_PLACE:
       return bytes_of(inner[item.operands[IN_PLACE[item.opcode]]].shape)
     if item.opcode == "fusion":
@@ -232,7 +233,7 @@ class _Walk:
     return bytes_of(shape, device=True)
 
   def _trips(self, where, item, condition, body):
-    """How often a loop runs: what the compiler says, or its counter's start, step and limit."""
+    """How often a loop runs, from the compiler or from its counter's start, step and limit."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', item.attributes)
     if known:
       return int(known[1])
@@ -249,7 +250,7 @@ class _Walk:
   def _limit(self, where, name, outer=None):
     """(index of the counter in the loop's tuple, its limit) of `counter < limit`, or None.
 
-    outer: what the parameters of a fusion stand for: ("index", i), ("value", n) or None.
+    outer: the known meaning of a fusion's parameters, each ("index", i), ("value", n) or None.
     """
     table = self.computations[where]
     item = table[name]
@@ -266,12 +267,13 @@ class _Walk:
       known = [self._value(table, operand, outer) for operand in item.operands]
       return self._limit(called, hlo_text.root(self.computations[called]).name, known)
     if item.opcode in ("and", "bitcast", "copy", "convert"):
-      # Of several conditions one that bounds is enough: the loop may end earlier, never later.
+      # One bound of several conditions is enough: the loop may end earlier, never later.
       found = (self._limit(where, operand, outer) for operand in item.operands)
       return next((one for one in found if one), None)
     return None
 
   def _value(self, table, name, outer):
+    """("value", constant) or ("index", i) for element i of the loop's tuple; None if unknown."""
     item = table[name]
     if item.opcode == "constant" and re.fullmatch(r"-?\d+", item.literal):
       return "value", int(item.literal)
@@ -284,12 +286,14 @@ class _Walk:
     return None
 
   def _start(self, where, loop, index):
+    """The counter's constant start, or None."""
     table = self.computations[where]
     first = table[loop.operands[0]]
     value = self._value(table, first.operands[index], None) if first.opcode == "tuple" else None
     return value[1] if value and value[0] == "value" else None
 
   def _step(self, body, index):
+    """The constant that a body adds to the counter, or None."""
     table = self.computations[body]
     root = hlo_text.root(table)
     if root.opcode != "tuple":
@@ -312,13 +316,13 @@ class _Walk:
 
 
 def _sent_across(shape, attributes):
-  """{kind: bytes} of a transfer that the host takes to other slices, as libtpu writes it."""
+  """{kind: bytes} of a transfer to other slices, which the host makes."""
   found = re.search(r'_xla_megascale_transfer_type="(\w+)"', attributes)
   if not found:
     raise ValueError("a transfer to other slices has no _xla_megascale_transfer_type, so its bytes "
                      f"cannot be counted: {attributes[:200]}; compile with another libtpu")
   kind, held = found[1].lower().replace("_", "-"), bytes_of(shape)
-  # "{1,2}x{0:3}": slices, each written alone or as first:last, and their devices.
+  # "{1,2}x{0:3}": slices, each alone or as first:last, then their devices.
   target = re.search(r'_xla_megascale_target="\{([^}]*)\}x', attributes)
   slices = 2
   if target:

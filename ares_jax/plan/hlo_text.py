@@ -1,11 +1,12 @@
-"""The text of a compiled program, taken apart: computations, instructions, sizes of shapes."""
+"""Parses the text of a compiled program into computations, instructions and shapes."""
 
 import dataclasses
 import math
 import re
 
-BITS = {"pred": 8, "token": 0, "opaque": 0}  # others carry their size in their name: bf16, s32
-# A collective of TPUs that lasts over several fusions stands in each, between these two calls.
+BITS = {"pred": 8, "token": 0, "opaque": 0}  # other types have their size in the name: bf16, s32
+# A TPU may spread a collective over several fusions. Each fusion contains it; these two calls mark
+# the first fusion and the last.
 _ASYNC = re.compile(r'custom_call_target="AsyncCollective(Start|Done)"')
 _NAME = re.compile(r"%([\w.\-]+)")
 ARRAY = re.compile(r"([a-z]+\d*\w*)\[([\d,]*)\](\{[^}]*\})?")
@@ -15,24 +16,24 @@ _LINE = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = ")
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line of a computation; its operands are lines of the same."""
+  """One line of a computation. Operands are names of other lines of the computation."""
 
   name: str
   shape: str
   opcode: str
   operands: tuple[str, ...]
-  literal: str  # between the brackets: a constant's value, a parameter's number
+  literal: str  # text between the brackets: a constant's value, a parameter's number
   attributes: str
   root: bool
 
   def called(self, *keys):
-    """Names of the computations in the attributes `keys`."""
+    """Names of the computations that the attributes `keys` refer to."""
     return [name for key in keys for group in re.findall(
       rf"\b{key}=(%[\w.\-]+|{{[^}}]*}})", self.attributes) for name in _NAME.findall(group)]
 
 
 def parse(text):
-  """{computation: {instruction: Instruction}}, and the entry's name."""
+  """({computation: {instruction: Instruction}}, name of the entry computation or None)."""
   computations, entry, current = {}, None, None
   for line in text.splitlines():
     head = _HEAD.match(line)
@@ -56,18 +57,18 @@ def parse(text):
 
 def _closing(text, opens):
   depth = 0
-  for place in range(opens, len(text)):
-    depth += {"(": 1, ")": -1}.get(text[place], 0)
+  for index in range(opens, len(text)):
+    depth += {"(": 1, ")": -1}.get(text[index], 0)
     if depth == 0:
-      return place
+      return index
   raise ValueError(f"unbalanced brackets in {text[:80]!r}")
 
 
 def bytes_of(shape, *, device=False):
-  """Bytes of a shape, tuples summed; with `device` only what lies in the device's main memory."""
+  """Bytes of a shape, summed over a tuple; `device` counts only the device's main memory."""
   total = 0
   for kind, sizes, layout in ARRAY.findall(shape):
-    # Layouts name other memory spaces than the main one: S(1) is on the chip.
+    # A layout names memory spaces other than the main one: S(1) is on the chip.
     if device and "S(" in layout:
       continue
     bits = BITS[kind] if kind in BITS else int(re.search(r"\d+", kind)[0])
@@ -76,30 +77,30 @@ def bytes_of(shape, *, device=False):
 
 
 def root(computation):
-  """The instruction whose value is a computation's."""
+  """The instruction whose value the computation returns."""
   return next(item for item in computation.values() if item.root)
 
 
 def parameter(computation, number):
-  """Name of the instruction that stands for argument `number`."""
+  """Name of the instruction for argument `number`."""
   return next(item.name for item in computation.values()
               if item.opcode == "parameter" and item.literal == str(number))
 
 
 def asynchronous(item):
-  """"Start" or "Done" of a call that begins or ends a lasting collective, else None."""
+  """"Start" or "Done" if a call begins or ends a spread collective, else None."""
   found = _ASYNC.search(item.attributes) if item.opcode == "custom-call" else None
   return found and found[1]
 
 
 def channel(item):
-  """What the parts of one lasting collective have in common."""
+  """(opcode, channel id): equal for all parts of one spread collective."""
   found = re.search(r"\bchannel_id=(\d+)", item.attributes)
   return item.opcode, found and found[1]
 
 
 def group_size(attributes):
-  """Devices that take part in a collective together."""
+  """Number of devices in one group of a collective."""
   lists = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
   if lists:
     return len(lists[1].split(","))

@@ -1,8 +1,7 @@
-"""FLOPs of a traced program on all devices together, loops counted.
+"""Counts the FLOPs of a traced program on all devices together, with its loops.
 
-Matrix products alone, 2 a multiply-add: everything else is below 1% of a transformer. The count is
-of what the program computes, recomputation included; padding too, as a program of static shapes
-computes it.
+Only matrix products count, 2 FLOPs a multiply-add: everything else is below 1% of a transformer.
+Recomputation and padding are included, because the program computes them.
 """
 
 import math
@@ -10,10 +9,10 @@ import math
 import numpy as np
 from jax.extend import core
 
-# Values that decide how much is computed (which layers attend to whole images, which blocks of
-# scores a kernel skips) are constants of the program; these carry them on to where they decide.
-LARGEST = 1 << 20  # elements of a constant that is carried on
-_CARRIED = {
+# Constants of the program decide how much is computed: which layers attend to whole images, which
+# blocks of scores a kernel skips. These operations are evaluated to follow such constants.
+LARGEST = 1 << 20  # elements of a constant that is followed
+_EVALUATED = {
   "broadcast_in_dim": lambda x, p: np.broadcast_to(x.reshape(
     [x.shape[p["broadcast_dimensions"].index(axis)] if axis in p["broadcast_dimensions"] else 1
      for axis in range(len(p["shape"]))]), p["shape"]),
@@ -25,18 +24,18 @@ _CARRIED = {
 }
 
 
-def flops(closed, *, platform):
+def traced_flops(closed, *, platform):
   """FLOPs of one run of `jit(f).trace(...).jaxpr`, summed over devices.
 
-  A loop that may end early counts as if it does not; of a conditional whose choice is not known the
-  larger branch counts.
+  A loop that may end early is assumed not to. A conditional whose choice is not known counts its
+  larger branch.
 
   Args:
     closed: ClosedJaxpr.
-    platform: "tpu", "cuda" or "cpu": which kernels the program will hold.
+    platform: "tpu", "cuda" or "cpu", which decides between kernels.
 
   Raises:
-    ValueError: a loop's length cannot be seen.
+    ValueError: a loop has no visible bound.
   """
   total, _ = _jaxpr(closed.jaxpr, [_value(x) for x in closed.consts],
                     [None] * len(closed.jaxpr.invars), platform)
@@ -44,13 +43,13 @@ def flops(closed, *, platform):
 
 
 def _value(x):
-  """A constant as numpy, or None for what decides nothing: no whole numbers, or too many."""
+  """A constant as a numpy array; None unless it is small and holds bools or integers."""
   small = hasattr(x, "dtype") and x.size <= LARGEST and x.dtype.kind in "biu"
   return np.asarray(x) if small else None
 
 
 def _jaxpr(jaxpr, consts, arguments, platform):
-  """(FLOPs, values of the results where known)."""
+  """(FLOPs, values of the results, None if unknown)."""
   known, total = {}, 0
   for variable, value in zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True):
     known[variable] = value
@@ -74,8 +73,8 @@ def _equation(eqn, inputs, platform):
     (contracted, _), _ = params["dimension_numbers"]
     left = eqn.invars[0].aval.shape
     return 2 * eqn.outvars[0].aval.size * math.prod(left[axis] for axis in contracted), unknown
-  if name in _CARRIED and inputs[0] is not None and eqn.outvars[0].aval.size <= LARGEST:
-    return 0, [_CARRIED[name](inputs[0], params)]
+  if name in _EVALUATED and inputs[0] is not None and eqn.outvars[0].aval.size <= LARGEST:
+    return 0, [_EVALUATED[name](inputs[0], params)]
   if name == "dynamic_slice" and inputs[0] is not None:
     return 0, [_part(inputs[0], inputs[1:], params["slice_sizes"])]
   if name == "scan":
@@ -89,7 +88,7 @@ def _equation(eqn, inputs, platform):
   if name == "shard_map":
     return _shard_map(eqn, inputs, platform)
   inner = [value for value in params.values() if isinstance(value, core.ClosedJaxpr | core.Jaxpr)]
-  # A function with a gradient of its own holds that gradient too; it is not run here.
+  # A function with a custom gradient contains the gradient as a second jaxpr, which is not run.
   if not inner:
     return 0, unknown
   jaxpr, consts = _open(inner[0])
@@ -100,10 +99,12 @@ def _equation(eqn, inputs, platform):
 
 
 def _part(x, starts, sizes):
-  """What `dynamic_slice` takes of x; the first part along an axis of unknown start: where a device
-  takes its own, all are alike in what they decide."""
-  first = [0 if start is None else int(np.clip(start, 0, whole - size))
-           for start, whole, size in zip(starts, x.shape, sizes, strict=True)]
+  """The result of `dynamic_slice`, with 0 for an unknown start.
+
+  A start is unknown if a device takes its local part; all parts decide alike.
+  """
+  first = [0 if start is None else int(np.clip(start, 0, length - size))
+           for start, length, size in zip(starts, x.shape, sizes, strict=True)]
   return x[tuple(slice(at, at + size) for at, size in zip(first, sizes, strict=True))]
 
 
@@ -123,19 +124,19 @@ def _scan(params, inputs, platform):
     stacked = [None if x is None else np.broadcast_to(x, (params["length"], *np.shape(x)))
                for x in outputs[carries:]]
     return params["length"] * once, [*[None] * carries, *stacked]
-  total, rows, order = 0, [], range(params["length"])
-  # In the order of the slices: where a scan runs backwards its results are still stacked so.
-  for index in order:
+  total, rows = 0, []
+  # Results are stacked in the order of the slices, also by a scan that runs backwards.
+  for index in range(params["length"]):
     now = [None if x is None else x[index] for x in slices]
     once, outputs = _jaxpr(jaxpr, consts, [*shared, *[None] * carries, *now], platform)
     total, rows = total + once, [*rows, outputs[carries:]]
-  stacked = [None if any(row[place] is None for row in rows)
-             else np.stack([row[place] for row in rows]) for place in range(results)]
+  stacked = [None if any(row[index] is None for row in rows)
+             else np.stack([row[index] for row in rows]) for index in range(results)]
   return total, [*[None] * carries, *stacked]
 
 
 def _while(params, inputs, platform):
-  """At most the loop's bound: the smallest limit that its condition sets on one of its counters."""
+  """FLOPs of the most rounds: the smallest limit that the condition sets on a counter."""
   body, consts = _open(params["body_jaxpr"])
   skip = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
   fixed = inputs[skip[0]:skip[1]]
@@ -151,12 +152,12 @@ def _while(params, inputs, platform):
       return np.asarray(variable.val)
     return first[variable] if variable in first else None
 
-  # One number or, where `vmap` gave each of its loops a counter, the most that any has to go.
+  # Under `vmap` each loop has a counter of its own; the largest distance to the limit counts.
   bounds = [int(np.max(value(right) - value(left))) for eqn in condition.eqns
             if eqn.primitive.name == "lt" for left, right in [eqn.invars]
             if left in condition.invars and value(left) is not None and value(right) is not None]
   if not bounds:
-    raise ValueError(f"a loop has no bound that its program shows: {params['cond_jaxpr']}")
+    raise ValueError(f"a loop has no visible bound: {params['cond_jaxpr']}")
   return max(0, min(bounds)) * once
 
 
@@ -179,20 +180,20 @@ def _kernel(params, inputs, platform):
   once, _ = _jaxpr(jaxpr, consts, [None] * len(jaxpr.invars), platform)
   share = 1.0
   if params["name"].startswith("splash_mha"):
-    # Operand 1 says of every block of scores whether the kernel works on it.
+    # Operand 1 is nonzero for every block of scores that the kernel computes.
     share = float(np.mean(inputs[1] != 0)) if inputs[1] is not None else 1.0
   return once * math.prod(params["grid_mapping"].grid) * share
 
 
 def _shard_map(eqn, inputs, platform):
-  """Every device runs the body on its own part."""
+  """FLOPs of all devices, each of which runs the body on its local part."""
   jaxpr, consts = _open(eqn.params["jaxpr"])
   mesh, manual = eqn.params["mesh"], eqn.params["newly_manual_axes"]
   devices = math.prod(mesh.shape[axis] for axis in manual)
-  own = [None if value is None else value[tuple(slice(0, size) for size in variable.aval.shape)]
-         for value, variable in zip(inputs, jaxpr.invars, strict=True)]
-  once, outputs = _jaxpr(jaxpr, consts, own, platform)
-  whole = [None if value is None or variable.aval.size > LARGEST else np.tile(value, [
-             size // part for size, part in zip(variable.aval.shape, value.shape, strict=True)])
-           for value, variable in zip(outputs, eqn.outvars, strict=True)]
-  return devices * once, whole
+  local = [None if value is None else value[tuple(slice(0, size) for size in variable.aval.shape)]
+           for value, variable in zip(inputs, jaxpr.invars, strict=True)]
+  once, outputs = _jaxpr(jaxpr, consts, local, platform)
+  joined = [None if value is None or variable.aval.size > LARGEST else np.tile(value, [
+              size // part for size, part in zip(variable.aval.shape, value.shape, strict=True)])
+            for value, variable in zip(outputs, eqn.outvars, strict=True)]
+  return devices * once, joined

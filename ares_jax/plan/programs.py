@@ -7,15 +7,13 @@ minibatches of K microbatches of R packed rows of C tokens (rows.py).
 import dataclasses
 import functools
 import math
-import os
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ares_jax.models import flops, hf_config, lora, weights
-from ares_jax.models.config import PUBLISHED_SIZES
+from ares_jax.models import flops, lora, weights
 from ares_jax.models.vision import VisionInput
 from ares_jax.sampling import sampler, scheduler, slots
 from ares_jax.sampling.branching import Branching
@@ -36,27 +34,7 @@ class Program:
   beside: float  # bytes a device that the run holds meanwhile and the program does not get
 
 
-def named_model(section):
-  """ModelConfig that a config's model section names, from its folder's config.json or by its name.
-
-  Args:
-    section: setup.ModelSection whose path is a Hugging Face folder, or ends in the name of a
-      published model: its sizes are known, no file is read.
-
-  Raises:
-    ValueError: neither.
-  """
-  how = dict(compute_dtype=section.compute_dtype, remat=section.remat, unroll=section.unroll)
-  if os.path.isdir(section.path):
-    return hf_config.model_config(section.path, **how)
-  name = os.path.basename(section.path)
-  if name not in PUBLISHED_SIZES:
-    raise ValueError(f"model.path = {section.path!r} is no folder and ends in no name whose sizes "
-                     f"are known: {', '.join(PUBLISHED_SIZES)}")
-  return dataclasses.replace(PUBLISHED_SIZES[name], **how)
-
-
-def programs(config, model, end=(0,)):
+def aepo_programs(config, model, end=(0,)):
   """Programs of an iteration of a TrainConfig on the current mesh, in the order they run.
 
   All shapes are the largest of the config: prompts of the last `prompt.max_tokens` and `windows`,

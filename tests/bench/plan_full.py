@@ -16,9 +16,10 @@ import time
 
 import jax
 
-from ares_jax.plan import plan, programs
+from ares_jax.plan import iteration
+from ares_jax.plan.iteration import GIB
 from ares_jax.run import config as run_config
-from ares_jax.run import setup
+from ares_jax.run.model import model_config
 from ares_jax.system import config as config_lib
 
 MODELS = {"7B": "Qwen2.5-VL-7B-Instruct", "3B": "Qwen2.5-VL-3B-Instruct"}
@@ -37,10 +38,10 @@ def rows(model, topology, only, *, rank, model_axis, cache_gib):
     "model.path": MODELS[model], "model.lora.rank": rank, "mesh.model": parts,
     "aepo.microbatch": chips // parts,
     "engine.cache_gib": cache_gib or values.engine.cache_gib})
-  config = setup.build(run_config.TrainConfig, values, "config")
+  config = config_lib.build(run_config.TrainConfig, values, "config")
   for program in only:
     start = time.process_time()
-    found = plan.make_plan(config, programs.named_model(config.model), topology, only=(program,))
+    found = iteration.plan_iteration(config, model_config(config.model), topology, only=(program,))
     (part,) = found.programs
     memory = part.memory
     sent = "-" if part.sent is None else f"{sum(part.sent.values()) / 1e9:.2f}"
@@ -48,7 +49,7 @@ def rows(model, topology, only, *, rank, model_axis, cache_gib):
     name = [model, f"LoRA {rank}" * bool(rank), f"cache {cache_gib:g} GiB" * bool(cache_gib)]
     yield (f"| {', '.join(filter(None, name))} | {topology} | "
            f"{' x '.join(map(str, found.mesh[1:]))} | {program} | "
-           f"{memory.total / plan.GIB:.2f} of {found.chip.memory / plan.GIB:.2f} | {part.calls} | "
+           f"{memory.total / GIB:.2f} of {found.chip.memory / GIB:.2f} | {part.calls} | "
            f"{part.model_flops / 1e15:.3g} | {part.flops / 1e15:.3g} | {sent} | {moved} | "
            f"{part.floor:.4g} ({part.limit}) | {time.process_time() - start:.0f} |")
 
@@ -58,7 +59,7 @@ def main():
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--models", default=",".join(MODELS))
   parser.add_argument("--topologies", default=",".join(TOPOLOGIES))
-  parser.add_argument("--only", default=",".join(plan.NAMES))
+  parser.add_argument("--only", default=",".join(iteration.NAMES))
   parser.add_argument("--rank", type=int, default=0)
   parser.add_argument("--model-axis", type=int, default=0)
   parser.add_argument("--cache-gib", type=float, default=0.0)

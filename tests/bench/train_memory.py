@@ -10,6 +10,7 @@ import jax
 
 from ares_jax.plan import programs
 from ares_jax.run import config as run_config
+from ares_jax.run import model as model_lib
 from ares_jax.system import chips, config, mesh
 
 KINDS = {
@@ -24,7 +25,7 @@ def row(size, topology, changes):
   values = config.load(f"configs/aepo_{size}.py")
   values.update_from_flattened_dict(changes)
   settings = config.build(run_config.TrainConfig, values, "config")
-  model = programs.named_model(settings.model)
+  model = model_lib.model_config(settings.model)
   _, devices = chips.describe_slice(topology)
   with jax.set_mesh(mesh.make_mesh(*SLICES[topology], devices)):
     params, base, _ = programs._policy(settings.model.lora, model)

@@ -1,4 +1,4 @@
-"""What does not fit is said before a run begins, with what to turn."""
+"""Programs that do not fit are refused before a run begins, with suggestions."""
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +18,17 @@ def small():
 
 
 def program(name, size):
-  """One that adds 1 to `size` floats, beside 1000 bytes."""
+  """A Program that adds 1 to `size` floats, beside 1000 bytes."""
   return programs.Program(name, 1, lambda: jax.jit(lambda x: x + 1).trace(
     jax.ShapeDtypeStruct((size,), jnp.float32)), 1000.0)
 
 
-def test_what_is_too_large_is_refused_with_what_to_turn(small, monkeypatch):
+def test_programs_that_do_not_fit_are_refused_with_suggestions(small, monkeypatch):
   large, lines = 10**6, []
-  monkeypatch.setattr(check, "_limit", lambda: 2e6)
+  monkeypatch.setattr(check, "_device_bytes", lambda: 2e6)
   monkeypatch.setattr(check, "sft_program", lambda config, model, stage: program(
     stage, large if stage == "warmup" else 4))
-  monkeypatch.setattr(check, "programs", lambda *_: (program("decode", 4),
+  monkeypatch.setattr(check, "aepo_programs", lambda *_: (program("decode", 4),
                                                      program("aepo_step", large)))
   checked = check.check_programs(*small, (5,), lines.append)
   assert [one.name for one in checked] == ["warmup", "adacs", "decode", "aepo_step"]
@@ -38,12 +38,12 @@ def test_what_is_too_large_is_refused_with_what_to_turn(small, monkeypatch):
   assert check.memory_table(checked).endswith("an upper bound.")
   with pytest.raises(ValueError, match="^warmup, aepo_step need more memory than a") as error:
     check.require_fit(checked, *small)
-  assert "turn first: --config.warmup.microbatch=2; --config.model.remat=block" in str(error.value)
+  assert "try first: --config.warmup.microbatch=2; --config.model.remat=block" in str(error.value)
   assert "\n" not in str(error.value)
   check.require_fit([one for one in checked if one.fits], *small)
 
 
-def test_fine_tuning_has_room_for_every_example_in_a_row_of_its_own(small):
+def test_fine_tuning_is_checked_with_every_example_in_a_row_of_its_own(small):
   with jax.set_mesh(mesh.make_mesh(-1, 1)):
     traced = programs.sft_program(*small, "warmup").trace()
   state, metrics = traced.out_info
@@ -53,27 +53,27 @@ def test_fine_tuning_has_room_for_every_example_in_a_row_of_its_own(small):
     weights.abstract(small[1], mesh.make_mesh(1, 1, jax.devices()[:1]), jnp.float32))
 
 
-def test_the_longest_shapes_come_first_where_there_are_shorter_ones(small, tmp_path, monkeypatch):
+def test_the_longest_shapes_are_compiled_first_if_some_are_shorter(small, tmp_path, monkeypatch):
   calls, end = [], (5, 6)
-  monkeypatch.setattr(check, "_limit", lambda: 2e6)
-  # What fine-tuning would need at most is no reason to refuse a run.
+  monkeypatch.setattr(check, "_device_bytes", lambda: 2e6)
+  # The upper bound of fine-tuning is no reason to refuse a run.
   monkeypatch.setattr(check, "sft_program", lambda *_: program("warmup", 10**6))
-  monkeypatch.setattr(check, "programs", lambda config, model, end: calls.append(end) or [
+  monkeypatch.setattr(check, "aepo_programs", lambda config, model, end: calls.append(end) or [
     program("decode", 10**6)])
   check.compile_longest_first(*small, end, str(tmp_path), print)
-  assert not calls  # one shape: the first batch has it
+  assert not calls  # there is one shape, which the first batch has
   several = tiny.read(prompt__max_tokens=(20, 26), prompt__windows=(4, 4)), small[1]
-  advice = "^decode need more .* turn first: --config.engine.cache_gib"
+  advice = "^decode need more .* try first: --config.engine.cache_gib"
   with pytest.raises(ValueError, match=advice):
     check.compile_longest_first(*several, end, str(tmp_path), print)
-  (tmp_path / "aepo" / "5").mkdir(parents=True)  # a run that goes on
+  (tmp_path / "aepo" / "5").mkdir(parents=True)  # a run that resumes
   monkeypatch.setattr(check, "newest_step", lambda folder: 5)
   check.compile_longest_first(*several, end, str(tmp_path), print)
-  assert calls == [end]  # of the run: they are part of what is compiled
+  assert calls == [end]  # the run's own, which are part of the compiled program
 
 
-def test_out_of_memory_is_one_line_that_names_the_knobs(small):
-  with pytest.raises(ValueError, match="^out of device memory: RESOURCE_EXHAUSTED.* turn first: "):
+def test_out_of_memory_becomes_one_line_with_suggestions(small):
+  with pytest.raises(ValueError, match="^out of device memory: RESOURCE_EXHAUSTED.* try first: "):
     with check.suggest_on_oom(*small):
       jnp.zeros(2**47).block_until_ready()
   with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):

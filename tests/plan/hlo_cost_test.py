@@ -78,7 +78,7 @@ def test_a_loop_without_a_limit_is_named_and_counted_once():
 @pytest.mark.parametrize("kind, share", [
   ("all-reduce", lambda n: 2 * (n - 1) / n), ("reduce-scatter", lambda n: (n - 1) / n),
   ("collective-permute", lambda n: 1)])
-def test_what_a_ring_sends(kind, share, groups, size):
+def test_a_collective_counts_the_bytes_that_a_ring_sends(kind, share, groups, size):
   text = f"""ENTRY %main (x: f32[8,4]) -> f32[8,4] {{
   %x = f32[8,4]{{1,0}} parameter(0)
   ROOT %y = f32[8,4]{{1,0}} {kind}(%x), channel_id=1, replica_groups={groups}, to_apply=%add
@@ -86,8 +86,9 @@ def test_what_a_ring_sends(kind, share, groups, size):
   assert hlo_cost(text).sent == {kind: pytest.approx(share(size) * 8 * 4 * 4)}
 
 
-# A gather that libtpu spreads over three fusions, of which one also multiplies: each holds it, and
-# hands its buffers on. Of the last sum every device keeps its slice. S(1) is memory on the chip.
+# libtpu spreads this gather over three fusions, of which one also multiplies. Each fusion contains
+# the gather and passes its buffers on. Every device keeps a slice of the last sum. S(1) is on-chip
+# memory.
 LASTING = """
 %begin (p0: bf16[8,2]) -> (bf16[8,2], bf16[8,8], u32[]) {
   %p0 = bf16[8,2]{1,0} parameter(0)
@@ -139,7 +140,7 @@ ENTRY %main (w: bf16[8,2], x: f32[4,4], g: f32[8,4]) -> f32[4,4] {
 """  # noqa: E501
 
 
-def test_a_gather_that_lasts_over_fusions_counts_where_it_starts():
+def test_a_gather_spread_over_fusions_counts_once():
   cost = hlo_cost(LASTING)
   assert cost.sent == {"all-gather": 3 / 4 * 8 * 8 * 2, "reduce-scatter": 3 / 4 * 8 * 4 * 4}
   # Read: the part; written: all of it; and the product's own 4 x 4 float32 in and out.
@@ -156,7 +157,7 @@ def test_a_copy_onto_the_chip_moves_memory_once():
   assert hlo_cost(text.replace("f32[8,4]{1,0:S(1)}", "f32[8,4]{1,0}")).memory == 2 * 8 * 4 * 4
 
 
-def test_of_a_conditional_the_branch_that_moves_more_counts():
+def test_a_conditional_counts_the_branch_that_moves_more():
   branch = """%{0} (p: f32[{1}]) -> f32[] {{
   %p = f32[{1}]{{0}} parameter(0)
   ROOT %sum = f32[] custom-call(%p), custom_call_target="sum"
@@ -174,7 +175,7 @@ ENTRY %main (k: s32[], a: f32[10], b: f32[1000]) -> f32[] {
 
 @pytest.mark.parametrize("kind, slices, times", [
   ("ALL_REDUCE", "1,2", 1), ("ALL_REDUCE", "1:4", 2 * 3 / 4), ("ALL_GATHER", "1:3,7", 3)])
-def test_what_hosts_take_to_other_slices_is_told_apart(kind, slices, times):
+def test_transfers_to_other_slices_are_counted_apart(kind, slices, times):
   target = f"{{{slices}}}x{{0:3}}"
   text = f"""
 ENTRY %main (x: f32[64,8]) -> f32[64,8] {{

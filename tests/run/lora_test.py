@@ -180,8 +180,8 @@ def test_a_plan_counts_the_base_once():
   with jax.set_mesh(mesh.make_mesh(1, 1, devices=jax.devices()[:1])):
     first = lora.init(model, section, jax.random.key(0))
     adapters = sum(leaf.size for leaf in jax.tree.leaves(first))
-    held = {program.name: program.beside for program in programs.programs(config, model)}
-    more = {program.name: program.beside for program in programs.programs(full, model)}
+    held = {program.name: program.beside for program in programs.aepo_programs(config, model)}
+    more = {program.name: program.beside for program in programs.aepo_programs(full, model)}
     params, base, _ = programs._policy(section, model)
     state, real = programs._state(config.aepo, params, base), aepo_step.init_state(
       config.aepo, first, base)

@@ -11,8 +11,9 @@ import tiny
 
 from ares_jax.models import flops
 from ares_jax.plan import __main__ as plan_command
-from ares_jax.plan import plan, programs
+from ares_jax.plan import iteration, programs
 from ares_jax.plan.hlo_cost import hlo_cost
+from ares_jax.plan.suggestions import suggestions
 from ares_jax.run import config as run_config
 from ares_jax.run import model as model_lib
 from ares_jax.system import chips, mesh
@@ -32,11 +33,11 @@ def small():
 @needs_libtpu
 @pytest.mark.parametrize("topology, only", [("v5e:2x2", ("reshard", "decode")),
                                             ("v6e:2x2", ("decode",))])
-def test_a_plan_of_a_slice(small, topology, only):
+def test_a_plan_has_memory_work_and_a_floor_for_each_program(small, topology, only):
   config, model = small
   lines = []
-  result = plan.make_plan(config, model, topology, only=only, note=lines.append)
-  assert result.fits and not result.knobs
+  result = iteration.plan_iteration(config, model, topology, only=only, note=lines.append)
+  assert result.fits and not result.suggestions
   assert [part.name for part in result.programs] == list(only)
   assert len(lines) == 2 * len(only)
   for part in result.programs:
@@ -51,8 +52,8 @@ def test_a_plan_of_a_slice(small, topology, only):
   assert decode.memory.aliases > 0
   assert result.hours == pytest.approx(result.floor / 3.6)
   assert json.loads(json.dumps(dataclasses.asdict(result)))["chips"] == result.chips
-  text = plan.plan_table(result)
-  assert all(f"| {name} |" in text for name in only) and "Does not fit" not in text
+  text = iteration.plan_table(result)
+  assert all(f"| {name} |" in text for name in only) and "It does not fit" not in text
 
 
 @needs_libtpu
@@ -70,7 +71,8 @@ def test_bytes_of_a_program_for_chips_are_those_by_hand(topology):
 
       return jax.lax.scan(layer, x, weights)[0]
 
-    _, text = plan.compile_for_chips(jax.jit(layers, out_shardings=x.sharding).trace(x, weights))
+    traced = jax.jit(layers, out_shardings=x.sharding).trace(x, weights)
+    _, text = iteration.compile_for_chips(traced)
   cost = hlo_cost(text)
   # Of each of 6 layers 3 of 4 parts come from others; they are read from memory once at least.
   assert cost.sent == {"all-gather": 6 * 3 / 4 * 1024 * 1024 * 2}
@@ -84,7 +86,7 @@ def test_bytes_between_slices_are_those_by_hand():
   with jax.set_mesh(mesh.make_mesh(4, 1, devices, slices=2)):
     x = jax.ShapeDtypeStruct((2, 1024, 1024), jnp.float32, sharding=mesh.sharding("slice", "data"))
     total = jax.jit(lambda x: x.sum(0), out_shardings=mesh.sharding("data"))
-    _, text = plan.compile_for_chips(total.trace(x))
+    _, text = iteration.compile_for_chips(total.trace(x))
   cost = hlo_cost(text)
   # Of two, each sends half of its quarter, and half of the sum.
   assert cost.across == 1024 * 1024 * 4 / 4 and cost.sent == {}
@@ -116,7 +118,7 @@ def test_slices_are_the_outer_axis():
   ("v5x:2x2", "no chip 'v5x' here; did you mean"), ("h200:1", "can be compiled on that GPU only"),
   ("v5p:4x4", "has 2 sizes, but the torus of v5p has 3 axes; write for example v5p:4x4x4"),
   pytest.param("v5e:3x3", "topology 'v5e:3x3': .*not divisible", marks=needs_libtpu)])
-def test_a_slice_that_is_none_is_refused(topology, message):
+def test_an_unknown_slice_is_refused(topology, message):
   with pytest.raises(ValueError, match=message):
     chips.describe_slice(topology)
 
@@ -126,44 +128,45 @@ def test_a_slice_that_is_none_is_refused(topology, message):
   "available HBM (15.75G). HLO module: jit_f.",
   "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 18.26G of 15.75G "
   "hbm. Exceeded hbm capacity by 2.51G.\n\nTotal hbm usage >= 18.52G:\n    reserved   258.12M"])
-def test_weights_that_do_not_fit_are_counted_by_the_compiler(small, words):
+def test_the_compilers_refusal_says_how_much_memory_a_program_needs(small, words):
   config, model = small
   chip = chips.CHIPS["v5e"]
   program = programs.Program("decode", 1, None, beside=2.0**30)
   error = jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: {words}")
-  memory = plan._exhausted(error, program, chip)
+  memory = iteration._refused_memory(error, program, chip)
   assert memory.total == pytest.approx(19.26 * 2**30)
   assert memory.over == pytest.approx((19.26 - 15.75) * 2**30)
-  part = plan.ProgramPlan("decode", 3, memory, 1e15, 2e15, None, None, None, (), 0.5, "compute",
-                          9.0)
-  knobs = plan.suggestions(["decode"], config, dataclasses.replace(model, kv_heads=2), 4)
-  assert any("--config.mesh.model=2" in knob for knob in knobs)
-  text = plan.plan_table(plan.Plan("v5e:2x2", chip, 4, (1, 4, 1), (part,), False, 1.5, 0.4, knobs))
+  part = iteration.ProgramPlan("decode", 3, memory, 1e15, 2e15, None, None, None, (), 0.5,
+                               "compute", 9.0)
+  found = suggestions(["decode"], config, dataclasses.replace(model, kv_heads=2), 4)
+  assert any("--config.mesh.model=2" in text for text in found)
+  text = iteration.plan_table(iteration.Plan("v5e:2x2", chip, 4, (1, 4, 1), (part,), False, 1.5,
+                                             0.4, found))
   assert "| 1.00 | 19.26 | **3.51 too many** |" in text
-  assert "Does not fit. Turn first:\n- --config.mesh.model=2" in text
+  assert "It does not fit. Try first:\n- --config.mesh.model=2" in text
   with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-    plan._exhausted(jax.errors.JaxRuntimeError("INTERNAL: no"), program, chip)
+    iteration._refused_memory(jax.errors.JaxRuntimeError("INTERNAL: no"), program, chip)
 
 
 @pytest.mark.parametrize("name, kv_heads, parts, wider", [
   ("decode", 2, 1, 2), ("decode", 1, 1, None), ("aepo_step", 1, 1, 2), ("aepo_step", 1, 2, 4),
   ("aepo_step", 1, 4, None)])
-def test_a_wider_mesh_is_of_one_slice(small, name, kv_heads, parts, wider):
+def test_a_wider_mesh_is_suggested_if_it_divides_a_slice(small, name, kv_heads, parts, wider):
   config, model = small
   layout = dataclasses.replace(config.mesh, slice=2, model=parts)
   # Two slices of 4; neither 1 nor 2 heads divide over those.
-  knobs = plan.suggestions([name], dataclasses.replace(config, mesh=layout),
-                           dataclasses.replace(model, kv_heads=kv_heads), 8)
-  found = [knob.split()[0] for knob in knobs if "mesh.model" in knob]
+  flags = suggestions([name], dataclasses.replace(config, mesh=layout),
+                      dataclasses.replace(model, kv_heads=kv_heads), 8)
+  found = [flag.split()[0] for flag in flags if "mesh.model" in flag]
   assert found == ([f"--config.mesh.model={wider}"] if wider else [])
 
 
-def test_sizes_come_from_a_folder_or_a_name(small, tmp_path):
+def test_the_sizes_of_a_published_model_follow_from_its_name(small, tmp_path):
   section = dataclasses.replace(small[0].model, path="models/Qwen2.5-VL-7B-Instruct", remat="dots")
-  model = programs.named_model(section)
+  model = model_lib.model_config(section)
   assert (model.layers, model.heads, model.remat) == (28, 28, "dots")
   with pytest.raises(ValueError, match="is no folder and ends in no name .*Qwen2.5-VL-3B-Instruct"):
-    programs.named_model(dataclasses.replace(section, path="Qwen2-VL"))
+    model_lib.model_config(dataclasses.replace(section, path="Qwen2-VL"))
 
 
 def test_model_flops_are_those_of_a_known_model(small):
@@ -206,7 +209,7 @@ def recipe(**changes):
 def test_sizes_that_do_not_divide_are_named_before_anything_compiles(changes, message):
   config = recipe(**changes)
   with pytest.raises(ValueError, match=message):
-    plan.make_plan(config, programs.named_model(config.model), "v5e:8x8")
+    iteration.plan_iteration(config, model_lib.model_config(config.model), "v5e:8x8")
 
 
 @needs_libtpu
@@ -218,4 +221,5 @@ def test_the_commands_shown_are_accepted():
     given = dict(word.removeprefix("--").split("=") for word in words if "=" in word)
     config = recipe(**{name.removeprefix("config."): int(value) for name, value in given.items()
                        if name.startswith("config.")})
-    plan.make_plan(config, programs.named_model(config.model), given["topology"], only=())
+    iteration.plan_iteration(config, model_lib.model_config(config.model), given["topology"],
+                             only=())

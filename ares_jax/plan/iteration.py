@@ -1,0 +1,217 @@
+"""Plans an AEPO iteration on TPU chips: memory, work and shortest time of its compiled programs."""
+
+import dataclasses
+import glob
+import os
+import re
+import tempfile
+import time
+
+import jax
+
+from ares_jax.plan import programs
+from ares_jax.plan.hlo_cost import hlo_cost
+from ares_jax.plan.jaxpr_cost import traced_flops
+from ares_jax.plan.suggestions import suggestions
+from ares_jax.system import chips, mesh
+
+NAMES = ("reshard", "prefill", "decode", "aepo_step")
+GIB, ITERATIONS = 2**30, 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Bytes of a chip. A program that the compiler refuses for its size has a total alone."""
+
+  arguments: float | None
+  outputs: float | None
+  temporaries: float | None
+  aliases: float | None  # outputs that reuse the memory of arguments, counted in both
+  beside: float  # arrays that the run holds meanwhile and the program does not get
+  total: float
+  over: float  # total minus the chip's memory; negative if it fits
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramPlan:
+  """One program of an iteration. Work and floor are those of one call."""
+
+  name: str
+  calls: int  # per iteration
+  memory: Memory
+  model_flops: float  # of all chips: what the mathematics needs
+  flops: float  # of all chips: what the program computes
+  sent: dict | None  # bytes a chip sends, by kind of collective; None if they cannot be read
+  across: float | None  # bytes a chip sends to other slices, over the data-centre network
+  memory_bytes: float | None  # read and written by a chip
+  unbounded: tuple[str, ...]  # loops counted once, because their length is unknown
+  floor: float  # s
+  limit: str  # what sets the floor: "compute", "memory" or "links"
+  compile_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """An iteration on a slice."""
+
+  topology: str
+  chip: chips.Chip
+  chips: int
+  mesh: tuple[int, int, int]  # slice, data, model
+  programs: tuple[ProgramPlan, ...]
+  fits: bool
+  floor: float  # s an iteration, its programs one after the other
+  hours: float  # of ITERATIONS iterations at that floor
+  suggestions: tuple[str, ...]  # settings to try first if it does not fit
+
+
+def plan_iteration(config, model, topology, *, only=NAMES, note=lambda line: None):
+  """Plan of a TrainConfig on a described slice; nothing is run.
+
+  Args:
+    config: TrainConfig.
+    model: ModelConfig.
+    topology: such as "v5e:8x8" (`chips.describe_slice`).
+    only: names of the programs that are compiled; the others are left out.
+    note: called with a line when the compilation of a program starts and ends.
+
+  Raises:
+    ValueError: an unknown topology, or a mesh or sizes that do not divide it.
+  """
+  chip, devices = chips.describe_slice(topology)
+  with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model, devices,
+                                   slices=config.mesh.slice)):
+    layout = tuple(map(mesh.size, mesh.AXES))
+    needed = programs.needed_flops(config, model)
+    parts = []
+    for program in programs.aepo_programs(config, model):
+      if program.name in only:
+        note(f"{program.name} for {topology}: tracing and compiling ...")
+        parts.append(_plan_program(program, chip, len(devices), needed[program.name]))
+        note(f"{program.name} for {topology}: {parts[-1].compile_seconds:.0f} s")
+  floor = sum(part.calls * part.floor for part in parts)
+  over = [part.name for part in parts if part.memory.over > 0]
+  return Plan(
+    topology=topology, chip=chip, chips=len(devices), mesh=layout, programs=tuple(parts),
+    fits=not over, floor=floor, hours=floor * ITERATIONS / 3600,
+    suggestions=suggestions(over, config, model, len(devices)))
+
+
+def _plan_program(program, chip, devices, model_flops):
+  start = time.perf_counter()
+  traced = program.trace()
+  flops = float(traced_flops(traced.jaxpr, platform="tpu"))
+  cost = None
+  try:
+    compiled, text = compile_for_chips(traced)
+  except jax.errors.JaxRuntimeError as error:
+    memory = _refused_memory(error, program, chip)
+  else:
+    memory = _compiled_memory(compiled.memory_analysis(), program, chip)
+    cost = hlo_cost(text) if text is not None else None
+  # The floor assumes that everything overlaps which can.
+  seconds = {"compute": flops / devices / chip.flops,
+             "memory": (cost.memory if cost else 0.0) / chip.memory_rate,
+             "links": (sum(cost.sent.values()) if cost else 0.0) / chip.link_rate}
+  limit = max(seconds, key=seconds.get)
+  return ProgramPlan(
+    name=program.name, calls=program.calls, memory=memory,
+    model_flops=model_flops / program.calls, flops=flops, sent=cost.sent if cost else None,
+    across=cost.across if cost else None, memory_bytes=cost.memory if cost else None,
+    unbounded=cost.unbounded if cost else (), floor=seconds[limit], limit=limit,
+    compile_seconds=time.perf_counter() - start)
+
+
+def compile_for_chips(traced):
+  """Compiles a `jax.stages.Traced`: (compiled program, its text or None).
+
+  The text is read from libtpu's dump, because `compiled.as_text()` fails for large programs: jaxlib
+  cannot parse everything that libtpu writes for v5p and v6e (asynchronous calls with late
+  operands).
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    compiled = traced.lower().compile(
+      compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+    found = glob.glob(os.path.join(folder, "*.after_optimizations.txt"))
+    if len(found) != 1:
+      return compiled, None
+    with open(found[0]) as file:
+      return compiled, file.read()
+
+
+def _compiled_memory(found, program, chip):
+  parts = [float(size) for size in (
+    found.argument_size_in_bytes, found.output_size_in_bytes, found.temp_size_in_bytes,
+    found.alias_size_in_bytes)]
+  total = sum(parts[:3]) - parts[3] + program.beside
+  return Memory(*parts, program.beside, total, total - chip.memory)
+
+
+def _refused_memory(error, program, chip):
+  """Memory of a program that the compiler refused for its size; raises any other error."""
+  # libtpu has two wordings.
+  found = re.search(r"(?:total memory required[^()]*\(|Used )([\d.]+)([KMGT])(?:\) exceeds| of )",
+                    str(error))
+  if "RESOURCE_EXHAUSTED" not in str(error) or not found:
+    raise error
+  total = float(found[1]) * 1024 ** (1 + "KMGT".index(found[2])) + program.beside
+  return Memory(None, None, None, None, program.beside, total, total - chip.memory)
+
+
+def plan_table(plan):
+  """The plan as Markdown."""
+  chip = plan.chip
+  lines = [
+    f"{plan.topology}: {plan.chips} chips of {chip.memory / GIB:.2f} GiB, "
+    f"{chip.flops / 1e12:.0f} TFLOP/s bfloat16, memory {chip.memory_rate / 1e9:.0f} GB/s, links "
+    f"{chip.link_rate / 1e9:.0f} GB/s; mesh slice {plan.mesh[0]} x data {plan.mesh[1]} x model "
+    f"{plan.mesh[2]}", "", *_memory_table(plan), "", *_work_table(plan)]
+  for part in plan.programs:
+    if part.sent is None:
+      lines += ["", f"{part.name}: the compiler refused it or wrote no text; its floor counts "
+                    "FLOPs alone."]
+    if part.across:
+      lines += ["", f"{part.name}: a chip sends {part.across / 1e9:.4g} GB to other slices, over "
+                    "the data-centre network; no floor counts them."]
+    if part.unbounded:
+      lines += ["", f"{part.name}: loops of unknown length, counted once: "
+                    f"{', '.join(part.unbounded)}."]
+  names = ", ".join(part.name for part in plan.programs)
+  lines += ["", f"Floor of an iteration ({names}): {plan.floor:.4g} s, {plan.hours:.4g} hours per "
+                f"{ITERATIONS} iterations, at the largest sizes of the config."]
+  if plan.suggestions:
+    lines += ["", "It does not fit. Try first:", *(f"- {text}" for text in plan.suggestions)]
+  return "\n".join(lines)
+
+
+def _memory_table(plan):
+  def gib(size):
+    return "-" if size is None else f"{size / GIB:.2f}"
+
+  lines = ["GiB a chip:", "",
+           "| program | arguments | outputs | temporaries | aliases | held beside | total | |",
+           "| --- " * 8 + "|"]
+  for part in plan.programs:
+    memory = part.memory
+    sizes = (memory.arguments, memory.outputs, memory.temporaries, memory.aliases, memory.beside,
+             memory.total)
+    verdict = (f"**{memory.over / GIB:.2f} too many**" if memory.over > 0 else
+               f"fits, {-memory.over / GIB:.2f} left")
+    lines.append(f"| {part.name} | {' | '.join(map(gib, sizes))} | {verdict} |")
+  return lines
+
+
+def _work_table(plan):
+  def gb(size):
+    return "-" if size is None else f"{size / 1e9:.4g}"
+
+  lines = ["One call; PFLOP of all chips, GB of a chip:", "",
+           "| program | calls | model PFLOP | computed PFLOP | sent | memory read and written | "
+           "floor, s | limited by | an iteration, s | compiled in s |", "| --- " * 10 + "|"]
+  for part in plan.programs:
+    sent = None if part.sent is None else sum(part.sent.values())
+    lines.append(
+      f"| {part.name} | {part.calls} | {part.model_flops / 1e15:.4g} | {part.flops / 1e15:.4g} | "
+      f"{gb(sent)} | {gb(part.memory_bytes)} | {part.floor:.4g} | {part.limit} | "
+      f"{part.calls * part.floor:.4g} | {part.compile_seconds:.0f} |")
+  return lines
