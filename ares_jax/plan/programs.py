@@ -1,7 +1,7 @@
 """The programs of one AEPO iteration on shapes alone: what a run compiles, without weights or data.
 
 P prompts, G group, B = P*G sequences, Tp prompt tokens, T response tokens, V vocabulary; N
-minibatches of K microbatches of R packed rows of C tokens (rows.py).
+minibatches of K microbatches of R packed rows of C tokens (training/batch.py).
 """
 
 import dataclasses

@@ -80,7 +80,7 @@ class Source:
 def curate(name, source, response, *, batch):
   generator = types.SimpleNamespace(
     encoder=types.SimpleNamespace(chat=types.SimpleNamespace(response=response)),
-    judge=lambda texts, truths: (texts, np.ones(len(texts)), None, 0))
+    judge=lambda texts, truths: types.SimpleNamespace(correct=np.ones(len(texts))))
   problems = len(source)
   config = run_config.CurateConfig(selection="adacs", pass_rates="column", problems=problems,
                                    samples=8, count=min(34_000, problems), batch=batch)

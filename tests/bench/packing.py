@@ -5,7 +5,8 @@
 Responses are lognormal: --medians are of the longest, the spread such that at 0.15 the 99th
 percentile is the longest; half of the variance is the prompt's. Prompts have 700 tokens in the
 middle. Prints a Markdown table: "as drawn" has prompts in their minibatches as they come, "dealt"
-as rows.balance deals them; tokens of the smallest and the largest minibatch are of the latter.
+as balance_minibatches orders them; tokens of the smallest and the largest minibatch are of the
+latter.
 """
 
 import argparse
