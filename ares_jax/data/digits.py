@@ -1,19 +1,19 @@
 """A small visual reasoning problem with real handwriting, for runs without a data set.
 
-The images are the 1,797 handwritten digits that ship with scikit-learn (8x8 grey levels, UCI
-"Optical Recognition of Handwritten Digits"), drawn as coloured cells of one picture: a cell is
-28 x 28 px, which Qwen2.5-VL's vision tower turns into exactly one visual token. A question is a
-chain over cells, "Compute red + blue + green, modulo 10"; a chain of k cells is level k. The answer
-is one digit, in the format of real data: `<think> ... </think> \\boxed{8}`.
+The images are the 1,797 handwritten digits of scikit-learn (8x8 grey levels, UCI "Optical
+Recognition of Handwritten Digits"), drawn as coloured cells of one picture. A cell is 28 x 28 px,
+one visual token of Qwen2.5-VL. A question is a chain over cells, "Compute red + blue + green,
+modulo 10"; a chain of k cells is level k. The answer is one digit, in the format of real data:
+`<think> ... </think> \\boxed{8}`.
 
-Three kinds of teacher trace exist for a problem (`KINDS`):
-  direct    no working at all
-  stepwise  every reading and partial sum
+A teacher writes three kinds of traces (`KINDS`):
+  direct    no working
+  stepwise  every digit read and every partial sum
   check     stepwise, then a second pass after "wait check"
-A stepwise trace holds slips on purpose: with probability `slip` a partial sum is first written
-wrong and corrected after "wait", so that a model trained on them hesitates where teachers do.
+With probability `slip` a partial sum is first written wrong and corrected after "wait", so that a
+model trained on such traces hesitates too.
 
-Handwriting is split by image, once and for all: what training draws never appears in evaluation.
+The handwriting is split by image: no image of training appears in evaluation.
 """
 
 import dataclasses
@@ -39,13 +39,13 @@ _TEST_FRACTION = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class DigitsConfig:
-  """What the pictures and the questions look like."""
+  """Pictures and questions."""
 
   rows: int  # cells down
   columns: int  # cells across
-  levels: int  # chains of 1..levels cells
-  operators: tuple[str, ...]  # ("+",) or the harder family ("+", "-")
-  noise: float  # standard deviation of the pixel noise, in units of full scale
+  levels: int  # chains have 1..levels cells
+  operators: tuple[str, ...]  # ("+",), or ("+", "-") for harder problems
+  noise: float  # standard deviation of the pixel noise, where white is 1
 
   def __post_init__(self):
     if not 1 <= self.rows * self.columns <= len(COLOURS):
@@ -59,7 +59,7 @@ class DigitsConfig:
 
 @functools.cache
 def handwriting(split):
-  """Digit images of one split: a list indexed by digit of uint8 arrays [n, 8, 8], values 0..16."""
+  """Images of one split: for each digit a uint8 array [n, 8, 8], values 0..16."""
   if split not in SPLITS:
     raise ValueError(f"split {split!r} is not one of {SPLITS}")
   from sklearn.datasets import load_digits  # 1 s to import, needed only here
@@ -75,10 +75,10 @@ def handwriting(split):
 
 @dataclasses.dataclass(frozen=True)
 class DigitsSource:
-  """Random access to problems: row i is a function of (config, split, seed, i) alone.
+  """Random access to problems: row i depends on (config, split, seed, i) alone.
 
-  A row is a dict in the schema of `data/sources.py`: id, source, question, answer, images (uint8
-  [H, W, 3]), and the problem's own metadata: level, colours, digits, operators.
+  A row is a dict as in sources.py: id, source, question, answer, images (uint8 [H, W, 3]), level;
+  and colours, digits and operators of the chain, and all cells.
   """
 
   config: DigitsConfig
@@ -118,16 +118,16 @@ class DigitsSource:
 
 @dataclasses.dataclass(frozen=True)
 class TeacherConfig:
-  """The teacher's habits; shares of (direct, stepwise, check) traces."""
+  """How the teacher writes traces; triples are shares of direct, stepwise and check traces."""
 
   slip: float  # probability that a partial sum is first written wrong
-  responses: int  # candidate traces a problem
-  first_level: tuple[float, float, float]  # shares at level 1
-  last_level: tuple[float, float, float]  # shares at the highest level, linear in between
-  first_warmup: tuple[float, float, float]  # shares in the warm-up, level 1
-  last_warmup: tuple[float, float, float]  # shares in the warm-up, highest level
-  captions: tuple[float, float]  # share that only names the cells, of the first rows, the last
-  drills: tuple[float, float]  # of the rest, those without a picture, the digits in the question
+  responses: int  # traces of each problem, for AdaCS to select from
+  first_level: tuple[float, float, float]  # of kinds at level 1
+  last_level: tuple[float, float, float]  # at the highest level; levels between are interpolated
+  first_warmup: tuple[float, float, float]  # the same in the warm-up
+  last_warmup: tuple[float, float, float]
+  captions: tuple[float, float]  # share of warm-up rows that name the cells; at the start, the end
+  drills: tuple[float, float]  # share of the others without a picture, digits in the question
 
   def __post_init__(self):
     for name in ("first_level", "last_level", "first_warmup", "last_warmup"):
@@ -142,11 +142,12 @@ class TeacherConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WarmupSource:
-  """A course that teaches a fresh model to read and to add; to be taken in its order.
+  """Rows that teach an untrained model to read and to add; their order matters.
 
-  Captions, which name four digits each, and drills, which hold four sums each, give way to traces.
-  So taken, reading was learnt in about 150 steps of 64 rows; with a fixed quarter of captions it
-  once was not in 1,200 steps of 32. Without drills sums were not learnt with every seed.
+  Captions, which name four digits each, and drills, which hold four sums each, become fewer and
+  traces more. In this order reading was learnt in about 150 steps of 64 rows; with a quarter of
+  captions throughout, one run had not learnt it after 1,200 steps of 32. Without drills some seeds
+  did not learn sums.
   """
 
   problems: DigitsSource
@@ -157,11 +158,11 @@ class WarmupSource:
 
   def __getitem__(self, index):
     row, rng = self.problems[index], np.random.default_rng([self.problems.seed, 2, index])
-    teacher, place = self.teacher, index / max(len(self) - 1, 1)
-    if rng.random() < np.interp(place, [0, 1], teacher.captions):
+    teacher, progress = self.teacher, index / max(len(self) - 1, 1)
+    if rng.random() < np.interp(progress, [0, 1], teacher.captions):
       text, response = caption(row, rng)
       return row | {"question": text, "response": response}
-    if rng.random() < np.interp(place, [0, 1], teacher.drills):
+    if rng.random() < np.interp(progress, [0, 1], teacher.drills):
       text, response = drill(row, self.problems.config, teacher.slip, rng)
       return row | {"question": text, "images": [], "response": response}
     shares = _shares(teacher.first_warmup, teacher.last_warmup, row, self.problems)
@@ -171,7 +172,7 @@ class WarmupSource:
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-  """Rows with `responses`, candidate traces for AdaCS to choose from."""
+  """Rows with `responses`, traces for AdaCS to select from."""
 
   problems: DigitsSource
   teacher: TeacherConfig
@@ -188,12 +189,13 @@ class Teacher:
 
 
 def _shares(first, last, row, problems):
+  """Shares of KINDS at the level of a row, between those of the first and the last level."""
   height = (row["level"] - 1) / max(problems.config.levels - 1, 1)
   return (1 - height) * np.array(first) + height * np.array(last)
 
 
 def question(colours, operators):
-  """The question's text; the first operator is implied."""
+  """The question's text; the first operator is not written."""
   terms = [colours[0]]
   for operator, colour in zip(operators[1:], colours[1:], strict=True):
     terms += [operator, colour]
@@ -201,7 +203,7 @@ def question(colours, operators):
 
 
 def partial_sums(digits, operators):
-  """Running value of the chain modulo 10, one a cell."""
+  """The running value of a chain modulo 10, one for each cell."""
   sums, total = [], 0
   for operator, digit in zip(operators, digits, strict=True):
     total = (total + digit if operator == "+" else total - digit) % 10
@@ -223,7 +225,7 @@ def _draw(config, names, digits, pools, rng):
 
 
 def trace(row, kind, *, slip, rng):
-  """A teacher's response to `row`, always right in the end.
+  """A teacher's response to `row`, whose final answer is right.
 
   Args:
     row: a row of DigitsSource.
@@ -258,7 +260,7 @@ def caption(row, rng):
 
 
 def drill(row, config, slip, rng):
-  """(question, response) of a longest chain without a picture: "Compute red5 + blue4 + ..."."""
+  """(question, response) of a chain of full length without a picture: "Compute red5 + blue4"."""
   chain = [row["cells"][cell] for cell in rng.integers(0, len(row["cells"]), config.levels)]
   colours, digits = zip(*chain, strict=True)
   operators = ["+"] + [str(op) for op in rng.choice(list(config.operators), config.levels - 1)]
@@ -271,8 +273,7 @@ def drill(row, config, slip, rng):
 def tokenizer():
   """A word-level `transformers` fast tokenizer for this problem, with Qwen2.5's special tokens.
 
-  Decoding an encoded text of this problem gives the text back exactly. Words outside the problem
-  become `<unk>`.
+  Encoding and decoding a text of this problem gives the same text. Other words become `<unk>`.
   """
   import tokenizers
   import transformers
@@ -299,7 +300,7 @@ def tokenizer():
   return fast
 
 
-# Qwen2.5-VL's turn format without its default system turn, which would double the prompt here.
+# Qwen2.5-VL's turn format without its default system turn, which would double these short prompts.
 _CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 <|im_start|>{{ message.role }}

@@ -1,11 +1,11 @@
-"""Writes any source as a versioned TFDS data set, of which Grain reads each row by itself.
+"""Writes any source as a versioned TFDS data set, from which Grain reads single rows.
 
     python -m ares_jax.data.write_tfds --path=ViRL39K --schema=virl39k --out=DIR --version=1.0.0
 
-Images go into the rows as they are encoded. Training reads it as
+Rows contain their images, encoded as they are in the source. Training reads the data set as
     dict(path="DIR/ares/1.0.0", schema="plain", split="", weight=1.0)
-Reading one row of Parquet means reading its whole row group, and loose images are one file each;
-here both come with the row. Needs no TensorFlow.
+Reading a row of Parquet reads its whole row group, and image files are opened one by one; here one
+read gives a row and its images. TensorFlow is not needed.
 """
 
 import io
@@ -26,19 +26,19 @@ _RATE = "pass_rate"
 
 
 class Ares(tfds.core.GeneratorBasedBuilder):
-  """Rows of a FileSource, in their order."""
+  """The rows of a FileSource, in their order."""
 
-  VERSION = tfds.core.Version("1.0.0")  # an instance has its own
+  VERSION = tfds.core.Version("1.0.0")  # each instance sets its own
 
   def __init__(self, source, folder, version):
     """
     Args:
       source: FileSource.
-      folder: where data sets are.
+      folder: of data sets.
       version: "1.0.0".
     """
     self._source, self.VERSION = source, tfds.core.Version(version)
-    self._fields = _present(source[0])  # rows of one source have the same
+    self._fields = _present(source[0])  # all rows of a source must have the same fields
     super().__init__(data_dir=folder, file_format="array_record")
 
   def _info(self):
@@ -57,11 +57,11 @@ class Ares(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(self):
     for number in range(len(self._source)):
       row = self._source[number]
-      # A field more or less stops here, at its row: not left out, nor an empty text in training.
-      more = sorted(set(_present(row)) - set(self._fields))
-      if more:
-        raise ValueError(f"row {row['id']} has {', '.join(more)}, which the first row lacks; "
-                         "give the first row these fields too, or take them out")
+      # Another field is an error: it is neither left out nor an empty text in training.
+      extra = sorted(set(_present(row)) - set(self._fields))
+      if extra:
+        raise ValueError(f"row {row['id']} has {', '.join(extra)}, which the first row lacks; "
+                         "add these fields to the first row, or remove them")
       row = {_RATE: -1.0} | row  # -1: not measured
       yield number, {field: row[field] for field in self._fields} | {
         "images": [_encoded(image) for image in row["images"]]}
@@ -82,27 +82,27 @@ def _encoded(image):
 
 
 def build(source, folder, version):
-  """Writes FOLDER/ares/VERSION and returns that path; what is there already stays."""
+  """Writes FOLDER/ares/VERSION and returns that path; keeps an existing data set."""
   builder = Ares(source, folder, version)
   builder.download_and_prepare()
   return str(builder.data_path)
 
 
 def main():
-  words = flags.FLAGS
-  if not words.path or not words.out:
+  options = flags.FLAGS
+  if not options.path or not options.out:
     raise UsageError("pass --path=FILE or folder, and --out=FOLDER")
-  print(build(FileSource(SourceConfig(words.path, words.schema, words.split, 1.0)), words.out,
-              words.version))
+  source = FileSource(SourceConfig(options.path, options.schema, options.split, 1.0))
+  print(build(source, options.out, options.version))
 
 
 def define_flags():
-  """Not at import: other commands have flags of these names."""
+  """Defines the flags; not at import, because other commands have flags of these names."""
   flags.DEFINE_string("path", "", "File or folder of the source.")
-  flags.DEFINE_enum("schema", "plain", sorted(read_schemas()), "What its columns mean.")
-  flags.DEFINE_string("split", "", "Of a folder; default all of it.")
+  flags.DEFINE_enum("schema", "plain", sorted(read_schemas()), "Key of schemas.json.")
+  flags.DEFINE_string("split", "", "Split of a folder; default all files.")
   flags.DEFINE_string("out", "", "Folder for ares/VERSION.")
-  flags.DEFINE_string("version", "1.0.0", "Of the data set; another one for other data.")
+  flags.DEFINE_string("version", "1.0.0", "Version; change it when the data change.")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""A summary of a config's data, before anything trains on them."""
+"""Summarises a config's data before training."""

@@ -1,6 +1,6 @@
-"""One HTML page of rendered rows, as the model sees them, and pictures of lengths.
+"""An HTML page of rows as the model sees them, and histograms of lengths.
 
-Whatever comes from data is escaped: a page of hostile rows runs nothing.
+All text from data is escaped, so that a row cannot run code on the page.
 """
 
 import base64
@@ -20,11 +20,11 @@ article { border-top: 1px solid #bbb; padding: 1rem 0 } h2 { margin-top: 3rem }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f4f4; padding: .6rem }
 img { max-width: 100%; margin: .3rem .6rem .3rem 0; border: 1px solid #bbb }
 .bad { color: #a40000 } dt { font-weight: 600 }"""
-_SHOWN = 4000  # characters of a text; a page of 32k-token responses is not read
+_SHOWN = 4000  # characters shown of a text
 
 
 def example_html(source, encoder, number):
-  """One row as HTML; one that cannot be used says why."""
+  """One row as HTML, or the reason why it cannot be used."""
   try:
     row = source[number]
     prompt = encoder.encode(row)
@@ -49,7 +49,7 @@ def inspect_html(prompt, sections):
 
   Args:
     prompt: dict of the config's prompt section.
-    sections: list of (name, summary in words, pictures and examples as HTML).
+    sections: list of (name, summary as text, list of figures and examples as HTML).
   """
   body = "".join(f"<h2>{_escape(name)}</h2><pre>{_escape(text)}</pre>{''.join(examples)}"
                  for name, text, examples in sections)
@@ -61,7 +61,7 @@ def inspect_html(prompt, sections):
 
 
 def picture_html(path, alt):
-  """A PNG file as HTML."""
+  """An image element with the content of a PNG file."""
   with open(path, "rb") as file:
     data = base64.b64encode(file.read()).decode()
   return f'<p><img alt="{_escape(alt)}" src="data:image/png;base64,{data}"></p>'

@@ -1,4 +1,4 @@
-"""What a data set holds: rows by source, lengths, image sizes, rows that cannot be used, cost."""
+"""Summarises a data set: rows by source, lengths, image sizes, rows that cannot be used, cost."""
 
 import collections
 import concurrent.futures
@@ -14,35 +14,36 @@ _BARS, _WIDTH = 12, 40  # lines of a histogram, characters of its longest bar
 
 @dataclasses.dataclass
 class Summary:
-  """Of the rows looked at; those that cannot be used are in `bad` alone."""
+  """Counts over the rows read; those that cannot be used are in `bad` alone."""
 
   looked_at: int
   sources: collections.Counter  # rows by source
-  bad: collections.Counter  # rows by (code, whole message of the first one)
+  bad: collections.Counter  # rows by (code, message of the first one)
   tokens: list  # of every prompt
   image_tokens: list  # of every prompt
-  images: list  # (height, width) px of every image as the model sees it
+  images: list  # (height, width) px of every image after resizing
   responses: list  # tokens of every response of a teacher
 
 
 def spread(size, rows):
-  """Numbers of `rows` rows of `size`, evenly spread; all where rows is 0 or more than there are."""
-  return range(size) if rows in (0, size) or rows > size else [
-    number * size // rows for number in range(rows)]
+  """Numbers of `rows` of `size` rows, evenly spread; all where `rows` is 0 or more than `size`."""
+  if rows == 0 or rows >= size:
+    return range(size)
+  return [number * size // rows for number in range(rows)]
 
 
 def summarize(source, encoder, *, rows, threads):
-  """Summary of some rows of a source; images are not decoded, but for their headers.
+  """Summary of some rows of a source; reads only the headers of images.
 
   Args:
     source: random access to rows.
     encoder: prompts.Encoder.
-    rows: how many are looked at, evenly spread; 0 is all.
-    threads: that read.
+    rows: number of rows to read, evenly spread; 0 is all.
+    threads: number of reading threads.
   """
   chat, limit = encoder.chat, encoder.config
 
-  def look(number):
+  def examine(number):
     try:
       row = source[number]
       tokens, grids = encoder.size(row)
@@ -60,8 +61,8 @@ def summarize(source, encoder, *, rows, threads):
   found = Summary(len(numbers), collections.Counter(), collections.Counter(), [], [], [], [])
   first = {}
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-    for start in range(0, len(numbers), 1024):  # a pool would hold all rows at once
-      for seen in pool.map(look, numbers[start : start + 1024]):
+    for start in range(0, len(numbers), 1024):  # a pool would hold all rows
+      for seen in pool.map(examine, numbers[start : start + 1024]):
         if isinstance(seen, BadRow):
           found.bad[seen.code, first.setdefault(seen.code, str(seen))] += 1
           continue
@@ -77,45 +78,45 @@ def summarize(source, encoder, *, rows, threads):
 
 
 def summary_text(name, source, found, *, limit, group, answer):
-  """The summary in words and bars.
+  """The summary as text with a histogram.
 
   Args:
     name: of the stage's data.
-    source: what was looked at.
-    found: its Summary.
-    limit: tokens of the longest prompt allowed.
-    group: samples a prompt, where no teacher answers.
-    answer: longest sample, tokens.
+    source: random access to rows.
+    found: Summary of the source.
+    limit: largest number of tokens of a prompt.
+    group: samples of a prompt, where there are no teacher's responses.
+    answer: largest number of tokens of a sample.
   """
   scale = len(source) / max(found.looked_at, 1)
-  lines = [f"{name}: {len(source)} rows, {found.looked_at} looked at"]
+  lines = [f"{name}: {len(source)} rows, {found.looked_at} read"]
   lines += [f"  {label}: {rows} rows" for label, rows in found.sources.most_common(20)]
   lines += [f"  CANNOT BE USED ({code}): {rows} rows, the first: {message}"
             for (code, message), rows in found.bad.most_common()]
   if not found.tokens:
     return "\n".join(lines)
   lines += [f"prompt tokens (limit {limit}): {_quantiles(found.tokens)}; "
-            f"{sum(found.image_tokens) / max(sum(found.tokens), 1):.0%} are of images",
+            f"{sum(found.image_tokens) / max(sum(found.tokens), 1):.0%} of them image tokens",
             *text_bars(found.tokens)]
   if found.images:
     areas = [height * width for height, width in found.images]
     height, width = found.images[int(np.argmax(areas))]
-    lines.append(f"images: {len(found.images) / len(found.tokens):.2f} a row; megapixels as the "
-                 f"model sees them {_quantiles(np.array(areas) / 1e6, '.2f')}; "
+    lines.append(f"images: {len(found.images) / len(found.tokens):.2f} a row; megapixels after "
+                 f"resizing {_quantiles(np.array(areas) / 1e6, '.2f')}; "
                  f"largest {width} x {height}")
   if found.responses:
     lines.append(f"teacher's response tokens: {_quantiles(found.responses)}")
     cost = (sum(found.tokens) + sum(found.responses)) * scale
-    lines.append(f"tokens an epoch: {_count(cost)} of prompts and responses")
+    lines.append(f"tokens in an epoch: {_count(cost)} of prompts and responses")
   else:
-    prompts, rows = sum(found.tokens) * scale, len(found.tokens) * scale
-    lines.append(f"tokens an epoch: {_count(prompts)} of prompts, read once each; at most "
-                 f"{_count(rows * group * answer)} of answers ({group} of up to {answer} a prompt)")
+    answers = len(found.tokens) * scale * group * answer
+    lines.append(f"tokens in an epoch: {_count(sum(found.tokens) * scale)} of prompts; at most "
+                 f"{_count(answers)} of answers ({group} of up to {answer} to each prompt)")
   return "\n".join(lines)
 
 
 def text_bars(values):
-  """Lines of a histogram for a terminal."""
+  """Lines of a histogram, for a terminal."""
   counts, edges = np.histogram(values, bins=min(_BARS, 1 + int(np.ptp(values))))
   marks = ["#" * round(_WIDTH * count / counts.max()) for count in counts]
   return [f"  {low:7.0f} to {high:7.0f} {mark:{_WIDTH}} {count}"

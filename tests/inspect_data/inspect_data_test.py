@@ -39,9 +39,9 @@ def test_counts_lengths_images_and_bad_rows(tmp_path):
   assert found.tokens == [len(ENCODER.encode(rows[number]).tokens) for number in (0, 1)]
   assert found.responses == [2]
   words = summary.summary_text("warmup", rows, found, limit=40, group=8, answer=100)
-  assert "warmup: 4 rows, 4 looked at" in words and "largest 56 x 28" in words
+  assert "warmup: 4 rows, 4 read" in words and "largest 56 x 28" in words
   assert "CANNOT BE USED (answer): 1 rows, the first: row d.jsonl:2: the answer is None" in words
-  assert f"tokens an epoch: {sum(found.tokens) + 2} of prompts and responses" in words
+  assert f"tokens in an epoch: {sum(found.tokens) + 2} of prompts and responses" in words
 
 
 def test_a_sample_of_rows_is_spread_and_scaled_up(tmp_path):
@@ -49,7 +49,7 @@ def test_a_sample_of_rows_is_spread_and_scaled_up(tmp_path):
   found = summary.summarize(rows, ENCODER, rows=10, threads=1)
   assert found.looked_at == 10 and list(summary.spread(100, 10)) == list(range(0, 100, 10))
   words = summary.summary_text("rl", rows, found, limit=40, group=8, answer=100)
-  assert "at most 80.0 k of answers (8 of up to 100 a prompt)" in words
+  assert "at most 80.0 k of answers (8 of up to 100 to each prompt)" in words
   assert f"{found.tokens[0] * 100} of prompts" in words
 
 
@@ -81,7 +81,7 @@ def test_the_command_shows_every_stage(tmp_path, capsys):
     inspect(parts, str(tmp_path), rows=8, stages=STAGES)
   printed = capsys.readouterr().out
   for stage, rows in (("warmup", 16), ("sft", 8), ("rl", 64), ("eval", 8)):
-    assert f"{stage}: {rows} rows, 8 looked at" in printed
+    assert f"{stage}: {rows} rows, 8 read" in printed
     assert Image.open(tmp_path / f"{stage}_lengths.png").size == (1280, 640)
   shown = (tmp_path / "index.html").read_text()
   assert shown.count("<article>") == 10 + 8 + 10 + 8
