@@ -121,6 +121,12 @@ def test_a_benchmark_that_cannot_be_read_is_named(trained, name, path, words):
     evaluate.choose_benchmark(trained[1], name, path)
 
 
+def test_held_out_data_with_too_few_rows_are_refused(trained):
+  parts = types.SimpleNamespace(config=trained[1].config, source=lambda name: [{}] * 2)
+  with pytest.raises(ValueError, match="3 problems to evaluate on, the source has 2"):
+    evaluate.choose_benchmark(parts, "", "")
+
+
 def test_ablation_needs_finished_runs(tmp_path):
   with pytest.raises(ValueError, match="no finished run"):
     evaluate.compare_arms([f"{tmp_path}/*"])

@@ -14,7 +14,7 @@ from ares_jax.data import sharded
 from ares_jax.evaluation.judge import verdicts
 from ares_jax.grading import quantity
 from ares_jax.grading.notation import normalise
-from ares_jax.grading.response import extract_boxed, shows_work, well_formed
+from ares_jax.grading.response import extract_boxed, well_formed
 from ares_jax.run.responses import GradedResponses
 from ares_jax.sampling.rollout import Grades
 from ares_jax.sampling.sampler import SamplingConfig, stage_key
@@ -43,11 +43,6 @@ class GradedSample:
   truncated: float  # 1 where max_tokens cut the answer off
   tokens: int
   response: str
-
-  @property
-  def shows_work(self):
-    """Whether there is any working between <think> and </think>."""
-    return shows_work(self.response)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,13 +88,10 @@ def graded_batches(generator, params, source, settings, *, done=()):
     (list of GradedProblem, GradedResponses) of each batch.
 
   Raises:
-    ValueError: the source has too few rows, a row cannot be used, or the judge fails.
+    ValueError: a row cannot be used, or the judge fails.
     heartbeat.StopRequested: the process was asked to stop.
   """
   count, batch = settings.problems, settings.batch
-  if len(source) < count:
-    raise ValueError(f"{count} problems to evaluate on, the source has {len(source)}; lower "
-                     "evaluate.problems")
   for start in range(0, count, batch):
     if all(index in done for index in range(start, min(start + batch, count))):
       continue
@@ -120,20 +112,28 @@ def _graded_batch(generator, params, prompts, indices, settings):
   seconds = (time.perf_counter() - began) / len(rows)
 
   texts = grades.texts[:len(rows) * group]
-  if settings.judge:
-    items = [_judged_item(rows[b // group], text) for b, text in enumerate(texts)]
-    correct = hosts.on_process_0(lambda: verdicts(settings.judge, items))
-  else:
-    correct = [float(grades.correct[b] == 1 or within_tolerance(rows[b // group], text))
-               for b, text in enumerate(texts)]
+  correct = _correct(rows, texts, grades, settings)
   responses = GradedResponses(rows, samples, texts, correct, grades.format_ok, group)
-
-  graded = _graded_samples(responses, generator.end)
-  problems = [_graded_problem(row, index=int(index), seconds=seconds,
-                              timed_out=grades.timed_out if number == 0 else 0,
-                              samples=graded[number * group:(number + 1) * group])
-              for number, (index, row) in enumerate(zip(indices, rows, strict=True))]
+  graded, problems = _graded_samples(responses, generator.end), []
+  for number, (index, row) in enumerate(zip(indices, rows, strict=True)):
+    fields = {field: row.get(field) for field in ("source", "level", "group", "step")}
+    if fields["level"] is not None:
+      fields["level"] = str(fields["level"])
+    problems.append(GradedProblem(
+      index=int(index), id=row["id"], answer=row["answer"], seconds=seconds, **fields,
+      timed_out=0 if number else grades.timed_out,
+      samples=graded[number * group:(number + 1) * group]))
   return problems, responses
+
+
+def _correct(rows, texts, grades, settings):
+  """0 or 1 for every text: the judge's verdict, or the grader's, which a tolerance may correct."""
+  answered = [(rows[b // settings.samples], text) for b, text in enumerate(texts)]
+  if settings.judge:
+    items = [_judged_item(row, text) for row, text in answered]
+    return hosts.on_process_0(lambda: verdicts(settings.judge, items))
+  return [float(grade == 1 or within_tolerance(row, text))
+          for grade, (row, text) in zip(grades.correct, answered, strict=False)]
 
 
 def _graded_samples(responses, end):
@@ -144,14 +144,6 @@ def _graded_samples(responses, end):
   return [GradedSample(correct=float(responses.correct[b]), format_ok=float(responses.format_ok[b]),
                        truncated=float(last[b] not in end), tokens=int(tokens[b]), response=text)
           for b, text in enumerate(responses.texts)]
-
-
-def _graded_problem(row, **fields):
-  """GradedProblem of a row; its source may name no level, group or step."""
-  level = row.get("level")
-  return GradedProblem(
-    id=row["id"], answer=row["answer"], source=row.get("source"), group=row.get("group"),
-    step=row.get("step"), level=None if level is None else str(level), **fields)
 
 
 def _answer_ungraded(generator, params, prompts, key, *, group, sampling):
@@ -178,12 +170,7 @@ def within_tolerance(row, text):
   said, truths = quantity.parse_quantity(normalise(answer)), row["answer"]
   for truth in [truths] if isinstance(truths, str) else truths:
     right = quantity.parse_quantity(normalise(truth))
-    if said and right and abs(said.number - right.number) <= row["tolerance"] and _same_unit(
-        said, right):
+    if said and right and abs(said.number - right.number) <= row["tolerance"] and (
+        None in (said.unit, right.unit) or (said.unit, said.size) == (right.unit, right.size)):
       return True
   return False
-
-
-def _same_unit(one, other):
-  """Whether two quantities have the same unit, or one of them has none."""
-  return None in (one.unit, other.unit) or (one.unit, one.size) == (other.unit, other.size)

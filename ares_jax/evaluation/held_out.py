@@ -21,12 +21,7 @@ class StageResults:
   """Evaluations of finished stages, kept in WORKDIR/results.json."""
 
   def __init__(self, parts, workdir):
-    """Reads the results that are already there.
-
-    Args:
-      parts: setup.Run.
-      workdir: folder of the run.
-    """
+    """Reads the results that are already there; `parts` is the setup.Run of the workdir."""
     self._parts, self._workdir = parts, workdir
     self._results = hosts.on_process_0(lambda: read_json(workdir, "results.json"))
 
@@ -138,12 +133,10 @@ def _count_and_tokens(part):
 
 
 def level_table(results):
-  """Accuracy, length and share of answers with working by level, one row a stage."""
+  """Text table of accuracy, tokens and share of answers with working by level, one row a stage."""
   lines = ["stage / level: sampled accuracy, tokens, answers with working"]
   for stage, result in results.items():
-    cells = []
-    for level, part in result["level"].items():
-      accuracy, working = percent(part["accuracy"]), percent(part["shows_work"])
-      cells.append(f"{level}: {accuracy} {part['length']:.1f} {working}")
-    lines.append(f"{stage}  " + "   ".join(cells))
+    lines.append(f"{stage}  " + "   ".join(
+      f"{level}: {percent(part['accuracy'])} {part['length']:.1f} {percent(part['shows_work'])}"
+      for level, part in result["level"].items()))
   return "\n".join(lines)

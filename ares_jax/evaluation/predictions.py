@@ -34,14 +34,16 @@ def predict(generator, params, benchmark, settings, *, path, model):
     (the first line as a dict, list of GradedProblem of all rows).
 
   Raises:
-    ValueError: the file holds answers of other weights, to other prompts or sampled or graded
-      otherwise; the processes of this run differ in one of these; or see `graded_batches`.
+    ValueError: the file holds answers of other weights, to other prompts, or sampled or graded
+      otherwise; or the processes of this run differ in one of these; or see `graded_batches`.
     heartbeat.StopRequested: the process was asked to stop; the file keeps the complete batches.
   """
   head = _head(generator, params, benchmark, settings, model)
   hosts.check_same(head, "asks something else")
-  done = {problem["index"]: _from_json(problem)
-          for problem in hosts.on_process_0(lambda: _resume(path, head))}
+  done = {}
+  for problem in hosts.on_process_0(lambda: _resume(path, head)):
+    samples = [GradedSample(**sample) for sample in problem["samples"]]
+    done[problem["index"]] = GradedProblem(**problem | {"samples": samples})
   for problems, _ in graded_batches(generator, params, benchmark.rows, settings, done=done):
     with open(path if jax.process_index() == 0 else os.devnull, "a", encoding="utf-8") as file:
       for problem in problems:
@@ -76,12 +78,6 @@ def _image_digests(row):
       data = image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
     digests.append(hashlib.sha256(data).hexdigest()[:16])
   return digests
-
-
-def _from_json(problem):
-  """GradedProblem of a line."""
-  return GradedProblem(**problem | {
-    "samples": [GradedSample(**sample) for sample in problem["samples"]]})
 
 
 def _resume(path, head):

@@ -7,6 +7,7 @@ import json
 import os
 
 import jax
+import numpy as np
 
 from ares_jax.evaluation import paper, predictions, scores
 from ares_jax.evaluation.graded import EvaluationSettings
@@ -73,8 +74,8 @@ def score_benchmark(problems, metric, reward):
     timed_out, answers whose grading timed out; tokens_per_second.
   """
   units = scores.unit_values(problems, metric)
-  n, score = len(problems[0].samples), sum(units.values()) / len(units)
-  half = scores.half_width(list(units.values()))
+  values, n = list(units.values()), len(problems[0].samples)
+  score, half = float(np.mean(values)), scores.half_width(values)
   result = {"metric": metric, "n": n, "units": units, "score": score,
             "interval": None if half is None else [score - half, score + half],
             **scores.summarize(problems)}
@@ -141,8 +142,18 @@ def earlier_result(path, benchmark):
 
 
 def compare_results(result, other):
-  """How much better a result is than an earlier one of the same benchmark."""
-  difference, half, paired = scores.compare(result, other)
+  """Difference of two results of one benchmark, with its 95% interval.
+
+  Scores of the same units are paired: the interval is that of the units' differences. Otherwise it
+  follows from both scores' intervals, as if they were independent.
+  """
+  difference, half = result["score"] - other["score"], None
+  paired = result["units"].keys() == other.get("units", {}).keys()
+  if paired:
+    half = scores.half_width([value - other["units"][unit]
+                              for unit, value in result["units"].items()])
+  elif result["interval"] and other["interval"]:
+    half = float(np.hypot(*(np.diff(part["interval"])[0] / 2 for part in (result, other))))
   length = other["length_mean"]
   return {"model": other["model"], "score": other["score"], "difference": difference,
           "interval": None if half is None else [difference - half, difference + half],

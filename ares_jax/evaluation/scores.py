@@ -1,14 +1,14 @@
-"""Scores of graded problems: means, 95% intervals, metrics of benchmarks, comparisons.
+"""Scores of graded problems: means, their 95% intervals, metrics of benchmarks.
 
-Every interval is the normal approximation over units: problems, whose samples are not independent,
-or groups of problems where the metric scores groups. It needs no random numbers, treats a
-difference of paired units alike, and has the ends of a bootstrap (arXiv 2411.00640, section 2).
+All intervals are normal approximations over units: over problems, because the samples of a problem
+are not independent, or over groups of problems where a metric scores groups (arXiv 2411.00640).
 """
 
 import math
 
 import numpy as np
 
+from ares_jax.grading.response import shows_work
 from ares_jax.ops.difficulty import BUCKETS, bucket_of
 
 
@@ -41,8 +41,9 @@ def summarize(problems):
   return {"problems": len(problems), "accuracy": float(rate.mean()), "half_width": half_width(rate),
           "pass_at_k": float((rate > 0).mean()),
           "length_mean": float(tokens.mean()), "length_median": float(np.median(tokens)),
-          **{name: float(np.mean([getattr(sample, name) for sample in samples]))
-             for name in ("format_ok", "truncated", "shows_work")}}
+          "format_ok": float(np.mean([sample.format_ok for sample in samples])),
+          "truncated": float(np.mean([sample.truncated for sample in samples])),
+          "shows_work": float(np.mean([shows_work(sample.response) for sample in samples]))}
 
 
 def split_by(problems, field):
@@ -111,21 +112,6 @@ def _right(problems):
   """float [problems, samples]: 1 where right."""
   return np.array([[float(sample.correct >= 1) for sample in problem.samples]
                    for problem in problems])
-
-
-def compare(result, other):
-  """(difference, half-width of its interval or None, paired) of two results of one benchmark.
-
-  Scores of the same units are paired: the interval is that of the units' differences. Otherwise it
-  follows from both scores' intervals, as if the samples were independent.
-  """
-  difference = result["score"] - other["score"]
-  if result.get("units") and result["units"].keys() == other.get("units", {}).keys():
-    return difference, half_width([result["units"][name] - other["units"][name]
-                                   for name in result["units"]]), True
-  halves = [(part["interval"][1] - part["interval"][0]) / 2 for part in (result, other)
-            if part["interval"]]
-  return difference, float(np.hypot(*halves)) if len(halves) == 2 else None, False
 
 
 def percent(value, half=None):

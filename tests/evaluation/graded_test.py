@@ -26,4 +26,3 @@ def test_a_problem_counts_its_right_samples():
   problem = graded.GradedProblem(0, "a", None, None, None, None, ["1"], 0.1, 0,
                                  [sample, wrong, wrong, sample])
   assert (problem.right, problem.rate) == (2, 0.5)
-  assert sample.shows_work and not wrong.shows_work

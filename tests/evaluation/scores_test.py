@@ -4,7 +4,7 @@ import tiny
 
 from ares_jax.evaluation import scores
 from ares_jax.evaluation.graded import GradedProblem, GradedSample
-from ares_jax.evaluation.results import score_benchmark
+from ares_jax.evaluation.results import compare_results, score_benchmark
 
 REWARD = tiny.read().aepo.reward
 
@@ -96,10 +96,14 @@ def test_the_interval_is_that_of_a_bootstrap(count, share, near):
 
 
 def test_a_comparison_is_paired_where_the_problems_are_the_same():
-  base = {"score": 0.5, "interval": [0.4, 0.6], "units": {f"p{i}": float(i % 2) for i in range(40)}}
-  better = base | {"score": 0.525, "units": base["units"] | {"p0": 1.0}}
-  difference, half, paired = scores.compare(better, base)
+  base = {"score": 0.5, "interval": [0.4, 0.6], "units": {f"p{i}": float(i % 2) for i in range(40)},
+          "model": "m", "prompts": "x", "grader": "layered", "length_mean": 10.0}
+  better = base | {"score": 0.525, "units": base["units"] | {"p0": 1.0}, "length_mean": 12.0}
+  found = compare_results(better, base)
+  assert found["paired"] and found["same_prompts"] and found["length_difference"] == 2
+  assert found["difference"] == pytest.approx(0.025)
   # One of 40 differences is 1: 1.96 standard deviations of sqrt(1/40), over sqrt 40.
-  assert paired and difference == pytest.approx(0.025) and half == pytest.approx(0.049, abs=1e-3)
-  difference, half, paired = scores.compare(base | {"units": {"q": 1.0}}, base)
-  assert not paired and half == pytest.approx(0.1414, abs=1e-3)  # sqrt(.1 ** 2 + .1 ** 2)
+  assert found["interval"] == pytest.approx([0.025 - 0.049, 0.025 + 0.049], abs=1e-3)
+  found = compare_results(base | {"units": {"q": 1.0}}, base)
+  assert not found["paired"]
+  assert found["interval"] == pytest.approx([-0.1414, 0.1414], abs=1e-3)  # sqrt(.1 ** 2 + .1 ** 2)
