@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from ares_jax.models import hf, lora, peft, weights
 from ares_jax.run import restore
 from ares_jax.run.config import read_config
-from ares_jax.run.files import read_json
+from ares_jax.run.files import require_json
 from ares_jax.run.identity import STAGES, latest_stage
 from ares_jax.run.model import open_model
 from ares_jax.system import mesh
@@ -60,10 +60,7 @@ def export(workdir, out, stage=None, *, adapter=False):
     ValueError: `workdir` is no run or has no checkpoint of the stage; `out` exists; or `adapter` is
       set, but the run trained no adapters, or trained them on a fresh model.
   """
-  values = read_json(workdir, "config.json")
-  if not values:
-    raise ValueError(f"{os.path.join(workdir, 'config.json')} does not exist; --workdir is the "
-                     "folder of a run of ares_jax.train")
+  values = require_json(workdir, "config.json")
   if os.path.exists(out):
     raise ValueError(f"{out} exists; export to a new folder")
   # The mesh of the run does not matter here, and config.json of an old run has no mesh.slice.

@@ -5,12 +5,11 @@ Uniform shaping has a single bucket: train with --config.aepo.reward.easy=1.0
 by the levels of the data: the lowest level counts as easy, the highest as hard.
 """
 
-import os
 
 from ares_jax.evaluation import arms as arms_lib
 from ares_jax.evaluation.arms import interval_cell
 from ares_jax.evaluation.scores import level_order
-from ares_jax.run.files import read_json
+from ares_jax.run.files import require_json
 from ares_jax.run.identity import flatten, use_of
 from ares_jax.system import figures
 from ares_jax.system.tables import text_table
@@ -56,13 +55,7 @@ def measure_ablation(workdirs):
 
 def _comparable_configs(workdirs):
   """{workdir: flat config}, after checking that the runs differ in their shaping alone."""
-  configs = {}
-  for workdir in workdirs:
-    config = read_json(workdir, "config.json")
-    if not config:
-      raise ValueError(f"{os.path.join(workdir, 'config.json')} does not exist; give folders of "
-                       "finished runs")
-    configs[workdir] = flatten(config)
+  configs = {workdir: flatten(require_json(workdir, "config.json")) for workdir in workdirs}
   first = configs[workdirs[0]]
   for workdir, config in configs.items():
     other = sorted(key for key in config.keys() | first.keys() if not _may_differ(key)

@@ -5,14 +5,13 @@ An arm is a stage trained with the same settings under several seeds.
 
 import dataclasses
 import json
-import os
 
 import numpy as np
 from scipy import stats
 
 from ares_jax.evaluation.scores import level_order
 from ares_jax.ops.difficulty import BUCKETS
-from ares_jax.run.files import read_json
+from ares_jax.run.files import require_json
 from ares_jax.run.identity import STAGES, flatten, is_read_later, use_of
 from ares_jax.system.tables import markdown_table
 
@@ -36,7 +35,7 @@ def collect_arms(workdirs):
   """
   arms = {}
   for workdir in workdirs:
-    config, results = _read(workdir, "config.json"), _read(workdir, "results.json")
+    config, results = require_json(workdir, "config.json"), require_json(workdir, "results.json")
     for stage in (stage for stage in STAGES if stage in results):
       settings = {key: value for key, value in flatten(config).items()
                   if not _may_differ(key) and not is_read_later(stage, key)}
@@ -47,13 +46,6 @@ def collect_arms(workdirs):
         raise ValueError(f"{workdir}: seed {seed} of {arm.label!r} is there twice, with different "
                          "results; give one folder a seed")
   return _by_distinct_name(list(arms.values()))
-
-
-def _read(workdir, name):
-  content = read_json(workdir, name)
-  if not content:
-    raise ValueError(f"{os.path.join(workdir, name)} does not exist; give folders of finished runs")
-  return content
 
 
 def _may_differ(key):

@@ -1,7 +1,6 @@
-"""Answers problems and grades the answers, a batch at a time.
+"""Answers problems and grades the answers, a batch at a time: the only evaluation loop.
 
-This is the only evaluation loop: held_out.py evaluates the stages of a run with it, results.py a
-model on a benchmark.
+held_out.py evaluates the stages of a run with it, predictions.py a model on a benchmark.
 """
 
 import dataclasses
@@ -25,7 +24,7 @@ SEED = 0  # of the samples, the same for runs of all seeds
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
-  """Which problems are answered and how."""
+  """Which problems are answered, and how."""
 
   problems: int  # the first rows of the source are answered
   samples: int  # answers a problem
@@ -56,8 +55,8 @@ class GradedProblem:
   group: str | None
   step: str | None
   answer: list  # accepted truths
-  seconds: float  # its part of the time that sampling and grading its batch took
-  timed_out: int  # answers of its batch whose grading timed out; of the batch's first problem only
+  seconds: float  # its part of the time that sampling and grading the batch took
+  timed_out: int  # answers of the batch whose grading timed out; 0 but for its first problem
   samples: list  # of GradedSample
 
   @property
@@ -72,7 +71,7 @@ class GradedProblem:
 
 
 def graded_batches(generator, params, source, settings, *, done=()):
-  """Answers and grades problems, a batch at a time.
+  """Yields (list of GradedProblem, GradedResponses) of every batch of problems.
 
   A problem's answers depend on its index alone, so an evaluation that was stopped and resumed gives
   the answers of one that was not.
@@ -83,9 +82,6 @@ def graded_batches(generator, params, source, settings, *, done=()):
     source: random access to rows.
     settings: EvaluationSettings.
     done: indices that need no answer; a batch of nothing else is skipped.
-
-  Yields:
-    (list of GradedProblem, GradedResponses) of each batch.
 
   Raises:
     ValueError: a row cannot be used, or the judge fails.
@@ -103,7 +99,7 @@ def graded_batches(generator, params, source, settings, *, done=()):
 
 
 def _graded_batch(generator, params, prompts, indices, settings):
-  """(list of GradedProblem, GradedResponses) of the first prompts, which have these indices."""
+  """What `graded_batches` yields, of the first prompts: those of the rows at `indices`."""
   group, rows = settings.samples, prompts.rows[:len(indices)]
   began = time.perf_counter()
   answer = functools.partial(_answer_ungraded, generator) if settings.judge else generator.answer
@@ -112,38 +108,23 @@ def _graded_batch(generator, params, prompts, indices, settings):
   seconds = (time.perf_counter() - began) / len(rows)
 
   texts = grades.texts[:len(rows) * group]
-  correct = _correct(rows, texts, grades, settings)
+  answered = [(rows[b // group], text) for b, text in enumerate(texts)]
+  if settings.judge:
+    correct = hosts.on_process_0(lambda: verdicts(settings.judge, answered))
+  else:
+    correct = [float(grade == 1 or within_tolerance(row, text))
+               for grade, (row, text) in zip(grades.correct, answered, strict=False)]
   responses = GradedResponses(rows, samples, texts, correct, grades.format_ok, group)
+
   graded, problems = _graded_samples(responses, generator.end), []
   for number, (index, row) in enumerate(zip(indices, rows, strict=True)):
-    fields = {field: row.get(field) for field in ("source", "level", "group", "step")}
-    if fields["level"] is not None:
-      fields["level"] = str(fields["level"])
+    level = row.get("level")
     problems.append(GradedProblem(
-      index=int(index), id=row["id"], answer=row["answer"], seconds=seconds, **fields,
-      timed_out=0 if number else grades.timed_out,
+      index=int(index), id=row["id"], source=row.get("source"),
+      level=None if level is None else str(level), group=row.get("group"), step=row.get("step"),
+      answer=row["answer"], seconds=seconds, timed_out=0 if number else grades.timed_out,
       samples=graded[number * group:(number + 1) * group]))
   return problems, responses
-
-
-def _correct(rows, texts, grades, settings):
-  """0 or 1 for every text: the judge's verdict, or the grader's, which a tolerance may correct."""
-  answered = [(rows[b // settings.samples], text) for b, text in enumerate(texts)]
-  if settings.judge:
-    items = [_judged_item(row, text) for row, text in answered]
-    return hosts.on_process_0(lambda: verdicts(settings.judge, items))
-  return [float(grade == 1 or within_tolerance(row, text))
-          for grade, (row, text) in zip(grades.correct, answered, strict=False)]
-
-
-def _graded_samples(responses, end):
-  """List of GradedSample, one a response; `end` are the tokens that end an answer."""
-  samples = responses.samples
-  tokens = samples.mask.sum(1)
-  last = samples.tokens[np.arange(len(tokens)), np.maximum(tokens, 1) - 1]
-  return [GradedSample(correct=float(responses.correct[b]), format_ok=float(responses.format_ok[b]),
-                       truncated=float(last[b] not in end), tokens=int(tokens[b]), response=text)
-          for b, text in enumerate(responses.texts)]
 
 
 def _answer_ungraded(generator, params, prompts, key, *, group, sampling):
@@ -154,12 +135,14 @@ def _answer_ungraded(generator, params, prompts, key, *, group, sampling):
   return samples, Grades(texts, None, [well_formed(text) for text in texts], timed_out=0)
 
 
-def _judged_item(row, text):
-  """What a judge is told about one answer."""
-  truths = row["answer"]
-  return {"id": row["id"], "question": row["question"],
-          "truths": [truths] if isinstance(truths, str) else list(truths), "response": text,
-          "answer": extract_boxed(text)}
+def _graded_samples(responses, end):
+  """List of GradedSample, one a response; `end` are the tokens that end an answer."""
+  samples = responses.samples
+  tokens = samples.mask.sum(1)
+  last = samples.tokens[np.arange(len(tokens)), np.maximum(tokens, 1) - 1]
+  return [GradedSample(correct=responses.correct[b], format_ok=float(responses.format_ok[b]),
+                       truncated=float(last[b] not in end), tokens=int(tokens[b]), response=text)
+          for b, text in enumerate(responses.texts)]
 
 
 def within_tolerance(row, text):

@@ -7,7 +7,7 @@ import os
 import jax
 
 from ares_jax.evaluation.graded import EvaluationSettings, graded_batches
-from ares_jax.evaluation.scores import percent, split_by, split_by_bucket, summarize
+from ares_jax.evaluation.scores import percent, split_problems, summarize
 from ares_jax.ops.difficulty import BUCKETS
 from ares_jax.run.files import read_json, write_json
 from ares_jax.run.responses import write_held_out
@@ -72,10 +72,9 @@ def evaluate_stage(parts, params, show=None):
     show: called with the GradedResponses of the first sampled batch, or None.
 
   Returns:
-    dict: n and samples; "greedy" and "sampled", the means over all problems; "bucket", "level" and
-    "source", {name: the means of the sampled answers to a part of the problems}. Means are n, share
-    (of the problems), accuracy, interval (the half-width of its 95% interval), pass_at_k,
-    format_ok, length (tokens) and shows_work; all but the first two are None without problems.
+    dict: n; samples; "greedy" and "sampled", means over all problems; "bucket", "level" and
+    "source", {name: means over the problems of that name, of the sampled answers}. Means are those
+    of scores.summarize, interval being the half-width; share is that of the problems.
   """
   config = parts.config.evaluate
   greedy = _answer(parts, params, samples=1, greedy=True)
@@ -90,9 +89,7 @@ def evaluate_stage(parts, params, show=None):
 
   result = {"n": config.problems, "samples": config.samples, "greedy": means(greedy),
             "sampled": means(sampled)}
-  for field, split in (("bucket", split_by_bucket(sampled, parts.config.aepo.reward)),
-                       ("level", split_by(sampled, "level")),
-                       ("source", split_by(sampled, "source"))):
+  for field, split in split_problems(sampled, parts.config.aepo.reward).items():
     result[field] = {name: means(problems) for name, problems in split.items()}
   return result
 

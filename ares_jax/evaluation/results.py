@@ -65,13 +65,12 @@ def score_benchmark(problems, metric, reward):
   Args:
     problems: list of GradedProblem with the same number of samples each.
     metric: see scores.unit_values.
-    reward: RewardConfig, whose thresholds sort problems by difficulty.
+    reward: see scores.split_problems.
 
   Returns:
     dict: metric, n (samples), units {id: value}, score, interval [low, high]; the means of
-    scores.summarize over all problems, and by_source, by_level and by_bucket {name: means} over
-    parts of them (by_bucket is empty for single samples, which say nothing about difficulty);
-    timed_out, answers whose grading timed out; tokens_per_second.
+    scores.summarize over all problems; by_source, by_level and by_bucket, {name: means};
+    timed_out, the number of answers whose grading timed out; tokens_per_second.
   """
   units = scores.unit_values(problems, metric)
   values, n = list(units.values()), len(problems[0].samples)
@@ -79,10 +78,10 @@ def score_benchmark(problems, metric, reward):
   result = {"metric": metric, "n": n, "units": units, "score": score,
             "interval": None if half is None else [score - half, score + half],
             **scores.summarize(problems)}
-  for field, split in (("source", scores.split_by(problems, "source")),
-                       ("level", scores.split_by(problems, "level")),
-                       ("bucket", scores.split_by_bucket(problems, reward) if n > 1 else {})):
+  for field, split in scores.split_problems(problems, reward).items():
     result[f"by_{field}"] = {name: scores.summarize(part) for name, part in split.items() if part}
+  if n == 1:
+    result["by_bucket"] = {}  # one sample says nothing about difficulty
   tokens = sum(sample.tokens for problem in problems for sample in problem.samples)
   return result | {"timed_out": sum(problem.timed_out for problem in problems),
                    "tokens_per_second": tokens / sum(problem.seconds for problem in problems)}

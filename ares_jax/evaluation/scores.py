@@ -46,19 +46,28 @@ def summarize(problems):
           "shows_work": float(np.mean([shows_work(sample.response) for sample in samples]))}
 
 
-def split_by(problems, field):
-  """{value: problems} of the "source" or "level" of problems that have one; levels in order."""
-  values = {getattr(problem, field) for problem in problems} - {None}
-  return {value: [problem for problem in problems if getattr(problem, field) == value]
-          for value in sorted(values, key=level_order if field == "level" else None)}
+def split_problems(problems, reward):
+  """Parts of the problems by their source, level and bucket.
 
+  Args:
+    problems: list of GradedProblem with the same number of samples each.
+    reward: RewardConfig, whose thresholds on pass rates separate the buckets.
 
-def split_by_bucket(problems, reward):
-  """{"easy", "medium", "hard": problems} by their own pass rates; `reward` is a RewardConfig."""
+  Returns:
+    {"source": {name: list of GradedProblem}, "level": ..., "bucket": ...}. Levels are in order,
+    problems without one are left out; all three buckets are there, and may be empty.
+  """
+  parts = {"source": {}, "level": {}, "bucket": {name: [] for name in BUCKETS}}
   bucket = bucket_of(np.array([problem.right for problem in problems]),
                      samples=len(problems[0].samples), easy=reward.easy, medium=reward.medium)
-  return {name: [problem for problem, number in zip(problems, bucket, strict=True)
-                 if BUCKETS[number] == name] for name in BUCKETS}
+  for problem, number in zip(problems, bucket, strict=True):
+    parts["source"].setdefault(problem.source, []).append(problem)
+    parts["level"].setdefault(problem.level, []).append(problem)
+    parts["bucket"][BUCKETS[number]].append(problem)
+  for field, key in (("source", None), ("level", level_order)):
+    parts[field].pop(None, None)
+    parts[field] = {name: parts[field][name] for name in sorted(parts[field], key=key)}
+  return parts
 
 
 def level_order(level):

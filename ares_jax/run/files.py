@@ -73,3 +73,12 @@ def read_json(workdir, name):
     return {}
   with open(path, encoding="utf-8") as file:
     return current_names(json.load(file))
+
+
+def require_json(workdir, name):
+  """`read_json`; ValueError where the file is missing."""
+  found = read_json(workdir, name)
+  if not found:
+    raise ValueError(f"{os.path.join(workdir, name)} does not exist; give the folder of a run of "
+                     "ares_jax.train")
+  return found

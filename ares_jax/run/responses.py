@@ -31,72 +31,60 @@ class GradedResponses:
 
 
 def write_rollouts(workdir, step, responses, chat, *, count):
-  """Appends the first `count` responses of an iteration to WORKDIR/rollouts.jsonl.
-
-  They are all responses to the first prompts, so that the responses of a group can be compared.
+  """Appends the first responses of an iteration to WORKDIR/rollouts.jsonl.
 
   Args:
     workdir: folder of the run.
     step: number of the iteration, from 1.
     responses: GradedResponses.
     chat: data.chat.Chat, whose tokenizer gives the text of a token.
-    count: number of responses to write, at most; fewer are written if there are fewer.
+    count: number of responses to write, at most. A group is written together, for comparison.
   """
-  lines = response_lines(workdir, "aepo", step, responses, chat,
-                         indices=range(min(count, len(responses.texts))))
+  indices = range(min(count, len(responses.texts)))
   with open(os.path.join(workdir, "rollouts.jsonl"), "a", encoding="utf-8") as file:
-    file.writelines(lines)
+    file.writelines(_lines(workdir, "aepo", step, responses, chat, indices))
 
 
 def write_held_out(workdir, stage, step, responses, chat, *, problems, kept):
-  """Writes WORKDIR/held_out/STAGE.jsonl: some responses to the first held-out problems.
+  """Writes WORKDIR/held_out/STAGE.jsonl: `kept` responses to each of the first `problems` problems.
 
   Every stage answers the same problems, so that its answers can be compared with another stage's.
 
   Args:
     workdir: folder of the run.
-    stage: name of the finished stage.
-    step: its last step.
+    stage, step: the finished stage and its last step.
     responses: GradedResponses.
     chat: data.chat.Chat.
-    problems: number of problems to write, at most.
-    kept: number of responses to each of them.
+    problems, kept: numbers, at most.
   """
-  group, count = responses.group, min(problems, len(responses.rows))
-  lines = response_lines(workdir, stage, step, responses, chat, indices=[
-    index for index in range(count * group) if index % group < kept])
+  count = min(problems, len(responses.rows)) * responses.group
+  indices = [index for index in range(count) if index % responses.group < kept]
   os.makedirs(os.path.join(workdir, "held_out"), exist_ok=True)
-  write_text(os.path.join(workdir, "held_out", f"{stage}.jsonl"), "".join(lines))
+  write_text(os.path.join(workdir, "held_out", f"{stage}.jsonl"),
+             "".join(_lines(workdir, stage, step, responses, chat, indices)))
 
 
-def response_lines(workdir, stage, step, responses, chat, *, indices):
+def _lines(workdir, stage, step, responses, chat, indices):
   """Lines of JSON of the responses at `indices`; writes the images of their prompts."""
+  samples, images, lines = responses.samples, {}, []
   rate = np.asarray(responses.correct).reshape(-1, responses.group).mean(1)
-  images, lines = {}, []
   for index in indices:
-    prompt = index // responses.group
+    prompt, mask = index // responses.group, samples.mask[index]
+    row = responses.rows[prompt]
     if prompt not in images:
-      images[prompt] = [save_image(workdir, image) for image in responses.rows[prompt]["images"]]
-    line = {"stage": stage, "step": int(step), "images": images[prompt],
-            "pass_rate": float(rate[prompt])}  # of the whole group, written or not
-    line |= _response(responses, index, chat.tokenizer)
-    lines.append(json.dumps(line, allow_nan=False) + "\n")
+      images[prompt] = [save_image(workdir, image) for image in row["images"]]
+    lines.append(json.dumps({
+      "stage": stage, "step": int(step), "id": row["id"], "sample": index % responses.group,
+      "question": row["question"], "answer": row["answer"], "images": images[prompt],
+      "response": responses.texts[index], "correct": float(responses.correct[index]),
+      "format_ok": float(responses.format_ok[index]), "parent": int(samples.parent[index]),
+      "fork": int(samples.fork[index]),
+      "pass_rate": float(rate[prompt]),  # of the whole group, written or not
+      "tokens": chat.tokenizer.batch_decode([[token] for token in samples.tokens[index][mask]]),
+      # 1e-4 nats is a tenth of what a reader of the report can tell apart; null is not finite.
+      "entropy": [round(float(nats), 4) if np.isfinite(nats) else None
+                  for nats in samples.entropy[index][mask]]}, allow_nan=False) + "\n")
   return lines
-
-
-def _response(responses, index, tokenizer):
-  """The fields of a line that one response has to itself."""
-  row, samples = responses.rows[index // responses.group], responses.samples
-  mask = samples.mask[index]
-  return {
-    "id": row["id"], "sample": index % responses.group, "question": row["question"],
-    "answer": row["answer"], "response": responses.texts[index],
-    "correct": float(responses.correct[index]), "format_ok": float(responses.format_ok[index]),
-    "parent": int(samples.parent[index]), "fork": int(samples.fork[index]),
-    "tokens": tokenizer.batch_decode([[token] for token in samples.tokens[index][mask]]),
-    # 1e-4 nats is a tenth of what a reader of the report can tell apart; null is not finite.
-    "entropy": [round(float(nats), 4) if np.isfinite(nats) else None
-                for nats in samples.entropy[index][mask]]}
 
 
 def save_image(workdir, image):

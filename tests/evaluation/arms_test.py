@@ -148,5 +148,5 @@ def test_two_results_of_one_seed_are_refused(tmp_path):
              finish(tmp_path / "b", 0, {"warmup": result(0.3)})]
   with pytest.raises(ValueError, match="b: seed 0 of 'warm-up' is there twice"):
     arms_lib.collect_arms(folders)
-  with pytest.raises(ValueError, match="config.json does not exist; give folders of finished"):
+  with pytest.raises(ValueError, match="config.json does not exist; give the folder of a run"):
     arms_lib.collect_arms([str(tmp_path)])

@@ -172,7 +172,7 @@ def test_a_judge_that_takes_long_is_no_stall(monkeypatch):
   ended = []
   monkeypatch.setattr(heartbeat.os, "_exit", ended.append)
   heartbeat.heartbeat()
-  assert verdicts(f"{__name__}:takes_long", [{"id": "a"}]) == [1.0] and ended == []
+  assert verdicts(f"{__name__}:takes_long", [(ROWS[0], "text")]) == [1.0] and ended == []
   takes_long([])
   assert ended == [1]
 

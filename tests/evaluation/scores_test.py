@@ -41,7 +41,8 @@ def test_single_samples_are_not_sorted_by_difficulty():
 
 def test_parts_are_by_value_and_levels_by_number():
   problems = [problem(level, [1], level=level) for level in ("10", "2", "b", "a")]
-  assert list(scores.split_by([*problems, problem("x", [1])], "level")) == ["2", "10", "a", "b"]
+  assert list(scores.split_problems([*problems, problem("x", [1])], REWARD)["level"]) == [
+    "2", "10", "a", "b"]
 
 
 def test_no_problems_have_no_means():
