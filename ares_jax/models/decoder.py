@@ -1,4 +1,4 @@
-"""The text decoder: whole sequences to train and score, prefill and single steps to sample.
+"""The text decoder: complete sequences for training and scoring, prefill and steps for sampling.
 
 P prompts, B rows, T tokens, S cached tokens, L layers, D embed, N query heads, K kv heads, H head
 size. All functions are pure; jit them at the caller's boundary with the config static.
@@ -27,26 +27,26 @@ from ares_jax.system.mesh import ROWS, shard
 
 @flax.struct.dataclass
 class KVCache:
-  """Keys and values of the tokens read so far. Slots at `length` and behind hold anything."""
+  """Keys and values of the tokens read so far; the contents from `length` on are undefined."""
 
   k: jax.Array  # [L, B, S, K, H] compute dtype, rotated
   v: jax.Array  # [L, B, S, K, H] compute dtype
-  length: jax.Array  # [B] int32, slots in use
+  length: jax.Array  # [B] int32, tokens read
 
 
 def hidden(config: ModelConfig, params: Params, embeds_BTD, positions_3BT, segment_BT) -> jax.Array:
-  """Hidden states of whole rows, after the final norm; logits are hidden @ unembedding^T.
+  """Hidden states of complete rows, after the final norm; logits are hidden @ unembedding^T.
 
   Args:
     config: sizes.
     params: the weights.
-    embeds_BTD: token embeddings with image features in place.
+    embeds_BTD: token embeddings, image features included.
     positions_3BT: int32, M-RoPE positions (time, height, width).
-    segment_BT: int32; a token attends to earlier tokens of its own segment, 0 is padding, so
-      several sequences may be packed into one row.
+    segment_BT: int32, the sequence of each token in its row, 0 for padding; a token attends to
+      earlier tokens of its segment.
 
   Returns:
-    [B, T, D] in the compute dtype; meaningless on padding.
+    [B, T, D] in the compute dtype; meaningless for padding.
   """
   x, _ = _blocks(config, params, embeds_BTD, positions_3BT, segment_BT, keep_kv=False)
   return shard(rms_norm(x, params["final_norm"], config.norm_eps), ROWS)
@@ -54,7 +54,7 @@ def hidden(config: ModelConfig, params: Params, embeds_BTD, positions_3BT, segme
 
 def prefill(config: ModelConfig, params: Params, embeds_PTD, positions_3PT,
             length_P) -> tuple[jax.Array, KVCache]:
-  """Reads prompts and keeps their keys and values.
+  """Reads prompts and returns their keys and values.
 
   Args:
     config: sizes.
@@ -65,7 +65,7 @@ def prefill(config: ModelConfig, params: Params, embeds_PTD, positions_3PT,
 
   Returns:
     The hidden state of each prompt's last token [P, D], after the final norm, and the cache with
-    S = T slots.
+    S = T.
   """
   real_PT = jnp.arange(embeds_PTD.shape[1]) < length_P[:, None]
   x, (k, v) = _blocks(config, params, embeds_PTD, positions_3PT, real_PT.astype(jnp.int32),
@@ -75,9 +75,9 @@ def prefill(config: ModelConfig, params: Params, embeds_PTD, positions_3PT,
           KVCache(k=k, v=v, length=length_P.astype(jnp.int32)))
 
 
-def empty_cache(config: ModelConfig, rows: int, slots: int) -> KVCache:
-  """Room for `slots` tokens of `rows` rows that have read nothing yet."""
-  shape = config.layers, rows, slots, config.kv_heads, config.head_dim
+def empty_cache(config: ModelConfig, rows: int, tokens: int) -> KVCache:
+  """A cache with capacity for `tokens` tokens in each of `rows` rows; nothing is read yet."""
+  shape = config.layers, rows, tokens, config.kv_heads, config.head_dim
   zeros = jnp.zeros(shape, config.compute_dtype)
   return KVCache(k=zeros, v=zeros, length=jnp.zeros(rows, jnp.int32))
 
@@ -86,23 +86,22 @@ def decode_step(config: ModelConfig, params: Params, embeds_B1D, positions_3B1, 
                 query_B, cache: KVCache, *, group: int, live: int) -> tuple[jax.Array, KVCache]:
   """Reads one more token per row, after a prompt that up to G rows share.
 
-  Keys and values of a prompt are there once and are read once, for the queries of all its rows.
-  Each layer writes its new keys and values before it reads the cache, so every read precedes the
-  next write and a `lax.while_loop` that carries the cache updates it in place: nothing of its size
-  is copied.
+  The keys and values of a prompt are stored once, and read once for the queries of all its rows.
+  Each layer writes its new keys and values before it reads the cache. Every read thus precedes the
+  next write, so a `lax.while_loop` that carries the cache updates it in place, without a copy.
 
   Args:
     config: sizes.
     params: the weights.
     embeds_B1D: embeddings of the new tokens.
     positions_3B1: int32, their M-RoPE positions.
-    prompts: what `prefill` returned.
+    prompts: the cache that `prefill` returned.
     query_B: int32, p * G + g for a row that continues prompt p, all different; P * G for an idle
-      row, whose result means nothing.
-    cache: keys and values of what each row read after its prompt. A row with no slot left is not
-      written and its result means nothing.
+      row, whose result is meaningless.
+    cache: keys and values of the tokens that each row read after its prompt. A row whose cache is
+      full is not written, and its result is meaningless.
     group: G.
-    live: slots that are read; a row's length must be below it.
+    live: cached tokens that are read; the length of every row must be below it.
 
   Returns:
     Hidden states [B, D] after the final norm, and the cache with length + 1.
@@ -122,7 +121,7 @@ def decode_step(config: ModelConfig, params: Params, embeds_B1D, positions_3B1, 
     q_BKQH = q.reshape(-1, *heads) * config.head_dim**-0.5
     of_prompt = _attend_prompts(q_BKQH, k_PSKH, v_PSKH, seen_PS, query_B, group)
     of_response = _attend(q_BKQH, k_LBSKH[index, :, :live], v_LBSKH[index, :, :live], seen_BS)
-    mixed = _join(of_prompt, of_response).astype(x_B1D.dtype).reshape(q.shape)
+    mixed = _combine(of_prompt, of_response).astype(x_B1D.dtype).reshape(q.shape)
     x_B1D = _mlp(config, weights, x_B1D + _out(weights, mixed))
     return (x_B1D, k_LBSKH, v_LBSKH), None
 
@@ -136,8 +135,8 @@ def decode_step(config: ModelConfig, params: Params, embeds_B1D, positions_3B1, 
 
 def _blocks(config, params, embeds_BTD, positions_3BT, segment_BT, *, keep_kv):
   cos_sin = _mrope(config, positions_3BT)
-  # Prompts are short, and nothing is kept for a backward pass: by plan of a prefill of 7B on 16 x 4
-  # chips splitting their tokens would send 6 times as much.
+  # A prefill does not split tokens: prompts are short and no activations are kept for a backward
+  # pass. For 7B on 16 x 4 chips the plan says that splitting would send 6 times as much.
   between = (lambda x: x) if keep_kv else _split_tokens
 
   def block(x_BTD, weights):
@@ -152,13 +151,13 @@ def _blocks(config, params, embeds_BTD, positions_3BT, segment_BT, *, keep_kv):
 
 
 def _split_tokens(x_BTD):
-  """The residual stream with a row's tokens split over "model", where they divide.
+  """The residual stream with "model" splitting the tokens of a row, if it divides them.
 
-  The MLP splits its width over it instead, and attention its heads where they divide: tokens are
-  gathered before and scattered behind. A row is then kept for the backward pass by all of those
-  devices together: of 20480 tokens 28 blocks of 7B keep 3.8 GiB. By plan of its update on 16 x 4
-  chips 1.4 times as much is sent as where every device has all tokens, half as much goes to memory
-  and back, and 3.1 GiB less is held.
+  In the MLP "model" splits the width, and in attention the heads if it divides them; tokens are
+  gathered before and scattered after. So each device keeps only its tokens of a row for the
+  backward pass: 28 blocks of 7B keep 3.8 GiB for 20480 tokens. For an update on 16 x 4 chips the
+  plan says that 1.4 times as much is sent as with all tokens on every device, that half as much
+  memory is read and written, and that 3.1 GiB less is held.
   """
   mesh = jax.sharding.get_abstract_mesh()
   parts = 1 if mesh.empty else mesh.shape["model"]
@@ -169,7 +168,7 @@ def _mrope(config: ModelConfig, positions_3BT):
   """Rotary angles whose frequencies are split between time, height and width."""
   frequency = config.rope_theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
   axis = np.repeat(np.arange(3), config.mrope_sections)
-  # [B, T, H/2]: each frequency picks its own axis's position.
+  # [B, T, H/2]: each frequency uses the position along its axis.
   position = jnp.moveaxis(positions_3BT, 0, -1)[..., axis].astype(jnp.float32)
   return rotary(position * np.float32(frequency))
 
@@ -194,7 +193,7 @@ def _mlp(config, weights, x):
 
 
 def _attend(q_BKQH, k_BSKH, v_BSKH, seen_BS):
-  """Attention to a part of the keys: (mixed, sum of weights, largest score), not normalised."""
+  """Unnormalised attention to some of the keys: (mixed values, sum of weights, largest score)."""
   scores = jnp.einsum("bkqh,bskh->bkqs", q_BKQH, k_BSKH, preferred_element_type=jnp.float32)
   scores = jnp.where(seen_BS[:, None, None], scores, MASKED)
   largest = scores.max(-1, keepdims=True)
@@ -205,7 +204,7 @@ def _attend(q_BKQH, k_BSKH, v_BSKH, seen_BS):
 
 
 def _attend_prompts(q_BKQH, k_PSKH, v_PSKH, seen_PS, query_B, group):
-  """`_attend` of each row to its prompt: queries of a prompt's rows meet its keys in one matmul."""
+  """`_attend` of each row to its prompt, in one matmul for all rows of a prompt."""
   prompts, (_, kv_heads, queries, head_dim) = len(k_PSKH), q_BKQH.shape
   table = jnp.zeros((prompts * group, *q_BKQH.shape[1:]), q_BKQH.dtype)
   table = table.at[query_B].set(q_BKQH, mode="drop").reshape(prompts, group, *q_BKQH.shape[1:])
@@ -219,8 +218,8 @@ def _attend_prompts(q_BKQH, k_PSKH, v_PSKH, seen_PS, query_B, group):
   return [of_rows(x) for x in _attend(q_PKQH, k_PSKH, v_PSKH, seen_PS)]
 
 
-def _join(first, second):
-  """Attention over the keys of two parts."""
+def _combine(first, second):
+  """Attention over the keys of two results of `_attend`."""
   largest = jnp.maximum(first[2], second[2])
   scale = [jnp.exp(part[2] - largest) for part in (first, second)]
   mixed, total = (first[index] * scale[0] + second[index] * scale[1] for index in (0, 1))

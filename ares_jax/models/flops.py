@@ -1,40 +1,40 @@
-"""FLOPs that a model's mathematics needs: no recomputation, no masked scores, no padding.
+"""FLOPs that the mathematics of a model needs, without recomputation, masked scores or padding.
 
-2 a weight and token forward, 4 more for the gradients of what is trained; scores of causal
-attention over half the square. Numbers of tokens are numpy arrays or plain numbers.
+The forward pass takes 2 FLOPs per weight and token, the gradients 4 more if the weight is trained.
+Causal attention counts half of the score matrix. Numbers of tokens are numpy arrays or plain
+numbers; `model` is a ModelConfig.
 """
 
 import numpy as np
 
 
 def text_flops(model, tokens, heads=None):
-  """Forward pass over sequences of `tokens`; their last `heads` tokens (all) become logits."""
+  """Forward pass over sequences of `tokens`; logits of the last `heads` tokens, None = of all."""
   return _products(model, tokens, tokens if heads is None else heads) + _scores(model, tokens)
 
 
 def decoding_flops(model, prompts, answers):
-  """Drawing `answers` tokens behind prompts that are read already, an array of each."""
+  """Sampling of `answers` tokens after `prompts` tokens that were read before, an array of each."""
   pairs = np.asarray(prompts, float) * answers + np.square(answers, dtype=float) / 2
   return (_token(model) + _head(model)) * np.sum(answers) + _score(model) * np.sum(pairs)
 
 
 def vision_flops(size, image):
-  """The vision tower over images, forward.
+  """Forward pass of the vision tower over images.
 
   Args:
     size: models.config.VisionConfig.
-    image: int [R, W, S], the patches of R rows in windows: which image of its row each is of, 0
-      where there is none.
+    image: int [R, W, S], the image in its row of each patch of R rows, 0 for padding.
   """
   patches = np.sum(image > 0)
-  # A layer over whole images sees as many keys as its image has patches.
+  # In a full-attention block a patch attends to all patches of its image.
   squares = sum(float(np.square(np.bincount(row.reshape(-1))[1:], dtype=float).sum())
                 for row in image)
   return tower_flops(size, float(patches), squares)
 
 
 def tower_flops(size, patches, squares):
-  """`vision` of so many patches whose images' squared numbers of patches add up to `squares`."""
+  """`vision_flops` of `patches`; `squares` is the sum over images of their squared patch counts."""
   block = 4 * size.hidden**2 + 3 * size.hidden * size.mlp
   full = len(size.full_attention)
   keys = full * squares + (size.depth - full) * patches * size.window_patches
@@ -45,14 +45,14 @@ def tower_flops(size, patches, squares):
 
 
 def rollout_flops(model, *, prompts, answers, shared, image):
-  """FLOPs of a batch of rollouts by program: "prefill", "decode".
+  """FLOPs of a batch of rollouts by program, "prefill" and "decode".
 
   Args:
     model: ModelConfig.
     prompts: tokens of P prompts.
-    answers: tokens of their P * G answers, those of a prompt behind each other.
-    shared: of each answer's tokens, those that another answer drew (branching); 0 for all.
-    image: FLOPs of the prompts' images, forward.
+    answers: tokens of their P * G answers, prompt by prompt.
+    shared: tokens of each answer that were sampled for another one (branching); 0 for none.
+    image: FLOPs of a forward pass over the prompts' images.
   """
   before = np.repeat(prompts, len(answers) // len(prompts)) + shared
   return {"prefill": float(text_flops(model, prompts, heads=0) + image),
@@ -64,12 +64,12 @@ def update_flops(config, model, *, prompts, answers, image, adapters):
 
   Args:
     config: AepoConfig.
-    model, prompts, answers, image: as in `drawing`.
-    adapters: bool, whether adapters are trained: the weights under them have no gradients.
+    model, prompts, answers, image: as in `rollout_flops`.
+    adapters: bool, whether adapters are trained; the base weights then have no gradients.
   """
-  # Of prompt tokens no log-probability is asked: the head works for answers alone.
+  # Only answers need log-probabilities, so only they need logits.
   lengths = np.repeat(prompts, config.group) + answers
-  # Policy, reference, and of several minibatches the policy before the update.
+  # Policy and reference, and with several minibatches the policy before the update.
   passes = 2 + (config.loss.old_logprob == "recompute"
                 and config.prompts * config.group > config.minibatch)
   towers = 1 if adapters or "vision" in config.frozen else passes + 2
@@ -83,10 +83,10 @@ def sft_flops(config, model, segment, learned, image, *, adapters):
   Args:
     config: SftConfig.
     model: ModelConfig.
-    segment: int [R, T], the example of its packed row that each token is of, 0 padding.
-    learned: tokens whose log-probability is asked.
-    image: FLOPs of the rows' images, forward.
-    adapters: as in `update`.
+    segment: int [R, T], the example in its packed row of each token, 0 for padding.
+    learned: tokens whose log-probability is needed.
+    image: FLOPs of a forward pass over the rows' images.
+    adapters: as in `update_flops`.
   """
   lengths = np.concatenate([np.bincount(row)[1:] for row in segment])
   towers = 1 if adapters or "vision" in config.frozen else 3
@@ -95,7 +95,7 @@ def sft_flops(config, model, segment, learned, image, *, adapters):
 
 
 def _back(adapters):
-  """Gradients of products, in forward passes: of what goes in, and of the weights if trained."""
+  """Cost of the gradients of products, in forward passes: of inputs, and of trained weights."""
   return 1 if adapters else 2
 
 
@@ -118,4 +118,4 @@ def _head(model):
 
 
 def _score(model):
-  return 4.0 * model.layers * model.heads * model.head_dim  # a query and a key, both products
+  return 4.0 * model.layers * model.heads * model.head_dim  # of a query and a key: q k and p v

@@ -1,6 +1,6 @@
-"""The image part of a Hugging Face folder, preprocessor_config.json, read and written.
+"""Reads and writes preprocessor_config.json, the image part of a Hugging Face folder.
 
-Only the area that images are resized to is free; what else changes pixels is refused by name.
+Only the area that images are resized to is free; other fields that change pixels are refused.
 """
 
 import json
@@ -12,7 +12,7 @@ from ares_jax.models.config import VisionConfig
 from ares_jax.models.vision import MEAN, STD
 
 FILE = "preprocessor_config.json"
-# transformers 5 saves a whole processor in one file.
+# transformers 5 saves all parts of a processor in one file.
 _NESTED = "processor_config.json"
 
 
@@ -20,7 +20,7 @@ def pixel_limits(folder: str | os.PathLike, vision: VisionConfig) -> tuple[int, 
   """Least and largest area, px, that the model's images are resized to.
 
   Raises:
-    ValueError: the file is missing, or a field asks for other pixels than ours.
+    ValueError: the file is missing, or a field has a value that is not implemented.
   """
   path = pathlib.Path(folder) / FILE
   if path.is_file():
@@ -28,25 +28,25 @@ def pixel_limits(folder: str | os.PathLike, vision: VisionConfig) -> tuple[int, 
   elif (nested := pathlib.Path(folder) / _NESTED).is_file():
     path, fields = nested, json.loads(nested.read_text(encoding="utf-8"))["image_processor"]
   else:
-    raise ValueError(f"{path} does not exist; it says how large images are")
+    raise ValueError(f"{path} does not exist; it holds the size of images")
   for name, want in processor_fields(vision, min_pixels=0, max_pixels=0).items():
     if name in ("size", "image_processor_type") or name not in fields:
       continue
     if not _same(fields[name], want):
       raise ValueError(f"{path}: {name} is {fields[name]!r}; only {want!r} is implemented")
-  # transformers 4 wrote two fields of their own, which win over `size` as there.
+  # transformers 4 wrote two separate fields, which have precedence over `size` there too.
   size = fields["size"] if "size" in fields else {}
   limits = []
   for old, new in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
     value = fields.get(old) or size.get(new)
     if value is None:
-      raise ValueError(f"{path}: neither {old} nor size.{new} is there")
+      raise ValueError(f"{path}: neither {old} nor size.{new} is given")
     limits.append(value)
   return tuple(limits)
 
 
 def _same(have, want) -> bool:
-  """Equal, numbers as far as JSON writes them."""
+  """Whether two values are equal; floats up to 1e-6, because JSON rounds them."""
   if isinstance(want, list):
     return len(have) == len(want) and all(map(_same, have, want))
   return math.isclose(have, want, rel_tol=1e-6) if isinstance(want, float) else have == want

@@ -1,4 +1,4 @@
-"""What the decoder and the vision tower share: norm, rotary embedding, MLP, scan.
+"""Layers that the decoder and the vision tower use: norm, rotary embedding, MLP, scan.
 
 D width, H head size, F mlp, L layers. Activations have the compute dtype; statistics of norms and
 softmax are float32.
@@ -31,7 +31,7 @@ def rotate(x: jax.Array, rotary_cos_sin: tuple[jax.Array, jax.Array]) -> jax.Arr
 
   Args:
     x: [..., heads, H].
-    rotary_cos_sin: what `rotary` returned, [..., 1, H/2] each.
+    rotary_cos_sin: from `rotary`, [..., 1, H/2] each.
   """
   cos, sin = rotary_cos_sin
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -46,14 +46,14 @@ def project(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> j
 
 
 def adapted(x: jax.Array, weights: dict[str, Any], name: str) -> jax.Array:
-  """`project` by matrix `name`, with its bias and its adapter (lora.py) where there is one."""
+  """`project` with matrix `name`, and with its bias and its adapter (lora.py) if it has them."""
   y = project(x, weights[name], weights.get(f"{name}_bias"))
   pair = weights.get(f"{name}_lora")
   return y if pair is None else y + project(project(x, pair["a"]), pair["b"])
 
 
 def swiglu(x: jax.Array, weights: dict[str, Any]) -> jax.Array:
-  """(silu(x gate) * (x up)) down, with biases and adapters where the weights have them."""
+  """(silu(x gate) * (x up)) down, with biases and adapters if the weights have them."""
   gate, up = adapted(x, weights, "gate"), adapted(x, weights, "up")
   return adapted(jax.nn.silu(gate) * up, weights, "down")
 

@@ -1,13 +1,12 @@
-"""Low-rank adapters: matrices W of the decoder become W + s A B, and A and B alone are trained.
+"""Low-rank adapters: matrices W of the decoder become W + s A B, and only A and B are trained.
 
-LoRA, arXiv 2106.09685, s = alpha / rank. Adapters are a tree of their own, {target: {"a", "b"}}:
-state, gradients, moments and checkpoints hold them and nothing else. The weights under them, the
-base, are frozen, shared by policy, reference and rollouts, and kept in the compute dtype: the model
-casts them to it anyway, so nothing is lost.
+LoRA, arXiv 2106.09685, s = alpha / rank. Adapters are a separate tree, {target: {"a", "b"}}: state,
+gradients, moments and checkpoints hold nothing else. The base weights are frozen, shared by policy,
+reference and rollouts, and kept in the compute dtype, to which the model casts them anyway.
 
 Policy and rollouts compute x W + (x A)(s B) and never add A B to W: in bfloat16 a small A B would
-round to nothing against W, and rollouts would come from another policy than the trained one.
-L layers, r rank; A has the matrix's input dimensions and r, B has r and its output dimensions.
+vanish in the rounding of W, and the policy that samples would differ from the trained one.
+L layers, r rank; A is [L, inputs..., r], B is [L, r, outputs...].
 """
 
 import dataclasses
@@ -22,21 +21,21 @@ from ares_jax.models import weights
 from ares_jax.models.config import ModelConfig
 from ares_jax.models.weights import Params, Weight
 
-# Matrices of a decoder block, and how many of their dimensions a product contracts.
+# Matrices of a decoder block that can have adapters, and how many of their dimensions are inputs.
 TARGETS = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-  """What is trained in place of the weights; the vision tower is frozen then."""
+  """Size of the adapters; with adapters all weights are frozen, the vision tower too."""
 
-  rank: int  # r; 0 = none: the weights themselves are trained
+  rank: int  # r; 0 = no adapters, the weights are trained
   alpha: float  # s = alpha / rank
-  targets: tuple[str, ...]  # matrices of each decoder block, of TARGETS
+  targets: tuple[str, ...]  # matrices of each decoder block that have adapters, of TARGETS
 
   def __post_init__(self):
     if self.rank < 0:
-      raise ValueError(f"rank = {self.rank} must be >= 0 (0 trains the weights themselves)")
+      raise ValueError(f"rank = {self.rank} must be >= 0 (0 trains the weights)")
     if not 0 < self.alpha < float("inf"):
       raise ValueError(f"alpha = {self.alpha} must be finite and > 0")
     if not self.targets or len(set(self.targets) & set(TARGETS)) < len(self.targets):
@@ -46,17 +45,16 @@ class LoraConfig:
 
 @flax.struct.dataclass
 class Base:
-  """The frozen weights under adapters."""
+  """The frozen weights that adapters belong to."""
 
   weights: Params  # compute dtype
   scale: float = flax.struct.field(pytree_node=False)  # s
 
 
 def adapter_table(config: ModelConfig, lora: LoraConfig) -> dict[str, dict[str, Weight]]:
-  """Shape, sharding and initialisation of the adapters, split over the mesh as their matrices are:
-  a part that has only the heads of its matrix is whole where "model" does not divide them.
+  """Shape, sharding and initialisation of the adapters, sharded over the mesh like their matrices.
 
-  B starts at 0: the first policy is the base, exactly.
+  B starts at 0, so that the first policy is exactly the base.
   """
   blocks = weights.weight_table(config)["blocks"]
   return {name: _pair(blocks[name], TARGETS[name], lora.rank) for name in lora.targets}
@@ -73,7 +71,7 @@ def _pair(matrix, inputs, rank):
 
 
 def init(config: ModelConfig, lora: LoraConfig, key: jax.Array) -> Params:
-  """First adapters, float32, on the current mesh."""
+  """Initial adapters, float32, on the current mesh."""
   found = adapter_table(config, lora)
   return jax.jit(functools.partial(weights.draw, found), out_shardings=weights.layout(
     found, jax.sharding.get_mesh()))(key)
@@ -85,15 +83,15 @@ def abstract(config: ModelConfig, lora: LoraConfig, mesh) -> Params:
 
 
 def join(base: Base | None, trained: Params) -> Params:
-  """The weights of a policy from what is trained of it; differentiable.
+  """The weights of a policy from its trained parameters; differentiable.
 
   Args:
-    base: None where `trained` are the weights themselves.
-    trained: adapters of `base`.
+    base: None if `trained` are the weights.
+    trained: adapters of `base`, or the weights.
 
   Returns:
-    Weights for every function of the model: those of the base, blocks with a pair "NAME_lora" where
-    matrix NAME is adapted. Nothing of the base is copied.
+    Weights for every function of the model: those of the base, without a copy, and "NAME_lora", A
+    and s B, beside each matrix NAME of a block that has an adapter.
   """
   if base is None:
     return trained
@@ -102,13 +100,13 @@ def join(base: Base | None, trained: Params) -> Params:
 
 
 def attach(params: Params, pairs: Params) -> Params:
-  """`params` whose blocks have the pairs A, s B; of arrays or of their shapes."""
+  """`params` with the pairs A, s B in its blocks; for arrays and for their shapes."""
   named = {_key(name): pair for name, pair in pairs.items()}
   return params | {"blocks": params["blocks"] | named}
 
 
 def merge(base: Base | None, trained: Params) -> Params:
-  """Weights without adapters: W + s A B, summed in float32 and rounded once to the base's dtype."""
+  """Weights without adapters: W + s A B, summed in float32 and cast to the base's dtype."""
   if base is None:
     return trained
   blocks = dict(base.weights["blocks"])
@@ -124,14 +122,14 @@ def _merged(matrix, a, b, scale):
 
 
 def specs(config: ModelConfig, base: Base | None, trained: Params) -> Params:
-  """`PartitionSpec` of everything in `trained`: weights, or adapters of `base`."""
+  """`PartitionSpec` of every array in `trained`: weights, or adapters of `base`."""
   if base is None:
     return weights.specs(weights.weight_table(config))
   return _specs(config, trained)
 
 
 def joined_specs(config: ModelConfig, params: Params) -> Params:
-  """`PartitionSpec` of everything in what `join` returned."""
+  """`PartitionSpec` of every array in a result of `join`."""
   found = weights.specs(weights.weight_table(config))
   pairs = _specs(config, [name for name in TARGETS if _key(name) in params["blocks"]])
   return found | {"blocks": found["blocks"] | {_key(name): pairs[name] for name in pairs}}
@@ -144,7 +142,7 @@ def _specs(config, names):
 
 
 def trained_frozen(base: Base | None, frozen: tuple[str, ...]) -> tuple[str, ...]:
-  """Of the parts that a config freezes, those that are in what is trained: of adapters none."""
+  """The frozen parts of a config that are among the trained parameters; with adapters none."""
   return frozen if base is None else ()
 
 

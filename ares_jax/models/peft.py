@@ -1,6 +1,6 @@
-"""Adapters as the folder that the peft library, and what is built on it, loads.
+"""Writes adapters as a folder that the peft library, and programs built on it, can load.
 
-Importing this needs neither peft nor torch.
+Importing this module needs neither peft nor torch.
 """
 
 import json
@@ -14,7 +14,7 @@ from ares_jax.models.config import ModelConfig
 from ares_jax.models.lora import LoraConfig
 from ares_jax.models.weights import Params
 
-# peft puts this before the name of every module of the model that it wraps.
+# peft prefixes the module names of the model it wraps with this.
 _WRAPPED = "base_model.model."
 
 
@@ -22,15 +22,16 @@ def to_peft(adapters: Params, config: ModelConfig, lora: LoraConfig, folder: hf_
             base: hf_files.Folder) -> None:
   """Writes adapter_config.json and adapter_model.safetensors, float32.
 
-  peft computes x W^T + (alpha / r) x A^T B^T, A [r, inputs] and B [outputs, r]: ours, transposed.
-  The folder appears whole or not at all. Every process must call this; process 0 writes.
+  peft computes x W^T + (alpha / r) x A^T B^T with A [r, inputs] and B [outputs, r]: our
+  matrices, transposed. The folder appears complete or not at all. Every process must call this;
+  process 0 writes.
 
   Args:
-    adapters: {target: {"a", "b"}} of lora.table.
-    config: sizes of the model under them.
-    lora: what they were trained with.
+    adapters: {target: {"a", "b"}}, as in lora.adapter_table.
+    config: sizes of the base model.
+    lora: the configuration they were trained with.
     folder: must not exist yet.
-    base: the Hugging Face folder of the model under them; the config names it.
+    base: the Hugging Face folder of the base model, which adapter_config.json names.
 
   Raises:
     ValueError: the folder exists.
@@ -45,7 +46,7 @@ def to_peft(adapters: Params, config: ModelConfig, lora: LoraConfig, folder: hf_
       name = _WRAPPED + rule.format(layer=layer).removesuffix("weight")
       tensors[f"{name}lora_A.weight"] = _matrix(a.reshape(-1, lora.rank))
       tensors[f"{name}lora_B.weight"] = _matrix(b.reshape(lora.rank, -1))
-  # A pattern: the vision tower has modules of the same names, which have no adapters.
+  # A pattern, because the vision tower has modules of the same names, without adapters.
   either = "|".join(map(re.escape, modules))
   fields = {"peft_type": "LORA", "base_model_name_or_path": str(base), "r": lora.rank,
             "lora_alpha": lora.alpha, "lora_dropout": 0.0, "bias": "none", "inference_mode": True,

@@ -5,11 +5,12 @@
     states = hidden(config, params, embeds, positions, segment)   # [B, T, D]
     logits = states @ unembedding(config, params).T
 
-`score` is the last three for training: log-probability and entropy of every token, no logits.
+`score` replaces the last three in training: log-probability and entropy per token, no logits.
 
-In float32 the logits are transformers' to 1e-5. In bfloat16 (weights kept in float32) the log-prob
-of a token differs from float32's by .008 on average, .03 at the 99th percentile, measured on two
-random models of 3 layers in tests/models/golden; not measured on trained weights.
+In float32 the logits equal those of transformers to 1e-5. In bfloat16 (with float32 weights) the
+log-probability of a token differs from that in float32 by .008 on average and .03 at the 99th
+percentile, on the two random models of 3 layers in tests/models/golden; trained weights were not
+measured.
 
 Sampling replaces the last two by `prefill`, `empty_cache` and `decode_step`.
 B rows, T tokens, U image units of a row, D embed, V vocabulary.
@@ -37,8 +38,8 @@ def embed(config: ModelConfig, params: Params, tokens_BT, unit_BT, features) -> 
     params: the weights.
     tokens_BT: int32 ids.
     unit_BT: int32, index of the image unit that feeds a token, -1 for text. None without images.
-    features: what `vision_features` returned, [B, U, D]: each row of tokens has images of its own;
-      or [U, D]: all rows pick from the same. None without images.
+    features: from `vision_features`, [B, U, D] if each row of tokens has its own images, [U, D] if
+      all rows use the same; None without images.
 
   Returns:
     [B, T, D] in the compute dtype.
@@ -46,7 +47,7 @@ def embed(config: ModelConfig, params: Params, tokens_BT, unit_BT, features) -> 
   dtype = jnp.dtype(config.compute_dtype)
   table_VD = params["embed"]
   if within_a_slice():
-    # Of a slice's own rows: left alone, XLA fetches the table from other slices for each lookup.
+    # Without these shardings XLA would fetch the table from other slices for each lookup.
     table_VD = shard(table_VD, None, "data")
     embeds_BTD = shard(table_VD[tokens_BT], None, None, "data").astype(dtype)
   else:
@@ -66,8 +67,8 @@ def score(config: ModelConfig, params: Params, features, *, tokens, unit, positi
           wanted=None) -> tuple[jax.Array, jax.Array]:
   """Log-probability of every token after its predecessors, and the entropy of the policy there.
 
-  Both are at temperature 1, whatever temperature the token was drawn at. Column t is about token
-  t. What stands in the first column of a segment means nothing.
+  Both are at temperature 1, whatever temperature the token was sampled at. Column t is about token
+  t; the first column of a segment is meaningless.
 
   Args:
     config: sizes.
@@ -75,10 +76,10 @@ def score(config: ModelConfig, params: Params, features, *, tokens, unit, positi
     features: as in `embed`.
     tokens, unit, segment: int32 [B, T], as in `embed` and `hidden`.
     positions: int32 [B, 3, T].
-    wanted: bool [B, T], as in `logprob_and_entropy`: elsewhere both are 0. None: of all tokens.
+    wanted: bool [B, T], as in `logprob_and_entropy`; both are 0 elsewhere. None = all tokens.
 
   Returns:
-    float32 [B, T], nats, both; on a mesh each device works on its own tokens.
+    float32 [B, T], nats, both; on a mesh each device computes its own tokens.
   """
   embeds_BTD = embed(config, params, tokens, unit, features)
   hidden_BTD = hidden(config, params, embeds_BTD, jnp.moveaxis(positions, 1, 0), segment)

@@ -1,4 +1,4 @@
-"""The vision tower: windows of patches are a batch.
+"""The vision tower, with window attention as attention over a batch of windows.
 
 R rows (prompts), W windows, S patch slots of a window, C values of a patch, E width of the tower,
 M = W * S patch slots of a row, U = M / merge^2 units (tokens) of a row, N heads, H head size.
@@ -44,10 +44,10 @@ class VisionInput:
 
 
 def vision_features(config: ModelConfig, params: Params, vision: VisionInput) -> jax.Array:
-  """Image features in the order of the slots: unit u is slots [u * merge^2, (u + 1) * merge^2).
+  """Image features in the order of the patch slots; unit u has [u * merge^2, (u + 1) * merge^2).
 
   Returns:
-    [R, U, D] in the compute dtype; meaningless where the slots are padding.
+    [R, U, D] in the compute dtype; meaningless for padding.
   """
   size, weights = config.vision, params["vision"]
   rows, windows, slots = vision.image.shape
@@ -57,7 +57,7 @@ def vision_features(config: ModelConfig, params: Params, vision: VisionInput) ->
   full = np.isin(np.arange(size.depth), size.full_attention)
 
   def attend(q, k, v, *, per_window: bool):
-    # A window layer is a batch of rows * windows short rows, a full layer one of long rows.
+    # For a window block the batch is rows * windows short rows, for a full block rows long rows.
     shape = (rows * windows, slots) if per_window else (rows, windows * slots)
     segment = vision.image.reshape(shape)
     q, k, v = (y.reshape(*shape, *y.shape[3:]) for y in (q, k, v))
@@ -84,10 +84,10 @@ def vision_features(config: ModelConfig, params: Params, vision: VisionInput) ->
 
 
 def normalise(patches: jax.Array, size: VisionConfig) -> jax.Array:
-  """(x / 255 - mean) / std per channel, float32, bit for bit what the image processor computes.
+  """(x / 255 - mean) / std per channel, float32, bit for bit as the image processor computes it.
 
-  A table of 256 x 3 values: XLA turns division by a constant into a multiplication, which is off by
-  one unit in the last place for 441 of them.
+  A table of 256 x 3 values, because XLA turns division by a constant into multiplication, which
+  differs in the last bit for 441 of them.
   """
   level = (np.arange(256) * (1 / 255)).astype(np.float32)
   table = (level[:, None] - np.float32(MEAN)) / np.float32(STD)
@@ -96,7 +96,7 @@ def normalise(patches: jax.Array, size: VisionConfig) -> jax.Array:
 
 
 def _rotary_2d(hw, size: VisionConfig):
-  """Half of a head's frequencies turn with the patch's row, half with its column."""
+  """Rotary angles: half of a head's frequencies use the patch's row, half its column."""
   frequency = ROPE_THETA ** -(np.arange(0, size.head_dim // 2, 2) / (size.head_dim // 2))
   angle = hw[..., None].astype(jnp.float32) * np.float32(frequency)
   return rotary(angle.reshape(*hw.shape[:-1], size.head_dim // 2))

@@ -1,9 +1,10 @@
-"""The weight table: shape, sharding and initialisation of every tensor, in one place.
+"""The weight table: shape, sharding and initialisation of every tensor.
 
-Parameters are a nested dict of arrays with the keys of `table`. Weights of all blocks are stacked
-on a leading axis for `lax.scan`. Mesh axes: "data" (fully sharded weights), "model" (tensor
-parallel); every slice has all of them. "heads" in a spec is "model" where that divides the heads;
-where it does not, attention splits a row's tokens over it (attention.py), and "model" joins "data".
+Parameters are a nested dict of arrays with the keys of `weight_table`. Weights of all blocks are
+stacked on a leading axis for `lax.scan`. Mesh axes: "data" (fully sharded weights), "model" (tensor
+parallel); every slice has a copy. "heads" in a spec means "model" if that axis divides the heads.
+If not, attention splits a row's tokens over "model" (attention.py), and the dimension that "data"
+splits is split over both axes.
 L layers, V vocabulary, D embed, N query heads, K kv heads, H head size, F mlp.
 """
 
@@ -24,19 +25,14 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-  """One tensor of the model.
+  """One tensor of the model."""
 
-  shape: with the leading layer axis where it is stacked.
-  spec: mesh axis of each dimension, or "heads"; `on` says what that is.
-  init: standard deviation of a normal distribution, or a constant.
-  """
-
-  shape: tuple[int, ...]
-  spec: P
-  init: float | Literal["ones", "zeros"]
+  shape: tuple[int, ...]  # with the leading layer axis if it is stacked
+  spec: P  # mesh axis of each dimension, or "heads"; `on` resolves that
+  init: float | Literal["ones", "zeros"]  # a number is the deviation of a normal distribution
 
   def on(self, mesh) -> P:
-    """Mesh axes of each dimension on a mesh, where "heads" are "model" or not split."""
+    """The mesh axes of each dimension on a mesh."""
     if "heads" not in tuple(self.spec):
       return self.spec
     split = self.shape[tuple(self.spec).index("heads")] % mesh.shape["model"] == 0
@@ -117,9 +113,9 @@ def _vision(config: VisionConfig) -> dict[str, Any]:
 
 
 def init(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> Params:
-  """Random parameters. A tensor's values depend on the key and its own name only.
+  """Random parameters; the values of a tensor depend only on the key and its name.
 
-  Under `jax.jit(..., out_shardings=shardings(config, mesh))` no device holds a whole tensor.
+  Under `jax.jit(..., out_shardings=shardings(config, mesh))` no device holds a complete tensor.
   """
   return draw(weight_table(config), key, dtype)
 
@@ -153,14 +149,15 @@ def abstract_table(weights: dict[str, Any], mesh: Mesh, dtype: jnp.dtype) -> Par
 def shardings(config: ModelConfig, mesh: Mesh) -> Params:
   """`NamedSharding` of every tensor.
 
-  Raises ValueError naming every tensor whose size does not divide over its mesh axis.
+  Raises:
+    ValueError: names every tensor with a dimension that its mesh axes do not divide.
   """
   return layout(weight_table(config), mesh)
 
 
 def layout(weights: dict[str, Any], mesh: Mesh) -> Params:
   """`shardings` of any table of weights."""
-  faults = []
+  errors = []
 
   def sharding(path, weight: Weight) -> NamedSharding:
     spec = weight.on(mesh)
@@ -168,12 +165,12 @@ def layout(weights: dict[str, Any], mesh: Mesh) -> Params:
       names = axes if isinstance(axes, tuple) else (axes,) if axes else ()
       if size % math.prod(mesh.shape[name] for name in names):
         over = " x ".join(f"{name}={mesh.shape[name]}" for name in names)
-        faults.append(f"{name_of(path)} {weight.shape}: {size} over {over}")
+        errors.append(f"{name_of(path)} {weight.shape}: {size} over {over}")
     return NamedSharding(mesh, spec)
 
   tree = jax.tree_util.tree_map_with_path(sharding, weights)
-  if faults:
-    raise ValueError("weights do not divide over the mesh: " + "; ".join(faults)
+  if errors:
+    raise ValueError("weights do not divide over the mesh: " + "; ".join(errors)
                      + "; change the mesh or the model sizes")
   return tree
 
@@ -190,5 +187,5 @@ def name_of(path) -> str:
 
 
 def count(config: ModelConfig) -> int:
-  """Number of parameters, without allocating any; a tied embedding counts once."""
+  """Number of parameters; a tied embedding counts once."""
   return sum(math.prod(weight.shape) for weight in jax.tree.leaves(weight_table(config)))

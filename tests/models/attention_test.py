@@ -123,7 +123,7 @@ def test_near_keys_are_enough_for_short_segments_and_all_are_there_for_long_ones
   q, k, v, _ = packed(2, 256, 4, 2, 8)
   for rows in (slice(0, 1), slice(1, 2), slice(0, 2)):
     case = q[rows], k[rows], v[rows], segment[rows]
-    got = results(lambda *args, causal: attention_lib._near(*args), True, *case)
+    got = results(lambda *args, causal: attention_lib._banded(*args), True, *case)
     for value, want in zip(got, results(dense, True, *case), strict=True):
       np.testing.assert_allclose(value, want, atol=2e-5)
 
@@ -213,12 +213,12 @@ def test_every_device_works_on_an_early_and_a_late_chunk(parts):
   assert (chunks % 2 == [0, 1]).all()
 
 
-def test_chunks_are_dealt_and_come_back():
+def test_chunks_are_sent_and_come_back():
   chunks, numbers = attention_lib._chunks(4), np.arange(8)[None]
 
   def dealt(x):
-    there = attention_lib._deal(x, chunks)
-    return there, attention_lib._deal(there, chunks, back=True)
+    there = attention_lib._send_chunks(x, chunks)
+    return there, attention_lib._send_chunks(there, chunks, back=True)
 
   with jax.set_mesh(mesh_lib.make_mesh(1, 4)):
     there, back = jax.jit(jax.shard_map(dealt, in_specs=P(None, "model"),
