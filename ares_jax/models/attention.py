@@ -33,15 +33,8 @@ KERNEL_TOKENS = 256
 SPLASH_BLOCK, TRITON_BLOCK = 512, 128
 
 
-def attention(
-  q_BTNH: jax.Array,
-  k_BSKH: jax.Array,
-  v_BSKH: jax.Array,
-  *,
-  segment_BT: jax.Array,
-  segment_BS: jax.Array,
-  causal: bool,
-) -> jax.Array:
+def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, segment_BT: jax.Array,
+              segment_BS: jax.Array, causal: bool) -> jax.Array:
   """softmax(q k^T / sqrt(H)) v over the keys of the query's own segment.
 
   A kernel is used if `segment_BT` and `segment_BS` are the same object, a row has `KERNEL_TOKENS`

@@ -58,14 +58,8 @@ def swiglu(x: jax.Array, weights: dict[str, Any]) -> jax.Array:
   return adapted(jax.nn.silu(gate) * up, weights, "down")
 
 
-def scan_blocks(
-  block: Callable[[jax.Array, Any], tuple[jax.Array, Any]],
-  x: jax.Array,
-  per_layer: Any,
-  *,
-  remat: str,
-  unroll: int,
-) -> tuple[jax.Array, Any]:
+def scan_blocks(block: Callable[[jax.Array, Any], tuple[jax.Array, Any]], x: jax.Array,
+                per_layer: Any, *, remat: str, unroll: int) -> tuple[jax.Array, Any]:
   """Applies `block(x, layer) -> (x, result)` for each slice of `per_layer` along its leading axis.
 
   Args:

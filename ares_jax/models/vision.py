@@ -15,14 +15,7 @@ import numpy as np
 
 from ares_jax.models.attention import attention
 from ares_jax.models.config import ModelConfig, VisionConfig
-from ares_jax.models.layers import (
-  project,
-  rms_norm,
-  rotary,
-  rotate,
-  scan_blocks,
-  swiglu,
-)
+from ares_jax.models.layers import project, rms_norm, rotary, rotate, scan_blocks, swiglu
 from ares_jax.models.weights import Params
 from ares_jax.system.mesh import ROWS, shard
 

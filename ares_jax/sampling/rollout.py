@@ -49,25 +49,15 @@ class Grades:
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-  """Samples and grades responses; made once per run.
+  """Samples and grades responses; made once per run."""
 
-  Attributes:
-    model: ModelConfig.
-    encoder: data.prompts.Encoder.
-    allowed: bool [V] numpy, tokens that may be sampled.
-    end: end-of-turn token ids.
-    engine: sampler.EngineConfig.
-    grader: grading.pool.GradingPool.
-    phases: system.profiler.PhaseTimer.
-  """
-
-  model: object
-  encoder: object
-  allowed: np.ndarray
-  end: tuple
+  model: object  # ModelConfig
+  encoder: object  # data.prompts.Encoder
+  allowed: np.ndarray  # bool [V], tokens that may be sampled
+  end: tuple  # end-of-turn token ids
   engine: EngineConfig
-  grader: object
-  phases: object
+  grader: object  # grading.pool.GradingPool
+  phases: object  # system.profiler.PhaseTimer
 
   def sample(self, params, prompts, key, *, group, sampling, branching=None, finished=None):
     """Samples of a PromptBatch as numpy arrays; pads P to a multiple of the devices of mesh.ROWS.
@@ -178,8 +168,7 @@ class Rollout:
   metrics: dict
 
   def batch(self, rows):
-    """RolloutBatch of numpy arrays; `rows` are the same samples as `training.batch.pack` packs
-    them."""
+    """RolloutBatch of numpy arrays; `rows` are the samples as `training.batch.pack` packs them."""
     return RolloutBatch(
       tokens=self.samples.tokens, response_mask=self.samples.mask, entropy=self.samples.entropy,
       correct=self.correct, format_ok=self.format_ok, vision=VisionInput(**self.prompts.vision),
@@ -239,7 +228,9 @@ def collect(generator, params, batches, key, *, group, order, sampling, config, 
              "rollout/batches": totals["batches"], "rollout/timed_out": totals["timed_out"],
              "rollout/useful": float(totals["in_band"] / (totals["batches"] * wanted)),
              "rollout/filled": (wanted - len(kept)) / wanted}
-  groups = _ordered(kept + dropped, order)
+  groups = kept + dropped
+  lengths_PG = [each.prompt.length[0] + each.samples.mask.sum(1) for each in groups]
+  groups = [groups[index] for index in order(np.stack(lengths_PG))]
   samples = jax.tree.map(lambda *parts: np.concatenate(parts), *[each.samples for each in groups])
   lengths_B = samples.mask.sum(1)
   last_B = samples.tokens[np.arange(len(lengths_B)), np.maximum(lengths_B, 1) - 1]
@@ -257,12 +248,8 @@ def collect(generator, params, batches, key, *, group, order, sampling, config, 
 def _select(kept, dropped, group, useful_P):
   """Adds the groups of one batch to `kept` and `dropped`, which hold P groups together at most.
 
-  Groups that are not needed are not copied: the images of a batch may be gigabytes.
-
-  Args:
-    kept, dropped: lists of Group.
-    group: function of a prompt's index in the batch; returns a copy of its Group.
-    useful_P: bool, groups to keep; the others are dropped.
+  `group` returns a copy of the Group with a given index. Groups that are not needed are not copied:
+  the images of a batch may be gigabytes.
   """
   for index, useful in enumerate(useful_P):
     if len(kept) == len(useful_P):
@@ -278,11 +265,6 @@ def _group(prompts, samples, grades, size, index):
   rows = slice(index * size, (index + 1) * size)
   return Group(prompts.take([index]), jax.tree.map(lambda x: x[rows].copy(), samples),
                grades.texts[rows], grades.correct[rows], grades.format_ok[rows])
-
-
-def _ordered(groups, order):
-  lengths_PG = np.stack([group.prompt.length[0] + group.samples.mask.sum(1) for group in groups])
-  return [groups[index] for index in order(lengths_PG)]
 
 
 def _rollout_flops(model, prompts, samples):

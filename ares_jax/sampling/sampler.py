@@ -140,10 +140,11 @@ def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, e
         sampling=sampling, end=end, steps=engine.chunk,
         live=_live_tokens(longest + engine.chunk, tokens))
       while to_fetch and not now_ended_B.is_ready():
-        finished(*to_fetch.popleft()())
+        row, index, (tokens_RT, length_R) = to_fetch.popleft()
+        finished(row, np.asarray(tokens_RT)[index, : np.asarray(length_R)[index]])
       before_B, ended_B, longest = ended_B, np.asarray(now_ended_B), np.asarray(longest).max()
     if finished and not ended_B.all():
-      to_fetch.extend(_fetchers(state, np.flatnonzero(ended_B & ~before_B), group, branches))
+      to_fetch.extend(_responses(state, np.flatnonzero(ended_B & ~before_B), group, branches))
   return _samples(state, group=group, branches=branches)
 
 
@@ -152,18 +153,14 @@ def _unfinished(ended_B, group):
   return group - ended_B.reshape(-1, group).sum(1)
 
 
-def _fetchers(state, rows, group, branches):
-  """A function for each of `rows`, which have ended, that fetches and returns (row, tokens)."""
-  def fetch(row, index, tokens_RT, length_R):
-    return row, np.asarray(tokens_RT)[index, : np.asarray(length_R)[index]]
-
-  fetchers = []
+def _responses(state, rows, group, branches):
+  """(row, its index in the arrays, arrays on the devices) of rows that have ended."""
+  found = []
   for start in range(0, len(rows), FETCH_SIZE):
     part = rows[start : start + FETCH_SIZE]
     arrays = slots.responses(state, np.resize(part, FETCH_SIZE), group=group, branches=branches)
-    fetchers += [functools.partial(fetch, row, index, *arrays)
-                 for index, row in enumerate(part.tolist())]
-  return fetchers
+    found += [(row, index, arrays) for index, row in enumerate(part.tolist())]
+  return found
 
 
 @functools.partial(jax.jit, static_argnames=("group", "branches"))

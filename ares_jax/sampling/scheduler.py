@@ -75,22 +75,16 @@ def plan_cache(model, engine, *, prompts, prompt_tokens, group, tokens):
 
 
 class PromptScheduler:
-  """Decides when prompts are read, and into which prompt slots; D devices.
+  """Decides when each of D devices reads prompts, and into which prompt slots.
 
-  Attributes:
-    read_D: int, how many prompts each device has read; it reads its own P / D prompts in order.
+  A device reads its own P / D prompts, in order.
   """
 
   def __init__(self, devices, prompts, plan):
-    """
-    Args:
-      devices: D.
-      prompts: prompts of one device.
-      plan: CachePlan.
-    """
+    """Takes D, P / D and a CachePlan."""
     self._prompts, self._plan = prompts, plan
     self._prompt_DC = np.full((devices, plan.prompt_slots), -1)  # prompt in each slot; -1 = none
-    self.read_D = np.zeros(devices, int)
+    self.read_D = np.zeros(devices, int)  # prompts that each device has read
 
   def next_read(self, unfinished_P):
     """The prompts to read now, or None to go on decoding.

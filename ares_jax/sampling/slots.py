@@ -60,13 +60,7 @@ _SLOTS = Slots(_ROWS, _ROWS, _CACHES, *[_ROWS] * 9)
 
 @functools.partial(jax.jit, static_argnames=("model", "prompts", "prompt_slots", "tokens"))
 def empty_prompt_slots(model, *, prompts, prompt_slots, tokens):
-  """PromptSlots with nothing read; all sizes are those of the whole mesh.
-
-  Args:
-    model: ModelConfig.
-    prompts, prompt_slots: P, C.
-    tokens: of the longest prompt.
-  """
+  """PromptSlots of `tokens` tokens each, nothing read; all sizes are those of the whole mesh."""
   return PromptSlots(
     cache=_shard_cache(model, qwen25_vl.empty_cache(model, prompt_slots, tokens)),
     **_split_rows(dict(

@@ -59,7 +59,8 @@ class Peak:
 def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--mesh", choices=["1x1", "2x2"], default="1x1")
-  mesh = None if parser.parse_args().mesh == "1x1" else mesh_lib.make_mesh(2, 2)
+  data, model = map(int, parser.parse_args().mesh.split("x"))
+  mesh = mesh_lib.make_mesh(data, model, jax.devices()[: data * model])
   with tempfile.TemporaryDirectory() as folder:
     shapes = random_folder.write(pathlib.Path(folder), CONFIG)
     largest = 2 * max(map(np.prod, shapes.values()))

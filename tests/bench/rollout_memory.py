@@ -38,7 +38,7 @@ def split(tree, *spec):
 
 def rollout_weights():
   """Shapes of what `sampler.rollout_weights` returns."""
-  params = weights.abstract(MODEL, None, jnp.bfloat16)
+  params = jax.eval_shape(lambda key: weights.init(MODEL, key, jnp.bfloat16), jax.random.key(0))
   return jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     params, sampler.rollout_shardings(MODEL, params))

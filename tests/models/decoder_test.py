@@ -106,7 +106,8 @@ def test_remat_and_unroll_change_no_gradient(change):
 
 def test_between_blocks_a_rows_tokens_are_split_over_the_model_axis():
   config = dataclasses.replace(golden_batch.config("untied"), remat="block")
-  with jax.set_mesh(mesh_lib.make_mesh(2, 2)) as mesh:
+  mesh = mesh_lib.make_mesh(2, 2)
+  with jax.set_mesh(mesh):
     def array(dtype, shape, *spec):
       return jax.ShapeDtypeStruct(shape, dtype, sharding=mesh_lib.sharding(*spec))
 

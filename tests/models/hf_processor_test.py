@@ -33,7 +33,7 @@ def test_limits_come_in_the_forms_of_both_transformers(tmp_path):
   (dict(resample=2), "resample is 2"),
   (dict(patch_size=16), "patch_size is 16; only 14"),
   (dict(merge_size=1), "merge_size is 1"),
-  (dict(size={"shortest_edge": 784}), "neither max_pixels nor size.longest_edge is there"),
+  (dict(size={"shortest_edge": 784}), "neither max_pixels nor size.longest_edge is given"),
 ])
 def test_other_pixels_than_ours_are_refused_by_name(tmp_path, changes, message):
   with pytest.raises(ValueError, match=message):

@@ -133,7 +133,8 @@ def test_adapters_are_split_over_the_mesh_as_their_matrices_are():
   assert [wide[name][part].sharding.spec for name in "qo" for part in "ab"] == [
     P(None, "data", None), P(None, None, None, None), P(None, None, None, None),
     P(None, None, "data")]
-  joined = lora.attach(weights.abstract(SIZE_3B, None, jnp.bfloat16), shapes)
+  base = jax.eval_shape(lambda key: weights.init(SIZE_3B, key, jnp.bfloat16), jax.random.key(0))
+  joined = lora.attach(base, shapes)
   specs = lora.joined_specs(SIZE_3B, joined)
   assert specs["blocks"]["gate_lora"] == {part: shapes["gate"][part].sharding.spec
                                           for part in ("a", "b")}
