@@ -8,6 +8,7 @@ import pathlib
 import re
 import shlex
 
+import imports_test
 import numpy as np
 import pytest
 from PIL import Image
@@ -44,7 +45,7 @@ def test_every_op_is_mentioned():
   assert [name for name in ops.__all__ if not re.search(rf"\b{name}\b", text)] == []
 
 
-@pytest.mark.parametrize("page, most", [("README.md", 130)])
+@pytest.mark.parametrize("page, most", [("README.md", 130), ("ares_jax/README.md", 60)])
 def test_the_pages_read_first_stay_short(page, most):
   assert len((ROOT / page).read_text(encoding="utf-8").splitlines()) <= most
 
@@ -55,6 +56,25 @@ def test_file_names_that_label_a_link_end_its_target():
                                   page.read_text(encoding="utf-8")):
       assert f"/{link}".removesuffix(".py").endswith(f"/{label}".removesuffix(".py")), (
         f"{page.name}: [{label}]({link})")
+
+
+def test_the_map_names_rooms_modules_and_functions_that_are_there():
+  text = (ROOT / "ares_jax" / "README.md").read_text(encoding="utf-8")
+  steps = re.findall(r"`([\w/]+\.py):(\w+)`", text)
+  rooms = re.findall(r"^\| (\d) \| (.*?) \| (.*?) \|", text, re.MULTILINE)
+  assert len(steps) > 20 and len(rooms) > 10
+  for file, name in steps:
+    source = (ROOT / "ares_jax" / file).read_text(encoding="utf-8")
+    assert re.search(rf"^(def|class) {name}\b", source, re.MULTILINE), f"{file}:{name}"
+  floors = {room: str(floor) for room, floor in imports_test.FLOOR_OF.items()}
+  for floor, names, contents in rooms:
+    folders = re.findall(r"`([\w./]+)`", names)
+    assert all((ROOT / "ares_jax" / folder).exists() for folder in folders), names
+    assert {floors[re.sub(r"(/|\.py)$", "", folder)] for folder in folders} == {floor}, names
+    for module in re.findall(r"`([\w/]+)`", contents):
+      paths = [ROOT / "ares_jax" / folder / module for folder in folders if folder.endswith("/")]
+      assert not paths or any(path.is_dir() or path.with_suffix(".py").is_file()
+                              for path in paths), f"{names}: {module}"
 
 
 def test_the_changelog_names_modules_that_are_there():
