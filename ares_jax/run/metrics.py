@@ -1,8 +1,9 @@
-"""What a run reports: scalars to files, progress to the terminal, seconds per phase.
+"""Writes the metrics of a stage to metrics.jsonl and TensorBoard.
 
-`DIR/metrics.jsonl` has one object a step: "stage", "step", then the metric names; a value that is
-not finite is null. `step` counts finished steps: the line of a stage's first step has step 1, and
-a checkpoint at step s holds the work of lines 1..s. TensorBoard files are in DIR/tensorboard/STAGE.
+WORKDIR/metrics.jsonl has one object per step: "stage", "step", then the metrics by name; a value
+that is not finite is null. `step` counts finished steps: the line of a stage's first step has
+step 1, and a checkpoint at step s holds the work of lines 1..s. TensorBoard's files are in
+WORKDIR/tensorboard/STAGE.
 """
 
 import contextlib
@@ -23,13 +24,12 @@ from ares_jax.run.files import atomic_write
 
 _FLUSH = 30.0  # seconds between flushes of TensorBoard's file
 
-# Who is told of every line, of the process.
-_mirrors = []
+_mirrors = []  # functions that receive every line written by this process
 
 
 @contextlib.contextmanager
 def mirror_lines(send):
-  """Inside, every line that is written goes to `send`, a function of the line's dict, too."""
+  """Passes every line that is written inside to `send`, a function of the line's dict."""
   _mirrors.append(send)
   try:
     yield
@@ -38,20 +38,20 @@ def mirror_lines(send):
 
 
 class MetricWriter:
-  """Writes the scalars of one stage. Only process 0 writes; on others all is a no-op."""
+  """Writes the scalars of one stage on process 0; on other processes every call does nothing."""
 
   def __init__(self, workdir, stage, *, step):
-    """Opens the logs and cuts off what a killed run wrote after its last checkpoint.
+    """Opens the logs and removes the lines that a killed run wrote after its last checkpoint.
 
     Args:
-      workdir: the run's folder, made if missing.
+      workdir: folder of the run, made if missing.
       stage: name of the stage, on every line.
-      step: finished steps of the stage at which the run goes on; 0 = from the start. Lines of
-        this stage with a larger step are removed, because they will be written again.
+      step: finished steps of the stage; 0 for a new stage. Lines of this stage with a larger step
+        are removed, because they will be written again.
 
     Raises:
-      ValueError: a line of metrics.jsonl other than the last is not a JSON object with stage
-        and step.
+      ValueError: a line of metrics.jsonl, other than the last, is not a JSON object with stage and
+        step.
     """
     self._stage = stage
     self._file = self._events = None
@@ -67,7 +67,7 @@ class MetricWriter:
     return self
 
   def __exit__(self, kind, *exc):
-    # What ended the stage is not hidden by a disk that refuses the rest.
+    # An error of closing must not hide the exception that ended the stage.
     with contextlib.nullcontext() if kind is None else contextlib.suppress(OSError):
       self.close()
 
@@ -80,7 +80,7 @@ class MetricWriter:
 
     Raises:
       ValueError: a value has more than one element, or a name is "stage" or "step".
-      OSError: the line cannot be written, or the file is gone; may be tried again.
+      OSError: the line cannot be written, or the file is gone; the call may be repeated.
     """
     numbers = {name: _number(name, value) for name, value in scalars.items()}
     if self._file is None:
@@ -96,9 +96,9 @@ class MetricWriter:
       send(line)
 
   def _append(self, line):
-    """One write of a whole line: a kill leaves at most one torn line, which truncate removes."""
-    there = os.fstat(self._file.fileno())
-    if not os.path.samestat(os.stat(self._path), there):  # also raises where the folder is gone
+    """Appends a line with one write; a kill leaves at most one partial line, the last."""
+    opened = os.fstat(self._file.fileno())
+    if not os.path.samestat(os.stat(self._path), opened):  # stat raises if the folder is gone
       raise OSError(errno.ESTALE, "another file is in its place", self._path)
     try:
       written = self._file.write(line)
@@ -106,7 +106,7 @@ class MetricWriter:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
     except OSError:
       with contextlib.suppress(OSError):
-        self._file.truncate(there.st_size)
+        self._file.truncate(opened.st_size)
       raise
 
   def flush(self):
@@ -116,7 +116,7 @@ class MetricWriter:
       self._events.flush()
 
   def close(self):
-    """Flushes and closes; the writer is then dead."""
+    """Flushes and closes the files; the last call to this writer."""
     if self._file is not None:
       try:
         self.flush()
@@ -126,21 +126,21 @@ class MetricWriter:
 
 
 class _Events:
-  """TensorBoard's copy of the scalars; ends where a disk refuses it.
+  """Writes the scalars to TensorBoard's file; stops writing, with a warning, after an OSError.
 
-  tensorboardX.SummaryWriter writes in a thread: where that has died, the tenth step after it waits
-  for ever.
+  Not tensorboardX.SummaryWriter, which writes in a thread: after a failed write the tenth step
+  would wait forever. Not clu.metric_writers either: they need TensorFlow.
   """
 
   def __init__(self, folder, step):
     os.makedirs(folder, exist_ok=True)
     self._writer = EventsWriter(os.path.join(folder, "events"))
-    # Hides what a killed run drew after its last checkpoint.
+    # Makes TensorBoard drop what a killed run wrote after its last checkpoint.
     self._writer.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
     self._flushed = time.monotonic()
 
   def add(self, step, numbers):
-    """Adds {name: number}; TensorBoard has no null."""
+    """Writes {name: number}, without numbers that are not finite: TensorBoard has no null."""
     event = Event(wall_time=time.time(), step=step)
     for name, number in numbers.items():
       if math.isfinite(number):
@@ -153,10 +153,10 @@ class _Events:
     self._flushed = time.monotonic()
     self._try(lambda writer: writer.flush())
 
-  def _try(self, act):
+  def _try(self, write):
     try:
       if self._writer is not None:
-        act(self._writer)
+        write(self._writer)
     except OSError as error:
       logging.warning("TensorBoard's file ends here: %s; metrics.jsonl goes on", error)
       self._writer = None
@@ -170,28 +170,28 @@ def _number(name, value):
 
 
 def truncate_lines(path, stage, step):
-  """Rewrites `path` without `stage`'s lines after `step` and without a torn last line.
+  """Removes the lines of `stage` after `step`, and a partial last line, from a JSON-lines file.
 
-  Line by line: rollouts.jsonl may be larger than memory.
+  Works line by line, because rollouts.jsonl may be larger than memory.
   """
-  if not os.path.exists(path) or all(stays for _, stays in _judged(path, stage, step)):
+  if not os.path.exists(path) or all(keep for _, keep in _lines_to_keep(path, stage, step)):
     return
   with atomic_write(path) as temporary, open(temporary, "wb") as file:
-    file.writelines(line for line, stays in _judged(path, stage, step) if stays)
+    file.writelines(line for line, keep in _lines_to_keep(path, stage, step) if keep)
 
 
-def _judged(path, stage, step):
-  """(line, whether it stays) of the lines of `path`."""
+def _lines_to_keep(path, stage, step):
+  """Yields (line, whether to keep it)."""
   with open(path, "rb") as file:
-    # In binary: as text, a line would also end at a carriage return.
+    # In binary, because as text a line would also end at a carriage return.
     for number, line in enumerate(file, start=1):
       if not line.endswith(b"\n"):
         yield line, False
         return
       try:
         record = json.loads(line)
-        stays = record["stage"] != stage or record["step"] <= step
+        keep = record["stage"] != stage or record["step"] <= step
       except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} line {number} is not an object with stage and step ({error}); "
                          "repair or move it") from error
-      yield line, stays
+      yield line, keep

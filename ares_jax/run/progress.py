@@ -1,4 +1,4 @@
-"""The progress line on the terminal."""
+"""Shows the progress of a stage on the terminal."""
 
 import contextlib
 import math
@@ -9,16 +9,16 @@ import jax
 
 
 class Progress:
-  """A bar with the time left on stderr; plain lines when stderr is not a terminal."""
+  """A progress bar with the time left, on stderr; plain lines if stderr is not a terminal."""
 
   def __init__(self, total, stage, *, start=0, stream=None, clock=time.monotonic, every=10.0):
     """
     Args:
       total: steps of the stage.
-      stage: its name, printed first.
-      start: steps finished before this process began (a resumed run).
-      stream: where to write; None is stderr.
-      clock: seconds, for tests.
+      stage: name of the stage, printed first.
+      start: steps that were finished before this process started (a resumed run).
+      stream: None is stderr.
+      clock: function that returns seconds.
       every: seconds between plain lines.
     """
     self._total, self._stage, self._start = total, stage, start
@@ -31,14 +31,14 @@ class Progress:
     self._silent = jax.process_index() != 0
 
   def update(self, step, note=""):
-    """Shows that `step` of `total` are finished, with `note` (e.g. "accuracy 0.61") behind."""
+    """Shows that `step` steps are finished, followed by `note`, e.g. "accuracy 0.61"."""
     if self._silent:
       return
     now = self._clock()
     line = f"{self._stage} {step}/{self._total}"
     if step > self._start:
       first, began = self._first
-      # The first step compiles: from the second on it does not count.
+      # Compiling takes most of the first step, so the later averages leave it out.
       if step <= first:
         first, began = self._start, self._began
         self._first = (step, now)
@@ -55,12 +55,12 @@ class Progress:
       self._written = now
 
   def close(self):
-    """Ends the bar's line."""
+    """Ends the line of the bar."""
     if not self._silent and self._stream.isatty() and self._width:
       self._write("\n")
 
   def _write(self, text):
-    # A terminal that was closed, or a pipe without a reader, is no reason to end a run.
+    # A closed terminal or a pipe without a reader must not end a run.
     with contextlib.suppress(OSError):
       self._stream.write(text)
       self._stream.flush()

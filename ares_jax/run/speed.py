@@ -1,7 +1,8 @@
-"""How fast a step was and how full the devices are; what is not known is left out, never guessed.
+"""Speed of a step and memory of the devices; unknown numbers are left out, never guessed.
 
-MFU (model FLOPs utilisation) is the FLOPs that the mathematics of a step needs (model_flops.py)
-over what all chips could do in its seconds: known of the chips in chips.py.
+MFU (model FLOPs utilisation) is the FLOPs that the mathematics of a step needs (models/flops.py)
+over the FLOPs that all chips could do in the time of the step; it is known for the chips in
+system/chips.py.
 """
 
 import jax
@@ -12,23 +13,24 @@ _GIB = 2**30
 
 
 def speed_metrics(metrics, seconds):
-  """Metrics of a step's speed.
+  """Speed and memory as metrics of a step.
 
   Args:
-    metrics: of the step; "work/tokens" and "work/flops" are used where they are there.
-    seconds: it took.
+    metrics: of the step, "work/tokens" and "work/flops" among them if they are known.
+    seconds: duration of the step.
 
   Returns:
-    dict with some of "speed/tokens" (a second), "speed/mfu" (share of the peak), "memory/peak" and
-    "memory/limit" (GiB of the fullest device, the peak since the process began).
+    dict with some of "speed/tokens" (per second), "speed/mfu" (fraction of the peak), "memory/peak"
+    and "memory/limit" (GiB of the fullest device; the peak since the process started).
   """
-  devices, found = jax.devices(), {}
+  devices = jax.devices()
+  found = {}
   if "work/tokens" in metrics:
     found["speed/tokens"] = float(metrics["work/tokens"]) / seconds
   chip = chips.chip_of(devices[0])
   if chip and "work/flops" in metrics:
     found["speed/mfu"] = float(metrics["work/flops"]) / seconds / len(devices) / chip.flops
-  # None where a device does not count, as on CPUs.
+  # memory_stats() is None on devices without counters, such as CPUs.
   stats = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
   stats = [one for one in stats if {"peak_bytes_in_use", "bytes_limit"} <= one.keys()]
   if stats:
@@ -39,7 +41,7 @@ def speed_metrics(metrics, seconds):
 
 
 def speed_note(found):
-  """What `measured` found, for the progress line."""
+  """The result of `speed_metrics` as a note for the progress bar."""
   parts = []
   if "speed/tokens" in found:
     parts.append(f"{found['speed/tokens']:.3g} tokens/s")

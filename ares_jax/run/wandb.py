@@ -1,7 +1,7 @@
-"""The metrics of a run at Weights & Biases too, where a config asks for it; the files stay.
+"""Sends the metrics of a run to Weights & Biases, if the config names a project.
 
-The package and its key are the user's: `pip install wandb`, then `wandb login` or WANDB_API_KEY in
-the environment, or WANDB_MODE=offline. Nothing of them stands in a config.
+The user installs the package (`pip install wandb`) and gives the key by `wandb login` or
+WANDB_API_KEY, or sets WANDB_MODE=offline. No key is in a config.
 """
 
 import contextlib
@@ -18,26 +18,26 @@ from ares_jax.system.config import ConfigError, one_line
 
 @dataclasses.dataclass(frozen=True)
 class WandbConfig:
-  """Where metrics go besides the run's folder."""
+  """A project at Weights & Biases."""
 
-  project: str  # at Weights & Biases; "" = nowhere
-  name: str  # of the run there; "" = the workdir's
+  project: str  # "" = metrics are not sent
+  name: str  # of the run there; "" = name of the workdir
 
 
 @contextlib.contextmanager
 def wandb(config, workdir, settings):
-  """Every line of metrics.jsonl that is written inside is sent too, by process 0.
+  """Sends every line of metrics.jsonl that is written inside, from process 0.
 
-  A run that goes on is the same run there: its id stands in WORKDIR/wandb_id. Steps are counted by
-  stage, as in metrics.jsonl: names are STAGE/METRIC over STAGE/step.
+  A resumed run continues the same run there, by the id in WORKDIR/wandb_id. Steps are counted by
+  stage, as in metrics.jsonl: metrics are named STAGE/METRIC, over STAGE/step.
 
   Args:
     config: WandbConfig.
     workdir: folder of the run.
-    settings: dict of the whole config, shown beside the metrics.
+    settings: the complete config as a dict, shown beside the metrics.
 
   Raises:
-    ConfigError: asked for, and the package is not there or cannot begin a run.
+    ConfigError: a project is named, but the package is missing or cannot start a run.
   """
   if not config.project or jax.process_index() != 0:
     yield
@@ -57,7 +57,7 @@ def wandb(config, workdir, settings):
   try:
     run = client.init(project=config.project, name=config.name or os.path.basename(workdir),
                       id=identity, resume="allow", dir=workdir, config=settings)
-  except Exception as error:  # its errors have no class in common
+  except Exception as error:  # the package's errors have no common class
     raise ConfigError(
       f"config.wandb.project = {config.project!r}: {one_line(error)}; wandb login, set "
       "WANDB_MODE=offline, or leave config.wandb.project empty") from error
@@ -71,7 +71,7 @@ def wandb(config, workdir, settings):
     try:
       run.log({f"{stage}/{name}": value for name, value in line.items()
                if name != "stage" and value is not None})
-    except Exception as error:  # the line is in the file: a copy that fails stops no run
+    except Exception as error:  # must not stop the run: the line is in metrics.jsonl
       logging.warning("step %d of %s was not sent to Weights & Biases: %s", line["step"], stage,
                       error)
 
