@@ -18,6 +18,7 @@ import sys
 
 import jax
 from absl import flags
+from clu import parameter_overview
 from ml_collections import config_flags
 
 from ares_jax import adacs, aepo
@@ -28,6 +29,7 @@ from ares_jax.models import lora
 from ares_jax.plan import check
 from ares_jax.run import identity, wandb
 from ares_jax.run.config import read_config
+from ares_jax.run.files import write_text
 from ares_jax.run.fingerprint import fingerprint
 from ares_jax.run.identity import STAGES
 from ares_jax.run.lock import one_run
@@ -147,6 +149,9 @@ def train(parts, workdir, until="end", allow=()):
   params, base = parts.start()
   if base is not None:
     identity.keep_base(workdir, base, allow)
+  if jax.process_index() == 0:
+    table = parameter_overview.get_parameter_overview(params, include_stats="sharding")
+    write_text(os.path.join(workdir, "parameters.txt"), table + "\n")
   context = StageContext(parts.generator, workdir, config.seed, config.threads, base)
   if config.warmup.steps:
     params = adacs.fine_tune(params, parts.source("warmup"), config.warmup, context,

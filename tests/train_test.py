@@ -33,7 +33,10 @@ def finished(tmp_path_factory):
 
 
 def test_all_stages_leave_their_records(finished):
-  workdir, _ = finished
+  workdir, params = finished
+  count = sum(leaf.size for leaf in jax.tree.leaves(params))
+  table = (workdir / "parameters.txt").read_text()
+  assert "| embed " in table and f"Total: {count:,} " in table
   metrics = lines(workdir, "metrics.jsonl")
   assert [(line["stage"], line["step"]) for line in metrics] == [
     ("warmup", 1), ("warmup", 2), ("adacs", 1), ("adacs", 2), ("aepo", 1), ("aepo", 2), ("aepo", 3)]
