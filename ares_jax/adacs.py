@@ -28,6 +28,7 @@ from ares_jax.run.progress import Progress
 from ares_jax.run.stage import StageContext
 from ares_jax.sampling.sampler import SamplingConfig, stage_key
 from ares_jax.system import hosts
+from ares_jax.system.command import UsageError
 from ares_jax.training.sft_step import init_state, sft_step, to_device
 
 
@@ -156,6 +157,29 @@ def _write_report(files, config, context):
   write_text(os.path.join(context.workdir, "curation.html"), page.curation_html(report))
   write_json(os.path.join(context.workdir, "curation.json"), report)
   print(page.curation_text(report), file=sys.stderr, flush=True)
+
+
+def parse_shard(text, config):
+  """(number, shards) of --curate=3/8; None for --curate=all and without the flag.
+
+  Raises:
+    UsageError: the text is neither.
+    ValueError: the config leaves stage 1 out, or a shard cannot have the probe of the run.
+  """
+  if not text:
+    return None
+  if not config.adacs.steps:
+    raise ValueError(f"adacs.steps = 0: without stage 1 nothing is curated; set it above 0, or "
+                     f"leave --curate={text} out")
+  if text == "all":
+    return None
+  number, _, shards = text.partition("/")
+  if not (number.isdecimal() and shards.isdecimal()):
+    raise UsageError(f"--curate={text} is neither all nor NUMBER/SHARDS, 0/8 to 7/8")
+  if config.warmup.steps:
+    raise ValueError(f"warmup.steps = {config.warmup.steps}: the probe of a shard is the model of "
+                     "model.path; set it to 0, or curate with all")
+  return int(number), int(shards)
 
 
 def curate_shard(parts, folder, shard):

@@ -37,7 +37,7 @@ from ares_jax.run.setup import open_run
 from ares_jax.run.stage import StageContext
 from ares_jax.system import heartbeat, hosts, mesh, profiler
 from ares_jax.system.cluster import join_cluster
-from ares_jax.system.command import UsageError, require_config, run
+from ares_jax.system.command import require_config, run
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, see configs/.")
 _STRICT = flags.DEFINE_bool("strict", False, "Refuse a damaged checkpoint; use no older one.")
@@ -59,77 +59,34 @@ def main():
     for stage in STAGES:
       values[stage].loop.strict = True
   config = read_config(values)
-  name = os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))
-  workdir = os.path.abspath(_WORKDIR.value or os.path.join("runs", name[0]))
-  allow = tuple(_ALLOW_CHANGE.value)
-  traced = _traced(config, workdir)
-  shard = _shard(_CURATE.value, config)
-  if shard:
-    workdir = pass_rates.shard_folder(workdir, shard)
-  with join_cluster(config.hosts), heartbeat.stop_signals(), one_run(workdir), heartbeat.watchdog(
-      os.path.join(workdir, hosts.local_name("stacks.txt")), config.stall_minutes):
+  shard = adacs.parse_shard(_CURATE.value, config)
+  workdir = _workdir(shard)
+  profile = _profile(config, workdir)
+  with join_cluster(config.hosts), heartbeat.stop_signals(), one_run(workdir), \
+      _watchdog(workdir, config):
     identity.check_equal(values, workdir, {flag.name: flag.value for flag in (
       _ALLOW_CHANGE, _CHECK, _REPLAY, _PROFILE, _CURATE)})
-    # Before all rows are looked at; written when the data are found to be whole.
-    records = {"config.json": json.loads(values.to_json_best_effort())}
-    if not _CHECK.value:  # which may try other numbers
-      hosts.on_process_0(lambda: identity.check_records(workdir, records, allow))
-    with jax.set_mesh(
-        mesh.make_mesh(config.mesh.data, config.mesh.model, slices=config.mesh.slice)), \
+    settings = json.loads(values.to_json_best_effort())
+    if not _CHECK.value:  # --check may try other numbers in the folder of a run
+      # Early, for open_run may read all rows; written when the data are found to be usable.
+      hosts.on_process_0(lambda: identity.check_records(
+        workdir, {"config.json": settings}, _ALLOW_CHANGE.value))
+    with jax.set_mesh(_mesh(config.mesh)), \
         open_run(config, workdir=workdir, check=not shard) as parts:
       if _CHECK.value:
-        checked = check.check_programs(config, parts.model, parts.generator.end, _note)
-        if jax.process_index() == 0:
-          print(check.memory_table(checked))
-        check.require_fit(checked, config, parts.model)
-        return
-      if _REPLAY.value:
-        found = replay_text(_REPLAY.value, *replay(parts, workdir, _REPLAY.value))
-        if jax.process_index() == 0:
-          print(found)
-        return
-      records["fingerprint.json"] = fingerprint(parts)
-      hosts.check_same(records["fingerprint.json"], "reads other files")
-      hosts.on_process_0(lambda: identity.keep_records(workdir, records, allow))
-      if shard:
-        adacs.curate_shard(parts, workdir, shard)
-        return
-      with check.suggest_on_oom(config, parts.model), traced, \
-          wandb.wandb(config.wandb, workdir, values.to_dict()):
-        check.compile_longest_first(config, parts.model, parts.generator.end, workdir, _note)
-        train(parts, workdir, until="curation" if _CURATE.value else "end", allow=allow)
-
-
-def _traced(config, workdir):
-  """The context of --profile; of nothing without it."""
-  if _PROFILE.value is None:
-    return contextlib.nullcontext()
-  stage = next((name for name in reversed(STAGES) if getattr(config, name).steps), STAGES[-1])
-  steps = profiler.parse_steps(_PROFILE.value, stage, getattr(config, stage).steps)
-  return profiler.profile_steps(os.path.join(workdir, "profile"), stage, *steps)
-
-
-def _shard(text, config):
-  """(number, shards) of "3/8", None of "all" or nothing; refuses to curate for no stage 1."""
-  if not text:
-    return None
-  if not config.adacs.steps:
-    raise ValueError(f"adacs.steps = 0: without stage 1 nothing is curated; set it above 0, or "
-                     f"leave --curate={text} out")
-  if text == "all":
-    return None
-  number, _, shards = text.partition("/")
-  if not (number.isdecimal() and shards.isdecimal()):
-    raise UsageError(f"--curate={text} is neither all nor NUMBER/SHARDS, 0/8 to 7/8")
-  if config.warmup.steps:
-    raise ValueError(f"warmup.steps = {config.warmup.steps}: the probe of a shard is the model of "
-                     "model.path; set it to 0, or curate with all")
-  return int(number), int(shards)
-
-
-def _note(line):
-  if jax.process_index() == 0:
-    print(line, file=sys.stderr, flush=True)
+        _check(parts)
+      elif _REPLAY.value:
+        _print(replay_text(_REPLAY.value, *replay(parts, workdir, _REPLAY.value)))
+      else:
+        _keep_records(parts, workdir, settings)
+        if shard:
+          adacs.curate_shard(parts, workdir, shard)
+          return
+        with check.suggest_on_oom(config, parts.model), profile, \
+            wandb.wandb(config.wandb, workdir, values.to_dict()):
+          check.compile_longest_first(config, parts.model, parts.generator.end, workdir, _note)
+          train(parts, workdir, until="curation" if _CURATE.value else "end",
+                allow=_ALLOW_CHANGE.value)
 
 
 def train(parts, workdir, until="end", allow=()):
@@ -170,6 +127,56 @@ def train(parts, workdir, until="end", allow=()):
     results.add("aepo", lora.join(base, params))
   results.show()
   return params
+
+
+def _workdir(shard):
+  """Folder of the run, or of one shard of its curation."""
+  path = config_flags.get_config_filename(flags.FLAGS["config"])
+  name = os.path.splitext(os.path.basename(path))[0]
+  workdir = os.path.abspath(_WORKDIR.value or os.path.join("runs", name))
+  return pass_rates.shard_folder(workdir, shard) if shard else workdir
+
+
+def _profile(config, workdir):
+  """The context that traces the steps of --profile, or an empty one without the flag."""
+  if _PROFILE.value is None:
+    return contextlib.nullcontext()
+  stage = next((name for name in reversed(STAGES) if getattr(config, name).steps), STAGES[-1])
+  steps = profiler.parse_steps(_PROFILE.value, stage, getattr(config, stage).steps)
+  return profiler.profile_steps(os.path.join(workdir, "profile"), stage, *steps)
+
+
+def _watchdog(workdir, config):
+  path = os.path.join(workdir, hosts.local_name("stacks.txt"))
+  return heartbeat.watchdog(path, config.stall_minutes)
+
+
+def _mesh(config):
+  return mesh.make_mesh(config.data, config.model, slices=config.slice)
+
+
+def _keep_records(parts, workdir, settings):
+  """Writes config.json and fingerprint.json, after a look at what the folder holds already."""
+  records = {"config.json": settings, "fingerprint.json": fingerprint(parts)}
+  hosts.check_same(records["fingerprint.json"], "reads other files")
+  hosts.on_process_0(lambda: identity.keep_records(workdir, records, _ALLOW_CHANGE.value))
+
+
+def _check(parts):
+  """Compiles the largest programs and prints their memory."""
+  checked = check.check_programs(parts.config, parts.model, parts.generator.end, _note)
+  _print(check.memory_table(checked))
+  check.require_fit(checked, parts.config, parts.model)
+
+
+def _note(line):
+  _print(line, file=sys.stderr)
+
+
+def _print(text, file=None):
+  """Prints on process 0."""
+  if jax.process_index() == 0:
+    print(text, file=file, flush=True)
 
 
 if __name__ == "__main__":

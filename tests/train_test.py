@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ares_jax import aepo, train
+from ares_jax import adacs, aepo, train
 from ares_jax.run import setup
 from ares_jax.system import mesh
 
@@ -97,8 +97,10 @@ def test_a_replay_writes_no_records(tmp_path):
 def test_what_nothing_would_be_curated_for_is_refused():
   for text, changes, words in (("all", {"adacs__steps": 0}, "adacs.steps = 0: without stage 1"),
                                ("0/8", {"adacs__steps": 0}, "adacs.steps = 0: without stage 1"),
-                               ("0/8", {}, "warmup.steps = 2: the probe of a shard")):
+                               ("0/8", {}, "warmup.steps = 2: the probe of a shard"),
+                               ("1-2", {}, "--curate=1-2 is neither all nor NUMBER/SHARDS")):
     with pytest.raises(ValueError, match=words):
-      train._shard(text, tiny.read(**changes))
-  assert train._shard("all", tiny.read()) is train._shard("", tiny.read(adacs__steps=0)) is None
-  assert train._shard("3/8", tiny.read(warmup__steps=0)) == (3, 8)
+      adacs.parse_shard(text, tiny.read(**changes))
+  assert adacs.parse_shard("all", tiny.read()) is None
+  assert adacs.parse_shard("", tiny.read(adacs__steps=0)) is None
+  assert adacs.parse_shard("3/8", tiny.read(warmup__steps=0)) == (3, 8)
