@@ -8,12 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def mrope_positions(
-  tokens: Sequence[int] | np.ndarray,
-  image_token: int,
-  grids: Sequence[tuple[int, int, int]] | np.ndarray,
-  merge: int,
-) -> np.ndarray:
+def mrope_positions(tokens: Sequence[int] | np.ndarray, image_token: int,
+                    grids: Sequence[tuple[int, int, int]] | np.ndarray, merge: int) -> np.ndarray:
   """Time, height and width position of every token of one row.
 
   Text counts up on all three axes. The tokens of an image have one time, and the row and column of

@@ -27,8 +27,9 @@ def to_common_form(answer, truth, *, is_complete):
   answer, truth = words.spell_numbers(answer), words.spell_numbers(truth)
   if re.fullmatch(r"[0-9]{1,2}!", truth):  # in a truth alone: "6!" for 720 restates the question
     truth = str(math.factorial(int(truth[:-1])))
-  if is_complete:
-    answer, truth = _without_indices(answer, truth)
+  said, wanted = _without_indices(answer), _without_indices(truth)
+  if is_complete and (said is None) != (wanted is None):  # only one side has indices
+    answer, truth = said or answer, wanted or truth
   return _without_name(answer, truth, is_complete)
 
 
@@ -63,15 +64,7 @@ def _as_intervals(answer, truth):
   return answer, truth
 
 
-def _without_indices(answer, truth):
-  """Drops the indices of "x_1 = 2, x_2 = 5" where only one side has them."""
-  said, wanted = _without_root_indices(answer), _without_root_indices(truth)
-  if (said is None) == (wanted is None):
-    return answer, truth
-  return said or answer, wanted or truth
-
-
-def _without_root_indices(text):
+def _without_indices(text):
   """ "x_1 = 2, x_2 = 5" -> "x = 2, x = 5"; None where these are not the values of one unknown."""
   found = re.findall(r"([xyzt])_\{?([1-9])\}?\s*=", text)
   if len(found) < 2 or found != [(found[0][0], str(i + 1)) for i in range(text.count("="))]:

@@ -63,16 +63,14 @@ def _part(report, name):
 def _rows(report, name=None):
   """The head and a row for each bracket; without the target where there are several sources."""
   problems, chosen, quartiles, target = _part(report, name)
-  last = len(problems) - 1
-
-  def median(values):
-    return "" if values is None else f"{values[1]:.0f}"
-
-  rows = [_HEAD, *((f"{bracket}/{last}", str(problems[bracket]), str(chosen[bracket]),
-                    median(quartiles["before"][bracket]), median(quartiles["after"][bracket]),
-                    "" if target is None else f"{target[bracket]:.0f}")
-                   for bracket in range(last + 1))]
-  return rows if target is not None else [row[:-1] for row in rows]
+  rows = [_HEAD if target else _HEAD[:-1]]
+  for bracket, counts in enumerate(zip(problems, chosen, strict=True)):
+    row = [f"{bracket}/{len(problems) - 1}", *map(str, counts)]
+    for when in ("before", "after"):
+      lengths = quartiles[when][bracket]
+      row.append("" if lengths is None else f"{lengths[1]:.0f}")
+    rows.append([*row, f"{target[bracket]:.0f}"] if target else row)
+  return rows
 
 
 def _sources(report):
@@ -85,9 +83,13 @@ def _sources(report):
 
 
 def _table(rows):
-  widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-  return ["", *("  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(
-    row[1:], widths[1:], strict=True))]) for row in rows)]
+  """Lines with the cells of `rows` in columns, after an empty line."""
+  first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+  lines = [""]
+  for name, *cells in rows:
+    cells = [cell.rjust(width) for cell, width in zip(cells, others, strict=True)]
+    lines.append("  ".join([name.ljust(first), *cells]))
+  return lines
 
 
 def _section(report, name):
