@@ -15,7 +15,7 @@ def chat(suffix=""):
   return Chat(TOKENIZER, suffix, PAD)
 
 
-def test_is_the_tokenizers_template_with_expanded_images():
+def test_a_prompt_is_the_tokenizers_template_with_expanded_images():
   ids = chat().prompt("Compute red, modulo 10", [3])
   assert TOKENIZER.decode(ids) == (
     "<|im_start|>user\n<|vision_start|>" + "<|image_pad|>" * 3
@@ -80,7 +80,7 @@ def test_numbered_marks_choose_the_image():
     == chat().prompt("Compute<image> red<image>", [3, 1])
 
 
-def test_a_nul_does_not_forge_a_control_token():
+def test_a_nul_character_does_not_become_a_control_token():
   tokenizer = qwen_tokenizer.tokenizer()
   pad, end = tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|im_end|>"])
   ids = Chat(tokenizer, "", pad).prompt("\0<|im_end|>\0 <|image_\0pad|>", [])
@@ -122,8 +122,8 @@ def test_tokens_are_those_of_transformers_processor(processor, question, sizes):
   ours = Chat(tokenizer, "", pad).prompt(question, [h * w // 784 for h, w in sizes])
   pictures = iter([{"type": "image", "image": Image.new("RGB", (w, h))} for h, w in sizes])
   content = []
-  for place, text in enumerate(question.split("<image>")):
-    content += [next(pictures)] if place else []
+  for index, text in enumerate(question.split("<image>")):
+    content += [next(pictures)] if index else []
     content += [{"type": "text", "text": text}] if text else []
   content = [*pictures, *content]
   theirs = processor.apply_chat_template(

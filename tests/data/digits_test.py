@@ -88,13 +88,13 @@ def test_tokenizer_gives_texts_back():
   assert tokenizer("a zebra")["input_ids"] == [tokenizer.unk_token_id] * 2
 
 
-def test_teacher_thinks_longer_on_higher_levels():
+def test_teacher_writes_longer_traces_at_higher_levels():
   rows = digits.Teacher(source(), TEACHER)
   assert all("> </think>" in text for text in rows[0]["responses"])  # level 1: direct
   assert all("wait check" in text for text in rows[4]["responses"])  # level 5: check
 
 
-def test_captions_and_drills_give_way_to_traces():
+def test_captions_and_drills_become_fewer_and_traces_more():
   warmup = digits.WarmupSource(source(), TEACHER)
   rows = [warmup[index] for index in range(len(warmup))]
   described = np.array([row["question"] == "Describe" for row in rows])
@@ -121,6 +121,6 @@ def test_a_drill_has_its_digits_in_the_question_and_their_sums_in_the_response()
   ({"rows": 3, "columns": 3}, "colours"), ({"levels": 9}, "levels"),
   ({"operators": ("*",)}, "operators"),
 ])
-def test_refuses_what_it_cannot_draw(changes, word):
+def test_a_config_that_cannot_be_drawn_is_refused(changes, word):
   with pytest.raises(ValueError, match=word):
     source(**changes)

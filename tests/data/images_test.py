@@ -97,12 +97,12 @@ def test_pixels_grid_and_order_are_bit_identical_with_transformers(kind):
   np.testing.assert_array_equal(got.view(np.int32), want["pixel_values"].view(np.int32))
 
 
-def test_what_is_transparent_is_white():
+def test_transparent_pixels_become_white():
   clear_red = Image.new("RGBA", (56, 56), (255, 0, 0, 0))
   np.testing.assert_array_equal(images.load_image(clear_red, **LIMITS), 255)
 
 
-def test_an_array_is_an_image():
+def test_an_array_is_read_as_an_image():
   pixels = np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8)
   np.testing.assert_array_equal(images.load_image(pixels, **LIMITS), pixels)
   with pytest.raises(ValueError, match="^image: cannot use this image"):
@@ -156,7 +156,7 @@ def test_flipped_bits_give_an_image_or_a_valueerror():
         assert str(error).startswith("x: cannot use this image")
 
 
-def test_windows_by_hand():
+def test_window_layout_of_a_small_image():
   # 2 x 3 units in windows of 2 x 2: one full window, one of a single column.
   layout = images.window_layout([(1, 4, 6)], window=56, patch=14, merge=2)
   assert layout.windows == 2
@@ -182,7 +182,7 @@ def test_no_slot_is_used_twice_and_counts_agree():
     assert images.count_windows(grids, window=112, patch=14, merge=2) == layout.windows
 
 
-def test_pack_rows_pads_and_says_which_unit_feeds_which_token():
+def test_pack_rows_pads_and_maps_units_to_image_tokens():
   small, wide = (images.patchify(np.asarray(noise(*size))) for size in ((28, 28), (56, 84)))
   vision, units = images.pack_rows([[small, wide], [], [wide]], windows=4, window=56)
   assert vision["patches"].shape == (3, 4, 16, 1176) and vision["patches"].dtype == np.uint8

@@ -11,7 +11,7 @@ def test_text_counts_up_on_all_axes():
   np.testing.assert_array_equal(mrope_positions([1, 2, 3], IMAGE, [], merge=2), [[0, 1, 2]] * 3)
 
 
-def test_an_image_lies_on_its_grid_and_text_goes_on_behind_its_longer_side():
+def test_image_positions_form_a_grid_and_text_continues_after_its_longer_side():
   # One token of text, then 2 x 3 units (4 x 6 patches), then text.
   positions = mrope_positions([1] + [IMAGE] * 6 + [2, 3], IMAGE, [(1, 4, 6)], merge=2)
   np.testing.assert_array_equal(positions, [
@@ -21,12 +21,12 @@ def test_an_image_lies_on_its_grid_and_text_goes_on_behind_its_longer_side():
   assert positions.dtype == np.int32
 
 
-def test_images_that_touch_start_one_behind_the_other():
+def test_images_without_text_between_them_follow_each_other():
   positions = mrope_positions([IMAGE] * 3, IMAGE, [(1, 2, 4), (1, 2, 2)], merge=2)
   np.testing.assert_array_equal(positions, [[0, 0, 2], [0, 0, 2], [0, 1, 2]])
 
 
-def test_no_tokens_no_positions():
+def test_no_tokens_have_no_positions():
   assert mrope_positions([], IMAGE, [], merge=2).shape == (3, 0)
 
 
@@ -41,7 +41,7 @@ def test_placeholders_that_do_not_match_the_images_are_errors(tokens, grids, mes
 
 
 @pytest.mark.parametrize("name", ["image", "unit", "images"])
-def test_equals_transformers(name):
+def test_positions_equal_those_of_transformers(name):
   tokens, pictures = make_golden.case(name)
   grids = [(1, picture.shape[0] // 14, picture.shape[1] // 14) for picture in pictures]
   with golden_batch.references("tied") as reference:

@@ -20,8 +20,8 @@ def encoder(max_tokens=(40, 60, 100), windows=(4, 16, 40)):
 
 
 def row(number, *sizes, question="What is shown?"):
-  pictures = [np.full((height, width, 3), 5 * place, np.uint8)
-              for place, (height, width) in enumerate(sizes, start=1)]
+  pictures = [np.full((height, width, 3), 5 * index, np.uint8)
+              for index, (height, width) in enumerate(sizes, start=1)]
   return {"id": f"rows.jsonl:{number}", "question": question, "answer": "3", "images": pictures}
 
 
@@ -57,7 +57,7 @@ def test_images_are_placed_by_their_marks():
   (row(10) | {"images": ["/no/such.png"]}, "^row rows.jsonl:10: /no/such.png: cannot use"),
   (row(11, (1, 300)), "^row rows.jsonl:11: image: cannot use this image: .*aspect ratio 300"),
 ])
-def test_a_row_that_cannot_be_a_prompt_is_named(bad, message):
+def test_a_row_that_cannot_be_encoded_is_named(bad, message):
   with pytest.raises(ValueError, match=message):
     encoder(max_tokens=(160,), windows=(40,)).batch([row(0), bad], [0, 1])
 
@@ -78,7 +78,7 @@ def test_shapes_are_pairs_in_ascending_order(max_tokens, windows):
     PromptConfig("", max_tokens, windows, 1, 1)
 
 
-def test_a_thousand_images_of_any_size_compile_once_a_shape():
+def test_a_thousand_images_of_any_size_compile_once_for_each_shape():
   chosen = encoder(max_tokens=(36, 48, 64), windows=(4, 6, 9))
   rng = np.random.default_rng(0)
 

@@ -62,7 +62,7 @@ def test_reads_a_line_of_every_schema(tmp_path, schema, record, write):
   assert row["id"] == record.get("qid", f"{path.name}:0")
 
 
-def test_images_stand_in_the_record_or_beside_it(tmp_path):
+def test_images_are_in_the_record_or_in_files(tmp_path):
   data = files.png()
   path = files.parquet(tmp_path / "d.parquet", [
     {"problem": "<image><image>", "answer": "1",
@@ -100,7 +100,7 @@ def test_names_a_bad_row(tmp_path, schema, record, code, words):
 @pytest.mark.parametrize("record", [
   '{"question": "half \\ud800", "answer": "3"}',
   '{"question": "whole", "answer": "3", "responses": ["half \\ud800"]}'])
-def test_half_a_surrogate_pair_is_no_text(tmp_path, record):
+def test_half_a_surrogate_pair_is_refused(tmp_path, record):
   (tmp_path / "d.jsonl").write_text(record + "\n")
   with pytest.raises(BadRow, match="row d.jsonl:0: .*UnicodeEncodeError"):
     FileSource(config(tmp_path / "d.jsonl"))[0]
@@ -139,10 +139,10 @@ def test_a_batch_is_a_function_of_seed_and_number():
   assert take(5, seed=1) != batches
 
 
-def test_goes_on_exactly_wherever_it_was_cut():
-  whole = take(30, MIXED, threads=2)  # 12 epochs of one source, 10 of the other
+def test_a_stream_resumes_exactly_at_any_batch():
+  complete = take(30, MIXED, threads=2)  # 12 epochs of one source, 10 of the other
   for cut in np.random.default_rng(0).integers(0, 29, 20):
-    assert take(2, MIXED, start=int(cut)) == whole[cut : cut + 2]
+    assert take(2, MIXED, start=int(cut)) == complete[cut : cut + 2]
 
 
 def test_every_row_comes_once_an_epoch_and_epochs_differ():
@@ -151,11 +151,11 @@ def test_every_row_comes_once_an_epoch_and_epochs_differ():
   assert rows[:10] != rows[10:]
 
 
-def test_unshuffled_keeps_the_sources_order():
+def test_an_unshuffled_stream_keeps_the_order_of_the_source():
   assert [rows for _, rows in take(3, shuffle=False)] == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 0, 1)]
 
 
-def test_sources_are_mixed_by_weight_and_each_in_whole_epochs():
+def test_sources_are_mixed_by_weight_and_each_has_complete_epochs():
   rows = [row for _, batch in take(3, MIXED, batch=28) for row in batch]
   by_name = {name: [number for source, number in rows if source == name] for name in "ab"}
   assert [len(by_name[name]) for name in "ab"] == [63, 21]
@@ -170,19 +170,19 @@ def test_sources_are_mixed_by_weight_and_each_in_whole_epochs():
 
 
 @pytest.mark.parametrize("source", [None, MIXED], ids=["one", "mixed"])
-def test_shards_together_are_the_whole(source):
-  whole = [row for _, batch in take(2, source, batch=20) for row in batch]
+def test_shards_together_are_the_batch_of_one_process(source):
+  complete = [row for _, batch in take(2, source, batch=20) for row in batch]
   for hosts in (2, 4):
     shards = [[row for _, batch in take(2, source, batch=20, shard=(host, hosts)) for row in batch]
               for host in range(hosts)]
-    assert [row for rows in zip(*shards, strict=True) for row in rows] == whole
+    assert [row for rows in zip(*shards, strict=True) for row in rows] == complete
   if source is None:
-    assert sorted(whole[:10]) == sorted(whole[10:20]) == list(range(10))
+    assert sorted(complete[:10]) == sorted(complete[10:20]) == list(range(10))
   # Saved with two hosts, resumed with one.
-  assert take(1, source, start=1, batch=20)[0][1] == tuple(whole[20:])
+  assert take(1, source, start=1, batch=20)[0][1] == tuple(complete[20:])
 
 
-def test_two_processes_share_every_epoch_of_files_mixed_by_weight(tmp_path):
+def test_two_processes_split_every_epoch_of_files_mixed_by_weight(tmp_path):
   text, pictures = (str(tmp_path / name) for name in ("d.jsonl", "d.parquet"))
   files.jsonl(tmp_path / "d.jsonl", [
     {"question": f"How many? {number}", "answer": "#### 3"} for number in range(12)])
@@ -213,6 +213,6 @@ def test_two_processes_share_every_epoch_of_files_mixed_by_weight(tmp_path):
 
 
 @pytest.mark.parametrize("shard", [(2, 2), (0, 3), (-1, 2)])
-def test_shards_that_cannot_be_are_refused(shard):
+def test_an_impossible_shard_is_refused(shard):
   with pytest.raises(ValueError, match=re.escape(f"shard = {shard}") + ".*batch = 4"):
     take(1, shard=shard)

@@ -35,7 +35,7 @@ def test_every_example_is_packed_once_and_unpacks_to_itself():
   assert (batch.segment > 0).mean() > 0.6
 
 
-def test_rows_take_the_length_that_pads_least():
+def test_packed_rows_have_the_length_that_pads_least():
   examples = rows(30)
   tokens = sum(len(encode_example(encoder(), row)[0].tokens) for row in examples)
   shared = dict(row_windows=24, row_multiple=4)
@@ -67,7 +67,7 @@ def test_positions_restart_and_image_tokens_are_fed_in_order():
   assert (np.unique(batch.vision["image"][0]) == np.arange(1, 7)).all()
 
 
-def test_refuses_a_row_too_long_and_names_it():
+def test_a_row_that_is_too_long_is_refused_and_named():
   with pytest.raises(ValueError, match="digits-train-0-0.*row_tokens"):
     trace_batch(encoder(), rows(1), row_tokens=(20,), row_windows=4, row_multiple=1)
   with pytest.raises(ValueError, match="digits-train-0-0.*max_tokens"):

@@ -17,13 +17,13 @@ def test_table_marks_trigger_words_whatever_their_space_and_case():
   np.testing.assert_array_equal(trigger_table(Tokenizer(), 8), [1, 1, 0, 1, 0, 1, 0, 0])
 
 
-def test_words_are_the_releases_and_lower_case():
+def test_words_are_those_of_the_release_in_lower_case():
   words = trigger_words()
   assert len(words) == 174 and {"wait", "because", "alternatively"} <= words
   assert all(word == word.lower() for word in words)
 
 
-def test_digits_tokenizer_has_one_trigger():
+def test_digits_tokenizer_has_one_trigger_word():
   tokenizer = digits.tokenizer()
   table = trigger_table(tokenizer, 64)
   assert tokenizer.convert_tokens_to_ids(" wait") in np.flatnonzero(table)

@@ -13,7 +13,7 @@ def source(path, split=""):
   return FileSource(SourceConfig(str(path), "plain", split, 1.0))
 
 
-def test_gives_the_same_rows_by_number(tmp_path):
+def test_a_written_set_gives_the_same_rows_by_number(tmp_path):
   (tmp_path / "a.png").write_bytes(files.png(7))
   records = [{"question": f"<image> {number}", "answer": ["3", "drei"], "level": number,
               "images": ["a.png"] * (number % 3), "pass_rate": number / 8,
@@ -32,7 +32,7 @@ def test_gives_the_same_rows_by_number(tmp_path):
     open_records(folder, "test")
 
 
-def test_pixels_of_a_tfds_image_are_an_image(tmp_path):
+def test_pixels_of_a_tfds_image_are_read_as_an_image(tmp_path):
   pixels = np.zeros((4, 4, 3), np.uint8)
   record = {"question": b"q", "answer": b"1", "image": pixels}
   row = read_row(read_schemas()["plain"], record, location="train:0", name="set",

@@ -106,10 +106,10 @@ def test_formulas_go_to_workers_in_order_and_are_remembered(pool, monkeypatch):
   np.testing.assert_array_equal(again, correct)
 
 
-def test_responses_come_in_any_order_and_leave_by_their_places(pool):
+def test_results_are_in_order_of_index_whatever_the_order_of_arrival(pool):
   grading = pool.begin()
-  for place, text in ((2, box("3+y")), (0, box("8")), (3, r"\boxed{9}"), (1, box("y+3"))):
-    grading.add(place, text, ["8", "3+y", "y+3", "8"][place])
+  for index, text in ((2, box("3+y")), (0, box("8")), (3, r"\boxed{9}"), (1, box("y+3"))):
+    grading.add(index, text, ["8", "3+y", "y+3", "8"][index])
   correct, format_ok, timed_out = grading.finish()
   np.testing.assert_array_equal(correct, [1, 1, 1, 0])
   np.testing.assert_array_equal(format_ok, [1, 1, 1, 0])
@@ -124,10 +124,10 @@ def test_a_worker_has_no_jax_no_main_module_and_no_environment(pool):
   assert pool._pool.schedule(_environment, timeout=10).result() == ([], "")
 
 
-@pytest.mark.parametrize("fault", ["_hang", "_die", "_eat"])
-def test_a_worker_that_hangs_dies_or_eats_memory_is_replaced(pool, monkeypatch, fault):
-  monkeypatch.setattr(pool_lib, "_same_in_worker", globals()[fault])
-  formula = f"x+{ord(fault[1])}"  # one of its own: verdicts are kept
+@pytest.mark.parametrize("failure", ["_hang", "_die", "_eat"])
+def test_a_worker_that_hangs_dies_or_eats_memory_is_replaced(pool, monkeypatch, failure):
+  monkeypatch.setattr(pool_lib, "_same_in_worker", globals()[failure])
+  formula = f"x+{ord(failure[1])}"  # one of its own: verdicts are kept
   began = time.perf_counter()
   correct, format_ok, timed_out = pool.grade([box(formula), box("8")], [f"y{formula}y", "8"])
   np.testing.assert_array_equal(correct, [0, 1])
@@ -137,7 +137,7 @@ def test_a_worker_that_hangs_dies_or_eats_memory_is_replaced(pool, monkeypatch, 
   np.testing.assert_array_equal(format_ok, [1, 1])
   assert timed_out == 1 and time.perf_counter() - began < 20
   monkeypatch.undo()
-  correct, _, timed_out = pool.grade([box(f"{formula}1")], [f"{ord(fault[1])}1+x"])
+  correct, _, timed_out = pool.grade([box(f"{formula}1")], [f"{ord(failure[1])}1+x"])
   assert (correct[0], timed_out) == (1.0, 0)
   # What ran out of time once has its time again.
   correct, _, timed_out = pool.grade([box(formula)], [f"{formula}+0x"])
@@ -178,7 +178,7 @@ def test_truths_are_checked():
     pool_lib.GradingPool(workers=0)
 
 
-def test_a_batch_of_time_outs_stops_the_run(monkeypatch):
+def test_too_many_timeouts_stop_the_run(monkeypatch):
   monkeypatch.setattr(pool_lib, "_same_in_worker", _hang)
   texts, truths = [box("x+1"), box("x+2"), box("8"), box("9")], ["1+x", "2+x", "8", "8"]
   with pool_lib.GradingPool(workers=2, timeout=0.2, timeout_share=0.4) as pool:
@@ -252,7 +252,7 @@ def test_a_users_grader_that_failed_is_named_at_the_next_response(users):
       grading.add(1, "says 9", "9")
 
 
-def test_a_stop_that_is_sent_to_the_workers_too_is_no_fault_of_the_grader(users):
+def test_a_stop_signal_to_the_workers_is_not_blamed_on_the_grader(users):
   others = multiprocessing.active_children()
   with heartbeat.stop_signals(), pool_lib.GradingPool(workers=1, timeout=60.0,
                                                       grader="my_grader:hangs") as pool:
@@ -276,12 +276,12 @@ def test_a_stop_that_is_sent_to_the_workers_too_is_no_fault_of_the_grader(users)
   ("layerd", "is neither 'layered' nor 'release'"), ("my_grader:number", "is int, not a function"),
   ("my_grader:nothing", "does not load: AttributeError"), ("no_module:f", "ModuleNotFoundError"),
 ])
-def test_a_grader_that_is_none_is_refused_at_once(users, name, words):
+def test_an_invalid_grader_is_refused_at_once(users, name, words):
   with pytest.raises(ValueError, match=words):
     pool_lib.GradingPool(grader=name)
 
 
-def test_the_releases_grader_in_the_same_sandbox():
+def test_the_releases_grader_runs_in_the_same_sandbox():
   if not sandbox.has_release_grader():
     with pytest.raises(ValueError, match="needs the package mathruler"):
       pool_lib.GradingPool(grader="release")
@@ -294,7 +294,7 @@ def test_the_releases_grader_in_the_same_sandbox():
   assert timed_out <= 1
 
 
-def test_truths_that_no_answer_meets_are_found(pool):
+def test_truths_that_no_answer_equals_are_found(pool):
   rows = [{"id": "good", "answer": "8"}, {"id": "formula", "answer": r"2\sqrt{3}"},
           {"id": "list", "answer": ["A", "12 cm"]}, {"id": "open", "answer": r"\frac{1}{2"},
           {"id": "lost brace", "answer": r"\boxed{8"}, {"id": "shut", "answer": "8}"}]
@@ -312,7 +312,7 @@ PIECES = [
 ]  # fmt: skip
 
 
-# 10,000 of them: ARES_FUZZ=10000 python -m pytest tests/data/grade_test.py -k hostile_mixture
+# 10,000 of them: ARES_FUZZ=10000 python -m pytest tests/grading/pool_test.py -k hostile_mixture
 @settings(max_examples=int(os.environ.get("ARES_FUZZ", 500)), deadline=None, derandomize=True,
           database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(PIECES), max_size=20).map("".join))

@@ -53,7 +53,7 @@ def test_a_sample_of_rows_is_spread_and_scaled_up(tmp_path):
   assert f"{found.tokens[0] * 100} of prompts" in words
 
 
-def test_bars_count_what_is_in_them():
+def test_bars_have_the_counts_of_their_range():
   lines = summary.text_bars([1, 1, 1, 5])
   assert sum(int(line.split()[-1]) for line in lines) == 4 and lines[0].count("#") == 40
   assert len(summary.text_bars([3, 3])) == 1

@@ -14,7 +14,7 @@ def report(names=("a", "b")):
     selection="adacs", count=18, samples=8, rng=np.random.default_rng(0))
 
 
-def test_a_terminal_sees_length_against_pass_rate_before_and_after():
+def test_text_shows_length_by_pass_rate_before_and_after():
   found = report()
   lines = page.curation_text(found).splitlines()
   assert lines[0].startswith("adacs: 18 responses chosen of 180 right ones to 90 problems (90 ")
@@ -56,7 +56,7 @@ def test_the_page_has_a_figure_and_a_table_of_every_source():
   assert "<td>9</td>" in shown
 
 
-def test_names_of_sources_run_nothing():
+def test_names_of_sources_cannot_run_code():
   shown = page.curation_html(report((EVIL, "b")))
   assert "<script" not in shown and shown.count("</svg>") == 3
 

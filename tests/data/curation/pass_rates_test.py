@@ -24,7 +24,7 @@ def test_a_pass_rate_is_the_nearest_count(rate, passes):
   ({}, "None: not measured"), ({"pass_rate": -1.0}, "-1.0: not measured"),
   ({"pass_rate": 75}, "75; a number from 0 to 1"), ({"pass_rate": "0.5"}, "'0.5'; a number"),
   ({"pass_rate": float("nan")}, "nan; a number"), ({"pass_rate": True}, "True; a number")])
-def test_what_is_no_pass_rate_is_named(row, words):
+def test_an_invalid_pass_rate_is_named(row, words):
   with pytest.raises(BadRow, match=f"row 7: its pass rate is {words}"):
     column_passes({"id": "7"} | row, 8)
 
@@ -39,7 +39,7 @@ def test_candidates_are_several_responses_or_one():
       candidate_responses({"id": "7", "responses": wrong})
 
 
-def test_other_peoples_shards_are_counted_and_left_as_they_are(tmp_path):
+def test_shards_of_other_machines_are_counted_and_not_changed(tmp_path):
   written = {0: b'{"problem": 0}\n', 1: b'{"problem": 1}\n{"prob'}
   for number, content in written.items():
     path = pathlib.Path(shard_folder(tmp_path, (number, 2)), FILE)
@@ -53,6 +53,6 @@ def test_other_peoples_shards_are_counted_and_left_as_they_are(tmp_path):
   assert drop_torn_line(path) == 1 and path.read_bytes() == b'{"problem": 1}\n'
 
 
-def test_shards_are_neighbours_and_together_all():
+def test_shards_are_contiguous_and_cover_all_problems():
   assert [list(shard_numbers(10, (number, 3))) for number in range(3)] == [
     [0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]

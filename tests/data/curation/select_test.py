@@ -45,7 +45,7 @@ def test_keeps_lengths_closest_to_the_target_evenly_over_brackets():
   assert all(abs(tokens - targets["a"][passes]) <= 1)
 
 
-def test_an_exhausted_bracket_leaves_its_share_to_the_others():
+def test_other_brackets_replace_one_that_is_used_up():
   found = candidates({0: [40], 8: [10] * 9})
   chosen, _, _ = select_by_length(found, count=6, samples=8, rng=np.random.default_rng(0))
   assert found.passes[chosen].tolist() == [0, 8, 8, 8, 8, 8]
@@ -71,7 +71,7 @@ def test_vanilla_draws_problems_and_lengths_uniformly():
   assert 18 < np.mean(found.tokens[chosen]) < 22
 
 
-def test_nothing_right_is_nothing_chosen():
+def test_without_right_responses_nothing_is_selected():
   assert len(select_uniformly(pool([]), count=3, rng=np.random.default_rng(0))) == 0
   assert len(select_by_length(pool([]), count=3, samples=8, rng=np.random.default_rng(0))[0]) == 0
 
@@ -79,9 +79,9 @@ def test_nothing_right_is_nothing_chosen():
 def test_a_report_counts_by_source_and_bracket():
   lines = [("b", 0, [None, 40]), ("a", 8, [10, 12]), ("a", 8, [None, None]), ("b", 8, [20])]
   found = select_lib.curation_report(({"problem": number, "source": source, "passes": passes,
-                              "tokens": tokens}
-                             for number, (source, passes, tokens) in enumerate(lines)),
-                            selection="adacs", count=9, samples=8, rng=np.random.default_rng(0))
+                                       "tokens": tokens} for number, (source, passes, tokens)
+                                      in enumerate(lines)), selection="adacs", count=9, samples=8,
+                                     rng=np.random.default_rng(0))
   assert (found["problems"], found["candidates"], found["wrong_candidates_dropped"]) == (4, 4, 3)
   assert found["bracket_problems"] == [1] + [0] * 7 + [3]
   # The median of 10 and 12 is 11: either is as close.

@@ -56,13 +56,13 @@ def test_records_come_by_number_and_again_after_pickling(tmp_path, suffix):
     opened[7]
 
 
-def test_lines_of_white_space_are_no_records(tmp_path):
+def test_blank_lines_are_skipped(tmp_path):
   (tmp_path / "d.jsonl").write_text('\n{"a": 1}\n   \n\t\r\n{"a":2}\n\n{}\n{"a": 3}')
   opened = open_records(tmp_path / "d.jsonl")
   assert [opened[number] for number in range(len(opened))] == [{"a": 1}, {"a": 2}, {}, {"a": 3}]
 
 
-def test_a_file_longer_than_a_scan_is_the_same(tmp_path, monkeypatch):
+def test_a_file_longer_than_one_scan_is_read_completely(tmp_path, monkeypatch):
   path = files.jsonl(tmp_path / "d.jsonl", RECORDS)
   monkeypatch.setattr(records, "_SCAN_BYTES", 7)
   opened = open_records(path)
@@ -119,7 +119,7 @@ def test_a_split_is_a_folder_or_the_beginning_of_names(tmp_path):
     open_records(saved, "test")
 
 
-def test_what_cannot_be_read_is_named(tmp_path):
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
   with pytest.raises(ValueError, match="nowhere.jsonl does not exist"):
     open_records("nowhere.jsonl")
   with pytest.raises(ValueError, match="neither a .jsonl, .* nor a folder of them.*'train'"):
