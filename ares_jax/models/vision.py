@@ -17,7 +17,7 @@ from ares_jax.models.attention import attention
 from ares_jax.models.config import ModelConfig, VisionConfig
 from ares_jax.models.layers import project, rms_norm, rotary, rotate, scan_blocks, swiglu
 from ares_jax.models.weights import Params
-from ares_jax.system.mesh import ROWS, shard
+from ares_jax.system.mesh import ROWS, abstract, shard
 
 # Fixed by the architecture: no config.json has a field for them.
 NORM_EPS = 1e-6
@@ -34,6 +34,13 @@ class VisionInput:
   patches: jax.Array  # [R, W, S, C] uint8, C = (channel, temporal, patch, patch); 0 where padding
   hw: jax.Array  # [R, W, S, 2] int32, patch row and column in its image
   image: jax.Array  # [R, W, S] int32, 1 + index of the frame in its row; 0 where padding
+
+  @classmethod
+  def abstract(cls, size, rows, windows):
+    """The shapes for R rows of W windows on the current mesh; `size` is a VisionConfig."""
+    slots = rows, windows, size.window_patches
+    return cls(patches=abstract(jnp.uint8, (*slots, size.patch_dim), ROWS),
+               hw=abstract(jnp.int32, (*slots, 2), ROWS), image=abstract(jnp.int32, slots, ROWS))
 
 
 def vision_features(config: ModelConfig, params: Params, vision: VisionInput) -> jax.Array:

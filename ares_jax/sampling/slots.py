@@ -15,9 +15,10 @@ from jax.sharding import PartitionSpec
 
 from ares_jax.models import qwen25_vl
 from ares_jax.models.decoder import KVCache
+from ares_jax.models.vision import VisionInput
 from ares_jax.ops.sampling import next_token
 from ares_jax.sampling import branching as branching_lib
-from ares_jax.system.mesh import ROWS, shard, size
+from ares_jax.system.mesh import ROWS, abstract, shard, size
 
 
 @flax.struct.dataclass
@@ -119,6 +120,25 @@ def _split_rows(tree):
 def _shard_cache(model, cache):
   k, v = (shard(x, None, ROWS, None, kv_axis(model)) for x in (cache.k, cache.v))
   return KVCache(k, v, shard(cache.length, ROWS))
+
+
+def abstract_slots(model, slots):
+  """PromptSlots or Slots in shapes, with their layout on the current mesh."""
+  def on_mesh(x, *spec):
+    return abstract(x.dtype, x.shape, *spec)
+
+  k, v = (on_mesh(x, None, ROWS, None, kv_axis(model)) for x in (slots.cache.k, slots.cache.v))
+  others = jax.tree.map(lambda x: on_mesh(x, ROWS), slots.replace(cache=None))
+  return others.replace(cache=KVCache(k, v, on_mesh(slots.cache.length, ROWS)))
+
+
+def abstract_prompts(model, prompts, tokens, windows):
+  """The shapes of `read_prompts`'s `prompts` on the current mesh: R prompts of such sizes."""
+  ints = abstract(jnp.int32, (prompts, tokens), ROWS)
+  one = abstract(jnp.int32, (prompts,), ROWS)
+  return dict(tokens=ints, unit=ints, length=one, prompt_id=one,
+              positions=abstract(jnp.int32, (3, prompts, tokens), None, ROWS),
+              vision=VisionInput.abstract(model.vision, prompts, windows))
 
 
 def kv_axis(model):

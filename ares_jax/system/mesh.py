@@ -141,6 +141,11 @@ def sharding(*spec):
   return NamedSharding(_require(jax.sharding.get_mesh()), PartitionSpec(*spec))
 
 
+def abstract(dtype, shape, *spec):
+  """A `jax.ShapeDtypeStruct` laid out by `PartitionSpec(*spec)` on the current mesh."""
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(*spec))
+
+
 def size(*axes):
   """The product of the sizes of `axes` of the current mesh; also while tracing.
 

@@ -46,6 +46,15 @@ def init_state(config, params, base=None):
     {"step": jnp.int32(0), "batches": jnp.int32(0), "controllers": controllers}))
 
 
+def abstract_state(config, params, base=None):
+  """The shapes of `init_state` on the current mesh, of params and a base in shapes."""
+  tx = optimizer.stage_optimizer(config, params, base)
+  three, count = mesh.abstract(jnp.float32, (3,)), mesh.abstract(jnp.int32, ())
+  controllers = Controllers(threshold=mesh.abstract(jnp.float32, ()), hwe_target=three,
+                            multiplier=three, kappa=three, alpha=three)
+  return AepoState(count, count, params, optimizer.abstract_opt_state(tx, params), controllers)
+
+
 @functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="state")
 def aepo_step(model, config, state, reference, batch, trigger_V, base=None):
   """One iteration on a rollout batch (algorithm 1).

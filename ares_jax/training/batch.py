@@ -35,6 +35,19 @@ class PackedRows:
   # has not changed yet, so the gradient's forward pass gives the old log-probabilities.
   old_logprob: jax.Array | None = None
 
+  @classmethod
+  def abstract(cls, minibatches, microbatches, microbatch, row_tokens):
+    """The shapes [N, K, R, C] of `to_device`, on the current mesh."""
+    def array(dtype, *shape):
+      return mesh.abstract(dtype, shape, None, None, mesh.ROWS)
+
+    shape = minibatches, microbatches, microbatch, row_tokens
+    return cls(
+      used=mesh.abstract(np.int32, (minibatches,)),
+      positions=array(np.int32, *shape[:3], 3, row_tokens), response_mask=array(bool, *shape),
+      sampler_logprob=array(np.float32, *shape), **{name: array(np.int32, *shape) for name in (
+        "tokens", "segment", "unit", "sequence", "response_index")})
+
   def to_device(self):
     """The rows on the current mesh, those of every microbatch split over mesh.ROWS."""
     rows = mesh.put(self.replace(used=None), None, None, mesh.ROWS)
@@ -55,6 +68,26 @@ class RolloutBatch:
   format_ok: jax.Array  # float32 [B], 0 or 1
   vision: VisionInput  # of the P prompts
   rows: PackedRows
+
+  @classmethod
+  def abstract(cls, model, config, prompt_tokens, windows):
+    """The largest shapes of an AepoConfig's batch on the current mesh.
+
+    `prompt_tokens` and vision `windows` are those of a prompt.
+    """
+    count, tokens = config.prompts * config.group, config.sampling.max_tokens
+    longest = max(config.row_tokens)
+
+    def array(dtype, *shape):
+      return mesh.abstract(dtype, shape, mesh.ROWS)
+
+    capacity = row_capacity(config.minibatch, config.microbatch, longest, prompt_tokens + tokens)
+    return cls(
+      tokens=array(np.int32, count, tokens), response_mask=array(bool, count, tokens),
+      entropy=array(np.float32, count, tokens), correct=array(np.float32, count),
+      format_ok=array(np.float32, count),
+      vision=VisionInput.abstract(model.vision, config.prompts, windows),
+      rows=PackedRows.abstract(count // config.minibatch, capacity, config.microbatch, longest))
 
   def to_device(self):
     """The batch on the current mesh, sequences and packed rows split over mesh.ROWS."""

@@ -128,6 +128,17 @@ def init_opt_state(tx, params):
   return jax.jit(tx.init, out_shardings=state_shardings(tx, params, shardings))(params)
 
 
+def abstract_opt_state(tx, params):
+  """The shapes of `init_opt_state`, laid out like `params`, which are shapes on a mesh."""
+  found = []
+  # Inside a trace, because optax makes small arrays, which described devices cannot hold.
+  jax.eval_shape(lambda: found.append(
+    state_shardings(tx, params, jax.tree.map(lambda x: x.sharding, params))))
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    jax.eval_shape(tx.init, params), found[0])
+
+
 def state_shardings(tx, params, shardings):
   """Shardings of `tx`'s state: moments like their parameters, the rest replicated.
 

@@ -34,6 +34,23 @@ def init_state(config, params, base=None):
   return SftState(mesh.put(jnp.int32(0)), params, optimizer.init_opt_state(tx, params))
 
 
+def abstract_state(config, params, base=None):
+  """The shapes of `init_state` on the current mesh, of params and a base in shapes."""
+  tx = optimizer.stage_optimizer(config, params, base)
+  return SftState(mesh.abstract(jnp.int32, ()), params, optimizer.abstract_opt_state(tx, params))
+
+
+def abstract_batch(model, config):
+  """The shapes of `to_device` if every example of an SftConfig's batch has a row of its own."""
+  rows = -(-config.batch // config.microbatch) * config.microbatch
+  shape = rows, max(config.row_tokens)
+  ints = mesh.abstract(jnp.int32, shape, mesh.ROWS)
+  return dict(tokens=ints, segment=ints, unit=ints,
+              loss_mask=mesh.abstract(bool, shape, mesh.ROWS),
+              positions=mesh.abstract(jnp.int32, (3, *shape), None, mesh.ROWS),
+              vision=VisionInput.abstract(model.vision, rows, config.row_windows))
+
+
 @functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="state")
 def sft_step(model, config, state, batch, base=None):
   """One update on a packed batch: mean negative log-likelihood of the response tokens.

@@ -12,6 +12,7 @@ from ares_jax.plan import programs
 from ares_jax.run import config as run_config
 from ares_jax.run import model as model_lib
 from ares_jax.system import chips, config, mesh
+from ares_jax.training import aepo_step
 
 KINDS = {
   "all weights": {}, "all, moments=bfloat16": {"aepo.optimizer.moments": "bfloat16"},
@@ -28,8 +29,9 @@ def row(size, topology, changes):
   model = model_lib.model_config(settings.model)
   _, devices = chips.describe_slice(topology)
   with jax.set_mesh(mesh.make_mesh(*SLICES[topology], devices)):
-    params, base, _ = programs._policy(settings.model.lora, model)
-    held = programs.device_bytes((programs._state(settings.aepo, params, base), params, base))
+    params, base, _ = programs.abstract_policy(settings.model.lora, model)
+    state = aepo_step.abstract_state(settings.aepo, params, base)
+    held = programs.device_bytes((state, params, base))
   return held / 2**30, programs.needed_flops(settings, model)["aepo_step"]
 
 

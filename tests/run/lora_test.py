@@ -182,8 +182,8 @@ def test_a_plan_counts_the_base_once():
     adapters = sum(leaf.size for leaf in jax.tree.leaves(first))
     held = {program.name: program.beside for program in programs.aepo_programs(config, model)}
     more = {program.name: program.beside for program in programs.aepo_programs(full, model)}
-    params, base, _ = programs._policy(section, model)
-    state, real = programs._state(config.aepo, params, base), aepo_step.init_state(
+    params, base, _ = programs.abstract_policy(section, model)
+    state, real = aepo_step.abstract_state(config.aepo, params, base), aepo_step.init_state(
       config.aepo, first, base)
   # Adapters, two moments and the reference's, 4 bytes each, and the tower that decoding is not
   # given; a few counts and controllers.
