@@ -97,7 +97,7 @@ def aepo_step(model, config, state, reference, batch, trigger_V, base=None):
     grads, sums = policy_gradient.gradient(model, config, params, reference, minibatch, signal,
                                            base)
     if config.loss.old_logprob == "sampler":
-      # After an update the policy is not the one that sampled: the gap before it stands.
+      # After an update the policy is not the one that sampled, so the gap from before it is kept.
       sums.metrics["loss/sampler_gap"] = jnp.where(gap < 0, sums.metrics["loss/sampler_gap"], gap)
     sums.nonfinite.update(_bad_totals(config, sums.metrics))
     valid = sum([*nonfinite.values(), *sums.nonfinite.values()]) == 0
@@ -114,7 +114,7 @@ def aepo_step(model, config, state, reference, batch, trigger_V, base=None):
 
   # The KL controller (lines 23-24).
   kl_tokens_3 = sums.kl_tokens_3.sum(0)
-  # NaN, null in the log, where a bucket had no such tokens: not to be mistaken for 0.
+  # A bucket without such tokens gives NaN, null in the log, so that nobody takes it for 0.
   kl_3 = sums.kl_sum_3.sum(0) / kl_tokens_3
   if config.kl.dynamic:
     controllers = controllers.replace(kappa=ops.track_kl_coefficient(
