@@ -76,7 +76,7 @@ def read_prompts(model, params, prompt_slots, prompts, prompt_R, slot_R):
 
   Args:
     model: ModelConfig.
-    params: weights, in no part split over "data".
+    params: from `sampler.rollout_weights`.
     prompt_slots: PromptSlots; donated.
     prompts: `sample`'s dict of arrays, of R prompts.
     prompt_R: int32, their numbers among the device's P prompts; P = none.
@@ -175,7 +175,7 @@ def decode(model, params, prompt_slots, slots, key, allowed_V, branching, *, gro
 
   Args:
     model: ModelConfig.
-    params: weights, in no part split over "data".
+    params: from `sampler.rollout_weights`.
     prompt_slots: PromptSlots.
     slots: Slots; donated.
     key: typed PRNG key.

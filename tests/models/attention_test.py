@@ -116,7 +116,7 @@ def test_kernels_equal_plain_attention_of_packed_rows(kernel, causal, tokens, kv
 
 def test_near_keys_are_enough_for_short_segments_and_all_are_there_for_long_ones():
   # Blocks of 32: sequences that end within 2 blocks of keys, within 4, and beyond, and no block of
-  # whole padding. A row decides for both.
+  # only padding. A row decides for both.
   lengths = [(20, 30, 40, 60, 90, 10), (250, 6)]
   segment = np.stack([np.repeat(np.arange(1, len(row) + 1), row).tolist() + [0] * (256 - sum(row))
                       for row in lengths]).astype(np.int32)

@@ -24,7 +24,7 @@ ONES = np.ones((B, T), np.int32)
 HIDDEN = jax.jit(hidden, static_argnums=0)
 
 
-def test_prefill_and_single_steps_equal_the_whole_sequence():
+def test_prefill_and_single_steps_equal_one_pass_over_the_sequence():
   length = np.int32([4, 1, 7])
   whole = HIDDEN(CONFIG, PARAMS, EMBEDS, POSITIONS, ONES)
   states, prompts = jax.jit(prefill, static_argnums=0)(

@@ -50,7 +50,7 @@ def test_trained_weights_come_back_in_the_bases_dtype(tmp_path):
   np.testing.assert_array_equal(after.astype(np.float32), 2 * read(UNTIED)[name].astype(np.float32))
 
 
-def test_a_linear_layer_of_theirs_is_the_transpose_of_ours():
+def test_a_linear_layer_of_hugging_face_is_the_transpose_of_ours():
   params = golden_batch.read_hf(TIED, golden_batch.config("tied"))
   theirs = read(TIED)
   # Row 2 * 8 + 5 of q_proj makes feature 5 of head 2.
@@ -63,7 +63,7 @@ def test_a_linear_layer_of_theirs_is_the_transpose_of_ours():
                                 theirs["visual.blocks.2.attn.qkv.weight"][83])
 
 
-def test_shards_read_on_four_devices_equal_the_whole():
+def test_weights_read_on_four_devices_equal_those_read_on_one():
   config = golden_batch.config("untied")
   want = golden_batch.read_hf(UNTIED, config)
   mesh = mesh_lib.make_mesh(2, 2)
@@ -140,7 +140,7 @@ def test_an_export_never_overwrites_and_leaves_nothing_half_done(tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_shard_that_was_not_downloaded_is_named(tmp_path):
+def test_a_file_that_was_not_downloaded_is_named(tmp_path):
   for path in UNTIED.iterdir():
     shutil.copy(path, tmp_path)
   (tmp_path / "model-00002-of-00003.safetensors").unlink()

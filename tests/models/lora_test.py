@@ -128,7 +128,7 @@ def test_adapters_are_split_over_the_mesh_as_their_matrices_are():
   assert shapes["q"]["b"].sharding.shard_shape((36, 16, 16, 128)) == (36, 16, 4, 128)
   assert shapes["o"]["a"].sharding.shard_shape((36, 16, 128, 16)) == (36, 4, 128, 16)
   assert shapes["down"]["b"].sharding.shard_shape((36, 16, 2048)) == (36, 16, 128)
-  # 16 heads over 32: A of q and B of o have no heads; the others are whole.
+  # 16 heads over 32: A of q and B of o have no heads; the others are not split.
   wide = lora.abstract(SIZE_3B, section, jax.sharding.AbstractMesh((8, 32), ("data", "model")))
   assert [wide[name][part].sharding.spec for name in "qo" for part in "ab"] == [
     P(None, "data", None), P(None, None, None, None), P(None, None, None, None),

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 
 @pytest.mark.parametrize("variant", make_golden.VARIANTS)
-def test_references_and_whole_gradients_are_those_of_transformers(variant):
+def test_references_and_all_gradients_are_those_of_transformers(variant):
   want = make_golden.references(variant, golden_batch.NAMES)
   with golden_batch.references(variant) as committed:
     fresh = make_golden.summary(want)

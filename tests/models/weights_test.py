@@ -54,7 +54,7 @@ def test_published_sizes_divide_where_heads_do_not(config, data, model):
   weights.shardings(config, jax.sharding.AbstractMesh((data, model), ("data", "model")))
 
 
-def test_kv_heads_and_the_vision_mlp_stay_whole_on_the_model_axis():
+def test_kv_heads_and_the_vision_mlp_are_not_split_over_the_model_axis():
   mesh = jax.sharding.AbstractMesh((16, 4), ("data", "model"))
   for config in (SIZE_3B, SIZE_7B):
     shards = weights.shardings(config, mesh)

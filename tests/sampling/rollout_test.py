@@ -61,7 +61,7 @@ def gather(right, config):
 ALL, NONE, HALF = [1, 1], [0, 0], [1, 0]
 
 
-def test_filtering_keeps_sampling_until_enough_groups_teach():
+def test_filtering_samples_until_enough_groups_are_useful():
   rollout = gather([ALL, HALF, NONE, ALL, HALF, NONE], FilterConfig(3, 0.01, 0.99))
   assert [row["id"] for row in rollout.prompts.rows] == [1, 4]
   assert rollout.texts == ["1", "1", "4", "4"]
@@ -76,7 +76,7 @@ def test_dropped_groups_fill_up_when_the_limit_is_reached():
   assert rollout.batches == 2 and rollout.metrics["rollout/filled"] == 0.5
 
 
-def test_work_is_of_all_that_was_drawn_and_of_nothing_twice():
+def test_work_counts_every_sampled_token_once():
   class Branching(Fake):
     def answer(self, params, batch, key, **options):
       drawn, grades = super().answer(params, batch, key, **options)
@@ -121,7 +121,7 @@ def test_prompts_come_in_the_order_that_their_lengths_call_for():
   np.testing.assert_array_equal(rollout.correct, [1, 0, 1, 1, 1, 1, 0, 0])
 
 
-def test_share_of_truncated_answers():
+def test_fraction_of_truncated_answers():
   rollout = gather([ALL, NONE], FilterConfig(1, 0.01, 0.99))
   # Row 0 ends with 101, the end token; the other three do not.
   assert rollout.metrics["rollout/truncated"] == pytest.approx(0.75)

@@ -147,19 +147,19 @@ def test_slots_chunks_and_devices_change_no_answer(run, slices, data, model, fac
 
 
 class Odd(GradingPool):
-  """Of whole responses, about half are right; notes the order in which they come."""
+  """Grades complete responses, about half of them right; records their order."""
 
   def __init__(self):
     super().__init__(1)
     self.name, self.seen = "odd", []
 
-  def _here(self, pair):
+  def _grade_here(self, pair):
     self.seen.append(pair)
     return zlib.crc32(pair[0].encode()) % 2
 
 
 class Decoding:
-  """A result that devices still work on, or not, whenever the host asks."""
+  """An array that is always ready, or never, when the host asks."""
 
   def __init__(self, array, ready):
     self._array, self._ready = array, ready
@@ -172,7 +172,7 @@ class Decoding:
 
 
 def decoding(monkeypatch, ready):
-  """Every chunk is done at once, or not before the host has nothing else to do."""
+  """Makes every chunk ready at once, or only when the host has nothing else to do."""
   decode = slots.decode
 
   def wrapped(*arguments, **options):
@@ -211,7 +211,7 @@ def test_a_grader_that_fails_stops_decoding(run, monkeypatch):
   with Odd() as grader:
     generator = dataclasses.replace(parts.generator, grader=grader,
                                     engine=EngineConfig(slots=4, read=4, chunk=2, cache_gib=1.0))
-    monkeypatch.setattr(Odd, "_here", mock.Mock(side_effect=GraderError("odd is broken")))
+    monkeypatch.setattr(Odd, "_grade_here", mock.Mock(side_effect=GraderError("odd is broken")))
     with pytest.raises(GraderError, match="odd is broken"):
       generator.answer(params, prompts, jax.random.key(7), group=8, sampling=PLAIN)
   stopped = chunks.call_count
@@ -277,61 +277,6 @@ def test_a_chunk_is_one_program_that_never_copies_the_cache_nor_asks_the_host(br
   assert re.search(rf"f32\[{shape}\]", text)
   assert not re.findall(rf"= f32\[{shape}\]\S* copy\(.*", text)
   assert not re.findall(r"infeed|outfeed|send\(|recv\(|callback", text)
-
-
-def test_plans_as_many_slots_as_cache_gib_holds(run):
-  model = run[0].model  # 2 layers x 1 kv head x 16 x keys and values, float32: 256 bytes a token
-  sizes = dict(prompts=400, prompt_tokens=32, group=4, tokens=64)
-
-  def plan(gib=1.0, count=0, **changes):
-    return scheduler.plan_cache(model, EngineConfig(count, 4, 16, gib), **sizes | changes)
-
-  # A device has 3 slots, prompt slots for 3 times the prompts that fill them and for a read of 1,
-  # and the read itself.
-  gib = (3 * 64 + (3 + 1 + 1) * 32) * 256 / 2**30
-  assert plan(gib) == scheduler.CachePlan(slots=3, prompt_slots=4, read=1)
-  assert plan(gib, 9) == scheduler.CachePlan(slots=3, prompt_slots=4, read=1)  # 4 devices divide it
-  assert plan(prompts=8) == scheduler.CachePlan(slots=8, prompt_slots=2, read=1)  # one a row
-  assert plan(prompts=8, count=100) == plan(prompts=8)
-  assert plan(count=36) == scheduler.CachePlan(slots=9, prompt_slots=3 * 3 + 1, read=1)
-  with pytest.raises(ValueError, match="engine.slots to 12 or less"):
-    plan(gib, 16)
-  with pytest.raises(ValueError, match="raise engine.cache_gib"):
-    plan(gib / 4)
-
-
-def test_a_prompt_slot_is_reused_when_all_rows_of_its_prompt_have_ended():
-  # Two devices with 3 prompts of 2 rows and 2 prompt slots each; some of the 8 slots are idle.
-  reads = scheduler.PromptScheduler(2, 3, scheduler.CachePlan(slots=8, prompt_slots=2, read=1))
-  left = np.full(6, 2)
-  assert [x.tolist() for x in reads.next_read(left)] == [[[0], [0]], [[0], [0]]]
-  assert [x.tolist() for x in reads.next_read(left)] == [[[1], [1]], [[1], [1]]]
-  assert reads.next_read(left) is None
-  left[4] = 0  # Of device 1, prompt 1.
-  # Device 0 reads nothing: prompt 3 and prompt slot 2 do not exist.
-  assert [x.tolist() for x in reads.next_read(left)] == [[[3], [2]], [[2], [1]]]
-  left[0] = 1
-  assert reads.next_read(left) is None
-  left[0] = 0
-  assert [x.tolist() for x in reads.next_read(left)] == [[[2], [3]], [[0], [2]]]
-  assert reads.next_read(np.zeros(6, int)) is None
-
-
-def test_devices_read_together_unless_one_is_short_of_rows():
-  # Two devices with 4 prompts of 4 rows, 3 prompt slots and 4 slots each.
-  reads = scheduler.PromptScheduler(2, 4, scheduler.CachePlan(slots=4, prompt_slots=3, read=1))
-  left = np.full(8, 4)
-  while reads.next_read(left) is not None:
-    pass
-  assert reads.read_D.tolist() == [3, 3]
-  left[[0, 1]] = 0  # device 0 has two free prompt slots, and 4 rows for its 4 slots
-  assert reads.next_read(left) is None
-  left[2] = 3
-  assert reads.next_read(left) is None  # a quarter of its slots has no row, not more
-  left[2] = 2
-  assert [x.tolist() for x in reads.next_read(left)] == [[[3], [4]], [[0], [3]]]
-  left[4] = 0  # device 0 has nothing to read, device 1 need not wait for it
-  assert [x.tolist() for x in reads.next_read(left)] == [[[4], [3]], [[3], [0]]]
 
 
 def test_greedy_repeats_itself_and_image_tokens_are_never_drawn(run):
