@@ -86,12 +86,7 @@ def _config(words):
 
 
 def choose_benchmark(parts, name, path):
-  """The Benchmark that --benchmark and --data name.
-
-  Args:
-    parts: setup.Run.
-    name: of a published benchmark, a file of one's own, or "" for the config's held-out data.
-    path: file or folder of a published benchmark.
+  """The Benchmark of --benchmark=`name` and --data=`path`; `parts` is a setup.Run.
 
   Raises:
     ValueError: there is no such benchmark, or its data are missing or too few.
@@ -115,19 +110,14 @@ def choose_benchmark(parts, name, path):
 
 
 def newest_weights(parts, workdir):
-  """(name, weights) of the newest checkpoint of the last stage that has one.
-
-  Raises:
-    ValueError: there is none.
-  """
+  """(name, weights) of the newest checkpoint of the last stage; ValueError if there is none."""
   stage = hosts.on_process_0(lambda: latest_stage(workdir))
   step, params, base = restore.restore_params(workdir, stage, parts.config, parts.model)
   return f"{workdir} {stage} step {step}", lora.join(base, params)
 
 
 def define_flags():
-  """Defines the flags; not at import, where a second command in the process defines --config too.
-  """
+  """Defines the flags; not at import, because another command in the process has a --config too."""
   config_flags.DEFINE_config_file("config", help_string="Config file, see configs/.")
   flags.DEFINE_string("workdir", None, "Folder of the run and its results.")
   flags.DEFINE_string("benchmark", "", "Name of a benchmark, or a file of your own.")

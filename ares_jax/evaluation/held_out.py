@@ -57,9 +57,10 @@ def stage_seconds(workdir, stage):
   spent = {}
   with open(os.path.join(workdir, "metrics.jsonl"), encoding="utf-8") as file:
     for line in map(json.loads, file):
-      for name, value in line.items() if line["stage"] == stage else ():
-        if name.startswith("seconds/"):
-          spent[name[8:]] = spent.setdefault(name[8:], 0.0) + value
+      for name, value in line.items():
+        if line["stage"] == stage and name.startswith("seconds/"):
+          phase = name.removeprefix("seconds/")
+          spent[phase] = spent.get(phase, 0.0) + value
   return spent
 
 

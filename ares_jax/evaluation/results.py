@@ -21,19 +21,15 @@ _COLUMNS = ("", "problems", "accuracy", "tokens mean / median", "truncated", "we
 
 
 def evaluate_benchmark(parts, params, benchmark, *, folder, model, compare="", judge=""):
-  """Answers and scores a benchmark, and writes the files of the evaluation.
+  """Answers and scores a benchmark, writes the files, and returns the dict of results.json.
 
   Args:
     parts: setup.Run.
-    params: weights.
+    params: weights; `model` is their name for people.
     benchmark: benchmarks.Benchmark.
     folder: where the files are written; is made.
-    model: name of the weights.
     compare: path of an earlier results.json, "paper:MODEL" for a row of the paper's tables, or "".
     judge: "package.module:function" that grades instead of the grader (judge.py), or "".
-
-  Returns:
-    The dict of results.json.
 
   Raises:
     ValueError: `compare` is no result of this benchmark, `judge` does not load, or see `predict`.
@@ -60,12 +56,7 @@ def evaluate_benchmark(parts, params, benchmark, *, folder, model, compare="", j
 
 
 def score_benchmark(problems, metric, reward):
-  """The part of results.json that follows from the answers.
-
-  Args:
-    problems: list of GradedProblem with the same number of samples each.
-    metric: see scores.unit_values.
-    reward: see scores.split_problems.
+  """The part of results.json that follows from the answers; arguments are those of scores.py.
 
   Returns:
     dict: metric, n (samples), units {id: value}, score, interval [low, high]; the means of
@@ -90,7 +81,7 @@ def score_benchmark(problems, metric, reward):
 def results_markdown(result):
   """The results as Markdown, for results.md and for a terminal."""
   lines = [
-    f"# {result['benchmark']}: {_score(result)}", "",
+    f"# {result['benchmark']}: {percent(result['score'], _half(result['interval']))}", "",
     f"{result['metric']} of {result['model']} (weights {result['weights']}); "
     f"{result['problems']} problems, {result['n']} sample(s) each at temperature "
     f"{result['temperature']:g}, top-p {result['top_p']:g}, at most {result['max_tokens']} tokens, "
@@ -102,11 +93,6 @@ def results_markdown(result):
   if "compare" in result:
     lines += ["", _comparison(result["compare"])]
   return "\n".join(lines)
-
-
-def _score(result):
-  interval = result["interval"]
-  return percent(result["score"], interval and (interval[1] - interval[0]) / 2)
 
 
 def _rows(result):
@@ -152,7 +138,7 @@ def compare_results(result, other):
     half = scores.half_width([value - other["units"][unit]
                               for unit, value in result["units"].items()])
   elif result["interval"] and other["interval"]:
-    half = float(np.hypot(*(np.diff(part["interval"])[0] / 2 for part in (result, other))))
+    half = float(np.hypot(_half(result["interval"]), _half(other["interval"])))
   length = other["length_mean"]
   return {"model": other["model"], "score": other["score"], "difference": difference,
           "interval": None if half is None else [difference - half, difference + half],
@@ -163,12 +149,10 @@ def compare_results(result, other):
 
 def _comparison(compare):
   """A sentence about a result of `compare_results`."""
+  half = _half(compare["interval"])
   text = (f"against {compare['model']} ({percent(compare['score'])}): "
-          f"{100 * compare['difference']:+.1f}")
-  if compare["interval"] is not None:
-    low, high = compare["interval"]
-    text += f" ±{100 * (high - low) / 2:.1f}"
-  text += f" points, {'paired by problem' if compare['paired'] else 'not paired'}"
+          f"{100 * compare['difference']:+.1f}{'' if half is None else f' ±{100 * half:.1f}'} "
+          f"points, {'paired by problem' if compare['paired'] else 'not paired'}")
   if compare["length_difference"] is not None:
     text += f", {compare['length_difference']:+.1f} tokens"
   if compare["with"].startswith(PAPER):
@@ -178,3 +162,8 @@ def _comparison(compare):
   if not compare["same_grader"]:
     text += "; the graders differ"
   return text
+
+
+def _half(interval):
+  """Half the width of [low, high]; None for None."""
+  return None if interval is None else (interval[1] - interval[0]) / 2

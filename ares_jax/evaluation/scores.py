@@ -2,6 +2,8 @@
 
 All intervals are normal approximations over units: over problems, because the samples of a problem
 are not independent, or over groups of problems where a metric scores groups (arXiv 2411.00640).
+
+`problems` is a list of graded.GradedProblem with the same number of samples each.
 """
 
 import math
@@ -20,16 +22,12 @@ def half_width(values):
 
 
 def summarize(problems):
-  """Means over problems and over their samples.
-
-  Args:
-    problems: list of GradedProblem with the same number of samples each.
+  """Means over problems and over their samples; None without problems.
 
   Returns:
     dict: problems (their number); accuracy, the mean share of right samples, and half_width, of its
     interval; pass_at_k, the share of problems with a right sample; length_mean and length_median,
-    tokens of a sample; the shares format_ok, truncated and shows_work of samples. Without problems
-    every value but the number is None.
+    tokens of a sample; the shares format_ok, truncated and shows_work of samples.
   """
   if not problems:
     return {"problems": 0} | dict.fromkeys((
@@ -47,15 +45,10 @@ def summarize(problems):
 
 
 def split_problems(problems, reward):
-  """Parts of the problems by their source, level and bucket.
+  """{"source": {name: problems}, "level": ..., "bucket": ...}.
 
-  Args:
-    problems: list of GradedProblem with the same number of samples each.
-    reward: RewardConfig, whose thresholds on pass rates separate the buckets.
-
-  Returns:
-    {"source": {name: list of GradedProblem}, "level": ..., "bucket": ...}. Levels are in order,
-    problems without one are left out; all three buckets are there, and may be empty.
+  Levels are in order, without problems that have none. All three buckets are there, and may be
+  empty; the thresholds of `reward`, a RewardConfig, separate them.
   """
   parts = {"source": {}, "level": {}, "bucket": {name: [] for name in BUCKETS}}
   bucket = bucket_of(np.array([problem.right for problem in problems]),
@@ -76,17 +69,13 @@ def level_order(level):
 
 
 def unit_values(problems, metric):
-  """Values between 0 and 1 whose mean is the score of a benchmark.
+  """{id of a problem or group: value}; the mean of the values is the score of a benchmark.
 
   Args:
-    problems: list of GradedProblem with the same number of samples each.
     metric: "pass@1" and "avg@n": the share of a problem's samples that are right; "worst": the
       share of samples in which all variants of a group are right; "strict", WeMath's: 1 where a
       group's whole problem and all its steps are right, 1/2 where only the whole problem is wrong,
       else 0.
-
-  Returns:
-    {id of the problem or group: value}.
 
   Raises:
     ValueError: the metric needs groups and a problem has none, or a group is incomplete.
