@@ -1,4 +1,4 @@
-"""The records that a config becomes, `TrainConfig` at the top; configs/*.py hold the numbers."""
+"""The records of a config, with `TrainConfig` at the top; configs/*.py hold the numbers."""
 
 import dataclasses
 import os
@@ -24,7 +24,7 @@ from ares_jax.training.shaping import EntropyConfig, RewardConfig
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  slice: int  # TPU slices that a data-centre network joins; whole weights in each
+  slice: int  # TPU slices, joined by a data-centre network; each holds a copy of the weights
   data: int  # devices of a slice on the "data" axis; -1 = all that `model` leaves
   model: int  # devices on the "model" axis
 
@@ -63,12 +63,12 @@ class ModelSection:
 
 @dataclasses.dataclass(frozen=True)
 class GradeConfig:
-  """How answers are graded (data/grade.py)."""
+  """How answers are graded (grading/pool.py)."""
 
   # Processes; they start at the first answer that needs one.
   workers: int = setting(free=True, per_host=True)
-  timeout: float = setting(free=True, per_host=True)  # seconds an answer
-  # A batch of which a larger share times out stops the run.
+  timeout: float = setting(free=True, per_host=True)  # seconds per answer
+  # Share of a batch's answers that may time out; a larger one stops the run.
   timeout_share: float = setting(free=True)
   # "layered", "release" (mathruler) or "package.module:function".
   grader: str = setting(curation=True)
@@ -85,9 +85,9 @@ class LoopConfig:
   """How often a stage saves."""
 
   save_every: int  # steps between checkpoints; the last step is always saved
-  keep: int  # newest checkpoints kept; 1 leaves none to go on from when it is damaged
-  strict: bool  # whether a damaged checkpoint is refused; else the newest whole one is taken
-  max_skipped: int  # steps in a row whose update is left out; one more stops the run
+  keep: int  # newest checkpoints kept; with 1 none is left when that one is damaged
+  strict: bool  # refuse a damaged checkpoint, do not resume from an older one
+  max_skipped: int  # skipped updates in a row; one more stops the run
 
   def __post_init__(self):
     if self.save_every < 1 or self.keep < 1:
@@ -103,12 +103,12 @@ class AepoConfig:
   steps: int  # iterations; 0 leaves the stage out
   prompts: int  # P
   group: int  # G
-  branches: int  # of the group: sequences that may fork off others at high window entropy; 0 = none
-  minibatch: int  # sequences an optimizer update: whole groups
-  microbatch: int  # packed rows a gradient
-  row_tokens: tuple[int, ...]  # tokens of a packed row: of these, what pads a batch least
+  branches: int  # sequences of a group that may fork off others at high window entropy; 0 = none
+  minibatch: int  # sequences per optimizer update, a multiple of group
+  microbatch: int  # packed rows per gradient
+  row_tokens: tuple[int, ...]  # lengths of a packed row; the one that pads a batch least is used
   frozen: tuple[str, ...]  # parts of the weights that are not trained, e.g. ("vision",); LoRA: all
-  log_responses: int  # graded responses written to rollouts.jsonl an iteration
+  log_responses: int  # graded responses per iteration written to rollouts.jsonl
   # The probe of stage 1 answers at the same length.
   sampling: SamplingConfig = setting(
     inside={"max_tokens": dict(first_read_by="adacs", curation=True)})
@@ -126,10 +126,10 @@ class AepoConfig:
       raise ValueError(f"steps = {self.steps} and log_responses = {self.log_responses} must be "
                        f">= 0, prompts = {self.prompts} >= 1")
     if self.group < 2:
-      raise ValueError(f"group = {self.group}: an advantage needs at least 2 samples a prompt")
+      raise ValueError(f"group = {self.group}: an advantage needs at least 2 samples per prompt")
     if not 0 <= self.branches < self.group:
       raise ValueError(f"branches = {self.branches} is outside 0..group - 1 = {self.group - 1}: "
-                       "what forks needs a sequence to fork from")
+                       "a branch needs a sequence to fork from")
     if self.minibatch < 1 or rows % self.minibatch or self.minibatch % self.group:
       raise ValueError(
         f"{self.prompts} prompts x {self.group} samples = {rows} sequences: minibatch = "
@@ -144,11 +144,11 @@ class SftConfig:
   """Supervised fine-tuning."""
 
   steps: int  # 0 leaves the stage out
-  batch: int  # examples a step
-  shuffle: bool  # False takes the rows in their order, a curriculum
-  row_tokens: tuple[int, ...]  # T, tokens of a packed row: of these, what pads a batch least
-  row_windows: int  # vision windows a packed row has room for
-  microbatch: int  # packed rows a gradient; a step accumulates over its rows
+  batch: int  # examples per step
+  shuffle: bool  # False keeps the rows in their order, as for a curriculum
+  row_tokens: tuple[int, ...]  # T, lengths of a packed row; that which pads least is used
+  row_windows: int  # capacity of a packed row in vision windows
+  microbatch: int  # packed rows per gradient; a step accumulates over its rows
   frozen: tuple[str, ...]  # parts of the weights that are not trained, e.g. ("vision",); LoRA: all
   optimizer: OptimizerConfig
   loop: LoopConfig = setting(free=True)
@@ -170,17 +170,17 @@ class CurateConfig:
   # Measured by the run, or the rows' own "pass_rate".
   pass_rates: Literal["probe", "column"] = setting(curation=True)
   problems: int = setting(curation=True)  # problems whose pass rates are measured
-  # Answers of the probe a problem; brackets go from 0 to as many.
+  # Answers of the probe per problem; pass-rate brackets go from 0 to this number.
   samples: int = setting(curation=True)
   count: int  # responses selected
-  batch: int  # problems a sampling call
+  batch: int  # problems per sampling call
 
   def __post_init__(self):
     if min(self.problems, self.samples, self.count, self.batch) < 1:
       raise ValueError("problems, samples, count and batch must be >= 1")
     if self.count > self.problems:
       raise ValueError(f"count = {self.count} responses from problems = {self.problems}; one "
-                       "response a problem is kept, lower count")
+                       "response per problem is kept, lower count")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,8 +188,8 @@ class EvaluateConfig:
   """How a model is evaluated."""
 
   problems: int  # held-out problems
-  samples: int  # answers a problem, besides the greedy one
-  batch: int  # problems a sampling call
+  samples: int  # sampled answers per problem, besides the greedy one
+  batch: int  # problems per sampling call
   temperature: float
   top_p: float
 
@@ -242,8 +242,8 @@ class TrainConfig:
     if self.stall_minutes <= 0:
       raise ValueError(f"stall_minutes = {self.stall_minutes} must be > 0")
     if self.data.digits is None and self.model.path == "":
-      raise ValueError("model.path is missing: a fresh model reads the digits problem alone, other "
-                       "data need a pretrained one")
+      raise ValueError("model.path is missing: a fresh model can read only the digits problem; "
+                       "other data need a pretrained one")
     longest = self.prompt.max_tokens[-1] + self.aepo.sampling.max_tokens
     if self.aepo.steps and min(self.aepo.row_tokens) < longest:
       raise ValueError(f"aepo.row_tokens = {self.aepo.row_tokens}: a row must hold the longest "

@@ -1,4 +1,4 @@
-"""Files that a kill or a power cut leaves complete or absent, and the names in older ones."""
+"""Atomic writes, and the names that older runs used in their files."""
 
 import contextlib
 import json
@@ -7,12 +7,15 @@ import os
 
 @contextlib.contextmanager
 def atomic_write(path):
-  """Name of a temporary file that becomes `path` when it was written, and goes when it was not."""
+  """Context of a temporary file's name: the file becomes `path` at the end, or is removed.
+
+  After a kill or a power cut `path` is the old file or the new one, and complete.
+  """
   temporary = path + ".tmp"
   try:
     yield temporary
     with open(temporary, "rb") as file:
-      os.fsync(file.fileno())  # a file system may keep the new name and lose what was in the file
+      os.fsync(file.fileno())  # a file system may keep the new name and lose the content
     os.replace(temporary, path)
   except BaseException:
     with contextlib.suppress(OSError):
@@ -21,7 +24,7 @@ def atomic_write(path):
 
 
 def write_text(path, text):
-  """Writes a file that is there whole or not at all; a disk that refuses it keeps no part of it."""
+  """Writes a text file by `atomic_write`; after an error the old file is still there."""
   with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
     file.write(text)
 
@@ -67,7 +70,7 @@ def current_names(value, section=""):
 
 
 def read_json(workdir, name):
-  """The object in a file of the folder, by `current_names`; {} where there is none."""
+  """The JSON object in a file of the folder, under `current_names`; {} for a missing file."""
   path = os.path.join(workdir, name)
   if not os.path.exists(path):
     return {}

@@ -1,8 +1,8 @@
-"""What a run reads besides its config, as digests: data, tokenizer, chat template, first weights.
+"""Digests of the files that a run reads: data, tokenizer, chat template and first weights.
 
-A file may change under a path that stays the same; a run that went on with it would silently be
-another run. Images are told by their names in the rows, not by their pixels; large files by their
-size and three pieces.
+A file may change while its path stays the same; resumed with it, a run would silently become
+another run. Image files are not digested, only their names in the rows. Of a large file the size
+and three pieces are.
 """
 
 import hashlib
@@ -13,12 +13,12 @@ from etils import epath
 
 from ares_jax.run.data import STAGE_OF
 
-_ROWS = 3  # rows of generated data that are drawn and digested: first, middle, last
-_SAMPLE = 2**20  # bytes; a file of at most three times as many is digested whole
+_ROWS = 3  # digested rows of generated data: the first, the middle and the last one
+_SAMPLE = 2**20  # bytes of a piece; a file of at most three pieces is digested completely
 
 
 def fingerprint(run):
-  """{name: text} of a setup.Run; equal texts mean that the same is read."""
+  """{name: digest} of the files and generated rows that a setup.Run reads."""
   tokenizer, config = run.tokenizer, run.config
   marks = {
     "tokenizer": _sha256(tokenizer.backend_tokenizer.to_str()),
@@ -58,7 +58,7 @@ def _pixels(array):
 
 
 def _folder(path):
-  """Of a Hugging Face folder: its config, and the files of its weights."""
+  """Digest of a Hugging Face folder: its config.json and the files of its weights."""
   files = [_file(file) for file in sorted(epath.Path(path).glob("*.safetensors"))]
   return _sha256((epath.Path(path) / "config.json").read_text() + json.dumps(files))
 

@@ -1,4 +1,7 @@
-"""The folder of a run: one run at a time, its stages, what makes it another run, whole files."""
+"""The identity of a run: the settings and files it was made with, and which of them may change.
+
+WORKDIR/config.json, fingerprint.json and base.json record them, and every checkpoint has a copy.
+"""
 
 import dataclasses
 import functools
@@ -19,7 +22,7 @@ from ares_jax.run.files import current_names, read_json, write_json
 from ares_jax.system import hosts
 from ares_jax.system.config import setting_marks
 
-STAGES = ("warmup", "adacs", "aepo")  # in the order of a run; each saves in a folder of its name
+STAGES = ("warmup", "adacs", "aepo")  # in the order of a run; each saves in WORKDIR/STAGE
 
 _RECORDS = ("config.json", "fingerprint.json", "base.json")  # what a run was made with
 _ALLOWED = "allowed.json"  # {key: values that it had before a change was allowed}
@@ -27,13 +30,13 @@ _ALLOWED = "allowed.json"  # {key: values that it had before a change was allowe
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-  """How a run uses a setting or a digest: the marks of system.config.setting in TrainConfig."""
+  """How a run uses a setting or a digest. The fields of TrainConfig are marked with it."""
 
-  # The first stage that reads it: checkpoints of the stages before say nothing about it.
+  # The first stage that reads it. Checkpoints of earlier stages do not depend on it.
   first_read_by: Literal["warmup", "adacs", "aepo"]
-  # It may change when a run goes on: how a run reads, where it runs, how often it saves. None is
-  # meant to change a result, though a mesh changes how sums round, and grade.timeout which slow
-  # answers count.
+  # It may change when a run resumes: how it reads, where it runs, how often it saves. None of these
+  # is meant to change a result, but a mesh changes how sums round, and grade.timeout decides which
+  # slow answers count.
   free: bool = False
   per_host: bool = False  # hosts of one run may have different values
   curation: bool = False  # the pass rates of stage 1 depend on it
@@ -42,7 +45,7 @@ class Use:
 def use_of(key):
   """Use of a key of config.json, fingerprint.json or base.json.
 
-  An older run's key that is no setting today counts like its section.
+  A key of an older run that is no setting today has the use of its section.
   """
   uses = _uses()
   while key and key not in uses:
@@ -54,7 +57,7 @@ def use_of(key):
 def _uses():
   uses = {key: Use(**{"first_read_by": "warmup"} | marks)
           for key, marks in setting_marks(TrainConfig).items()}
-  # The digests of fingerprint.py. One of data files counts like the setting that names the files.
+  # The digests of fingerprint.py. That of data files has the use of the setting that names them.
   for field in dataclasses.fields(FilesData):
     uses[f"data.{field.name}"] = uses[f"data.files.{field.name}"]
   for name in ("tokenizer", "template", "weights"):
@@ -83,21 +86,21 @@ def flatten(values, prefix=""):
 
 
 def check_records(workdir, records, allow=()):
-  """Refuses a folder that was made with something else; writes nothing.
+  """Refuses a folder that was made with other settings or files; writes nothing.
 
-  Only how often a run saves, how it reads and where it runs (FREE) may change.
+  Settings marked as free may differ.
 
   Args:
     workdir: folder of the run.
-    records: {"config.json": nested dict, "fingerprint.json": {name: digest}} or one of them, of
+    records: {"config.json": nested dict, "fingerprint.json": {name: digest}} or one of them, with
       JSON values.
-    allow: keys that may differ all the same.
+    allow: further keys that may differ.
 
   Returns:
-    {key: value there was} of what differs and may.
+    {key: JSON of the old value} of the keys in `allow` that differ.
 
   Raises:
-    ValueError: names the keys that differ.
+    ValueError: names the other keys that differ.
   """
   before, after = {}, {}
   for name, record in records.items():
@@ -114,7 +117,7 @@ def check_records(workdir, records, allow=()):
 
 
 def keep_records(workdir, records, allow=()):
-  """Writes what a run is made with, after `check` of all of it."""
+  """Writes the records of a run, after `check_records` of all of them."""
   changed = check_records(workdir, records, allow)
   os.makedirs(workdir, exist_ok=True)
   if changed:
@@ -134,12 +137,15 @@ def keep_base(workdir, base, allow=()):
 
 
 def check_equal(values, workdir, words):
-  """Refuses processes of one run that were started with other numbers, folders or versions.
+  """Refuses processes of one run that were started with different settings, folders or versions.
 
   Args:
     values: ConfigDict.
     workdir: folder of the run.
-    words: {flag: value} of what else decides what a run does.
+    words: {flag: value} of the other flags that decide what a run does.
+
+  Raises:
+    ValueError: names a process and a setting that differs.
   """
   record = flatten(json.loads(values.to_json_best_effort())) | {
     f"--{name}": value for name, value in words.items()} | {
@@ -149,7 +155,7 @@ def check_equal(values, workdir, words):
 
 
 def _code():
-  """Digest of the package's modules."""
+  """Digest of the source code of the package."""
   files = sorted(pathlib.Path(__file__).parent.parent.rglob("*.py"))
   return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
@@ -160,9 +166,9 @@ def is_read_later(stage, key):
 
 
 def run_marks(workdir):
-  """{key: JSON of its value} of what the run in a folder is made with, but for what is FREE.
+  """{key: JSON of its value} of all settings and digests of a run that are not free.
 
-  Goes into every checkpoint; {} where nothing was kept.
+  Every checkpoint contains them. A folder without records gives {}.
   """
   found = {}
   for name in _RECORDS:
@@ -171,18 +177,19 @@ def run_marks(workdir):
 
 
 def check_marks(workdir, stage, found, where):
-  """Refuses a checkpoint that says it was made with something else than the folder's run.
+  """Refuses a checkpoint that was made with other settings or files than the folder's run.
 
-  What only later stages read may differ: several runs may go on from copies of one cold start.
+  Settings that only later stages read may differ: several runs may continue copies of one cold
+  start.
 
   Args:
     workdir: folder of the run.
-    stage: whose checkpoint it is.
-    found: the checkpoint's `run_marks`; {} is believed.
-    where: its name.
+    stage: name of the checkpoint's stage.
+    found: the `run_marks` in the checkpoint; {}, of a version that kept none, is accepted.
+    where: name of the checkpoint.
 
   Raises:
-    ValueError: names what differs and was never allowed to change.
+    ValueError: names the settings and digests that differ and were never allowed to change.
   """
   found = current_names(found)
   now, allowed = run_marks(workdir), read_json(workdir, _ALLOWED)
@@ -210,7 +217,7 @@ def check_curation(workdir, shard):
     shard: folder of the shard, with a config.json and fingerprint.json of its own.
 
   Raises:
-    ValueError: names what differs and would change pass rates.
+    ValueError: names the settings and digests that differ and would change pass rates.
   """
   here, there = _decides_curation(workdir), _decides_curation(shard)
   different = _different(here, there)

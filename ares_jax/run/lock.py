@@ -12,19 +12,19 @@ from absl import logging
 
 from ares_jax.system import hosts
 
-_RENEW = 20.0  # seconds between two signs of life of a lock
-_GONE = 6 * _RENEW  # a lock of another host without one for so long is stale
+_RENEW = 20.0  # seconds between two updates of the lock file's time
+_GONE = 6 * _RENEW  # seconds without an update after which a lock of another host is stale
 
 
 @contextlib.contextmanager
 def lock(workdir):
-  """Holds WORKDIR/lock: host, process id and time of the one run in the folder.
+  """Holds WORKDIR/lock, which names host, process id and start of the one run in the folder.
 
-  The system lets go of a lock with its process, however that ends. Where a file system does not
-  tell other hosts of locks, the file's time does, which is renewed all along.
+  The operating system releases the lock when the process ends, however it ends. Some file systems
+  do not show locks to other hosts; those go by the time of the file, which is updated all along.
 
   Raises:
-    ValueError: another run works there; names it.
+    ValueError: another run holds the lock; names it.
     OSError: the folder cannot be written.
   """
   os.makedirs(workdir, exist_ok=True)
@@ -60,7 +60,7 @@ def lock(workdir):
 
 
 def read_lock(workdir):
-  """What stands in the lock of a folder; "" where there is none."""
+  """The text in the lock of a folder; "" without a lock."""
   path = os.path.join(workdir, "lock")
   if not os.path.exists(path):
     return ""
@@ -70,7 +70,11 @@ def read_lock(workdir):
 
 @contextlib.contextmanager
 def one_run(workdir):
-  """`lock` held by process 0 for all processes of the run, each of which must see it."""
+  """`lock`, held by process 0 for all processes of a run.
+
+  Raises:
+    ValueError: another run holds the lock, or a process does not see it in its own `workdir`.
+  """
   with contextlib.ExitStack() as stack:
     hosts.on_process_0(lambda: stack.enter_context(lock(workdir)))
     seen = hosts.allgather(lambda: read_lock(workdir).encode())
@@ -82,7 +86,7 @@ def one_run(workdir):
 
 
 def _holder(text):
-  """Host and description of who wrote a lock; host "" when nobody holds it."""
+  """{"host", "text"}: host and description of the process that wrote a lock; "" for no host."""
   try:
     record = json.loads(text)
     return {"host": record["host"], "text":
@@ -93,5 +97,5 @@ def _holder(text):
 
 def _renew(over, path):
   while not over.wait(_RENEW):
-    with contextlib.suppress(OSError):  # a file server that is away for a while
+    with contextlib.suppress(OSError):  # the file server may be unreachable for a while
       os.utime(path)

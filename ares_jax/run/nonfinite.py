@@ -1,4 +1,4 @@
-"""WORKDIR/nonfinite: batches whose update was skipped."""
+"""WORKDIR/nonfinite: dumps of the batches whose update was skipped."""
 
 import glob
 import os
@@ -14,9 +14,9 @@ _BATCHES = 3  # dumped batches kept
 
 
 def dump_batch(workdir, stage, step, batch):
-  """Writes WORKDIR/nonfinite/STAGE-STEP.npz, a step's batch under the paths of its arrays.
+  """Writes the batch of a step to WORKDIR/nonfinite/STAGE-STEP.npz, arrays under their tree paths.
 
-  Only the newest three files are kept.
+  Only the newest three files are kept. A batch that cannot be written is dropped with a warning.
   """
   folder = os.path.join(workdir, "nonfinite")
   arrays = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
@@ -29,7 +29,7 @@ def dump_batch(workdir, stage, step, batch):
                                                                                  "wb") as file:
       np.savez_compressed(file, **arrays)
   except OSError as error:
-    # The run is worth more than the batch.
-    logging.warning("the batch of %s step %d is not kept: %s", stage, step, error)
+    # A full disk shall not end the run.
+    logging.warning("the batch of %s step %d was not written: %s", stage, step, error)
   for old in sorted(glob.glob(os.path.join(folder, "*.npz")), key=os.path.getmtime)[:-_BATCHES]:
     os.remove(old)

@@ -1,4 +1,4 @@
-"""Named algorithms: what AEPO's baselines change in a config of reinforcement learning.
+"""Named algorithms: the settings in which AEPO's baselines differ from it.
 
     python -m ares_jax.train --config=configs/aepo_7b.py:dapo
 """
@@ -11,8 +11,8 @@ _GRPO = {"aepo.reward.kind": "accuracy", "aepo.kl.dynamic": False}
 PRESETS = {
   "aepo": {},
   "grpo": _GRPO,
-  # DAPO, arXiv 2503.14476: clip-higher, token average, dynamic sampling, no KL term. Its penalty of
-  # overlong answers is not there.
+  # DAPO, arXiv 2503.14476: clip-higher, token average, dynamic sampling, no KL term. Its penalty
+  # on overlong answers is not implemented.
   "dapo": _GRPO | {
     "aepo.kl.beta": (0.0, 0.0, 0.0), "aepo.loss.clip_low": 0.2, "aepo.loss.clip_high": 0.28,
     "aepo.loss.average": "token", "aepo.filter.batches": 20, "aepo.filter.low": 0.01,
@@ -21,7 +21,11 @@ PRESETS = {
 
 
 def choose_preset(config, name):
-  """`config`, an ml_collections ConfigDict with a section `aepo`, changed to algorithm `name`.
+  """Changes a config to one of PRESETS and returns it.
+
+  Args:
+    config: ml_collections ConfigDict with a section `aepo`.
+    name: of the algorithm.
 
   Raises:
     ConfigError: there is no such algorithm.

@@ -1,7 +1,7 @@
-"""The weights that a run has saved: a checkpoint's, or its adapters and the base under them.
+"""Restores the trained parameters of a run: weights, or adapters and the base under them.
 
-Checkpoints of a run that trains adapters hold adapters alone. The base is read again from where the
-run had it, and told by the digests in WORKDIR/base.json.
+The checkpoints of a run that trains adapters contain the adapters only. The base is read again from
+the folder that the run read it from, and checked against the digests in WORKDIR/base.json.
 """
 
 import dataclasses
@@ -20,20 +20,25 @@ from ares_jax.run.model import first_weights
 
 
 def restore_params(workdir, stage, config, model):
-  """(step, what was trained, lora.Base or None) of the newest checkpoint, on the current mesh.
+  """Reads the newest checkpoint of a stage onto the current mesh.
 
   Args:
     workdir: folder of the run.
-    stage: one of run_folder.STAGES.
+    stage: one of identity.STAGES.
     config: TrainConfig of the run.
     model: ModelConfig.
 
+  Returns:
+    step: of the checkpoint.
+    params: trained parameters: weights, or adapters.
+    base: lora.Base under the adapters, or None.
+
   Raises:
-    ValueError: there is none, it is of another model, or the base or config.model.lora is another
-      one.
+    ValueError: there is no checkpoint, it is of another model, or the base or config.model.lora
+      differs from the run's.
   """
-  folder, section, devices = os.path.join(workdir, stage), config.model.lora, (
-    jax.sharding.get_mesh())
+  folder, section = os.path.join(workdir, stage), config.model.lora
+  devices = jax.sharding.get_mesh()
   _check_lora(workdir, section)
   if not section.rank:
     return *read_part(folder, "params", weights.abstract(model, devices, jnp.float32)), None
@@ -41,8 +46,8 @@ def restore_params(workdir, stage, config, model):
   base = first_weights(config, model)
   record = read_json(workdir, "base.json")
   if not record:
-    raise ValueError(f"{os.path.join(workdir, 'base.json')}, which says what the adapters in "
-                     f"{folder} belong to, does not exist; copy the whole folder of the run")
+    raise ValueError(f"{os.path.join(workdir, 'base.json')}, which describes the base of the "
+                     f"adapters in {folder}, does not exist; copy the whole folder of the run")
   different = sorted(name for name, found in digest.digest_tree(base).items()
                      if record["base"].get(name) != found)
   if different:
@@ -52,7 +57,7 @@ def restore_params(workdir, stage, config, model):
 
 
 def _check_lora(workdir, section):
-  """Refuses other adapters than the run's: what they are multiplied with is in no checkpoint."""
+  """Refuses other settings of adapters than the run's: their scale is in no checkpoint."""
   written = flatten(read_json(workdir, "config.json"))
   if not written and section.rank:
     raise ValueError(f"{os.path.join(workdir, 'config.json')}, which says how the adapters in "
