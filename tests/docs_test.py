@@ -218,3 +218,11 @@ def test_the_grader_of_the_reward_page_grades_what_the_tiny_run_writes():
   assert not same_word("<think> 3 + 4 = 7 </think> \\boxed{8}", "7") and not same_word("", "7")
   # As rows from files have it.
   assert same_word("\\boxed{Seven}", ["7", "seven"]) and not same_word("\\boxed{8}", ["7", "9"])
+
+
+def test_the_config_of_the_data_page_is_valid():
+  text = (DOCS / "data.md").read_text(encoding="utf-8")
+  c = config.load(str(ROOT / "configs" / "aepo_3b.py")).unlock()
+  exec(text.split("```python\n")[1].split("```")[0], {"c": c})
+  built = config.build(run_config.TrainConfig, c, "config")
+  assert built.data.files.rl[0].path == "mine.jsonl" and built.adacs.steps == 0
