@@ -1,4 +1,4 @@
-"""Every leaf of a config, misspelt, of the wrong type and null: one line that names it."""
+"""A misspelt, missing, null or wrongly typed leaf of a config gives one line that names it."""
 
 import os
 import subprocess
@@ -57,7 +57,7 @@ def wrong(value):
   return [7, "(1, 2)"]
 
 
-def test_there_are_many():
+def test_the_config_has_over_100_leaves():
   assert len(LEAVES) > 100
 
 

@@ -1,10 +1,11 @@
-"""Kills a small run again and again and compares how it ends with one that was left alone.
+"""Kills a small run again and again, and compares its end with that of an uninterrupted run.
 
     python tests/faults/crashes.py FOLDER [SEED] [RANDOM_KILLS]
 
-The run has all that a stage has: a data stream, a log of its own, AdamW moments, a controller, a
-place in the data that is not the step. It dies by SIGKILL in every phase of PHASES, and at random
-moments. Prints one JSON object; runs are forked from this process, which never touches a device.
+The run has everything that a stage has: a data stream, a log, AdamW moments, a controller, and a
+position in the data that differs from the step. SIGKILL ends it in every phase of PHASES, and at
+random moments. Prints one JSON object. Runs are forked from this process, which never uses a
+device.
 """
 
 import json
@@ -16,7 +17,7 @@ import sys
 import time
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-if __name__ == "__main__":  # what the first run compiles, the others find
+if __name__ == "__main__":  # the runs share compiled programs
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(sys.argv[1], "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -33,7 +34,7 @@ from ares_jax.run.checkpoint import manager, reader  # noqa: E402
 from ares_jax.training import optimizer  # noqa: E402
 
 STEPS, SAVE_EVERY = 80, 2
-_OF_THE_CLOCK = ("seconds/", "device/", "speed/", "memory/")
+_TIMED = ("seconds/", "device/", "speed/", "memory/")
 ADAM = optimizer.OptimizerConfig(
   learning_rate=0.1, schedule="constant", warmup_steps=0, final_fraction=1.0, b1=0.9, b2=0.99,
   eps=1e-8, weight_decay=0.0, clip=1.0, moments="float32")
@@ -65,7 +66,7 @@ def die():
 
 
 def run(workdir, phase, *, steps=STEPS, keep=1, each=lambda number: None):
-  """The whole run, or as much of it as it lives to see; `each` is called before every step."""
+  """The run, until it is killed; `each` is called before every step."""
   arm(phase)
   tx = optimizer.make_optimizer(ADAM)
   path = os.path.join(workdir, "rollouts.jsonl")
@@ -141,7 +142,7 @@ def arm(phase):
 
 
 def live(workdir, phase=None, after=None):
-  """Forks a run; whether it was killed. `after`: function that returns when to kill it."""
+  """Forks a run and returns whether it was killed; `after` returns when it is time to kill it."""
   pid = os.fork()
   if pid == 0:
     try:
@@ -157,12 +158,12 @@ def live(workdir, phase=None, after=None):
   _, status = os.waitpid(pid, 0)
   if os.WIFEXITED(status) and os.WEXITSTATUS(status):
     with open(os.path.join(workdir, "stderr")) as file:
-      raise RuntimeError(f"a run died of itself in phase {phase}: {file.read()[-2000:]}")
+      raise RuntimeError(f"a run failed in phase {phase}: {file.read()[-2000:]}")
   return os.WIFSIGNALED(status)
 
 
 def begun(workdir):
-  """Numbers of the steps that were begun, repeated ones too."""
+  """Numbers of the steps that were started, repeated ones included."""
   path = os.path.join(workdir, "steps")
   if not os.path.exists(path):
     return []
@@ -179,7 +180,7 @@ def wait_for(workdir, steps, seconds):
 
 
 def end(workdir):
-  """What may not depend on kills: digests of the state, both logs without times."""
+  """The results that must not depend on kills: digests of the state, both logs without times."""
   folder = os.path.join(workdir, "toy")
   step = max((name for name in os.listdir(folder) if name.isdigit()), key=int)
   with open(os.path.join(folder, step, "extra", "metadata")) as file:
@@ -187,7 +188,7 @@ def end(workdir):
   for name in ("metrics.jsonl", "rollouts.jsonl"):
     with open(os.path.join(workdir, name)) as file:
       found[name] = [{key: value for key, value in json.loads(line).items()
-                      if not key.startswith(_OF_THE_CLOCK)} for line in file]
+                      if not key.startswith(_TIMED)} for line in file]
   return found
 
 

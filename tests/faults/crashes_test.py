@@ -1,4 +1,4 @@
-"""Killed anywhere, a run ends as one that was left alone."""
+"""A run that is killed anywhere and resumed ends like an uninterrupted one."""
 
 import json
 import pathlib
@@ -9,7 +9,7 @@ SCRIPT = pathlib.Path(__file__).parent / "crashes.py"
 
 
 def test_a_run_killed_in_every_phase_and_at_random_ends_as_if_left_alone(tmp_path):
-  # Its own process: it forks, which one with a running device must not.
+  # In a process without a device, because it forks.
   done = subprocess.run([sys.executable, "-W", "ignore", SCRIPT, tmp_path, "0", "10"],
                         capture_output=True, text=True, timeout=1200)
   assert done.returncode == 0, done.stderr[-2000:]

@@ -30,7 +30,7 @@ def state(step):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   """A folder with the checkpoints 1 and 2."""
-  path = tmp_path_factory.mktemp("whole")
+  path = tmp_path_factory.mktemp("intact")
   with manager.Checkpoints(str(path), keep=2) as checkpoints:
     for step in (1, 2):
       checkpoints.save(step, state(step), {"at": step})
@@ -70,13 +70,13 @@ def assert_is(found, step):
   jax.tree.map(np.testing.assert_array_equal, found, state(step))
 
 
-def test_what_loads_of_a_damaged_folder_is_a_state_that_was_saved(folder, tmp_path):
+def test_a_damaged_folder_loads_only_states_that_were_saved(folder, tmp_path):
   target, rng = manager.abstract_like(state(0)), random.Random(0)
   outcomes, copy = collections.Counter(), tmp_path / "copy"
   for case in range(CASES):
     path, kind = rng.choice(files(folder / "2")), rng.choice(KINDS)
     with open(path, "rb") as file:
-      whole = file.read()
+      content = file.read()
     while not damage(path, kind, rng):
       kind = rng.choice(KINDS)
     step, found = reader.read_part(str(folder), "all", target["all"])
@@ -85,27 +85,27 @@ def test_what_loads_of_a_damaged_folder_is_a_state_that_was_saved(folder, tmp_pa
     if case % RESUMED == 0:
       shutil.copytree(folder, copy)
     with open(path, "wb") as file:
-      file.write(whole)
+      file.write(content)
     if case % RESUMED == 0:
       check_resuming(copy, target, step)
       shutil.rmtree(copy)
-  # The rest hit what Orbax writes for itself: the state was read as it had been saved.
+  # In the other cases a file of Orbax's own was hit, and the state was read as it was saved.
   assert outcomes[1] >= CASES // 3 and outcomes[1] + outcomes[2] == CASES
 
 
-def check_resuming(folder, target, whole):
-  """A run that resumes in `folder` gets step `whole`; one that is strict refuses the older one."""
+def check_resuming(folder, target, intact):
+  """A run that resumes in `folder` gets step `intact`; with `strict` it refuses the older one."""
   with manager.Checkpoints(str(folder), keep=2) as checkpoints:
-    if whole == 1 and checkpoints.latest() == 2:
+    if intact == 1 and checkpoints.latest() == 2:
       with pytest.raises(manifest.DamagedError, match="checkpoint 2"):
         checkpoints.restore(target, strict=True)
     step, found, extra = checkpoints.restore(target)
-    assert step == whole and extra == {"at": step}
+    assert step == intact and extra == {"at": step}
     assert_is(found, step)
     assert checkpoints.steps() == list(range(1, step + 1))
 
 
-def test_a_run_goes_on_from_the_older_one_and_saves_over_the_damaged_step(folder, tmp_path):
+def test_a_run_resumes_from_the_older_checkpoint_and_saves_the_damaged_step_anew(folder, tmp_path):
   target, copy = manager.abstract_like(state(0)), tmp_path / "copy"
   shutil.copytree(folder, copy)
   damage_state(copy / "2")
@@ -119,7 +119,7 @@ def test_a_run_goes_on_from_the_older_one_and_saves_over_the_damaged_step(folder
   assert_is(found, 2)
 
 
-def test_nothing_whole_is_refused_and_left_alone(folder, tmp_path):
+def test_a_folder_without_an_intact_checkpoint_is_refused_and_unchanged(folder, tmp_path):
   target, copy = manager.abstract_like(state(0)), tmp_path / "copy"
   shutil.copytree(folder, copy)
   for step in ("1", "2"):
@@ -131,7 +131,7 @@ def test_nothing_whole_is_refused_and_left_alone(folder, tmp_path):
 
 
 def damage_state(folder):
-  """Empties the file that holds the most of a checkpoint."""
+  """Empties the largest file of a checkpoint."""
   largest = max(files(folder), key=os.path.getsize)
   with open(largest, "rb+") as file:
     file.truncate(0)

@@ -1,4 +1,4 @@
-"""Rows, images and answers that mean harm: used or named; they run nothing and call nobody."""
+"""Hostile rows, images and answers are used or reported, and execute nothing."""
 
 import ast
 import functools
@@ -29,7 +29,7 @@ TOKENIZER = digits.tokenizer()
 ENCODER = Encoder(Chat(TOKENIZER, "", TOKENIZER.convert_tokens_to_ids("<|image_pad|>")),
                   PromptConfig("", (40,), (4,), 28 * 28, 56 * 56), window=28, patch=14, merge=2)
 
-# Names that run what they are given, load code with data, or ask the network to.
+# Functions that execute their argument; modules that load code with data, or use the network.
 RUNS = {"eval", "exec", "compile", "__import__", "system", "popen", "sympify", "parse_expr",
         "literal_eval"}
 LOADS = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "requests", "urllib",
@@ -38,7 +38,7 @@ ALLOWED = {("data/files/schema.py", "literal_eval")}  # literals alone; nothing 
 
 
 def dangers(source):
-  """What a module calls or imports that it must not."""
+  """Forbidden calls and imports of a module."""
   for node in ast.walk(ast.parse(source)):
     if isinstance(node, ast.Call):
       name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(
@@ -59,7 +59,7 @@ def dangers(source):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "ares_jax").rglob("*.py")),
                          ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_no_module_runs_data(path):
+def test_no_module_executes_data(path):
   inside = path.relative_to(ROOT / "ares_jax").as_posix()
   assert {(inside, name) for name in dangers(path.read_text())} - ALLOWED == set()
 
@@ -71,7 +71,7 @@ def test_no_module_runs_data(path):
                                                                ["allow_pickle"]),
   ("run(x, shell=False)", []), ("compile(x)", ["compile"]),
 ])
-def test_the_search_sees_what_it_is_for(source, found):
+def test_the_search_finds_dangerous_calls(source, found):
   assert list(dangers(source)) == found
 
 
@@ -95,8 +95,7 @@ LINE = st.one_of(
 @settings(max_examples=ROWS // BATCH, deadline=None,
           suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.lists(LINE, min_size=BATCH, max_size=BATCH))
-def test_rows_in_are_rows_used_and_quarantined_and_neighbours_are_untouched(tmp_path_factory,
-                                                                           lines):
+def test_every_row_is_used_or_reported_and_its_neighbours_are_used(tmp_path_factory, lines):
   folder = tmp_path_factory.mktemp("rows")
   (folder / "a.png").write_bytes(files.png(7, (28, 28)))
   # A sound row before and after every one.
@@ -107,13 +106,13 @@ def test_rows_in_are_rows_used_and_quarantined_and_neighbours_are_untouched(tmp_
   assert len(source) == 2 * BATCH + 1
   grader = types.SimpleNamespace(bad_truths=lambda rows: [])
   check = functools.partial(validation.check_rl_row, ENCODER)
-  faults = validation.find_bad_rows(source, numbers=range(len(source)), check=check, grader=grader,
-                                    threads=1)
-  bad = {fault["number"] for fault in faults}
-  assert len(bad) == len(faults) and all(number % 2 for number in bad)
-  for fault in faults:
-    assert fault["reason"] in CODES and fault["message"]
-    json.dumps(fault)
+  found = validation.find_bad_rows(source, numbers=range(len(source)), check=check, grader=grader,
+                                   threads=1)
+  bad = {row["number"] for row in found}
+  assert len(bad) == len(found) and all(number % 2 for number in bad)
+  for row in found:
+    assert row["reason"] in CODES and row["message"]
+    json.dumps(row)
   for number in set(range(len(source))) - bad:
     prompt = ENCODER.encode(source[number])
     assert number % 2 or len(prompt.images) == 1
@@ -127,7 +126,7 @@ def test_an_array_that_is_no_picture_is_a_bad_row(shape, dtype):
     ENCODER.encode({"id": "7", "question": "Compute red", "images": [np.zeros(shape, dtype)]})
 
 
-def test_marks_of_images_are_never_drawn():
+def test_image_tokens_are_never_sampled():
   tokenizer = digits.tokenizer()
   allowed = model.allowed_tokens(tokenizer, len(tokenizer) + 8, (tokenizer.eos_token_id,))
   marks = [token for token in tokenizer.get_vocab() if token.startswith("<|")]
@@ -159,16 +158,16 @@ before, outcomes = peak(), [0, 0]
 for number in range(300):
   data = bytearray(kinds[number % len(kinds)])
   for _ in range(rng.integers(1, 5)):
-    what, place = rng.integers(4), int(rng.integers(len(data)))
-    if what == 0:
-      data[place] ^= 1 << rng.integers(8)
-    elif what == 1:
-      del data[max(place, 1):]
-    elif what == 2:  # sizes stand near the beginning, as numbers of four bytes
-      place = int(rng.integers(min(64, len(data))))
-      data[place:place + 4] = rng.integers(0, 256, 4, np.uint8).tobytes()
+    kind, index = rng.integers(4), int(rng.integers(len(data)))
+    if kind == 0:
+      data[index] ^= 1 << rng.integers(8)
+    elif kind == 1:
+      del data[max(index, 1):]
+    elif kind == 2:  # sizes are near the start of a file, as numbers of four bytes
+      index = int(rng.integers(min(64, len(data))))
+      data[index:index + 4] = rng.integers(0, 256, 4, np.uint8).tobytes()
     else:
-      data[place:place] = data[:place]
+      data[index:index] = data[:index]
   try:
     assert images.load_image(bytes(data), name="x", **LIMITS).dtype == np.uint8
     outcomes[0] += 1
@@ -179,7 +178,7 @@ print(*outcomes, (peak() - before) // 1024)
 '''
 
 
-def test_mutated_images_give_an_image_or_its_name_in_little_memory():
+def test_mutated_images_load_or_give_an_error_that_names_them_in_little_memory():
   done = subprocess.run([sys.executable, "-W", "ignore", "-c", IMAGES], cwd=ROOT, text=True,
                         capture_output=True, timeout=300)
   assert done.returncode == 0, done.stderr[-2000:]
@@ -238,7 +237,7 @@ print(seen)
 '''
 
 
-def test_hostile_text_runs_nothing_and_calls_nobody(tmp_path):
+def test_hostile_text_executes_nothing_and_connects_nowhere(tmp_path):
   evil = ["__import__('os').system('touch pwned')", "http://127.0.0.1:9/a.png", "\\\\x"]
   files.jsonl(tmp_path / "d.jsonl", [
     {"question": text, "answer": text, "images": [], "options": f"[{text!r}]"} for text in evil] + [

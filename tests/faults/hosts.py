@@ -1,10 +1,10 @@
-"""Trains the smallest run in several layouts of processes and devices, and compares what comes out.
+"""Trains the smallest run in several layouts of processes and devices, and compares the results.
 
     python tests/faults/hosts.py FOLDER [STEPS]
 
-Layouts are PROCESSES x DEVICES over 127.0.0.1; stage 2 alone, from fresh weights. Prints a table:
-how far the weights are from those of one process and one device, whether the samples are the same,
-and a checkpoint of each layout taken up by another one.
+Layouts are PROCESSES x DEVICES over 127.0.0.1; the run is stage 2 alone, from fresh weights. Prints
+a table: how far the weights are from those of one process and one device, whether the samples are
+the same, and the same of a run that resumes from another layout's checkpoint.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ import numpy as np
 HERE = pathlib.Path(__file__)
 ROOT = HERE.parent.parent.parent
 LAYOUTS = ((1, 1), (1, 2), (2, 1), (2, 2), (4, 1))
-# Compiling is most of the time: little is optimised, in all layouts alike.
+# Compiling takes most of the time, so little is optimised, in all layouts alike.
 XLA = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 SMALL = {"model__sizes__layers": 1, "aepo__group": 2, "aepo__minibatch": 8,
          "aepo__sampling__max_tokens": 6, "aepo__loop__keep": 9, "aepo__loop__save_every": 1,
@@ -31,7 +31,7 @@ SMALL = {"model__sizes__layers": 1, "aepo__group": 2, "aepo__minibatch": 8,
 
 
 def environment(number, count, devices, port):
-  """Of process `number` of `count`."""
+  """The environment of process `number` of `count`."""
   keep = {name: value for name, value in os.environ.items()
           if not name.startswith(("SLURM_", "TPU_", "MEGASCALE_", "JAX_COORD"))}
   keep |= {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1",
@@ -53,8 +53,8 @@ def start(command, name, processes, devices, *, numbers=None, each=None):
   """Starts the processes of a layout; process N prints to NAME-N.log.
 
   Args:
-    command: words behind python.
-    name: path, without its end, of the logs.
+    command: arguments of python.
+    name: path of the logs, without -N.log.
     processes, devices: the layout.
     numbers: of the processes that are started; None is all.
     each: {number of a process: further words}.
@@ -115,7 +115,7 @@ def child(workdir, steps):
 
 
 def waiting(join, heartbeat, seed="0"):
-  """A process that has joined, says what it has and waits."""
+  """A process that joins, compares its seed and waits."""
   sys.path[:0] = [str(ROOT)]
   from ares_jax.system import cluster, hosts
 
@@ -126,7 +126,7 @@ def waiting(join, heartbeat, seed="0"):
 
 
 def odd(response, truth):
-  """A grader for workers."""
+  """A grader: answers of odd length are right."""
   return len(response) % 2
 
 
@@ -153,8 +153,8 @@ def grading(folder):
     texts = ["a", "bb", "ccc"][:1 if jax.process_index() else 3]
     with GradingPool(1, 300.0, grader="hosts:odd") as pool:
       graded = pool.begin()
-      for place, text in enumerate(texts):
-        graded.add(place, text, "")
+      for index, text in enumerate(texts):
+        graded.add(index, text, "")
         concurrent.futures.wait(graded._waiting.values())
       grades = grade_sharded(lambda: Grades(texts, *graded.finish()))
       print("graded", grades.correct.tolist(), flush=True)
@@ -242,8 +242,8 @@ def samples(workdir, step):
   return sorted((line["id"], line["sample"], line["tokens"]) for line in lines)
 
 
-def take_up(before, workdir, step):
-  """A folder as the run in another one had it at `step`."""
+def copy_until(before, workdir, step):
+  """Copies a run's folder as it was at `step`."""
   shutil.copytree(before, workdir)
   for name in os.listdir(f"{workdir}/aepo"):
     if name.isdigit() and int(name) > step:
@@ -266,7 +266,7 @@ def main(folder, steps=30):
       continue
     other = os.path.join(folder, "{}x{}".format(*previous))
     taken = f"{name}-from-{previous[0]}x{previous[1]}"
-    take_up(other, taken, max(1, steps - SMALL["aepo__loop__keep"] + 1))  # the oldest there is
+    copy_until(other, taken, max(1, steps - SMALL["aepo__loop__keep"] + 1))  # its oldest checkpoint
     resumed = run(taken, *layout, steps)
     same = [all(samples(name, step) == samples(path, step) for step in range(1, steps + 1))
             for name, path in ((name, other), (name, taken))]

@@ -1,4 +1,4 @@
-"""Several processes on this machine: the same run as one, and an end for all when one is lost."""
+"""Several processes on this machine train like one, and end together when one is lost."""
 
 import importlib.util
 import json
@@ -24,7 +24,7 @@ LONG = pytest.mark.skipif("ARES_LONG" not in os.environ, reason="a minute more; 
 
 @pytest.fixture
 def begin(tmp_path):
-  """Starts processes and waits for what process 0 says; they do not outlive the test."""
+  """Starts processes and waits until process 0 has printed `said`; kills them after the test."""
   started = []
 
   def start(*words, said="", numbers=None, each=None):
@@ -51,7 +51,7 @@ def test_two_processes_train_as_one_with_two_devices(tmp_path):
   assert all(0 < line["reward/accuracy"] < 1 and line["update/grad_norm"] > 0 for line in lines)
 
 
-def test_a_stop_of_one_saves_the_same_step_on_all_and_any_layout_goes_on_from_it(tmp_path, begin):
+def test_a_stop_of_one_saves_the_same_step_on_all_and_any_layout_resumes(tmp_path, begin):
   started = begin("--toy", tmp_path / "toy", "500", said="step 3 ")
   started[1].send_signal(signal.SIGTERM)
   assert [process.wait(timeout=300) for process in started] == [1, 1]  # KeyboardInterrupt, no shell
@@ -64,7 +64,7 @@ def test_a_stop_of_one_saves_the_same_step_on_all_and_any_layout_goes_on_from_it
     assert script.toy_stage(str(tmp_path / "alone"), steps) == gone_on
 
 
-def test_answers_are_graded_by_workers_and_a_stop_of_one_is_no_verdict(tmp_path, begin):
+def test_answers_are_graded_by_workers_and_not_as_wrong_after_a_stop(tmp_path, begin):
   started = begin("--grading", tmp_path, said="graded [1.0, 1.0, 0.0, 1.0]")
   while not (tmp_path / "worker").exists():
     time.sleep(0.1)
@@ -101,7 +101,7 @@ def test_an_error_of_one_process_alone_ends_all_with_its_text(tmp_path, begin):
   pytest.param(0, signal.SIGSTOP, 15, "process 0 at 127.0.0.1:.* has not answered for 15 s",
                marks=LONG),
 ])
-def test_a_lost_process_ends_the_other_with_a_line(tmp_path, begin, victim, number, heartbeat,
+def test_a_lost_process_ends_the_other_with_a_message(tmp_path, begin, victim, number, heartbeat,
                                                    said):
   started = begin("--waiting", "300", heartbeat, said="joined")
   started[victim].send_signal(number)

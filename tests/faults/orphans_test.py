@@ -1,4 +1,4 @@
-"""No process is left of a run, however it ends."""
+"""No process of a run outlives it, however it ends."""
 
 import os
 import subprocess

@@ -13,7 +13,7 @@ from ares_jax.sampling import sampler
 from ares_jax.system import heartbeat, mesh
 
 
-def test_a_rollout_is_left_between_two_chunks(monkeypatch):
+def test_a_rollout_stops_between_two_chunks(monkeypatch):
   chunks = []
 
   def decode(*_, **__):
@@ -53,7 +53,7 @@ class Answered:
     return 1.0
 
 
-def test_grading_is_left_between_two_formulas(monkeypatch):
+def test_grading_stops_between_two_formulas(monkeypatch):
   monkeypatch.setattr(GradingPool, "_submit", lambda self, pair: Answered())
   texts = [f"<think> </think> \\boxed{{x^{{{number}}}+y}}" for number in range(9)]
   with heartbeat.stop_signals(), GradingPool(1) as pool, pytest.raises(heartbeat.StopRequested):
@@ -71,7 +71,7 @@ class Killed:
     raise pebble.ProcessExpired("killed")
 
 
-def test_a_stop_is_no_verdict_on_answers_graded_meanwhile(monkeypatch):
+def test_answers_that_a_stop_interrupts_get_no_grade(monkeypatch):
   monkeypatch.setattr(GradingPool, "_submit", lambda self, pair: Killed())
   with heartbeat.stop_signals(), GradingPool(1) as pool:
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,10 +1,10 @@
-"""Injects faults into small runs for as long as one likes, and prints what became of them.
+"""Injects faults into small runs for a given time, and prints how many the runs survived.
 
     python tests/faults/soak.py --minutes=30 [--seed=0] [--folder=DIR]
 
-Every round is a run as in crashes.py, into which one fault after the other is injected, until it
-ends. A round's faults have survived where it ends with the bytes of a run that was left alone and
-lost where it does not; a fault that has an answer of its own (a stop, a refusal) must get it too.
+Every round is a run as in crashes.py, into which faults are injected one after the other until it
+ends. A round survives its faults if it ends with the bytes of an uninterrupted run. A fault that
+must have an effect (a stop, a refusal) has to show it too.
 """
 
 import argparse
@@ -30,8 +30,8 @@ import numpy as np  # noqa: E402
 from ares_jax.run import lock, loop  # noqa: E402
 from ares_jax.system import heartbeat  # noqa: E402
 
-PATIENCE = 600  # seconds for any process to end, on a machine that has other work
-MEASURED = 400  # steps of the run whose memory is looked at
+PATIENCE = 600  # seconds for any process to end, on a busy machine
+MEASURED = 400  # steps of the run whose memory is measured
 FROZEN = '''
 import os, sys
 sys.path.insert(0, sys.argv[1])
@@ -94,7 +94,7 @@ def alive(pid):
 
 
 class Round:
-  """One run and what is done to it. A fault's function says whether its own answer came."""
+  """One run. Each method injects a fault and returns whether the expected effect came."""
 
   def __init__(self, workdir, rng):
     self.workdir, self.rng = workdir, rng
@@ -202,13 +202,13 @@ class Round:
     return code in (3, 0)
 
   def frozen_grader(self):
-    room = tempfile.mkdtemp(dir=FOLDER)
-    with open(os.path.join(room, "frozen_grader.py"), "w") as file:
+    folder = tempfile.mkdtemp(dir=FOLDER)
+    with open(os.path.join(folder, "frozen_grader.py"), "w") as file:
       file.write(GRADER)
-    done = subprocess.run([sys.executable, "-c", FROZEN, ROOT], cwd=room, text=True,
+    done = subprocess.run([sys.executable, "-c", FROZEN, ROOT], cwd=folder, text=True,
                           capture_output=True, timeout=PATIENCE,
-                          env=os.environ | {"PYTHONPATH": room})
-    with open(os.path.join(room, "worker")) as file:
+                          env=os.environ | {"PYTHONPATH": folder})
+    with open(os.path.join(folder, "worker")) as file:
       return "hangs or dies" in done.stderr and not alive(int(file.read()))
 
 
@@ -223,7 +223,7 @@ FAULTS = {
 
 
 def measure(workdir):
-  """(RSS in KiB, file descriptors) after every tenth step of a run that is left alone."""
+  """(step, RSS in KiB, file descriptors) at every tenth step of an uninterrupted run."""
   path = os.path.join(workdir, "memory")
 
   def each(number):
@@ -249,7 +249,7 @@ def measure(workdir):
 
 
 def soak(folder, minutes, seed):
-  """Rounds until the time is over; a dict of what is printed."""
+  """Runs rounds until the time is over; returns the numbers of the table."""
   rng, until = random.Random(seed), time.monotonic() + 60 * minutes
   alone = os.path.join(folder, "alone")
   os.makedirs(alone)

@@ -1,4 +1,4 @@
-"""A stage's state is all that it changes, and every part of it is in the checkpoint."""
+"""Every leaf of the state of a stage is in its checkpoint."""
 
 import dataclasses
 import functools
@@ -52,10 +52,10 @@ def test_every_leaf_is_in_the_checkpoint(state, tmp_path):
 
 def test_a_change_of_one_leaf_changes_the_record_of_that_leaf(state):
   arrays = {name: np.asarray(leaf) for name, leaf in reader.flatten(state).items()}
-  whole = manifest.make_manifest(arrays, {})["leaves"]
+  original = manifest.make_manifest(arrays, {})["leaves"]
   for name in arrays:
     one = manifest.make_manifest(arrays | {name: changed(arrays[name])}, {})["leaves"]
-    assert [other for other in whole if whole[other] != one[other]] == [name]
+    assert [other for other in original if original[other] != one[other]] == [name]
 
 
 def test_a_state_holds_what_the_method_tracks():

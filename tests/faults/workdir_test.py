@@ -1,5 +1,7 @@
-"""Disks that are full, read-only or gone: what was saved stays, nothing is left over, the end is
-one clear error, and the same command goes on when the disk is mended."""
+"""A run whose disk is full, read-only or gone ends with one clear error and keeps its checkpoint.
+
+It leaves no temporary files, and the same command resumes it when the disk works again.
+"""
 
 import contextlib
 import json
@@ -30,7 +32,7 @@ class State:
 
 @pytest.fixture
 def disk(tmp_path):
-  """A small disk of its own, where this user may mount one."""
+  """A small file system for the test, if this user may mount one."""
   folder = tmp_path / "disk"
   folder.mkdir()
   if shutil.which("mount") is None or subprocess.run(
@@ -43,7 +45,7 @@ def disk(tmp_path):
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch):
-  """Nothing to wait for; the list says what happens in a pause."""
+  """Removes the pauses between retries; returns a list of functions, called one a pause."""
   events = []
   monkeypatch.setattr(loop, "_RETRY_PAUSES", (0, 0))
   monkeypatch.setattr(loop, "time", types.SimpleNamespace(
@@ -71,7 +73,7 @@ def run(workdir, *, steps=6, at=None, event=None):
 
 
 def fill(folder, left=0):
-  """Function that fills the disk but for `left` bytes, when no save is under way."""
+  """Function that fills the disk up to `left` bytes, when no save is running."""
   def event():
     while (folder / "run").exists() and os.listdir(folder / "run" / "stage") != ["3"]:
       time.sleep(0.01)
@@ -82,8 +84,8 @@ def fill(folder, left=0):
   return event
 
 
-def assert_ends_whole(workdir, alone):
-  """The run goes on and ends as one that was left alone; nothing is left over."""
+def assert_resumes_to_the_end(workdir, alone):
+  """The run resumes and ends like an uninterrupted one, without temporary files."""
   assert (run(workdir).weights == alone.weights).all()
   assert sorted(os.listdir(workdir)) == ["metrics.jsonl", "rollouts.jsonl", "stage", "tensorboard"]
   assert os.listdir(workdir / "stage") == ["6"]
@@ -106,16 +108,16 @@ def test_a_full_disk_ends_the_run_with_its_checkpoint_intact(disk, alone, left):
   saved = [name for name in os.listdir(workdir / "stage") if name.isdigit()]
   assert saved and set(saved) <= {"2", "3"}
   os.remove(disk / "filler")
-  assert_ends_whole(workdir, alone)
+  assert_resumes_to_the_end(workdir, alone)
 
 
-def test_a_disk_that_is_full_for_a_while_is_waited_for(disk, alone, pauses):
+def test_a_run_waits_for_a_disk_that_is_full_for_a_while(disk, alone, pauses):
   workdir = disk / "run"
   pauses.append(lambda: None)
   pauses.append(lambda: os.remove(disk / "filler"))
   assert (run(workdir, at=3, event=fill(disk, 200_000)).weights == alone.weights).all()
   assert not pauses
-  assert_ends_whole(workdir, alone)
+  assert_resumes_to_the_end(workdir, alone)
 
 
 def test_a_disk_that_turns_read_only_ends_the_run(disk, alone):
@@ -138,10 +140,10 @@ def test_a_disk_that_turns_read_only_ends_the_run(disk, alone):
     identity.keep_records(str(disk / "new"), {"config.json": {}})
   assert os.listdir(workdir / "stage") == kept
   turn("rw")
-  assert_ends_whole(workdir, alone)
+  assert_resumes_to_the_end(workdir, alone)
 
 
-def test_a_folder_that_vanishes_ends_the_run_which_goes_on_when_it_is_back(tmp_path, alone):
+def test_a_run_whose_folder_vanishes_ends_and_resumes_when_it_is_back(tmp_path, alone):
   workdir, aside = tmp_path / "run", tmp_path / "aside"
   with pytest.raises(OSError, match="run/.*(No such file|NOT_FOUND)|No such file.*run/"):
     run(workdir, at=3, event=lambda: workdir.rename(aside))
@@ -151,10 +153,10 @@ def test_a_folder_that_vanishes_ends_the_run_which_goes_on_when_it_is_back(tmp_p
     shutil.rmtree(workdir, ignore_errors=True)
     with contextlib.suppress(OSError):  # what of that save still runs may write once more
       aside.rename(workdir)
-  assert_ends_whole(workdir, alone)
+  assert_resumes_to_the_end(workdir, alone)
 
 
-def test_a_log_that_cannot_be_written_ends_the_run_unless_it_can_soon(tmp_path, alone, pauses,
+def test_a_log_that_cannot_be_written_ends_the_run_unless_a_retry_succeeds(tmp_path, alone, pauses,
                                                                       monkeypatch):
   append, left = metrics.MetricWriter._append, [9]
 
@@ -169,10 +171,10 @@ def test_a_log_that_cannot_be_written_ends_the_run_unless_it_can_soon(tmp_path, 
     run(tmp_path)
   assert os.listdir(tmp_path / "stage") == ["3"] and left[0] == 6
   left[0] = 2
-  assert_ends_whole(tmp_path, alone)
+  assert_resumes_to_the_end(tmp_path, alone)
 
 
-def test_a_line_that_does_not_fit_leaves_no_part_of_itself(disk):
+def test_a_line_that_does_not_fit_on_the_disk_is_removed(disk):
   with metrics.MetricWriter(str(disk), "aepo", step=0) as writer:
     writer.write_scalars(1, {"loss": 1.0})
     fill(disk)()
@@ -184,7 +186,7 @@ def test_a_line_that_does_not_fit_leaves_no_part_of_itself(disk):
     == [1, 2]
 
 
-def test_tensorboard_without_a_disk_does_not_hold_up_the_run(tmp_path, alone, monkeypatch):
+def test_a_failing_tensorboard_file_does_not_stop_the_run(tmp_path, alone, monkeypatch):
   def fail(self, event):
     raise OSError(28, "No space left on device")
 
@@ -194,4 +196,4 @@ def test_tensorboard_without_a_disk_does_not_hold_up_the_run(tmp_path, alone, mo
   assert (run(tmp_path, at=1, event=lambda: begun.append(1), steps=6).weights
           == alone.weights).all()
   monkeypatch.undo()
-  assert_ends_whole(tmp_path, alone)
+  assert_resumes_to_the_end(tmp_path, alone)

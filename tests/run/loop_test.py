@@ -60,7 +60,7 @@ def test_runs_all_steps_and_a_second_run_does_nothing(tmp_path):
   assert lines(tmp_path) == [1, 2, 3, 4, 5]
 
 
-def test_goes_on_from_the_last_checkpoint_without_repeating_log_lines(tmp_path):
+def test_resumes_from_the_last_checkpoint_without_repeating_log_lines(tmp_path):
   with pytest.raises(RuntimeError, match="power cut"):
     run(tmp_path, fail_at=3)
   log = []
@@ -108,7 +108,7 @@ def test_a_checkpoint_beyond_the_last_step_is_refused(tmp_path):
     run(tmp_path, steps=3)
 
 
-def test_refuses_never_saving():
+def test_save_every_0_is_refused():
   with pytest.raises(ValueError, match="save_every"):
     LoopConfig(0, 1, False, 2)
 
@@ -150,7 +150,7 @@ def test_steps_in_a_row_without_a_finite_gradient_stop_the_run(tmp_path):
   assert run(tmp_path, steps=7).total == 1 + 6  # step 2 alone had a gradient
 
 
-def test_a_save_that_fails_is_made_up_for_at_the_next_step(tmp_path, monkeypatch):
+def test_a_failed_save_is_repeated_at_the_next_step(tmp_path, monkeypatch):
   verify, failures = reader.verify_on_disk, [1, 1]
 
   def fail(*arguments):
@@ -168,7 +168,7 @@ def test_a_save_that_fails_is_made_up_for_at_the_next_step(tmp_path, monkeypatch
   assert sorted(os.listdir(tmp_path / "aepo")) == ["5"]
 
 
-def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path):
+def test_a_checkpoint_of_another_run_is_refused_and_the_difference_named(tmp_path):
   for folder, seed in (("one", 0), ("two", 1)):
     identity.keep_records(str(tmp_path / folder), {"config.json": {"seed": seed, "threads": seed}})
     run(tmp_path / folder, steps=2)

@@ -25,14 +25,14 @@ def devices(monkeypatch):
 WORK = {"work/tokens": 1000, "work/flops": 197e12}
 
 
-def test_a_second_of_one_chip_s_peak_on_two_chips_is_half_of_it(devices):
+def test_two_chips_that_do_the_work_of_one_are_half_used(devices):
   devices(device("TPU v5 lite", 4), device("TPU v5 lite", 12))
   found = speed.speed_metrics(WORK, 2.0)
   assert found == {"speed/tokens": 500, "speed/mfu": 0.25, "memory/peak": 12, "memory/limit": 16}
   assert speed.speed_note(found) == "500 tokens/s, MFU 25.0%, HBM 12.0 of 16.0 GiB"
 
 
-def test_what_is_not_known_is_left_out(devices):
+def test_unknown_numbers_are_left_out(devices):
   devices(device("some new chip"))
   assert speed.speed_metrics(WORK, 2.0) == {"speed/tokens": 500}
   assert speed.speed_metrics({}, 2.0) == {} and speed.speed_note({}) == ""

@@ -44,7 +44,7 @@ def write(workdir, config, steps):
           writer.write_scalars(step, {"loss": 1.0 / step, "odd": float("nan")})
 
 
-def test_every_line_is_sent_and_stands_in_the_file_all_the_same(client, tmp_path):
+def test_every_line_is_sent_and_is_in_the_file(client, tmp_path):
   write(tmp_path, wandb.WandbConfig("ares", ""), [1, 2])
   [(words, run)] = client
   assert words["project"] == "ares" and words["name"] == tmp_path.name
@@ -56,7 +56,7 @@ def test_every_line_is_sent_and_stands_in_the_file_all_the_same(client, tmp_path
   assert [line["loss"] for line in kept] == [1, 0.5, 1, 0.5]
 
 
-def test_a_run_that_goes_on_is_the_same_run_there(client, tmp_path):
+def test_a_resumed_run_continues_the_same_run_there(client, tmp_path):
   for steps in ([1], [2]):
     write(tmp_path, wandb.WandbConfig("ares", "mine"), steps)
   (first, _), (second, run) = client
@@ -69,13 +69,13 @@ def test_without_a_project_nothing_is_sent(client, tmp_path):
   assert client == [] and not (tmp_path / "wandb_id").exists()
 
 
-def test_asked_for_and_absent_is_one_line_with_the_remedy(monkeypatch, tmp_path):
+def test_a_missing_package_is_one_line_with_advice(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, "wandb", None)
   with pytest.raises(ConfigError, match="config.wandb.project = 'ares' needs.*pip install wandb"):
     write(tmp_path, wandb.WandbConfig("ares", ""), [1])
 
 
-def test_what_fails_there_ends_no_run_and_hides_no_error(client, tmp_path, monkeypatch):
+def test_failures_there_do_not_stop_a_run_and_hide_no_error(client, tmp_path, monkeypatch):
   def fail(*_):
     raise ConnectionResetError("gone")
 
@@ -88,7 +88,7 @@ def test_what_fails_there_ends_no_run_and_hides_no_error(client, tmp_path, monke
     raise ValueError("power cut")
 
 
-def test_a_run_that_cannot_begin_there_is_one_line(monkeypatch, tmp_path):
+def test_a_run_that_cannot_start_there_is_one_line(monkeypatch, tmp_path):
   def init(**_):
     raise RuntimeError("no API key\nconfigured")
 

@@ -102,7 +102,7 @@ def test_a_mistake_is_one_line_on_stderr(folder, words, code, message):
   assert err.startswith("error: ") and message in err and err.count("\n") == 1, err
 
 
-def test_the_line_says_how_to_see_the_place_unless_the_config_is_at_fault(folder):
+def test_the_line_says_how_to_get_a_traceback_unless_the_config_is_wrong(folder):
   assert "ARES_TRACEBACK" not in call(folder, "--config=c.py", "--config.stepz=1")[2]
   _, _, err = call(folder, "--config=c.py", "--kind=value")
   assert err == "error: rows 3 do not divide (ARES_TRACEBACK=1 shows where)\n"
@@ -121,7 +121,7 @@ def test_help_shows_the_example_and_the_flags(folder):
   assert "Example: python -m little --config=c.py" in out and "--kind" in out
 
 
-def test_ctrl_c_is_a_friendly_line_and_130(folder):
+def test_ctrl_c_gives_one_line_and_exit_code_130(folder):
   process = start(folder, "--config=c.py", "--kind=wait")
   assert process.stdout.readline() == "waiting\n"
   time.sleep(0.1)

@@ -137,7 +137,7 @@ def test_load_returns_the_locked_config_of_the_file(tmp_path):
     ("def get_config():\n  pass\n", "returns NoneType; return an ml_collections.ConfigDict"),
   ],
 )
-def test_a_broken_file_is_one_line_with_its_place(tmp_path, text, message):
+def test_a_broken_file_is_one_line_with_its_line_number(tmp_path, text, message):
   file = tmp_path / "broken.py"
   file.write_text(text)
   with pytest.raises(config.ConfigError, match=re.escape(message)) as error:
@@ -145,7 +145,7 @@ def test_a_broken_file_is_one_line_with_its_place(tmp_path, text, message):
   assert str(file) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_missing_file_is_named_with_its_nearest_neighbour(tmp_path):
+def test_a_missing_file_is_named_with_the_nearest_file_name(tmp_path):
   (tmp_path / "ares_tiny.py").write_text("")
   with pytest.raises(config.ConfigError, match=r"does not exist; did you mean .*ares_tiny\.py"):
     config.load(str(tmp_path / "ares_tinny.py"))

@@ -1,4 +1,4 @@
-"""Processes of one run: what tells them of each other, and what they say to each other."""
+"""Detection of the processes of a run, and their communication."""
 
 import json
 import re
@@ -33,7 +33,7 @@ SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "
   ({"TPU_WORKER_HOSTNAMES": "a,b"}, {"cluster_detection_method": "gketpu"}),
   ({"ARES_CLUSTER": "gcetpu"}, {"cluster_detection_method": "gcetpu"}),
 ])
-def test_the_environment_says_how_many_there_are(environ, found):
+def test_processes_are_detected_in_the_environment(environ, found):
   assert cluster.detect(environ) == found
 
 
@@ -43,13 +43,13 @@ def test_the_environment_says_how_many_there_are(environ, found):
   ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
    "JAX_PROCESS_ID=2 is outside 0..1"),
 ])
-def test_half_an_environment_is_refused(environ, message):
+def test_an_incomplete_environment_is_refused(environ, message):
   with pytest.raises(ValueError, match=message):
     cluster.detect(environ)
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
-def test_an_address_of_ipv6_is_listened_at():
+def test_the_port_of_an_ipv6_address_is_checked():
   with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
     port = server.getsockname()[1]
     with pytest.raises(ValueError, match=r"cannot listen at \[::1\]:\d+: .*in use"):
@@ -67,13 +67,13 @@ def test_a_port_that_is_taken_is_refused(monkeypatch):
       pass
 
 
-@pytest.mark.parametrize("any_of, ended", [(bool, "fail"), (lambda flag: True, "leave")])
-def test_a_stop_that_the_others_do_not_know_of_ends_them(monkeypatch, any_of, ended):
+@pytest.mark.parametrize("any_process, ended", [(bool, "fail"), (lambda flag: True, "leave")])
+def test_a_stop_that_the_others_do_not_know_of_ends_them(monkeypatch, any_process, ended):
   peers = unittest.mock.Mock()
   monkeypatch.setattr(cluster, "detect", lambda environ: {"cluster_detection_method": "none"})
   monkeypatch.setattr(cluster, "_connect", lambda found, config: None)
   monkeypatch.setattr(cluster, "_Peers", lambda heartbeat: peers)
-  monkeypatch.setattr(cluster.hosts, "any_process", any_of)
+  monkeypatch.setattr(cluster.hosts, "any_process", any_process)
   with pytest.raises(KeyboardInterrupt), cluster.join_cluster(cluster.HostsConfig(5.0, 5.0)):
     with heartbeat_lib.stop_signals():
       heartbeat_lib.stop_requested()
@@ -107,7 +107,7 @@ def test_processes_that_differ_are_named(monkeypatch):
 @pytest.mark.parametrize("name, value", [
   ("seed", 7), ("aepo.group", 3), ("--workdir", "/other"), ("--check", True), ("--replay", "x.npz"),
   ("--allow_change", ["seed"]), ("version of jax", "0.1"), ("code of ares_jax", "0")])
-def test_every_word_that_decides_what_a_run_does_is_compared(monkeypatch, name, value):
+def test_every_setting_that_decides_what_a_run_does_is_compared(monkeypatch, name, value):
   words = {"check": False, "replay": "", "allow_change": []}
 
   def gather(data):
@@ -121,7 +121,7 @@ def test_every_word_that_decides_what_a_run_does_is_compared(monkeypatch, name, 
     identity.check_equal(tiny.values(), "/run", words)
 
 
-def test_another_disk_of_a_process_is_refused(tmp_path, monkeypatch):
+def test_processes_with_different_disks_are_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(hosts, "allgather", lambda call: [call(), b""])
   with pytest.raises(ValueError, match=f"process 1 finds another {tmp_path} than process 0"), \
       lock.one_run(str(tmp_path)):

@@ -16,7 +16,7 @@ def test_takes_all_devices_and_fills_in_the_rest():
   assert dict(mesh_lib.make_mesh(4, 1).shape) == {"slice": 1, "data": 4, "model": 1}
 
 
-def test_slices_are_devices_that_follow_each_other():
+def test_slices_are_consecutive_devices():
   mesh = mesh_lib.make_mesh(-1, 1, slices=2)
   assert dict(mesh.shape) == {"slice": 2, "data": 2, "model": 1}
   assert mesh.devices[0].ravel().tolist() == jax.devices()[:2]
@@ -40,22 +40,23 @@ def test_a_product_that_is_not_the_device_count_is_an_error(data, model, message
 @pytest.mark.parametrize("data, slices, message", [
   (-1, 3, "slice=3 model=1 does not divide 4 devices"),
   (1, 2, "slice=2 x data=1 x model=1 = 2, but there are 4 devices"), (-1, 0, "sizes are >= 1")])
-def test_slices_count_too(data, slices, message):
+def test_slices_are_part_of_the_product(data, slices, message):
   with pytest.raises(ValueError, match=message):
     mesh_lib.make_mesh(data, 1, slices=slices)
 
 
-@pytest.mark.parametrize("own, slices", [((0, 0, 1, 1), 1), ((0, 0, 1, 1), 4), ((0,) * 4, 2)])
-def test_tpus_know_their_slices(own, slices):
-  chips = [types.SimpleNamespace(platform="tpu", slice_index=index) for index in own]
-  with pytest.raises(ValueError, match=rf"slice={slices}, but .* of {len(set(own))} slices; set "
-                                       rf"config.mesh.slice={len(set(own))}"):
+@pytest.mark.parametrize("slice_of, slices", [((0, 0, 1, 1), 1), ((0, 0, 1, 1), 4), ((0,) * 4, 2)])
+def test_the_slices_of_tpus_must_match(slice_of, slices):
+  chips = [types.SimpleNamespace(platform="tpu", slice_index=index) for index in slice_of]
+  found = len(set(slice_of))
+  with pytest.raises(ValueError, match=f"slice={slices}, but .* of {found} slices; set "
+                                       f"config.mesh.slice={found}"):
     mesh_lib.make_mesh(-1, 1, chips, slices=slices)
 
 
-def test_what_slices_make_of_their_rows_is_summed():
+def test_results_of_the_slices_are_summed():
   def function(x_NR):
-    # A slice's own rows, a microbatch after the other.
+    # The rows of one slice, one microbatch after the other.
     assert x_NR.shape == (3, 2) and mesh_lib.within_a_slice()
     return {"sum": jax.lax.map(jnp.sum, x_NR).sum()}, x_NR.max()
 
@@ -67,7 +68,7 @@ def test_what_slices_make_of_their_rows_is_summed():
   assert (summed["sum"], largest) == (66, 11)
 
 
-def test_inside_a_shard_map_a_constraint_names_what_is_left():
+def test_inside_a_shard_map_a_constraint_leaves_out_its_axes():
   def of_slice(x):
     assert mesh_lib.unmapped(mesh_lib.ROWS) == ("data",)
     assert mesh_lib.unmapped("slice") is None and mesh_lib.unmapped(None) is None
@@ -100,10 +101,10 @@ def test_put_splits_by_the_spec_and_replicates_without_one():
   tree = {"tokens": np.arange(8).reshape(4, 2), "id": np.arange(4)}
   with jax.set_mesh(mesh_lib.make_mesh(2, 2)):
     placed = mesh_lib.put(tree, "data")
-    whole = mesh_lib.put(tree["id"])
-    assert whole.sharding == mesh_lib.sharding()
+    replicated = mesh_lib.put(tree["id"])
+    assert replicated.sharding == mesh_lib.sharding()
   assert placed["tokens"].addressable_shards[0].data.shape == (2, 2)
-  assert whole.is_fully_replicated
+  assert replicated.is_fully_replicated
   np.testing.assert_array_equal(placed["tokens"], tree["tokens"])
 
 
@@ -117,6 +118,6 @@ def test_put_names_the_leaf_that_does_not_divide():
 
 @pytest.mark.parametrize("function", [lambda: mesh_lib.put(np.zeros(4)),
                                       lambda: mesh_lib.size(*mesh_lib.ROWS)])
-def test_without_a_mesh_there_is_nothing_to_put_on_or_count(function):
+def test_put_and_size_need_a_mesh(function):
   with pytest.raises(ValueError, match="no mesh is current"):
     function()

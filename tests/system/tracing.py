@@ -48,9 +48,9 @@ def run(workdir, name="stage", steps=4):
 
 def main(folder):
   found = {}
-  with profiler.profile_steps(f"{folder}/whole/profile", "stage", 1, 3):
-    found["another stage"] = run(f"{folder}/whole", "other")
-    found["whole"] = run(f"{folder}/whole")
+  with profiler.profile_steps(f"{folder}/complete/profile", "stage", 1, 3):
+    found["another stage"] = run(f"{folder}/complete", "other")
+    found["complete"] = run(f"{folder}/complete")
   with profiler.profile_steps(f"{folder}/last/profile", "stage", 1, 2):
     found["last step"] = run(f"{folder}/last", steps=2)
   try:

@@ -19,8 +19,8 @@ ARRAYS = {
 }
 
 
-def test_a_word_counts_with_its_place():
-  # mix(0) = 0; one word 0 at place 0 gives (0, mix(1)); MurmurHash3's finaliser of 1 is 514e28b7.
+def test_a_digest_depends_on_the_index_of_a_word():
+  # mix(0) = 0; one word 0 at index 0 gives (0, mix(1)); MurmurHash3's finaliser of 1 is 514e28b7.
   assert digest.digest_numpy(np.uint32([0])) == "00000000514e28b7"
   assert digest.digest_numpy(np.uint32([1])) == "514e28b7" + digest.digest_numpy(np.uint32([1]))[8:]
   assert digest.digest_numpy(np.uint32([1, 2])) != digest.digest_numpy(np.uint32([2, 1]))
@@ -41,19 +41,19 @@ def test_host_and_every_sharding_agree(data, model):
 
 def test_every_single_bit_and_pairs_of_signs_are_noticed():
   array = RNG.normal(size=257).astype(np.float32)
-  seen, places = {digest.digest_numpy(array)}, []
-  for place in range(257):
+  seen, negations = {digest.digest_numpy(array)}, []
+  for index in range(257):
     for bit in range(32):
       words = array.copy().view(np.uint32)
-      words[place] ^= np.uint32(1) << np.uint32(bit)
+      words[index] ^= np.uint32(1) << np.uint32(bit)
       seen.add(digest.digest_numpy(words))
   assert len(seen) == 1 + 257 * 32
   # Two flipped signs cancel in a sum of words times odd numbers; not here.
-  for place in range(1, 257):
+  for index in range(1, 257):
     negated = array.copy()
-    negated[[0, place]] *= -1
-    places.append(digest.digest_numpy(negated))
-  assert seen.isdisjoint(places) and len(set(places)) == 256
+    negated[[0, index]] *= -1
+    negations.append(digest.digest_numpy(negated))
+  assert seen.isdisjoint(negations) and len(set(negations)) == 256
 
 
 def test_blocks_of_a_large_array_join():

@@ -32,13 +32,13 @@ def make_state(mesh, offset=0.0):
   }
   params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
   params["w"] = jax.device_put(params["w"], NamedSharding(mesh, PartitionSpec("data", "model")))
-  whole = NamedSharding(mesh, PartitionSpec())
+  replicated = NamedSharding(mesh, PartitionSpec())
   opt_state = optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(0.1)).init(params)
   return State(
-    step=jax.device_put(jnp.int32(7), whole),
+    step=jax.device_put(jnp.int32(7), replicated),
     params=params,
-    opt_state=jax.device_put(opt_state, whole),
-    key=jax.device_put(jax.random.key(3), whole),
+    opt_state=jax.device_put(opt_state, replicated),
+    key=jax.device_put(jax.random.key(3), replicated),
     keys=jax.device_put(
       jax.random.split(jax.random.key(4, impl="rbg"), 4),
       NamedSharding(mesh, PartitionSpec("data")),
@@ -154,7 +154,7 @@ def test_only_arrays_and_json_are_saved(tmp_path):
     assert saved.latest() is None
 
 
-def test_what_a_killed_save_left_is_removed(tmp_path):
+def test_the_remains_of_a_killed_save_are_removed(tmp_path):
   with manager.Checkpoints(str(tmp_path), keep=1) as saved:
     saved.save(1, {"a": jnp.zeros(3)}, {})
   left = tmp_path / "2.orbax-checkpoint-tmp"
@@ -186,7 +186,7 @@ def test_reads_one_part_and_leaves_the_folder_alone(tmp_path):
     reader.read_part(str(tmp_path), "params", wrong)
 
 
-def test_a_save_that_cannot_be_written_is_noticed_and_what_was_there_stays(tmp_path):
+def test_a_failed_save_is_noticed_and_the_older_checkpoint_stays(tmp_path):
   state = {"a": jnp.float32(np.random.default_rng(0).normal(size=(200, 200)))}
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   with manager.Checkpoints(str(tmp_path), keep=1) as saved:
@@ -235,12 +235,12 @@ def test_another_schema_is_refused_by_name(tmp_path, monkeypatch):
   (FileNotFoundError("no such file"), manifest.DamagedError),
   (ValueError("checksum"), manifest.DamagedError),
 ])
-def test_what_does_not_answer_is_not_damaged(error, kind):
+def test_a_store_that_does_not_answer_is_not_damaged(error, kind):
   with pytest.raises(kind), manifest.damage_of_step(3):
     raise error
 
 
-def test_what_a_run_replaces_while_it_is_read_is_not_called_damaged(tmp_path, monkeypatch):
+def test_a_checkpoint_replaced_while_it_is_read_is_not_called_damaged(tmp_path, monkeypatch):
   state = {"params": {"a": jnp.zeros(3)}}
   with manager.Checkpoints(str(tmp_path), keep=1) as saved:
     saved.save(1, state, {})
@@ -277,13 +277,13 @@ def test_an_old_step_that_is_not_removed_is_removed_after_the_next_save(tmp_path
       assert saved.steps() == kept
 
 
-def test_a_restore_beats_as_it_goes(tmp_path, monkeypatch):
+def test_a_restore_sends_heartbeats(tmp_path, monkeypatch):
   monkeypatch.setattr(reader, "_READ_AT_ONCE", 8)
-  state, beats = {name: jnp.arange(4.0) for name in "abc"}, []
+  state, heartbeats = {name: jnp.arange(4.0) for name in "abc"}, []
   with manager.Checkpoints(str(tmp_path), keep=1) as saved:
     saved.save(1, state, {})
     saved.wait()
-    monkeypatch.setattr(reader.heartbeat, "heartbeat", lambda: beats.append(1))
+    monkeypatch.setattr(reader.heartbeat, "heartbeat", lambda: heartbeats.append(1))
     _, restored, _ = saved.restore(manager.abstract_like(state))
   assert_same(restored, state)
-  assert len(beats) == 3  # and none from the thread that reads a save back
+  assert len(heartbeats) == 3  # none from the thread that verifies a save
