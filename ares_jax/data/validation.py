@@ -80,7 +80,8 @@ def find_bad_rows(source, *, numbers, check, grader, threads):
   bad_rows = []
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     for start in range(0, len(numbers), _CHUNK):
-      chunk, seen = numbers[start : start + _CHUNK], {}
+      chunk = numbers[start : start + _CHUNK]
+      seen = {}
       for number, found in zip(chunk, pool.map(examine, chunk), strict=True):
         heartbeat()
         seen[number] = found

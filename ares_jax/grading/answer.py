@@ -153,7 +153,9 @@ def _same_option(pair):
     return _same(pair.part(answer, wanted[1])) if wanted[1] else False
   if said[0].upper() != wanted[0]:
     return False
-  return not (said[1] and wanted[1]) or _same(pair.part(said[1], wanted[1]))
+  if said[1] and wanted[1]:
+    return _same(pair.part(said[1], wanted[1]))
+  return True
 
 
 def _same_yes_no(pair):

@@ -79,7 +79,8 @@ def _interval(text):
 
 def split_items(text, separators):
   """`text` split at separators outside all brackets; ", and" is one separator."""
-  parts, depth, start, position = [], 0, 0, 0
+  parts = []
+  depth = start = position = 0
   while position < len(text):
     if text[position] in "([{":
       depth += 1

@@ -36,7 +36,8 @@ def _parse(text):
     hour, minute, half = int(match[1]), int(match[2]), match[3]
     if half and 1 <= hour <= 12 and minute < 60:
       return hour % 12 + 12 * (half == "p"), minute
-    return (hour, minute) if not half and (hour == 0 or 12 < hour < 24) and minute < 60 else None
+    is_24_hours = not half and (hour == 0 or 12 < hour < 24) and minute < 60
+    return (hour, minute) if is_24_hours else None
   if match := _MONTH_FIRST.fullmatch(text):
     month, day, year = match.groups()
   elif match := _DAY_FIRST.fullmatch(text):

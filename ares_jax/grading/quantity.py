@@ -207,10 +207,13 @@ def _read_unit(text):
   if not text:
     return None, Fraction(1)
   text = re.sub(r"\bmph\b", "mi/h", text, flags=re.IGNORECASE)
-  powers, size, position, divide, pending = {}, Fraction(1), 0, 1, 1
+  powers, size = {}, Fraction(1)  # dimension -> power; of the unit in base units
+  sign = 1  # -1 behind "/" and "per"
+  prefix = 1  # power that "square" or "cubic" gives to the next name
+  position = 0
   while position < len(text):
     if separator := re.compile(r"\s*(/|per\b)\s*").match(text, position):
-      divide, position = -1, separator.end()
+      sign, position = -1, separator.end()
       continue
     if separator := re.compile(r"\s*(?:\\cdot|\*|·)\s*|\s+").match(text, position):
       position = separator.end()
@@ -222,7 +225,7 @@ def _read_unit(text):
     name, power = match[1].replace(" ", ""), int(match[2] or 1)
     name = name if len(name) == 1 or name in _UNITS else name.lower()
     if name in ("square", "sq", "cubic"):
-      pending = 3 if name == "cubic" else 2
+      prefix = 3 if name == "cubic" else 2
       continue
     if name in _UNIT_WORDS and powers:
       last = list(powers)[-1]
@@ -234,10 +237,11 @@ def _read_unit(text):
     known = _find_unit(name)
     if known is None:
       return None
-    power, pending = power * pending * divide, 1
-    powers[known[0]] = powers.setdefault(known[0], 0) + power
-    size *= known[1] ** power
-  if pending != 1 or not powers or text.endswith(("/", "*", "per", "\\cdot")):
+    power, prefix = power * prefix * sign, 1
+    dimension, unit_size = known
+    powers[dimension] = powers.get(dimension, 0) + power
+    size *= unit_size ** power
+  if prefix != 1 or not powers or text.endswith(("/", "*", "per", "\\cdot")):
     return None
   return tuple(sorted(powers.items())), size
 

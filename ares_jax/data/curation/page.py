@@ -18,9 +18,8 @@ _HEAD = ("pass rate", "problems", "chosen", "tokens before", "tokens after", "ta
 
 def curation_text(report):
   """The report as tables for a terminal."""
-  lines = [_summary(report), *_table(_rows(report))]
-  lines += _table(_sources(report))
-  return "\n".join([*lines, *report["notes"]])
+  tables = _table(_rows(report)) + _table(_sources(report))
+  return "\n".join([_summary(report), *tables, *report["notes"]])
 
 
 def curation_html(report):

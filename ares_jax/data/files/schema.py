@@ -140,9 +140,7 @@ def _numbered_question(record):
 def _filled_template(record, question, options):
   """The schema's prompt with the question and its options."""
   schema = record.schema
-  template = schema["prompt"]
-  if not options and "prompt_open" in schema:
-    template = schema["prompt_open"]
+  template = schema["prompt"] if options else schema.get("prompt_open", schema["prompt"])
   shown = "\n".join(f"{letter}. {text}" for letter, text in zip(_LETTERS, options, strict=False))
   # Not str.format: questions are full of braces.
   template = template.replace("{options}", shown, 1)
