@@ -1,6 +1,7 @@
 """What the compiled program of a block computes again for the backward pass."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -30,7 +31,8 @@ def test_each_matmul_of_a_block_is_compiled_once_per_needed_pass(remat, again):
 
   embeds = jax.ShapeDtypeStruct((B, T, config.embed), np.float32)
   program = jax.jit(jax.value_and_grad(total, (0, 1)))
-  text = program.lower(weights.abstract(config, None, np.float32), embeds).compile().as_text()
+  params = jax.eval_shape(functools.partial(weights.init, config), jax.random.key(0))
+  text = program.lower(params, embeds).compile().as_text()
   # The blocks are a loop, so the text has each of its matmuls once. The backward pass has two for
   # every matmul of the forward pass.
   assert len(re.findall(r" dot\(", text)) == 3 * (MATRICES + MIXING) + again
