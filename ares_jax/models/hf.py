@@ -144,12 +144,12 @@ def to_hf(params: Params, config: ModelConfig, folder: Folder, base: Folder) -> 
   tensors = hf_files.tensors_of(base)
   hf_files.check_tensors(tensors, config, base)
 
-  def rest(partial):
+  def write_others(partial):
     for path in base.iterdir():
       if path.suffix in (".json", ".txt", ".jinja", ".model") and path.is_file():
         shutil.copyfile(path, partial / path.name)
 
-  _write(params, config, pathlib.Path(folder), tensors, rest)
+  _write(params, config, pathlib.Path(folder), tensors, write_others)
 
 
 def to_new_hf(params: Params, config: ModelConfig, folder: Folder, *, tokenizer, min_pixels: int,
@@ -172,16 +172,17 @@ def to_new_hf(params: Params, config: ModelConfig, folder: Folder, *, tokenizer,
            hf_processor.FILE: hf_processor.processor_fields(
              config.vision, min_pixels=min_pixels, max_pixels=max_pixels)}
 
-  def rest(partial):
+  def write_others(partial):
     tokenizer.save_pretrained(partial)
     for name, fields in files.items():
       (partial / name).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
-  _write(params, config, pathlib.Path(folder), hf_files.tensors_for(config), rest)
+  _write(params, config, pathlib.Path(folder), hf_files.tensors_for(config), write_others)
 
 
-def _write(params, config, folder: pathlib.Path, tensors: dict[str, Tensor], rest) -> None:
-  """Writes `tensors` file by file, then calls `rest` with the folder."""
+def _write(params, config, folder: pathlib.Path, tensors: dict[str, Tensor],
+           write_others) -> None:
+  """Writes `tensors` file by file, then calls `write_others` with the folder."""
   flat, sources = hf_files.by_name(params), sources_of(config)
   with atomic_folder(folder) as partial:
     for file, names in hf_files.by_file(tensors).items():
@@ -195,7 +196,7 @@ def _write(params, config, folder: pathlib.Path, tensors: dict[str, Tensor], res
       if partial:
         save_file(arrays, partial / file, metadata={"format": "pt"})
     if partial:
-      rest(partial)
+      write_others(partial)
 
 
 @contextlib.contextmanager

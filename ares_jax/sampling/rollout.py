@@ -68,14 +68,10 @@ class Generator:
     prompts_P = len(prompts.length)
     pad = -prompts_P % mesh.size(*mesh.ROWS)
     rows = np.arange(prompts_P + pad) % prompts_P
-    arrays = {
-      "tokens": prompts.tokens[rows],
-      "length": prompts.length[rows],
-      "positions": prompts.positions[:, rows],
-      "unit": prompts.unit[rows],
-      "prompt_id": prompts.prompt_id[rows],
-      "vision": VisionInput(**{name: array[rows] for name, array in prompts.vision.items()}),
-    }
+    vision = VisionInput(**{name: array[rows] for name, array in prompts.vision.items()})
+    arrays = {"tokens": prompts.tokens[rows], "length": prompts.length[rows],
+              "positions": prompts.positions[:, rows], "unit": prompts.unit[rows],
+              "prompt_id": prompts.prompt_id[rows], "vision": vision}
     with self.phases("rollout"):
       samples = sample(self.model, params, arrays, key, self.allowed, group=group,
                        sampling=sampling, engine=self.engine, end=self.end, branching=branching,

@@ -99,7 +99,10 @@ class PromptScheduler:
       prompt_DR: int32, numbers of the prompts among those of their device; P / D = none.
       slot_DR: int32, the prompt slots they are read into; C = none.
     """
-    unfinished_DC = self._unfinished(unfinished_P)
+    # Rows of the prompt in each slot that have not ended; 0 = the slot is free.
+    unfinished_DP = unfinished_P.reshape(len(self._prompt_DC), -1)
+    unfinished_DC = np.where(self._prompt_DC < 0, 0, np.take_along_axis(
+      unfinished_DP, np.maximum(self._prompt_DC, 0), 1))
     remaining_D = np.minimum(self._plan.read, self._prompts - self.read_D)
     free_D = (unfinished_DC == 0).sum(1)
     ready_D = (remaining_D > 0) & (free_D >= remaining_D)
@@ -108,12 +111,6 @@ class PromptScheduler:
     if not remaining_D.any() or not (all_ready or (ready_D & short_D).any()):
       return None
     return self._assign(unfinished_DC == 0, np.minimum(remaining_D, free_D))
-
-  def _unfinished(self, unfinished_P):
-    """int [D, C]: rows of the prompt in each slot that have not ended; 0 = the slot is free."""
-    unfinished_DP = unfinished_P.reshape(len(self._prompt_DC), -1)
-    found_DC = np.take_along_axis(unfinished_DP, np.maximum(self._prompt_DC, 0), 1)
-    return np.where(self._prompt_DC < 0, 0, found_DC)
 
   def _assign(self, free_DC, count_D):
     """`next_read`'s arrays for the next `count_D` prompts of each device."""
