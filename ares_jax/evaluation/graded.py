@@ -59,16 +59,6 @@ class GradedProblem:
   timed_out: int  # answers of the batch whose grading timed out; 0 but for its first problem
   samples: list  # of GradedSample
 
-  @property
-  def right(self):
-    """Number of samples that are right."""
-    return sum(sample.correct for sample in self.samples)
-
-  @property
-  def rate(self):
-    """Share of samples that are right."""
-    return self.right / len(self.samples)
-
 
 def graded_batches(generator, params, source, settings, *, done=()):
   """Yields (list of GradedProblem, GradedResponses) of every batch of problems.

@@ -84,9 +84,8 @@ def evaluate_stage(parts, params, show=None):
   def means(problems):
     summary = summarize(problems)
     return {"n": len(problems), "share": len(problems) / config.problems,
-            "accuracy": summary["accuracy"], "interval": summary["half_width"],
-            "pass_at_k": summary["pass_at_k"], "format_ok": summary["format_ok"],
-            "length": summary["length_mean"], "shows_work": summary["shows_work"]}
+            "interval": summary["half_width"], "length": summary["length_mean"],
+            **{key: summary[key] for key in ("accuracy", "pass_at_k", "format_ok", "shows_work")}}
 
   result = {"n": config.problems, "samples": config.samples, "greedy": means(greedy),
             "sampled": means(sampled)}

@@ -3,7 +3,7 @@
 All intervals are normal approximations over units: over problems, because the samples of a problem
 are not independent, or over groups of problems where a metric scores groups (arXiv 2411.00640).
 
-`problems` is a list of graded.GradedProblem with the same number of samples each.
+`problems` is a list of P graded.GradedProblem with N samples each.
 """
 
 import math
@@ -33,15 +33,19 @@ def summarize(problems):
     return {"problems": 0} | dict.fromkeys((
       "accuracy", "half_width", "pass_at_k", "length_mean", "length_median", "format_ok",
       "truncated", "shows_work"))
-  rate = np.array([problem.rate for problem in problems])
-  samples = [sample for problem in problems for sample in problem.samples]
-  tokens = np.array([sample.tokens for sample in samples])
-  return {"problems": len(problems), "accuracy": float(rate.mean()), "half_width": half_width(rate),
-          "pass_at_k": float((rate > 0).mean()),
-          "length_mean": float(tokens.mean()), "length_median": float(np.median(tokens)),
-          "format_ok": float(np.mean([sample.format_ok for sample in samples])),
-          "truncated": float(np.mean([sample.truncated for sample in samples])),
-          "shows_work": float(np.mean([shows_work(sample.response) for sample in samples]))}
+  rate_P, tokens_PN = _values(problems, "correct").mean(1), _values(problems, "tokens")
+  working = [shows_work(sample.response) for problem in problems for sample in problem.samples]
+  return {"problems": len(problems), "accuracy": float(rate_P.mean()),
+          "half_width": half_width(rate_P), "pass_at_k": float((rate_P > 0).mean()),
+          "length_mean": float(tokens_PN.mean()), "length_median": float(np.median(tokens_PN)),
+          "format_ok": float(_values(problems, "format_ok").mean()),
+          "truncated": float(_values(problems, "truncated").mean()),
+          "shows_work": float(np.mean(working))}
+
+
+def _values(problems, field):
+  """[P, N]: a field of every sample."""
+  return np.array([[getattr(sample, field) for sample in problem.samples] for problem in problems])
 
 
 def split_problems(problems, reward):
@@ -51,9 +55,10 @@ def split_problems(problems, reward):
   empty; the thresholds of `reward`, a RewardConfig, separate them.
   """
   parts = {"source": {}, "level": {}, "bucket": {name: [] for name in BUCKETS}}
-  bucket = bucket_of(np.array([problem.right for problem in problems]),
-                     samples=len(problems[0].samples), easy=reward.easy, medium=reward.medium)
-  for problem, number in zip(problems, bucket, strict=True):
+  correct_PN = _values(problems, "correct")
+  bucket_P = bucket_of(correct_PN.sum(1), samples=correct_PN.shape[1], easy=reward.easy,
+                       medium=reward.medium)
+  for problem, number in zip(problems, bucket_P, strict=True):
     parts["source"].setdefault(problem.source, []).append(problem)
     parts["level"].setdefault(problem.level, []).append(problem)
     parts["bucket"][BUCKETS[number]].append(problem)
@@ -81,7 +86,8 @@ def unit_values(problems, metric):
     ValueError: the metric needs groups and a problem has none, or a group is incomplete.
   """
   if metric in ("pass@1", "avg@n"):
-    return {problem.id: problem.rate for problem in problems}
+    rates = _values(problems, "correct").mean(1).tolist()
+    return {problem.id: rate for problem, rate in zip(problems, rates, strict=True)}
   groups = {}
   for problem in problems:
     if problem.group is None:
@@ -92,24 +98,18 @@ def unit_values(problems, metric):
 
 
 def _worst(group):
-  """float [samples]: 1 where every variant of the group is right."""
-  return _right(group).min(0)
+  """float [N]: 1 where every variant of the group is right."""
+  return _values(group, "correct").min(0)
 
 
 def _strict(group):
-  """float [samples]: WeMath's value of a whole problem and its steps."""
+  """float [N]: WeMath's value of a whole problem and its steps."""
   whole = [problem for problem in group if (problem.step or "").endswith("multi")]
   steps = [problem for problem in group if problem not in whole]
   if len(whole) != 1 or not steps:
     raise ValueError(f"group {group[0].group} has {len(whole)} whole problems and {len(steps)} "
                      "steps; the metric 'strict' needs 1 (its step ends in 'multi') and some")
-  return _right(steps).min(0) * (1 + _right(whole)[0]) / 2
-
-
-def _right(problems):
-  """float [problems, samples]: 1 where right."""
-  return np.array([[float(sample.correct >= 1) for sample in problem.samples]
-                   for problem in problems])
+  return _values(steps, "correct").min(0) * (1 + _values(whole, "correct")[0]) / 2
 
 
 def percent(value, half=None):

@@ -1,5 +1,3 @@
-import dataclasses
-
 import pytest
 
 from ares_jax.evaluation import graded
@@ -18,11 +16,3 @@ def test_numbers_of_different_units_are_not_near():
   row = {"answer": "0.57 cm", "tolerance": 0.005}
   assert graded.within_tolerance(row, "\\boxed{0.571 cm}")
   assert not graded.within_tolerance(row, "\\boxed{0.571 m}")
-
-
-def test_a_problem_counts_its_right_samples():
-  sample = graded.GradedSample(1.0, 1.0, 0.0, 3, "<think> a </think> \\boxed{1}")
-  wrong = dataclasses.replace(sample, correct=0.0, response="<think></think>")
-  problem = graded.GradedProblem(0, "a", None, None, None, None, ["1"], 0.1, 0,
-                                 [sample, wrong, wrong, sample])
-  assert (problem.right, problem.rate) == (2, 0.5)
