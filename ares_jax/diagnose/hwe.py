@@ -164,18 +164,14 @@ def hwe_pictures(result):
   if curves:
     top = result["claim"]["best"]
     best = "not known" if top is None else format_number(top["f1"])
-    found["hwe_f1"], [panel] = figures.new_figure(
-      f"HWE windows against triggers (figure 2a); best at w = {CLAIM['window']}: {best}",
-      x_label="window, tokens", y_labels=["F1"])
-    figures.draw_curves(panel, curves)
-    figures.draw_legend(panel)
+    found["hwe_f1"] = figures.curve_figure(
+      f"HWE windows against triggers (figure 2a); best at w = {CLAIM['window']}: {best}", curves,
+      x_label="window, tokens", y_label="F1")
   if result["found"]:
     groups = [(json.dumps(row["token"], ensure_ascii=False)[:18] + (" *" if row["trigger"] else ""),
                [(row["count"], f"{row['entropy']:.2f} nats")]) for row in result["found"]]
-    found["hwe_tokens"], [panel] = figures.new_figure(
-      "Tokens that the run flagged most often (* in V_sem)", x_label="flags",
-      height=figures.bars_height(groups))
-    figures.draw_bars(panel, groups)
+    found["hwe_tokens"] = figures.bar_figure(
+      "Tokens that the run flagged most often (* in V_sem)", groups, x_label="flags")
   return found
 
 

@@ -170,10 +170,7 @@ def kl_pictures(result):
       ("kl_kappa", "KL coefficient kappa", "kappa", "factor of kl.beta", [])):
     curves = [Curve(row["bucket"], steps, row[key]) for row in result["buckets"]
               if any(value is not None for value in row[key])] + others
-    figure, [panel] = figures.new_figure(title, x_label="step", y_labels=[unit])
-    figures.draw_curves(panel, curves)
-    figures.draw_legend(panel)
-    found[name] = figure
+    found[name] = figures.curve_figure(title, curves, y_label=unit)
   states, here, title = _states(result), result["here"], "The controller, simulated"
   if here:
     row = int(np.argmin(np.abs(np.log(np.float64(RATES) / here["rate"]))))

@@ -117,9 +117,5 @@ def passk_pictures(result):
   groups = [(f"{row['samples']} samples", [(100 * row["right"], f"{row['right']:.1%}"
              + (" (the run)" if row["samples"] == result["run"] else ""))])
             for row in result["groups"]]
-  figure, [panel] = figures.new_figure("Problems in their true bucket",
-                                       x_label="% of simulated problems",
-                                       height=figures.bars_height(groups))
-  figures.draw_bars(panel, groups)
-  panel.set_xlim(0, 125)
-  return {"passk": figure}
+  return {"passk": figures.bar_figure("Problems in their true bucket", groups,
+                                      x_label="% of simulated problems")}

@@ -1,11 +1,11 @@
-"""Replays a batch whose update was left out, and says which of its terms is not finite.
+"""Replays a batch whose update was skipped, and names the terms that are not finite.
 
     python -m ares_jax.train --config=configs/ares_tiny.py --workdir=runs/ares_tiny \\
       --replay=runs/ares_tiny/nonfinite/aepo-7.npz
 
-The stage's own step runs once more, on the weights of its newest checkpoint. Where that is not of
-the step before, updates in between are missing, or were made since: the output says so. What the
-run keeps of itself, its records, checkpoints and metrics, stays as it is.
+The stage's step runs once more, with the weights of its newest checkpoint. If that checkpoint is
+not from the step before the batch, the weights differ from those of the run, and the output says
+so. Records, checkpoints and metrics of the run do not change.
 """
 
 import functools
@@ -28,7 +28,7 @@ from ares_jax.training import aepo_step, sft_step
 from ares_jax.training.batch import PackedRows, RolloutBatch
 from ares_jax.training.shaping import Controllers
 
-# What a step names, in the order in which it comes by them.
+# Terms that a step counts, in the order in which it computes them.
 TERMS = ("sampler_logprob", "sampler_entropy", "reward", "logits", "logprob", "reference",
          "sampler_gap", "loss", "gradient")
 
@@ -39,22 +39,22 @@ def replay(parts, workdir, path):
   Args:
     parts: setup.Run.
     workdir: folder of the run.
-    path: a file that run_folder.dump_batch wrote.
+    path: a file that the run wrote into WORKDIR/nonfinite/.
 
   Returns:
-    {term: values of it that are not finite, or 1 where it is beyond its limit}, in the order in
-    which the step computes them: arrays of the batch, weights, what is made of both, the gradient.
-    Empty where the update would be applied.
-    step: of the checkpoint whose weights were taken; 0 = the first ones.
+    terms: {term: number of its values that are not finite, or 1 if it exceeds its limit}, in the
+      order of computation: arrays of the batch, weights, terms computed from both, the gradient.
+      Empty if the update would be applied.
+    step: of the checkpoint with these weights; 0 for the stage's first weights.
 
   Raises:
     ValueError: the file is no dumped batch of a stage.
   """
-  stage, number = _parts(path)
+  stage, number = _stage_and_step(path)
   with np.load(path, allow_pickle=False) as file:
     arrays = current_names(dict(file))
   config = getattr(parts.config, stage)
-  first, base = _first(parts, workdir, stage)
+  first, base = _start_of_stage(parts, workdir, stage)
   if stage == "aepo":
     state = aepo_step.init_state(config, jax.tree.map(jnp.copy, first), base)
     state = state.replace(controllers=Controllers(**mesh.put(_under(arrays, "controllers"))))
@@ -82,20 +82,20 @@ def replay(parts, workdir, path):
 
 
 def replay_text(path, terms, step):
-  """What `replay` found, for a terminal."""
-  before = _parts(path)[1] - 1
+  """The result of `replay` in words, for a terminal."""
+  before = _stage_and_step(path)[1] - 1
   lines = [f"{path}, with the weights of step {step}:"]
   if step != before:
-    lines.append(f"  it was made with those of step {before}, of which the newest checkpoint is "
-                 "not: what is made of weights may come out otherwise")
+    lines.append(f"  the batch came from step {before}, but the newest checkpoint is step {step}: "
+                 "values that depend on weights may differ")
   lines += [f"  {name}: {count}" for name, count in terms.items()]
-  lines.append(f"not finite or beyond its limit first: {next(iter(terms))}" if terms else
-               "all terms are finite: with these weights the update would be applied")
+  lines.append(f"first term that is not finite or exceeds its limit: {next(iter(terms))}" if terms
+               else "all terms are finite: with these weights the update would be applied")
   return "\n".join(lines)
 
 
-def _parts(path):
-  """(stage, number of the step) in the name of a dumped batch."""
+def _stage_and_step(path):
+  """(stage, number of the step) from the name of a dumped batch."""
   found = re.fullmatch(rf"({'|'.join(STAGES)})-(\d+)\.npz", os.path.basename(path))
   if not found:
     raise ValueError(f"--replay={path}: the name of a dumped batch is STAGE-STEP.npz, with STAGE "
@@ -103,8 +103,8 @@ def _parts(path):
   return found[1], int(found[2])
 
 
-def _first(parts, workdir, stage):
-  """(what the stage started from: of the last stage before it, or the run's first; lora.Base)."""
+def _start_of_stage(parts, workdir, stage):
+  """(params that the stage started from, lora.Base or None)."""
   first, base = parts.start()
   for earlier in reversed(STAGES[:STAGES.index(stage)]):
     folder = os.path.join(workdir, earlier)
@@ -114,13 +114,13 @@ def _first(parts, workdir, stage):
 
 
 def _under(arrays, name):
-  """{path below `name`: array}."""
+  """{path below `name`: array} of a dump, whose paths are joined by slashes."""
   return {path[len(name) + 1:]: array for path, array in arrays.items()
           if path.startswith(f"{name}/")}
 
 
 def _not_finite(name, tree):
-  """{"name/path": values that are not finite} of the leaves that have some."""
+  """{"name/path": number of values that are not finite}, without leaves that have none."""
   counts = {jax.tree_util.keystr(path, simple=True, separator="/"): int((~jnp.isfinite(x)).sum())
             for path, x in jax.tree_util.tree_leaves_with_path(tree)
             if jnp.issubdtype(x.dtype, jnp.inexact)}
@@ -129,9 +129,9 @@ def _not_finite(name, tree):
 
 def _rollout(arrays):
   batch = _under(arrays, "batch")
-  own = {name: array for name, array in batch.items() if "/" not in name}
+  arrays_of_batch = {name: array for name, array in batch.items() if "/" not in name}
   return RolloutBatch(vision=VisionInput(**_under(batch, "vision")),
-                      rows=PackedRows(**_under(batch, "rows")), **own).to_device()
+                      rows=PackedRows(**_under(batch, "rows")), **arrays_of_batch).to_device()
 
 
 def _traces(arrays):

@@ -1,6 +1,7 @@
-"""From logged responses to what the method saw in them: windows, buckets, rewards, KL weights.
+"""Annotates logged responses with their windows, buckets, rewards and KL weights.
 
-The same ops as in training, on the numbers of that iteration. `_3` holds a value for each bucket.
+It calls the ops of training with the logged numbers of each iteration. Suffixes: B responses, T
+tokens; `_3` holds one value for each bucket.
 """
 
 import dataclasses
@@ -11,61 +12,64 @@ from ares_jax import ops
 from ares_jax.data.trigger_words import are_triggers
 from ares_jax.ops.difficulty import BUCKETS, bucket_of
 
-_BATCH = 64  # responses an op takes at once
+_BATCH = 64  # responses in one call of an op
 
 
 @dataclasses.dataclass(frozen=True)
 class Annotated:
-  """A logged response and what follows from it."""
+  """A logged response with its annotations."""
 
   line: dict  # of rollouts.jsonl or held_out/STAGE.jsonl
   held_out: bool
   bucket: int
-  # tau, nats; None before the first AEPO iteration, and where entropies were not finite
+  # tau, nats; None before the first AEPO iteration, or if entropies were not finite
   threshold: float | None
   count: int | None  # N_HE
   entropy: np.ndarray  # float32 [T], nats; nan where the sampler's was not finite
   flag: np.ndarray  # bool [T], high-window-entropy tokens
   cover: np.ndarray  # bool [T], inside their windows
   trigger: np.ndarray  # bool [T], in V_sem
-  mean: np.ndarray  # float32 [T], window means in nats; nan where no whole window starts
-  reward: dict | None  # its terms; None for held-out answers, which nobody rewards
+  mean: np.ndarray  # float32 [T], window means in nats; nan if no complete window starts
+  reward: dict | None  # terms of the reward; None for held-out answers, which get none
 
 
 def annotate(lines, metrics, config, *, held_out=False):
-  """Annotated of every line.
+  """Annotates each line.
 
   Args:
-    lines: dicts of responses.lines.
+    lines: dicts from rollouts.jsonl or held_out/STAGE.jsonl.
     metrics: {step: line of metrics.jsonl} of the AEPO stage.
     config: AepoConfig.
-    held_out: the lines are answers of a finished stage: they are held against the last threshold,
-      one for all stages, so that early and late compare.
+    held_out: whether the lines are answers of finished stages. All of them get the run's last
+      threshold, so that stages can be compared.
+
+  Returns:
+    list of Annotated, in the order of the lines.
 
   Raises:
     ValueError: a line's iteration is not in `metrics`.
   """
   last = max(metrics) if metrics else None
   found = []
-  # Of like length together: less padding.
+  # Sorted by length, so that a batch has little padding.
   order = sorted(range(len(lines)), key=lambda index: len(lines[index]["tokens"]))
   for start in range(0, len(order), _BATCH):
     batch = [lines[index] for index in order[start : start + _BATCH]]
     steps = [last if held_out else line["step"] for line in batch]
     unknown = sorted({step for step in steps if step is not None and step not in metrics})
     if unknown:
-      raise ValueError(f"rollouts.jsonl has iterations that metrics.jsonl has not: {unknown[:5]}; "
-                       "give the folder of one run")
+      raise ValueError(f"rollouts.jsonl has iterations that metrics.jsonl lacks: {unknown[:5]}; "
+                       "give the folder of a single run")
     found += _annotate(batch, steps, metrics, config, held_out)
-  return [found[place] for place in np.argsort(order)]
+  return [found[index] for index in np.argsort(order)]
 
 
 def _annotate(batch, steps, metrics, config, held_out):
-  """A batch that is padded to one shape."""
+  """Annotates a batch after padding it to one shape."""
   lengths = [len(line["tokens"]) for line in batch]
-  # Few shapes, few programs.
-  room = max(32, 1 << (max(lengths) - 1).bit_length()) if max(lengths) else 32
-  entropy_BT, mask_BT, trigger_BT = (np.zeros((_BATCH, room), kind)
+  # Powers of two, so that few programs are compiled.
+  capacity = max(32, 1 << (max(lengths) - 1).bit_length()) if max(lengths) else 32
+  entropy_BT, mask_BT, trigger_BT = (np.zeros((_BATCH, capacity), kind)
                                      for kind in (np.float32, bool, bool))
   threshold_B = np.full(_BATCH, np.inf, np.float32)
   for row, (line, length, step) in enumerate(zip(batch, lengths, steps, strict=True)):
@@ -74,32 +78,34 @@ def _annotate(batch, steps, metrics, config, held_out):
     if step is not None:
       threshold_B[row] = metrics[step]["hwe/threshold"]
   window = config.entropy.window
-  mean_BT, whole_BT = ops.window_entropy(entropy_BT, mask_BT, window=window)
+  mean_BT, complete_BT = ops.window_entropy(entropy_BT, mask_BT, window=window)
   flag_BT = ops.hwe_flags(entropy_BT, mask_BT, threshold_B, window=window,
                           detector=config.entropy.detector, semantic_BT=trigger_BT)
   cover_BT = ops.hwe_cover(flag_BT, mask_BT,
                            window=window if config.entropy.cover == "window" else 1)
-  mean_BT, flag_BT, cover_BT = np.where(whole_BT, mean_BT, np.nan), *map(
-    np.asarray, (flag_BT, cover_BT))
+  mean_BT = np.where(complete_BT, mean_BT, np.nan)
+  flag_BT, cover_BT = np.asarray(flag_BT), np.asarray(cover_BT)
   right_B = np.round([line["pass_rate"] * config.group for line in batch]).astype(int)
   bucket_B = bucket_of(right_B, samples=config.group, easy=config.reward.easy,
                        medium=config.reward.medium)
   found = []
   for row, (line, length, step) in enumerate(zip(batch, lengths, steps, strict=True)):
-    count, threshold = int(flag_BT[row].sum()), float(threshold_B[row])
+    bucket, count, threshold = int(bucket_B[row]), int(flag_BT[row].sum()), float(threshold_B[row])
     found.append(Annotated(
-      line, held_out, int(bucket_B[row]), threshold if np.isfinite(threshold) else None,
-      None if step is None else count, entropy_BT[row, :length], flag_BT[row, :length],
-      cover_BT[row, :length], trigger_BT[row, :length], mean_BT[row, :length],
-      None if held_out else _reward(line, int(bucket_B[row]), count, metrics, config)))
+      line=line, held_out=held_out, bucket=bucket, count=None if step is None else count,
+      threshold=threshold if np.isfinite(threshold) else None,
+      reward=None if held_out else _reward_terms(line, bucket, count, metrics, config),
+      **{name: array_BT[row, :length] for name, array_BT in (
+        ("entropy", entropy_BT), ("flag", flag_BT), ("cover", cover_BT), ("trigger", trigger_BT),
+        ("mean", mean_BT))}))
   return found
 
 
-def _reward(line, bucket, count, metrics, config):
-  """What the reward of one response was made of, and how strongly KL held it."""
+def _reward_terms(line, bucket, count, metrics, config):
+  """The terms of a response's reward and its KL weights."""
   reward, step, name = config.reward, line["step"], BUCKETS[bucket]
-  at, before = metrics[step], metrics.get(step - 1)  # no line before the first iteration
-  target, multiplier = at[f"hwe/target/{name}"], at[f"hwe/multiplier/{name}"]
+  now, before = metrics[step], metrics.get(step - 1)  # the first iteration has no line before it
+  target, multiplier = now[f"hwe/target/{name}"], now[f"hwe/multiplier/{name}"]
   correct_B, count_B = np.float32([line["correct"]]), np.float32([count])
   bucket_B, target_B = np.int32([bucket]), np.float32([np.nan if target is None else target])
   total_B = correct_B
@@ -109,7 +115,7 @@ def _reward(line, bucket, count, metrics, config):
   elif reward.kind == "release":
     alpha = before[f"reward/alpha/{name}"] if before else 0.5
     total_B, _ = ops.release_reward(correct_B, count_B, bucket_B, target_B, np.float32([alpha]))
-  # kappa is written after its update: an iteration's own is the one of the line before.
+  # A line has kappa after its update; the iteration used the kappa of the line before.
   kappa_3 = np.float32([before[f"kl/kappa/{bucket}"] for bucket in BUCKETS] if before
                        else config.kl.start)
   weight = np.asarray(ops.kl_weight(

@@ -1,4 +1,4 @@
-"""Puts a run into one HTML file that needs nothing else: no network, no server."""
+"""Makes one self-contained HTML file of a run, which needs no network and no server."""
 
 import base64
 import importlib.resources
@@ -11,36 +11,36 @@ from ares_jax.ops.difficulty import BUCKETS
 from ares_jax.report import statistics
 from ares_jax.report.annotate import annotate
 
-# Bytes of logged responses a page holds: a browser on a phone opens 12 MB in a few seconds.
+# Bytes of logged responses on a page. A browser on a phone opens 12 MB in a few seconds.
 LIMIT = 12_000_000
 _SCRIPTS = ("charts.js", "curves.js", "viewer.js", "report.js")
 
 
 def report_page(records, others):
-  """The HTML text.
+  """The page as HTML text.
 
   Args:
     records: records.Records of the run.
-    others: Records of runs whose curves are drawn with it.
+    others: Records of further runs whose curves are drawn with it.
   """
   files = importlib.resources.files("ares_jax.report")
   html, style, *scripts = ((files / name).read_text("utf-8")
                            for name in ("report.html", "report.css", *_SCRIPTS))
-  # The data last: a response that holds a placeholder's name stays as it is.
+  # The data come last, so that a placeholder's name inside a response is not replaced.
   return html.replace("/*STYLE*/", style).replace("/*SCRIPT*/", "\n".join(scripts)).replace(
     "/*DATA*/", script_json(page_data(records, others)))
 
 
 def panels():
-  """{"aepo", "sft"}: which curves belong into one picture, panels.json."""
+  """{"aepo" or "sft": [{"title", "unit", "metrics": [[metric, label]]}]} from panels.json."""
   file = importlib.resources.files("ares_jax.report") / "panels.json"
   return json.loads(file.read_text("utf-8"))
 
 
 def script_json(value):
-  """JSON for a script element: nothing in it can end the element or open a comment."""
+  """JSON text that cannot end a script element or open a comment in it."""
   text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-  # A surrogate half, which a torn token may leave, has no UTF-8.
+  # Half a surrogate pair, which an incomplete token may leave, has no UTF-8.
   text = text.encode("utf-8", "replace").decode("utf-8")
   for sign in "<>&\u2028\u2029":
     text = text.replace(sign, f"\\u{ord(sign):04x}")
@@ -48,7 +48,7 @@ def script_json(value):
 
 
 def page_data(records, others):
-  """What the page shows, as a dict of JSON."""
+  """The data of the page, as a dict for JSON."""
   chosen = thin_lines(records.rollouts, LIMIT)
   rows, scale = [], 1.0
   if chosen or records.held_out:
@@ -56,23 +56,25 @@ def page_data(records, others):
     rows = annotate(chosen, metrics, config)
     rows += annotate(records.held_out, metrics, config, held_out=True)
   if rows:
-    # The tint's full strength: few tokens are beyond it.
+    # Entropy at the tint's full strength, which 2% of the tokens exceed.
     values = np.concatenate([row.entropy[np.isfinite(row.entropy)] for row in rows])
     scale = max(0.1, float(np.quantile(values, 0.98))) if len(values) else 1.0
-  images = {}
-  return {"runs": [{"name": name, "stages": statistics.curves(run),
-                    "results": statistics.lengths(run.results)} for name, run
-                   in zip(short_names([records, *others]), [records, *others], strict=True)],
-          "panels": panels(), "buckets": BUCKETS, "scale": scale,
-          "window": records.config["aepo"]["entropy"]["window"],
-          "problems": page_problems(records.workdir, rows, images), "images": list(images.values()),
-          "responses": [page_response(row) for row in rows], "logged": len(records.rollouts) +
-          len(records.held_out), "scatter": statistics.length_against_count(rows),
-          "difficulty": statistics.entropy_by_bucket(rows)}
+  problems, images = page_problems(records.workdir, rows)
+  runs = [records, *others]
+  return {
+    "runs": [{"name": name, "stages": statistics.curves(run),
+              "results": statistics.lengths(run.results)}
+             for name, run in zip(short_names(runs), runs, strict=True)],
+    "panels": panels(), "buckets": BUCKETS, "scale": scale,
+    "window": records.config["aepo"]["entropy"]["window"], "problems": problems, "images": images,
+    "responses": [page_response(row) for row in rows],
+    "logged": len(records.rollouts) + len(records.held_out),
+    "scatter": statistics.length_against_count(rows),
+    "difficulty": statistics.entropy_by_bucket(rows)}
 
 
 def short_names(runs):
-  """A short name a run: its folder's, with as many parents as tell it from the others."""
+  """A name for each run: its folder, with as many parents as make the names differ."""
   paths = [os.path.abspath(run.workdir).split(os.sep) for run in runs]
   for depth in range(1, max(map(len, paths)) + 1):
     short = ["/".join(path[-depth:]) for path in paths]
@@ -82,44 +84,44 @@ def short_names(runs):
 
 
 def thin_lines(lines, limit):
-  """The lines of evenly spaced iterations, first and last among them, of `limit` bytes at most.
+  """Lines of evenly spaced iterations, with the first and the last, of at most `limit` bytes.
 
-  One line is held at a time, before those that are kept.
+  Only the kept lines are in memory together.
   """
-  places, sizes = {}, {}
-  for place, line in enumerate(lines):
+  indices, sizes = {}, {}
+  for index, line in enumerate(lines):
     step = line["step"]
-    places.setdefault(step, []).append(place)
+    indices.setdefault(step, []).append(index)
     sizes[step] = sizes.get(step, 0) + _size(line)
-  steps = sorted(places)
+  steps = sorted(indices)
   count = len(steps)
   while count:
-    kept = [steps[place] for place in np.unique(np.linspace(0, len(steps) - 1, count).astype(int))]
+    kept = [steps[at] for at in np.unique(np.linspace(0, len(steps) - 1, count).astype(int))]
     if sum(sizes[step] for step in kept) <= limit or count == 1:
-      return [lines[place] for step in kept for place in places[step]]
+      return [lines[index] for step in kept for index in indices[step]]
     count = count * 9 // 10
   return []
 
 
 def _size(line):
-  """Bytes of a line on the page, about."""
+  """Approximate bytes of a line on the page."""
   return 200 + sum(len(text) for text in line["tokens"]) + 8 * len(line["tokens"])
 
 
-def page_problems(workdir, rows, images):
-  """{id: question, answer, images} of the rows; fills `images`, {path: data URI}."""
-  places, found = {}, {}
+def page_problems(workdir, rows):
+  """({id: dict of question, answer and indices of images}, list of images as data URIs)."""
+  indices, images, found = {}, [], {}
   for row in rows:
     line = row.line
     if line["id"] in found:
       continue
     for path in line["images"]:
-      if path not in places:
-        places[path] = len(places)
-        images[path] = _uri(os.path.join(workdir, path))
+      if path not in indices:
+        indices[path] = len(images)
+        images.append(_uri(os.path.join(workdir, path)))
     found[line["id"]] = {"question": line["question"], "answer": line["answer"],
-                         "images": [places[path] for path in line["images"]]}
-  return found
+                         "images": [indices[path] for path in line["images"]]}
+  return found, images
 
 
 def _uri(path):
@@ -128,7 +130,7 @@ def _uri(path):
 
 
 def page_response(row):
-  """One response; a token's marks are a digit: 1 flagged, 2 covered, 4 trigger."""
+  """One response. A token's marks are a digit, the sum of 1 flagged, 2 covered, 4 trigger."""
   line = row.line
   marks = row.flag + 2 * row.cover + 4 * row.trigger
   return {

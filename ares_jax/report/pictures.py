@@ -52,11 +52,8 @@ def _curve_figures(runs):
                if stage in of_run and metric in of_run[stage]["values"]]
       lines = [line for line in lines if any(value is not None for value in line.y)]
       if lines:
-        figure, [axes] = figures.new_figure(f"{stage}: {panel['title']}", x_label="step",
-                                            y_labels=[panel["unit"]])
-        figures.draw_curves(axes, lines)
-        figures.draw_legend(axes)
-        found[f"{stage} {panel['title']}"] = figure
+        found[f"{stage} {panel['title']}"] = figures.curve_figure(
+          f"{stage}: {panel['title']}", lines, y_label=panel["unit"])
   return found
 
 
@@ -82,8 +79,9 @@ def _rollout_figures(records):
   for key, title, unit in (("entropy", "Entropy by difficulty", "nats, mean over tokens"),
                            ("count", "N_HE by difficulty", "flagged tokens of a response")):
     if parts:
-      found[f"aepo {title}"] = _bar_figure(f"aepo: {title}", unit, [
-        (part["bucket"], [(part[key], f"{part[key]:.3g}, n = {part['n']}")]) for part in parts])
+      found[f"aepo {title}"] = figures.bar_figure(f"aepo: {title}", [
+        (part["bucket"], [(part[key], f"{part[key]:.3g}, n = {part['n']}")]) for part in parts],
+        x_label=unit)
   return found
 
 
@@ -98,11 +96,6 @@ def _length_figures(runs):
                 for group, stages in lengths[kind].items()]
       if groups:
         title = f"held out {title} {name if len(runs) > 1 else ''}".strip()
-        found[title] = _bar_figure(title.replace("out", "out:", 1), "tokens of an answer", groups)
+        found[title] = figures.bar_figure(title.replace("out", "out:", 1), groups,
+                                          x_label="tokens of an answer")
   return found
-
-
-def _bar_figure(title, x_label, groups):
-  figure, [axes] = figures.new_figure(title, x_label=x_label, height=figures.bars_height(groups))
-  figures.draw_bars(axes, groups)
-  return figure

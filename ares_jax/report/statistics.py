@@ -1,16 +1,16 @@
-"""The numbers behind the pictures: curves, length against N_HE, entropy by difficulty."""
+"""Computes the numbers of the pictures: curves, length against N_HE, entropy by difficulty."""
 
 import numpy as np
 
 from ares_jax.ops.difficulty import BUCKETS
 
-# A curve has at most so many points: more are averaged, a screen has no pixels for them.
+# Points of a curve, at most: a screen has no pixels for more, so neighbours are averaged.
 MAX_POINTS = 600
-MAX_DOTS = 1200  # of the scatter
+MAX_DOTS = 1200  # of the scatter plot
 
 
 def curves(records):
-  """{stage: {"step": [...], "values": {metric: [...]}}} of a run; None where nothing was logged."""
+  """{stage: {"step": [...], "values": {metric: [...]}}} of a run; a value is None if not logged."""
   found = {}
   for stage, by_step in records.metrics.items():
     if not by_step:
@@ -33,14 +33,14 @@ def curves(records):
 
 
 def _speed(values, config):
-  """Tokens a second: of answers while sampling, and over the whole iteration."""
+  """Tokens of answers per second, while sampling and over the complete iteration."""
   tokens = values["response/tokens"] * config["prompts"] * config["group"]
   return {"speed/rollout": tokens * values["rollout/batches"] / values["seconds/rollout"],
           "speed/iteration": tokens / values["seconds/step"]}
 
 
 def _mean(values):
-  """Mean of the values that are there, five digits; None without any."""
+  """Mean of the finite values, five digits; None without any."""
   known = values[np.isfinite(values)]
   return float(f"{known.mean():.5g}") if len(known) else None
 
@@ -49,27 +49,27 @@ def length_against_count(annotated):
   """Length of rollouts against N_HE with the line of least squares (appendix J).
 
   Returns:
-    None without two different lengths or counts, else dict: n, dots [[count, tokens, bucket]],
-    slope (tokens a flagged token), intercept, r (Pearson's).
+    None if all lengths or all counts are equal, else a dict: "n", "dots" [[count, tokens,
+    bucket]], "slope" (tokens per flagged token), "intercept", "r" (Pearson's).
   """
   rows = [row for row in annotated if not row.held_out and row.count is not None]
-  count, tokens = (np.float64([value(row) for row in rows])
-                   for value in (lambda row: row.count, lambda row: len(row.flag)))
+  count = np.float64([row.count for row in rows])
+  tokens = np.float64([len(row.flag) for row in rows])
   if len(rows) < 3 or count.std() == 0 or tokens.std() == 0:
     return None
   slope, intercept = np.polyfit(count, tokens, 1)
   chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MAX_DOTS)).astype(int))
   return {"n": len(rows), "slope": float(slope), "intercept": float(intercept),
           "r": float(np.corrcoef(count, tokens)[0, 1]),
-          "dots": [[int(count[place]), int(tokens[place]), rows[place].bucket] for place in chosen]}
+          "dots": [[int(count[index]), int(tokens[index]), rows[index].bucket] for index in chosen]}
 
 
 def entropy_by_bucket(annotated):
   """Mean token entropy, N_HE, length and accuracy of rollouts by difficulty (figure 4).
 
   Returns:
-    list of dicts: bucket, n, entropy (nats, mean over tokens), count, tokens, accuracy; buckets
-    without answers are left out.
+    list of dicts: "bucket", "n", "entropy" (nats, mean over tokens), "count", "tokens",
+    "accuracy"; buckets without answers are left out.
   """
   found = []
   for index, name in enumerate(BUCKETS):
@@ -84,7 +84,10 @@ def entropy_by_bucket(annotated):
 
 
 def lengths(results):
-  """Tokens and accuracy by bucket and by level of every finished stage.
+  """Length and accuracy by bucket and by level after each finished stage.
+
+  Args:
+    results: of results.json.
 
   Returns:
     {"bucket": ..., "level": ...} of {name: {stage: {"length", "accuracy", "n"}}}.

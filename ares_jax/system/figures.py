@@ -1,16 +1,15 @@
 """Still pictures drawn with matplotlib: curves, points, bars, intervals, histograms, state tables.
 
-    figure, [panel] = new_figure("Reward", x_label="step")
-    draw_curves(panel, [Curve("easy", [1, 2, 3], [0.5, None, 0.7])])
-    draw_legend(panel)
+    figure = curve_figure("Reward", [Curve("easy", [1, 2, 3], [0.5, None, 0.7])])
     save_png(figure, "reward.png")
+
+Pictures of several kinds are put together from `new_figure` and the `draw_*` functions.
 
 Only matplotlib's objects are used, never pyplot, so that drawing changes no global state.
 matplotlib is imported on first use, so that a program which draws nothing does not wait for it.
 The colours differ for colour-blind readers too, and dashes, markers or hatches differ with them.
 """
 
-import base64
 import io
 import itertools
 import os
@@ -69,6 +68,22 @@ def new_figure(*titles, x_label="", y_labels=(), width=WIDTH, height=HEIGHT):
     panel.set_axisbelow(True)
   panels[-1].set_xlabel(plain(x_label), color=GREY)
   return figure, panels
+
+
+def curve_figure(title, curves, *, x_label="step", y_label=""):
+  """A figure with one panel of curves and their names."""
+  figure, [panel] = new_figure(title, x_label=x_label, y_labels=[y_label])
+  draw_curves(panel, curves)
+  draw_legend(panel)
+  return figure
+
+
+def bar_figure(title, groups, *, x_label):
+  """A figure with one panel of horizontal bars, as high as they need."""
+  height = 0.9 + 0.25 * sum(len(bars) + 0.6 for _, bars in groups)
+  figure, [panel] = new_figure(title, x_label=x_label, height=height)
+  draw_bars(panel, groups)
+  return figure
 
 
 def draw_curves(panel, curves, first_style=0):
@@ -155,11 +170,6 @@ def draw_bars(panel, groups):
   panel.set_xlim(0, 1.9 * most)
 
 
-def bars_height(groups):
-  """Inches of a figure whose bars, drawn by `draw_bars`, are 0.2 inches high."""
-  return 0.9 + 0.25 * sum(len(bars) + 0.6 for _, bars in groups)
-
-
 def draw_grouped_bars(panel, groups, series):
   """Draws vertical bars from zero, side by side in each group, with whiskers.
 
@@ -237,11 +247,6 @@ def save_pngs(figures, folder):
 def png_bytes(figure):
   """The figure as PNG, the same bytes for the same figure."""
   return _saved(figure, "png", {"Software": None})
-
-
-def png_uri(figure):
-  """The figure as a data URI, for the `src` of an HTML image."""
-  return "data:image/png;base64," + base64.b64encode(png_bytes(figure)).decode("ascii")
 
 
 def svg_text(figure):

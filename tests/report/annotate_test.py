@@ -61,7 +61,7 @@ def test_held_out_answers_have_the_last_threshold_and_no_reward(records):
 
 
 def test_a_step_without_metrics_is_refused(records):
-  with pytest.raises(ValueError, match=r"metrics.jsonl has not: \[3\]"):
+  with pytest.raises(ValueError, match=r"metrics.jsonl lacks: \[3\]"):
     annotate(records.rollouts, {1: metrics(1), 2: metrics(2)}, records.aepo_config())
 
 

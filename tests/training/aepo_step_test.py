@@ -294,8 +294,8 @@ def test_a_dumped_batch_is_replayed_and_its_term_named(prepared, tmp_path):
       assert step == 0 and list(terms)[:2] == (
         ["batch/rows/sampler_logprob", "sampler_logprob"] if kept else [])
       said = replay.replay_text(path, terms, step)
-      assert "first: batch/rows/sampler_logprob" in said or not kept
-      assert "with the weights of step 0:\n  it was made with those of step 6, of which" in said
+      assert "exceeds its limit: batch/rows/sampler_logprob" in said or not kept
+      assert "with the weights of step 0:\n  the batch came from step 6, but" in said
     # The batch is finite: now the weights are not.
     weights_of = prepared.params | {"final_norm": prepared.params["final_norm"] * np.nan}
     with Checkpoints(str(tmp_path / "aepo"), 1) as checkpoints:
@@ -303,7 +303,7 @@ def test_a_dumped_batch_is_replayed_and_its_term_named(prepared, tmp_path):
     terms, step = replay.replay(run, str(tmp_path), path)
   assert step == 6 and next(iter(terms)) == "weights/final_norm" and {"logits", "logprob"} <= set(
     terms)
-  assert "it was made with" not in replay.replay_text(path, terms, step)
+  assert "the batch came from" not in replay.replay_text(path, terms, step)
   with pytest.raises(ValueError, match="STAGE-STEP.npz, with STAGE one of warmup"):
     replay.replay(run, str(tmp_path), "x.npz")
 
