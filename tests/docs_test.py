@@ -1,4 +1,4 @@
-"""The documentation's examples run, its commands exist, its picture is what its script draws."""
+"""Examples of the documentation run; its commands, links, keys and names exist."""
 
 import ast
 import doctest
@@ -125,25 +125,25 @@ def flags_of(text):
 
 @pytest.mark.parametrize("page, words", list(commands()))
 def test_commands_exist_with_their_flags_and_config_keys(page, words):
-  own = [word for word in words if word.startswith("-") and word != "-m"]
+  given = [word for word in words if word.startswith("-") and word != "-m"]
   if words[0] == "python" and words[1] == "-m" and words[2].startswith("ares_jax"):
-    place = ROOT / words[2].replace(".", "/")
-    place = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
-    check_flags(own, flags_of(place.read_text(encoding="utf-8")))
+    module = ROOT / words[2].replace(".", "/")
+    module = module / "__main__.py" if module.is_dir() else module.with_suffix(".py")
+    check_flags(given, flags_of(module.read_text(encoding="utf-8")))
   elif words[0].startswith("launch/"):
     text = (ROOT / words[0]).read_text(encoding="utf-8")
     if "--" in words:
       check_flags(words[words.index("--") + 1 :],
                   flags_of((ROOT / "ares_jax" / "train.py").read_text(encoding="utf-8")))
-      own = [word for word in words[: words.index("--")] if word.startswith("-")]
-    for word in own:
+      given = [word for word in words[: words.index("--")] if word.startswith("-")]
+    for word in given:
       assert re.search(re.escape(word.split("=")[0]) + r"\b", text), word
     assert len(words) == 1 or f"#   {words[1]}" in text or words[1].startswith("-")
   elif words[0] == "python":
     path = words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1]
     assert words[2] in ("pytest", "venv") or (ROOT / path).is_file() or ".." in path
   else:
-    assert words[0] in ("pip", "hf", "ruff", ".", ".ci/run"), f"{page}: what is {words[0]}?"
+    assert words[0] in ("pip", "hf", "ruff", ".", ".ci/run"), f"{page}: unknown program {words[0]}"
 
 
 def check_flags(words, known):
