@@ -7,6 +7,8 @@ import shutil
 import pytest
 import tiny
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = pathlib.Path(__file__).parent.parent / "launch" / "colab.ipynb"
 nbformat = pytest.importorskip("nbformat")
 

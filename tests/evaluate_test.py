@@ -88,6 +88,7 @@ def test_a_workdir_without_a_checkpoint_is_named(trained, tmp_path):
     evaluate.newest_weights(trained[1], str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_hugging_face_folder_answers_a_file_of_ones_own(tmp_path):
   folder = tmp_path / "model"
   shutil.copytree(tiny.ROOT / "tests" / "models" / "golden" / "tied", folder)

@@ -82,6 +82,7 @@ def test_the_last_saved_stage_is_written_without_its_optimizer(run, exported):
                                                           config.prompt.max_pixels)
 
 
+@pytest.mark.slow
 def test_transformers_loads_the_export_and_gives_our_logits(run, exported):
   torch = pytest.importorskip("torch")
   import transformers
@@ -142,6 +143,7 @@ def adapters(exported, tmp_path_factory):
   return workdir, pairs
 
 
+@pytest.mark.slow
 def test_peft_loads_the_adapters_and_gives_the_logits_of_the_merged_model(exported, adapters,
                                                                            tmp_path):
   peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")

@@ -17,7 +17,8 @@ RESUMED = 8  # every 8th case also through the class that a run resumes with
 KINDS = ("delete", "truncate", "flip a bit", "flip a bit", "zero a part")
 
 # A restore that fails leaves Orbax's own threads and files to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(
+  "ignore::pytest.PytestUnraisableExceptionWarning")]
 
 
 def state(step):

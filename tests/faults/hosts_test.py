@@ -13,6 +13,8 @@ import pytest
 
 from ares_jax.system import mesh
 
+pytestmark = pytest.mark.slow
+
 PATH = pathlib.Path(__file__).parent / "hosts.py"
 spec = importlib.util.spec_from_file_location("hosts_script", PATH)
 script = importlib.util.module_from_spec(spec)

@@ -114,6 +114,7 @@ def test_kernels_equal_plain_attention_of_packed_rows(kernel, causal, tokens, kv
     np.testing.assert_allclose(value, want, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_near_keys_are_enough_for_short_segments_and_all_are_there_for_long_ones():
   # Blocks of 32: sequences that end within 2 blocks of keys, within 4, and beyond, and no block of
   # only padding. A row decides for both.
@@ -227,6 +228,7 @@ def test_chunks_are_sent_and_come_back():
   np.testing.assert_array_equal(back, numbers)
 
 
+@pytest.mark.slow
 def test_over_8_devices_equals_one():
   command = ("from models.attention_test import over_mesh\n"
              "print([over_mesh(*case) for case in ((8, 1, 4, 2), (2, 4, 8, 2), (1, 8, 8, 4))])")

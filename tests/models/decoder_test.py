@@ -98,12 +98,14 @@ def gradient(config, params):
 
 
 @pytest.mark.parametrize("change", [{"remat": "block"}, {"remat": "dots"}, {"unroll": 2}])
+@pytest.mark.slow
 def test_remat_and_unroll_change_no_gradient(change):
   want = gradient(CONFIG, PARAMS)
   got = gradient(dataclasses.replace(CONFIG, **change), PARAMS)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), got, want)
 
 
+@pytest.mark.slow
 def test_between_blocks_a_rows_tokens_are_split_over_the_model_axis():
   config = dataclasses.replace(golden_batch.config("untied"), remat="block")
   mesh = mesh_lib.make_mesh(2, 2)

@@ -79,6 +79,7 @@ def gradients():
   return base, adapters, merged, ours, whole(merged), of_base
 
 
+@pytest.mark.slow
 def test_merged_weights_are_the_policy_and_differ_from_the_base(gradients):
   base, adapters, merged, ((_, joined), _), ((_, whole), _), of_base = gradients
   q, pair = base.weights["blocks"]["q"], adapters["q"]
@@ -104,6 +105,7 @@ def test_gradients_are_the_chain_rule_of_the_gradient_of_the_weights(gradients):
       assert np.abs(expected).max() > 0
 
 
+@pytest.mark.slow
 def test_split_over_devices_they_are_the_same(gradients):
   base, adapters, _, ((_, expected), of_one), *_ = gradients
   devices = mesh_lib.make_mesh(2, 2)

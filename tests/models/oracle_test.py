@@ -10,6 +10,8 @@ from models.qwen25_vl_test import forward, gradient, load
 
 from ares_jax.models import hf, hf_files, weights
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch")
 
 

@@ -127,18 +127,21 @@ def over_mesh(data, model, heads=None):
 
 
 @pytest.mark.parametrize("data, model", [(1, 2), (2, 2)])
+@pytest.mark.slow
 def test_gradients_over_2_and_4_devices_equal_those_on_one(data, model, monkeypatch):
   # The rows of 88 tokens too go the way of long ones: heads and rows mapped over the mesh.
   monkeypatch.setattr(attention, "KERNEL_TOKENS", 64)
   assert over_mesh(data, model) < 1e-5
 
 
+@pytest.mark.slow
 def test_gradients_where_heads_do_not_divide_equal_those_on_one(monkeypatch):
   # 6 heads of the decoder and 2 of the vision tower over 4.
   monkeypatch.setattr(attention, "KERNEL_TOKENS", 64)
   assert over_mesh(1, 4, heads=6) < 1e-5
 
 
+@pytest.mark.slow
 def test_gradients_over_8_devices_equal_those_on_one():
   command = ("from models import qwen25_vl_test as test\n"
              "test.attention.KERNEL_TOKENS = 64\n"

@@ -12,6 +12,8 @@ from models import golden_batch
 from ares_jax.models import weights
 from ares_jax.models.decoder import hidden
 
+pytestmark = pytest.mark.slow
+
 B, T = 2, 12
 # One decoder block: q, k, v, o, gate, up, down; scores and values for each quarter of the queries.
 MATRICES, MIXING = 7, 2 * 4

@@ -16,6 +16,8 @@ from jax.sharding import PartitionSpec as P
 from ares_jax.models.attention import attention
 from ares_jax.models.config import SIZE_7B
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("libtpu", reason="needs `pip install libtpu`")
 TOKENS, WINDOWS = 20480, 384
 SIDES = TOKENS, WINDOWS * SIZE_7B.vision.window_patches  # of the squares that must not exist

@@ -4,6 +4,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from models import golden_batch, make_golden
 
 from ares_jax.data import images
@@ -63,6 +64,7 @@ def test_cost_of_window_layers_is_linear_in_the_patches():
   np.testing.assert_allclose((large - middle) / (middle - small), 2, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_when_a_row_has_no_image():
   packed, _ = pack([[], [make_golden.picture(28, 28, 0)]], windows=2)
   gradient = jax.jit(jax.grad(lambda params: vision.vision_features(CONFIG, params, packed).sum()))

@@ -174,12 +174,14 @@ def compiled_gradient(topology, chips, monkeypatch):
 
 
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2", "v5p:2x2x1"])
+@pytest.mark.slow
 def test_compiles_for_a_7b_model_on(topology, monkeypatch):
   compiled = compiled_gradient(topology, (1, 1), monkeypatch)
   # One [N, V] of bfloat16 would be 1188 MiB.
   assert compiled.memory_analysis().temp_size_in_bytes < 8 * 2**20
 
 
+@pytest.mark.slow
 def test_compiles_for_a_7b_model_split_over_4_chips(monkeypatch):
   compiled = compiled_gradient("v5e:2x2", (2, 2), monkeypatch)
   # Half of the unembedding, its float32 gradient and little else.

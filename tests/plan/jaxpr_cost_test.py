@@ -117,6 +117,7 @@ def test_a_causal_kernel_counts_the_blocks_it_works_on(devices):
   assert backward == 9 * product + 2 * heads * tokens * size
 
 
+@pytest.mark.slow
 def test_a_model_in_a_scan_counts_like_one_without_and_like_xla():
   size = dataclasses.replace(
     SMALL, embed=128, layers=3, heads=2, kv_heads=1, mlp=512, vocab=256,

@@ -20,6 +20,8 @@ from ares_jax.run.stage import StageContext
 from ares_jax.system import mesh
 from ares_jax.training import aepo_step
 
+pytestmark = pytest.mark.slow
+
 CHANGES = dict(
   model__lora__rank=2, model__lora__alpha=4.0, model__lora__targets=("q", "o", "down"),
   model__compute_dtype="bfloat16", warmup__steps=1, warmup__optimizer__warmup_steps=0,

@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+pytestmark = pytest.mark.slow
+
 HERE = pathlib.Path(__file__).parent / "old_run"
 EXPECTED = json.loads((HERE / "expected.json").read_text())
 CONFIG = f"--config={HERE / 'config.py'}"

@@ -21,6 +21,8 @@ from ares_jax.sampling.sampler import Samples
 from ares_jax.system import mesh
 from ares_jax.training import aepo_step, loss, policy_gradient
 
+pytestmark = pytest.mark.slow
+
 CORRECT = np.float32([[1, 1, 1, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0],
                       [0, 1, 0, 1, 1, 0, 1, 1, 0, 1, 0, 0, 1, 0, 0, 0]])
 
