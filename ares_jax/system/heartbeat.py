@@ -31,11 +31,9 @@ class StopRequested(KeyboardInterrupt):
 
 
 def stop_together(any_process):
-  """Makes the processes of a run stop at the same heartbeat.
+  """Makes the processes of a run stop at the same heartbeat; None for a run of one process.
 
-  Args:
-    any_process: collective function of a flag; returns whether it is true on any process. None: the
-      run has one process.
+  `any_process` is a collective function of a flag; it returns whether the flag is true on any.
   """
   _process.any_process, _process.stop_agreed = any_process, False
 
@@ -48,9 +46,7 @@ def stop_agreed():
 def heartbeat(*, collective=False):
   """Tells the watchdog that the run makes progress; raises StopRequested after a stop request.
 
-  Args:
-    collective: whether all processes of the run make this call. A run of several processes stops
-      only at a collective heartbeat.
+  A run of several processes stops only at a `collective` heartbeat, which all of them make.
   """
   _process.last_heartbeat = time.monotonic()
   if (collective or _process.any_process is None) and stop_requested():

@@ -136,13 +136,9 @@ def any_process(flag):
 
 
 def gather_errors(name, error):
-  """The error texts of all processes, "" for none.
+  """The error texts of all processes, "" for none; `name` is used once in a run.
 
   For threads beside the main one, whose device collectives would mix with those of the main thread.
-
-  Args:
-    name: of this call, used once in a run.
-    error: text of this process.
   """
   if jax.process_count() == 1:
     return [error]

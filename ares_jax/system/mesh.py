@@ -78,10 +78,9 @@ def shard(x, *spec):
 
 
 def unmapped(axes):
-  """The axes that no surrounding `jax.shard_map` or `sum_of_slices` has split already.
+  """Those of `axes`, an entry of a PartitionSpec, that no surrounding code has split already.
 
-  Args:
-    axes: an entry of a PartitionSpec: a name, a tuple of names or None.
+  `jax.shard_map` and `sum_of_slices` split axes.
   """
   taken = {*jax.sharding.get_abstract_mesh().manual_axes}
   if within_a_slice():

@@ -12,12 +12,10 @@ def coordination_client():
   Its calls: key_value_set, key_value_dir_get, blocking_key_value_get, wait_at_barrier.
   """
   from jax._src import distributed
-
   return distributed.global_state.client
 
 
 def coordinator_address():
   """HOST:PORT of process 0's service."""
   from jax._src import distributed
-
   return distributed.global_state.coordinator_address

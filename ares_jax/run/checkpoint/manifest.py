@@ -62,12 +62,7 @@ def check_digests(step, digests, leaves):
 
 
 def check_match(targets, leaves, where):
-  """Compares dtype and shape of the leaves that a run needs with those of a record.
-
-  Args:
-    targets: {name: jax.ShapeDtypeStruct}.
-    leaves: of the record.
-    where: names the checkpoint in a message.
+  """Compares the leaves that a run needs, {name: ShapeDtypeStruct}, with those of a record.
 
   Raises:
     ValueError: names up to 8 leaves that are missing, extra, or of another shape or dtype.

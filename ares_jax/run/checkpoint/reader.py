@@ -82,19 +82,10 @@ def read_part(directory, part, abstract):
 
 
 def newest_intact(directory, steps, read, strict):
-  """Tries `read` on the newest of `steps` first, and on older ones while it raises DamagedError.
+  """Tries `read`, a function of a step, on `steps` from the newest on until one is intact.
 
-  Args:
-    directory: names the checkpoints in messages.
-    steps: steps to try.
-    read: function of a step.
-    strict: whether the first DamagedError is raised.
-
-  Returns:
-    (step, read(step), damaged newer steps).
-
-  Raises:
-    DamagedError: no checkpoint is intact, or the newest is not and `strict`.
+  Returns (step, read(step), damaged newer steps). Raises DamagedError if no checkpoint is intact,
+  or if the newest is not and `strict`.
   """
   damaged = {}
   for step in sorted(steps, reverse=True):
@@ -114,19 +105,11 @@ def newest_intact(directory, steps, read, strict):
 
 
 def read_checked(directory, step, targets, prefix=""):
-  """Reads leaves of a checkpoint and compares their digests with its record.
+  """Reads the leaves of a checkpoint that start with `prefix`, and checks them against its record.
 
-  Args:
-    directory, step: the checkpoint.
-    targets: {name: jax.ShapeDtypeStruct with a sharding}, all leaves that start with `prefix`.
-    prefix: "" for all leaves of the state.
-
-  Returns:
-    ({name: array}, the JSON value saved beside the state).
-
-  Raises:
-    DamagedError: a file is broken, or a digest differs; on all processes alike.
-    ValueError: a leaf is missing, extra, or of another shape or dtype.
+  `targets` are {name: ShapeDtypeStruct with a sharding}. Returns ({name: array}, the JSON value
+  saved beside the state). Raises DamagedError on all processes if a file is broken or a digest
+  differs, and ValueError if a leaf is missing, extra, or of another shape or dtype.
   """
   record = _read_on_all(lambda: read_record(directory, step))
   leaves = {name: leaf for name, leaf in record["leaves"].items() if name.startswith(prefix)}
@@ -168,15 +151,7 @@ def read_leaves(directory, step, targets):
 
 
 def verify_on_disk(directory, step, leaves):
-  """Reads leaves of a checkpoint into this process's memory, some at a time, for their digests.
-
-  Args:
-    directory, step: the checkpoint.
-    leaves: of its record, all or some.
-
-  Raises:
-    DamagedError: a digest differs.
-  """
+  """Reads `leaves` of a checkpoint's record, some at a time; DamagedError if a digest differs."""
   saved = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (dtype, shape, _) in leaves.items()}
   for some in _portions(saved):
     targets = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in some.items()}
