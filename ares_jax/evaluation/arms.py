@@ -58,8 +58,9 @@ def arm_label(config, stage):
   if stage == "warmup":
     return "warm-up"
   selection, aepo = config["curate"]["selection"], config["aepo"]
-  start = {"adacs": "AdaCS", "vanilla": "vanilla"}[selection] if config["adacs"]["steps"] else (
-    "no cold start")
+  start = "no cold start"
+  if config["adacs"]["steps"]:
+    start = {"adacs": "AdaCS", "vanilla": "vanilla"}[selection]
   if stage == "adacs":
     return f"{start} cold start"
   kind, dynamic = aepo["reward"]["kind"], aepo["kl"]["dynamic"]
@@ -70,8 +71,9 @@ def arm_label(config, stage):
   # Both filter groups of equal answers in the paper's recipe; DAPO has no KL term (presets.py).
   filtered = aepo["filter"]["batches"] > 1
   group = "DAPO" if filtered and not any(aepo["kl"]["beta"]) else "GRPO"
-  part = " + entropy shaping" if kind == "aepo" else " + dynamic KL" if dynamic else ""
-  return f"{start} + {group}{part}"
+  if kind == "aepo":
+    return f"{start} + {group} + entropy shaping"
+  return f"{start} + {group}" + (" + dynamic KL" if dynamic else "")
 
 
 def _by_distinct_name(arms):
