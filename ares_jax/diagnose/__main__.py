@@ -18,7 +18,6 @@ ablation: compares finished runs that shape all problems alike (--config.aepo.re
 import json
 import os
 import sys
-import typing
 
 import jax
 from absl import flags
@@ -37,14 +36,6 @@ _JSON = flags.DEFINE_bool("json", False, "One JSON object on stdout.", allow_ove
 _PNG = flags.DEFINE_bool("png", False, "Also write the pictures as PNG.", allow_override=True)
 
 
-class Check(typing.NamedTuple):
-  """One check: each function but the first takes what `measure` returned."""
-
-  measure: typing.Callable  # () -> dict of JSON
-  text: typing.Callable  # -> tables and verdict
-  pictures: typing.Callable  # -> {name: figure}
-
-
 def _measure_hwe():
   labels = hwe.read_labels(_LABELS.value) if _LABELS.value else None
   return hwe.measure_hwe(read_run(_WORKDIR.value), labels)
@@ -55,12 +46,13 @@ def _measure_ablation():
   return ablation.measure_ablation([_WORKDIR.value, *others])
 
 
+# {name: (() -> result, result -> text, result -> {name: figure})}
 CHECKS = {
-  "hwe": Check(_measure_hwe, hwe.hwe_text, hwe.hwe_pictures),
-  "kl": Check(lambda: kl.measure_kl(read_run(_WORKDIR.value)), kl.kl_text, kl.kl_pictures),
-  "passk": Check(lambda: passk.measure_passk(read_run(_WORKDIR.value)), passk.passk_text,
-                 passk.passk_pictures),
-  "ablation": Check(_measure_ablation, ablation.ablation_text, ablation.ablation_pictures),
+  "hwe": (_measure_hwe, hwe.hwe_text, hwe.hwe_pictures),
+  "kl": (lambda: kl.measure_kl(read_run(_WORKDIR.value)), kl.kl_text, kl.kl_pictures),
+  "passk": (lambda: passk.measure_passk(read_run(_WORKDIR.value)), passk.passk_text,
+            passk.passk_pictures),
+  "ablation": (_measure_ablation, ablation.ablation_text, ablation.ablation_pictures),
 }
 
 
@@ -71,12 +63,12 @@ def main(name):
     raise UsageError(f"unknown check {name!r}; use one of {', '.join(CHECKS)}")
   # A run that is still going on holds the accelerator.
   jax.config.update("jax_platforms", "cpu")
-  check = CHECKS[name]
-  result = check.measure()
-  print(json.dumps(result) if _JSON.value else check.text(result))
+  measure, text, pictures = CHECKS[name]
+  result = measure()
+  print(json.dumps(result) if _JSON.value else text(result))
   if _PNG.value:
     folder = os.path.join(_WORKDIR.value, "diagnose")
-    for path in figures.save_pngs(check.pictures(result), folder):
+    for path in figures.save_pngs(pictures(result), folder):
       print(f"wrote {path}", file=sys.stderr)
 
 

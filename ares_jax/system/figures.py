@@ -28,7 +28,6 @@ WIDTH, HEIGHT, DPI = 6.4, 4.0, 200  # inches, pixels an inch
 
 class Curve(typing.NamedTuple):
   """Values over x, with a gap where a value is None or nan."""
-
   name: str
   x: list
   y: list
@@ -36,7 +35,6 @@ class Curve(typing.NamedTuple):
 
 class Interval(typing.NamedTuple):
   """A value with its lower and upper end at every x."""
-
   name: str
   x: list
   low: list
@@ -89,10 +87,7 @@ def bar_figure(title, groups, *, x_label):
 def draw_curves(panel, curves, first_style=0):
   """Draws a line with markers for each Curve; whole numbers on x have whole ticks.
 
-  Args:
-    panel: of `new_figure`.
-    curves: list of Curve.
-    first_style: index of the first curve's colour, dashes and marker.
+  `first_style` is the index of the first curve's colour, dashes and marker.
   """
   for index, curve in enumerate(curves):
     style, y = first_style + index, np.array(curve.y, np.float64)
@@ -107,13 +102,7 @@ def draw_curves(panel, curves, first_style=0):
 
 
 def draw_points(panel, groups, line=None):
-  """Draws the points of each Curve with a marker of its own.
-
-  Args:
-    panel: of `new_figure`.
-    groups: list of Curve.
-    line: (intercept, slope) of a line through the panel, or None.
-  """
+  """Draws the points of each Curve with their own marker, and a line (intercept, slope)."""
   for index, group in enumerate(groups):
     panel.plot(group.x, group.y, color=COLOURS[index % len(COLOURS)], linestyle="", alpha=0.7,
                marker=MARKERS[index % len(MARKERS)], markersize=5, fillstyle="none",
@@ -147,10 +136,8 @@ def draw_intervals(panel, intervals):
 def draw_bars(panel, groups):
   """Draws horizontal bars from zero, the first group on top.
 
-  Args:
-    panel: of `new_figure`.
-    groups: (name, [(value >= 0, text behind the bar)]); the first bar of every group has one
-      colour and hatch, the second another, and so on.
+  `groups` is a list of (name, [(value >= 0, text behind the bar)]); the first bar of every group
+  has one colour and hatch, the second another, and so on.
   """
   y, ticks = 0.0, []
   for _, bars in groups:
@@ -165,18 +152,17 @@ def draw_bars(panel, groups):
   panel.margins(y=0.02)
   panel.invert_yaxis()
   panel.grid(axis="x", color=FAINT)
-  # Text stands behind the longest bar too.
+  # The axis leaves space for the text behind the longest bar, but has no ticks there.
   most = max((value for _, bars in groups for value, _ in bars), default=0) or 1
   panel.set_xlim(0, 1.9 * most)
+  panel.set_xticks([tick for tick in panel.get_xticks() if tick <= 1.1 * most])
 
 
 def draw_grouped_bars(panel, groups, series):
   """Draws vertical bars from zero, side by side in each group, with whiskers.
 
-  Args:
-    panel: of `new_figure`.
-    groups: names below the bars.
-    series: {name: [(value, half-width of its whisker or None) or None, one for each group]}.
+  `groups` are the names below the bars, `series` is {name: [(value, half-width of its whisker or
+  None) or None, one for each group]}.
   """
   width = 0.8 / len(series)
   for index, (name, bars) in enumerate(series.items()):
@@ -201,14 +187,7 @@ def draw_histogram(panel, values, bins=40):
 
 
 def draw_states(panel, rows, columns, states, tints):
-  """Draws a table of coloured cells.
-
-  Args:
-    panel: of `new_figure`.
-    rows, columns: names at the left and below.
-    states: states[row][column], a text whose first word decides the colour.
-    tints: {first word: colour}.
-  """
+  """Draws a table of states[row][column], texts whose first word has a colour in `tints`."""
   for row, column in np.ndindex(len(rows), len(columns)):
     text = states[row][column]
     panel.barh(row, 0.96, 0.92, left=column - 0.48, color=tints[text.split()[0]])
