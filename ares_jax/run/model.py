@@ -50,11 +50,11 @@ def open_model(section):
     ValueError: the folder does not exist or is no Qwen2.5-VL model.
   """
   if section.path:
-    import transformers
-
     if not os.path.isdir(section.path):
       raise ValueError(f"{section.path} is no folder; give the folder of a Hugging Face Qwen2.5-VL "
                        "model")
+    import transformers
+
     tokenizer = transformers.AutoTokenizer.from_pretrained(section.path)
   else:
     tokenizer = digits.tokenizer()
@@ -75,7 +75,12 @@ def model_config(section):
   """
   run = dict(compute_dtype=section.compute_dtype, remat=section.remat, unroll=section.unroll)
   if not section.path:
-    return _fresh_config(section.sizes, run)
+    tokenizer = digits.tokenizer()
+    return ModelConfig(
+      **{field.name: getattr(section.sizes, field.name)
+         for field in dataclasses.fields(section.sizes)}, **run,
+      vocab=-(-len(tokenizer) // 8) * 8,  # rounded up, so that 8 devices divide the embedding
+      image_token=tokenizer.convert_tokens_to_ids("<|image_pad|>"))
   if os.path.isdir(section.path):
     return hf_config.model_config(section.path, **run)
   name = os.path.basename(section.path)
@@ -83,16 +88,6 @@ def model_config(section):
     raise ValueError(f"model.path = {section.path!r} is no folder and ends in no name whose sizes "
                      f"are known: {', '.join(PUBLISHED_SIZES)}")
   return dataclasses.replace(PUBLISHED_SIZES[name], **run)
-
-
-def _fresh_config(sizes, run):
-  """ModelConfig of a fresh model, whose vocabulary is that of the digits problem."""
-  tokenizer = digits.tokenizer()
-  fields = {field.name: getattr(sizes, field.name) for field in dataclasses.fields(sizes)}
-  return ModelConfig(
-    **fields, **run,
-    vocab=-(-len(tokenizer) // 8) * 8,  # rounded up, so that 8 devices divide the embedding
-    image_token=tokenizer.convert_tokens_to_ids("<|image_pad|>"))
 
 
 def first_weights(config, model):
@@ -132,15 +127,9 @@ def end_tokens(folder, tokenizer):
 
 
 def allowed_tokens(tokenizer, vocab, end):
-  """Tokens that an answer may hold: all but special tokens and ids beyond the tokenizer.
+  """bool [V]: tokens that an answer may hold.
 
-  Args:
-    tokenizer: of transformers.
-    vocab: V, rows of the model's embedding.
-    end: ids that end an answer, which are allowed.
-
-  Returns:
-    bool [V].
+  All but ids beyond the tokenizer and special tokens; those of `end` are allowed.
   """
   allowed = np.zeros(vocab, bool)
   allowed[: len(tokenizer)] = True

@@ -12,19 +12,11 @@ from ares_jax.system import hosts, mesh
 
 
 def check_run(run):
-  """Checks a setup.Run against its data and the current mesh, cheap checks first.
-
-  Raises:
-    ValueError: data are missing or too few, a truth cannot be met by any answer, or a size does
-      not divide over the mesh or fit into the cache.
-  """
-  some_stage_runs(run)
-  data_have_enough_rows(run)
-  truths_can_be_met(run)
-  frozen_parts_exist(run)
-  sizes_divide_over_devices(run)
-  batches_divide_over_processes(run)
-  cache_holds_the_largest_prompts(run)
+  """Checks a setup.Run against its data and the current mesh."""
+  for require in (some_stage_runs, data_have_enough_rows, truths_can_be_met, frozen_parts_exist,
+                  sizes_divide_over_devices, batches_divide_over_processes,
+                  cache_holds_the_largest_prompts):
+    require(run)
 
 
 def some_stage_runs(run):
