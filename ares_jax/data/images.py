@@ -94,8 +94,7 @@ def load_image(source: Source, *, min_pixels: int, max_pixels: int, factor: int 
     with _open(source) as image:
       height, width = resize_size(image.height, image.width, min_pixels=min_pixels,
                                   max_pixels=max_pixels, factor=factor)
-      rgb = _to_rgb(image)
-      return np.asarray(rgb.resize((width, height), Image.Resampling.BICUBIC))
+      return np.asarray(_to_rgb(image).resize((width, height), Image.Resampling.BICUBIC))
   # Decoders raise anything from SyntaxError to struct.error on damaged files.
   except Exception as error:
     raise _image_error(name, error) from error

@@ -74,7 +74,7 @@ def _same_text(answer, truth, symbolic):
   return _same(_Pair(answer, truth, symbolic, depth=0))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Pair:
   """A normalised answer and truth, with what several rules need of them."""
 

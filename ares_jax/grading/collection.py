@@ -51,6 +51,8 @@ def _with_both_signs(items):
 
 def parse_inequality(text):
   """(variable, interval as text) of "-2 < x \\le 7", "x > 2" or "x < 1 or x > 2"; else None."""
+  if not any(relation in text for relation in _MIRROR):
+    return None
   parts = [_interval(part) for part in split_items(text, (" or ",))]
   if None in parts or len({name for name, _ in parts}) != 1:
     return None

@@ -88,8 +88,9 @@ def _without_name(answer, truth, is_complete):
 def _named(text):
   """Match of "x = ..." where x is the only name in `text`; else None."""
   match = _NAMED.fullmatch(text)
-  names = set(re.findall(r"([^\s,;=]+)\s*=", text))
-  return match if match and len(names) <= 1 else None
+  if match is None or len(set(re.findall(r"([^\s,;=]+)\s*=", text))) > 1:
+    return None
+  return match
 
 
 def _values(match):

@@ -24,7 +24,6 @@ _COPIED_FIELDS = ("response", "responses", "pass_rate")
 _TEXT_FIELDS = ("level", "group", "step")
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_TEXT = (str, bytes)
 
 
 def read_row(schema, values, *, location, name, folder):
@@ -103,7 +102,7 @@ def _question(record):
     question = schema["prompt"]
   if isinstance(question, list):
     question, response = _dialogue(record, question)
-  if not isinstance(question, _TEXT):
+  if not isinstance(question, str | bytes):
     raise record.bad("question", f"has none of the columns {schema['columns']['question']} for "
                      f"the question of {record.name!r}; it has {sorted(record.values)}")
   question = _text(question)
@@ -167,7 +166,7 @@ def _plain(value):
   """The value with Python's strings, numbers and lists: TFDS gives bytes and arrays."""
   if isinstance(value, list | tuple | np.ndarray):
     return [_plain(item) for item in value]
-  if isinstance(value, _TEXT):
+  if isinstance(value, str | bytes):
     return _text(value)
   return value.item() if isinstance(value, np.generic) else value
 
