@@ -25,7 +25,7 @@ from ares_jax.run.identity import check_curation
 from ares_jax.run.loop import run_stage
 from ares_jax.run.nonfinite import dump_batch
 from ares_jax.run.progress import Progress
-from ares_jax.run.stage import StageContext
+from ares_jax.run.setup import StageContext
 from ares_jax.sampling.sampler import SamplingConfig, stage_key
 from ares_jax.system import hosts
 from ares_jax.system.command import UsageError

@@ -30,11 +30,9 @@ from ares_jax.plan import check
 from ares_jax.run import identity, wandb
 from ares_jax.run.config import read_config
 from ares_jax.run.files import write_text
-from ares_jax.run.fingerprint import fingerprint
 from ares_jax.run.identity import STAGES
 from ares_jax.run.lock import one_run
-from ares_jax.run.setup import open_run
-from ares_jax.run.stage import StageContext
+from ares_jax.run.setup import StageContext, open_run
 from ares_jax.system import heartbeat, hosts, mesh, profiler
 from ares_jax.system.cluster import join_cluster
 from ares_jax.system.command import require_config, run
@@ -157,7 +155,7 @@ def _mesh(config):
 
 def _keep_records(parts, workdir, settings):
   """Writes config.json and fingerprint.json, after a look at what the folder holds already."""
-  records = {"config.json": settings, "fingerprint.json": fingerprint(parts)}
+  records = {"config.json": settings, "fingerprint.json": identity.fingerprint(parts)}
   hosts.check_same(records["fingerprint.json"], "reads other files")
   hosts.on_process_0(lambda: identity.keep_records(workdir, records, _ALLOW_CHANGE.value))
 

@@ -6,7 +6,7 @@
 Data: name your files in `c.data.files` below. Stage 1 chooses among the responses of `sft` by
 pass rate; --config.adacs.steps=0 starts a cold-started model at stage 2, and --config.aepo.steps=0
 stops after stage 1.
-Baselines: --config=configs/aepo_7b.py:grpo and :dapo (ares_jax/run/presets.py).
+Baselines: --config=configs/aepo_7b.py:grpo and :dapo (ares_jax/run/recipe.py).
 Hardware: TPU chips. According to the plan, 8 chips with 6 GiB for keys and values decode 40 answers
 at a time and hold 32 of the 512 prompts of 4096 tokens. On v5e:8x8 the programs of an iteration fit
 with --config.mesh.model=4 --config.aepo.microbatch=16 (benchmarks.md); stage 1 needs
@@ -14,8 +14,7 @@ with --config.mesh.model=4 --config.aepo.microbatch=16 (benchmarks.md); stage 1 
 Hours: not measured. Expected score: not measured.
 """
 
-from ares_jax.run.presets import choose_preset
-from ares_jax.run.recipe import recipe
+from ares_jax.run.recipe import choose_preset, recipe
 
 
 def get_config(algorithm="aepo"):

@@ -5,14 +5,13 @@
 A tiny model of the true Qwen2.5-VL architecture (0.55 M parameters) first learns to read and to add
 (a warm-up, instead of pretrained weights). Then AdaCS (stage 1) and AEPO (stage 2) run as for the
 7B model. No data are needed: docs/digits.md describes the problem.
-Baselines: --config=configs/ares_tiny.py:grpo and :dapo (ares_jax/run/presets.py).
+Baselines: --config=configs/ares_tiny.py:grpo and :dapo (ares_jax/run/recipe.py).
 Hardware: 2 CPU cores, 2 GiB.
 Hours: 0.11 (6.6 minutes) with an empty compilation cache; README.md says when that was measured.
 Expected score: 88.4 ± 4.2% right at temperature 1 over seeds 0 to 4 (README.md).
 """
 
-from ares_jax.run.presets import choose_preset
-from ares_jax.run.recipe import recipe
+from ares_jax.run.recipe import choose_preset, recipe
 
 
 def get_config(algorithm="aepo"):

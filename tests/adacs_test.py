@@ -8,7 +8,7 @@ from ares_jax import adacs
 from ares_jax.data.sources import Mixture
 from ares_jax.run import config as run_config
 from ares_jax.run import setup
-from ares_jax.run.stage import StageContext
+from ares_jax.run.setup import StageContext
 
 PROBE = adacs.Probe(params=None, max_tokens=8)
 

@@ -68,7 +68,7 @@ def arm_label(config, stage):
     return f"{start} + release reward"
   if kind == "aepo" and dynamic:
     return f"{start} + AEPO" + (" (ARES)" if start == "AdaCS" else "")
-  # Both filter groups of equal answers in the paper's recipe; DAPO has no KL term (presets.py).
+  # Both filter groups of equal answers in the paper's recipe; DAPO has no KL term (recipe.py).
   filtered = aepo["filter"]["batches"] > 1
   group = "DAPO" if filtered and not any(aepo["kl"]["beta"]) else "GRPO"
   if kind == "aepo":

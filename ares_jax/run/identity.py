@@ -1,6 +1,8 @@
 """The identity of a run: the settings and files it was made with, and which of them may change.
 
 WORKDIR/config.json, fingerprint.json and base.json record them, and every checkpoint has a copy.
+fingerprint.json has digests of the files that a run reads, for a file may change while its path
+stays the same. Image files are not digested, only their names in the rows.
 """
 
 import dataclasses
@@ -12,12 +14,14 @@ import pathlib
 from typing import Literal
 
 import jax
+import numpy as np
 from absl import logging
+from etils import epath
 
 from ares_jax.run.checkpoint import digest
 from ares_jax.run.checkpoint.reader import newest_step
 from ares_jax.run.config import TrainConfig
-from ares_jax.run.data import FilesData
+from ares_jax.run.data import STAGE_OF, FilesData
 from ares_jax.run.files import current_names, read_json, write_json
 from ares_jax.system import hosts
 from ares_jax.system.config import setting_marks
@@ -26,6 +30,8 @@ STAGES = ("warmup", "adacs", "aepo")  # in the order of a run; each saves in WOR
 
 _RECORDS = ("config.json", "fingerprint.json", "base.json")  # what a run was made with
 _ALLOWED = "allowed.json"  # {key: values that it had before a change was allowed}
+_ROWS = 3  # digested rows of generated data: the first, the middle and the last one
+_SAMPLE = 2**20  # bytes of a piece; a file of at most three pieces is digested completely
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,20 +63,19 @@ def use_of(key):
 def _uses():
   uses = {key: Use(**{"first_read_by": "warmup"} | marks)
           for key, marks in setting_marks(TrainConfig).items()}
-  # The digests of fingerprint.py. That of data files has the use of the setting that names them.
+  # The digest of data files has the use of the setting that names them.
   for field in dataclasses.fields(FilesData):
     uses[f"data.{field.name}"] = uses[f"data.files.{field.name}"]
-  for name in ("tokenizer", "template", "weights"):
-    uses[name] = uses["model"]
-  return uses
+  return uses | dict.fromkeys(("tokenizer", "template", "weights"), uses["model"])
+
+
+def is_read_later(stage, key):
+  """Whether only stages after `stage` read a setting or digest."""
+  return STAGES.index(use_of(key).first_read_by) > STAGES.index(stage)
 
 
 def latest_stage(workdir):
-  """Name of the last stage of a run that has a checkpoint.
-
-  Raises:
-    ValueError: none has.
-  """
+  """Name of the last stage of a run that has a checkpoint; ValueError where none has."""
   for stage in reversed(STAGES):
     if newest_step(os.path.join(workdir, stage)) is not None:
       return stage
@@ -88,13 +93,10 @@ def flatten(values, prefix=""):
 def check_records(workdir, records, allow=()):
   """Refuses a folder that was made with other settings or files; writes nothing.
 
-  Settings marked as free may differ.
-
   Args:
     workdir: folder of the run.
-    records: {"config.json": nested dict, "fingerprint.json": {name: digest}} or one of them, with
-      JSON values.
-    allow: further keys that may differ.
+    records: {name: JSON object} of config.json, fingerprint.json or base.json, or several.
+    allow: keys that may differ, besides the settings marked as free.
 
   Returns:
     {key: JSON of the old value} of the keys in `allow` that differ.
@@ -147,22 +149,13 @@ def check_equal(values, workdir, words):
   Raises:
     ValueError: names a process and a setting that differs.
   """
-  record = flatten(json.loads(values.to_json_best_effort())) | {
-    f"--{name}": value for name, value in words.items()} | {
-    "--workdir": workdir, "version of jax": jax.__version__, "code of ares_jax": _code()}
-  hosts.check_same({key: value for key, value in record.items() if not use_of(key).per_host},
-                   "was started with another config")
-
-
-def _code():
-  """Digest of the source code of the package."""
   files = sorted(pathlib.Path(__file__).parent.parent.rglob("*.py"))
-  return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-
-
-def is_read_later(stage, key):
-  """Whether only stages after `stage` read a setting or digest."""
-  return STAGES.index(use_of(key).first_read_by) > STAGES.index(stage)
+  code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+  record = {key: value for key, value in flatten(json.loads(values.to_json_best_effort())).items()
+            if not use_of(key).per_host}
+  record |= {f"--{name}": value for name, value in words.items()}
+  record |= {"--workdir": workdir, "version of jax": jax.__version__, "code of ares_jax": code}
+  hosts.check_same(record, "was started with another config")
 
 
 def run_marks(workdir):
@@ -200,6 +193,22 @@ def check_marks(workdir, stage, found, where):
                      f"{', '.join(different)} differ; move it away or use another --workdir")
 
 
+def check_curation(workdir, shard):
+  """Refuses a shard of a curation whose settings or files would give other pass rates.
+
+  Raises:
+    ValueError: names those that differ between the records in the folders `workdir` and `shard`.
+  """
+  here, there = (
+    {key: value for name in ("config.json", "fingerprint.json")
+     for key, value in flatten(read_json(folder, name)).items() if use_of(key).curation}
+    for folder in (workdir, shard))
+  different = _different(here, there)
+  if different:
+    raise ValueError(f"{shard} was made with other values of {', '.join(different)}; make it "
+                     "again, or give the run the same values")
+
+
 def _marks(record):
   return {key: json.dumps(value) for key, value in flatten(record).items()
           if not use_of(key).free}
@@ -209,24 +218,47 @@ def _different(before, after):
   return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
 
 
-def check_curation(workdir, shard):
-  """Refuses a shard of a curation that was made with other settings or files than the run's.
-
-  Args:
-    workdir: folder of the run.
-    shard: folder of the shard, with a config.json and fingerprint.json of its own.
-
-  Raises:
-    ValueError: names the settings and digests that differ and would change pass rates.
-  """
-  here, there = _decides_curation(workdir), _decides_curation(shard)
-  different = _different(here, there)
-  if different:
-    raise ValueError(f"{shard} was made with other values of {', '.join(different)}; make it "
-                     "again, or give the run the same values")
+def fingerprint(run):
+  """{name: digest} of the files and generated rows that a setup.Run reads."""
+  tokenizer, config = run.tokenizer, run.config
+  marks = {"tokenizer": _sha256(tokenizer.backend_tokenizer.to_str()),
+           "template": _sha256(str(tokenizer.chat_template))}
+  if config.model.path:
+    marks["weights"] = _model_digest(epath.Path(config.model.path))
+  kinds = [kind for kind, stage in STAGE_OF.items() if getattr(config, stage).steps]
+  return marks | {f"data.{kind}": _data_digest(run, kind) for kind in (*kinds, "eval")}
 
 
-def _decides_curation(folder):
-  values = flatten(read_json(folder, "config.json")) | flatten(
-    read_json(folder, "fingerprint.json"))
-  return {key: value for key, value in values.items() if use_of(key).curation}
+def _data_digest(run, kind):
+  source = run.source(kind)
+  if run.config.data.files is not None:
+    files = [_file_digest(path) for part in source.parts for path in part.files]
+    return f"{len(source)} rows, {_sha256(json.dumps(files))}"
+  numbers = np.linspace(0, len(source) - 1, _ROWS).astype(int)
+  rows = [json.dumps(source[int(number)], sort_keys=True, default=_pixels) for number in numbers]
+  return f"{len(source)} rows, {_sha256(chr(10).join(rows))}"
+
+
+def _file_digest(path):
+  """Name, size, and digests of a file's first, middle and last _SAMPLE bytes."""
+  size = path.stat().length
+  digests = []
+  with path.open("rb") as file:
+    for place in sorted({0, max(0, size // 2 - _SAMPLE // 2), max(0, size - _SAMPLE)}):
+      file.seek(place)
+      digests.append(hashlib.sha256(file.read(_SAMPLE)).hexdigest())
+  return [path.name, size, digests]
+
+
+def _pixels(array):
+  return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _model_digest(folder):
+  """Digest of a Hugging Face folder: its config.json and the files of its weights."""
+  files = [_file_digest(file) for file in sorted(folder.glob("*.safetensors"))]
+  return _sha256((folder / "config.json").read_text() + json.dumps(files))
+
+
+def _sha256(text):
+  return hashlib.sha256(text.encode()).hexdigest()[:16]

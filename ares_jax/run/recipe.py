@@ -1,6 +1,6 @@
 """The recipe of ARES: the settings that all files in configs/ have in common, each set once here.
 
-A config starts from `recipe()` and sets what is its own; a key that neither sets is an error. The
+A config starts from `recipe()` and sets its own numbers; a key that neither sets is an error. The
 recipe is a module of the package, so that a copy of a config works in any folder.
 """
 
@@ -9,9 +9,23 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from ares_jax.system.config import load
+from ares_jax.system.config import ConfigError, load, suggest
 
 _ADAM = dict(b1=0.9, eps=1e-8, clip=1.0, moments="float32")
+# AEPO without its two parts: accuracy as the reward, one fixed weight of the KL term.
+_GRPO = {"aepo.reward.kind": "accuracy", "aepo.kl.dynamic": False}
+
+# The settings in which AEPO's baselines differ from it, by the name that follows --config=FILE:
+PRESETS = {
+  "aepo": {},
+  "grpo": _GRPO,
+  # DAPO, arXiv 2503.14476: clip-higher, token average, dynamic sampling, no KL term. Its penalty
+  # on overlong answers is not implemented.
+  "dapo": _GRPO | {
+    "aepo.kl.beta": (0.0, 0.0, 0.0), "aepo.loss.clip_low": 0.2, "aepo.loss.clip_high": 0.28,
+    "aepo.loss.average": "token", "aepo.filter.batches": 20, "aepo.filter.low": 0.01,
+    "aepo.filter.high": 0.99},
+}
 
 
 def recipe():
@@ -54,13 +68,18 @@ def recipe():
   return c
 
 
-def load_config(name, file):
-  """The config that another one starts from, unlocked.
+def choose_preset(config, name):
+  """Changes a ConfigDict by PRESETS[name] and returns it; ConfigError for an unknown name."""
+  if name not in PRESETS:
+    raise ConfigError(f"there is no algorithm {name!r}{suggest(name, list(PRESETS))}")
+  config.update_from_flattened_dict(PRESETS[name])
+  return config
 
-  Args:
-    name: its name, with the algorithm: "aepo_7b.py:grpo".
-    file: `__file__` of the other config; `name` is read from its folder, or, where it is a copy
-      that stands alone, from the repository's configs/.
+
+def load_config(name, file):
+  """The unlocked config `name`, such as "aepo_7b.py:grpo", from which the config `file` starts.
+
+  It is read from the folder of `file`, or from the repository's configs/ if it is not there.
   """
   folder = os.path.dirname(os.path.abspath(file))
   if not os.path.exists(os.path.join(folder, name.partition(":")[0])):

@@ -47,6 +47,17 @@ class Run:
     return lora.init(self.model, section, key), lora.Base(params, section.alpha / section.rank)
 
 
+@dataclasses.dataclass(frozen=True)
+class StageContext:
+  """The settings of a run that all its stages share; weights, rows and config differ by stage."""
+
+  generator: Generator
+  workdir: str  # folder of the run
+  seed: int  # seed of shuffles, samples and ties
+  threads: int  # threads that read rows
+  base: lora.Base | None = None  # frozen weights under the trained adapters; None without adapters
+
+
 @contextlib.contextmanager
 def open_run(config, *, workdir=None, check=True):
   """Run of a TrainConfig, with a grading pool that ends with it.
@@ -54,7 +65,7 @@ def open_run(config, *, workdir=None, check=True):
   Args:
     config: TrainConfig.
     workdir: the run's folder, where rows that are skipped are listed.
-    check: whether data and sizes must fit the mesh (requirements.py), as a run that trains needs.
+    check: whether data and sizes must fit the mesh, as a run that trains needs.
   """
   check_cluster()
   opened, grade = open_model(config.model), config.grade

@@ -29,7 +29,7 @@ from ares_jax.data import digits
 from ares_jax.data.chat import Chat
 from ares_jax.data.packing import first_fit
 from ares_jax.run import config as run_config
-from ares_jax.run.stage import StageContext
+from ares_jax.run.setup import StageContext
 
 
 def main():

@@ -18,7 +18,7 @@ import sys
 
 import numpy as np
 
-from ares_jax.run.presets import PRESETS
+from ares_jax.run.recipe import PRESETS
 
 GRPO, DAPO = ([f"{key}={value}" for key, value in PRESETS[name].items()]
               for name in ("grpo", "dapo"))

@@ -95,7 +95,7 @@ def child(workdir, steps):
   import tiny
 
   from ares_jax import aepo
-  from ares_jax.run import lock, setup, stage
+  from ares_jax.run import lock, setup
   from ares_jax.system import cluster, mesh
   from ares_jax.system import heartbeat as heartbeat_lib
 
@@ -105,7 +105,7 @@ def child(workdir, steps):
     # Fresh weights are never right: let answers of odd length be.
     parts.generator.grader.name = "odd"
     parts.generator.grader._grade_here = lambda pair: len(pair[0]) % 2
-    context = stage.StageContext(parts.generator, workdir, config.seed, threads=1)
+    context = setup.StageContext(parts.generator, workdir, config.seed, threads=1)
     params = aepo.train_aepo(parts.init_params(), parts.source("rl"), config.aepo, context,
                              trigger_V=parts.words)
     weights = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(mesh.fetch(params))])

@@ -3,12 +3,13 @@ import json
 import numpy as np
 import pytest
 import tiny
+from etils import epath
 
 from ares_jax.data.sources import SourceConfig
 from ares_jax.run import data as data_lib
 from ares_jax.run import identity, setup
 from ares_jax.run import model as model_lib
-from ares_jax.run.fingerprint import _folder, fingerprint
+from ares_jax.run.identity import _model_digest, fingerprint
 
 
 def marks(config):
@@ -56,5 +57,5 @@ def test_weights_of_the_same_names_and_sizes_are_told_by_what_they_hold(tmp_path
   for value in (0.0, 1.0):
     weights[0] = value
     (tmp_path / "model.safetensors").write_bytes(weights.tobytes())
-    found.append(_folder(str(tmp_path)))
+    found.append(_model_digest(epath.Path(tmp_path)))
   assert found[0] != found[1]

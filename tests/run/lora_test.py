@@ -16,7 +16,7 @@ from ares_jax.plan import programs
 from ares_jax.run import files, identity, restore, setup
 from ares_jax.run import model as model_lib
 from ares_jax.run.checkpoint import digest, reader
-from ares_jax.run.stage import StageContext
+from ares_jax.run.setup import StageContext
 from ares_jax.system import mesh
 from ares_jax.training import aepo_step
 
