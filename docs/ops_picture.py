@@ -56,13 +56,13 @@ def draw():
   panel.axhline(threshold, color=LIMIT, linestyle="--", label=f"threshold {threshold:.2f}")
   first = int(np.flatnonzero(flag_T)[0])  # a bracket stands over the first flagged window
   left, right = first - 0.4, first + WINDOW - 0.6
-  panel.plot([left, left, right, right], [2.3, 2.37, 2.37, 2.3], color=MEAN)
+  panel.plot([left, left, right, right], [2.3, 2.37, 2.37, 2.3], color=MEAN, linestyle="-",
+             marker="")
   panel.text(right + 0.2, 2.33, f"a window of {WINDOW}: mean {mean_T[first]:.2f}", color=MEAN,
              va="center")
   panel.set_xticks(index_T, tokens, fontsize=9.5)
   panel.tick_params(axis="x", length=0, pad=16)
   panel.set(xlim=(-0.6, len(tokens) - 0.4), ylim=(0, 2.45), yticks=(0, 1, 2))
-  panel.grid(axis="y", color=figures.FAINT)
   figures.draw_legend(panel)
   return figure
 

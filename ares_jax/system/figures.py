@@ -1,13 +1,10 @@
 """Still pictures drawn with matplotlib: curves, points, bars, intervals, histograms, state tables.
 
-    figure = curve_figure("Reward", [Curve("easy", [1, 2, 3], [0.5, None, 0.7])])
-    save_png(figure, "reward.png")
+    save_png(curve_figure("Reward", [Curve("easy", [1, 2, 3], [0.5, None, 0.7])]), "reward.png")
 
-Pictures of several kinds are put together from `new_figure` and the `draw_*` functions.
-
-Only matplotlib's objects are used, never pyplot, so that drawing changes no global state.
-matplotlib is imported on first use, so that a program which draws nothing does not wait for it.
-The colours differ for colour-blind readers too, and dashes, markers or hatches differ with them.
+Drawing uses only matplotlib's objects, never pyplot, and so changes no global state. matplotlib is
+imported on first use, so that a program which draws nothing does not wait for it. The colours
+differ for colour-blind readers too.
 """
 
 import io
@@ -18,10 +15,10 @@ import warnings
 
 import numpy as np
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#b8860b", "#56b4e9", "#1f2933")
-DASHES = ("-", "--", "-.", ":")
-MARKERS = "osx^+Dv"
-HATCHES = ("", "///", "...", "xx")
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#aa4499", "#b8860b", "#56b4e9", "#1f2933"]
+DASHES = ["-", "--", "-.", ":"]
+MARKERS = [*"osx^+Dv"]
+HATCHES = ["", "///", "...", "xx"]
 INK, GREY, FAINT = "#1f2933", "#52606d", "#d9dee4"
 WIDTH, HEIGHT, DPI = 6.4, 4.0, 200  # inches, pixels an inch
 
@@ -33,26 +30,8 @@ class Curve(typing.NamedTuple):
   y: list
 
 
-class Interval(typing.NamedTuple):
-  """A value with its lower and upper end at every x."""
-  name: str
-  x: list
-  low: list
-  middle: list
-  high: list
-
-
 def new_figure(*titles, x_label="", y_labels=(), width=WIDTH, height=HEIGHT):
-  """A figure and its panels, below one another, one for each title; sizes in inches.
-
-  Args:
-    titles: of the panels.
-    x_label: below the last panel.
-    y_labels: of the panels, from the first.
-
-  Returns:
-    (matplotlib Figure, list of matplotlib Axes).
-  """
+  """(Figure, list of Axes) with one panel below another for each title; sizes in inches."""
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
@@ -64,6 +43,9 @@ def new_figure(*titles, x_label="", y_labels=(), width=WIDTH, height=HEIGHT):
     panel.spines[["left", "bottom"]].set_color(GREY)
     panel.tick_params(colors=GREY, labelsize=8)
     panel.set_axisbelow(True)
+    panel.grid(axis="y", color=FAINT)
+      # Curves, points and intervals take the next style each.
+    panel.set_prop_cycle(color=COLOURS * 4, linestyle=DASHES * 7, marker=MARKERS * 4)
   panels[-1].set_xlabel(plain(x_label), color=GREY)
   return figure, panels
 
@@ -84,73 +66,60 @@ def bar_figure(title, groups, *, x_label):
   return figure
 
 
-def draw_curves(panel, curves, first_style=0):
-  """Draws a line with markers for each Curve; whole numbers on x have whole ticks.
-
-  `first_style` is the index of the first curve's colour, dashes and marker.
-  """
+def draw_curves(panel, curves):
+  """Draws a line with markers for each Curve; whole numbers on x have whole ticks."""
   for index, curve in enumerate(curves):
-    style, y = first_style + index, np.array(curve.y, np.float64)
     # Markers stand apart, shifted so that those of two curves do not meet.
-    every = max(1, len(y) // 8)
-    panel.plot(curve.x, y, color=COLOURS[style % len(COLOURS)], linewidth=1.5,
-               linestyle=DASHES[style % len(DASHES)], marker=MARKERS[style % len(MARKERS)],
-               markersize=4, markevery=(index * every // len(curves), every),
-               label=plain(curve.name))
-  _set_limits(panel, [x for curve in curves for x in curve.x],
-              [y for curve in curves for y in curve.y])
+    every = max(1, len(curve.y) // 8)
+    panel.plot(curve.x, np.array(curve.y, np.float64), label=plain(curve.name), markersize=4,
+               markevery=(index * every // len(curves), every))
+  _set_limits(panel, curves)
 
 
 def draw_points(panel, groups, line=None):
   """Draws the points of each Curve with their own marker, and a line (intercept, slope)."""
-  for index, group in enumerate(groups):
-    panel.plot(group.x, group.y, color=COLOURS[index % len(COLOURS)], linestyle="", alpha=0.7,
-               marker=MARKERS[index % len(MARKERS)], markersize=5, fillstyle="none",
+  for group in groups:
+    panel.plot(group.x, group.y, linestyle="", alpha=0.7, markersize=5, fillstyle="none",
                label=plain(group.name))
-  x, y = ([value for group in groups for value in group[part]] for part in (1, 2))
-  _set_limits(panel, x, y)
+  _set_limits(panel, groups)
+  x = [value for group in groups for value in group.x]
   if line and x:
     ends = np.array([min(x), max(x)])
-    panel.plot(ends, line[0] + line[1] * ends, color=INK, linewidth=1.5, label="least squares")
+    panel.plot(ends, line[0] + line[1] * ends, color=INK, linestyle="-", marker="",
+               label="least squares")
 
 
-def draw_intervals(panel, intervals):
-  """Draws a marker at the middle and a bar from low to high, those of each Interval side by side.
+def draw_intervals(panel, x, intervals):
+  """Draws a marker at the middle and a bar from low to high for each {name: (low, middle, high)}.
 
-  Entries whose middle is None are left out.
+  Low, middle and high are lists over x; those of one x stand side by side. None is not drawn.
   """
-  for index, one in enumerate(intervals):
-    known = [row for row in zip(one.x, one.low, one.middle, one.high, strict=True)
-             if row[2] is not None]
-    if not known:
+  for index, (name, ends) in enumerate(intervals.items()):
+    table = np.array([x, *ends], np.float64)
+    if not np.isfinite(table[2]).any():
       continue
-    x, low, middle, high = np.array(known, np.float64).T
+    at, low, middle, high = table[:, np.isfinite(table[2])]
     # All of one x lie within 0.3 of it.
-    x = x + 0.3 * (index - (len(intervals) - 1) / 2) / len(intervals)
-    panel.errorbar(x, middle, (middle - low, high - middle), linestyle="", elinewidth=2,
-                   color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
-                   markersize=6, label=plain(one.name))
-  panel.grid(axis="y", color=FAINT)
+    beside = at + 0.3 * (index - (len(intervals) - 1) / 2) / len(intervals)
+    panel.errorbar(beside, middle, (middle - low, high - middle), linestyle="", elinewidth=2,
+                   markersize=6, label=plain(name))
 
 
 def draw_bars(panel, groups):
-  """Draws horizontal bars from zero, the first group on top.
-
-  `groups` is a list of (name, [(value >= 0, text behind the bar)]); the first bar of every group
-  has one colour and hatch, the second another, and so on.
-  """
-  y, ticks = 0.0, []
-  for _, bars in groups:
-    ticks.append(y + (len(bars) - 1) / 2)
+  """Draws horizontal bars from zero, the first of [(name, [(value >= 0, text behind)])] on top."""
+  y, ticks = 0.0, {}
+  for name, bars in groups:
+    ticks[y + (len(bars) - 1) / 2] = plain(name)
     for index, (value, text) in enumerate(bars):
       panel.barh(y, value, 0.8, **_filled(index))
       panel.annotate(plain(text), (value, y), (4, 0), textcoords="offset points", va="center",
                      fontsize=8, color=INK)
       y += 1
     y += 0.6
-  panel.set_yticks(ticks, [plain(name) for name, _ in groups], color=INK)
+  panel.set_yticks(list(ticks), ticks.values(), color=INK)
   panel.margins(y=0.02)
   panel.invert_yaxis()
+  panel.grid(visible=False, axis="y")
   panel.grid(axis="x", color=FAINT)
   # The axis leaves space for the text behind the longest bar, but has no ticks there.
   most = max((value for _, bars in groups for value, _ in bars), default=0) or 1
@@ -166,15 +135,11 @@ def draw_grouped_bars(panel, groups, series):
   """
   width = 0.8 / len(series)
   for index, (name, bars) in enumerate(series.items()):
-    known = [(group, *bar) for group, bar in enumerate(bars) if bar is not None]
-    x = [group + (index - (len(series) - 1) / 2) * width for group, _, _ in known]
-    panel.bar(x, [value for _, value, _ in known], 0.9 * width, label=plain(name),
-              **_filled(index))
-    halves = [np.nan if half is None else half for _, _, half in known]
-    panel.errorbar(x, [value for _, value, _ in known], halves, linestyle="", color=INK,
-                   elinewidth=1)
-  panel.set_xticks(range(len(groups)), [plain(name) for name in groups], color=INK)
-  panel.grid(axis="y", color=FAINT)
+    known = [(group, *bar) for group, bar in enumerate(bars) if bar]
+    at, values, halves = np.array(known, np.float64).reshape(-1, 3).T
+    panel.bar(at + (index - (len(series) - 1) / 2) * width, values, 0.9 * width, yerr=halves,
+              ecolor=INK, error_kw={"elinewidth": 1}, label=plain(name), **_filled(index))
+  panel.set_xticks(range(len(groups)), map(plain, groups), color=INK)
   panel.set_ylim(bottom=0)
 
 
@@ -183,7 +148,6 @@ def draw_histogram(panel, values, bins=40):
   values = np.asarray(values)
   panel.hist(values, bins=min(bins, 1 + int(np.ptp(values))), color=COLOURS[0])
   panel.yaxis.get_major_locator().set_params(integer=True)
-  panel.grid(axis="y", color=FAINT)
 
 
 def draw_states(panel, rows, columns, states, tints):
@@ -196,6 +160,7 @@ def draw_states(panel, rows, columns, states, tints):
   panel.set_yticks(range(len(rows)), map(str, rows))
   panel.invert_yaxis()
   panel.spines[:].set_visible(False)
+  panel.grid(visible=False)
   panel.tick_params(length=0)
 
 
@@ -216,10 +181,9 @@ def save_png(figure, path):
 def save_pngs(figures, folder):
   """Writes FOLDER/NAME.png for each of {name: figure}; returns the paths."""
   os.makedirs(folder, exist_ok=True)
-  paths = []
-  for name, figure in figures.items():
-    paths.append(os.path.join(folder, f"{name}.png"))
-    save_png(figure, paths[-1])
+  paths = [os.path.join(folder, f"{name}.png") for name in figures]
+  for path, figure in zip(paths, figures.values(), strict=True):
+    save_png(figure, path)
   return paths
 
 
@@ -236,8 +200,8 @@ def svg_text(figure):
 
 def plain(text):
   """Text that is drawn as it stands: "$" begins no formula, and unprintable letters are "?"."""
-  text = "".join(letter if letter.isprintable() else "?" for letter in str(text))
-  return text.replace("$", r"\$")
+  shown = (letter if letter.isprintable() else "?" for letter in str(text))
+  return "".join(shown).replace("$", r"\$")
 
 
 def _saved(figure, kind, metadata):
@@ -257,18 +221,18 @@ def _filled(index):
           "hatch": HATCHES[index % len(HATCHES)]}
 
 
-def _set_limits(panel, x, y):
+def _set_limits(panel, curves):
   """Sets limits and ticks: from 0 where that costs little, never a range of rounding errors."""
-  panel.grid(axis="y", color=FAINT)
   panel.ticklabel_format(axis="y", useOffset=False)
-  if x and all(float(value).is_integer() for value in x):
+  x = [float(value) for curve in curves for value in curve.x]
+  if all(map(float.is_integer, x)):
     panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
   if len(set(x)) == 1:
     panel.set_xlim(x[0] - 0.5, x[0] + 0.5)
-  known = [value for value in y if value is not None and np.isfinite(value)]
-  low, high = min(known, default=0.0), max(known, default=1.0)
-  if high - low < 1e-6 * max(abs(low), abs(high), 1e-3):  # a constant
-    room = 0.1 * abs(high)
-    panel.set_ylim(*((-0.05, 1.0) if abs(high) < 1e-9 else (high - room, high + room)))
+  y = np.array([value for curve in curves for value in curve.y], np.float64)
+  y = y[np.isfinite(y)]
+  low, high = (y.min(), y.max()) if len(y) else (0.0, 1.0)
+  if high - low < 1e-6 * max(abs(high), 1e-3):  # a constant
+    panel.set_ylim(*((-0.05, 1.0) if abs(high) < 1e-9 else sorted((0.9 * high, 1.1 * high))))
   elif 0 < low < high / 2:
     panel.set_ylim(bottom=0)

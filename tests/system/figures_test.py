@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ares_jax.system import figures
-from ares_jax.system.figures import Curve, Interval
+from ares_jax.system.figures import Curve
 
 
 def pixels(figure):
@@ -91,7 +91,7 @@ def test_text_of_a_model_is_drawn_as_it_stands(recwarn):
 def test_a_figure_always_becomes_the_same_file_and_svg(tmp_path):
   def draw():
     figure, [panel] = figures.new_figure("lengths", x_label="pass rate", y_labels=["tokens"])
-    figures.draw_intervals(panel, [Interval("before", [0, 1], [1, 2], [2, None], [3, 4])])
+    figures.draw_intervals(panel, [0, 1], {"before": ([1, 2], [2, None], [3, 4])})
     figures.draw_points(panel, [Curve("a", [0, 1], [1, 2])], line=(1.0, 1.0))
     figures.draw_legend(panel)
     return figure

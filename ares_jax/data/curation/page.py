@@ -114,13 +114,11 @@ def _figure(report, name):
   brackets, last = range(len(problems)), len(problems) - 1
   figure, (panel,) = figures.new_figure(
     "", x_label="pass rate of the probe", y_labels=["tokens: median and quartiles"], height=3.2)
-  intervals = []
-  for when in ("before", "after"):
-    low, median, high = zip(*(row or [None] * 3 for row in quartiles[when]), strict=True)
-    intervals.append(figures.Interval(when, brackets, low, median, high))
-  figures.draw_intervals(panel, intervals)
+  figures.draw_intervals(panel, brackets, {
+    when: list(zip(*(row or [None] * 3 for row in quartiles[when]), strict=True))
+    for when in ("before", "after")})
   if target is not None:
-    figures.draw_curves(panel, [figures.Curve("target length", brackets, target)], first_style=2)
+    figures.draw_curves(panel, [figures.Curve("target length", brackets, target)])
   figures.draw_legend(panel)
   panel.set_xticks(brackets, [f"{bracket}/{last}" for bracket in brackets])
   highest = [row[2] for rows in quartiles.values() for row in rows if row] + (target or [])
