@@ -42,15 +42,8 @@ class CheckedProgram:
 def check_programs(config, model, end, note=lambda line: None, stages=STAGES):
   """CheckedPrograms of a TrainConfig on the current mesh, in the order they run.
 
-  Args:
-    config: TrainConfig.
-    model: ModelConfig.
-    end: token ids that end an answer.
-    note: called with a line when the compilation of a program starts.
-    stages: names of the stages whose programs are compiled.
-
-  Raises:
-    ValueError: sizes do not divide over the mesh, or keys and values do not fit engine.cache_gib.
+  `end` are the token ids that end an answer; `note` gets a line when a compilation starts. Raises
+  ValueError if sizes do not divide over the mesh, or keys and values do not fit engine.cache_gib.
   """
   largest, checked = [], []
   for stage in stages:
@@ -96,8 +89,7 @@ def require_fit(checked, config, model):
 def compile_longest_first(config, model, end, workdir, note):
   """Compiles AEPO's longest shapes before its first batch, if that batch may have shorter ones.
 
-  Raises:
-    ValueError: they do not fit; the message has suggestions.
+  Raises ValueError, with suggestions, if they do not fit.
   """
   several = len(config.prompt.max_tokens) > 1 or len(config.aepo.row_tokens) > 1
   if several and config.aepo.steps and hosts.on_process_0(

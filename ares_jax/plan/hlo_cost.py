@@ -23,8 +23,7 @@ SENT = {
   "collective-permute": lambda n: 1.0,
   "collective-broadcast": lambda n: 1.0,
 }
-# These move no bytes of their own: they name or combine existing values, or call a computation that
-# is counted by itself.
+# These name or combine existing values, or call a computation that is counted by itself.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
         "call", "after-all", "partition-id", "replica-id", "opt-barrier", "iota", "async-start",
         "async-update"}
@@ -51,12 +50,8 @@ def hlo_cost(text):
   collective that is spread over several fusions counts in the first. A fusion counts its operands
   and results, not the values inside it or those it passes on unchanged. On-chip memory is free. A
   slice counts its own size. A kernel counts its operands and results once.
-
-  Args:
-    text: the optimised program, as `compiled.as_text()` returns it.
-
-  Raises:
-    ValueError: the text has no entry computation, or a transfer to other slices without its kind.
+  `text` is the optimised program that `compiled.as_text()` returns. Raises ValueError if it has no
+  entry computation, or a transfer to other slices without its kind.
   """
   computations, entry = hlo_text.parse(text)
   if entry is None:
@@ -241,7 +236,8 @@ class _Walk:
     if limit is not None:
       index, most = limit
       start = self._start(where, item, index)
-      step = self._step(body, index)
+      result = hlo_text.root(self.computations[body])
+      step = self._added(body, result.operands[index]) if result.opcode == "tuple" else None
       if start is not None and step:
         return max(0, -(-(most - start) // step))
     self.unbounded.add(item.name)
@@ -260,8 +256,8 @@ class _Walk:
         left, right = right, left
       elif "direction=LT" not in item.attributes:
         return None
-      return (left[1], right[1]) if left and right and (left[0], right[0]) == (
-        "index", "value") else None
+      known = left and right and (left[0], right[0]) == ("index", "value")
+      return (left[1], right[1]) if known else None
     if item.opcode == "fusion":
       (called,) = item.called("calls")
       known = [self._value(table, operand, outer) for operand in item.operands]
@@ -292,15 +288,8 @@ class _Walk:
     value = self._value(table, first.operands[index], None) if first.opcode == "tuple" else None
     return value[1] if value and value[0] == "value" else None
 
-  def _step(self, body, index):
-    """The constant that a body adds to the counter, or None."""
-    table = self.computations[body]
-    root = hlo_text.root(table)
-    if root.opcode != "tuple":
-      return None
-    return self._added(body, root.operands[index], None)
-
-  def _added(self, where, name, outer):
+  def _added(self, where, name, outer=None):
+    """The constant that a computation adds to the counter in its value `name`, or None."""
     table = self.computations[where]
     item = table[name]
     if item.opcode == "add":

@@ -66,17 +66,10 @@ class Plan:
 
 
 def plan_iteration(config, model, topology, *, only=NAMES, note=lambda line: None):
-  """Plan of a TrainConfig on a described slice; nothing is run.
+  """Plan of a TrainConfig on a described slice such as "v5e:8x8"; nothing is run.
 
-  Args:
-    config: TrainConfig.
-    model: ModelConfig.
-    topology: such as "v5e:8x8" (`chips.describe_slice`).
-    only: names of the programs that are compiled; the others are left out.
-    note: called with a line when the compilation of a program starts and ends.
-
-  Raises:
-    ValueError: an unknown topology, or a mesh or sizes that do not divide it.
+  Programs not in `only` are left out; `note` gets a line when a compilation starts and ends. Raises
+  ValueError for an unknown topology, or a mesh or sizes that do not divide it.
   """
   chip, devices = chips.describe_slice(topology)
   with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model, devices,

@@ -4,6 +4,7 @@ Only matrix products count, 2 FLOPs a multiply-add: everything else is below 1% 
 Recomputation and padding are included, because the program computes them.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -29,13 +30,8 @@ def traced_flops(closed, *, platform):
 
   A loop that may end early is assumed not to. A conditional whose choice is not known counts its
   larger branch.
-
-  Args:
-    closed: ClosedJaxpr.
-    platform: "tpu", "cuda" or "cpu", which decides between kernels.
-
-  Raises:
-    ValueError: a loop has no visible bound.
+  `closed` is a ClosedJaxpr; `platform`, "tpu", "cuda" or "cpu", decides between kernels. Raises
+  ValueError if a loop has no visible bound.
   """
   total, _ = _jaxpr(closed.jaxpr, [_value(x) for x in closed.consts],
                     [None] * len(closed.jaxpr.invars), platform)
@@ -50,21 +46,18 @@ def _value(x):
 
 def _jaxpr(jaxpr, consts, arguments, platform):
   """(FLOPs, values of the results, None if unknown)."""
-  known, total = {}, 0
-  for variable, value in zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True):
-    known[variable] = value
-
-  def read(variable):
-    if isinstance(variable, core.Literal):
-      return np.asarray(variable.val)
-    return known[variable] if variable in known else None
-
+  total = 0
+  known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
   for eqn in jaxpr.eqns:
-    inputs = [read(variable) for variable in eqn.invars]
-    cost, outputs = _equation(eqn, inputs, platform)
+    cost, outputs = _equation(eqn, [_read(known, x) for x in eqn.invars], platform)
     total += cost
     known |= zip(eqn.outvars, outputs, strict=True)
-  return total, [read(variable) for variable in jaxpr.outvars]
+  return total, [_read(known, variable) for variable in jaxpr.outvars]
+
+
+def _read(known, variable):
+  """The value of a literal, or of a variable if it is known, else None."""
+  return np.asarray(variable.val) if isinstance(variable, core.Literal) else known.get(variable)
 
 
 def _equation(eqn, inputs, platform):
@@ -146,12 +139,7 @@ def _while(params, inputs, platform):
   condition, consts = _open(params["cond_jaxpr"])
   start = [*inputs[:skip[0]], *inputs[skip[1]:]]
   first = dict(zip((*condition.constvars, *condition.invars), (*consts, *start), strict=True))
-
-  def value(variable):
-    if isinstance(variable, core.Literal):
-      return np.asarray(variable.val)
-    return first[variable] if variable in first else None
-
+  value = functools.partial(_read, first)
   # Under `vmap` each loop has a counter of its own; the largest distance to the limit counts.
   bounds = [int(np.max(value(right) - value(left))) for eqn in condition.eqns
             if eqn.primitive.name == "lt" for left, right in [eqn.invars]

@@ -44,13 +44,8 @@ def aepo_programs(config, model, end=(0,)):
 
   All shapes are the largest of the config: prompts of the last `prompt.max_tokens` and `windows`,
   answers of `max_tokens`. Online filtering may sample several batches in an iteration; one counts.
-
-  Args:
-    config, model: TrainConfig, ModelConfig.
-    end: token ids that end an answer. They are compiled in but hardly change the cost.
-
-  Raises:
-    ValueError: sizes do not divide over the mesh, or keys and values do not fit engine.cache_gib.
+  `end` are token ids that end an answer; they hardly change the cost. Raises ValueError if sizes do
+  not divide over the mesh, or keys and values do not fit engine.cache_gib.
   """
   settings, devices = config.aepo, mesh.size(*mesh.ROWS)
   for key, count in (("prompts", settings.prompts), ("microbatch", settings.microbatch)):
@@ -58,11 +53,11 @@ def aepo_programs(config, model, end=(0,)):
       raise ValueError(f"config.aepo.{key} = {count} does not divide over {devices} devices of the "
                        "\"slice\" and \"data\" axes; change it or config.mesh")
   prompt_tokens, windows = config.prompt.max_tokens[-1], config.prompt.windows[-1]
-  prompts, tokens = settings.prompts, settings.sampling.max_tokens
-  rows = prompts * settings.group
+  prompts, tokens, group = settings.prompts, settings.sampling.max_tokens, settings.group
+  rows = prompts * group
   try:
     cache = scheduler.plan_cache(model, config.engine, prompts=prompts, tokens=tokens,
-                                 prompt_tokens=prompt_tokens, group=settings.group)
+                                 prompt_tokens=prompt_tokens, group=group)
   except ValueError as error:
     raise ValueError(f"config.aepo.prompts = {prompts}: {error}") from error
 
@@ -77,8 +72,8 @@ def aepo_programs(config, model, end=(0,)):
     slots.empty_prompt_slots, model, prompts=prompts, prompt_slots=cache.prompt_slots * devices,
     tokens=prompt_tokens)))
   decoding_slots = slots.abstract_slots(model, jax.eval_shape(functools.partial(
-    slots.idle_slots, model, rows=rows, slots=cache.slots * devices, tokens=tokens,
-    group=settings.group, branches=settings.branches)))
+    slots.idle_slots, model, rows=rows, slots=cache.slots * devices, tokens=tokens, group=group,
+    branches=settings.branches)))
 
   # With a single device of "data", rollouts read the base's own weights.
   shares_base = policy.base is not None and mesh.size("data") == 1
@@ -102,7 +97,7 @@ def aepo_programs(config, model, end=(0,)):
                           settings.entropy.window) if settings.branches else None
     return slots.decode.trace(
       model, rollout_weights, prompt_slots, decoding_slots, mesh.abstract(key.dtype, key.shape),
-      token_set, branching, group=settings.group, sampling=settings.sampling, end=end,
+      token_set, branching, group=group, sampling=settings.sampling, end=end,
       steps=config.engine.chunk, live=tokens)
 
   def update():

@@ -2,15 +2,10 @@
 
 
 def suggestions(names, config, model, devices):
-  """Flags to try first, each with its reason.
+  """Flags to try first, each with its reason; empty without names.
 
-  Args:
-    names: of the programs that do not fit: "warmup", "adacs" or those of an AEPO iteration.
-    config, model: TrainConfig, ModelConfig.
-    devices: number of devices, of all slices together.
-
-  Returns:
-    tuple of texts; empty without names.
+  `names` are those of programs that do not fit: "warmup", "adacs" or parts of an AEPO iteration;
+  `devices` is the number of devices of all slices together.
   """
   found = [f"--config.{stage}.microbatch={getattr(config, stage).microbatch // 2}"
            for stage in ("warmup", "adacs")
