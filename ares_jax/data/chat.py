@@ -14,25 +14,17 @@ IMAGE_MARK = re.compile(r"<image(?: ?(\d+))?>")
 
 @dataclasses.dataclass(frozen=True)
 class Chat:
-  """A tokenizer, and the text that a prompt adds to a question.
+  """A tokenizer, and the text that a prompt adds to a question."""
 
-  Attributes:
-    tokenizer: a `transformers` fast tokenizer with a chat template.
-    suffix: text appended to the question, e.g. how to format the answer; "" for none.
-    image_token: id of `<|image_pad|>`.
-  """
-
-  tokenizer: object
-  suffix: str
-  image_token: int
+  tokenizer: object  # a `transformers` fast tokenizer with a chat template
+  suffix: str  # appended to the question, e.g. how to format the answer; "" for none
+  image_token: int  # id of `<|image_pad|>`
 
   def order(self, question, images):
-    """Numbers of the images (from 0) in their order in the prompt.
+    """Numbers (from 0) of as many `images`, in their order in the prompt.
 
-    Args:
-      question: text; `<image>` marks the position of the next image, `<image 2>` or `<image2>` that
-        of the second one. Without any mark, all images come first, in order.
-      images: number of images of the row.
+    In the question `<image>` marks the position of the next image, `<image 2>` or `<image2>` that
+    of the second one. Without any mark, all images come first, in order.
 
     Raises:
       ValueError: the question has marks, but not one for each image.
@@ -51,22 +43,16 @@ class Chat:
     return [int(number) - 1 for number in marks]
 
   def prompt(self, question, image_tokens):
-    """Token ids of one user turn, ready for the assistant's answer.
+    """Token ids of one user turn, ready for the assistant's answer; raises as `order`.
 
     Args:
       question: text with marks, as in `order`.
       image_tokens: number of tokens (merged vision units) of each image, in that order.
-
-    Returns:
-      list of int.
-
-    Raises:
-      ValueError: as in `order`.
     """
     self.order(question, len(image_tokens))
-    ids = self._encode(self._content(question + self.suffix, len(image_tokens)))
-    expanded, images = [], iter(image_tokens)
-    for token in ids:
+    images = iter(image_tokens)
+    expanded = []
+    for token in self._encode(self._content(question + self.suffix, len(image_tokens))):
       expanded += [token] * (next(images) if token == self.image_token else 1)
     return expanded
 

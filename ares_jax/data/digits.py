@@ -22,16 +22,9 @@ import functools
 import numpy as np
 
 CELL = 28
-COLOURS = {
-  "red": (200, 40, 40),
-  "green": (30, 140, 60),
-  "blue": (40, 70, 200),
-  "orange": (225, 125, 20),
-  "purple": (130, 50, 160),
-  "teal": (20, 140, 150),
-  "brown": (120, 75, 35),
-  "grey": (110, 110, 110),
-}
+COLOURS = {"red": (200, 40, 40), "green": (30, 140, 60), "blue": (40, 70, 200),
+           "orange": (225, 125, 20), "purple": (130, 50, 160), "teal": (20, 140, 150),
+           "brown": (120, 75, 35), "grey": (110, 110, 110)}  # fmt: skip
 KINDS = ("direct", "stepwise", "check")
 SPLITS = ("train", "test")
 _TEST_FRACTION = 0.2
@@ -225,13 +218,9 @@ def _draw(config, names, digits, pools, rng):
 
 
 def trace(row, kind, *, slip, rng):
-  """A teacher's response to `row`, whose final answer is right.
+  """A teacher's response to `row`, of one of KINDS, whose final answer is right.
 
-  Args:
-    row: a row of DigitsSource.
-    kind: one of KINDS.
-    slip: probability in 0..1 that a partial sum is first written wrong, then corrected.
-    rng: numpy Generator.
+  `slip` is the probability that a partial sum is first written wrong, then corrected.
   """
   if kind not in KINDS:
     raise ValueError(f"kind {kind!r} is not one of {KINDS}")

@@ -6,6 +6,7 @@ of a row, C = 3 * temporal_patch * patch^2 values of a patch, R rows, W windows 
 slots of a window.
 """
 
+import contextlib
 import io
 import math
 import os
@@ -38,17 +39,11 @@ class WindowLayout(NamedTuple):
 
 def resize_size(height: int, width: int, *, min_pixels: int, max_pixels: int,
                 factor: int = 28) -> tuple[int, int]:
-  """Height and width, multiples of `factor`, that an image is resized to.
+  """Height and width in px, multiples of `factor`, that an image is resized to.
 
   Each side is rounded to the nearest multiple (halves to even); if the area then leaves
-  [min_pixels, max_pixels], both sides are scaled to the bound and rounded inwards.
-
-  Args:
-    height: px, of the source.
-    width: px, of the source.
-    min_pixels: least area of the result.
-    max_pixels: largest area of the result.
-    factor: px, side of the square that becomes one token: patch * merge.
+  [min_pixels, max_pixels], both sides are scaled to the bound and rounded inwards. A square of
+  `factor` = patch * merge px becomes one token.
 
   Raises:
     ValueError: an empty image, or one side more than 200 times the other.
@@ -70,16 +65,12 @@ def resize_size(height: int, width: int, *, min_pixels: int, max_pixels: int,
   return rows * factor, columns * factor
 
 
-def load_image(source: Source, *, min_pixels: int, max_pixels: int, factor: int = 28,
-               name: str | None = None) -> np.ndarray:
-  """Decodes an image to RGB and resizes it (bicubic, on uint8).
+def load_image(source: Source, *, min_pixels: int, max_pixels: int,
+               factor: int = 28) -> np.ndarray:
+  """Decodes an image to RGB and resizes it (bicubic, on uint8), with bounds as in `resize_size`.
 
   Args:
     source: path, encoded bytes, an opened PIL image, or uint8 [H, W, 3].
-    min_pixels: least area after resizing.
-    max_pixels: largest area after resizing.
-    factor: px, patch * merge.
-    name: of the image in errors, such as "train.jsonl row 7"; None is its path.
 
   Returns:
     uint8 [H, W, 3]. Transparency is blended on white, as transformers does; EXIF rotation is
@@ -89,40 +80,26 @@ def load_image(source: Source, *, min_pixels: int, max_pixels: int, factor: int 
     ValueError: missing, corrupt, truncated, of another format, or larger than MAX_SOURCE_PIXELS;
       the message names the image.
   """
-  name = _name(source, name)
-  try:
-    with _open(source) as image:
-      height, width = resize_size(image.height, image.width, min_pixels=min_pixels,
-                                  max_pixels=max_pixels, factor=factor)
-      return np.asarray(_to_rgb(image).resize((width, height), Image.Resampling.BICUBIC))
-  # Decoders raise anything from SyntaxError to struct.error on damaged files.
-  except Exception as error:
-    raise _image_error(name, error) from error
+  with _opened(source, min_pixels, max_pixels, factor) as (image, (height, width)):
+    return np.asarray(_to_rgb(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def image_grid(source: Source, *, min_pixels: int, max_pixels: int, patch: int = 14,
-               merge: int = 2, name: str | None = None) -> Grid:
+               merge: int = 2) -> Grid:
   """Grid of patches of an image once it is resized, from the file's header alone (0.07 ms).
 
   Raises:
     ValueError: as `load_image`, but damage after the header is not noticed.
   """
-  name = _name(source, name)
-  try:
-    with _open(source) as image:
-      height, width = resize_size(image.height, image.width, min_pixels=min_pixels,
-                                  max_pixels=max_pixels, factor=patch * merge)
-  except Exception as error:
-    raise _image_error(name, error) from error
-  return 1, height // patch, width // patch
+  with _opened(source, min_pixels, max_pixels, patch * merge) as (_, (height, width)):
+    return 1, height // patch, width // patch
 
 
 def patchify(image: np.ndarray, *, patch: int = 14, temporal_patch: int = 2,
              merge: int = 2) -> tuple[np.ndarray, Grid]:
-  """Cuts an image into patches.
+  """Cuts an image, uint8 [H, W, 3] with sides that are multiples of patch * merge, into patches.
 
   Args:
-    image: uint8 [H, W, 3], sides multiples of patch * merge.
     patch: px, side of a patch.
     temporal_patch: number of frames in a patch; the image is repeated.
     merge: patches per side of a merged unit.
@@ -145,16 +122,10 @@ def patchify(image: np.ndarray, *, patch: int = 14, temporal_patch: int = 2,
 
 
 def window_layout(grids: Sequence[Grid], *, window: int, patch: int, merge: int) -> WindowLayout:
-  """The WindowLayout of one row's images.
+  """The WindowLayout of one row's images, whose `grids` are in order; sizes as in `pack_rows`.
 
   Each frame is cut into windows of window x window px from its top left corner; the windows at the
   right and bottom edge may be partial. The units of a window fill its first slots in raster order.
-
-  Args:
-    grids: (frames, rows, columns) in patches of each image, in order.
-    window: px.
-    patch: px.
-    merge: patches per side of a merged unit.
   """
   side = window // (patch * merge)  # units per side of a window
   unit = merge**2  # patches of a unit
@@ -235,10 +206,20 @@ def count_windows(grids: Sequence[Grid], *, window: int, patch: int, merge: int)
              for frames, rows, columns in grids)
 
 
-def _name(source, name: str | None) -> str:
-  if name is not None:
-    return name
-  return os.fspath(source) if isinstance(source, str | os.PathLike) else "image"
+@contextlib.contextmanager
+def _opened(source, min_pixels: int, max_pixels: int, factor: int):
+  """An image and its size after resizing; a failure inside becomes a ValueError that names it."""
+  try:
+    with _open(source) as image:
+      yield image, resize_size(image.height, image.width, min_pixels=min_pixels,
+                               max_pixels=max_pixels, factor=factor)
+  # Decoders raise anything from SyntaxError to struct.error on damaged files.
+  except Exception as error:
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else "image"
+    reason = str(error) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+      reason = "not one of " + ", ".join(FORMATS)
+    raise ValueError(f"{name}: cannot use this image: {reason}") from error
 
 
 def _open(source) -> Image.Image:
@@ -266,11 +247,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
   image = image.convert("RGBA")
   white = Image.new("RGBA", image.size, (255, 255, 255, 255))
   return Image.alpha_composite(white, image).convert("RGB")
-
-
-def _image_error(name: str, error: Exception) -> ValueError:
-  if isinstance(error, UnidentifiedImageError):
-    reason = "not one of " + ", ".join(FORMATS)
-  else:
-    reason = str(error) or type(error).__name__
-  return ValueError(f"{name}: cannot use this image: {reason}")

@@ -1,7 +1,4 @@
-"""Packs several sequences into one row, one after the other.
-
-R packed rows, C tokens a row.
-"""
+"""Packs several sequences into one row, one after the other: R packed rows, C tokens a row."""
 
 import dataclasses
 
@@ -20,9 +17,7 @@ class Layout:
 def first_fit(sizes, capacity):
   """First-fit-decreasing bins: a list of lists of item indices, ties by index.
 
-  Args:
-    sizes: a tuple of sizes for every item; items are ordered by the first one.
-    capacity: a tuple of capacities of a bin, one for each size.
+  Every item has a tuple of `sizes`, a bin a `capacity` for each; the first size orders the items.
   """
   bins = []
   left = np.tile(np.asarray(capacity), (len(sizes), 1))  # of as many bins as there can be
@@ -37,12 +32,7 @@ def first_fit(sizes, capacity):
 
 
 def lay_out(rows, lengths, row_tokens):
-  """The Layout of packed rows.
-
-  Args:
-    rows: R lists of indices of sequences.
-    lengths: tokens of every sequence.
-    row_tokens: C.
+  """The Layout of `rows`, R lists of indices of sequences with these `lengths`; C is `row_tokens`.
 
   Raises:
     ValueError: the sequences of a row have more than C tokens.

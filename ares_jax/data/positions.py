@@ -1,7 +1,4 @@
-"""Computes multimodal rotary positions (M-RoPE) on the host.
-
-Source: Qwen2-VL, section 2.1, arXiv 2409.12191.
-"""
+"""Computes multimodal rotary positions (M-RoPE; Qwen2-VL, section 2.1, arXiv 2409.12191)."""
 
 from collections.abc import Sequence
 
@@ -10,7 +7,7 @@ import numpy as np
 
 def mrope_positions(tokens: Sequence[int] | np.ndarray, image_token: int,
                     grids: Sequence[tuple[int, int, int]] | np.ndarray, merge: int) -> np.ndarray:
-  """Time, height and width position of every token of one row.
+  """Time, height and width position of every token of one row, int32 [3, T].
 
   Text counts up on all three axes. The tokens of an image have one time, and the row and column of
   their merged patch as height and width, each plus the start. The text after it continues at start
@@ -18,12 +15,8 @@ def mrope_positions(tokens: Sequence[int] | np.ndarray, image_token: int,
 
   Args:
     tokens: [T] ids of one row without padding, one `image_token` per merged unit of each image.
-    image_token: id of an image's tokens.
     grids: one (t, h, w) per image in patches, in the order of the images.
     merge: patches per side of a merged unit.
-
-  Returns:
-    int32 [3, T].
 
   Raises:
     ValueError: a run of image tokens does not fit the next grids, or grids are left over.

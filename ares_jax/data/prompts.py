@@ -98,19 +98,13 @@ class PromptBatch:
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-  """Turns rows into prompts for one model.
+  """Turns rows into prompts for one model."""
 
-  Attributes:
-    chat: Chat, the model's tokenizer and template.
-    config: PromptConfig.
-    window, patch, merge: of the vision tower: px, px, patches per side of a merged unit.
-  """
-
-  chat: Chat
+  chat: Chat  # the model's tokenizer and template
   config: PromptConfig
-  window: int
-  patch: int
-  merge: int
+  window: int  # px, side of a window of the vision tower
+  patch: int  # px, side of a patch
+  merge: int  # patches per side of a merged unit
 
   def encode(self, row):
     """EncodedPrompt of one row; BadRow where it cannot be encoded or is too long."""
@@ -133,12 +127,11 @@ class Encoder:
 
     Raises BadRow as `encode`, but not for a long prompt.
     """
-    grids = []
-    for index in self._order(row):
-      with _named(row):
-        grids.append(images.image_grid(
-          row["images"][index], min_pixels=self.config.min_pixels,
-          max_pixels=self.config.max_pixels, patch=self.patch, merge=self.merge))
+    order = self._order(row)
+    with _named(row):
+      grids = [images.image_grid(row["images"][index], min_pixels=self.config.min_pixels,
+                                 max_pixels=self.config.max_pixels, patch=self.patch,
+                                 merge=self.merge) for index in order]
     return len(self._tokens(row, grids)), grids
 
   def _order(self, row):
@@ -157,12 +150,9 @@ class Encoder:
                                 patch=self.patch, merge=self.merge)
 
   def batch(self, rows, prompt_id, encoded=None):
-    """PromptBatch of `rows` in the first shape that holds them all.
+    """PromptBatch of `rows`, at indices `prompt_id` of the stream, in the first shape that fits.
 
-    Args:
-      rows: list of rows.
-      prompt_id: int32 [P], indices in the stream.
-      encoded: EncodedPrompt of each row; None: computed here.
+    `encoded` has the EncodedPrompt of each row; None: computed here.
     """
     encoded = [self.encode(row) for row in rows] if encoded is None else encoded
     need = (max(len(prompt.tokens) for prompt in encoded),
@@ -174,12 +164,7 @@ class Encoder:
                        unit, vision, np.int32(prompt_id), list(rows))
 
   def pack(self, rows, length, windows):
-    """Packs prompts (or prompts with responses) one after the other into rows.
-
-    Args:
-      rows: R lists of EncodedPrompt.
-      length: T, tokens of a row.
-      windows: W, vision windows of a row.
+    """Packs R lists of EncodedPrompt, each one after the other, into rows of T = `length` tokens.
 
     Returns:
       tokens int32 [R, T], positions int32 [3, R, T], unit int32 [R, T], vision dict; zeros (unit

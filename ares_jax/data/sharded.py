@@ -1,8 +1,7 @@
 """Reads batches of rows on all processes of a run together.
 
-Reading rows and decoding their images is slow, so each process reads its shard of a batch. The
-processes then exchange what they read, and every process pads and packs the complete batch: the
-batch is the one that a single process would have.
+Each process reads and decodes its shard of a batch, which is slow. The processes then exchange
+their shards, and each packs the complete batch, the one that a single process would have.
 """
 
 import itertools
@@ -20,19 +19,13 @@ _PROMPT = "EncodedPrompt"  # key under which a prompt's fields are sent
 def sharded_stream(source, *, batch, seed, encode, collate, start, threads, shuffle=True):
   """`sources.stream` for all processes of a run: each reads and encodes its shard of a batch.
 
+  The number of processes divides `batch`. ValueError where a row cannot be used, on all processes.
+
   Args:
-    source, batch, seed, start, threads, shuffle: as for `sources.stream`; the number of processes
-      divides `batch`.
     encode: function of a row, called in the reading threads; returns an EncodedPrompt, a number,
       or a tuple of these.
     collate: function of (rows, encoded rows, batch number), called on every process with the same
-      arguments.
-
-  Returns:
-    an iterator of what `collate` returns.
-
-  Raises:
-    ValueError: a row cannot be used; raised on all processes, whichever read it.
+      arguments; the iterator yields its results.
   """
   def read(collate, shard):
     return sources.stream(source, batch=batch, seed=seed, collate=collate, start=start,
@@ -46,13 +39,7 @@ def sharded_stream(source, *, batch, seed, encode, collate, start, threads, shuf
 
 
 def read_sharded(source, numbers, encode):
-  """(rows, encoded rows) of the rows of `source` with these numbers; each process reads a shard.
-
-  Args:
-    source: random access to rows.
-    numbers: of the rows.
-    encode: as for `sharded_stream`.
-  """
+  """(rows, encoded rows) of the rows of `source` with these numbers; each process reads a shard."""
   def read_local():
     rows = [source[int(number)] for number in hosts.local_shard(numbers)]
     return [(row, encode(row)) for row in rows]

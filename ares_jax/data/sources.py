@@ -66,12 +66,7 @@ class SourceConfig:
 
 
 class FileSource:
-  """The rows of one data set by number.
-
-  Attributes:
-    name: of its file or folder, and of rows that name no source.
-    files: paths of its files.
-  """
+  """The rows of one data set by number; `name` is that of rows that name no source."""
 
   def __init__(self, config):
     """Opens the files of a SourceConfig; ValueError where there are none or they have no rows."""
@@ -146,14 +141,12 @@ def stream(source, *, batch, seed, collate, start, threads, shuffle=True, shard=
     source: random access to rows (`__len__`, `__getitem__`), or a Mixture.
     batch: rows in a batch, of all shards together.
     seed: of the shuffle; every epoch has another order.
-    collate: function of (list of rows, batch number), called in the reading threads.
+    collate: function of (list of rows, batch number), called in the reading threads; the iterator
+      yields its results.
     start: number of the first batch: 0, or the step a run resumes at.
     threads: number of reading threads. Worker processes would change the order, threads do not.
     shuffle: False keeps the order of the sources.
     shard: (number of this host, number of hosts); it reads every hosts-th row of a batch.
-
-  Returns:
-    an iterator of what `collate` returns.
   """
   host, hosts = shard
   if not 0 <= host < hosts or batch % hosts:
@@ -177,10 +170,9 @@ def stream(source, *, batch, seed, collate, start, threads, shuffle=True, shard=
 
 
 def epochs(source, rows):
-  """Epochs of each source that the first `rows` rows of a stream make, for the metrics.
+  """{"data/epoch": epochs} that the first `rows` rows of a stream make, for the metrics.
 
-  Returns:
-    {"data/epoch": epochs}; of several sources {"data/epoch/0_NAME": epochs}, correct to 1%.
+  Of several sources it is {"data/epoch/0_NAME": epochs}, correct to 1%.
   """
   if not isinstance(source, Mixture) or len(source.parts) == 1:
     return {"data/epoch": rows / len(source)}

@@ -14,8 +14,7 @@ import numpy as np
 def trigger_words():
   """The 174 trigger words, a frozenset of lower-case str."""
   file = importlib.resources.files("ares_jax.data") / "trigger_words.json"
-  text = file.read_text("utf-8")
-  return frozenset(json.loads(text)["words"])
+  return frozenset(json.loads(file.read_text("utf-8"))["words"])
 
 
 def are_triggers(texts):
@@ -25,12 +24,7 @@ def are_triggers(texts):
 
 
 def trigger_table(tokenizer, vocab):
-  """bool [vocab]: tokens that are trigger words.
-
-  Args:
-    tokenizer: a `transformers` fast tokenizer.
-    vocab: rows of the embedding, at least the tokenizer's size.
-  """
+  """bool [vocab]: tokens that are trigger words; `vocab` is at least the fast tokenizer's size."""
   texts = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
   table = np.zeros(vocab, bool)
   table[: len(texts)] = are_triggers(texts)

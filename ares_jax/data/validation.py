@@ -22,9 +22,7 @@ def check_rl_row(encoder, row):
 def check_curation_row(encoder, row, *, samples, row_tokens, row_windows):
   """Raises BadRow where AdaCS cannot choose among the responses of `row`.
 
-  Args:
-    encoder, row, row_tokens, row_windows: as for `check_responses`.
-    samples: answers of the probe that its pass rate stands for; None where it needs no pass rate.
+  `samples` answers of the probe give its pass rate; None where it needs none.
   """
   if samples is not None:
     column_passes(row, samples)
@@ -33,20 +31,13 @@ def check_curation_row(encoder, row, *, samples, row_tokens, row_windows):
 
 
 def check_sft_row(encoder, row, *, row_tokens, row_windows):
-  """Raises BadRow where `row` cannot be trained on; arguments as for `check_responses`."""
+  """Raises BadRow where `row` cannot be trained on."""
   check_responses(encoder, row, [row.get("response")], row_tokens=row_tokens,
                   row_windows=row_windows)
 
 
 def check_responses(encoder, row, responses, *, row_tokens, row_windows):
-  """Raises BadRow where one of the responses of a row cannot be trained on.
-
-  Args:
-    encoder: prompts.Encoder.
-    row: a row.
-    responses: texts.
-    row_tokens, row_windows: limits of a packed row.
-  """
+  """Raises BadRow where one of the responses of a row is missing or does not fit a packed row."""
   if not all(isinstance(text, str) and text.strip() for text in responses):
     raise BadRow(row["id"], "response", "a response is missing or empty")
   longest = max(responses, key=lambda text: len(encoder.chat.response(text)))
@@ -55,11 +46,9 @@ def check_responses(encoder, row, responses, *, row_tokens, row_windows):
 
 
 def find_bad_rows(source, *, numbers, check, grader, threads):
-  """Checks rows of one source.
+  """Checks the rows of a FileSource with these numbers, which ascend.
 
   Args:
-    source: sources.FileSource.
-    numbers: of the rows, ascending.
     check: function of a row that raises BadRow.
     grader: GradingPool; a row whose truth it grades as wrong is bad.
     threads: number of threads that read and decode.
@@ -101,11 +90,7 @@ def _bad_row(source, number, row_id, code, message):
 
 
 def without_bad_rows(mixture, bad_rows):
-  """The Mixture without its bad rows.
-
-  Args:
-    mixture: sources.Mixture.
-    bad_rows: for each of its parts the result of `find_bad_rows`.
+  """The Mixture without the result of `find_bad_rows` for each of its parts.
 
   Raises:
     ValueError: all rows of a source are bad.

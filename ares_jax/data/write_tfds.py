@@ -31,12 +31,6 @@ class Ares(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version("1.0.0")  # each instance sets its own
 
   def __init__(self, source, folder, version):
-    """
-    Args:
-      source: FileSource.
-      folder: of data sets.
-      version: "1.0.0".
-    """
     self._source, self.VERSION = source, tfds.core.Version(version)
     self._fields = _present(source[0])  # all rows of a source must have the same fields
     super().__init__(data_dir=folder, file_format="array_record")
@@ -46,8 +40,7 @@ class Ares(tfds.core.GeneratorBasedBuilder):
                tfds.features.Sequence(tfds.features.Text()) for field in self._fields}
     if _RATE in columns:
       columns[_RATE] = tfds.features.Scalar(np.float64)
-    columns["images"] = tfds.features.Sequence(
-      tfds.features.Tensor(shape=(), dtype=np.object_))
+    columns["images"] = tfds.features.Sequence(tfds.features.Tensor(shape=(), dtype=np.object_))
     return tfds.core.DatasetInfo(
       builder=self, features=tfds.features.FeaturesDict(columns), disable_shuffling=True)
 

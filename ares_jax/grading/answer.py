@@ -18,6 +18,7 @@ from ares_jax.grading.notation import has_control, normalise, tight
 MAX_LENGTH = 256  # characters of an answer; a longer one is right only if it equals the truth
 _MAX_DEPTH = 2  # collections inside collections
 _MAX_ITEMS = 24  # items of a collection without order, which are compared in pairs
+_VERDICTS = ("yes", "no", "true", "false", "unknown")
 
 _BASED = re.compile(r"\(?([0-9A-F]+)\)?\s*_\s*(?:\{\s*([0-9]{1,2})\s*\}|([0-9]{1,2}))")
 _ARITHMETIC = re.compile(
@@ -42,12 +43,9 @@ def same_answer(answer, truth, symbolic=None):
 
   Args:
     answer: str, the content of the box; None (no box) is never right.
-    truth: str, or a list or tuple of accepted ones.
+    truth: str, or a list or tuple of accepted ones; ValueError where one is no text or is empty.
     symbolic: function (answer, truth) -> bool that compares two formulas; None is `same_formula`,
       which has no time limit: use `pool.GradingPool` for answers that a model wrote.
-
-  Raises:
-    ValueError: a truth is not a string or is empty.
   """
   truths = truth if isinstance(truth, list | tuple) else (truth,)
   for accepted in truths:
@@ -124,11 +122,7 @@ def _same(pair):
 
 def _first_verdict(rules, pair):
   """True or False from the first rule that applies; None where none does."""
-  for rule in rules:
-    verdict = rule(pair)
-    if verdict is not None:
-      return verdict
-  return None
+  return next((verdict for rule in rules if (verdict := rule(pair)) is not None), None)
 
 
 def _same_option(pair):
@@ -202,10 +196,9 @@ def _same_quantity(pair):
 
 
 def _restates_question(pair):
-  """False where the answer is not worked out, or the truth stands only for itself; else None.
+  """False for "4+4" where the truth is 8, and for i^2 or (1+i)^2 where it is a + bi; else None.
 
-  "4+4" restates the question whose answer is 8, and so do i^2 and (1+i)^2 for a number a + bi. A
-  truth like "3-1" is a score or a range.
+  A truth like "3-1" is a score or a range: only itself is right.
   """
   if pair.quantities[1] and _ARITHMETIC.search(pair.answer):
     return False
@@ -226,7 +219,9 @@ def _same_collection(pair):
   def same_item(answer, truth):
     return _same(pair.part(answer, truth, pair.depth + 1))
 
-  if wanted_kind not in ("list", "union") or _are_verdicts(wanted):
+  # A list may hold verdicts on several questions, whose order matters.
+  verdicts = all(item.strip().casefold() in _VERDICTS for item in wanted)
+  if verdicts or wanted_kind not in ("list", "union"):
     return all(map(same_item, said, wanted))
   if len(wanted) > _MAX_ITEMS:
     return False
@@ -237,12 +232,6 @@ def _same_collection(pair):
       return False
     left.pop(found[0])
   return True
-
-
-def _are_verdicts(items):
-  """Whether a list holds verdicts on several questions, whose order matters."""
-  return all(item.strip().casefold() in ("yes", "no", "true", "false", "unknown")
-             for item in items)
 
 
 def _same_words(pair):
@@ -269,11 +258,8 @@ def _same_formula(pair):
   # Letters alone are a name: the segment AB, not a product.
   if truth != "i" and re.fullmatch(r"[A-Za-z' ]*", truth):
     return False
-  # An answer must not bring variables of its own (5 + 0x), and X is not x, though math-verify says
-  # so.
-  if variables(answer) != variables(truth):
-    return False
-  return pair.symbolic(answer, truth)
+  # An answer must not bring variables of its own (5 + 0x). To math-verify X is x.
+  return variables(answer) == variables(truth) and pair.symbolic(answer, truth)
 
 
 def _cut_unit(text, other):

@@ -26,8 +26,8 @@ def parse_collection(text):
   parts = split_items(text, (r"\cup",))
   if len(parts) > 1:
     return "union", parts
-  if (text.count("\\pm") == 1 and len(split_items(text, (",", ";"))) == 1
-      and not text.startswith("\\{")):  # fmt: skip
+  is_one = len(split_items(text, (",", ";"))) == 1 and not text.startswith("\\{")
+  if is_one and text.count("\\pm") == 1:
     return "list", _with_both_signs([text])
   for left, right in (("\\{", "\\}"), ("{", "}"), ("(", ")"), ("[", "]"), ("(", "]"), ("[", ")")):
     if text.startswith(left) and text.endswith(right) and closes_at_end(text, left):
@@ -104,10 +104,7 @@ def closes_at_end(text, left):
   """Whether the bracket that `text` starts with is the one that ends it."""
   depth = 0
   for position, letter in enumerate(text):
-    if letter in "([{":
-      depth += 1
-    elif letter in ")]}":
-      depth -= 1
+    depth += (letter in "([{") - (letter in ")]}")
     if depth == 0 and position >= len(left) - 1:
       return position == len(text) - 1
   return False

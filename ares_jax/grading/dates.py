@@ -6,11 +6,14 @@ _MONTHS = ("january february march april may june july august september october 
            "december").split()  # fmt: skip
 _NUMBER_OF = {month: number for number, month in enumerate(_MONTHS, 1)}
 _NUMBER_OF |= {month[:3]: number for number, month in enumerate(_MONTHS, 1)} | {"sept": 9}
-_MONTH = rf"({'|'.join(sorted(_NUMBER_OF, key=len, reverse=True))})\.?"
-_DAY = r"([0-9]{1,2})(?:st|nd|rd|th)?"
-_MONTH_FIRST = re.compile(rf"{_MONTH} {_DAY}(?:(?:, ?| )([0-9]{{4}}))?")
-_DAY_FIRST = re.compile(rf"(?:the )?{_DAY} (?:of )?{_MONTH}(?:(?:, ?| )([0-9]{{4}}))?")
-_YEAR_FIRST = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})")
+_MONTH = rf"(?P<month>{'|'.join(sorted(_NUMBER_OF, key=len, reverse=True))})\.?"
+_DAY = r"(?P<day>[0-9]{1,2})(?:st|nd|rd|th)?"
+_YEAR = r"(?:(?:, ?| )(?P<year>[0-9]{4}))?"
+_DATES = (
+  re.compile(rf"{_MONTH} {_DAY}{_YEAR}"),
+  re.compile(rf"(?:the )?{_DAY} (?:of )?{_MONTH}{_YEAR}"),
+  re.compile(r"(?P<year>[0-9]{4})-(?P<month>[0-9]{2})-(?P<day>[0-9]{2})"),
+)
 _CLOCK = re.compile(r"([0-9]{1,2}):([0-9]{2})(?: ([ap])m)?")
 _HOUR = re.compile(r"([0-9]{1,2}) ?([ap])\.? ?m")
 
@@ -20,9 +23,6 @@ def same_date(answer, truth):
 
   "05/03/2020" is March to some and May to others, so it is not read as a date. Nor is "5:30" read
   as a time without am or pm: it may be a ratio.
-
-  Args:
-    answer, truth: normalised texts.
   """
   said, wanted = _parse(answer.lower()), _parse(truth.lower())
   return None if said is None or wanted is None else said == wanted
@@ -38,13 +38,9 @@ def _parse(text):
       return hour % 12 + 12 * (half == "p"), minute
     is_24_hours = not half and (hour == 0 or 12 < hour < 24) and minute < 60
     return (hour, minute) if is_24_hours else None
-  if match := _MONTH_FIRST.fullmatch(text):
-    month, day, year = match.groups()
-  elif match := _DAY_FIRST.fullmatch(text):
-    day, month, year = match.groups()
-  elif match := _YEAR_FIRST.fullmatch(text):
-    year, month, day = match.groups()
-  else:
+  match = next(filter(None, (form.fullmatch(text) for form in _DATES)), None)
+  if match is None:
     return None
+  month, day = match["month"], int(match["day"])
   month = _NUMBER_OF[month] if month in _NUMBER_OF else int(month)
-  return (year, month, int(day)) if month <= 12 and 1 <= int(day) <= 31 else None
+  return (match["year"], month, day) if month <= 12 and 1 <= day <= 31 else None

@@ -50,7 +50,8 @@ def normalise(text):
   text = re.sub(r"\\(?:left|right|displaystyle|big|Big)(?![a-zA-Z])", "", text)
   text = re.sub(r"(?<=[0-9]),\\! *(?=[0-9]{3}(?![0-9]))", ",", text)  # MATH's 10,\!236
   text = re.sub(r"(?<=[0-9])(?:\\[,!]|\{,\}(?=[0-9]))+(?=[0-9])", _join_digits, text)
-  text = re.sub(r"^([+-]?[0-9]{1,3})((?: [0-9]{3})+)(?! ?[0-9/])", _join_thousands, text)
+  if match := re.match(r"[+-]?[0-9]{1,3}(?: [0-9]{3})+(?! ?[0-9/])", text):  # 12 000
+    text = match[0].replace(" ", "") + text[match.end() :]
   text = re.sub(r"(?<!\\)\\[,;:! ]|\\quad\b|\\qquad\b|~", " ", text)
   text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b|\\textdegree\b", "°", text)
   text = re.sub(r"\\([%$#&])", r"\1", text)
@@ -96,10 +97,6 @@ def _lower(match):
   """ "²" -> "^2", "¹²" -> "^{12}"."""
   digits = match[0].translate(_RAISED)
   return f"^{digits}" if len(digits) == 1 else f"^{{{digits}}}"
-
-
-def _join_thousands(match):
-  return match[0].replace(" ", "")
 
 
 def _join_digits(match):

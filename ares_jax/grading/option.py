@@ -37,14 +37,10 @@ def parse_option(text):
 
 
 def truths_with_text(text, truths):
-  """The truths to compare an answer with, where it may name an option and its text ("B. 12").
+  """The truths to compare an answer `text` with, where it may name an option and its text: "B. 12".
 
   Where the truths are an option's letter and its text, both parts must be right: with "B" and "12"
-  neither "C. 12" nor "B. 13" is right.
-
-  Args:
-    text: the answer, normalised.
-    truths: normalised truths.
+  neither "C. 12" nor "B. 13" is right. All texts are normalised.
   """
   names = [truth for truth in truths if re.fullmatch(r"[A-J]", truth)]
   texts = [truth for truth in truths if truth not in names]

@@ -1,8 +1,7 @@
 """Grades responses: finds the boxed answer, checks the format, compares with the truth.
 
-A model may write anything, so its text is treated as hostile. This process does only work that is
-linear in the length of the text; formulas go to worker processes, which are killed after a time
-limit.
+A model may write anything, so its text is treated as hostile: this process does only work that is
+linear in the length of the text.
 """
 
 import collections
@@ -31,12 +30,12 @@ class GradingPool:
   """Grades batches of responses; a context manager.
 
   Formulas and users' graders, which may hang or run any code, are left to worker processes that
-  can be killed; this process does the rest. Workers start at the first formula, so a run whose
-  answers are numbers starts none. They import neither jax nor the program that made the pool.
+  can be killed. They start at the first formula, so a run whose answers are numbers starts none.
   """
 
   def __init__(self, workers=None, timeout=2.0, *, grader="layered", timeout_share=1.0):
-    """
+    """Raises ValueError where a number is out of range, or the grader does not load.
+
     Args:
       workers: number of processes; None is one a core, at most 8.
       timeout: seconds that one answer may take in a worker; then it is wrong and counted.
@@ -44,9 +43,6 @@ class GradingPool:
         of (response, truth as the data have it) that returns True or False, 1 or 0. Fractions are
         refused: pass rates count right answers.
       timeout_share: a batch of which more than this share times out stops the run.
-
-    Raises:
-      ValueError: a number is out of range, or the grader does not load.
     """
     self._workers = min(8, os.cpu_count()) if workers is None else workers
     if self._workers < 1 or timeout <= 0 or not 0 <= timeout_share <= 1:
@@ -76,11 +72,7 @@ class GradingPool:
       self._pool = None
 
   def grade(self, texts, truths):
-    """Grades responses.
-
-    Args:
-      texts: n responses.
-      truths: n right answers, each a string or a list or tuple of accepted ones.
+    """Grades n responses by n right answers, each a string or a list or tuple of accepted ones.
 
     Returns:
       correct: float32 [n], 1 where the boxed answer is the truth (or the user's grader says so).
@@ -90,8 +82,7 @@ class GradingPool:
     Raises:
       ValueError: the lengths differ, or a truth is not a text.
       GraderError: the user's grader fails, or more than `timeout_share` of the answers time out.
-      StopRequested: this process was asked to stop; checked between two formulas. It is not told
-        to other processes: `rollout.grade_sharded` does that.
+      StopRequested: this process was asked to stop. `rollout.grade_sharded` tells the others.
     """
     if len(texts) != len(truths):
       raise ValueError(f"{len(texts)} responses but {len(truths)} truths")
@@ -108,11 +99,8 @@ class GradingPool:
     """Yields (id, truth) of every row whose truth is not graded as right when it stands in a box.
 
     A user's grader is called too, so that one that fails is found early, but it may expect another
-    form than a box, so no row is yielded for it.
-
-    Args:
-      rows: iterable of dicts with "id" and "answer"; read batch by batch.
-      batch: number of rows graded together.
+    form than a box, so no row is yielded for it. `rows` are dicts with "id" and "answer", of which
+    `batch` are graded together.
     """
     rows = iter(rows)
     while chunk := list(itertools.islice(rows, batch)):
@@ -143,11 +131,7 @@ class GradingPool:
       return self._submit(pair)
 
   def _grade_here(self, pair):
-    """The verdict where this process may find it.
-
-    Raises:
-      _NeedsWorker: it takes a worker.
-    """
+    """The verdict where this process may find it; _NeedsWorker where it takes a worker."""
     if self.name == "layered":
       return same_answer(*pair, symbolic=_needs_worker)
     raise _NeedsWorker
@@ -169,10 +153,8 @@ class GradingPool:
   def wait(self, pair, future):
     """The verdict of a worker, 0 or 1, or None where it timed out.
 
-    Raises:
-      GraderError: the user's grader raises, hangs, dies or returns something else.
-      StopRequested: this process was asked to stop. Its workers were too, so what they return says
-        nothing about the answer.
+    Raises GraderError where the user's grader raises, hangs, dies or returns something else, and
+    StopRequested where this process was asked to stop: a stopped worker's result is no verdict.
     """
     try:
       verdict = future.result()
@@ -184,8 +166,7 @@ class GradingPool:
       if self._is_users:
         raise GraderError(f"grader {self.name!r} hangs or dies ({type(error).__name__}, limit "
                           f"{self._timeout} s) on {pair[0][-80:]!r} for {pair[1]!r}") from error
-      # Not remembered: the machine may have been busy, so the answer may try again.
-      return None
+      return None  # not remembered: the machine may have been busy, so the answer may try again
     if isinstance(verdict, str):
       raise GraderError(f"grader {self.name!r} {verdict} on {pair[0][-80:]!r} for {pair[1]!r}")
     return self._remember(pair, float(verdict))
@@ -206,10 +187,7 @@ class GradingPool:
 
 
 class Grading:
-  """Responses that are graded while others are still written; made by `GradingPool.begin`.
-
-  Results are in the order of the indices, in whatever order the responses arrive.
-  """
+  """Responses that are graded while others are still written, in any order."""
 
   def __init__(self, pool):
     self._pool = pool
@@ -219,16 +197,11 @@ class Grading:
     self._waiting = collections.OrderedDict()  # pair -> future, in a worker
 
   def add(self, index, text, truth):
-    """Grades a response, or sends it to a worker without waiting.
+    """Grades the response `text`, or sends it to a worker without waiting.
 
-    Args:
-      index: int, of the response in the result.
-      text: the response.
-      truth: right answer, a string or a list or tuple of accepted ones.
-
-    Raises:
-      ValueError: the truth is not a text.
-      GraderError: the user's grader failed on a response that was added before.
+    `index` is its place in the result; `truth` is a text or a list or tuple of accepted ones.
+    Raises ValueError where it is not, GraderError where the user's grader failed on a response that
+    was added before.
     """
     pair = (extract_boxed(text) if self._pool.name == "layered" else text,
             tuple(truth) if isinstance(truth, list) else truth)
@@ -247,9 +220,9 @@ class Grading:
       _heartbeat()
       self._wait_for_first()
     indices = sorted(self._pairs)
-    verdicts = [self._verdicts[self._pairs[index]] for index in indices]
-    timed_out = [self._pairs[index] for index, verdict in zip(indices, verdicts, strict=True)
-                 if verdict is None]
+    pairs = [self._pairs[index] for index in indices]
+    verdicts = [self._verdicts[pair] for pair in pairs]
+    timed_out = [pair for pair in pairs if self._verdicts[pair] is None]
     self._pool.check_timeouts(timed_out, len(indices))
     return (np.float32([verdict or 0 for verdict in verdicts]),
             np.float32([self._format_ok[index] for index in indices]), len(timed_out))
@@ -291,6 +264,5 @@ def _same_in_worker(answer, truth):
     return same_answer(answer, truth, symbolic=same_formula)
   except (MemoryError, RecursionError):
     raise MemoryError from None
-  except Exception:
-    # A formula that makes the parser or sympy fail is wrong.
+  except Exception:  # a formula that makes the parser or sympy fail is wrong
     return False

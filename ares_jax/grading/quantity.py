@@ -27,64 +27,49 @@ _SIGN = re.compile(r"\s*([+-]?)\s*([$€£¥]?)\s*([+-]?)\s*")
 
 _MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "dozen": 12}
 
-# name -> (dimension, size in the dimension's base). A name is looked up as written, or in lower
-# case where it has several letters, with or without a plural "s".
-_UNITS = {
-  "m": ("length", 1), "cm": ("length", "1/100"), "mm": ("length", "1/1000"),
-  "km": ("length", 1000), "dm": ("length", "1/10"), "nm": ("length", "1/1000000000"),
-  "in": ("length", "0.0254"), "ft": ("length", "0.3048"), "yd": ("length", "0.9144"),
-  "mi": ("length", "1609.344"),
-  "g": ("mass", 1), "kg": ("mass", 1000), "mg": ("mass", "1/1000"), "t": ("mass", 1000000),
-  "lb": ("mass", "453.59237"), "oz": ("mass", "28.349523125"),
-  "s": ("time", 1), "ms": ("time", "1/1000"), "min": ("time", 60), "h": ("time", 3600),
-  "day": ("time", 86400), "week": ("time", 604800), "month": ("month", 1), "year": ("month", 12),
-  "l": ("volume", 1), "ml": ("volume", "1/1000"), "cl": ("volume", "1/100"),
-  "dollar": ("dollar", 1), "cent": ("dollar", "1/100"), "€": ("euro", 1), "£": ("sterling", 1),
-  "¥": ("yen", 1),
-  "°": ("degree", 1), "rad": ("radian", 1), "°c": ("celsius", 1), "°f": ("fahrenheit", 1),
-  "K": ("kelvin", 1), "mol": ("mole", 1), "N": ("newton", 1), "kn": ("newton", 1000),
-  "J": ("joule", 1), "kj": ("joule", 1000), "W": ("watt", 1), "kw": ("watt", 1000),
-  "V": ("volt", 1), "A": ("ampere", 1), "ma": ("ampere", "1/1000"), "hz": ("hertz", 1),
-  "khz": ("hertz", 1000), "pa": ("pascal", 1), "kpa": ("pascal", 1000), "\\omega": ("ohm", 1),
-  "MPa": ("pascal", 10**6), "mPa": ("pascal", "1/1000"), "GPa": ("pascal", 10**9),
-  "MW": ("watt", 10**6), "mW": ("watt", "1/1000"), "MJ": ("joule", 10**6),
-  "mJ": ("joule", "1/1000"), "MHz": ("hertz", 10**6), "GHz": ("hertz", 10**9),
-  "mV": ("volt", "1/1000"), "kV": ("volt", 1000), "k\\Omega": ("ohm", 1000),
-  "M\\Omega": ("ohm", 10**6), "eV": ("electronvolt", 1), "keV": ("electronvolt", 1000),
-  "MeV": ("electronvolt", 10**6), "GeV": ("electronvolt", 10**9), "meV": ("electronvolt", "1/1000"),
-  "atm": ("atmosphere", 1), "bar": ("pascal", 10**5), "psi": ("psi", 1), "rpm": ("rpm", 1),
-  "bpm": ("bpm", 1), "mmol": ("mole", "1/1000"), "cal": ("calorie", 1), "kcal": ("calorie", 1000),
-  "Cal": ("calorie", 1000),
-  "\\mum": ("length", "1/1000000"), "\\mug": ("mass", "1/1000000"), "\\mus": ("time", "1/1000000"),
-  "\\mul": ("volume", "1/1000000"), "\\muL": ("volume", "1/1000000"),
-  "\\muA": ("ampere", "1/1000000"), "\\muF": ("farad", "1/1000000"),
-  "\\muC": ("coulomb", "1/1000000"),
-  "C": ("coulomb", 1), "%": ("percent", 1), "unit": ("unit", 1),
+# Units of each dimension, and their size in its base.
+_SIZES = {
+  "length": "m=1 cm=1e-2 mm=1e-3 km=1e3 dm=0.1 nm=1e-9 \\mum=1e-6 in=0.0254 ft=0.3048 yd=0.9144 "
+            "mi=1609.344",
+  "mass": "g=1 kg=1e3 mg=1e-3 \\mug=1e-6 t=1e6 lb=453.59237 oz=28.349523125",
+  "time": "s=1 ms=1e-3 \\mus=1e-6 min=60 h=3600 day=86400 week=604800", "month": "month=1 year=12",
+  "volume": "l=1 ml=1e-3 cl=1e-2 \\mul=1e-6 \\muL=1e-6", "dollar": "dollar=1 cent=1e-2",
+  "euro": "€=1", "sterling": "£=1", "yen": "¥=1", "degree": "°=1", "radian": "rad=1",
+  "celsius": "°c=1", "fahrenheit": "°f=1", "kelvin": "K=1", "mole": "mol=1 mmol=1e-3",
+  "newton": "N=1 kn=1e3", "joule": "J=1 kj=1e3 mJ=1e-3 MJ=1e6", "coulomb": "C=1 \\muC=1e-6",
+  "watt": "W=1 kw=1e3 mW=1e-3 MW=1e6", "volt": "V=1 mV=1e-3 kV=1e3", "farad": "\\muF=1e-6",
+  "ampere": "A=1 ma=1e-3 \\muA=1e-6", "hertz": "hz=1 khz=1e3 MHz=1e6 GHz=1e9",
+  "pascal": "pa=1 kpa=1e3 mPa=1e-3 MPa=1e6 GPa=1e9 bar=1e5", "atmosphere": "atm=1",
+  "ohm": "\\omega=1 k\\Omega=1e3 M\\Omega=1e6", "calorie": "cal=1 kcal=1e3 Cal=1e3",
+  "electronvolt": "eV=1 keV=1e3 MeV=1e6 GeV=1e9 meV=1e-3", "psi": "psi=1", "rpm": "rpm=1",
+  "bpm": "bpm=1", "percent": "%=1", "unit": "unit=1",
 }  # fmt: skip
-_SPELLINGS = {
-  "meter": "m", "metre": "m", "centimeter": "cm", "centimetre": "cm", "millimeter": "mm",
-  "millimetre": "mm", "kilometer": "km", "kilometre": "km", "inch": "in", "inches": "in",
-  "foot": "ft", "feet": "ft", "yard": "yd", "mile": "mi", "gram": "g", "kilogram": "kg",
-  "milligram": "mg", "tonne": "t", "pound": "lb", "ounce": "oz", "second": "s", "sec": "s",
-  "millisecond": "ms", "minute": "min", "hour": "h", "hr": "h", "yr": "year", "liter": "l",
-  "litre": "l", "milliliter": "ml", "millilitre": "ml", "degree": "°", "radian": "rad",
-  "kelvin": "K", "mole": "mol", "newton": "N", "joule": "J", "kilojoule": "kj", "watt": "W",
-  "kilowatt": "kw", "volt": "V", "ampere": "A", "amp": "A", "hertz": "hz", "pascal": "pa",
-  "ohm": "\\omega", "coulomb": "C", "percent": "%", "percents": "%", "usd": "dollar",
-  "$": "dollar", "euro": "€", "yen": "¥", "L": "l",
-}  # fmt: skip
+# name -> (dimension, size). A name is looked up as written, or in lower case where it has several
+# letters, with or without a plural "s".
+_UNITS = {name: (dimension, Fraction(size)) for dimension, units in _SIZES.items()
+          for name, size in (unit.split("=") for unit in units.split())}
+_SPELLINGS = {word: name for name, words in {
+  "m": "meter metre", "cm": "centimeter centimetre", "mm": "millimeter millimetre",
+  "km": "kilometer kilometre", "in": "inch inches", "ft": "foot feet", "yd": "yard", "mi": "mile",
+  "g": "gram", "kg": "kilogram", "mg": "milligram", "t": "tonne", "lb": "pound", "oz": "ounce",
+  "s": "second sec", "ms": "millisecond", "min": "minute", "h": "hour hr", "year": "yr",
+  "l": "liter litre L", "ml": "milliliter millilitre", "°": "degree", "rad": "radian",
+  "K": "kelvin", "mol": "mole", "N": "newton", "J": "joule", "kj": "kilojoule", "W": "watt",
+  "kw": "kilowatt", "V": "volt", "A": "ampere amp", "hz": "hertz", "pa": "pascal",
+  "\\omega": "ohm", "C": "coulomb", "%": "percent percents", "dollar": "usd $", "€": "euro",
+  "¥": "yen",
+}.items() for word in words.split()}  # fmt: skip
 # Words that are not counted things: "5 thirds" is not 5, and "-ths" is refused too. Other plurals
 # are counted things.
-_NOT_COUNTED = {
-  "thirds", "halves", "quarters", "hundreds", "thousands", "millions", "billions",
-  "trillions", "dozens", "pairs", "scores", "times", "plus", "minus", "less", "roots", "powers",
-  "has", "is", "was", "its", "this", "thus", "does", "versus", "perhaps",
-  "always", "lots", "guess", "unless",
-}  # fmt: skip
+_NOT_COUNTED = set((
+  "thirds halves quarters hundreds thousands millions billions trillions dozens pairs scores times "
+  "plus minus less roots powers has is was its this thus does versus perhaps always lots guess "
+  "unless").split())
 _COUNTED = {"people", "children", "men", "women", "fish", "sheep", "mice", "person", "feet"}
 _UNIT_PART = re.compile(
   r"([kM]?\\Omega|\\mu\s?[mgsLlAFC](?![A-Za-z])|°\s?[CF]\b|[A-Za-z]+|[%°$€£¥])\s*(?:\^\s*\{?\s*(-?[1-9])\s*\}?)?"
 )
+_BETWEEN_UNITS = re.compile(r"\s*(/|per\b)\s*|\s*(?:\\cdot|\*|·)\s*|\s+")
 # "20 cups of feed" are 20 cups; 5 minutes of arc are not a time, and 3 rows of five are not 3.
 _OF = re.compile(
   r"(?!(?:row|group|set|order|degree)s? )([a-z]+) of (?!arc$)([a-z]+(?: [a-z]+){,2})"
@@ -92,7 +77,7 @@ _OF = re.compile(
 _COMPOUND = re.compile(r"([0-9]+ ?[A-Za-z]+) (and )?([0-9.]+ ?[A-Za-z]+)")
 # Units with "and" within one quantity (2 hours and 5 minutes); 5 m and 3 cm are two quantities.
 _SPOKEN = ("time", "month", "dollar")
-_SPOKEN_PARTS = [Fraction(_UNITS[name][1]) for name in ("in", "ft", "oz")]
+_SPOKEN_PARTS = [_UNITS[name][1] for name in ("in", "ft", "oz")]
 _UNIT_WORDS = {"squared": 2, "cubed": 3}
 
 
@@ -108,14 +93,9 @@ class Quantity:
 
 
 def parse_quantity(text):
-  """The Quantity that the complete `text` spells, or None.
-
-  Args:
-    text: normalised by `notation.normalise`, at most a few hundred characters.
-  """
+  """The Quantity that a complete, normalised `text` spells, or None."""
   if match := _COMPOUND.fullmatch(text):
-    return _compound(parse_quantity(match[1]), parse_quantity(match[3]),
-                     spoken=match[2] is not None)
+    return _compound(parse_quantity(match[1]), parse_quantity(match[3]), spoken=bool(match[2]))
   match = _SIGN.match(text)
   first, currency, second = match.groups()
   number, end = _read_number(text, match.end())
@@ -150,9 +130,8 @@ def same_quantity(answer, truth):
   if truth.unit is None and answer.unit == percent:
     omitted = answer.number == truth.number and abs(truth.number) > 1
     return omitted or answer.number / 100 == truth.number
-  if answer.unit is None or truth.unit is None:
-    return answer.number == truth.number and not answer.glued and not truth.glued
-  return False
+  one_has_none = answer.unit is None or truth.unit is None
+  return one_has_none and answer.number == truth.number and not (answer.glued or truth.glued)
 
 
 def _compound(large, small, *, spoken):
@@ -174,9 +153,7 @@ def _read_number(text, start):
     return (int(whole) + top / bottom, match.end()) if 0 < top < bottom else (None, start)
   if match := _MIXED_PLAIN.match(text, start):
     whole, top, bottom = map(int, match.groups())
-    if 0 < top < bottom:
-      return whole + Fraction(top, bottom), match.end()
-    return None, start
+    return (whole + Fraction(top, bottom), match.end()) if 0 < top < bottom else (None, start)
   if match := _LATEX_FRACTION.match(text, start):
     parts = match.groups()
     bottom = _decimal(parts[2] or parts[3])
@@ -212,10 +189,8 @@ def _read_unit(text):
   prefix = 1  # power that "square" or "cubic" gives to the next name
   position = 0
   while position < len(text):
-    if separator := re.compile(r"\s*(/|per\b)\s*").match(text, position):
-      sign, position = -1, separator.end()
-      continue
-    if separator := re.compile(r"\s*(?:\\cdot|\*|·)\s*|\s+").match(text, position):
+    if separator := _BETWEEN_UNITS.match(text, position):
+      sign = -1 if separator[1] else sign
       position = separator.end()
       continue
     match = _UNIT_PART.match(text, position)
@@ -237,8 +212,9 @@ def _read_unit(text):
     known = _find_unit(name)
     if known is None:
       return None
-    power, prefix = power * prefix * sign, 1
     dimension, unit_size = known
+    power *= prefix * sign
+    prefix = 1
     powers[dimension] = powers.get(dimension, 0) + power
     size *= unit_size ** power
   if prefix != 1 or not powers or text.endswith(("/", "*", "per", "\\cdot")):
@@ -248,10 +224,9 @@ def _read_unit(text):
 
 def _find_unit(name):
   for word in (name, name.removesuffix("s"), name.removesuffix("es")):
-    word = _SPELLINGS[word] if word in _SPELLINGS else word
+    word = _SPELLINGS.get(word, word)
     if word in _UNITS:
-      dimension, size = _UNITS[word]
-      return dimension, Fraction(size)
+      return _UNITS[word]
   counted = name.endswith("s") and len(name) >= 4 and name.isascii() and name.isalpha()
   if name in _COUNTED or (counted and name not in _NOT_COUNTED and not name.endswith("ths")):
     return name, Fraction(1)

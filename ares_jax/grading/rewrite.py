@@ -15,11 +15,9 @@ _INTERVAL = re.compile(r"(?:[A-Za-z]\s*\\in\s*)?[(\[].*,.*[)\]]")
 
 
 def to_common_form(answer, truth, *, is_complete):
-  """(answer, truth), rewritten as far as the two differ in form alone.
+  """Two normalised texts, rewritten as far as they differ in form alone.
 
-  Args:
-    answer, truth: normalised texts.
-    is_complete: False for items of collections, of which less is changed.
+  Less is changed of items of collections, which are not `is_complete`.
   """
   if is_complete:
     answer = _as_tuple(answer, truth)
@@ -87,10 +85,8 @@ def _without_name(answer, truth, is_complete):
 
 def _named(text):
   """Match of "x = ..." where x is the only name in `text`; else None."""
-  match = _NAMED.fullmatch(text)
-  if match is None or len(set(re.findall(r"([^\s,;=]+)\s*=", text))) > 1:
-    return None
-  return match
+  names = set(re.findall(r"([^\s,;=]+)\s*=", text))
+  return _NAMED.fullmatch(text) if len(names) <= 1 else None
 
 
 def _values(match):

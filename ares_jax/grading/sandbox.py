@@ -22,20 +22,16 @@ SEARCHED = 20_000  # last characters of a response searched for the box
 def make_pool(workers, module, first=None):
   """A pebble.ProcessPool whose workers import neither jax nor the program that made it.
 
-  Args:
-    workers: processes.
-    module: name of a module that the tasks need; imported before a task's time starts.
-    first: function that each worker calls after the import, or None.
+  Before a task's time starts, a worker imports the `module` of this name and calls `first()`.
   """
   return pebble.ProcessPool(max_workers=workers, initializer=_prepare, initargs=[module, first],
                             context=_Context())
 
 
 def load_grader(name, kind):
-  """The user's function "package.module:function"; `kind`, "grader" or "judge", is for errors.
+  """The user's function "package.module:function"; ValueError where there is none.
 
-  Raises:
-    ValueError: the name has another form, the module does not import, or has no such function.
+  `kind`, "grader" or "judge", is for errors.
   """
   module, _, attribute = name.partition(":")
   if not module or not attribute:

@@ -24,9 +24,10 @@ _SHORT = re.compile(
   r"(?<=[\w)}] )(?:by|of|to|in|is|at|on|as|if|no)(?= [\w(\\$])|(?<=[0-9])(?:by|of|to)(?=[0-9])"
 )
 # "third" without a number before it is an ordinal.
-_FRACTIONS = {"half": "1/2", "a half": "1/2", "one half": "1/2", "a third": "1/3",
-              "one third": "1/3", "two thirds": "2/3", "a quarter": "1/4", "one quarter": "1/4",
-              "three quarters": "3/4"}  # fmt: skip
+_FRACTIONS = {
+  "half": "1/2", "a half": "1/2", "one half": "1/2", "a third": "1/3", "one third": "1/3",
+  "two thirds": "2/3", "a quarter": "1/4", "one quarter": "1/4", "three quarters": "3/4",
+}  # fmt: skip
 
 
 def spell_numbers(text):
@@ -64,7 +65,6 @@ def plain_words(text):
   # Capitals differ in units: 5 mW, 5 MW.
   text = text if re.fullmatch(r"[+-]?[0-9.,]+ ?[A-Za-z]{2,3}", text) else text.casefold()
   text = re.sub(r"(?<=[0-9]) ?(?:x|\\times) ?(?=[0-9])", " by ", text)  # 3x4 subplots
-  # The name of a Greek letter is the same as the letter.
-  text = re.sub(r"\\(?=[a-z]{2})", "", text)
+  text = re.sub(r"\\(?=[a-z]{2})", "", text)  # a Greek letter is written by its name too
   text = re.sub(r"[\s_]+", " ", text).strip(" .,;:!?\"'")
   return re.sub(r"^(?:the|an|a) ", "", text)

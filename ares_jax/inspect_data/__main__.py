@@ -33,15 +33,13 @@ def main():
 
 
 def inspect(parts, out, *, rows, stages):
-  """Prints the summaries and writes the page.
+  """Prints the summaries of a setup.Run's data and writes the page into the folder `out`.
 
-  Args:
-    parts: setup.Run.
-    out: folder for index.html and the histograms.
-    rows: number of rows to read of each stage's data, evenly spread; 0 is all.
-    stages: some of STAGES; those whose data the config leaves out are skipped.
+  Of each stage's data as many `rows`, evenly spread, are read; 0 is all. Stages whose data the
+  config leaves out are skipped.
   """
-  files, sections = parts.config.data.files, []
+  files = parts.config.data.files
+  sections = []
   for name in stages:
     if files is not None and not getattr(files, name):
       print(f"{name}: no source in config.data.files")
@@ -75,8 +73,7 @@ def define_flags():
   """Defines the flags; not at import, because other commands define --config too."""
   config_flags.DEFINE_config_file("config", help_string="Config file, see configs/.")
   flags.DEFINE_string("out", "inspect", "Folder to write.")
-  flags.DEFINE_integer("rows", 2000, "Rows read of each stage's data; 0 is all.",
-                       lower_bound=0)
+  flags.DEFINE_integer("rows", 2000, "Rows read of each stage's data; 0 is all.", lower_bound=0)
   flags.DEFINE_list("stages", list(STAGES), f"Some of {', '.join(STAGES)}.")
 
 

@@ -45,11 +45,9 @@ def example_html(source, encoder, number):
 
 
 def inspect_html(prompt, sections):
-  """The page.
+  """The page: the config's prompt section, a dict, and what `sections` hold.
 
-  Args:
-    prompt: dict of the config's prompt section.
-    sections: list of (name, summary as text, list of figures and examples as HTML).
+  A section is (name, summary as text, list of figures and examples as HTML).
   """
   body = "".join(f"<h2>{_escape(name)}</h2><pre>{_escape(text)}</pre>{''.join(examples)}"
                  for name, text, examples in sections)

@@ -33,14 +33,7 @@ def spread(size, rows):
 
 
 def summarize(source, encoder, *, rows, threads):
-  """Summary of some rows of a source; reads only the headers of images.
-
-  Args:
-    source: random access to rows.
-    encoder: prompts.Encoder.
-    rows: number of rows to read, evenly spread; 0 is all.
-    threads: number of reading threads.
-  """
+  """Summary of as many `rows`, evenly spread, of a source; 0 is all. Reads only image headers."""
   chat, limit = encoder.chat, encoder.config
 
   def examine(number):
@@ -78,12 +71,9 @@ def summarize(source, encoder, *, rows, threads):
 
 
 def summary_text(name, source, found, *, limit, group, answer):
-  """The summary as text with a histogram.
+  """The Summary `found` of a source as text with a histogram.
 
   Args:
-    name: of the stage's data.
-    source: random access to rows.
-    found: Summary of the source.
     limit: largest number of tokens of a prompt.
     group: samples of a prompt, where there are no teacher's responses.
     answer: largest number of tokens of a sample.

@@ -149,7 +149,7 @@ for name in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"):
   buffer = io.BytesIO()
   picture.save(buffer, format=name)
   kinds.append(buffer.getvalue())
-  images.load_image(kinds[-1], name="x", **LIMITS)
+  images.load_image(kinds[-1], **LIMITS)
 
 def peak():
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -169,10 +169,10 @@ for number in range(300):
     else:
       data[index:index] = data[:index]
   try:
-    assert images.load_image(bytes(data), name="x", **LIMITS).dtype == np.uint8
+    assert images.load_image(bytes(data), **LIMITS).dtype == np.uint8
     outcomes[0] += 1
   except ValueError as error:
-    assert str(error).startswith("x: cannot use this image"), error
+    assert str(error).startswith("image: cannot use this image"), error
     outcomes[1] += 1
 print(*outcomes, (peak() - before) // 1024)
 '''

@@ -17,8 +17,7 @@ FILE = "curation.jsonl"
 def column_passes(row, samples):
   """Number of right answers of `samples` that is nearest to the row's "pass_rate", 0 to 1.
 
-  Raises:
-    BadRow: the pass rate is missing, below 0 (not measured), or not such a number.
+  BadRow where the pass rate is missing, below 0 (not measured), or not such a number.
   """
   rate = row.get("pass_rate")
   if rate is None or (isinstance(rate, float | int) and rate < 0):
@@ -62,12 +61,9 @@ def drop_torn_line(path):
 
 
 def shard_numbers(problems, shard):
-  """Numbers of the problems of a shard (number, shards).
+  """Numbers of the problems of a shard (number, shards); ValueError where it can have none.
 
   They are contiguous, because files are read in groups of rows.
-
-  Raises:
-    ValueError: there is no such shard, or it has no problems.
   """
   number, shards = shard
   if not 0 <= number < shards <= problems:
@@ -84,12 +80,8 @@ def shard_folder(workdir, shard):
 def finished_shards(workdir, problems, check):
   """Files of shards that were made separately, in the order of their problems; [] without any.
 
-  Changes nothing: another machine may still be writing a shard.
-
-  Args:
-    workdir: folder of the run.
-    problems: number of problems of the curation.
-    check: function of a shard's folder that raises ValueError where it belongs to another curation.
+  Changes nothing: another machine may still be writing a shard. `problems` is their number, and
+  `check` raises ValueError of a shard's folder that belongs to another curation.
 
   Raises:
     ValueError: shards are missing or not finished, or their numbers of shards differ.

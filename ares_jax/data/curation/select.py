@@ -31,12 +31,8 @@ class Candidates:
 def curation_report(lines, *, selection, count, samples, rng):
   """The selection and its statistics, a dict for JSON.
 
-  Args:
-    lines: as for `read_candidates`.
-    selection: "adacs" or "vanilla".
-    count: largest number of responses to select.
-    samples: answers of the probe to a problem.
-    rng: numpy Generator.
+  `selection` is "adacs" or "vanilla", `count` the largest number of responses to select, `samples`
+  the number of the probe's answers to a problem. `lines` are as for `read_candidates`.
   """
   candidates, problem_passes, problem_source, wrong = read_candidates(lines)
   if selection == "adacs":
@@ -125,9 +121,7 @@ def read_candidates(lines):
 def length_targets(candidates, *, samples):
   """Target length of each bracket, by source: L_target(p) = (1-p) L(0) + p L(1), in tokens.
 
-  Args:
-    candidates: Candidates.
-    samples: answers of the probe to a problem, 8 in the paper.
+  `samples` is the number of the probe's answers to a problem, 8 in the paper.
 
   Returns:
     targets: {source: float64 [samples + 1]}.
@@ -187,12 +181,7 @@ def select_uniformly(candidates, *, count, rng):
 
 
 def _shuffle(candidates, rng):
-  """A random order, and for each candidate the rank of the first one of its problem in it.
-
-  Returns:
-    order: int64 [C], indices in `candidates`.
-    turn: int64 [C].
-  """
+  """A random order, and for each candidate the rank of the first one of its problem; int64 [C]."""
   order = rng.permutation(len(candidates))
   _, first, which = np.unique(candidates.problem[order], return_index=True, return_inverse=True)
   turn = np.empty(len(order), np.int64)

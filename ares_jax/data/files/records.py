@@ -30,15 +30,10 @@ _SCAN_BYTES = 2**24
 
 
 def open_records(path, split=""):
-  """Records of a file or folder.
+  """Records of a file or folder, local or on gs://; ValueError where nothing can be read.
 
-  Args:
-    path: file or folder, local or gs://.
-    split: of a folder: "" for everything, else a name: of a TFDS split, of a folder of a saved
-      `DatasetDict`, or with which file names begin (train-00000-of-00002.parquet).
-
-  Raises:
-    ValueError: there is nothing that can be read; says what is needed.
+  The `split` of a folder is "" for everything, else a name: of a TFDS split, of a folder of a saved
+  `DatasetDict`, or with which file names begin (train-00000-of-00002.parquet).
   """
   root = path = epath.Path(path)
   try:
@@ -78,12 +73,7 @@ def _files(path, split):
 
 
 class Records:
-  """Random access to the records of files, one file behind the other.
-
-  Attributes:
-    folder: of the images that records name.
-    files: paths of the files.
-  """
+  """Random access to the records of `files`; `folder` is that of the images that records name."""
 
   def __init__(self, files, folder):
     self.folder, self.files = folder, list(files)

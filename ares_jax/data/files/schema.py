@@ -27,7 +27,7 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def read_row(schema, values, *, location, name, folder):
-  """The row of a record.
+  """The row of a record; BadRow where a field is missing or cannot be used.
 
   Args:
     schema: which columns hold what.
@@ -35,9 +35,6 @@ def read_row(schema, values, *, location, name, folder):
     location: of the record, "train.jsonl:17"; its id where it has none.
     name: of the data, for messages and for rows that name no source.
     folder: path or gs:// address of the images that the record names.
-
-  Raises:
-    BadRow: a field is missing or cannot be used.
   """
   try:
     return _read_row(_Record(schema, values, location, name, folder))
