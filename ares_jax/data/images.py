@@ -78,7 +78,7 @@ def load_image(source: Source, *, min_pixels: int, max_pixels: int,
 
   Raises:
     ValueError: missing, corrupt, truncated, of another format, or larger than MAX_SOURCE_PIXELS;
-      the message names the image.
+      the message names its path.
   """
   with _opened(source, min_pixels, max_pixels, factor) as (image, (height, width)):
     return np.asarray(_to_rgb(image).resize((width, height), Image.Resampling.BICUBIC))

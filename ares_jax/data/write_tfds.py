@@ -31,7 +31,7 @@ class Ares(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version("1.0.0")  # each instance sets its own
 
   def __init__(self, source, folder, version):
-    self._source, self.VERSION = source, tfds.core.Version(version)
+    self._source, self.VERSION = source, tfds.core.Version(version)  # of str, "1.0.0"
     self._fields = _present(source[0])  # all rows of a source must have the same fields
     super().__init__(data_dir=folder, file_format="array_record")
 

@@ -178,7 +178,7 @@ print(*outcomes, (peak() - before) // 1024)
 '''
 
 
-def test_mutated_images_load_or_give_an_error_that_names_them_in_little_memory():
+def test_mutated_images_load_or_give_a_valueerror_in_little_memory():
   done = subprocess.run([sys.executable, "-W", "ignore", "-c", IMAGES], cwd=ROOT, text=True,
                         capture_output=True, timeout=300)
   assert done.returncode == 0, done.stderr[-2000:]
