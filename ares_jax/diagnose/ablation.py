@@ -5,9 +5,7 @@ Uniform shaping has a single bucket: train with --config.aepo.reward.easy=1.0
 by the levels of the data: the lowest level counts as easy, the highest as hard.
 """
 
-
-from ares_jax.evaluation import arms as arms_lib
-from ares_jax.evaluation.arms import interval_cell
+from ares_jax.evaluation.arms import arm_rows, collect_arms, interval_cell, mean_with_interval
 from ares_jax.evaluation.scores import level_order
 from ares_jax.run.files import require_json
 from ares_jax.run.identity import flatten, use_of
@@ -19,10 +17,7 @@ PARTS = ("easy", "hard", "all")
 
 
 def measure_ablation(workdirs):
-  """Accuracy and length of both arms on easy and hard problems, over seeds.
-
-  Args:
-    workdirs: folders of finished runs, with runs of both arms among them.
+  """Accuracy and length of both arms on easy and hard problems, over seeds of finished runs.
 
   Returns:
     dict: "levels" ({"easy": ..., "hard": ...}), "arms" (a list of dicts with "arm", "seeds", and
@@ -42,7 +37,7 @@ def measure_ablation(workdirs):
       raise ValueError(f"no run with {arm} among {', '.join(workdirs)}; uniform shaping is "
                        "--config.aepo.reward.easy=1.0 --config.aepo.reward.medium=0.0")
   results = {arm: _results_by_seed(found) for arm, found in by_arm.items()}
-  rows = arms_lib.arm_rows(results)
+  rows = arm_rows(results)
   levels = sorted({level for row in rows for level in row["level"]}, key=level_order)
   if len(levels) < 2:
     raise ValueError("the evaluations have fewer than two levels; the check needs held-out data "
@@ -59,7 +54,7 @@ def _comparable_configs(workdirs):
   first = configs[workdirs[0]]
   for workdir, config in configs.items():
     other = sorted(key for key in config.keys() | first.keys() if not _may_differ(key)
-                   and (key not in first or key not in config or config[key] != first[key]))
+                   and config.get(key) != first.get(key))
     if other:
       raise ValueError(f"{workdir} differs from {workdirs[0]} in {', '.join(other[:5])}; compare "
                        "runs that differ in their shaping alone")
@@ -86,22 +81,22 @@ def _results_by_seed(workdirs):
   found = {}
   for workdir in workdirs:
     # Stage 1 is an arm of its own here; the arms that shape rewards are named "... + ...".
-    for arm, by_seed in arms_lib.collect_arms([workdir]).items():
+    for arm, by_seed in collect_arms([workdir]).items():
       if " + " in arm:
-        for seed, result in by_seed.items():
-          if seed in found:
-            raise ValueError(f"{workdir}: seed {seed} is there twice; give one folder a seed")
-          found[seed] = result
+        for seed in found.keys() & by_seed:
+          raise ValueError(f"{workdir}: seed {seed} is there twice; give one folder a seed")
+        found |= by_seed
   if not found:
     raise ValueError(f"{workdirs[0]}/results.json has no evaluation of stage 2 yet")
   return found
 
 
 def _arm_summary(row, levels):
-  parts = {part: row["level"][level] for part, level in levels.items()} | {"all": row}
-  return {"arm": row["arm"], "seeds": row["seeds"],
-          **{name: {key: part[key] for key in ("accuracy", "length")}
-             for name, part in parts.items()}}
+  summary = {"arm": row["arm"], "seeds": row["seeds"]}
+  for name in PARTS:
+    part = row["level"][levels[name]] if name in levels else row
+    summary[name] = {"accuracy": part["accuracy"], "length": part["length"]}
+  return summary
 
 
 def _difference(results, seeds, level):
@@ -109,7 +104,7 @@ def _difference(results, seeds, level):
   def accuracy(result):
     return (result["sampled"] if level is None else result["level"][level])["accuracy"]
 
-  return arms_lib.mean_with_interval([
+  return mean_with_interval([
     accuracy(results[BY_DIFFICULTY][seed]) - accuracy(results[UNIFORM][seed]) for seed in seeds])
 
 
@@ -121,12 +116,11 @@ def ablation_text(result):
   lines = [f"easy: level {result['levels']['easy']}, hard: level {result['levels']['hard']}; "
            "accuracy in % / tokens, mean over seeds ± 95% t-interval", "",
            text_table(["arm", "seeds", *PARTS], rows), ""]
-  if not result["shared"]:
-    return "\n".join([*lines, "The arms share no seed, so their difference includes that of the "
-                              "seeds."])
   told = ", ".join(f"{interval_cell(result['difference'][part], 100)} on {part}" for part in PARTS)
-  return "\n".join([*lines, f"Difficulty shaping minus uniform shaping, points, same seeds "
-                            f"({len(result['shared'])}): {told}. {_verdict(result)}"])
+  lines.append(f"Difficulty shaping minus uniform shaping, points, same seeds "
+               f"({len(result['shared'])}): {told}. {_verdict(result)}" if result["shared"] else
+               "The arms share no seed, so their difference includes that of the seeds.")
+  return "\n".join(lines)
 
 
 def _verdict(result):
@@ -144,10 +138,9 @@ def ablation_pictures(result):
   """{"ablation": figure}: accuracy of both arms on easy, hard and all problems."""
   figure, [panel] = figures.new_figure("Accuracy by shaping, mean over seeds and 95% t-interval",
                                        x_label="problems", y_labels=["%"])
-  figures.draw_grouped_bars(
-    panel, [part if part == "all" else f"{part} (level {result['levels'][part]})"
-            for part in PARTS],
-    {f"{row['arm']}, {len(row['seeds'])} seeds": [
+  groups = [*(f"{part} (level {level})" for part, level in result["levels"].items()), "all"]
+  figures.draw_grouped_bars(panel, groups, {
+    f"{row['arm']}, {len(row['seeds'])} seeds": [
       tuple(None if value is None else 100 * value for value in row[part]["accuracy"])
       for part in PARTS] for row in result["arms"]})
   panel.set_ylim(0, 100)

@@ -36,14 +36,10 @@ def read_labels(path):
 
 
 def measure_hwe(records, labelled=None, *, windows=WINDOWS, quantiles=QUANTILES):
-  """Scores of every window and quantile on the logged rollouts.
+  """Scores of every window (tokens) and quantile (of window means) on the logged rollouts.
 
-  Args:
-    records: records.Records of the run.
-    labelled: result of `read_labels`, to use labelled responses only; None: triggers are the
-      tokens of V_sem.
-    windows: lengths in tokens.
-    quantiles: of the window means of a response.
+  With `labelled`, a result of `read_labels`, only labelled responses count; without it the triggers
+  are the tokens of V_sem.
 
   Returns:
     dict: "responses", "tokens", "triggers" (counts), "scores" (a list of `score_windows`), "best"
@@ -68,8 +64,8 @@ def measure_hwe(records, labelled=None, *, windows=WINDOWS, quantiles=QUANTILES)
   scores = [score_windows(entropy_BT, mask_BT, trigger_BT, window=window, quantile=quantile,
                           reduce=config.reduce) for window in windows for quantile in quantiles]
   known = [one for one in scores if one["f1"] is not None]
-  at_claim = [one for one in known if one["window"] == CLAIM["window"]]
-  top = max(at_claim, key=lambda one: one["f1"], default=None)
+  top = max((one for one in known if one["window"] == CLAIM["window"]),
+            key=lambda one: one["f1"], default=None)
   return {
     "workdir": records.workdir, "responses": len(lines), "tokens": int(mask_BT.sum()),
     "triggers": int(trigger_BT.sum()), "scores": scores,
@@ -79,12 +75,10 @@ def measure_hwe(records, labelled=None, *, windows=WINDOWS, quantiles=QUANTILES)
 
 
 def score_windows(entropy_BT, mask_BT, trigger_BT, *, window, quantile, reduce="mean"):
-  """Precision, recall and F1 of one window and quantile, and F1 of flagging every window.
+  """Precision, recall and F1 of one window and quantile, as a dict.
 
-  Returns:
-    dict: "window", "quantile", "threshold" (nats), "flagged" (number of windows), "precision",
-    "recall", "f1", "every" (F1 when every window is flagged). Scores are None if no window is
-    flagged or no window holds a trigger.
+  "threshold" is in nats, "flagged" a number of windows, "every" the F1 of flagging every window.
+  Scores are None if no window is flagged or no window holds a trigger.
   """
   mean_BT, complete_BT = ops.window_entropy(entropy_BT, mask_BT, window=window)
   threshold, _ = ops.entropy_threshold(mean_BT, complete_BT, quantile=quantile, reduce=reduce)
@@ -113,20 +107,17 @@ def score_windows(entropy_BT, mask_BT, trigger_BT, *, window, quantile, reduce="
 def hwe_text(result):
   """The tables and the verdict, for a terminal."""
   windows, quantiles, by_key = _score_table(result)
-  parts = [f"{result['responses']} responses, {result['tokens']} tokens, {result['triggers']} "
-           "triggers", "",
-           "F1 by window (rows) and quantile of window means; all: every window flagged",
-           text_table(
-             ["window", *quantiles, "all"],
-             [[window, *(format_number(by_key[window, quantile]["f1"]) for quantile in quantiles),
-               format_number(by_key[window, quantiles[0]]["every"])] for window in windows])]
-  rows = [result["claim"]["best"], result["best"]]
-  parts += ["", text_table(
-    ["", "window", "quantile", "tau", "flagged", "precision", "recall", "F1"],
-    [[name, row["window"], row["quantile"], *(format_number(row[key]) for key in (
-      "threshold", "flagged", "precision", "recall", "f1"))]
-     for name, row in zip((f"best at w = {CLAIM['window']}", "best"), rows, strict=True) if row])]
-  parts += ["", hwe_verdict(result)]
+  scores = [[window, *(format_number(by_key[window, quantile]["f1"]) for quantile in quantiles),
+             format_number(by_key[window, quantiles[0]]["every"])] for window in windows]
+  best = {f"best at w = {CLAIM['window']}": result["claim"]["best"], "best": result["best"]}
+  rows = [[name, row["window"], row["quantile"], *(format_number(row[key]) for key in (
+    "threshold", "flagged", "precision", "recall", "f1"))] for name, row in best.items() if row]
+  parts = [
+    f"{result['responses']} responses, {result['tokens']} tokens, {result['triggers']} triggers",
+    "", "F1 by window (rows) and quantile of window means; all: every window flagged",
+    text_table(["window", *quantiles, "all"], scores), "",
+    text_table(["", "window", "quantile", "tau", "flagged", "precision", "recall", "F1"], rows),
+    "", hwe_verdict(result)]
   if result["found"]:
     most = result["found"][0]["count"]
     parts += ["", "Tokens that the run itself flagged:", text_table(
@@ -154,12 +145,10 @@ def hwe_verdict(result):
 def hwe_pictures(result):
   """{name: figure}: F1 by window with a curve for each quantile, and the tokens the run flagged."""
   windows, quantiles, by_key = _score_table(result)
-  curves = [Curve(f"quantile {quantile}", windows,
-                  [by_key[window, quantile]["f1"] for window in windows])
-            for quantile in quantiles]
-  curves.append(Curve("every window flagged", windows,
-                      [by_key[window, quantiles[0]]["every"] for window in windows]))
-  curves = [curve for curve in curves if any(value is not None for value in curve.y)]
+  values = {f"quantile {quantile}": [by_key[window, quantile]["f1"] for window in windows]
+            for quantile in quantiles}
+  values["every window flagged"] = [by_key[window, quantiles[0]]["every"] for window in windows]
+  curves = [Curve(name, windows, y) for name, y in values.items() if y.count(None) < len(y)]
   found = {}
   if curves:
     top = result["claim"]["best"]

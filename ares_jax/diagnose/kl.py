@@ -23,10 +23,7 @@ TINTS = {"stable": "#c3e6cb", "oscillating": "#f6e3a1", "diverging": "#f2b8b5"}
 
 
 def measure_kl(records):
-  """What the run's controller did, by bucket, and the simulation.
-
-  Args:
-    records: records.Records of the run.
+  """What the controller of a run's records did, by bucket, and the simulation.
 
   Returns:
     dict: "dynamic", "rate", "low", "high" (config.kl), "iterations", "steps" (their numbers),
@@ -81,33 +78,27 @@ def bucket_summary(name, lines, config, target):
           "outside": outside, "kappa": kappas}
 
 
-def simulate(rate, noise, *, low, high, steps=STEPS, response=RESPONSE):
-  """The controller against a policy whose KL settles at target / kappa.
+def simulate(rate, noise, *, low, high):
+  """The controller against a policy whose KL settles at target / kappa, with kappa in [low, high].
 
-  Args:
-    rate: of the controller, in (0, 1).
-    noise: deviation of the measured KL's logarithm.
-    low, high: bounds of kappa.
-    steps: iterations.
-    response: share of the way to the settled KL that an iteration goes, in (0, 1].
+  `noise` is the deviation of the measured KL's logarithm.
 
   Returns:
     dict: "rate", "noise", "state" ("stable", "oscillating" or "diverging"), and over the last half
     "swing" (deviation of log kappa), "at_bound" (share of iterations), "ratio" (mean KL over
     target).
   """
-  random, size_3 = np.random.default_rng(0), np.ones(3, np.float32)
-  target_3 = np.ones(3, np.float32)
+  random, one_3 = np.random.default_rng(0), np.ones(3, np.float32)
   # The policy starts at four times the target, so that the controller has something to do.
-  kappa_3, kl_3 = np.clip(np.ones(3, np.float32), low, high), np.full(3, 4.0)
+  kappa_3, kl_3 = np.clip(one_3, low, high), np.full(3, 4.0)
   path = []
-  for _ in range(steps):
-    kl_3 = kl_3 + response * (1 / np.float64(kappa_3) - kl_3)
+  for _ in range(STEPS):
+    kl_3 = kl_3 + RESPONSE * (1 / np.float64(kappa_3) - kl_3)
     measured_3 = np.float32(kl_3 * np.exp(noise * random.standard_normal(3) - noise**2 / 2))
     kappa_3 = np.asarray(ops.track_kl_coefficient(
-      kappa_3, measured_3, size_3, target_3=target_3, rate=rate, low=low, high=high))
+      kappa_3, measured_3, one_3, target_3=one_3, rate=rate, low=low, high=high))
     path.append((kappa_3, kl_3))
-  kappa, kl = (np.float64([one[part] for one in path[steps // 2 :]]) for part in (0, 1))
+  kappa, kl = np.float64(path[STEPS // 2 :]).swapaxes(0, 1)
   at_bound = ((kappa <= low * 1.001) | (kappa >= high * 0.999)).mean()
   swing = np.log(kappa).std(0).mean()
   state = "diverging" if at_bound > AT_BOUND else ("oscillating" if swing > SWING else "stable")

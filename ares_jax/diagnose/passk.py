@@ -18,10 +18,7 @@ PROBLEMS = 8192
 
 
 def measure_passk(records):
-  """How well 2, 4, 8 and 16 samples find the true bucket, and how errors change rewards.
-
-  Args:
-    records: records.Records of the run.
+  """How well 2, 4, 8 and 16 samples find the true bucket, and how errors change a run's rewards.
 
   Returns:
     dict: "problems" (logged ones that the distribution is fitted to), "a" and "b" (of the Beta),
@@ -34,12 +31,11 @@ def measure_passk(records):
     ValueError: the run has no logged rollouts.
   """
   config = records.aepo_config()
-  rates = list({(line["step"], line["id"]): line["pass_rate"]
-                for line in records.rollouts}.values())
+  rates = {(line["step"], line["id"]): line["pass_rate"] for line in records.rollouts}
   if not rates:
     raise ValueError(f"{records.workdir}/rollouts.jsonl has no responses with pass rates; train "
                      "with config.aepo.log_responses > 0")
-  a, b = fit_beta(np.float64(rates), config.group)
+  a, b = fit_beta(np.float64([*rates.values()]), config.group)
   random = np.random.default_rng(0)
   chance_P = random.beta(a, b, PROBLEMS)
   true_P = sample_buckets(random, chance_P, TRUE_SAMPLES, config.reward)
@@ -98,17 +94,17 @@ def _reward_difference(random, true_P, bucket_P, line, reward):
 
 def passk_text(result):
   """The tables, for a terminal."""
+  rows = [[row["samples"], f"{row['right']:.1%}", format_number(row["reward"])]
+          for row in result["groups"]]
   parts = [f"{PROBLEMS} simulated problems, pass rates from Beta({result['a']:.2f}, "
            f"{result['b']:.2f}), fitted to {result['problems']} logged problems; true bucket: "
            f"{TRUE_SAMPLES} samples; the run draws {result['run']}", "",
-           text_table(["samples", "in the true bucket", "change of a wrong answer's reward"],
-                      [[row["samples"], f"{row['right']:.1%}", format_number(row["reward"])]
-                       for row in result["groups"]])]
+           text_table(["samples", "in the true bucket", "change of a wrong answer's reward"], rows)]
   for row in result["groups"]:
+    shares = [[name, *(f"{100 * share:.1f}" for share in of_bucket)]
+              for name, of_bucket in zip(BUCKETS, row["confusion"], strict=True)]
     parts += ["", f"{row['samples']} samples: true bucket (rows) against estimate, % of problems",
-              text_table(["", *BUCKETS],
-                         [[name, *(f"{100 * share:.1f}" for share in shares)]
-                          for name, shares in zip(BUCKETS, row["confusion"], strict=True)])]
+              text_table(["", *BUCKETS], shares)]
   return "\n".join(parts)
 
 

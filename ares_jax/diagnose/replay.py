@@ -34,12 +34,7 @@ TERMS = ("sampler_logprob", "sampler_entropy", "reward", "logits", "logprob", "r
 
 
 def replay(parts, workdir, path):
-  """Runs the step of a dumped batch once more.
-
-  Args:
-    parts: setup.Run.
-    workdir: folder of the run.
-    path: a file that the run wrote into WORKDIR/nonfinite/.
+  """Runs the step of a batch that the run of a setup.Run dumped into WORKDIR/nonfinite/ once more.
 
   Returns:
     terms: {term: number of its values that are not finite, or 1 if it exceeds its limit}, in the
@@ -72,7 +67,10 @@ def replay(parts, workdir, path):
     _, metrics = aepo_step.aepo_step(parts.generator.model, config, state, first, _rollout(arrays),
                                      mesh.put(parts.words), base)
   else:
-    _, metrics = sft_step.sft_step(parts.generator.model, config, state, _traces(arrays), base)
+    batch = _under(arrays, "batch")
+    rows = types.SimpleNamespace(**batch, vision=_under(batch, "vision"))
+    _, metrics = sft_step.sft_step(parts.generator.model, config, state, sft_step.to_device(rows),
+                                   base)
   metrics = jax.device_get(metrics)
   terms |= {name: int(metrics[NONFINITE + name]) for name in TERMS
             if metrics.get(NONFINITE + name, 0)}
@@ -133,7 +131,3 @@ def _rollout(arrays):
   return RolloutBatch(vision=VisionInput(**_under(batch, "vision")),
                       rows=PackedRows(**_under(batch, "rows")), **arrays_of_batch).to_device()
 
-
-def _traces(arrays):
-  batch = _under(arrays, "batch")
-  return sft_step.to_device(types.SimpleNamespace(**batch, vision=_under(batch, "vision")))
