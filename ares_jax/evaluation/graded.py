@@ -24,11 +24,9 @@ SEED = 0  # of the samples, the same for runs of all seeds
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
-  """Which problems are answered, and how."""
+  """How problems are answered and graded."""
 
-  problems: int  # the first rows of the source are answered
   samples: int  # answers a problem
-  batch: int  # problems a sampling call
   sampling: SamplingConfig
   judge: str = ""  # "package.module:function" that grades instead of the grader (judge.py)
 
@@ -60,36 +58,33 @@ class GradedProblem:
   samples: list  # of GradedSample
 
 
-def graded_batches(generator, params, source, settings, *, done=()):
-  """Yields (list of GradedProblem, GradedResponses) of every batch of problems.
+def prompt_batches(generator, source, problems, batch, *, done=()):
+  """Yields (indices, PromptBatch) of the first rows of a source, `batch` at a time.
+
+  All batches have one shape: the last is filled up with rows from the front, which are not in its
+  `indices`. A batch is skipped if all its indices are in `done`.
+
+  Raises:
+    ValueError: a row cannot be used.
+  """
+  for start in range(0, problems, batch):
+    numbers = np.arange(start, start + batch) % problems
+    indices = numbers[:problems - start]
+    if not all(index in done for index in indices):
+      rows, encoded = sharded.read_sharded(source, numbers, generator.encoder.encode)
+      yield indices, generator.encoder.batch(rows, numbers, encoded)
+
+
+def answer_batch(generator, params, indices, prompts, settings):
+  """(list of GradedProblem, GradedResponses) of a batch of `prompt_batches`.
 
   A problem's answers depend on its index alone, so an evaluation that was stopped and resumed gives
   the answers of one that was not.
 
-  Args:
-    generator: rollout.Generator.
-    params: weights.
-    source: random access to rows.
-    settings: EvaluationSettings.
-    done: indices that need no answer; a batch of nothing else is skipped.
-
   Raises:
-    ValueError: a row cannot be used, or the judge fails.
+    ValueError: the judge fails.
     heartbeat.StopRequested: the process was asked to stop.
   """
-  count, batch = settings.problems, settings.batch
-  for start in range(0, count, batch):
-    if all(index in done for index in range(start, min(start + batch, count))):
-      continue
-    # One shape: the last batch is filled up with rows from the front, whose answers are dropped.
-    indices = np.arange(start, start + batch) % count
-    rows, encoded = sharded.read_sharded(source, indices, generator.encoder.encode)
-    prompts = generator.encoder.batch(rows, indices, encoded)
-    yield _graded_batch(generator, params, prompts, indices[:count - start], settings)
-
-
-def _graded_batch(generator, params, prompts, indices, settings):
-  """What `graded_batches` yields, of the first prompts: those of the rows at `indices`."""
   group, rows = settings.samples, prompts.rows[:len(indices)]
   began = time.perf_counter()
   answer = functools.partial(_answer_ungraded, generator) if settings.judge else generator.answer
@@ -104,9 +99,13 @@ def _graded_batch(generator, params, prompts, indices, settings):
   else:
     correct = [float(grade == 1 or within_tolerance(row, text))
                for grade, (row, text) in zip(grades.correct, answered, strict=False)]
-  responses = GradedResponses(rows, samples, texts, correct, grades.format_ok, group)
 
-  graded, problems = _graded_samples(responses, generator.end), []
+  tokens_B = samples.mask.sum(1)
+  last_B = samples.tokens[np.arange(len(tokens_B)), np.maximum(tokens_B, 1) - 1]
+  graded = [GradedSample(correct=correct[b], format_ok=float(grades.format_ok[b]),
+                         truncated=float(last_B[b] not in generator.end), tokens=int(tokens_B[b]),
+                         response=text) for b, text in enumerate(texts)]
+  problems = []
   for number, (index, row) in enumerate(zip(indices, rows, strict=True)):
     level = row.get("level")
     problems.append(GradedProblem(
@@ -114,7 +113,7 @@ def _graded_batch(generator, params, prompts, indices, settings):
       level=None if level is None else str(level), group=row.get("group"), step=row.get("step"),
       answer=row["answer"], seconds=seconds, timed_out=0 if number else grades.timed_out,
       samples=graded[number * group:(number + 1) * group]))
-  return problems, responses
+  return problems, GradedResponses(rows, samples, texts, correct, grades.format_ok, group)
 
 
 def _answer_ungraded(generator, params, prompts, key, *, group, sampling):
@@ -123,16 +122,6 @@ def _answer_ungraded(generator, params, prompts, key, *, group, sampling):
   texts = [generator.encoder.chat.text(tokens[mask])
            for tokens, mask in zip(samples.tokens, samples.mask, strict=True)]
   return samples, Grades(texts, None, [well_formed(text) for text in texts], timed_out=0)
-
-
-def _graded_samples(responses, end):
-  """List of GradedSample, one a response; `end` are the tokens that end an answer."""
-  samples = responses.samples
-  tokens = samples.mask.sum(1)
-  last = samples.tokens[np.arange(len(tokens)), np.maximum(tokens, 1) - 1]
-  return [GradedSample(correct=responses.correct[b], format_ok=float(responses.format_ok[b]),
-                       truncated=float(last[b] not in end), tokens=int(tokens[b]), response=text)
-          for b, text in enumerate(responses.texts)]
 
 
 def within_tolerance(row, text):

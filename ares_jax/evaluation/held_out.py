@@ -6,7 +6,7 @@ import os
 
 import jax
 
-from ares_jax.evaluation.graded import EvaluationSettings, graded_batches
+from ares_jax.evaluation.graded import EvaluationSettings, answer_batch, prompt_batches
 from ares_jax.evaluation.scores import percent, split_problems, summarize
 from ares_jax.ops.difficulty import BUCKETS
 from ares_jax.run.files import read_json, write_json
@@ -30,11 +30,10 @@ class StageResults:
     steps = getattr(self._parts.config, stage).steps
     if self._results.get(stage, {}).get("steps") == steps:
       return
-    show = None
-    if jax.process_index() == 0:
-      show = functools.partial(write_held_out, self._workdir, stage, steps,
-                               chat=self._parts.generator.encoder.chat, **_SHOWN)
-    self._results[stage] = evaluate_stage(self._parts, params, show) | {"steps": steps}
+    show = functools.partial(write_held_out, self._workdir, stage, steps,
+                             chat=self._parts.generator.encoder.chat, **_SHOWN)
+    self._results[stage] = evaluate_stage(
+      self._parts, params, show if jax.process_index() == 0 else None) | {"steps": steps}
     hosts.on_process_0(functools.partial(self._write, stage))
 
   def _write(self, stage):
@@ -77,9 +76,16 @@ def evaluate_stage(parts, params, show=None):
     "source", {name: means over the problems of that name, of the sampled answers}. Means are those
     of scores.summarize, interval being the half-width; share is that of the problems.
   """
-  config = parts.config.evaluate
-  greedy = _answer(parts, params, samples=1, greedy=True)
-  sampled = _answer(parts, params, samples=config.samples, greedy=False, show=show)
+  config, longest = parts.config.evaluate, parts.config.aepo.sampling.max_tokens
+  once = EvaluationSettings(1, config.sampling(longest, greedy=True))
+  several = EvaluationSettings(config.samples, config.sampling(longest, greedy=False))
+  greedy, sampled = [], []
+  for batch in prompt_batches(parts.generator, parts.source("eval"), config.problems, config.batch):
+    greedy += answer_batch(parts.generator, params, *batch, once)[0]
+    problems, responses = answer_batch(parts.generator, params, *batch, several)
+    if show is not None and not sampled:
+      show(responses)
+    sampled += problems
 
   def means(problems):
     summary = summarize(problems)
@@ -94,19 +100,6 @@ def evaluate_stage(parts, params, show=None):
   return result
 
 
-def _answer(parts, params, *, samples, greedy, show=None):
-  """List of GradedProblem, the first held-out ones."""
-  config, problems = parts.config.evaluate, []
-  settings = EvaluationSettings(
-    config.problems, samples, config.batch,
-    config.sampling(parts.config.aepo.sampling.max_tokens, greedy=greedy))
-  for batch, responses in graded_batches(parts.generator, params, parts.source("eval"), settings):
-    if show is not None and not problems:
-      show(responses)
-    problems += batch
-  return problems
-
-
 def stage_table(results):
   """Text table of {stage: evaluation}, one row a stage."""
   first = next(iter(results.values()))
@@ -119,14 +112,11 @@ def stage_table(results):
       stage, percent(greedy["accuracy"], greedy["interval"]),
       percent(sampled["accuracy"], sampled["interval"]), percent(sampled["pass_at_k"]),
       percent(sampled["format_ok"]), f"{sampled['length']:.1f}",
-      *(_count_and_tokens(result["bucket"][bucket]) for bucket in BUCKETS)])
+      *(f"{part['n']} / {part['length']:.1f}" if part["n"] else "0 / -"
+        for part in map(result["bucket"].get, BUCKETS))])
   return text_table(head, rows) + (
     f"\n{first['n']} held-out problems, {first['samples']} samples each; ± is a 95% interval over "
     "problems; tokens are means of the sampled answers")
-
-
-def _count_and_tokens(part):
-  return f"{part['n']} / {part['length']:.1f}" if part["n"] else "0 / -"
 
 
 def level_table(results):

@@ -13,20 +13,25 @@ import jax
 import numpy as np
 from etils import epath
 
-from ares_jax.evaluation.graded import SEED, GradedProblem, GradedSample, graded_batches
+from ares_jax.evaluation.graded import (
+  SEED,
+  GradedProblem,
+  GradedSample,
+  answer_batch,
+  prompt_batches,
+)
 from ares_jax.run.checkpoint import digest
 from ares_jax.run.files import current_names, write_text
 from ares_jax.system import heartbeat, hosts
 
 
-def predict(generator, params, benchmark, settings, *, path, model):
+def predict(generator, params, benchmark, settings, *, batch, path, model):
   """Answers the problems of a benchmark that the file at `path` has no answers to.
 
   Args:
-    generator: rollout.Generator.
-    params: weights.
-    benchmark: benchmarks.Benchmark.
-    settings: graded.EvaluationSettings.
+    generator, params: rollout.Generator, weights.
+    benchmark, settings: benchmarks.Benchmark, graded.EvaluationSettings.
+    batch: problems a sampling call.
     path: predictions.jsonl.
     model: name of the weights, for people; their digest tells them apart.
 
@@ -35,7 +40,7 @@ def predict(generator, params, benchmark, settings, *, path, model):
 
   Raises:
     ValueError: the file holds answers of other weights, to other prompts, or sampled or graded
-      otherwise; or the processes of this run differ in one of these; or see `graded_batches`.
+      otherwise; or the processes of this run differ in one of these; or see graded.py.
     heartbeat.StopRequested: the process was asked to stop; the file keeps the complete batches.
   """
   head = _head(generator, params, benchmark, settings, model)
@@ -44,12 +49,14 @@ def predict(generator, params, benchmark, settings, *, path, model):
   for problem in hosts.on_process_0(lambda: _resume(path, head)):
     samples = [GradedSample(**sample) for sample in problem["samples"]]
     done[problem["index"]] = GradedProblem(**problem | {"samples": samples})
-  for problems, _ in graded_batches(generator, params, benchmark.rows, settings, done=done):
+  count = len(benchmark.rows)
+  for indices, prompts in prompt_batches(generator, benchmark.rows, count, batch, done=done):
+    problems, _ = answer_batch(generator, params, indices, prompts, settings)
     with open(path if jax.process_index() == 0 else os.devnull, "a", encoding="utf-8") as file:
       for problem in problems:
         file.write(json.dumps(dataclasses.asdict(problem)) + "\n")
         done[problem.index] = problem
-  return head, [done[index] for index in range(len(benchmark.rows))]
+  return head, [done[index] for index in range(count)]
 
 
 def _head(generator, params, benchmark, settings, model):
@@ -60,7 +67,7 @@ def _head(generator, params, benchmark, settings, model):
     prompts.update(json.dumps([row["id"], row["question"] + encoder.chat.suffix, row["answer"],
                                row.get("tolerance"), _image_digests(row)]).encode())
   weights = hashlib.sha256(json.dumps(digest.digest_tree(params)).encode())
-  return {"benchmark": benchmark.name, "problems": settings.problems, "n": settings.samples,
+  return {"benchmark": benchmark.name, "problems": len(benchmark.rows), "n": settings.samples,
           "seed": SEED, "model": model, "weights": weights.hexdigest()[:16],
           "dtype": generator.model.compute_dtype, "prompts": prompts.hexdigest()[:16],
           "grader": settings.judge or generator.grader.name,
@@ -69,15 +76,11 @@ def _head(generator, params, benchmark, settings, model):
 
 
 def _image_digests(row):
-  """Digests of the bytes of a row's images."""
-  digests = []
-  for image in row["images"]:
-    if isinstance(image, str):
-      data = epath.Path(image).read_bytes()
-    else:
-      data = image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
-    digests.append(hashlib.sha256(data).hexdigest()[:16])
-  return digests
+  """Digests of the bytes of a row's images: of files, encoded images or arrays of pixels."""
+  images = [epath.Path(image).read_bytes() if isinstance(image, str) else image
+            for image in row["images"]]
+  return [hashlib.sha256(image if isinstance(image, bytes) else np.ascontiguousarray(image))
+          .hexdigest()[:16] for image in images]
 
 
 def _resume(path, head):

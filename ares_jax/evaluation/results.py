@@ -39,13 +39,11 @@ def evaluate_benchmark(parts, params, benchmark, *, folder, model, compare="", j
   if judge:
     sandbox.load_grader(judge, "judge")
   config = parts.config.evaluate
-  settings = EvaluationSettings(
-    len(benchmark.rows), benchmark.n, config.batch,
-    config.sampling(parts.config.aepo.sampling.max_tokens, greedy=benchmark.n == 1), judge)
+  sampling = config.sampling(parts.config.aepo.sampling.max_tokens, greedy=benchmark.n == 1)
   os.makedirs(folder, exist_ok=True)
   head, problems = predictions.predict(
-    parts.generator, params, benchmark, settings, path=os.path.join(folder, "predictions.jsonl"),
-    model=model)
+    parts.generator, params, benchmark, EvaluationSettings(benchmark.n, sampling, judge),
+    batch=config.batch, path=os.path.join(folder, "predictions.jsonl"), model=model)
   result = head | score_benchmark(problems, benchmark.metric, parts.config.aepo.reward)
   if other:
     result["compare"] = {"with": compare} | compare_results(result, other)

@@ -56,6 +56,14 @@ def test_means_over_the_problems_by_hand():
   assert got["sampled"]["interval"] == pytest.approx(1.96 * rates.std(ddof=1) / 5**0.5)
 
 
+def test_a_problem_is_read_and_encoded_once():
+  generator, encoded = Fake(), []
+  generator.encoder.encode = lambda row: encoded.append(row["number"])
+  evaluate_stage(types.SimpleNamespace(config=CONFIG, generator=generator,
+                                       source=lambda name: SOURCE), None)
+  assert encoded == [0, 1, 2, 3, 4, 0]  # the first fills up the last batch
+
+
 def test_buckets_by_pass_rate_and_levels():
   got = result()
   assert [got["bucket"][name]["n"] for name in ("easy", "medium", "hard")] == [2, 1, 2]

@@ -61,9 +61,9 @@ def said(index):
 
 
 def predict(path, generator, rows=ROWS, params=PARAMS, n=2, sampling=SAMPLING, judge=""):
-  settings = EvaluationSettings(len(rows), n, 2, sampling, judge)
+  settings = EvaluationSettings(n, sampling, judge)
   return predictions.predict(generator, params, Benchmark("mine", rows, "avg@n", n), settings,
-                             path=str(path), model="m")
+                             batch=2, path=str(path), model="m")
 
 
 def test_every_problem_gets_its_samples(tmp_path):
