@@ -91,12 +91,11 @@ def choose_benchmark(parts, name, path):
   Raises:
     ValueError: there is no such benchmark, or its data are missing or too few.
   """
-  if name in benchmark_schemas():
-    if not path:
-      raise ValueError(f"--benchmark={name} needs --data=FILE, its published file or folder")
-    return open_benchmark(name, path)
-  if name and not os.path.exists(name):
-    open_benchmark(name, path)  # raises an error that suggests the right name
+  known = name in benchmark_schemas()
+  if known and not path:
+    raise ValueError(f"--benchmark={name} needs --data=FILE, its published file or folder")
+  if known or (name and not os.path.exists(name)):
+    return open_benchmark(name, path)  # an unknown name raises an error that suggests the right one
   if name:
     stem = os.path.splitext(os.path.basename(name.rstrip("/")))[0]
     # The prefix keeps its folder apart from that of a published benchmark or of the held-out data.

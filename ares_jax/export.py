@@ -45,13 +45,10 @@ def main():
 
 
 def export(workdir, out, stage=None, *, adapter=False):
-  """Writes the weights of one stage to a new folder, on the current mesh.
+  """Writes the weights of one stage of a run to the new folder `out`, on the current mesh.
 
-  Args:
-    workdir: folder of the run.
-    out: folder to write.
-    stage: one of STAGES; None is the last one that has a checkpoint.
-    adapter: whether the adapters are written alone, not merged.
+  `stage` None is the last one that has a checkpoint. With `adapter` the adapters are written alone,
+  not merged.
 
   Returns:
     dict: folder, stage, step, parameters (the number written).
@@ -69,8 +66,7 @@ def export(workdir, out, stage=None, *, adapter=False):
     raise ValueError(f"{workdir} has model.lora.rank = {config.model.lora.rank}, model.path = "
                      f"{config.model.path!r}: --adapter needs adapters (rank > 0) of a model that "
                      "is in a folder; export without it")
-  if stage is None:
-    stage = latest_stage(workdir)
+  stage = stage or latest_stage(workdir)
   opened = open_model(config.model)
   model = opened.config
   step, params, base = restore.restore_params(workdir, stage, config, model)

@@ -37,8 +37,7 @@ _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 1024, "Longest answer.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the most probable token.")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Nucleus sampling: share of probability to keep.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the sample.")
-_MAX_PIXELS = flags.DEFINE_integer(
-  "max_pixels", None, "Largest area of an image; default the folder's.")
+_MAX_PIXELS = flags.DEFINE_integer("max_pixels", None, "Largest image; default the folder's.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Weights and arithmetic.")
 # Another command that the same process imports may have defined this flag already.
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.", allow_override=True)
@@ -62,16 +61,10 @@ def main():
 
 
 def load(folder, *, dtype, suffix, max_pixels=None):
-  """Opens the model of a Hugging Face folder, on the current mesh.
+  """(rollout.Generator without a grader, weights) of a Hugging Face folder, on the current mesh.
 
-  Args:
-    folder: the folder.
-    dtype: "float32" or "bfloat16", of weights and arithmetic.
-    suffix: text appended to every question.
-    max_pixels: largest area of an image; None is the folder's.
-
-  Returns:
-    (rollout.Generator without a grader, weights).
+  `dtype` of weights and arithmetic is "float32" or "bfloat16". `suffix` is appended to every
+  question. `max_pixels` is the largest area of an image; None is the folder's.
 
   Raises:
     ValueError: the folder is no Qwen2.5-VL model.
@@ -89,14 +82,9 @@ def load(folder, *, dtype, suffix, max_pixels=None):
 
 
 def generate(generator, params, question, images, *, sampling, seed):
-  """Answers one question.
+  """Answers one question with what `load` returned.
 
-  Args:
-    generator, params: returned by `load`.
-    question: text; <image> marks where an image goes.
-    images: list of file names.
-    sampling: SamplingConfig.
-    seed: of the sample.
+  In `question` <image> marks where an image goes; `images` is a list of file names.
 
   Returns:
     dict: response (the whole text), reasoning (the text between <think> and </think>, or ""),

@@ -12,7 +12,7 @@ from scipy import stats
 from ares_jax.evaluation.scores import level_order
 from ares_jax.ops.difficulty import BUCKETS
 from ares_jax.run.files import require_json
-from ares_jax.run.identity import STAGES, flatten, is_read_later, use_of
+from ares_jax.run.identity import flatten, is_read_later, use_of
 from ares_jax.system.tables import markdown_table
 
 
@@ -36,21 +36,17 @@ def collect_arms(workdirs):
   arms = {}
   for workdir in workdirs:
     config, results = require_json(workdir, "config.json"), require_json(workdir, "results.json")
-    for stage in (stage for stage in STAGES if stage in results):
+    for stage, result in results.items():
+      # Runs of one arm may differ in seed, evaluation and free settings.
       settings = {key: value for key, value in flatten(config).items()
-                  if not _may_differ(key) and not is_read_later(stage, key)}
+                  if not (use_of(key).free or key == "seed" or key.startswith("evaluate.")
+                          or is_read_later(stage, key))}
       arm = arms.setdefault(json.dumps(settings, sort_keys=True),
                             Arm(arm_label(config, stage), settings, {}))
-      seed, result = config["seed"], results[stage]
-      if arm.by_seed.setdefault(seed, result)["sampled"] != result["sampled"]:
-        raise ValueError(f"{workdir}: seed {seed} of {arm.label!r} is there twice, with different "
-                         "results; give one folder a seed")
+      if arm.by_seed.setdefault(config["seed"], result)["sampled"] != result["sampled"]:
+        raise ValueError(f"{workdir}: seed {config['seed']} of {arm.label!r} is there twice, with "
+                         "different results; give one folder a seed")
   return _by_distinct_name(list(arms.values()))
-
-
-def _may_differ(key):
-  """Whether two runs of one arm may have different values of a setting."""
-  return use_of(key).free or key == "seed" or key.startswith("evaluate.")
 
 
 def arm_label(config, stage):
@@ -58,9 +54,9 @@ def arm_label(config, stage):
   if stage == "warmup":
     return "warm-up"
   selection, aepo = config["curate"]["selection"], config["aepo"]
-  start = "no cold start"
-  if config["adacs"]["steps"]:
-    start = {"adacs": "AdaCS", "vanilla": "vanilla"}[selection]
+  start = "AdaCS" if selection == "adacs" else selection
+  if not config["adacs"]["steps"]:
+    start = "no cold start"
   if stage == "adacs":
     return f"{start} cold start"
   kind, dynamic = aepo["reward"]["kind"], aepo["kl"]["dynamic"]
@@ -94,18 +90,15 @@ def _rank(name):
 
 
 def arm_rows(arms):
-  """Means over seeds of every arm.
-
-  Args:
-    arms: {name: {seed: evaluation}}.
+  """Means over seeds of every arm of {name: {seed: evaluation}}.
 
   Returns:
     list of dicts, one an arm: arm (its name); seeds; evaluated, the pairs (problems, samples each)
     of its evaluations; greedy, accuracy, pass_at_k, format_ok and length, each a mean over seeds
     with the half-width of its 95% t-interval; "bucket" and "level", {name: n, accuracy, length};
-    reference, the name of another arm or ""; difference, the accuracy minus the reference's over
-    the seeds of both. Runs of one seed share their start, so the difference varies less than the
-    accuracies. The reference is the GRPO arm with the most seeds, without one a DAPO arm.
+    reference, the name of the arm it is compared with, or ""; difference, the accuracy minus the
+    reference's over the seeds of both. Runs of one seed share their start, so the difference varies
+    less than the accuracies.
   """
   reference = _reference(arms)
   return [_arm_row(arm, by_seed, reference, arms.get(reference, {}))
@@ -113,7 +106,7 @@ def arm_rows(arms):
 
 
 def _reference(arms):
-  """Name of the arm that the others are compared with; "" if there is none."""
+  """Name of the GRPO arm with the most seeds, without one a DAPO arm; "" if there is neither."""
   for group in (" + GRPO", " + DAPO"):
     plain = [arm for arm in arms if arm.partition(" (")[0].endswith(group)]
     if plain:
@@ -125,11 +118,9 @@ def _arm_row(arm, by_seed, reference, reference_by_seed):
   results = [by_seed[seed] for seed in sorted(by_seed)]
   row = {"arm": arm, "seeds": sorted(by_seed), "reference": reference,
          "evaluated": sorted({(result["n"], result["samples"]) for result in results})}
-  for name, kind, key in (
-      ("greedy", "greedy", "accuracy"), ("accuracy", "sampled", "accuracy"),
-      ("pass_at_k", "sampled", "pass_at_k"), ("format_ok", "sampled", "format_ok"),
-      ("length", "sampled", "length")):
-    row[name] = mean_with_interval([result[kind][key] for result in results])
+  row["greedy"] = mean_with_interval([result["greedy"]["accuracy"] for result in results])
+  for key in ("accuracy", "pass_at_k", "format_ok", "length"):
+    row[key] = mean_with_interval([result["sampled"][key] for result in results])
   row["difference"] = mean_with_interval([
     by_seed[seed]["sampled"]["accuracy"] - reference_by_seed[seed]["sampled"]["accuracy"]
     for seed in by_seed if seed in reference_by_seed])
@@ -138,19 +129,14 @@ def _arm_row(arm, by_seed, reference, reference_by_seed):
     row[field] = {}
     for name in names:
       parts = [result[field][name] for result in results
-               if name in result[field] and result[field][name]["n"]]
+               if result[field].get(name, {"n": 0})["n"]]
       row[field][name] = {"n": sum(part["n"] for part in parts), **{
         key: mean_with_interval([part[key] for part in parts]) for key in ("accuracy", "length")}}
   return row
 
 
 def arms_markdown(table, paper):
-  """Markdown: the arms' accuracy (tables 4 and 5), then by difficulty (figure 6), then the paper's.
-
-  Args:
-    table: rows of `arm_rows`.
-    paper: paper_tables.json.
-  """
+  """Markdown of rows of `arm_rows`, like tables 4 and 5 and figure 6, and of paper_tables.json."""
   reference = table[0]["reference"]
   lines = markdown_table(
     ["arm", "seeds", "greedy", "sampled", f"less {reference}, same seeds" if reference else "-",
@@ -195,8 +181,7 @@ def mean_with_interval(values):
     return None, None
   half = None
   if len(values) > 1:
-    deviation = np.std(values, ddof=1) / len(values) ** 0.5
-    half = float(stats.t.ppf(0.975, len(values) - 1) * deviation)
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
   return float(np.mean(values)), half
 
 

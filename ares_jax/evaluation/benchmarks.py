@@ -33,20 +33,21 @@ def benchmark_schemas():
 
 
 def open_benchmark(name, path):
-  """Reads a benchmark.
+  """Reads the Benchmark `name` of benchmarks.json; "generic" is for a file of one's own.
 
-  Args:
-    name: a key of benchmarks.json; "generic" for a file of one's own.
-    path: a file or folder that data/files/records.py reads, for example of .jsonl or .parquet.
+  `path` is a file or folder that data/files/records.py reads, for example of .jsonl or .parquet.
 
   Raises:
     ValueError: no such benchmark or file, or a row lacks a column; names the row and the columns.
   """
   if name not in benchmark_schemas():
     raise ValueError(f"there is no benchmark {name!r}{suggest(name, list(benchmark_schemas()))}")
-  schema, rows, seen = benchmark_schemas()[name], [], {}
-  parts = [_part(schema, each) for each in schema.get("each", [""])]
-  records = open_records(path)
+  schema, parts = benchmark_schemas()[name], []
+  for each in schema.get("each", [""]):
+    parts.append(schema | {"columns": {
+      field: [column.replace("{each}", each) for column in columns]
+      for field, columns in schema["columns"].items()}})
+  records, rows, seen = open_records(path), [], {}
   for number in range(len(records)):
     record = records[number]
     if all(record.get(key) == value for key, value in schema.get("where", {}).items()):
@@ -62,10 +63,3 @@ def open_benchmark(name, path):
     raise ValueError(f"{path} has no rows of {name!r}"
                      + (f" where {schema['where']}" if "where" in schema else ""))
   return Benchmark(name, rows, schema["metric"], schema["n"])
-
-
-def _part(schema, each):
-  """The schema with {each} in the names of its columns replaced by `each`."""
-  columns = {field: [name.replace("{each}", each) for name in names]
-             for field, names in schema["columns"].items()}
-  return schema | {"columns": columns}

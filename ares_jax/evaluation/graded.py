@@ -10,14 +10,14 @@ import time
 import numpy as np
 
 from ares_jax.data import sharded
-from ares_jax.evaluation.judge import verdicts
-from ares_jax.grading import quantity
+from ares_jax.grading import quantity, sandbox
 from ares_jax.grading.notation import normalise
+from ares_jax.grading.pool import GraderError
 from ares_jax.grading.response import extract_boxed, well_formed
 from ares_jax.run.responses import GradedResponses
 from ares_jax.sampling.rollout import Grades
 from ares_jax.sampling.sampler import SamplingConfig, stage_key
-from ares_jax.system import hosts
+from ares_jax.system import heartbeat, hosts
 
 SEED = 0  # of the samples, the same for runs of all seeds
 
@@ -28,7 +28,7 @@ class EvaluationSettings:
 
   samples: int  # answers a problem
   sampling: SamplingConfig
-  judge: str = ""  # "package.module:function" that grades instead of the grader (judge.py)
+  judge: str = ""  # "package.module:function" that grades instead of the grader, see `verdicts`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,15 +124,46 @@ def _answer_ungraded(generator, params, prompts, key, *, group, sampling):
   return samples, Grades(texts, None, [well_formed(text) for text in texts], timed_out=0)
 
 
+def verdicts(name, answered):
+  """Grades of a user's judge: 0.0 or 1.0 for each (row, text of the response) of `answered`.
+
+  Unlike a grader, a judge sees the questions and has no time limit; the watchdog does not end it.
+  It runs in this process, with its environment and network, because it often asks a service that
+  needs a key. It is called with a list of dicts: "id", "question", "truths" (list), "response" (the
+  whole text) and "answer" (the content of its box, or None).
+
+  Raises:
+    ValueError: there is no such function.
+    GraderError: the judge raises, or does not return True or False, 1 or 0, for each answer.
+  """
+  items = [{"id": row["id"], "question": row["question"],
+            "truths": [row["answer"]] if isinstance(row["answer"], str) else list(row["answer"]),
+            "response": text, "answer": extract_boxed(text)} for row, text in answered]
+  function = sandbox.load_grader(name, "judge")
+  try:
+    with heartbeat.without_watchdog():
+      returned = list(function(items))
+  except Exception as error:
+    raise GraderError(f"judge {name!r} raises {type(error).__name__}: {error}"[:300]
+                      + f" on {len(items)} answers from {items[0]['id']!r} on; those before are "
+                      "kept") from error
+  if len(returned) != len(items):
+    raise GraderError(f"judge {name!r} returns {len(returned)} verdicts for {len(items)} answers")
+  grades = [sandbox.zero_or_one(verdict) for verdict in returned]
+  for item, verdict, grade in zip(items, returned, grades, strict=True):
+    if grade is None:
+      raise GraderError(f"judge {name!r} returns {verdict!r} for {item['id']!r}, neither 0 nor 1")
+  return grades
+
+
 def within_tolerance(row, text):
   """Whether the answer is a number at most the row's `tolerance` off a truth, in the same unit."""
   answer = extract_boxed(text) if row.get("tolerance") else None
   if answer is None or len(answer) >= 100:
     return False
-  said, truths = quantity.parse_quantity(normalise(answer)), row["answer"]
-  for truth in [truths] if isinstance(truths, str) else truths:
-    right = quantity.parse_quantity(normalise(truth))
-    if said and right and abs(said.number - right.number) <= row["tolerance"] and (
-        None in (said.unit, right.unit) or (said.unit, said.size) == (right.unit, right.size)):
-      return True
-  return False
+  truths = [row["answer"]] if isinstance(row["answer"], str) else row["answer"]
+  said, *rights = [quantity.parse_quantity(normalise(each)) for each in (answer, *truths)]
+  return said is not None and any(
+    abs(said.number - right.number) <= row["tolerance"]
+    and (None in (said.unit, right.unit) or (said.unit, said.size) == (right.unit, right.size))
+    for right in rights if right)

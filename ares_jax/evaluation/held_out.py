@@ -1,7 +1,7 @@
 """Evaluates every finished stage of a run on held-out problems, for WORKDIR/results.json."""
 
+import collections
 import functools
-import json
 import os
 
 import jax
@@ -10,6 +10,7 @@ from ares_jax.evaluation.graded import EvaluationSettings, answer_batch, prompt_
 from ares_jax.evaluation.scores import percent, split_problems, summarize
 from ares_jax.ops.difficulty import BUCKETS
 from ares_jax.run.files import read_json, write_json
+from ares_jax.run.records import Lines
 from ares_jax.run.responses import write_held_out
 from ares_jax.system import hosts
 from ares_jax.system.tables import text_table
@@ -32,13 +33,11 @@ class StageResults:
       return
     show = functools.partial(write_held_out, self._workdir, stage, steps,
                              chat=self._parts.generator.encoder.chat, **_SHOWN)
-    self._results[stage] = evaluate_stage(
-      self._parts, params, show if jax.process_index() == 0 else None) | {"steps": steps}
-    hosts.on_process_0(functools.partial(self._write, stage))
-
-  def _write(self, stage):
-    self._results[stage]["seconds"] = stage_seconds(self._workdir, stage)
-    write_json(os.path.join(self._workdir, "results.json"), self._results)
+    result = evaluate_stage(self._parts, params, show if jax.process_index() == 0 else None)
+    seconds = hosts.on_process_0(lambda: stage_seconds(self._workdir, stage))
+    self._results[stage] = result | {"steps": steps, "seconds": seconds}
+    hosts.on_process_0(
+      lambda: write_json(os.path.join(self._workdir, "results.json"), self._results))
 
   def show(self):
     """Prints the tables of all stages, on process 0."""
@@ -53,23 +52,19 @@ class StageResults:
 
 def stage_seconds(workdir, stage):
   """{phase: seconds} of the stage's steps, over all processes that worked on it."""
-  spent = {}
-  with open(os.path.join(workdir, "metrics.jsonl"), encoding="utf-8") as file:
-    for line in map(json.loads, file):
-      for name, value in line.items():
-        if line["stage"] == stage and name.startswith("seconds/"):
-          phase = name.removeprefix("seconds/")
-          spent[phase] = spent.get(phase, 0.0) + value
-  return spent
+  spent = collections.Counter()
+  for line in Lines(os.path.join(workdir, "metrics.jsonl")):
+    if line["stage"] == stage:
+      spent.update({name.removeprefix("seconds/"): value for name, value in line.items()
+                    if name.startswith("seconds/")})
+  return dict(spent)
 
 
 def evaluate_stage(parts, params, show=None):
   """Answers the first held-out problems, once greedily and several times sampled.
 
-  Args:
-    parts: setup.Run.
-    params: weights.
-    show: called with the GradedResponses of the first sampled batch, or None.
+  `parts` is a setup.Run; `show`, if given, is called with the GradedResponses of the first sampled
+  batch.
 
   Returns:
     dict: n; samples; "greedy" and "sampled", means over all problems; "bucket", "level" and
@@ -107,11 +102,11 @@ def stage_table(results):
           *(f"{bucket} n/tokens" for bucket in BUCKETS)]
   rows = []
   for stage, result in results.items():
-    greedy, sampled = result["greedy"], result["sampled"]
+    sampled = result["sampled"]
     rows.append([
-      stage, percent(greedy["accuracy"], greedy["interval"]),
-      percent(sampled["accuracy"], sampled["interval"]), percent(sampled["pass_at_k"]),
-      percent(sampled["format_ok"]), f"{sampled['length']:.1f}",
+      stage, *(percent(result[way]["accuracy"], result[way]["interval"])
+               for way in ("greedy", "sampled")),
+      percent(sampled["pass_at_k"]), percent(sampled["format_ok"]), f"{sampled['length']:.1f}",
       *(f"{part['n']} / {part['length']:.1f}" if part["n"] else "0 / -"
         for part in map(result["bucket"].get, BUCKETS))])
   return text_table(head, rows) + (
@@ -121,9 +116,9 @@ def stage_table(results):
 
 def level_table(results):
   """Text table of accuracy, tokens and share of answers with working by level, one row a stage."""
-  lines = ["stage / level: sampled accuracy, tokens, answers with working"]
+  text = "stage / level: sampled accuracy, tokens, answers with working"
   for stage, result in results.items():
-    lines.append(f"{stage}  " + "   ".join(
+    text += f"\n{stage}  " + "   ".join(
       f"{level}: {percent(part['accuracy'])} {part['length']:.1f} {percent(part['shows_work'])}"
-      for level, part in result["level"].items()))
-  return "\n".join(lines)
+      for level, part in result["level"].items())
+  return text

@@ -12,22 +12,18 @@ def paper_tables():
   return json.loads(path.read_text(encoding="utf-8"))
 
 
-def paper_scores(benchmark):
-  """{model: (accuracy in %, mean tokens or None)} printed for a benchmark."""
+def paper_scores():
+  """{benchmark: {model: (accuracy in %, mean tokens or None)}} of all printed scores."""
   scores = {}
-  for table in _tables_with_columns():
-    if benchmark in table["columns"]:
-      column = table["columns"].index(benchmark)
-      for model, values in table["rows"].items():
-        if not isinstance(values, dict):
-          values = {"accuracy": values, "tokens": [None] * len(values)}
-        if values["accuracy"][column] is not None:
-          scores[model] = values["accuracy"][column], values["tokens"][column]
+  for table in (table for table in paper_tables().values() if isinstance(table, dict)):
+    for model, values in table["rows"].items():
+      if not isinstance(values, dict):
+        values = {"accuracy": values, "tokens": [None] * len(values)}
+      cells = zip(table["columns"], values["accuracy"], values["tokens"], strict=True)
+      for benchmark, accuracy, tokens in cells:
+        if accuracy is not None and benchmark != "average":
+          scores.setdefault(benchmark, {})[model] = accuracy, tokens
   return scores
-
-
-def _tables_with_columns():
-  return [table for table in paper_tables().values() if isinstance(table, dict)]
 
 
 def paper_result(model, benchmark, metric):
@@ -35,23 +31,16 @@ def paper_result(model, benchmark, metric):
 
   The paper prints no intervals, so its score counts as exact: the interval has no width.
 
-  Args:
-    model: name in the paper's tables.
-    benchmark, metric: of the evaluation to compare with.
-
   Raises:
-    ValueError: the paper has no score of the model or on the benchmark; the message lists those it
-      has.
+    ValueError: the paper has no such score; names the models or benchmarks that have one.
   """
-  known = paper_scores(benchmark)
-  if not known:
-    columns = sorted({name for table in _tables_with_columns() for name in table["columns"]}
-                     - {"average"})
-    raise ValueError(f"the paper has no scores on {benchmark!r}, only on {', '.join(columns)}")
-  if model not in known:
+  known = dict(sorted(paper_scores().items()))
+  if benchmark not in known:
+    raise ValueError(f"the paper has no scores on {benchmark!r}, only on {', '.join(known)}")
+  if model not in known[benchmark]:
     raise ValueError(f"the paper has no score of {model!r} on {benchmark}"
-                     f"{suggest(model, list(known))}")
-  accuracy, tokens = known[model]
+                     f"{suggest(model, list(known[benchmark]))}")
+  accuracy, tokens = known[benchmark][model]
   score = accuracy / 100
   return {"benchmark": benchmark, "metric": metric, "model": f"the paper's {model}",
           "score": score, "interval": [score, score], "prompts": None, "grader": None,

@@ -13,27 +13,18 @@ import jax
 import numpy as np
 from etils import epath
 
-from ares_jax.evaluation.graded import (
-  SEED,
-  GradedProblem,
-  GradedSample,
-  answer_batch,
-  prompt_batches,
-)
+from ares_jax.evaluation import graded
 from ares_jax.run.checkpoint import digest
-from ares_jax.run.files import current_names, write_text
+from ares_jax.run.files import write_text
+from ares_jax.run.records import Lines
 from ares_jax.system import heartbeat, hosts
 
 
 def predict(generator, params, benchmark, settings, *, batch, path, model):
-  """Answers the problems of a benchmark that the file at `path` has no answers to.
+  """Answers the problems of a Benchmark that the file at `path` has no answers to, `batch` a call.
 
-  Args:
-    generator, params: rollout.Generator, weights.
-    benchmark, settings: benchmarks.Benchmark, graded.EvaluationSettings.
-    batch: problems a sampling call.
-    path: predictions.jsonl.
-    model: name of the weights, for people; their digest tells them apart.
+  `settings` are graded.EvaluationSettings. `model` names the weights for people; their digest tells
+  them apart.
 
   Returns:
     (the first line as a dict, list of GradedProblem of all rows).
@@ -47,11 +38,11 @@ def predict(generator, params, benchmark, settings, *, batch, path, model):
   hosts.check_same(head, "asks something else")
   done = {}
   for problem in hosts.on_process_0(lambda: _resume(path, head)):
-    samples = [GradedSample(**sample) for sample in problem["samples"]]
-    done[problem["index"]] = GradedProblem(**problem | {"samples": samples})
+    samples = [graded.GradedSample(**sample) for sample in problem["samples"]]
+    done[problem["index"]] = graded.GradedProblem(**problem | {"samples": samples})
   count = len(benchmark.rows)
-  for indices, prompts in prompt_batches(generator, benchmark.rows, count, batch, done=done):
-    problems, _ = answer_batch(generator, params, indices, prompts, settings)
+  for indices, prompts in graded.prompt_batches(generator, benchmark.rows, count, batch, done=done):
+    problems, _ = graded.answer_batch(generator, params, indices, prompts, settings)
     with open(path if jax.process_index() == 0 else os.devnull, "a", encoding="utf-8") as file:
       for problem in problems:
         file.write(json.dumps(dataclasses.asdict(problem)) + "\n")
@@ -68,7 +59,7 @@ def _head(generator, params, benchmark, settings, model):
                                row.get("tolerance"), _image_digests(row)]).encode())
   weights = hashlib.sha256(json.dumps(digest.digest_tree(params)).encode())
   return {"benchmark": benchmark.name, "problems": len(benchmark.rows), "n": settings.samples,
-          "seed": SEED, "model": model, "weights": weights.hexdigest()[:16],
+          "seed": graded.SEED, "model": model, "weights": weights.hexdigest()[:16],
           "dtype": generator.model.compute_dtype, "prompts": prompts.hexdigest()[:16],
           "grader": settings.judge or generator.grader.name,
           "min_pixels": encoder.config.min_pixels, "max_pixels": encoder.config.max_pixels,
@@ -85,16 +76,12 @@ def _image_digests(row):
 
 def _resume(path, head):
   """The problems in complete lines, once each; the file then holds `head` and those lines."""
-  done = {}
-  if os.path.exists(path):
-    with open(path, encoding="utf-8", newline="\n") as file:
-      # What follows the last line end was cut off while it was written.
-      before, *lines = map(json.loads, file.read().split("\n")[:-1])
-    different = [f"{key} was {before.get(key)!r}, is {head[key]!r}" for key in head
-                 if before.get(key) != head[key] and key != "model"]
-    if different:
-      raise ValueError(f"{path} holds other answers: {'; '.join(different)}; remove it or give "
-                       "another --out")
-    done = {problem["index"]: problem for problem in map(current_names, lines)}
+  before, *problems = list(Lines(path)) or [head]
+  different = [f"{key} was {before.get(key)!r}, is {head[key]!r}" for key in head
+               if before.get(key) != head[key] and key != "model"]
+  if different:
+    raise ValueError(f"{path} holds other answers: {'; '.join(different)}; remove it or give "
+                     "another --out")
+  done = {problem["index"]: problem for problem in problems}
   write_text(path, "".join(json.dumps(line) + "\n" for line in [head, *done.values()]))
   return list(done.values())

@@ -17,19 +17,14 @@ from ares_jax.run.files import write_text
 from ares_jax.system.tables import markdown_table
 
 PAPER = "paper:"  # begins the name of a row of the paper's tables, in place of a results.json
-_COLUMNS = ("", "problems", "accuracy", "tokens mean / median", "truncated", "well formed")
 
 
 def evaluate_benchmark(parts, params, benchmark, *, folder, model, compare="", judge=""):
   """Answers and scores a benchmark, writes the files, and returns the dict of results.json.
 
-  Args:
-    parts: setup.Run.
-    params: weights; `model` is their name for people.
-    benchmark: benchmarks.Benchmark.
-    folder: where the files are written; is made.
-    compare: path of an earlier results.json, "paper:MODEL" for a row of the paper's tables, or "".
-    judge: "package.module:function" that grades instead of the grader (judge.py), or "".
+  `parts` is a setup.Run, `model` the name of the weights for people. `compare` is the path of an
+  earlier results.json, "paper:MODEL" for a row of the paper's tables, or "". `judge` is the
+  "package.module:function" that grades instead of the grader (graded.verdicts), or "".
 
   Raises:
     ValueError: `compare` is no result of this benchmark, `judge` does not load, or see `predict`.
@@ -56,10 +51,9 @@ def evaluate_benchmark(parts, params, benchmark, *, folder, model, compare="", j
 def score_benchmark(problems, metric, reward):
   """The part of results.json that follows from the answers; arguments are those of scores.py.
 
-  Returns:
-    dict: metric, n (samples), units {id: value}, score, interval [low, high]; the means of
-    scores.summarize over all problems; by_source, by_level and by_bucket, {name: means};
-    timed_out, the number of answers whose grading timed out; tokens_per_second.
+  A dict of metric, n (samples), units {id: value}, score, interval [low, high]; the means of
+  scores.summarize over all problems; by_source, by_level and by_bucket, {name: means}; timed_out,
+  the number of answers whose grading timed out; tokens_per_second.
   """
   units = scores.unit_values(problems, metric)
   values, n = list(units.values()), len(problems[0].samples)
@@ -85,7 +79,8 @@ def results_markdown(result):
     f"{result['temperature']:g}, top-p {result['top_p']:g}, at most {result['max_tokens']} tokens, "
     f"seed {result['seed']}, prompts {result['prompts']}, graded by {result['grader']}. ± is a 95% "
     f"interval over {len(result['units'])} problems or groups.", "",
-    *markdown_table(_COLUMNS, _rows(result)), "",
+    *markdown_table(["", "problems", "accuracy", "tokens mean / median", "truncated",
+                     "well formed"], _rows(result)), "",
     f"{result['timed_out']} answers timed out in grading; {result['tokens_per_second']:.0f} "
     "tokens/s."]
   if "compare" in result:
@@ -94,7 +89,7 @@ def results_markdown(result):
 
 
 def _rows(result):
-  """Cells of _COLUMNS: all problems, then by source (if there are several), level and bucket."""
+  """Cells of all problems, then by source (if there are several), level and bucket."""
   parts = {"all": result}
   for field in ("source", "level", "bucket"):
     if field != "source" or len(result["by_source"]) > 1:
@@ -105,22 +100,17 @@ def _rows(result):
 
 
 def earlier_result(path, benchmark):
-  """The results.json at `path`, or the paper's result where the path is "paper:MODEL".
-
-  Raises:
-    ValueError: it is no result, or one of another benchmark.
-  """
+  """The results.json at `path`, or the paper's for "paper:MODEL"; ValueError if it does not fit."""
   if path.startswith(PAPER):
     return paper.paper_result(path.removeprefix(PAPER), benchmark.name, benchmark.metric)
   try:
     with open(path, encoding="utf-8") as file:
       other = json.load(file)
-    same = (other["benchmark"], other["metric"]) == (benchmark.name, benchmark.metric)
+    said = f"{other['metric']} of {other['benchmark']}"
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f"{path} is no results.json of an evaluation: {error!r}") from error
-  if not same:
-    raise ValueError(f"{path} is {other['metric']} of {other['benchmark']}, not "
-                     f"{benchmark.metric} of {benchmark.name}")
+  if said != f"{benchmark.metric} of {benchmark.name}":
+    raise ValueError(f"{path} is {said}, not {benchmark.metric} of {benchmark.name}")
   return other
 
 
@@ -140,8 +130,8 @@ def compare_results(result, other):
   length = other["length_mean"]
   return {"model": other["model"], "score": other["score"], "difference": difference,
           "interval": None if half is None else [difference - half, difference + half],
-          "paired": paired, "same_prompts": other["prompts"] == result["prompts"],
-          "same_grader": other["grader"] == result["grader"],
+          "paired": paired, **{f"same_{key}": other[key] == result[key]
+                               for key in ("prompts", "grader")},
           "length_difference": None if length is None else result["length_mean"] - length}
 
 

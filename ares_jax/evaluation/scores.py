@@ -24,10 +24,9 @@ def half_width(values):
 def summarize(problems):
   """Means over problems and over their samples; None without problems.
 
-  Returns:
-    dict: problems (their number); accuracy, the mean share of right samples, and half_width, of its
-    interval; pass_at_k, the share of problems with a right sample; length_mean and length_median,
-    tokens of a sample; the shares format_ok, truncated and shows_work of samples.
+  A dict of problems (their number); accuracy, the mean share of right samples, and half_width, of
+  its interval; pass_at_k, the share of problems with a right sample; length_mean and length_median,
+  tokens of a sample; the shares format_ok, truncated and shows_work of samples.
   """
   if not problems:
     return {"problems": 0} | dict.fromkeys((
@@ -38,8 +37,7 @@ def summarize(problems):
   return {"problems": len(problems), "accuracy": float(rate_P.mean()),
           "half_width": half_width(rate_P), "pass_at_k": float((rate_P > 0).mean()),
           "length_mean": float(tokens_PN.mean()), "length_median": float(np.median(tokens_PN)),
-          "format_ok": float(_values(problems, "format_ok").mean()),
-          "truncated": float(_values(problems, "truncated").mean()),
+          **{key: float(_values(problems, key).mean()) for key in ("format_ok", "truncated")},
           "shows_work": float(np.mean(working))}
 
 
@@ -76,11 +74,10 @@ def level_order(level):
 def unit_values(problems, metric):
   """{id of a problem or group: value}; the mean of the values is the score of a benchmark.
 
-  Args:
-    metric: "pass@1" and "avg@n": the share of a problem's samples that are right; "worst": the
-      share of samples in which all variants of a group are right; "strict", WeMath's: 1 where a
-      group's whole problem and all its steps are right, 1/2 where only the whole problem is wrong,
-      else 0.
+  The metrics "pass@1" and "avg@n" are the share of a problem's samples that are right; "worst" is
+  the share of samples in which all variants of a group are right; "strict", WeMath's, is 1 where a
+  group's whole problem and all its steps are right, 1/2 where only the whole problem is wrong, and
+  else 0.
 
   Raises:
     ValueError: the metric needs groups and a problem has none, or a group is incomplete.
@@ -93,13 +90,9 @@ def unit_values(problems, metric):
     if problem.group is None:
       raise ValueError(f"problem {problem.id} has no group; the metric {metric!r} needs one")
     groups.setdefault(problem.group, []).append(problem)
-  values = {"worst": _worst, "strict": _strict}[metric]
-  return {name: float(np.mean(values(group))) for name, group in groups.items()}
-
-
-def _worst(group):
-  """float [N]: 1 where every variant of the group is right."""
-  return _values(group, "correct").min(0)
+  if metric == "strict":
+    return {name: float(_strict(group).mean()) for name, group in groups.items()}
+  return {name: float(_values(group, "correct").min(0).mean()) for name, group in groups.items()}
 
 
 def _strict(group):

@@ -31,14 +31,9 @@ class GradedResponses:
 
 
 def write_rollouts(workdir, step, responses, chat, *, count):
-  """Appends the first responses of an iteration to WORKDIR/rollouts.jsonl.
+  """Appends the first `count` GradedResponses of iteration `step` to WORKDIR/rollouts.jsonl.
 
-  Args:
-    workdir: folder of the run.
-    step: number of the iteration, from 1.
-    responses: GradedResponses.
-    chat: data.chat.Chat, whose tokenizer gives the text of a token.
-    count: number of responses to write, at most. A group is written together, for comparison.
+  The iterations count from 1. `chat` is a data.chat.Chat, whose tokenizer gives a token's text.
   """
   indices = range(min(count, len(responses.texts)))
   with open(os.path.join(workdir, "rollouts.jsonl"), "a", encoding="utf-8") as file:
@@ -48,14 +43,8 @@ def write_rollouts(workdir, step, responses, chat, *, count):
 def write_held_out(workdir, stage, step, responses, chat, *, problems, kept):
   """Writes WORKDIR/held_out/STAGE.jsonl: `kept` responses to each of the first `problems` problems.
 
-  Every stage answers the same problems, so that its answers can be compared with another stage's.
-
-  Args:
-    workdir: folder of the run.
-    stage, step: the finished stage and its last step.
-    responses: GradedResponses.
-    chat: data.chat.Chat.
-    problems, kept: numbers, at most.
+  `step` is the stage's last. Every stage answers the same problems, so that its answers can be
+  compared with another stage's.
   """
   count = min(problems, len(responses.rows)) * responses.group
   indices = [index for index in range(count) if index % responses.group < kept]

@@ -18,10 +18,10 @@ def test_printed_averages_are_those_of_the_rows():
 def test_columns_are_benchmarks_and_models_are_found():
   for table in list(paper.paper_tables().values())[2:]:
     assert set(table["columns"]) <= {*benchmarks.benchmark_schemas(), "average"}
-  assert paper.paper_scores("mathverse_v")["ARES-RL-7B"] == (56.5, 3198.3)
-  assert paper.paper_scores("mathvision")["ARES-7B"] == (51.9, None)
-  assert paper.paper_scores("aime25")["ARES-CS-7B"] == (55.0, 17895.0)
-  assert "Gemini-2.5-Pro-Thinking" not in paper.paper_scores("mmlu_pro")  # none printed
+  assert paper.paper_scores()["mathverse_v"]["ARES-RL-7B"] == (56.5, 3198.3)
+  assert paper.paper_scores()["mathvision"]["ARES-7B"] == (51.9, None)
+  assert paper.paper_scores()["aime25"]["ARES-CS-7B"] == (55.0, 17895.0)
+  assert "Gemini-2.5-Pro-Thinking" not in paper.paper_scores()["mmlu_pro"]  # none printed
 
 
 def test_a_row_reads_as_results_and_unknown_ones_are_refused_by_name():

@@ -10,8 +10,7 @@ import tiny
 
 from ares_jax.evaluation import predictions
 from ares_jax.evaluation.benchmarks import Benchmark
-from ares_jax.evaluation.graded import EvaluationSettings
-from ares_jax.evaluation.judge import verdicts
+from ares_jax.evaluation.graded import EvaluationSettings, verdicts
 from ares_jax.sampling.rollout import Grades
 from ares_jax.system import heartbeat
 
