@@ -71,7 +71,7 @@ def measure_hwe(records, labelled=None, *, windows=WINDOWS, quantiles=QUANTILES)
     "triggers": int(trigger_BT.sum()), "scores": scores,
     "best": max(known, key=lambda one: one["f1"], default=None),
     "claim": CLAIM | {"best": top, "holds": None if top is None else top["f1"] > CLAIM["f1"]},
-    "found": _found(lines, entropy_BT, mask_BT, records.aepo_metrics(), config)}
+    "found": _found(lines, entropy_BT, mask_BT, records.metrics["aepo"], config)}
 
 
 def score_windows(entropy_BT, mask_BT, trigger_BT, *, window, quantile, reduce="mean"):

@@ -34,7 +34,7 @@ def measure_kl(records):
     ValueError: the run has no AEPO iterations yet.
   """
   config = records.aepo_config().kl
-  lines = [line for _, line in sorted(records.aepo_metrics().items())]
+  lines = [line for _, line in sorted(records.metrics["aepo"].items())]
   if not lines:
     raise ValueError(f"{records.workdir}/metrics.jsonl has no AEPO iterations yet")
   buckets = [bucket_summary(name, lines, config, config.target[index])

@@ -39,7 +39,7 @@ def measure_passk(records):
   random = np.random.default_rng(0)
   chance_P = random.beta(a, b, PROBLEMS)
   true_P = sample_buckets(random, chance_P, TRUE_SAMPLES, config.reward)
-  metrics = records.aepo_metrics()
+  metrics = records.metrics["aepo"]
   groups = []
   for samples in GROUPS:
     bucket_P = sample_buckets(random, chance_P, samples, config.reward)

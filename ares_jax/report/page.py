@@ -52,7 +52,7 @@ def page_data(records, others):
   chosen = thin_lines(records.rollouts, LIMIT)
   rows, scale = [], 1.0
   if chosen or records.held_out:
-    config, metrics = records.aepo_config(), records.aepo_metrics()
+    config, metrics = records.aepo_config(), records.metrics["aepo"]
     rows = annotate(chosen, metrics, config)
     rows += annotate(records.held_out, metrics, config, held_out=True)
   if rows:

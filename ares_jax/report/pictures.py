@@ -61,7 +61,7 @@ def _rollout_figures(records):
   """Length against N_HE, and entropy and N_HE by difficulty, of the logged rollouts."""
   if not records.rollouts:
     return {}
-  annotated = annotate(thin_lines(records.rollouts, LIMIT), records.aepo_metrics(),
+  annotated = annotate(thin_lines(records.rollouts, LIMIT), records.metrics["aepo"],
                        records.aepo_config())
   found = {}
   fit = statistics.length_against_count(annotated)

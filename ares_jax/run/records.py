@@ -66,10 +66,6 @@ class Records:
     """AepoConfig of the run."""
     return build(AepoConfig, ConfigDict(self.config["aepo"]), "config.aepo")
 
-  def aepo_metrics(self):
-    """{step: line} of the AEPO stage; {} before its first iteration."""
-    return self.metrics["aepo"]
-
 
 def read_run(workdir):
   """Records of the run in a folder; the run may continue meanwhile.

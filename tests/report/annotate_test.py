@@ -16,7 +16,7 @@ def records(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(records):
-  return annotate(records.rollouts, records.aepo_metrics(), records.aepo_config())
+  return annotate(records.rollouts, records.metrics["aepo"], records.aepo_config())
 
 
 def test_windows_flags_and_triggers_are_the_ones_of_the_method(rows):
@@ -47,7 +47,7 @@ def test_the_kl_weight_is_of_kappa_before_the_step(rows):
 def test_answers_come_back_in_their_order(records):
   lines = [line(1, sample, 1.0, 1.0) for sample in range(3)]
   lines[0] = lines[0] | {"tokens": ["a"] * 20, "entropy": [0.1] * 20}
-  rows = annotate(lines, records.aepo_metrics(), records.aepo_config())
+  rows = annotate(lines, records.metrics["aepo"], records.aepo_config())
   assert [row.line["sample"] for row in rows] == [0, 1, 2]
   assert [len(row.flag) for row in rows] == [20, 5, 5]
 
