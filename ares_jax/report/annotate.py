@@ -34,20 +34,10 @@ class Annotated:
 
 
 def annotate(lines, metrics, config, *, held_out=False):
-  """Annotates each line.
+  """Annotates lines of rollouts.jsonl or, `held_out`, of held_out/STAGE.jsonl, in their order.
 
-  Args:
-    lines: dicts from rollouts.jsonl or held_out/STAGE.jsonl.
-    metrics: {step: line of metrics.jsonl} of the AEPO stage.
-    config: AepoConfig.
-    held_out: whether the lines are answers of finished stages. All of them get the run's last
-      threshold, so that stages can be compared.
-
-  Returns:
-    list of Annotated, in the order of the lines.
-
-  Raises:
-    ValueError: a line's iteration is not in `metrics`.
+  `metrics` is {step: line of metrics.jsonl} of the AEPO stage; ValueError if a line's step is not
+  in it. Held-out answers all get the last threshold, so that stages can be compared.
   """
   last = max(metrics) if metrics else None
   found = []

@@ -1,6 +1,7 @@
 """Makes one self-contained HTML file of a run, which needs no network and no server."""
 
 import base64
+import collections
 import importlib.resources
 import json
 import os
@@ -17,12 +18,7 @@ _SCRIPTS = ("charts.js", "curves.js", "viewer.js", "report.js")
 
 
 def report_page(records, others):
-  """The page as HTML text.
-
-  Args:
-    records: records.Records of the run.
-    others: Records of further runs whose curves are drawn with it.
-  """
+  """The page of a run's Records as HTML text, with the curves of `others`, Records of more runs."""
   files = importlib.resources.files("ares_jax.report")
   html, style, *scripts = ((files / name).read_text("utf-8")
                            for name in ("report.html", "report.css", *_SCRIPTS))
@@ -88,19 +84,15 @@ def thin_lines(lines, limit):
 
   Only the kept lines are in memory together.
   """
-  indices, sizes = {}, {}
+  indices, sizes = collections.defaultdict(list), collections.Counter()
   for index, line in enumerate(lines):
-    step = line["step"]
-    indices.setdefault(step, []).append(index)
-    sizes[step] = sizes.get(step, 0) + _size(line)
-  steps = sorted(indices)
-  count = len(steps)
-  while count:
-    kept = [steps[at] for at in np.unique(np.linspace(0, len(steps) - 1, count).astype(int))]
-    if sum(sizes[step] for step in kept) <= limit or count == 1:
-      return [lines[index] for step in kept for index in indices[step]]
-    count = count * 9 // 10
-  return []
+    indices[line["step"]].append(index)
+    sizes[line["step"]] += _size(line)
+  kept = steps = sorted(indices)
+  while len(kept) > 1 and sum(sizes[step] for step in kept) > limit:
+    count = len(kept) * 9 // 10
+    kept = [steps[at] for at in np.linspace(0, len(steps) - 1, count).astype(int)]
+  return [lines[index] for step in kept for index in indices[step]]
 
 
 def _size(line):
@@ -118,15 +110,12 @@ def page_problems(workdir, rows):
     for path in line["images"]:
       if path not in indices:
         indices[path] = len(images)
-        images.append(_uri(os.path.join(workdir, path)))
+        with open(os.path.join(workdir, path), "rb") as file:
+          jpeg = base64.b64encode(file.read()).decode("ascii")
+        images.append(f"data:image/jpeg;base64,{jpeg}")
     found[line["id"]] = {"question": line["question"], "answer": line["answer"],
                          "images": [indices[path] for path in line["images"]]}
   return found, images
-
-
-def _uri(path):
-  with open(path, "rb") as file:
-    return "data:image/jpeg;base64," + base64.b64encode(file.read()).decode("ascii")
 
 
 def page_response(row):

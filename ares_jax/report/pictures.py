@@ -16,15 +16,9 @@ from ares_jax.system.figures import Curve
 
 
 def write_pictures(records, others, folder):
-  """Writes FOLDER/STAGE_TITLE.png for every picture, and TensorBoard images of them.
+  """Writes FOLDER/STAGE_TITLE.png for every picture of a run's Records, and TensorBoard images.
 
-  Args:
-    records: records.Records of the run.
-    others: Records of runs whose curves are drawn with it.
-    folder: created if it does not exist.
-
-  Returns:
-    The paths written.
+  Curves of `others`, Records of more runs, are drawn with its own. Returns the paths.
   """
   runs = dict(zip(short_names([records, *others]), [records, *others], strict=True))
   pictures = _curve_figures(runs) | _rollout_figures(records) | _length_figures(runs)
@@ -78,10 +72,9 @@ def _rollout_figures(records):
   parts = statistics.entropy_by_bucket(annotated)
   for key, title, unit in (("entropy", "Entropy by difficulty", "nats, mean over tokens"),
                            ("count", "N_HE by difficulty", "flagged tokens of a response")):
-    if parts:
-      found[f"aepo {title}"] = figures.bar_figure(f"aepo: {title}", [
-        (part["bucket"], [(part[key], f"{part[key]:.3g}, n = {part['n']}")]) for part in parts],
-        x_label=unit)
+    found[f"aepo {title}"] = figures.bar_figure(f"aepo: {title}", [
+      (part["bucket"], [(part[key], f"{part[key]:.3g}, n = {part['n']}")]) for part in parts],
+      x_label=unit)
   return found
 
 

@@ -21,7 +21,10 @@ def curves(records):
                                 for line in lines]) for name in names}
     if stage == "aepo":
       config = records.config["aepo"]
-      values |= _speed(values, config)
+      # Tokens of answers per second, while sampling and over the complete iteration.
+      tokens = values["response/tokens"] * config["prompts"] * config["group"]
+      values["speed/rollout"] = tokens * values["rollout/batches"] / values["seconds/rollout"]
+      values["speed/iteration"] = tokens / values["seconds/step"]
       values |= {f"kl/target/{bucket}": np.full(len(lines), target) for bucket, target in zip(
         BUCKETS, config["kl"]["target"], strict=True)}
     parts = np.array_split(np.arange(len(lines)), min(len(lines), MAX_POINTS))
@@ -32,13 +35,6 @@ def curves(records):
   return found
 
 
-def _speed(values, config):
-  """Tokens of answers per second, while sampling and over the complete iteration."""
-  tokens = values["response/tokens"] * config["prompts"] * config["group"]
-  return {"speed/rollout": tokens * values["rollout/batches"] / values["seconds/rollout"],
-          "speed/iteration": tokens / values["seconds/step"]}
-
-
 def _mean(values):
   """Mean of the finite values, five digits; None without any."""
   known = values[np.isfinite(values)]
@@ -46,11 +42,10 @@ def _mean(values):
 
 
 def length_against_count(annotated):
-  """Length of rollouts against N_HE with the line of least squares (appendix J).
+  """Length of rollouts against N_HE with the line of least squares (appendix J), as a dict.
 
-  Returns:
-    None if all lengths or all counts are equal, else a dict: "n", "dots" [[count, tokens,
-    bucket]], "slope" (tokens per flagged token), "intercept", "r" (Pearson's).
+  "dots" are [[count, tokens, bucket]], "slope" is in tokens per flagged token, "r" is Pearson's.
+  None if all lengths or all counts are equal.
   """
   rows = [row for row in annotated if not row.held_out and row.count is not None]
   count = np.float64([row.count for row in rows])
@@ -65,11 +60,9 @@ def length_against_count(annotated):
 
 
 def entropy_by_bucket(annotated):
-  """Mean token entropy, N_HE, length and accuracy of rollouts by difficulty (figure 4).
+  """Mean token entropy (nats), N_HE, length and accuracy of rollouts by difficulty (figure 4).
 
-  Returns:
-    list of dicts: "bucket", "n", "entropy" (nats, mean over tokens), "count", "tokens",
-    "accuracy"; buckets without answers are left out.
+  The dicts of a list, one for each bucket that has answers.
   """
   found = []
   for index, name in enumerate(BUCKETS):
@@ -84,13 +77,9 @@ def entropy_by_bucket(annotated):
 
 
 def lengths(results):
-  """Length and accuracy by bucket and by level after each finished stage.
+  """Length and accuracy after each finished stage in results.json, by bucket and by level.
 
-  Args:
-    results: of results.json.
-
-  Returns:
-    {"bucket": ..., "level": ...} of {name: {stage: {"length", "accuracy", "n"}}}.
+  Returns {"bucket": ..., "level": ...} of {name: {stage: {"length", "accuracy", "n"}}}.
   """
   found = {"bucket": {}, "level": {}}
   for stage, result in results.items():

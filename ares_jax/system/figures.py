@@ -10,6 +10,7 @@ differ for colour-blind readers too.
 import io
 import itertools
 import os
+import pathlib
 import typing
 import warnings
 
@@ -20,7 +21,6 @@ DASHES = ["-", "--", "-.", ":"]
 MARKERS = [*"osx^+Dv"]
 HATCHES = ["", "///", "...", "xx"]
 INK, GREY, FAINT = "#1f2933", "#52606d", "#d9dee4"
-WIDTH, HEIGHT, DPI = 6.4, 4.0, 200  # inches, pixels an inch
 
 
 class Curve(typing.NamedTuple):
@@ -30,11 +30,11 @@ class Curve(typing.NamedTuple):
   y: list
 
 
-def new_figure(*titles, x_label="", y_labels=(), width=WIDTH, height=HEIGHT):
+def new_figure(*titles, x_label="", y_labels=(), width=6.4, height=4.0):
   """(Figure, list of Axes) with one panel below another for each title; sizes in inches."""
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+  figure = Figure(figsize=(width, height), dpi=200, layout="constrained", facecolor="white")
   panels = list(figure.subplots(len(titles), squeeze=False)[:, 0])
   for panel, title, y_label in itertools.zip_longest(panels, titles, y_labels, fillvalue=""):
     panel.set_title(plain(title), loc="left", fontsize=10, color=INK)
@@ -90,16 +90,13 @@ def draw_points(panel, groups, line=None):
 
 
 def draw_intervals(panel, x, intervals):
-  """Draws a marker at the middle and a bar from low to high for each {name: (low, middle, high)}.
-
-  Low, middle and high are lists over x; those of one x stand side by side. None is not drawn.
-  """
+  """Draws bars with a marker for {name: (low, middle, high)}, lists over x; None is not drawn."""
   for index, (name, ends) in enumerate(intervals.items()):
     table = np.array([x, *ends], np.float64)
     if not np.isfinite(table[2]).any():
       continue
     at, low, middle, high = table[:, np.isfinite(table[2])]
-    # All of one x lie within 0.3 of it.
+    # All of one x stand side by side within 0.3 of it.
     beside = at + 0.3 * (index - (len(intervals) - 1) / 2) / len(intervals)
     panel.errorbar(beside, middle, (middle - low, high - middle), linestyle="", elinewidth=2,
                    markersize=6, label=plain(name))
@@ -130,8 +127,7 @@ def draw_bars(panel, groups):
 def draw_grouped_bars(panel, groups, series):
   """Draws vertical bars from zero, side by side in each group, with whiskers.
 
-  `groups` are the names below the bars, `series` is {name: [(value, half-width of its whisker or
-  None) or None, one for each group]}.
+  `series` is {name: [(value, half-width of its whisker or None) or None for each group]}.
   """
   width = 0.8 / len(series)
   for index, (name, bars) in enumerate(series.items()):
@@ -174,8 +170,7 @@ def draw_legend(panel):
 
 def save_png(figure, path):
   """Writes the figure into a file."""
-  with open(path, "wb") as file:
-    file.write(png_bytes(figure))
+  pathlib.Path(path).write_bytes(png_bytes(figure))
 
 
 def save_pngs(figures, folder):
