@@ -60,23 +60,21 @@ def parse_inequality(text):
 
 
 def _interval(text):
+  """(variable, interval) of a chain "low < x < high"; an end that is not written is infinite."""
+  rising = ("<", "\\le")
   if match := _CHAIN.fullmatch(text):
     low, first, name, second, high = match.groups()
-    if (first in (">", "\\ge")) != (second in (">", "\\ge")):
-      return None
-    if first in (">", "\\ge"):
-      low, first, second, high = high, _MIRROR[second], _MIRROR[first], low
-    return name, f"{'(' if first == '<' else '['}{low}, {high}{')' if second == '<' else ']'}"
-  if match := _ONE_SIDED_BACKWARD.fullmatch(text):
-    bound, relation, name = match.groups()
-    relation = _MIRROR[relation]
+  elif match := _ONE_SIDED_BACKWARD.fullmatch(text):
+    low, first, name = match.groups()
+    second, high = ("<", "\\infty") if first in rising else (">", "-\\infty")
   elif match := _ONE_SIDED.fullmatch(text):
-    name, relation, bound = match.groups()
-  else:
+    name, second, high = match.groups()
+    low, first = ("-\\infty", "<") if second in rising else ("\\infty", ">")
+  if match is None or (first in rising) != (second in rising):
     return None
-  if relation in ("<", "\\le"):
-    return name, f"(-\\infty, {bound}{')' if relation == '<' else ']'}"
-  return name, f"{'(' if relation == '>' else '['}{bound}, \\infty)"
+  if first not in rising:
+    low, first, second, high = high, _MIRROR[second], _MIRROR[first], low
+  return name, f"{'(' if first == '<' else '['}{low}, {high}{')' if second == '<' else ']'}"
 
 
 def split_items(text, separators):
