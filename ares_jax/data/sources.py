@@ -15,26 +15,7 @@ files/records.py reads JSONL, JSON, Parquet, Hugging Face folders (saved by `dat
 hub), ArrayRecord and TFDS; local or on gs://. Images are part of the record
 ({"bytes": ..., "path": ...}; in JSON {"bytes": "base64,..."}), or are named relative to the folder.
 
-A source's `schema` is a key of schemas.json. An example of each:
-  plain      {"question": "<image>How many?", "answer": ["3", "three"], "images": ["a.png"]}
-  easyr1     {"problem": "<image>How many?", "answer": "3", "images": ["a.png"]}
-  verl       {"prompt": [{"role": "user", "content": "<image>How many?"}], "images": ["a.png"],
-              "reward_model": {"ground_truth": "3", "style": "rule"}, "data_source": "geometry"}
-  sharegpt   {"conversations": [{"from": "human", "value": "<image>How many?"},
-              {"from": "gpt", "value": "<think>I count.</think> \\\\boxed{3}"}],
-              "images": ["a.png"]}
-  ares_coldstart        as sharegpt, or {"problem": "<image>How many?", "images": ["a.png"],
-              "solution": "<think>I count.</think> \\\\boxed{3}"}
-  ares_hard_validation  as easyr1
-  virl39k    {"qid": "g-1", "question": "<image>How many?", "answer": "\\\\boxed{3}",
-              "image": ["images/a.png"], "category": "Spatial", "source": "geometry",
-              "PassRate_32BTrained": 0.5, "PassRate_7BBase": -1.0}
-  geometry3k {"problem": "<image>Find x.", "answer": "3", "images": [{"bytes": "base64,iVBO..."}]}
-  gsm8k      {"question": "How many?", "answer": "She has 1 + 2.\\n#### 3"}
-  math       {"problem": "Find $x$.", "solution": "So $x = \\\\boxed{3}$.", "level": "Level 2",
-              "type": "Algebra"}
-  bigmath    {"problem": "Find $x$.", "answer": "3", "source": "orca_math", "domain": ["Algebra"],
-              "llama8b_solve_rate": 0.25}
+A source's `schema` is a key of schemas.json; docs/data.md shows a line of each.
 """
 
 import dataclasses

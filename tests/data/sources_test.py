@@ -8,10 +8,11 @@ import data_files as files
 import numpy as np
 import pytest
 
-from ares_jax.data import sources
 from ares_jax.data.bad_row import BadRow
 from ares_jax.data.files.schema import read_schemas
 from ares_jax.data.sources import FileSource, Mixture, SourceConfig, epochs, open_sources, stream
+
+DATA_MD = pathlib.Path(__file__).parents[2] / "docs" / "data.md"
 
 
 def config(path, schema="plain", weight=1.0, split=""):
@@ -19,12 +20,12 @@ def config(path, schema="plain", weight=1.0, split=""):
 
 
 def examples():
-  """(schema, record) of every example line in the module's docstring."""
+  """(schema, record) of every example line of docs/data.md."""
   found, name, text = [], None, ""
-  for line in sources.__doc__.splitlines():
-    if named := re.match(r"  (\w+) .*?({.*)$", line):
+  for line in DATA_MD.read_text(encoding="utf-8").splitlines():
+    if named := re.match(r"(\w+) .*?({.*)$", line):
       name, text = named[1], named[2]
-    elif name and line.startswith("   "):
+    elif name and line.startswith("  "):
       text += line
     else:
       name = None
@@ -39,7 +40,7 @@ def examples():
 EXAMPLES = examples()
 
 
-def test_the_docstring_shows_every_schema():
+def test_the_page_on_data_shows_every_schema():
   shown = {name for name, _ in EXAMPLES} | {"ares_hard_validation"}  # which says: as easyr1
   assert shown == set(read_schemas())
 
