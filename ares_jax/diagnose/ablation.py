@@ -19,15 +19,13 @@ PARTS = ("easy", "hard", "all")
 def measure_ablation(workdirs):
   """Accuracy and length of both arms on easy and hard problems, over seeds of finished runs.
 
+  Raises ValueError if the runs cannot be compared.
+
   Returns:
     dict: "levels" ({"easy": ..., "hard": ...}), "arms" (a list of dicts with "arm", "seeds", and
     for "easy", "hard" and "all" the accuracy and the length, each a mean and the half-width of its
     95% t-interval, which is None for one seed), "shared" (the seeds of both arms), "difference"
     (accuracy of difficulty shaping minus uniform shaping over these seeds, for the same parts).
-
-  Raises:
-    ValueError: a run is not finished or shapes no rewards, runs differ in more than their shaping,
-      an arm is missing, or the evaluation has fewer than two levels.
   """
   by_arm = {UNIFORM: [], BY_DIFFICULTY: []}
   for workdir, config in _comparable_configs(workdirs).items():

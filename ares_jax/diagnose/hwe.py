@@ -45,9 +45,6 @@ def measure_hwe(records, labelled=None, *, windows=WINDOWS, quantiles=QUANTILES)
     dict: "responses", "tokens", "triggers" (counts), "scores" (a list of `score_windows`), "best"
     (one of them), "claim" (the paper's, with the best score at its window), "found" (the tokens
     that the run's own detector and thresholds flag most often).
-
-  Raises:
-    ValueError: nothing was logged, or no response has a label.
   """
   # One entropy that is null (not finite) would make the threshold over all responses null.
   usable = [index for index, line in enumerate(records.rollouts)

@@ -29,9 +29,6 @@ def measure_kl(records):
     dict: "dynamic", "rate", "low", "high" (config.kl), "iterations", "steps" (their numbers),
     "buckets" (a list of `bucket_summary`), "simulation" (a list of `simulate`), "here" (the
     simulation at the run's rate and noise, or None), "advice" (a list of sentences).
-
-  Raises:
-    ValueError: the run has no AEPO iterations yet.
   """
   config = records.aepo_config().kl
   lines = [line for _, line in sorted(records.metrics["aepo"].items())]

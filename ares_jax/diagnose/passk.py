@@ -23,12 +23,8 @@ def measure_passk(records):
   Returns:
     dict: "problems" (logged ones that the distribution is fitted to), "a" and "b" (of the Beta),
     "run" (samples that the run draws), "groups": a list of dicts with "samples", "right" (share in
-    the true bucket), "confusion" (shares [true][estimated]) and "reward" (how far the reward of a
-    wrong answer is from that in the true bucket, mean absolute difference; None unless
-    reward.kind is "aepo").
-
-  Raises:
-    ValueError: the run has no logged rollouts.
+    the true bucket), "confusion" (shares [true][estimated]) and "reward" (mean absolute difference
+    of a wrong answer's reward from that in the true bucket; None unless reward.kind is "aepo").
   """
   config = records.aepo_config()
   rates = {(line["step"], line["id"]): line["pass_rate"] for line in records.rollouts}

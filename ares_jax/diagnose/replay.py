@@ -41,9 +41,6 @@ def replay(parts, workdir, path):
       order of computation: arrays of the batch, weights, terms computed from both, the gradient.
       Empty if the update would be applied.
     step: of the checkpoint with these weights; 0 for the stage's first weights.
-
-  Raises:
-    ValueError: the file is no dumped batch of a stage.
   """
   stage, number = _stage_and_step(path)
   with np.load(path, allow_pickle=False) as file:

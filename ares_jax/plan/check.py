@@ -59,7 +59,7 @@ def check_programs(config, model, end, note=lambda line: None, stages=STAGES):
       size = (found.argument_size_in_bytes + found.output_size_in_bytes
               + found.temp_size_in_bytes - found.alias_size_in_bytes + program.beside)
     except jax.errors.JaxRuntimeError as error:
-      if not _out_of_memory(error):
+      if "RESOURCE_EXHAUSTED" not in str(error):
         raise
     checked.append(CheckedProgram(program.name, size, _device_bytes(),
                                   time.perf_counter() - start))
@@ -103,7 +103,7 @@ def suggest_on_oom(config, model):
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
-    if not _out_of_memory(error):
+    if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     raise ValueError(f"out of device memory: {one_line(error)[:200]}; the newest checkpoint is "
                      f"complete; {_try_first(NAMES, config, model)}") from error
@@ -111,10 +111,6 @@ def suggest_on_oom(config, model):
 
 def _try_first(names, config, model):
   return f"try first: {'; '.join(suggestions(names, config, model, len(jax.devices())))}"
-
-
-def _out_of_memory(error):
-  return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _device_bytes():

@@ -5,6 +5,7 @@ program (`compiled.as_text()`, of one device) from its entry and counts a body a
 runs. That number comes from the compiler or else from the loop's condition.
 """
 
+import collections
 import dataclasses
 import functools
 import re
@@ -15,14 +16,10 @@ from ares_jax.plan.hlo_text import asynchronous, bytes_of, channel
 # Bytes that a device sends in a ring of n devices, divided by the bytes it holds before (for an
 # all-gather: after).
 SENT = {
-  "all-gather": lambda n: (n - 1) / n,
-  "reduce-scatter": lambda n: (n - 1) / n,
+  **dict.fromkeys(("all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
+                  lambda n: (n - 1) / n),
   "all-reduce": lambda n: 2 * (n - 1) / n,
-  "all-to-all": lambda n: (n - 1) / n,
-  "ragged-all-to-all": lambda n: (n - 1) / n,
-  "collective-permute": lambda n: 1.0,
-  "collective-broadcast": lambda n: 1.0,
-}
+  **dict.fromkeys(("collective-permute", "collective-broadcast"), lambda n: 1.0)}
 # These name or combine existing values, or call a computation that is counted by itself.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
         "call", "after-all", "partition-id", "replica-id", "opt-barrier", "iota", "async-start",
@@ -31,6 +28,7 @@ FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while
 IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}
 SLICES = ("dynamic-slice", "slice", "gather")
 _ACROSS = "across "  # prefix of the kind of a collective between slices
+_MEMORY = "memory"  # beside the kinds of collectives: bytes read and written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +55,8 @@ def hlo_cost(text):
   if entry is None:
     raise ValueError("the text has no ENTRY computation; pass compiled.as_text()")
   walk = _Walk(computations)
-  sent, memory = walk.total(entry)
+  sent = dict(walk.total(entry))
+  memory = sent.pop(_MEMORY, 0.0)
   across = sum(sent.pop(kind) for kind in list(sent) if kind.startswith(_ACROSS))
   return HloCost(sent, across, memory, tuple(sorted(walk.unbounded)))
 
@@ -95,39 +94,32 @@ class _Walk:
     return channel(item) in self.spread and (channel(item), where) not in self.starts
 
   def total(self, name):
-    """({kind: bytes sent}, bytes of memory) of one run of a computation, cached."""
+    """Counter of {kind: bytes sent, _MEMORY: bytes} of one run of a computation, cached."""
     if name not in self.totals:
       self.totals[name] = self._total(name)
     return self.totals[name]
 
   def _total(self, name):
-    sent, memory = {}, 0.0
-
-    def add(part, times=1):
-      nonlocal memory
-      for kind, size in part[0].items():
-        sent[kind] = sent.get(kind, 0.0) + times * size
-      memory += times * part[1]
-
+    total = collections.Counter()
     for item in self.computations[name].values():
       if item.opcode == "while":
         (body,), (condition,) = item.called("body"), item.called("condition")
         trips = self._trips(name, item, condition, body)
-        add(self.total(body), trips)
-        add(self.total(condition), trips)
+        for part in (self.total(body), self.total(condition)):
+          total.update({kind: trips * size for kind, size in part.items()})
       elif item.opcode == "conditional":
         branches = map(self.total, item.called(
           "branch_computations", "true_computation", "false_computation"))
-        add(max(branches, key=lambda part: sum(part[0].values()) + part[1]))
+        total.update(max(branches, key=collections.Counter.total))
       elif item.opcode == "fusion":
         (called,) = item.called("calls")
-        add((self.total(called)[0], self._memory(name, item)))
+        total.update({**self.total(called), _MEMORY: self._memory(name, item)})
       elif item.opcode in ("call", "async-start"):
         for called in item.called("calls", "to_apply"):
-          add(self.total(called))
+          total.update(self.total(called))
       else:
-        add((self._sent(name, item), self._memory(name, item)))
-    return sent, memory
+        total.update({**self._sent(name, item), _MEMORY: self._memory(name, item)})
+    return total
 
   def _sent(self, where, item):
     kind, table = item.opcode.removesuffix("-start"), self.computations[where]

@@ -118,9 +118,8 @@ def _plan_program(program, chip, devices, model_flops):
 def compile_for_chips(traced):
   """Compiles a `jax.stages.Traced`: (compiled program, its text or None).
 
-  The text is read from libtpu's dump, because `compiled.as_text()` fails for large programs: jaxlib
-  cannot parse everything that libtpu writes for v5p and v6e (asynchronous calls with late
-  operands).
+  The text is libtpu's dump, because `compiled.as_text()` fails for large programs of v5p and v6e:
+  jaxlib cannot parse asynchronous calls with late operands.
   """
   with tempfile.TemporaryDirectory() as folder:
     compiled = traced.lower().compile(
@@ -185,11 +184,8 @@ def _memory_table(plan):
            "| program | arguments | outputs | temporaries | aliases | held beside | total | |",
            "| --- " * 8 + "|"]
   for part in plan.programs:
-    memory = part.memory
-    sizes = (memory.arguments, memory.outputs, memory.temporaries, memory.aliases, memory.beside,
-             memory.total)
-    verdict = (f"**{memory.over / GIB:.2f} too many**" if memory.over > 0 else
-               f"fits, {-memory.over / GIB:.2f} left")
+    *sizes, over = dataclasses.astuple(part.memory)
+    verdict = f"**{over / GIB:.2f} too many**" if over > 0 else f"fits, {-over / GIB:.2f} left"
     lines.append(f"| {part.name} | {' | '.join(map(gib, sizes))} | {verdict} |")
   return lines
 
