@@ -1,11 +1,10 @@
 """The records of a config, with `TrainConfig` at the top; configs/*.py hold the numbers."""
 
+import contextlib
 import dataclasses
+import operator
 import os
-from collections.abc import Mapping
 from typing import Literal
-
-from ml_collections import ConfigDict
 
 from ares_jax.data.prompts import PromptConfig
 from ares_jax.models import lora
@@ -82,24 +81,19 @@ class GradeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-  """How often a stage saves."""
-
   save_every: int  # steps between checkpoints; the last step is always saved
   keep: int  # newest checkpoints kept; with 1 none is left when that one is damaged
   strict: bool  # refuse a damaged checkpoint, do not resume from an older one
   max_skipped: int  # skipped updates in a row; one more stops the run
 
   def __post_init__(self):
-    if self.save_every < 1 or self.keep < 1:
-      raise ValueError(f"save_every = {self.save_every} and keep = {self.keep} must be >= 1")
-    if self.max_skipped < 0:
-      raise ValueError(f"max_skipped = {self.max_skipped} must be >= 0")
+    if self.save_every < 1 or self.keep < 1 or self.max_skipped < 0:
+      raise ValueError(f"save_every = {self.save_every} and keep = {self.keep} must be >= 1, "
+                       f"max_skipped = {self.max_skipped} >= 0")
 
 
 @dataclasses.dataclass(frozen=True)
 class AepoConfig:
-  """Reinforcement learning."""
-
   steps: int  # iterations; 0 leaves the stage out
   prompts: int  # P
   group: int  # G
@@ -141,8 +135,6 @@ class AepoConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig:
-  """Supervised fine-tuning."""
-
   steps: int  # 0 leaves the stage out
   batch: int  # examples per step
   shuffle: bool  # False keeps the rows in their order, as for a curriculum
@@ -185,8 +177,6 @@ class CurateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-  """How a model is evaluated."""
-
   problems: int  # held-out problems
   samples: int  # sampled answers per problem, besides the greedy one
   batch: int  # problems per sampling call
@@ -200,13 +190,9 @@ class EvaluateConfig:
     self.sampling(1)
 
   def sampling(self, max_tokens, *, greedy=False):
-    """SamplingConfig of the sampled answers, or of the greedy one.
-
-    Raises:
-      ValueError: a number is out of range.
-    """
-    return SamplingConfig(temperature=0.0 if greedy else self.temperature,
-                          top_p=1.0 if greedy else self.top_p, top_k=0, min_tokens=0,
+    """SamplingConfig of the sampled answers, or of the greedy one."""
+    temperature, top_p = (0.0, 1.0) if greedy else (self.temperature, self.top_p)
+    return SamplingConfig(temperature=temperature, top_p=top_p, top_k=0, min_tokens=0,
                           max_tokens=max_tokens)
 
 
@@ -237,10 +223,9 @@ class TrainConfig:
   wandb: WandbConfig = setting(free=True)
 
   def __post_init__(self):
-    if self.threads < 1:
-      raise ValueError(f"threads = {self.threads} must be >= 1")
-    if self.stall_minutes <= 0:
-      raise ValueError(f"stall_minutes = {self.stall_minutes} must be > 0")
+    if self.threads < 1 or self.stall_minutes <= 0:
+      raise ValueError(f"threads = {self.threads} must be >= 1, stall_minutes = "
+                       f"{self.stall_minutes} > 0")
     if self.data.digits is None and self.model.path == "":
       raise ValueError("model.path is missing: a fresh model can read only the digits problem; "
                        "other data need a pretrained one")
@@ -252,23 +237,12 @@ class TrainConfig:
 
 
 def build_config(values):
-  """TrainConfig of an ml_collections config. The folder of the model need not exist.
-
-  Raises:
-    ConfigError: a mistake in the config; the message is one line.
-  """
+  """TrainConfig of a ConfigDict; ConfigError names a mistake. The model's folder need not exist."""
   for old, new in RENAMED_SETTINGS.items():
-    if _has(values, old):
+    with contextlib.suppress(AttributeError):  # a setting on the way is missing or None
+      operator.attrgetter(old)(values)
       raise ConfigError(f"config.{old} is called config.{new} since version 0.2; rename it")
   return build(TrainConfig, values, "config")
-
-
-def _has(values, key):
-  for name in key.split("."):
-    if not isinstance(values, Mapping | ConfigDict) or name not in values:
-      return False
-    values = values[name]
-  return True
 
 
 def read_config(values):

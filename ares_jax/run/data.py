@@ -55,13 +55,7 @@ class RunData:
   """The sources of a run, by kind: "warmup", "sft", "rl" and "eval"."""
 
   def __init__(self, config, encoder, grader, workdir):
-    """
-    Args:
-      config: TrainConfig.
-      encoder: data.prompts.Encoder.
-      grader: GradingPool.
-      workdir: the run's folder, where bad rows are listed; None where none may be skipped.
-    """
+    """Of a TrainConfig, Encoder and GradingPool; bad rows are listed in `workdir`, if any."""
     self._config, self._encoder, self._grader = config, encoder, grader
     self._workdir, self._opened = workdir, {}
 
@@ -77,10 +71,8 @@ class RunData:
     return self._opened[kind]
 
   def check_truths(self, kind):
-    """Reads all rows once; ValueError names truths that count as wrong when a model writes them.
-
-    Truths of the digits problem are right, and bad_rows = "skip" has looked at all rows already.
-    """
+    """Reads all rows once; ValueError names truths that count as wrong when a model writes them."""
+    # Truths of the digits problem are right, and "skip" has looked at all rows already.
     if self._config.data.files is None or self._config.data.bad_rows == "skip":
       return
     source = self.source(kind)
@@ -124,7 +116,12 @@ class RunData:
       raise ValueError("data.bad_rows = 'skip' lists bad rows in the run's folder; this command "
                        "has none, set it to 'error'")
     path = os.path.join(self._workdir, "bad_rows.jsonl")
-    lines = _read_list(path)
+    lines = []
+    if os.path.exists(path):
+      with open(path, encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    for line in lines:
+      line["data"] = RENAMED_DATA.get(line["data"], line["data"])
     listed = [line for line in lines if line["data"] == kind]
     bad = [[line for line in listed[1:] if line["part"] == part]
            for part in range(len(mixture.parts))]
@@ -156,39 +153,27 @@ class RunData:
   def _check(self, kind):
     """Function of a row that raises BadRow where the stage cannot use it."""
     config = self._config
+    if kind not in ("warmup", "sft"):
+      return functools.partial(validation.check_rl_row, self._encoder)
+    section = getattr(config, STAGE_OF[kind])
+    limits = dict(row_tokens=section.row_tokens, row_windows=section.row_windows)
     if kind == "warmup":
-      return functools.partial(validation.check_sft_row, self._encoder,
-                               row_tokens=config.warmup.row_tokens,
-                               row_windows=config.warmup.row_windows)
-    if kind == "sft":
-      column = config.curate.pass_rates == "column"
-      return functools.partial(validation.check_curation_row, self._encoder,
-                               samples=config.curate.samples if column else None,
-                               row_tokens=config.adacs.row_tokens,
-                               row_windows=config.adacs.row_windows)
-    return functools.partial(validation.check_rl_row, self._encoder)
+      return functools.partial(validation.check_sft_row, self._encoder, **limits)
+    samples = config.curate.samples if config.curate.pass_rates == "column" else None
+    return functools.partial(validation.check_curation_row, self._encoder, samples=samples,
+                             **limits)
 
   def _fingerprint(self, kind, mixture):
     """16 hex digits of all that decides which rows are bad, except the images."""
-    config, files = self._config, []
-    for path in (path for part in mixture.parts for path in part.files):
-      stat = path.stat()
-      files.append([path.name, stat.length, stat.mtime])
+    config = self._config
+    paths = [path for part in mixture.parts for path in part.files]
+    files = [[path.name, path.stat().length, path.stat().mtime] for path in paths]
     decides = [dataclasses.asdict(source) for source in getattr(config.data.files, kind)]
     decides += [[len(part) for part in mixture.parts], files, dataclasses.asdict(config.prompt),
                 config.grade.grader, config.model.path, config.warmup.row_tokens,
                 config.warmup.row_windows, config.adacs.row_tokens, config.adacs.row_windows,
                 config.curate.pass_rates, config.curate.samples]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
-
-
-def _read_list(path):
-  """Lines of a bad_rows.jsonl; a missing file has none."""
-  if not os.path.exists(path):
-    return []
-  with open(path, encoding="utf-8") as file:
-    lines = [json.loads(line) for line in file]
-  return [line | {"data": RENAMED_DATA.get(line["data"], line["data"])} for line in lines]
 
 
 def _note(text):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 
 
 @contextlib.contextmanager
@@ -35,10 +36,9 @@ def write_json(path, value):
 
 
 # Names that runs made before version 0.2 wrote, and the names of today.
-RENAMED = {"formatted": "format_ok", "thought": "shows_work", "place": "index",
-           "reward/formatted": "reward/format_ok",
-           "batch/rows/place": "batch/rows/response_index"}
-_RENAMED_START = {"fault/": "nonfinite/"}
+_RENAMED = {"formatted": "format_ok", "thought": "shows_work", "place": "index",
+            "reward/formatted": "reward/format_ok",
+            "batch/rows/place": "batch/rows/response_index"}
 RENAMED_DATA = {"lessons": "warmup", "curated": "sft", "prompts": "rl", "test": "eval"}
 # Settings and digests by their complete key: aepo.prompts, for example, is still called so.
 RENAMED_SETTINGS = {
@@ -51,9 +51,7 @@ RENAMED_SETTINGS = {
 def current_names(value, section=""):
   """A JSON value with the keys of older runs under the names of today.
 
-  Args:
-    value: of a run's file.
-    section: the dotted key at which `value` stands there, with a point behind it.
+  `section` is the dotted key at which `value` stands in a run's file, with a point behind it.
   """
   if isinstance(value, list):
     return [current_names(item, section) for item in value]
@@ -62,9 +60,7 @@ def current_names(value, section=""):
   found = {}
   for key, item in value.items():
     name = RENAMED_SETTINGS.get(section + key, section + key).removeprefix(section)
-    name = RENAMED.get(name, name)
-    for old, new in _RENAMED_START.items():
-      name = new + name.removeprefix(old) if name.startswith(old) else name
+    name = re.sub("^fault/", "nonfinite/", _RENAMED.get(name, name))
     found[name] = current_names(item, f"{section}{key}.")
   return found
 

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import pathlib
 import socket
 import threading
 import time
@@ -24,25 +25,24 @@ def lock(workdir):
   do not show locks to other hosts; those go by the time of the file, which is updated all along.
 
   Raises:
-    ValueError: another run holds the lock; names it.
-    OSError: the folder cannot be written.
+    ValueError: another run holds the lock.
   """
   os.makedirs(workdir, exist_ok=True)
   path = os.path.join(workdir, "lock")
   with open(path, "a+", encoding="utf-8") as file:
     quiet = time.time() - os.fstat(file.fileno()).st_mtime
     file.seek(0)
-    holder = _holder(file.read())
+    host, holder = _holder(file.read())
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      raise ValueError(f"{workdir} is in use by {holder['text']}; stop that run or use another "
+      raise ValueError(f"{workdir} is in use by {holder}; stop that run or use another "
                        "--workdir") from None
-    if holder["host"] not in ("", socket.gethostname()) and quiet < _GONE:
-      raise ValueError(f"{workdir} is in use by {holder['text']}, seen {quiet:.0f} s ago; stop "
-                       f"that run, or wait {_GONE:.0f} s if it is gone, or use another --workdir")
-    if holder["host"]:
-      logging.warning("%s: the lock of %s is stale: that run was killed", workdir, holder["text"])
+    if host not in ("", socket.gethostname()) and quiet < _GONE:
+      raise ValueError(f"{workdir} is in use by {holder}, seen {quiet:.0f} s ago; stop that run, "
+                       f"or wait {_GONE:.0f} s if it is gone, or use another --workdir")
+    if host:
+      logging.warning("%s: the lock of %s is stale: that run was killed", workdir, holder)
     file.truncate(0)
     json.dump({"host": socket.gethostname(), "pid": os.getpid(),
                "time": time.strftime("%Y-%m-%d %H:%M:%S %z")}, file)
@@ -59,25 +59,13 @@ def lock(workdir):
       file.truncate(0)
 
 
-def read_lock(workdir):
-  """The text in the lock of a folder; "" without a lock."""
-  path = os.path.join(workdir, "lock")
-  if not os.path.exists(path):
-    return ""
-  with open(path, encoding="utf-8") as file:
-    return file.read()
-
-
 @contextlib.contextmanager
 def one_run(workdir):
-  """`lock`, held by process 0 for all processes of a run.
-
-  Raises:
-    ValueError: another run holds the lock, or a process does not see it in its own `workdir`.
-  """
+  """`lock`, held by process 0; ValueError where a process does not see it in its `workdir`."""
+  path = pathlib.Path(workdir, "lock")
   with contextlib.ExitStack() as stack:
     hosts.on_process_0(lambda: stack.enter_context(lock(workdir)))
-    seen = hosts.allgather(lambda: read_lock(workdir).encode())
+    seen = hosts.allgather(lambda: path.read_bytes() if path.exists() else b"")
     for number, there in enumerate(seen):
       if there != seen[0]:
         raise ValueError(f"process {number} finds another {workdir} than process 0; --workdir must "
@@ -86,13 +74,12 @@ def one_run(workdir):
 
 
 def _holder(text):
-  """{"host", "text"}: host and description of the process that wrote a lock; "" for no host."""
+  """(host, description) of the process that wrote a lock; "" for an unknown host."""
   try:
     record = json.loads(text)
-    return {"host": record["host"], "text":
-            f"process {record['pid']} on {record['host']} since {record['time']}"}
+    return record["host"], "process {pid} on {host} since {time}".format(**record)
   except (ValueError, KeyError, TypeError):
-    return {"host": "", "text": "another process"}
+    return "", "another process"
 
 
 def _renew(over, path):

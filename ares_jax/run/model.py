@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import os
 
 import jax
@@ -13,6 +12,7 @@ from ares_jax.data.chat import Chat
 from ares_jax.data.prompts import Encoder
 from ares_jax.models import hf_config, weights
 from ares_jax.models.config import PUBLISHED_SIZES, ModelConfig
+from ares_jax.run.files import read_json
 from ares_jax.sampling.rollout import Generator
 from ares_jax.system.profiler import PhaseTimer
 
@@ -27,13 +27,7 @@ class OpenModel:
   allowed: np.ndarray  # bool [V], tokens that an answer may hold
 
   def generator(self, prompt, engine, grader=None):
-    """Generator that answers prompts with this model.
-
-    Args:
-      prompt: PromptConfig.
-      engine: EngineConfig.
-      grader: GradingPool, or None where no answer is graded.
-    """
+    """Generator that answers prompts with this model; grader None where no answer is graded."""
     vision = self.config.vision
     encoder = Encoder(Chat(self.tokenizer, prompt.suffix, self.config.image_token), prompt,
                       vision.window, vision.patch, vision.merge)
@@ -43,11 +37,8 @@ class OpenModel:
 def open_model(section):
   """OpenModel of a ModelSection. Every command that samples or trains opens its model here.
 
-  Args:
-    section: its `path` is a Hugging Face folder, or "" for a fresh model of the digits problem.
-
   Raises:
-    ValueError: the folder does not exist or is no Qwen2.5-VL model.
+    ValueError: the section's folder does not exist or is no Qwen2.5-VL model.
   """
   if section.path:
     if not os.path.isdir(section.path):
@@ -58,8 +49,7 @@ def open_model(section):
     tokenizer = transformers.AutoTokenizer.from_pretrained(section.path)
   else:
     tokenizer = digits.tokenizer()
-  config = model_config(section)
-  end = end_tokens(section.path, tokenizer)
+  config, end = model_config(section), end_tokens(section.path, tokenizer)
   return OpenModel(config, tokenizer, end, allowed_tokens(tokenizer, config.vocab, end))
 
 
@@ -71,16 +61,14 @@ def model_config(section):
       a published model, for which no file is needed, or is "" for a fresh model of `sizes`.
 
   Raises:
-    ValueError: the path is neither, or the folder is no Qwen2.5-VL model.
+    ValueError: the path is none of these, or the folder is no Qwen2.5-VL model.
   """
   run = dict(compute_dtype=section.compute_dtype, remat=section.remat, unroll=section.unroll)
   if not section.path:
     tokenizer = digits.tokenizer()
     return ModelConfig(
-      **{field.name: getattr(section.sizes, field.name)
-         for field in dataclasses.fields(section.sizes)}, **run,
-      vocab=-(-len(tokenizer) // 8) * 8,  # rounded up, so that 8 devices divide the embedding
-      image_token=tokenizer.convert_tokens_to_ids("<|image_pad|>"))
+      **vars(section.sizes), **run, image_token=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+      vocab=-(-len(tokenizer) // 8) * 8)  # rounded up, so that 8 devices divide the embedding
   if os.path.isdir(section.path):
     return hf_config.model_config(section.path, **run)
   name = os.path.basename(section.path)
@@ -91,14 +79,9 @@ def model_config(section):
 
 
 def first_weights(config, model):
-  """Weights that a run starts from, on the current mesh: a folder's, or fresh ones.
+  """Weights that a run starts from, on the current mesh: those of its folder, or fresh ones.
 
-  Args:
-    config: TrainConfig.
-    model: ModelConfig.
-
-  Returns:
-    float32 weights; in the compute dtype where adapters are trained and the weights stay.
+  They are float32, or of the compute dtype where adapters are trained and the weights stay.
   """
   devices = jax.sharding.get_mesh()
   dtype = jax.numpy.dtype(config.model.compute_dtype if config.model.lora.rank else "float32")
@@ -113,24 +96,16 @@ def first_weights(config, model):
 def end_tokens(folder, tokenizer):
   """Ids that end an answer: those of the folder's generation_config.json, as in transformers.
 
-  Args:
-    folder: of the model; "" for a fresh one.
-    tokenizer: its end-of-text token is taken where the folder names none.
+  The tokenizer's end-of-text token is taken where the folder names none or is "".
   """
-  path, ids = os.path.join(folder, "generation_config.json"), None
-  if folder and os.path.isfile(path):
-    with open(path, encoding="utf-8") as file:
-      ids = json.load(file).get("eos_token_id")
+  ids = read_json(folder, "generation_config.json").get("eos_token_id") if folder else None
   if ids is None:
     ids = tokenizer.eos_token_id
   return tuple(ids) if isinstance(ids, list) else (ids,)
 
 
 def allowed_tokens(tokenizer, vocab, end):
-  """bool [V]: tokens that an answer may hold.
-
-  All but ids beyond the tokenizer and special tokens; those of `end` are allowed.
-  """
+  """bool [V]: tokens that an answer may hold: those of `end` and all that are not special."""
   allowed = np.zeros(vocab, bool)
   allowed[: len(tokenizer)] = True
   allowed[[index for index in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder)

@@ -18,15 +18,14 @@ def dump_batch(workdir, stage, step, batch):
 
   Only the newest three files are kept. A batch that cannot be written is dropped with a warning.
   """
-  folder = os.path.join(workdir, "nonfinite")
   arrays = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
             for path, leaf in jax.tree_util.tree_leaves_with_path(mesh.fetch(batch))}
   if jax.process_index():
     return
+  folder = os.path.join(workdir, "nonfinite")
   try:
     os.makedirs(folder, exist_ok=True)
-    with atomic_write(os.path.join(folder, f"{stage}-{step}.npz")) as path, open(path,
-                                                                                 "wb") as file:
+    with atomic_write(f"{folder}/{stage}-{step}.npz") as path, open(path, "wb") as file:
       np.savez_compressed(file, **arrays)
   except OSError as error:
     # A full disk shall not end the run.

@@ -1,7 +1,7 @@
 """Restores the trained parameters of a run: weights, or adapters and the base under them.
 
-The checkpoints of a run that trains adapters contain the adapters only. The base is read again from
-the folder that the run read it from, and checked against the digests in WORKDIR/base.json.
+Checkpoints of a run that trains adapters lack the base. It is read again from the model's folder
+and checked against the digests in WORKDIR/base.json.
 """
 
 import dataclasses
@@ -20,18 +20,11 @@ from ares_jax.run.model import first_weights
 
 
 def restore_params(workdir, stage, config, model):
-  """Reads the newest checkpoint of a stage onto the current mesh.
-
-  Args:
-    workdir: folder of the run.
-    stage: one of identity.STAGES.
-    config: TrainConfig of the run.
-    model: ModelConfig.
+  """Reads the newest checkpoint of a stage of a run onto the current mesh.
 
   Returns:
-    step: of the checkpoint.
-    params: trained parameters: weights, or adapters.
-    base: lora.Base under the adapters, or None.
+    (step, params, base): number of the checkpoint; weights and None, or adapters and their
+    lora.Base.
 
   Raises:
     ValueError: there is no checkpoint, it is of another model, or the base or config.model.lora

@@ -34,7 +34,7 @@ class Run:
     return self.data.source(name)
 
   def init_params(self):
-    """First weights, on the current mesh: from the Hugging Face folder, or fresh."""
+    """`model.first_weights` of the run."""
     return first_weights(self.config, self.model)
 
   def start(self):
