@@ -20,10 +20,9 @@ from ares_jax.data.sources import epochs
 from ares_jax.data.traces import encode_example, trace_batch
 from ares_jax.models import flops
 from ares_jax.models.weights import Params
-from ares_jax.run.files import read_json, write_json, write_text
+from ares_jax.run.files import dump_batch, read_json, write_json, write_text
 from ares_jax.run.identity import check_curation
 from ares_jax.run.loop import run_stage
-from ares_jax.run.nonfinite import dump_batch
 from ares_jax.run.progress import Progress
 from ares_jax.run.setup import StageContext
 from ares_jax.sampling.sampler import SamplingConfig, stage_key

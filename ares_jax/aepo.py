@@ -17,9 +17,9 @@ import numpy as np
 from ares_jax.data.sharded import sharded_stream
 from ares_jax.data.sources import epochs
 from ares_jax.models import flops, lora
+from ares_jax.run.files import dump_batch
 from ares_jax.run.loop import run_stage
 from ares_jax.run.metrics import truncate_lines
-from ares_jax.run.nonfinite import dump_batch
 from ares_jax.run.responses import GradedResponses, write_rollouts
 from ares_jax.sampling.branching import Branching
 from ares_jax.sampling.rollout import collect

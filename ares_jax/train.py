@@ -60,8 +60,8 @@ def main():
   shard = adacs.parse_shard(_CURATE.value, config)
   workdir = _workdir(shard)
   profile = _profile(config, workdir)
-  with join_cluster(config.hosts), heartbeat.stop_signals(), one_run(workdir), \
-      _watchdog(workdir, config):
+  with join_cluster(config.hosts), heartbeat.stop_signals(), one_run(workdir), heartbeat.watchdog(
+      os.path.join(workdir, hosts.local_name("stacks.txt")), config.stall_minutes):
     identity.check_equal(values, workdir, {flag.name: flag.value for flag in (
       _ALLOW_CHANGE, _CHECK, _REPLAY, _PROFILE, _CURATE)})
     settings = json.loads(values.to_json_best_effort())
@@ -69,10 +69,12 @@ def main():
       # Early, for open_run may read all rows; written when the data are found to be usable.
       hosts.on_process_0(lambda: identity.check_records(
         workdir, {"config.json": settings}, _ALLOW_CHANGE.value))
-    with jax.set_mesh(_mesh(config.mesh)), \
-        open_run(config, workdir=workdir, check=not shard) as parts:
+    devices = mesh.make_mesh(config.mesh.data, config.mesh.model, slices=config.mesh.slice)
+    with jax.set_mesh(devices), open_run(config, workdir=workdir, check=not shard) as parts:
       if _CHECK.value:
-        _check(parts)
+        checked = check.check_programs(config, parts.model, parts.generator.end, _note)
+        _print(check.memory_table(checked))
+        check.require_fit(checked, config, parts.model)
       elif _REPLAY.value:
         _print(replay_text(_REPLAY.value, *replay(parts, workdir, _REPLAY.value)))
       else:
@@ -93,11 +95,11 @@ def train(parts, workdir, until="end", allow=()):
   Args:
     parts: setup.Run.
     workdir: folder of the run; what is finished there is not done again.
-    until: "curation" ends before stage 1 learns from what was chosen.
+    until: "curation" ends before stage 1 learns from the responses that were chosen.
     allow: keys of base.json that may differ.
 
   Returns:
-    What was trained: weights, or adapters.
+    the trained weights or adapters.
   """
   config = parts.config
   results = StageResults(parts, workdir)
@@ -109,8 +111,7 @@ def train(parts, workdir, until="end", allow=()):
     write_text(os.path.join(workdir, "parameters.txt"), table + "\n")
   context = StageContext(parts.generator, workdir, config.seed, config.threads, base)
   if config.warmup.steps:
-    params = adacs.fine_tune(params, parts.source("warmup"), config.warmup, context,
-                             stage="warmup")
+    params = adacs.fine_tune(params, parts.source("warmup"), config.warmup, context, stage="warmup")
     results.add("warmup", lora.join(base, params))
   if config.adacs.steps:
     probe = adacs.Probe(lora.join(base, params), config.aepo.sampling.max_tokens)
@@ -144,27 +145,11 @@ def _profile(config, workdir):
   return profiler.profile_steps(os.path.join(workdir, "profile"), stage, *steps)
 
 
-def _watchdog(workdir, config):
-  path = os.path.join(workdir, hosts.local_name("stacks.txt"))
-  return heartbeat.watchdog(path, config.stall_minutes)
-
-
-def _mesh(config):
-  return mesh.make_mesh(config.data, config.model, slices=config.slice)
-
-
 def _keep_records(parts, workdir, settings):
   """Writes config.json and fingerprint.json, after a look at what the folder holds already."""
   records = {"config.json": settings, "fingerprint.json": identity.fingerprint(parts)}
   hosts.check_same(records["fingerprint.json"], "reads other files")
   hosts.on_process_0(lambda: identity.keep_records(workdir, records, _ALLOW_CHANGE.value))
-
-
-def _check(parts):
-  """Compiles the largest programs and prints their memory."""
-  checked = check.check_programs(parts.config, parts.model, parts.generator.end, _note)
-  _print(check.memory_table(checked))
-  check.require_fit(checked, parts.config, parts.model)
 
 
 def _note(line):

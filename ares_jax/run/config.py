@@ -187,7 +187,7 @@ class EvaluateConfig:
     if min(self.problems, self.samples, self.batch) < 1:
       raise ValueError(f"problems = {self.problems}, samples = {self.samples} and "
                        f"batch = {self.batch} must be >= 1")
-    self.sampling(1)
+    self.sampling(1)  # refuses numbers out of range
 
   def sampling(self, max_tokens, *, greedy=False):
     """SamplingConfig of the sampled answers, or of the greedy one."""
@@ -198,10 +198,7 @@ class EvaluateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-  """All settings of a run; configs/*.py hold the numbers.
-
-  Every setting has a mark, its own or its section's (run/identity.py: `Use`).
-  """
+  """All settings of a run. Each has marks (identity.Use), its own or those of its section."""
 
   seed: int = setting(first_read_by="warmup", curation=True)
   threads: int = setting(free=True, per_host=True)  # data reading threads

@@ -128,6 +128,7 @@ class RunData:
     checked = self._fingerprint(kind, mixture)
     scan = functools.partial(validation.find_bad_rows, check=self._check(kind),
                              grader=self._grader, threads=self._config.threads)
+    note = functools.partial(print, file=sys.stderr, flush=True)
     outdated = ""
     if listed and listed[0]["checked"] != checked:
       outdated = "files or limits have changed"
@@ -136,17 +137,16 @@ class RunData:
       # Images are files of their own, and may be mended where no data file changes.
       outdated = "listed rows were mended"
     if outdated:
-      _note(f"{kind!r} data: {outdated} since {path} was made; looking at all rows again")
+      note(f"{kind!r} data: {outdated} since {path} was made; looking at all rows again")
     if outdated or not listed:
       bad = [scan(part, numbers=range(len(part))) for part in mixture.parts]
-      counts = validation.count_rows(mixture, bad)
       others = [line for line in lines if line["data"] != kind]
-      head = {"data": kind, "checked": checked, "counts": counts}
+      head = {"data": kind, "checked": checked, "counts": validation.count_rows(mixture, bad)}
       rows = [{"data": kind, "part": part} | row for part, found in enumerate(bad) for row in found]
       os.makedirs(self._workdir, exist_ok=True)
       write_text(path, "".join(json.dumps(line) + "\n" for line in (*others, head, *rows)))
     for part in validation.count_rows(mixture, bad):
-      _note(f"{kind!r} data, {part['source']}: {part['used']} of {part['rows']} rows used, "
+      note(f"{kind!r} data, {part['source']}: {part['used']} of {part['rows']} rows used, "
             f"{part['quarantined']} quarantined {part['reasons'] or ''} {path}")
     return bad
 
@@ -174,7 +174,3 @@ class RunData:
                 config.warmup.row_windows, config.adacs.row_tokens, config.adacs.row_windows,
                 config.curate.pass_rates, config.curate.samples]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
-
-
-def _note(text):
-  print(text, file=sys.stderr, flush=True)

@@ -1,9 +1,18 @@
-"""Atomic writes, and the names that older runs used in their files."""
+"""Files in the folder of a run: atomic writes, dumped batches, names that older runs used."""
 
 import contextlib
+import glob
 import json
 import os
 import re
+
+import jax
+import numpy as np
+from absl import logging
+
+from ares_jax.system import mesh
+
+_BATCHES = 3  # dumped batches kept
 
 
 @contextlib.contextmanager
@@ -81,3 +90,24 @@ def require_json(workdir, name):
     raise ValueError(f"{os.path.join(workdir, name)} does not exist; give the folder of a run of "
                      "ares_jax.train")
   return found
+
+
+def dump_batch(workdir, stage, step, batch):
+  """Writes the batch of a step to WORKDIR/nonfinite/STAGE-STEP.npz, arrays under their tree paths.
+
+  Only the newest three files are kept. A batch that cannot be written is dropped with a warning.
+  """
+  arrays = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(mesh.fetch(batch))}
+  if jax.process_index():
+    return
+  folder = os.path.join(workdir, "nonfinite")
+  try:
+    os.makedirs(folder, exist_ok=True)
+    with atomic_write(f"{folder}/{stage}-{step}.npz") as path, open(path, "wb") as file:
+      np.savez_compressed(file, **arrays)
+  except OSError as error:
+    # A full disk shall not end the run.
+    logging.warning("the batch of %s step %d was not written: %s", stage, step, error)
+  for old in sorted(glob.glob(os.path.join(folder, "*.npz")), key=os.path.getmtime)[:-_BATCHES]:
+    os.remove(old)

@@ -163,10 +163,8 @@ def run_marks(workdir):
 
   Every checkpoint contains them. A folder without records gives {}.
   """
-  found = {}
-  for name in _RECORDS:
-    found |= _marks(read_json(workdir, name))
-  return found
+  return {key: value for name in _RECORDS
+          for key, value in _marks(read_json(workdir, name)).items()}
 
 
 def check_marks(workdir, stage, found, where):

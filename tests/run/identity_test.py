@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from ares_jax.run import config as run_config
-from ares_jax.run import files, identity, lock, nonfinite
+from ares_jax.run import files, identity, lock
 from ares_jax.system import config as config_lib
 
 HOLD = '''
@@ -89,7 +89,7 @@ def test_a_lock_is_renewed(tmp_path, monkeypatch):
 def test_a_dumped_batch_reads_back_and_three_are_kept(tmp_path):
   batch = {"tokens": np.arange(6).reshape(2, 3), "vision": {"patches": np.float32([np.nan])}}
   for step in range(5):
-    nonfinite.dump_batch(str(tmp_path), "aepo", step, batch)
+    files.dump_batch(str(tmp_path), "aepo", step, batch)
     os.utime(tmp_path / "nonfinite" / f"aepo-{step}.npz", (step, step))
   assert sorted(os.listdir(tmp_path / "nonfinite")) == ["aepo-2.npz", "aepo-3.npz", "aepo-4.npz"]
   with np.load(tmp_path / "nonfinite" / "aepo-4.npz") as file:

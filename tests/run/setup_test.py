@@ -6,7 +6,7 @@ import tiny
 
 from ares_jax.grading import pool as pool_lib
 from ares_jax.run import config as run_config
-from ares_jax.run import data, requirements, setup
+from ares_jax.run import data, setup
 from ares_jax.system import mesh
 from ares_jax.system.config import ConfigError
 
@@ -88,7 +88,7 @@ def test_truths_that_no_answer_meets_are_found_before_training(tmp_path):
     run = setup.Run(config, None, None, None, None, data.RunData(config, None, pool, None))
     with pytest.raises(ValueError, match="1 of 2 truths of the 'rl' data count as wrong when "
                                          "a model writes them: rl.jsonl:1: "):
-      requirements.check_run(run)
+      setup.check_run(run)
 
 
 @pytest.mark.parametrize("name", ["aepo_7b", "aepo_3b", "aepo_3b_lora_colab"])

@@ -14,7 +14,7 @@ from training.sft_step_test import between
 from ares_jax import aepo
 from ares_jax.diagnose import replay
 from ares_jax.models import weights
-from ares_jax.run import nonfinite, responses, setup
+from ares_jax.run import files, responses, setup
 from ares_jax.run.checkpoint.manager import Checkpoints
 from ares_jax.sampling.rollout import collect
 from ares_jax.system import mesh
@@ -286,7 +286,7 @@ def test_a_dumped_batch_is_replayed_and_its_term_named(prepared, tmp_path):
       rollout = dataclasses.replace(prepared.rollout, **(broken(prepared, name) if name else {}))
       batch, _ = aepo.pack_rollout(rollout, config, run.generator.encoder)
       state = aepo_step.init_state(config, prepared.params)
-      nonfinite.dump_batch(str(tmp_path), "aepo", 7, {"batch": batch,
+      files.dump_batch(str(tmp_path), "aepo", 7, {"batch": batch,
                                                       "controllers": state.controllers})
       if not kept:
         rename_arrays(path, {"batch/rows/response_index": "batch/rows/place"})  # as before 0.2

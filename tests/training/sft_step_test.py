@@ -15,7 +15,7 @@ from ares_jax.data.traces import trace_batch
 from ares_jax.diagnose import replay
 from ares_jax.models import qwen25_vl
 from ares_jax.models.vision import VisionInput
-from ares_jax.run import nonfinite, setup
+from ares_jax.run import files, setup
 from ares_jax.run.checkpoint.manager import Checkpoints
 from ares_jax.system import mesh
 from ares_jax.training import sft_step
@@ -172,7 +172,7 @@ def test_weights_that_are_not_finite_are_named_from_a_dumped_batch(prepared, tmp
     "final_norm": prepared.params["final_norm"] * np.nan}
   with jax.set_mesh(prepared.mesh):
     batch = sft_step.to_device(prepared.batch)
-    nonfinite.dump_batch(str(tmp_path), "warmup", 3, {"batch": batch})
+    files.dump_batch(str(tmp_path), "warmup", 3, {"batch": batch})
     state = sft_step.init_state(prepared.config, broken).replace(step=mesh.put(jnp.int32(2)))
     with Checkpoints(str(tmp_path / "warmup"), 1) as checkpoints:
       checkpoints.save(2, state, {})
