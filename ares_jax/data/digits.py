@@ -3,17 +3,11 @@
 The images are the 1,797 handwritten digits of scikit-learn (8x8 grey levels, UCI "Optical
 Recognition of Handwritten Digits"), drawn as coloured cells of one picture. A cell is 28 x 28 px,
 one visual token of Qwen2.5-VL. A question is a chain over cells, "Compute red + blue + green,
-modulo 10"; a chain of k cells is level k. The answer is one digit, in the format of real data:
-`<think> ... </think> \\boxed{8}`.
+modulo 10"; a chain of k cells is level k. A response is `<think> ... </think> \\boxed{8}`.
 
-A teacher writes three kinds of traces (`KINDS`):
-  direct    no working
-  stepwise  every digit read and every partial sum
-  check     stepwise, then a second pass after "wait check"
-With probability `slip` a partial sum is first written wrong and corrected after "wait", so that a
-model trained on such traces hesitates too.
-
-The handwriting is split by image: no image of training appears in evaluation.
+A teacher, which may slip and correct itself after "wait", writes three kinds of traces (`KINDS`):
+direct without working; stepwise with every digit read and every partial sum; and check, which is
+stepwise and then a second pass after "wait check".
 """
 
 import dataclasses
@@ -52,7 +46,7 @@ class DigitsConfig:
 
 @functools.cache
 def handwriting(split):
-  """Images of one split: for each digit a uint8 array [n, 8, 8], values 0..16."""
+  """Images of one split, which has them alone: for each digit uint8 [n, 8, 8], values 0..16."""
   if split not in SPLITS:
     raise ValueError(f"split {split!r} is not one of {SPLITS}")
   from sklearn.datasets import load_digits  # 1 s to import, needed only here

@@ -99,10 +99,7 @@ def patchify(image: np.ndarray, *, patch: int = 14, temporal_patch: int = 2,
              merge: int = 2) -> tuple[np.ndarray, Grid]:
   """Cuts an image, uint8 [H, W, 3] with sides that are multiples of patch * merge, into patches.
 
-  Args:
-    patch: px, side of a patch.
-    temporal_patch: number of frames in a patch; the image is repeated.
-    merge: patches per side of a merged unit.
+  A patch has a side of `patch` px and repeats the image in `temporal_patch` frames.
 
   Returns:
     patches: uint8 [n, C]; merged units in raster order, and the patches of each in raster order;
@@ -158,8 +155,7 @@ def pack_rows(rows: Sequence[Sequence[tuple[np.ndarray, Grid]]], *, windows: int
   Args:
     rows: for each row its images as (patches [n, C], grid), from `patchify`.
     windows: W, windows in every row.
-    window: px, side of a window.
-    patch: px, side of a patch.
+    window, patch: px, sides of a window and of a patch.
     merge: patches per side of a merged unit.
 
   Returns:

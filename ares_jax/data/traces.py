@@ -35,19 +35,14 @@ def encode_example(encoder, row):
 
 
 def trace_batch(encoder, rows, *, row_tokens, row_windows, row_multiple, examples=None):
-  """Packs examples into rows by first-fit-decreasing.
+  """Packs rows with a "response" by first-fit-decreasing; BadRow where one alone does not fit.
 
   Args:
-    encoder: a prompts.Encoder.
-    rows: rows with a "response".
     row_tokens: allowed values of T; the one with the fewest tokens in all is taken.
     row_windows: vision windows of a packed row.
     row_multiple: the number of rows is rounded up to a multiple, so that few shapes occur and
       devices divide it.
     examples: `encode_example` of each row; None: computed here.
-
-  Raises:
-    BadRow: an example alone is longer than a row.
   """
   if examples is None:
     examples = [encode_example(encoder, row) for row in rows]

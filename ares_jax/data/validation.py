@@ -106,10 +106,7 @@ def without_bad_rows(mixture, bad_rows):
 
 
 def count_rows(mixture, bad_rows):
-  """[{"source", "rows", "used", "quarantined", "reasons": {code: rows}}] of each part.
-
-  "rows" is always the sum of "used" and "quarantined".
-  """
+  """[{"source", "rows", "used", "quarantined", "reasons": {code: rows}}] of each part."""
   return [{"source": part.name, "rows": len(part), "used": len(part) - len(bad),
            "quarantined": len(bad),
            "reasons": dict(collections.Counter(row["reason"] for row in bad))}

@@ -83,10 +83,7 @@ def curation_report(lines, *, selection, count, samples, rng):
 
 
 def read_candidates(lines):
-  """Reads the right responses and counts the wrong ones.
-
-  Args:
-    lines: iterable of {"problem", "source", "passes", "tokens"}, see pass_rates.py.
+  """Reads the right responses and counts the wrong ones, from lines as in pass_rates.py.
 
   Returns:
     candidates: Candidates.
