@@ -16,8 +16,8 @@ from ares_jax.sampling.rollout import FilterConfig
 from ares_jax.sampling.sampler import EngineConfig, SamplingConfig
 from ares_jax.system.cluster import HostsConfig
 from ares_jax.system.config import ConfigError, build, setting
-from ares_jax.training.loss import KlConfig, LossConfig
 from ares_jax.training.optimizer import OptimizerConfig
+from ares_jax.training.policy_gradient import KlConfig, LossConfig
 from ares_jax.training.shaping import EntropyConfig, RewardConfig
 
 

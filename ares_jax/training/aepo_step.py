@@ -9,6 +9,7 @@ import functools
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ares_jax import ops
@@ -16,8 +17,7 @@ from ares_jax.models import lora
 from ares_jax.system import mesh
 from ares_jax.training import optimizer, policy_gradient
 from ares_jax.training.batch import split_minibatches
-from ares_jax.training.loss import Signal
-from ares_jax.training.policy_gradient import Minibatch
+from ares_jax.training.policy_gradient import Minibatch, Signal
 from ares_jax.training.shaping import Controllers, by_bucket, shape_rewards
 
 
@@ -38,38 +38,30 @@ def init_state(config, params, base=None):
   `params`, on that mesh, are weights, or adapters of the lora.Base `base`.
   """
   opt_state = optimizer.init_opt_state(optimizer.stage_optimizer(config, params, base), params)
-  controllers = Controllers(
-    threshold=jnp.float32(jnp.nan), hwe_target=jnp.full(3, jnp.nan, jnp.float32),
-    multiplier=jnp.zeros(3), kappa=jnp.float32(config.kl.start),
-    alpha=jnp.full(3, 0.5, jnp.float32))
-  return AepoState(params=params, opt_state=opt_state, **mesh.put(
-    {"step": jnp.int32(0), "batches": jnp.int32(0), "controllers": controllers}))
+  step, batches, controllers = mesh.put((np.int32(0), np.int32(0), _first_controllers(config)))
+  return AepoState(step, batches, params, opt_state, controllers)
 
 
 def abstract_state(config, params, base=None):
   """The shapes of `init_state` on the current mesh, of params and a base in shapes."""
   tx = optimizer.stage_optimizer(config, params, base)
-  three, count = mesh.abstract(jnp.float32, (3,)), mesh.abstract(jnp.int32, ())
-  controllers = Controllers(threshold=mesh.abstract(jnp.float32, ()), hwe_target=three,
-                            multiplier=three, kappa=three, alpha=three)
+  count = mesh.abstract(np.int32, ())
+  controllers = jax.tree.map(lambda x: mesh.abstract(x.dtype, x.shape), _first_controllers(config))
   return AepoState(count, count, params, optimizer.abstract_opt_state(tx, params), controllers)
+
+
+def _first_controllers(config):
+  return Controllers(np.float32(np.nan), hwe_target=np.full(3, np.nan, np.float32),
+                     multiplier=np.zeros(3, np.float32), kappa=np.float32(config.kl.start),
+                     alpha=np.full(3, 0.5, np.float32))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="state")
 def aepo_step(model, config, state, reference, batch, trigger_V, base=None):
-  """One iteration on a rollout batch (algorithm 1).
+  """One iteration on a RolloutBatch (algorithm 1): the new state, and float32 metrics.
 
-  Args:
-    model: ModelConfig.
-    config: AepoConfig.
-    state: AepoState; donated.
-    reference: like state.params, of the reference policy; config.frozen parts equal the state's.
-    batch: batch.RolloutBatch.
-    trigger_V: bool, tokens of V_sem (detectors "semantic" and "trigger").
-    base: lora.Base under the adapters that state and reference hold; None where they hold weights.
-
-  Returns:
-    state, metrics (float32 scalars).
+  `state` is donated. `reference` is like its params; parts that the config freezes are equal in
+  both. With a lora.Base `base` both hold adapters. trigger_V, bool, marks the tokens of V_sem.
   """
   # Rewards and advantages (lines 5-13).
   shaping, controllers, metrics = shape_rewards(
@@ -86,8 +78,7 @@ def aepo_step(model, config, state, reference, batch, trigger_V, base=None):
   signal = jax.tree.map(mesh.shard, Signal(
     advantage=advantage_B, bonus=shaping.bonus if config.reward.token_bonus else None,
     cover=shaping.cover, bucket=shaping.bucket, length=batch.response_mask.sum(1),
-    beta_3=jnp.float32(config.kl.beta) * state.controllers.kappa,
-    rho=config.kl.rho if config.kl.dynamic else 1.0))
+    beta_3=jnp.float32(config.kl.beta) * state.controllers.kappa))
   minibatches = _minibatches(model, config, lora.join(base, state.params), batch, base)
   reference = lora.join(base, reference)
   tx = optimizer.stage_optimizer(config, state.params, base)
@@ -99,7 +90,10 @@ def aepo_step(model, config, state, reference, batch, trigger_V, base=None):
     if config.loss.old_logprob == "sampler":
       # After an update the policy is not the one that sampled, so the gap from before it is kept.
       sums.metrics["loss/sampler_gap"] = jnp.where(gap < 0, sums.metrics["loss/sampler_gap"], gap)
-    sums.nonfinite.update(_bad_totals(config, sums.metrics))
+    loss = sums.metrics["loss/policy"] + sums.metrics["loss/kl"]
+    gap_is_large = sums.metrics["loss/sampler_gap"] > config.loss.sampler_gap[1]
+    sums.nonfinite.update(loss=(~jnp.isfinite(loss)).astype(int),
+                          sampler_gap=gap_is_large.astype(int))
     valid = sum([*nonfinite.values(), *sums.nonfinite.values()]) == 0
     rate = optimizer.learning_rate(config.optimizer, state.step, config.steps)
     params, opt_state, done = optimizer.apply_update(tx, grads, opt_state, params, rate, valid)
@@ -147,13 +141,6 @@ def _minibatches(model, config, policy, batch, base):
   else:
     return minibatches  # the gradient's forward pass gives the old log-probabilities
   return minibatches.replace(rows=batch.rows.replace(old_logprob=old_logprob))
-
-
-def _bad_totals(config, metrics):
-  """{name: 1 if this total of a minibatch is not finite or beyond its limit, else 0}."""
-  loss = metrics["loss/policy"] + metrics["loss/kl"]
-  return {"loss": (~jnp.isfinite(loss)).astype(int),
-          "sampler_gap": (metrics["loss/sampler_gap"] > config.loss.sampler_gap[1]).astype(int)}
 
 
 def _over_minibatches(sums, updates):

@@ -19,7 +19,7 @@ from ares_jax.run import setup
 from ares_jax.sampling.rollout import Rollout
 from ares_jax.sampling.sampler import Samples
 from ares_jax.system import mesh
-from ares_jax.training import aepo_step, loss, policy_gradient
+from ares_jax.training import aepo_step, policy_gradient
 
 pytestmark = pytest.mark.slow
 
@@ -178,10 +178,10 @@ def test_minibatches_together_equal_the_slow_reference_with_importance(case, ave
   cover = np.zeros(entropy.shape, bool)
   for b, row in enumerate(slow.cover):
     cover[b, :len(row)] = row
-  signal = loss.Signal(
+  signal = policy_gradient.Signal(
     advantage=jnp.float32([row[0] for row in slow.advantage]), bonus=None, cover=jnp.array(cover),
     bucket=jnp.int32(slow.bucket), length=jnp.int32(case.length),
-    beta_3=jnp.float32(config.kl.beta), rho=config.kl.rho)
+    beta_3=jnp.float32(config.kl.beta))
   with jax.set_mesh(mesh_of(1)):
     batch = case.batch(config, CORRECT[0], entropy, sampler)
     tokens = batch.rows.response_mask.sum((1, 2, 3))
