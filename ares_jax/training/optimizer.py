@@ -48,17 +48,11 @@ class OptimizerConfig:
 
 
 def learning_rate(config, step, total):
-  """The rate at `step` (0 = the first) of `total`: updates of stage 1, iterations of stage 2.
+  """The rate, float32, at `step` (0 = the first) of `total`; both may be traced.
 
-  The minibatches of an iteration share one rate. During the warm-up it is peak (step + 1) /
-  warmup_steps, then constant or a cosine from the peak to peak * final_fraction at `total`.
-
-  Args:
-    config: OptimizerConfig.
-    step, total: int or int32 [], may be traced.
-
-  Returns:
-    float32 [].
+  A step is an update of stage 1, or an iteration of stage 2, whose minibatches share one rate.
+  During the warm-up the rate is peak (step + 1) / warmup_steps, then constant or a cosine from the
+  peak to peak * final_fraction at `total`.
   """
   step, total = jnp.float32(step), jnp.float32(total)
   warmup = jnp.minimum((step + 1) / max(config.warmup_steps, 1), 1.0)
@@ -73,12 +67,9 @@ def learning_rate(config, step, total):
 
 
 def stage_optimizer(config, params, base=None):
-  """The optimizer of a stage, with the parts of `params` frozen that its config names.
+  """The optimizer of an AepoConfig or SftConfig, with the parts of `params` frozen that it names.
 
-  Args:
-    config: AepoConfig or SftConfig.
-    params: trained parameters: weights, or adapters of `base`.
-    base: lora.Base, or None.
+  `params` are weights, or adapters of the lora.Base `base`.
 
   Raises:
     ValueError: the config freezes a part that the weights do not have.
@@ -93,15 +84,10 @@ def stage_optimizer(config, params, base=None):
 
 
 def make_optimizer(config, *, trained=None):
-  """AdamW without its learning rate: clip, Adam moments, decoupled weight decay.
+  """AdamW without its learning rate, for `apply_update`: clip, Adam moments, decoupled decay.
 
-  Args:
-    config: OptimizerConfig.
-    trained: tree of bools like the params. Leaves that are False are frozen: they get no moments
-      and no update and have no part in clipping. None trains all.
-
-  Returns:
-    optax.GradientTransformation for `apply_update`.
+  Where `trained`, a tree of bools like the params, is False, a leaf is frozen: it gets no moments
+  and no update and has no part in clipping. None trains all.
   """
   chain = optax.chain(optax.clip_by_global_norm(config.clip), _moments(config),
                       optax.add_decayed_weights(config.weight_decay))
@@ -124,52 +110,37 @@ def _moments(config):
 
 def init_opt_state(tx, params):
   """First state of `tx`, sharded like the weights, which are on a mesh."""
-  shardings = jax.tree.map(lambda x: x.sharding, params)
-  return jax.jit(tx.init, out_shardings=state_shardings(tx, params, shardings))(params)
+  return _sharded_init(tx, params)(params)
 
 
 def abstract_opt_state(tx, params):
   """The shapes of `init_opt_state`, laid out like `params`, which are shapes on a mesh."""
-  found = []
-  # Inside a trace, because optax makes small arrays, which described devices cannot hold.
-  jax.eval_shape(lambda: found.append(
-    state_shardings(tx, params, jax.tree.map(lambda x: x.sharding, params))))
-  return jax.tree.map(
-    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-    jax.eval_shape(tx.init, params), found[0])
+  return _sharded_init(tx, params).eval_shape(params)
 
 
-def state_shardings(tx, params, shardings):
-  """Shardings of `tx`'s state: moments like their parameters, the rest replicated.
+def _sharded_init(tx, params):
+  """`tx.init`, jitted; it lays moments out like their parameters and replicates the rest.
 
-  The means of a factored moment are small and replicated too. `jit(tx.init)(params)` under Auto
-  axes gives replicated moments; pass these shardings as `out_shardings`.
-
-  Args:
-    tx: from `make_optimizer`.
-    params: params, concrete or abstract.
-    shardings: tree like the params; all NamedSharding, or all on one device.
+  The means of a factored moment are small and replicated too. Without `out_shardings` the moments
+  would be replicated under Auto axes.
   """
+  shardings = jax.tree.map(lambda x: x.sharding, params)
   replicated = jax.tree.leaves(shardings)[0]
   if isinstance(replicated, jax.sharding.NamedSharding):
     replicated = jax.sharding.NamedSharding(replicated.mesh, jax.sharding.PartitionSpec())
-  return _map_state(tx, lambda leaf, sharding: replicated if sharding is None else sharding,
-                    jax.eval_shape(tx.init, params), params, shardings)
+  found = []
+  # Inside a trace, because optax makes small arrays, which described devices cannot hold.
+  jax.eval_shape(lambda: found.append(_map_state(
+    tx, lambda leaf, sharding: replicated if sharding is None else sharding,
+    jax.eval_shape(tx.init, params), params, shardings)))
+  return jax.jit(tx.init, out_shardings=found[0])
 
 
 def keep_layout(tx, params, opt_state, specs):
-  """Constrains weights and moments to the weights' layout, for the end of a jitted step.
+  """Constrains weights and moments, at the end of a jitted step, to the weights' PartitionSpecs.
 
   Without constraints the compiler chooses the layout of the results, and the next call compiles
   again.
-
-  Args:
-    tx: from `make_optimizer`.
-    params, opt_state: of the step's result.
-    specs: tree of PartitionSpec like the params.
-
-  Returns:
-    params, opt_state.
   """
   opt_state = _map_state(tx, lambda leaf, spec: mesh.shard(leaf, *(spec or ())), opt_state, params,
                          specs)
@@ -193,19 +164,12 @@ def _map_state(tx, function, state, params, layouts):
 
 
 def apply_update(tx, grads, opt_state, params, rate, valid=True):
-  """Applies one update, or none if the gradient is not finite or not `valid`.
+  """Applies one update, or none if the gradient or its squares are not finite, or not `valid`.
 
-  Args:
-    tx: from `make_optimizer`.
-    grads: like `params`, any float dtype.
-    opt_state: from `tx.init`.
-    params: float32 leaves.
-    rate: float32 [], the learning rate, e.g. `learning_rate(config, step, total)`.
-    valid: bool [], whether the values from which the gradient was computed allow an update.
+  `grads` have any float dtype.
 
   Returns:
-    params, opt_state: unchanged bit for bit (moments and count too) when any gradient is NaN or
-      infinite, the squares overflow, or not `valid`.
+    params, opt_state: unchanged bit for bit (moments and count too) without an update.
     metrics: grad_norm float32 [] (before clipping), skipped float32 [] (0 or 1).
 
   Raises:

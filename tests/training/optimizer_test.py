@@ -128,8 +128,7 @@ def test_moments_are_sharded_like_their_parameters(trained):
   values = {"w": jnp.ones((4, 2)), "b": jnp.ones((3,))}
   specs = {"w": PartitionSpec("data", "model"), "b": PartitionSpec()}
   shardings = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
-  wanted = optimizer.state_shardings(tx, jax.eval_shape(lambda: values), shardings)
-  state = jax.jit(tx.init, out_shardings=wanted)(jax.device_put(values, shardings))
+  state = optimizer.init_opt_state(tx, jax.device_put(values, shardings))
   moments = [x for x in jax.tree.leaves(state) if x.shape == (4, 2)]
   assert len(moments) == 2
   assert all(x.sharding.is_equivalent_to(shardings["w"], 2) for x in moments)
