@@ -18,8 +18,7 @@ from ares_jax.system import mesh
 class PackedRows:
   """Prompts and responses of B sequences, several in a row; 0 where padding.
 
-  The shape does not depend on the batch: K is enough for sequences that all have the greatest
-  length. `used` does depend on it.
+  The shape does not depend on the batch: K is enough if all sequences have the greatest length.
   """
 
   used: jax.Array  # int32 [N]: number of microbatches with tokens; they come first
@@ -31,8 +30,8 @@ class PackedRows:
   response_index: jax.Array  # int32 [N, K, R, C]: t of a response token, 0 elsewhere
   response_mask: jax.Array  # bool [N, K, R, C]
   sampler_logprob: jax.Array  # float32 [N, K, R, C]: 0 outside the response
-  # float32 [N, K, R, C], of the policy before the first update. None: with one minibatch the policy
-  # has not changed yet, so the gradient's forward pass gives the old log-probabilities.
+  # float32 [N, K, R, C], of the policy before the first update. None with one minibatch, where the
+  # gradient's forward pass gives the old log-probabilities.
   old_logprob: jax.Array | None = None
 
   @classmethod
@@ -77,15 +76,12 @@ class RolloutBatch:
     """
     count, tokens = config.prompts * config.group, config.sampling.max_tokens
     longest = max(config.row_tokens)
-
-    def array(dtype, *shape):
-      return mesh.abstract(dtype, shape, mesh.ROWS)
-
     capacity = row_capacity(config.minibatch, config.microbatch, longest, prompt_tokens + tokens)
+    grade = mesh.abstract(np.float32, (count,), mesh.ROWS)
+    tokens_BT, mask_BT, entropy_BT = (mesh.abstract(dtype, (count, tokens), mesh.ROWS)
+                                      for dtype in (np.int32, bool, np.float32))
     return cls(
-      tokens=array(np.int32, count, tokens), response_mask=array(bool, count, tokens),
-      entropy=array(np.float32, count, tokens), correct=array(np.float32, count),
-      format_ok=array(np.float32, count),
+      tokens_BT, mask_BT, entropy_BT, correct=grade, format_ok=grade,
       vision=VisionInput.abstract(model.vision, config.prompts, windows),
       rows=PackedRows.abstract(count // config.minibatch, capacity, config.microbatch, longest))
 
@@ -95,15 +91,12 @@ class RolloutBatch:
 
 
 def pack(prompts, samples, *, group, merge, minibatch, microbatch, row_tokens, longest):
-  """Packs prompts and their responses, minibatch by minibatch.
+  """Packs a PromptBatch and its responses, Samples in numpy, minibatch by minibatch.
 
   Args:
-    prompts: data.prompts.PromptBatch.
-    samples: sampler.Samples of numpy arrays.
-    group: G.
+    group, microbatch: G and R.
     merge: patches per side of an image unit.
     minibatch: sequences of an optimizer update; divides B.
-    microbatch: R.
     row_tokens: values that C may have. The one with the least padding is taken; each that is ever
       taken compiles one program.
     longest: most tokens that a prompt and its response may have.
@@ -131,10 +124,10 @@ def pack(prompts, samples, *, group, merge, minibatch, microbatch, row_tokens, l
   size = min(packings, key=lambda size: _padded_tokens(packings[size], microbatch, size))
   rows = [[of[row] for row in part] for of, part in zip(members, packings[size], strict=True)]
   shape = minibatches, row_capacity(minibatch, microbatch, size, longest), microbatch, size
-  names = "tokens", "segment", "sequence", "response_index"
+  tokens, segment, sequence, response_index = np.zeros((4, *shape), np.int32)
   packed = PackedRows(
-    used=np.int32([-(-len(part) // microbatch) for part in rows]),
-    **{name: np.zeros(shape, np.int32) for name in names},
+    used=np.int32([-(-len(part) // microbatch) for part in rows]), tokens=tokens, segment=segment,
+    sequence=sequence, response_index=response_index,
     positions=np.zeros((*shape[:3], 3, size), np.int32), unit=np.full(shape, -1, np.int32),
     response_mask=np.zeros(shape, bool), sampler_logprob=np.zeros(shape, np.float32))
   units = prompts.vision["image"][0].size // merge**2
@@ -150,11 +143,8 @@ def pack(prompts, samples, *, group, merge, minibatch, microbatch, row_tokens, l
 
 
 def row_capacity(minibatch, microbatch, row_tokens, longest):
-  """K: microbatches of a minibatch whose sequences all have the greatest length.
-
-  First-fit opens a row if no other one has space for the longest: all rows but the last hold at
-  least row_tokens // longest sequences.
-  """
+  """K: microbatches of a minibatch whose sequences all have the greatest length."""
+  # First-fit leaves no row but the last with fewer sequences than row_tokens // longest.
   rows = -(-minibatch // (row_tokens // longest))
   return -(-rows // microbatch)
 
@@ -172,15 +162,11 @@ def _row_values(prompts, samples, layout, group):
   positions = np.where(response, after, prompts.positions[:, p, column])
   tokens = np.where(response, samples.tokens[b, t], prompts.tokens[p, column])
   return {
+    "segment": layout.segment, "sequence": b, "response_index": t, "response_mask": response,
     "tokens": np.where(real, tokens, 0),
-    "segment": layout.segment,
     "positions": np.moveaxis(np.where(real, positions, 0), 0, 1),
     "unit": np.where(real & ~response, prompts.unit[p, column], -1),
-    "sequence": b,
-    "response_index": t,
-    "response_mask": response,
-    "sampler_logprob": np.where(response, samples.logprob[b, t], 0),
-  }
+    "sampler_logprob": np.where(response, samples.logprob[b, t], 0)}
 
 
 def balance_minibatches(lengths_PG, *, minibatch, microbatch, row_tokens):
@@ -189,13 +175,7 @@ def balance_minibatches(lengths_PG, *, minibatch, microbatch, row_tokens):
   The unused rest of a minibatch's last microbatch is padding. So the tokens are spread over as few
   microbatches as possible, and each minibatch gets enough tokens to fill its share. If their number
   does not divide, some minibatches get one microbatch more, and with it the longer sequences.
-
-  Args:
-    lengths_PG: int [P, G], tokens of a prompt and each of its responses.
-    minibatch, microbatch, row_tokens: as for `pack`.
-
-  Returns:
-    A list of P indices of prompts.
+  lengths_PG: tokens of a prompt and each of its responses; the other arguments are as for `pack`.
   """
   tokens_P, minibatches = lengths_PG.sum(1), lengths_PG.size // minibatch
   best, least = None, np.inf
@@ -242,5 +222,4 @@ def _padded_tokens(rows, microbatch, row_tokens):
 
 def split_minibatches(tree, parts):
   """[P, ...] to [parts, P / parts, ...]: part n has every parts-th, from n on."""
-  return jax.tree.map(
-    lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), tree)
+  return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), tree)

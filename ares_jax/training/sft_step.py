@@ -53,18 +53,11 @@ def abstract_batch(model, config):
 
 @functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="state")
 def sft_step(model, config, state, batch, base=None):
-  """One update on a packed batch: mean negative log-likelihood of the response tokens.
+  """One update by the mean negative log-likelihood of a batch's response tokens, and metrics.
 
-  Args:
-    model: ModelConfig.
-    config: SftConfig.
-    state: SftState; donated.
-    batch: dict of tokens, segment, loss_mask, unit [R, T], positions [3, R, T] and vision; R a
-      multiple of config.microbatch.
-    base: lora.Base under the adapters that the state holds; None where it holds weights.
-
-  Returns:
-    state, metrics.
+  `state` is donated; with a lora.Base `base` it holds adapters. The batch, from `to_device`, has
+  tokens, segment, loss_mask, unit [R, T], positions [3, R, T] and vision; R is a multiple of
+  config.microbatch.
   """
   frozen = lora.trained_frozen(base, config.frozen)
   tokens = jnp.maximum(batch["loss_mask"].sum(), 1).astype(jnp.float32)
@@ -88,8 +81,10 @@ def sft_step(model, config, state, batch, base=None):
     zeros = (jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0), jnp.float32(0))
     return jax.lax.scan(accumulate, zeros, microbatches)[0], {}
 
-  (grads, loss, entropy), _ = mesh.sum_of_slices(total, (1,))(
-    _split_microbatches(batch, config.microbatch))
+  # Positions become [R, 3, T] for the split of the rows.
+  split = batch | {"positions": jnp.moveaxis(batch["positions"], -2, 0)}
+  split = jax.tree.map(lambda x: x.reshape(-1, config.microbatch, *x.shape[1:]), split)
+  (grads, loss, entropy), _ = mesh.sum_of_slices(total, (1,))(split)
   rate = optimizer.learning_rate(config.optimizer, state.step, config.steps)
   tx = optimizer.stage_optimizer(config, state.params, base)
   # Entropy uses every logit, so a non-finite entropy means a non-finite logit.
@@ -102,12 +97,6 @@ def sft_step(model, config, state, batch, base=None):
                           "rows": jnp.float32(len(batch["tokens"])),
                           "pack/real": (batch["segment"] > 0).mean()}
   return SftState(state.step + 1, params, opt_state), metrics
-
-
-def _split_microbatches(batch, size):
-  """`batch` with its rows split [R / size, size]; positions become [R / size, size, 3, T]."""
-  batch = batch | {"positions": jnp.moveaxis(batch["positions"], -2, 0)}
-  return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)
 
 
 def to_device(batch):

@@ -54,8 +54,7 @@ class RewardConfig:
 
   def __post_init__(self):
     if not 0 <= self.medium <= self.easy <= 1:
-      raise ValueError(f"medium = {self.medium}, easy = {self.easy}: "
-                       "0 <= medium <= easy <= 1 is needed")
+      raise ValueError(f"0 <= medium = {self.medium} <= easy = {self.easy} <= 1 is needed")
     if not 0 <= self.target_decay < 1 or min(self.target_scale) < 0:
       raise ValueError(f"target_decay = {self.target_decay} must be in [0, 1), target_scale = "
                        f"{self.target_scale} >= 0")
@@ -102,16 +101,8 @@ class _Buckets(NamedTuple):
 def shape_rewards(entropy, reward, controllers, batch, trigger_V, *, group):
   """Windows, threshold, HWE counts, buckets, multipliers, rewards (algorithm 1 lines 5-13).
 
-  Args:
-    entropy: EntropyConfig.
-    reward: RewardConfig.
-    controllers: Controllers of the iterations so far.
-    batch: batch.RolloutBatch.
-    trigger_V: bool, tokens of V_sem.
-    group: G.
-
-  Returns:
-    Shaping, Controllers (kappa unchanged), metrics (float32 scalars).
+  Returns the Shaping of a RolloutBatch by EntropyConfig and RewardConfig, the Controllers (kappa
+  unchanged) and float32 metrics. trigger_V, bool, marks the tokens of V_sem.
   """
   mask_BT = batch.response_mask
   windows = _flag_windows(entropy, controllers.threshold, batch, trigger_V)
@@ -178,8 +169,8 @@ def _rewards(reward, controllers, correct_B, count_B, bucket_B, buckets):
     return ops.entropy_reward(correct_B, count_B, bucket_B, target_B, buckets.multiplier[bucket_B],
                               cap=reward.cap, penalize=reward.penalize)
   if reward.kind == "release":
-    return ops.release_reward(correct_B, count_B, bucket_B, target_B,
-                              controllers.alpha[bucket_B])[0]
+    alpha_B = controllers.alpha[bucket_B]
+    return ops.release_reward(correct_B, count_B, bucket_B, target_B, alpha_B)[0]
   return correct_B
 
 
@@ -189,18 +180,13 @@ def _metrics(batch, windows, count_B, buckets, shaping):
   member_3B = shaping.bucket == jnp.arange(3)[:, None]
   tokens_3 = (member_3B * tokens_B).sum(1)
   metrics = {
-    "reward/accuracy": batch.correct.mean(),
-    "reward/format_ok": batch.format_ok.mean(),
-    "reward/mean": shaping.reward.mean(),
-    "reward/std": shaping.reward.std(),
+    "reward/accuracy": batch.correct.mean(), "reward/format_ok": batch.format_ok.mean(),
+    "reward/mean": shaping.reward.mean(), "reward/std": shaping.reward.std(),
     "reward/shaping": (shaping.reward - batch.correct).mean(),
     "response/tokens": tokens_B.mean(),
     "response/entropy": (batch.entropy * batch.response_mask).sum() / tokens,
-    "hwe/threshold": windows.threshold,
-    "hwe/batch_threshold": windows.batch_threshold,
-    "hwe/share": windows.flag.sum() / tokens,
-    "hwe/cover": shaping.cover.sum() / tokens,
-  }
+    "hwe/threshold": windows.threshold, "hwe/batch_threshold": windows.batch_threshold,
+    "hwe/share": windows.flag.sum() / tokens, "hwe/cover": shaping.cover.sum() / tokens}
   metrics |= by_bucket("bucket/share", member_3B.mean(1))
   # An empty bucket gives NaN, null in the log, so that nobody takes it for 0.
   metrics |= by_bucket("bucket/tokens", tokens_3 / buckets.size)
