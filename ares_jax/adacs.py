@@ -32,17 +32,10 @@ from ares_jax.training.sft_step import init_state, sft_step, to_device
 
 
 def fine_tune(params, source, config, context, *, stage):
-  """Supervised fine-tuning as a resumable stage.
+  """Supervised fine-tuning by an SftConfig as a resumable stage; returns the trained parameters.
 
-  Args:
-    params: trained parameters: weights, or adapters of `context.base`; donated.
-    source: rows with a "response".
-    config: SftConfig.
-    context: StageContext.
-    stage: name of the stage.
-
-  Returns:
-    `params` after training.
+  `params` are weights, or adapters of `context.base`, and are donated. The rows of the source have
+  a "response".
   """
   generator, base = context.generator, context.base
 
@@ -64,7 +57,11 @@ def fine_tune(params, source, config, context, *, stage):
       with generator.phases("update"), generator.phases("device"):
         state, metrics = sft_step(generator.model, config, state, batch, base)
         metrics = jax.device_get(metrics) | epochs(source, int(state.step) * config.batch)
-      metrics |= _work(examples, config, generator.model, base is not None)
+      image = flops.vision_flops(generator.model.vision, examples.vision["image"])
+      metrics["work/tokens"] = (examples.segment > 0).sum()  # prompts included
+      metrics["work/flops"] = flops.sft_flops(
+        config, generator.model, examples.segment, examples.loss_mask.sum(), image,
+        adapters=base is not None)
       if metrics["skipped"]:
         dump_batch(context.workdir, stage, int(state.step), {"batch": batch})
       return state, metrics, f"loss {metrics['loss']:.3f}"
@@ -73,14 +70,6 @@ def fine_tune(params, source, config, context, *, stage):
 
   return run_stage(stage, init_state(config, params, base), begin, steps=config.steps,
                    workdir=context.workdir, config=config.loop, phases=generator.phases).params
-
-
-def _work(batch, config, model, adapters):
-  """Metrics of a TraceBatch: tokens, prompts included, and FLOPs of learning from them."""
-  image = flops.vision_flops(model.vision, batch.vision["image"])
-  return {"work/tokens": (batch.segment > 0).sum(),
-          "work/flops": flops.sft_flops(config, model, batch.segment, batch.loss_mask.sum(), image,
-                                        adapters=adapters)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,56 +88,42 @@ class Probe:
     return grades.correct.reshape(-1, config.samples).sum(1).astype(int)
 
 
+@dataclasses.dataclass(frozen=True)
 class Selected:
   """The selected rows, each with its one response: a source for `fine_tune`."""
 
-  def __init__(self, source, chosen):
-    """`chosen`: list of (row number, index of its response)."""
-    self._source, self._chosen = source, chosen
+  source: object  # rows by number
+  chosen: list  # of (row number, index of its response)
 
   def __len__(self):
-    return len(self._chosen)
+    return len(self.chosen)
 
   def __getitem__(self, index):
-    number, response = self._chosen[index]
-    row = self._source[number]
+    number, response = self.chosen[index]
+    row = self.source[number]
     return row | {"response": pass_rates.candidate_responses(row)[response]}
 
 
 def curate(probe, source, config, context):
-  """Measures pass rates, selects responses, and reports both.
+  """Measures pass rates, selects responses by a CurateConfig, reports both, and returns Selected.
 
+  The rows of the source have "responses", a teacher's candidate answers; wrong ones are dropped.
   WORKDIR/curation.json and curation.html hold the selection and its reasons; a finished curation is
   read, not repeated. Pass rates of finished shards (`ares_jax.train --curate=3/8`) are used.
-
-  Args:
-    probe: Probe.
-    source: rows with "responses", a teacher's candidate answers; wrong ones are dropped.
-    config: CurateConfig.
-    context: StageContext.
-
-  Returns:
-    Selected.
   """
   workdir = context.workdir
-  chosen = hosts.on_process_0(lambda: _read_chosen(workdir))
+  chosen = hosts.on_process_0(lambda: read_json(workdir, "curation.json").get("chosen"))
   if chosen is None:
     files = hosts.on_process_0(lambda: pass_rates.finished_shards(
       workdir, config.problems, functools.partial(check_curation, workdir)))
     if not files:
       files = [os.path.join(workdir, pass_rates.FILE)]
       measure_pass_rates(probe, source, config, context, path=files[0])
-    hosts.on_process_0(lambda: _write_report(files, config, context))
-    chosen = hosts.on_process_0(lambda: _read_chosen(workdir))
-  return Selected(source, [tuple(pair) for pair in chosen])
+    chosen = hosts.on_process_0(lambda: _select(files, config, context))
+  return Selected(source, chosen)
 
 
-def _read_chosen(workdir):
-  """The selection in curation.json; None before there is one."""
-  return read_json(workdir, "curation.json").get("chosen")
-
-
-def _write_report(files, config, context):
+def _select(files, config, context):
   """Selects responses by the lines of `files`; writes WORKDIR/curation.html and curation.json."""
   report = curation.curation_report(pass_rates.read_problems(files), selection=config.selection,
                                     count=config.count, samples=config.samples,
@@ -156,15 +131,11 @@ def _write_report(files, config, context):
   write_text(os.path.join(context.workdir, "curation.html"), page.curation_html(report))
   write_json(os.path.join(context.workdir, "curation.json"), report)
   print(page.curation_text(report), file=sys.stderr, flush=True)
+  return report["chosen"]
 
 
 def parse_shard(text, config):
-  """(number, shards) of --curate=3/8; None for --curate=all and without the flag.
-
-  Raises:
-    UsageError: the text is neither.
-    ValueError: the config leaves stage 1 out, or a shard cannot have the probe of the run.
-  """
+  """(number, shards) of --curate=3/8; None for --curate=all and without the flag."""
   if not text:
     return None
   if not config.adacs.steps:
@@ -194,13 +165,9 @@ def curate_shard(parts, folder, shard):
 def measure_pass_rates(probe, source, config, context, *, path, shard=(0, 1)):
   """Appends a line for each problem to a file: its right answers, and its responses' lengths.
 
-  Memory holds one batch of problems. A stopped measurement continues after its last complete line.
-  A line does not depend on the number of shards.
-
-  Args:
-    probe, source, config, context: as for `curate`.
-    path: of the file; data/curation/pass_rates.py describes its format.
-    shard: (number, shards), the part of the problems that is measured.
+  data/curation/pass_rates.py describes the file at `path`. Memory holds one batch of problems. A
+  stopped measurement continues after its last complete line. `shard` is (number, shards), the part
+  of the problems that is measured; a line does not depend on the number of shards.
 
   Raises:
     ValueError: the source has too few problems, or is a mixture of which some would be left.

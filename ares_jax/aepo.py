@@ -33,21 +33,13 @@ HWE_SHARE = (0.001, 0.2)
 
 
 def train_aepo(params, source, config, context, *, trigger_V):
-  """AEPO as a resumable stage.
+  """AEPO on the rows of a source, as a resumable stage; returns the trained parameters.
 
-  Args:
-    params: trained parameters: weights, or adapters of `context.base`. They are the frozen
-      reference policy too, so after a cold start the reference has its adapters.
-    source: random access to rows.
-    config: AepoConfig.
-    context: StageContext.
-    trigger_V: bool [V] numpy, tokens of V_sem.
-
-  Returns:
-    `params` after training.
+  `params` are weights, or adapters of `context.base`. They are the frozen reference policy too, so
+  after a cold start the reference has its adapters. trigger_V, bool, marks the tokens of V_sem.
   """
   generator, workdir, base = context.generator, context.workdir, context.base
-  encoder = generator.encoder
+  model, encoder = generator.model, generator.encoder
   reference = params
   # Every step donates the state, so the state needs weights of its own.
   state = init_state(config, jax.tree.map(jnp.copy, params), base)
@@ -80,14 +72,16 @@ def train_aepo(params, source, config, context, *, trigger_V):
         batch, packing = pack_rollout(rollout, config, encoder)
       with generator.phases("update"), generator.phases("device"):
         state = state.replace(batches=state.batches + rollout.batches)
-        state, metrics = aepo_step(generator.model, config, state, reference, batch, trigger_V,
-                                   base)
+        state, metrics = aepo_step(model, config, state, reference, batch, trigger_V, base)
         metrics = jax.device_get(metrics)
       if metrics["update/skipped"]:
         dump_batch(workdir, "aepo", int(state.step),
                    {"batch": batch, "controllers": state.controllers})
       metrics |= rollout.metrics | packing | epochs(source, int(state.batches) * config.prompts)
-      metrics["work/flops"] += _update_flops(rollout, config, generator.model, base is not None)
+      metrics["work/flops"] += flops.update_flops(
+        config, model, prompts=rollout.prompts.length, answers=rollout.samples.mask.sum(1),
+        image=flops.vision_flops(model.vision, rollout.prompts.vision["image"]),
+        adapters=base is not None)
       return state, metrics, _note(metrics, config)
 
     return step
@@ -116,12 +110,6 @@ def pack_rollout(rollout, config, encoder):
     minibatch=config.minibatch, microbatch=config.microbatch, row_tokens=config.row_tokens,
     longest=encoder.config.max_tokens[-1] + config.sampling.max_tokens)
   return rollout.batch(rows).to_device(), metrics
-
-
-def _update_flops(rollout, config, model, adapters):
-  return flops.update_flops(
-    config, model, prompts=rollout.prompts.length, answers=rollout.samples.mask.sum(1),
-    image=flops.vision_flops(model.vision, rollout.prompts.vision["image"]), adapters=adapters)
 
 
 def _note(metrics, config):
