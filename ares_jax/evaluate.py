@@ -29,7 +29,7 @@ from ares_jax.evaluation.results import evaluate_benchmark, results_markdown
 from ares_jax.models import lora
 from ares_jax.run import restore
 from ares_jax.run.config import read_config
-from ares_jax.run.files import write_text
+from ares_jax.run.files import RENAMED_SETTINGS, write_text
 from ares_jax.run.identity import latest_stage
 from ares_jax.run.setup import open_run
 from ares_jax.system import heartbeat, hosts, mesh
@@ -132,4 +132,4 @@ def define_flags():
 
 if __name__ == "__main__":
   define_flags()
-  run(main)
+  run(main, renamed=RENAMED_SETTINGS)

@@ -29,7 +29,7 @@ from ares_jax.models import lora
 from ares_jax.plan import check
 from ares_jax.run import identity, wandb
 from ares_jax.run.config import read_config
-from ares_jax.run.files import write_text
+from ares_jax.run.files import RENAMED_SETTINGS, write_text
 from ares_jax.run.identity import STAGES
 from ares_jax.run.lock import one_run
 from ares_jax.run.setup import StageContext, open_run
@@ -163,4 +163,4 @@ def _print(text, file=None):
 
 
 if __name__ == "__main__":
-  run(main)
+  run(main, renamed=RENAMED_SETTINGS)

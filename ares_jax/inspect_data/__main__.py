@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from ares_jax.inspect_data import page, summary
 from ares_jax.run.config import read_config
-from ares_jax.run.files import write_text
+from ares_jax.run.files import RENAMED_SETTINGS, write_text
 from ares_jax.run.setup import open_run
 from ares_jax.system.command import require_config, run
 
@@ -79,4 +79,4 @@ def define_flags():
 
 if __name__ == "__main__":
   define_flags()
-  run(main)
+  run(main, renamed=RENAMED_SETTINGS)

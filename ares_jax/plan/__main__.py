@@ -24,6 +24,7 @@ from ml_collections import config_flags
 
 from ares_jax.plan.iteration import NAMES, plan_iteration, plan_table
 from ares_jax.run.config import build_config
+from ares_jax.run.files import RENAMED_SETTINGS
 from ares_jax.run.model import model_config
 from ares_jax.system.command import UsageError, require_config, run
 
@@ -55,4 +56,4 @@ def define_flags():
 
 if __name__ == "__main__":
   define_flags()
-  run(main)
+  run(main, renamed=RENAMED_SETTINGS)

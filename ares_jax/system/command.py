@@ -16,7 +16,7 @@ class UsageError(config_lib.ConfigError):
   """The command line itself is wrong: an unknown flag, a missing --config, a stray word."""
 
 
-def run(main, *, positional=(), argv=None):
+def run(main, *, positional=(), argv=None, renamed=None):
   """Parses the flags, calls `main(*positional values)` and exits.
 
   `ValueError` and `OSError` become one line on stderr and exit code 1. With ARES_TRACEBACK=1 in the
@@ -27,13 +27,14 @@ def run(main, *, positional=(), argv=None):
     main: the command; flags are parsed when it is called. Its return value is ignored.
     positional: names of the arguments that the command needs besides its flags.
     argv: the command line, starting with the name of the program; None is `sys.argv`.
+    renamed: {old name: new name} of settings, for the message about --config.OLD.
   """
   argv = list(sys.argv if argv is None else argv)
   if any(word in ("--help", "-h", "-help") for word in argv[1:]):
     print(_help())
     sys.exit(0)
   try:
-    words = _parse(argv, positional)
+    words = _parse(argv, positional, renamed or {})
     logging.use_absl_handler()
     main(*words)
   except KeyboardInterrupt as stop:
@@ -56,8 +57,8 @@ def require_config(config):
   return config
 
 
-def _parse(argv, positional):
-  _check_config(argv)
+def _parse(argv, positional, renamed):
+  _check_config(argv, renamed)
   try:
     words = flags.FLAGS(argv)[1:]
   except flags.Error as error:
@@ -74,7 +75,7 @@ def _parse(argv, positional):
   return words
 
 
-def _check_config(argv):
+def _check_config(argv, renamed):
   """Reports mistakes in --config and --config.KEY before config_flags sees them.
 
   ml_collections 1.1 turns a missing file into an object that raises at its first use, and an
@@ -105,6 +106,9 @@ def _check_config(argv):
     for part in key:
       part = part.split("[")[0]
       fields = list(node.keys()) if hasattr(node, "keys") else []
+      new = renamed.get(f"{where}.{part}".removeprefix("config."))
+      if part not in fields and new:
+        raise config_lib.ConfigError(f"{where}.{part} is called config.{new} now; rename it")
       if part not in fields:
         raise config_lib.ConfigError(
           f"{where}.{part} is not in {path}" + (config_lib.suggest(part, fields) if fields else "")

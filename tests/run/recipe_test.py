@@ -73,6 +73,15 @@ def test_the_command_takes_them_and_switches_behind_them():
   assert "config.aepo.kl.beta = (0.0, 0.0, 0.0) must be >= 0" in result.stderr
 
 
+def test_the_command_names_the_new_name_of_a_renamed_setting():
+  command = [sys.executable, "-m", "ares_jax.train", "--config=configs/aepo_3b.py",
+             "--config.data.files.prompts=()"]
+  result = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True)
+  assert result.returncode == 1
+  assert result.stderr == ("error: config.data.files.prompts is called config.data.files.rl now; "
+                           "rename it\n")
+
+
 def test_a_misspelt_algorithm_is_one_line():
   with pytest.raises(config_lib.ConfigError, match="no algorithm 'dpao'; did you mean 'dapo'?"):
     config("aepo_3b.py:dpao")
