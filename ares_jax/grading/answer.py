@@ -67,9 +67,8 @@ def _same_text(answer, truth, symbolic):
     return False
   answer, truth = normalise(answer), normalise(truth)
   # "½" becomes 11 characters of LaTeX, and some patterns take the cube of a length.
-  if max(len(answer), len(truth)) > 2 * MAX_LENGTH:
-    return answer == truth
-  return _same(_Pair(answer, truth, symbolic, depth=0))
+  is_long = max(len(answer), len(truth)) > 2 * MAX_LENGTH
+  return answer == truth if is_long else _same(_Pair(answer, truth, symbolic, depth=0))
 
 
 @dataclasses.dataclass

@@ -82,18 +82,12 @@ def split_items(text, separators):
   parts = []
   depth = start = position = 0
   while position < len(text):
-    if text[position] in "([{":
-      depth += 1
-    elif text[position] in ")]}":
-      depth -= 1
-    elif depth == 0:
-      hit = [word for word in separators if text.startswith(word, position)]
-      if hit:
-        parts.append(text[start:position].strip())
-        position += len(hit[0])
-        start = position
-        continue
-    position += 1
+    depth += (text[position] in "([{") - (text[position] in ")]}")
+    hit = [word for word in separators if depth == 0 and text.startswith(word, position)]
+    if hit:
+      parts.append(text[start:position].strip())
+      start = position + len(hit[0])
+    position = start if hit else position + 1
   parts.append(re.sub(r"^(?:and|or)\s+", "", text[start:].strip()) if parts else text.strip())
   return [part for part in parts if part] if len(parts) > 1 else parts
 

@@ -74,8 +74,7 @@ def _without_name(answer, truth, is_complete):
   """Drops "x =" where both sides have the same name, or only one has one and neither is a list."""
   said, wanted = _named(answer), _named(truth)
   if said and wanted:
-    same_name = said[1] == wanted[1]
-    return (_values(said), _values(wanted)) if same_name else (answer, truth)
+    return (_values(said), _values(wanted)) if said[1] == wanted[1] else (answer, truth)
   if not is_complete or not (said or wanted):
     return answer, truth
   if re.search(r"=|<|>|\\le\b|\\ge\b", truth if said else answer):
