@@ -35,9 +35,8 @@ def difficulty(correct_B, *, group, easy=0.75, medium=0.375):
   if correct_B.ndim != 1:
     raise ValueError(f"correct_B has shape {correct_B.shape}; pass [B], one value a row")
   if not isinstance(group, int) or group < 1 or correct_B.shape[0] % group:
-    raise ValueError(
-      f"{correct_B.shape[0]} rows do not divide into groups of {group!r}; pass whole groups"
-    )
+    raise ValueError(f"{correct_B.shape[0]} rows do not divide into groups of {group!r}; pass "
+                     "whole groups")
   if not 0 <= medium <= easy <= 1:
     raise ValueError(f"medium = {medium}, easy = {easy}: need 0 <= medium <= easy <= 1")
   right_P = correct_B.astype(jnp.float32).reshape(-1, group).sum(1)

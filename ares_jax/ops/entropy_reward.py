@@ -7,7 +7,7 @@ Delta is count - target: the excess of high-window-entropy tokens N_HE over N_ta
 import jax
 import jax.numpy as jnp
 
-from ares_jax.ops.op import op
+from ares_jax.ops.op import check_three, op
 
 # The release's constants, (easy, medium, hard); margins and kappas are in tokens.
 _MARGIN = (0.15, 0.25, 0.35)  # of the target
@@ -18,9 +18,8 @@ _WRONG = (0.6, 0.8, 1.0)  # of the cap, for wrong answers
 
 
 @op(static=("cap", "penalize"))
-def entropy_reward(
-  correct_B, count_B, bucket_B, target_B, multiplier_B, *, cap=0.5, penalize="wrong"
-):
+def entropy_reward(correct_B, count_B, bucket_B, target_B, multiplier_B, *, cap=0.5,
+                   penalize="wrong"):
   """R = R_acc - 1[R_acc = 0] min(lambda_d g_d(Delta), cap) (paper section 3.2.2).
 
   g_easy = max(0, Delta), g_medium = |Delta|, g_hard = max(0, -Delta).
@@ -55,11 +54,9 @@ def entropy_reward(
     raise ValueError(f'penalize = {penalize!r} must be "wrong" or "all"')
   correct_B = correct_B.astype(jnp.float32)
   excess_B = _excess(count_B, target_B)
-  deviation_B = jnp.select(
-    [bucket_B == 0, bucket_B == 1, bucket_B == 2],
-    [jnp.maximum(excess_B, 0), jnp.abs(excess_B), jnp.maximum(-excess_B, 0)],
-    0.0,
-  )
+  deviation_B = jnp.select([bucket_B == 0, bucket_B == 1, bucket_B == 2],
+                           [jnp.maximum(excess_B, 0), jnp.abs(excess_B), jnp.maximum(-excess_B, 0)],
+                           0.0)
   penalty_B = jnp.minimum(multiplier_B.astype(jnp.float32) * deviation_B, cap)
   penalised_B = correct_B == 0
   if penalize == "all":
@@ -124,9 +121,8 @@ def _score(bucket, right_B, excess_B, target_B, alpha_B):
     right_score_B = penalty(jnp.maximum(jnp.abs(excess_B) - margin_B, 0), 1.0)
   else:
     below_B = jnp.maximum(-excess_B - margin_B, 0)
-    right_score_B = jnp.where(
-      excess_B >= -margin_B, bonus(excess_B + margin_B, 1.0), penalty(below_B, 0.5)
-    )
+    right_score_B = jnp.where(excess_B >= -margin_B, bonus(excess_B + margin_B, 1.0),
+                              penalty(below_B, 0.5))
   return jnp.where(right_B, right_score_B, wrong_score_B)
 
 
@@ -152,18 +148,14 @@ def track_alpha(alpha_3, mean_3, size_3, target_3, *, rate=0.05, low=0.0, high=2
   >>> print(track_alpha(alpha_3, np.float32([6, 3, 6]), size_3, np.float32([4, 4, 4])))
   [0.6  0.45 0.4 ]
   """
-  for name, array in (
-    ("alpha_3", alpha_3), ("mean_3", mean_3), ("size_3", size_3), ("target_3", target_3)
-  ):
-    if array.shape != (3,):
-      raise ValueError(f"{name} has shape {array.shape}; pass [3]: easy, medium, hard")
+  check_three(alpha_3=alpha_3, mean_3=mean_3, size_3=size_3, target_3=target_3)
   if not rate > 0 or not low <= high:
     raise ValueError(f"rate = {rate} must be > 0 and low = {low} <= high = {high}")
   alpha_3 = alpha_3.astype(jnp.float32)
   excess_3 = mean_3.astype(jnp.float32) - target_3.astype(jnp.float32)
   moved_3 = alpha_3 + rate * excess_3 * jnp.array([1.0, 1.0, -1.0])
-  moved_3 = jnp.clip(moved_3, low, high)
-  return jnp.where((size_3 > 0) & jnp.isfinite(excess_3), moved_3, alpha_3)
+  known_3 = (size_3 > 0) & jnp.isfinite(excess_3)
+  return jnp.where(known_3, jnp.clip(moved_3, low, high), alpha_3)
 
 
 def _excess(count_B, target_B):

@@ -37,9 +37,8 @@ def group_advantage(reward_B, *, group, normalize="std", eps=1e-6, correct_B=Non
   if reward_B.ndim != 1 or not jnp.issubdtype(reward_B.dtype, jnp.floating):
     raise ValueError(f"reward_B is {reward_B.dtype}{reward_B.shape}; pass floating [B]")
   if not isinstance(group, int) or group < 1 or reward_B.shape[0] % group:
-    raise ValueError(
-      f"{reward_B.shape[0]} rows do not divide into groups of {group!r}; pass whole groups"
-    )
+    raise ValueError(f"{reward_B.shape[0]} rows do not divide into groups of {group!r}; pass whole "
+                     "groups")
   if normalize not in ("std", "none", "leave_one_out"):
     raise ValueError(f'normalize = {normalize!r} must be "std", "none" or "leave_one_out"')
   if not eps > 0:
@@ -93,10 +92,8 @@ def token_bonus(mean_BT, flag_BT, mask_BT, threshold, multiplier_B):
   rows = mask_BT.shape[:1]
   threshold = jnp.asarray(threshold, jnp.float32)
   if multiplier_B.shape != rows or threshold.shape not in ((), rows):
-    raise ValueError(
-      f"multiplier {multiplier_B.shape}, threshold {threshold.shape}: pass one value for each of "
-      f"the {rows[0]} rows (threshold: or a scalar)"
-    )
+    raise ValueError(f"multiplier {multiplier_B.shape}, threshold {threshold.shape}: pass one "
+                     f"value for each of the {rows[0]} rows (threshold: or a scalar)")
   threshold = jnp.broadcast_to(threshold, rows)[:, None]
   above_BT = jnp.maximum(mean_BT.astype(jnp.float32) - threshold, 0)
   bonus_BT = jnp.where(flag_BT & mask_BT, above_BT * multiplier_B.astype(jnp.float32)[:, None], 0)
@@ -136,10 +133,8 @@ def importance_weight(old_logprob_BT, sampler_logprob_BT, mask_BT, *, cap):
 
 
 @op(static=("clip_low", "clip_high", "clip_dual", "average"))
-def policy_loss(
-  logprob_BT, old_logprob_BT, advantage_BT, mask_BT, *, clip_low, clip_high, clip_dual,
-  average="token", weight_BT=None, total=None,
-):
+def policy_loss(logprob_BT, old_logprob_BT, advantage_BT, mask_BT, *, clip_low, clip_high,
+                clip_dual, average="token", weight_BT=None, total=None):
   """Clipped policy loss, to be minimised (paper eq. 2, algorithm 1 lines 16-22).
 
   -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = exp(logprob - old_logprob) with the
@@ -171,14 +166,11 @@ def policy_loss(
   >>> print(loss, metrics["clipped_high"])                                # -(1 + 1.3) / 2
   -1.15 0.5
   """
-  _check_tokens(
-    mask_BT, logprob_BT=logprob_BT, old_logprob_BT=old_logprob_BT, advantage_BT=advantage_BT
-  )
+  _check_tokens(mask_BT, logprob_BT=logprob_BT, old_logprob_BT=old_logprob_BT,
+                advantage_BT=advantage_BT)
   if not 0 <= clip_low < 1 or not clip_high >= 0 or not clip_dual > 1:
-    raise ValueError(
-      f"clip_low = {clip_low} must be in [0, 1), clip_high = {clip_high} >= 0, "
-      f"clip_dual = {clip_dual} > 1 (math.inf for none)"
-    )
+    raise ValueError(f"clip_low = {clip_low} must be in [0, 1), clip_high = {clip_high} >= 0, "
+                     f"clip_dual = {clip_dual} > 1 (math.inf for none)")
   # Outside the mask log-probabilities may be nan or inf, whose gradient times 0 is nan.
   gap_BT = jnp.where(mask_BT, logprob_BT.astype(jnp.float32) - old_logprob_BT, 0)
   advantage_BT = jnp.where(mask_BT, advantage_BT.astype(jnp.float32), 0)
@@ -187,24 +179,19 @@ def policy_loss(
   clipped_BT = -advantage_BT * jnp.clip(ratio_BT, 1 - clip_low, 1 + clip_high)
   loss_BT = jnp.maximum(plain_BT, clipped_BT)
   negative_BT = advantage_BT < 0
-  dual_BT = negative_BT & (ratio_BT > clip_dual)
   if math.isfinite(clip_dual):
     loss_BT = jnp.where(negative_BT, jnp.minimum(loss_BT, -advantage_BT * clip_dual), loss_BT)
   if weight_BT is not None:
     _check_tokens(mask_BT, weight_BT=weight_BT)
     loss_BT = loss_BT * weight_BT.astype(jnp.float32)
   loss = average_loss(loss_BT, mask_BT, average=average, total=total)
-  metrics = {
-    "ratio": ratio_BT,
-    "clipped_low": negative_BT & (ratio_BT < 1 - clip_low),
-    "clipped_high": (advantage_BT > 0) & (ratio_BT > 1 + clip_high),
-    "clipped_dual": dual_BT,
-    "policy_kl": -gap_BT,
-  }
-  metrics = {
-    name: average_loss(value_BT.astype(jnp.float32), mask_BT, average="token")
-    for name, value_BT in metrics.items()
-  }
+  metrics = {"ratio": ratio_BT,
+             "clipped_low": negative_BT & (ratio_BT < 1 - clip_low),
+             "clipped_high": (advantage_BT > 0) & (ratio_BT > 1 + clip_high),
+             "clipped_dual": negative_BT & (ratio_BT > clip_dual),
+             "policy_kl": -gap_BT}
+  metrics = {name: average_loss(value_BT.astype(jnp.float32), mask_BT, average="token")
+             for name, value_BT in metrics.items()}
   metrics["ratio_max"] = jnp.where(mask_BT, ratio_BT, 0).max(initial=0)
   return loss, lax.stop_gradient(metrics)
 

@@ -5,7 +5,7 @@ B rows, T tokens; `_3` is one value a bucket: 0 easy, 1 medium, 2 hard.
 
 import jax.numpy as jnp
 
-from ares_jax.ops.op import op
+from ares_jax.ops.op import check_three, op
 
 
 @op
@@ -33,9 +33,8 @@ def control_kl(kl_BT, mask_BT, cover_BT, bucket_B):
   [0. 2. 0.] [0. 2. 0.]
   """
   if kl_BT.ndim != 2 or mask_BT.shape != kl_BT.shape or cover_BT.shape != kl_BT.shape:
-    raise ValueError(
-      f"kl {kl_BT.shape}, mask {mask_BT.shape}, cover {cover_BT.shape}: pass three [B, T]"
-    )
+    raise ValueError(f"kl {kl_BT.shape}, mask {mask_BT.shape}, cover {cover_BT.shape}: pass three "
+                     "[B, T]")
   fits = bucket_B.shape in (kl_BT.shape[:1], kl_BT.shape)
   if not fits or not jnp.issubdtype(bucket_B.dtype, jnp.integer):
     raise ValueError(f"bucket_B is {bucket_B.dtype}{bucket_B.shape}; pass int32[B] or [B, T]")
@@ -76,11 +75,7 @@ def track_kl_coefficient(kappa_3, kl_3, size_3, *, target_3, rate, low, high):
   ...   kappa_3, kl_3, size_3, target_3=target_3, rate=0.1, low=0.1, high=10.0))
   [1.1 1.  1. ]
   """
-  for name, array in (
-    ("kappa_3", kappa_3), ("kl_3", kl_3), ("size_3", size_3), ("target_3", target_3)
-  ):
-    if array.shape != (3,):
-      raise ValueError(f"{name} has shape {array.shape}; pass [3]: easy, medium, hard")
+  check_three(kappa_3=kappa_3, kl_3=kl_3, size_3=size_3, target_3=target_3)
   if not 0 < rate < 1 or not 0 < low <= high:
     raise ValueError(f"rate = {rate} must be in (0, 1) and 0 < low = {low} <= high = {high}")
   kappa_3, kl_3 = kappa_3.astype(jnp.float32), kl_3.astype(jnp.float32)

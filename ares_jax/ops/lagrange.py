@@ -6,7 +6,7 @@ padding) belongs to none.
 
 import jax.numpy as jnp
 
-from ares_jax.ops.op import op
+from ares_jax.ops.op import check_three, op
 
 
 @op
@@ -43,9 +43,7 @@ def bucket_stats(count_B, bucket_B):
 
 
 @op(static=("rule", "var_floor", "eps"))
-def hwe_multiplier(
-  mean_3, var_3, size_3, target_3, *, rule="signed", var_floor=1.0, eps=1e-6
-):
+def hwe_multiplier(mean_3, var_3, size_3, target_3, *, rule="signed", var_floor=1.0, eps=1e-6):
   """lambda_d = max(0, violation) / (max(var, var_floor) + eps), closed form (section 3.2.2).
 
   The violation is mean - target for easy, |mean - target| for medium, target - mean for hard,
@@ -71,7 +69,7 @@ def hwe_multiplier(
   >>> print(hwe_multiplier(mean_3, var_3, size_3, np.float32([4, 7, 4])).round(3))
   [0.5 1.  0. ]
   """
-  _check_three(mean_3=mean_3, var_3=var_3, size_3=size_3, target_3=target_3)
+  check_three(mean_3=mean_3, var_3=var_3, size_3=size_3, target_3=target_3)
   if rule not in ("signed", "literal"):
     raise ValueError(f'rule = {rule!r} must be "signed" or "literal"')
   if var_floor < 0 or eps <= 0:
@@ -110,17 +108,10 @@ def track_target(target_3, mean_3, size_3, *, decay):
   """
   target_3, mean_3, size_3 = (jnp.asarray(x) for x in (target_3, mean_3, size_3))
   if target_3.shape != mean_3.shape or size_3.shape != mean_3.shape:
-    raise ValueError(
-      f"target {target_3.shape}, mean {mean_3.shape}, size {size_3.shape}: pass equal shapes"
-    )
+    raise ValueError(f"target {target_3.shape}, mean {mean_3.shape}, size {size_3.shape}: pass "
+                     "equal shapes")
   if not 0 <= decay < 1:
     raise ValueError(f"decay = {decay} must be in [0, 1)")
   target_3, mean_3 = target_3.astype(jnp.float32), mean_3.astype(jnp.float32)
   moved_3 = jnp.where(jnp.isnan(target_3), mean_3, decay * target_3 + (1 - decay) * mean_3)
   return jnp.where((size_3 > 0) & jnp.isfinite(mean_3), moved_3, target_3)
-
-
-def _check_three(**arrays):
-  for name, array in arrays.items():
-    if array.shape != (3,):
-      raise ValueError(f"{name} has shape {array.shape}; pass [3]: easy, medium, hard")

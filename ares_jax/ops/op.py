@@ -1,4 +1,4 @@
-"""What turns a function of arrays into an op: jit, which also takes lists and numpy scalars.
+"""Makes an op of a function of arrays: it is jitted, and also takes lists and numpy scalars.
 
 Settings (`static`) are compiled in: they must be Python values, and each new one compiles again.
 """
@@ -32,6 +32,13 @@ def op(function=None, *, static=()):
       for name, value in named.items()})
 
   return call
+
+
+def check_three(**arrays):
+  """Raises ValueError naming an array that has not one value for each bucket."""
+  for name, array in arrays.items():
+    if array.shape != (3,):
+      raise ValueError(f"{name} has shape {array.shape}; pass [3]: easy, medium, hard")
 
 
 def _array(value):

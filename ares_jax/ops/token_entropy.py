@@ -57,10 +57,8 @@ def token_entropy(logits_BTV, *, temperature=1.0):
 
 
 @op(static=("temperature", "token_chunk", "vocab_chunk", "axes"))
-def logprob_and_entropy(
-  hidden_ND, unembed_VD, token_N, wanted_N=None, *, temperature=1.0, token_chunk=2048,
-  vocab_chunk=4096, axes=None
-):
+def logprob_and_entropy(hidden_ND, unembed_VD, token_N, wanted_N=None, *, temperature=1.0,
+                        token_chunk=2048, vocab_chunk=4096, axes=None):
   """ln pi(token) and entropy (paper eq. 3) of softmax(hidden @ unembed^T / temperature).
 
   The logits exist one chunk of tokens x vocabulary at a time, in the forward and in the backward
@@ -105,17 +103,13 @@ def logprob_and_entropy(
   [-1.3862944] [1.3862944]
   """
   if hidden_ND.ndim != 2 or unembed_VD.ndim != 2 or token_N.shape != hidden_ND.shape[:1]:
-    raise ValueError(
-      f"hidden {hidden_ND.shape}, unembed {unembed_VD.shape}, token {token_N.shape}: "
-      "need [N, D], [V, D], [N]; flatten batch and time first"
-    )
+    raise ValueError(f"hidden {hidden_ND.shape}, unembed {unembed_VD.shape}, token "
+                     f"{token_N.shape}: need [N, D], [V, D], [N]; flatten batch and time first")
   if wanted_N is not None and (wanted_N.shape != token_N.shape or wanted_N.dtype != bool):
     raise ValueError(f"wanted_N is {wanted_N.dtype} {wanted_N.shape}; pass bool {token_N.shape}")
   if hidden_ND.shape[1] != unembed_VD.shape[1] or unembed_VD.shape[0] == 0:
-    raise ValueError(
-      f"hidden {hidden_ND.shape} and unembed {unembed_VD.shape} must share D and V must be >= 1; "
-      "pass the unembedding as [V, D]"
-    )
+    raise ValueError(f"hidden {hidden_ND.shape} and unembed {unembed_VD.shape} must share D and V "
+                     "must be >= 1; pass the unembedding as [V, D]")
   _check_floating(hidden_ND=hidden_ND, unembed_VD=unembed_VD)
   if not jnp.issubdtype(token_N.dtype, jnp.integer):
     raise ValueError(f"token_N has dtype {token_N.dtype}; pass integers")
@@ -130,8 +124,7 @@ def logprob_and_entropy(
     token_chunk=(max(token_chunk, token_chunk * vocab_chunk // here[1]) if wanted_N is None else
                  min(token_chunk, max(WANTED_TOKENS, here[0] // WANTED_CHUNKS))),
     vocab_chunk=min(vocab_chunk, here[1]),
-    token_axis=token_axis,
-    vocab_axis=vocab_axis,
+    token_axis=token_axis, vocab_axis=vocab_axis,
     whole=math.prod(here) <= token_chunk * vocab_chunk,
     kernel=own or (jax.default_backend() == "tpu" and jax.device_count() == 1),
   )
@@ -168,18 +161,14 @@ def _split(axes, vocab):
   mesh = jax.sharding.get_abstract_mesh()
   names = [_names(axis) for axis in axes]
   if len(axes) != 2 or not set(sum(names, ())) <= set(mesh.axis_names):
-    raise ValueError(
-      f"axes = {axes!r}, but the current mesh has {mesh.axis_names or 'none'}; pass (token axis, "
-      "vocabulary axis) of it, and enter jax.set_mesh(mesh) first"
-    )
+    raise ValueError(f"axes = {axes!r}, but the current mesh has {mesh.axis_names or 'none'}; pass "
+                     "(token axis, vocabulary axis) of it, and enter jax.set_mesh(mesh) first")
   if set(names[0]) & set(names[1]):
     raise ValueError(f"axes = {axes!r}: tokens and vocabulary need different axes; pass None once")
   token_parts, vocab_parts = (math.prod(mesh.shape[name] for name in part) for part in names)
   if vocab % vocab_parts:
-    raise ValueError(
-      f"unembed has {vocab} rows, which do not divide over {vocab_parts} devices of "
-      f"{axes[1]!r}; pad it, or pass axes = ({axes[0]!r}, None)"
-    )
+    raise ValueError(f"unembed has {vocab} rows, which do not divide over {vocab_parts} devices of "
+                     f"{axes[1]!r}; pad it, or pass axes = ({axes[0]!r}, None)")
   if mesh.size == 1:
     return None, None, 1, 1, True
   return *axes, token_parts, vocab_parts, axes != (None, None)
@@ -197,9 +186,8 @@ def _both(plan, hidden_ND, unembed_VD, token_N, wanted_N):
 
 def _both_forward(plan, hidden_ND, unembed_VD, token_N, wanted_N):
   n, v = plan.token_axis, plan.vocab_axis
-  forward = plan.map(
-    _forward, (P(n), P(v), P(n), P(n)), ((P(n), P(n)), P(n, v) if plan.whole else P(n))
-  )
+  forward = plan.map(_forward, (P(n), P(v), P(n), P(n)),
+                     ((P(n), P(n)), P(n, v) if plan.whole else P(n)))
   unembed = _gathered(plan, unembed_VD, hidden_ND.dtype)
   outputs, kept = forward(hidden_ND, unembed, token_N, wanted_N)
   if wanted_N is not None:
@@ -216,15 +204,12 @@ def _both_backward(plan, kept, gradients):
   shape = jax.sharding.get_abstract_mesh().shape
   parts = math.prod(shape[name] for name in _names(n))
   scattered = n if hidden_ND.shape[1] % parts == 0 else None
-  backward = plan.map(
-    functools.partial(_backward, scattered=scattered),
-    (P(n), P(v), P(n), P(n), P(n), P(n, v) if plan.whole else P(n), (P(n), P(n))),
-    (P(n), P(v, scattered)),
-  )
+  backward = plan.map(functools.partial(_backward, scattered=scattered),
+                      (P(n), P(v), P(n), P(n), P(n), P(n, v) if plan.whole else P(n), (P(n), P(n))),
+                      (P(n), P(v, scattered)))
   hidden_gradient_ND, unembed_gradient_VD = backward(
     hidden_ND, _gathered(plan, unembed_VD, hidden_ND.dtype), token_N, wanted_N, entropy_N, kept,
-    gradients
-  )
+    gradients)
   return hidden_gradient_ND, unembed_gradient_VD.astype(unembed_VD.dtype), None, None
 
 
@@ -248,16 +233,12 @@ def _forward(plan, hidden_ND, unembed_VD, token_N, wanted_N):
     log_total_N = jnp.log(total_N)
     kept = shifted_NV - log_total_N[:, None], weight_NV / total_N[:, None]
     return (chosen_N - log_total_N, log_total_N - weighted_N / total_N), kept
-  statistics = functools.partial(
-    xla.statistics, temperature=plan.temperature, token_chunk=plan.token_chunk,
-    vocab_chunk=plan.vocab_chunk,
-  )
+  statistics = functools.partial(xla.statistics, temperature=plan.temperature,
+                                 token_chunk=plan.token_chunk, vocab_chunk=plan.vocab_chunk)
   if _kernel_suits(plan, hidden_ND, unembed_VD):
     local = lax.platform_dependent(
-      hidden_ND, unembed_VD, token_N, wanted_N,
-      tpu=functools.partial(_tpu_statistics, plan),
-      default=statistics,
-    )
+      hidden_ND, unembed_VD, token_N, wanted_N, tpu=functools.partial(_tpu_statistics, plan),
+      default=statistics)
   else:
     local = statistics(hidden_ND, unembed_VD, token_N, wanted_N)
   max_N, total_N, weighted_N, chosen_N = local
@@ -285,12 +266,10 @@ def _backward(plan, hidden_ND, unembed_VD, token_N, wanted_N, entropy_N, kept, s
     gradients = functools.partial(
       xla.gradients, temperature=plan.temperature, token_chunk=plan.token_chunk,
       vocab_chunk=plan.vocab_chunk, vocab_axis=plan.vocab_axis,
-      unembed_dtype=_partial_dtype(plan, unembed_VD),
-    )
+      unembed_dtype=_partial_dtype(plan, unembed_VD))
     if _kernel_suits(plan, hidden_ND, unembed_VD):
       hidden_gradient_ND, unembed_gradient_VD = lax.platform_dependent(
-        *arguments, tpu=functools.partial(_tpu_gradients, plan), default=gradients
-      )
+        *arguments, tpu=functools.partial(_tpu_gradients, plan), default=gradients)
     else:
       hidden_gradient_ND, unembed_gradient_VD = gradients(*arguments)
   return hidden_gradient_ND, _all_rows(plan, unembed_gradient_VD, scattered)
@@ -317,8 +296,7 @@ def _tpu_gradients(plan, hidden_ND, unembed_VD, token_N, wanted_N, *known_N):
   hidden_gradient_ND, unembed_gradient_VD = _tpu().gradients(
     hidden_ND, unembed_VD, token_N, *known_N, temperature=plan.temperature,
     hidden_dtype=jnp.dtype(jnp.float32 if plan.vocab_axis else hidden_ND.dtype),
-    unembed_dtype=_partial_dtype(plan, unembed_VD),
-  )
+    unembed_dtype=_partial_dtype(plan, unembed_VD))
   return _all_sum(plan, hidden_gradient_ND).astype(hidden_ND.dtype), unembed_gradient_VD
 
 

@@ -23,13 +23,11 @@ VMEM_LIMIT = 56 * MEBI
 
 def suits(hidden_ND, unembed_VD):
   """Whether the kernels take these arrays; the others go through XLA."""
-  return (
-    hidden_ND.shape[1] % LANES == 0
-    and unembed_VD.shape[0] >= LANES
-    and LANES * hidden_ND.shape[1] * 4 <= 4 * MEBI
-    and hidden_ND.dtype in (jnp.bfloat16, jnp.float32)
-    and unembed_VD.dtype in (jnp.bfloat16, jnp.float32)
-  )
+  return (hidden_ND.shape[1] % LANES == 0
+          and unembed_VD.shape[0] >= LANES
+          and LANES * hidden_ND.shape[1] * 4 <= 4 * MEBI
+          and hidden_ND.dtype in (jnp.bfloat16, jnp.float32)
+          and unembed_VD.dtype in (jnp.bfloat16, jnp.float32))
 
 
 @functools.partial(jax.jit, static_argnames="temperature")
@@ -50,17 +48,13 @@ def statistics(hidden_ND, unembed_VD, token_N, *, temperature):
   block_n = _block(hidden_ND, tokens, most=1024, limit=8 * MEBI)
   block_v = _block(unembed_VD, unembed_VD.shape[0], most=512, limit=4 * MEBI)
   hidden_ND, token_1N = _pad(hidden_ND, 0, block_n), _pad(token_N[None], 1, block_n)
-  kernel = functools.partial(
-    _statistics_kernel, vocab=unembed_VD.shape[0], temperature=temperature
-  )
+  kernel = functools.partial(_statistics_kernel, vocab=unembed_VD.shape[0], temperature=temperature)
   statistics_4N = pl.pallas_call(
     kernel,
     grid=(hidden_ND.shape[0] // block_n, pl.cdiv(unembed_VD.shape[0], block_v)),
-    in_specs=[
-      pl.BlockSpec((block_n, embed), lambda n, v: (n, 0)),
-      pl.BlockSpec((block_v, embed), lambda n, v: (v, 0)),
-      pl.BlockSpec((1, block_n), lambda n, v: (0, n)),
-    ],
+    in_specs=[pl.BlockSpec((block_n, embed), lambda n, v: (n, 0)),
+              pl.BlockSpec((block_v, embed), lambda n, v: (v, 0)),
+              pl.BlockSpec((1, block_n), lambda n, v: (0, n))],
     out_specs=pl.BlockSpec((4, block_n), lambda n, v: (0, n)),
     out_shape=jax.ShapeDtypeStruct((4, hidden_ND.shape[0]), jnp.float32),
     compiler_params=_compiler_params(),
@@ -91,29 +85,15 @@ def _statistics_kernel(hidden_ref, unembed_ref, token_ref, statistics_ref, *, vo
   decay_1N = jnp.exp(-rise_1N)
   statistics_ref[0:1, :] = new_1N
   statistics_ref[1:2, :] = decay_1N * total_1N + weight_VN.sum(0, keepdims=True)
-  statistics_ref[2:3, :] = decay_1N * (statistics_ref[2:3, :] - rise_1N * total_1N) + (
-    weight_VN * shifted_VN
-  ).sum(0, keepdims=True)
+  statistics_ref[2:3, :] = (decay_1N * (statistics_ref[2:3, :] - rise_1N * total_1N)
+                            + (weight_VN * shifted_VN).sum(0, keepdims=True))
   chosen_VN = jnp.where(row_VN == token_ref[...], logits_VN, 0)
   statistics_ref[3:4, :] += chosen_VN.sum(0, keepdims=True)
 
 
-@functools.partial(
-  jax.jit, static_argnames=("temperature", "hidden_dtype", "unembed_dtype")
-)
-def gradients(
-  hidden_ND,
-  unembed_VD,
-  token_N,
-  lse_N,
-  entropy_N,
-  logprob_slope_N,
-  entropy_slope_N,
-  *,
-  temperature,
-  hidden_dtype,
-  unembed_dtype,
-):
+@functools.partial(jax.jit, static_argnames=("temperature", "hidden_dtype", "unembed_dtype"))
+def gradients(hidden_ND, unembed_VD, token_N, lse_N, entropy_N, logprob_slope_N, entropy_slope_N, *,
+              temperature, hidden_dtype, unembed_dtype):
   """Gradients in hidden and unembed from those in the log-probability and the entropy.
 
   Args:
@@ -142,12 +122,10 @@ def gradients(
     return pl.pallas_call(
       functools.partial(kernel, vocab=vocab, temperature=temperature),
       grid=grid,
-      in_specs=[
-        pl.BlockSpec((block_n, embed), index(token_block, True)),
-        pl.BlockSpec((block_v, embed), index(vocab_block, True)),
-        pl.BlockSpec((1, block_n), index(token_block, False)),
-        pl.BlockSpec((4, block_n), index(token_block, False)),
-      ],
+      in_specs=[pl.BlockSpec((block_n, embed), index(token_block, True)),
+                pl.BlockSpec((block_v, embed), index(vocab_block, True)),
+                pl.BlockSpec((1, block_n), index(token_block, False)),
+                pl.BlockSpec((4, block_n), index(token_block, False))],
       out_specs=pl.BlockSpec((size, embed), index(out_block, True)),
       out_shape=jax.ShapeDtypeStruct((rows, embed), dtype),
       scratch_shapes=[pltpu.VMEM((size, embed), jnp.float32)],
@@ -155,18 +133,15 @@ def gradients(
       name=name,
     )(hidden_ND, unembed_VD, token_1N, known_4N)
 
-  hidden_gradient_ND = call(
-    _hidden_kernel, (blocks_n, blocks_v), 0, 1, 0, padded, hidden_dtype, "token_entropy_hidden"
-  )
-  unembed_gradient_VD = call(
-    _unembed_kernel, (blocks_v, blocks_n), 1, 0, 0, vocab, unembed_dtype, "token_entropy_unembed"
-  )
+  hidden_gradient_ND = call(_hidden_kernel, (blocks_n, blocks_v), 0, 1, 0, padded, hidden_dtype,
+                            "token_entropy_hidden")
+  unembed_gradient_VD = call(_unembed_kernel, (blocks_v, blocks_n), 1, 0, 0, vocab, unembed_dtype,
+                             "token_entropy_unembed")
   return hidden_gradient_ND[:tokens], unembed_gradient_VD
 
 
-def _hidden_kernel(
-  hidden_ref, unembed_ref, token_ref, known_ref, gradient_ref, sum_ref, *, vocab, temperature
-):
+def _hidden_kernel(hidden_ref, unembed_ref, token_ref, known_ref, gradient_ref, sum_ref, *, vocab,
+                   temperature):
   block = pl.program_id(1)
   unembed_VD = unembed_ref[...].astype(hidden_ref.dtype)
   slope_VN = _slope(hidden_ref[...], unembed_VD, token_ref, known_ref, block, temperature)
@@ -179,9 +154,8 @@ def _hidden_kernel(
   _accumulate(sum_ref, part_ND, gradient_ref)
 
 
-def _unembed_kernel(
-  hidden_ref, unembed_ref, token_ref, known_ref, gradient_ref, sum_ref, *, vocab, temperature
-):
+def _unembed_kernel(hidden_ref, unembed_ref, token_ref, known_ref, gradient_ref, sum_ref, *, vocab,
+                    temperature):
   del vocab  # What rows past the end of the array get is not written.
   hidden_ND = hidden_ref[...]
   unembed_VD = unembed_ref[...].astype(hidden_ND.dtype)
@@ -193,9 +167,8 @@ def _slope(hidden_ND, unembed_VD, token_ref, known_ref, block, temperature):
   """Gradient in the logits: g_logp (1[token] - p) - g_H p (ln p + H)."""
   logprob_VN = _logits(hidden_ND, unembed_VD, temperature) - known_ref[0:1, :]
   chosen_VN = _row(logprob_VN.shape, block) == token_ref[...]
-  slope_VN = jnp.where(chosen_VN, known_ref[2:3, :], 0.0) - jnp.exp(logprob_VN) * (
-    known_ref[1:2, :] + known_ref[3:4, :] * logprob_VN
-  )
+  weight_VN = known_ref[1:2, :] + known_ref[3:4, :] * logprob_VN
+  slope_VN = jnp.where(chosen_VN, known_ref[2:3, :], 0.0) - jnp.exp(logprob_VN) * weight_VN
   return slope_VN if temperature == 1 else slope_VN / temperature
 
 
@@ -246,6 +219,5 @@ def _pad(array, axis, multiple):
 
 def _compiler_params():
   # The outer axis may go to the two cores of a v5p; the inner one carries sums.
-  return pltpu.CompilerParams(
-    dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
-  )
+  return pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"),
+                              vmem_limit_bytes=VMEM_LIMIT)

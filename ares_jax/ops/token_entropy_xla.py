@@ -52,10 +52,8 @@ def statistics(hidden_ND, unembed_VD, token_N, wanted_N, *, temperature, token_c
   return tuple(_in_place(x, len(token_N), order_SK) for x in found)
 
 
-def gradients(
-  hidden_ND, unembed_VD, token_N, wanted_N, lse_N, entropy_N, logprob_slope_N, entropy_slope_N, *,
-  temperature, token_chunk, vocab_chunk, vocab_axis, unembed_dtype,
-):
+def gradients(hidden_ND, unembed_VD, token_N, wanted_N, lse_N, entropy_N, logprob_slope_N,
+              entropy_slope_N, *, temperature, token_chunk, vocab_chunk, vocab_axis, unembed_dtype):
   """Gradients in hidden and unembed from those in the log-probability and the entropy.
 
   Args:
@@ -74,9 +72,7 @@ def gradients(
   """
   known_N = token_N, lse_N, entropy_N, logprob_slope_N, entropy_slope_N
   order_SK, used = _wanted_first(wanted_N, token_chunk)
-  hidden_SKD, token_SK, lse_SK, entropy_SK, *slopes_SK = (
-    _in_chunks(x, token_chunk, order_SK) for x in (hidden_ND, *known_N)
-  )
+  hidden_SKD, *known_SK = (_in_chunks(x, token_chunk, order_SK) for x in (hidden_ND, *known_N))
   size, chunks, embed = hidden_SKD.shape
   # With one chunk of tokens every row of the gradient is written once: no float32 sum is needed.
   sum_dtype = jnp.float32 if chunks > 1 else unembed_dtype
@@ -84,37 +80,30 @@ def gradients(
   def one_chunk(chunk, carry):
     hidden_gradient_SKD, unembed_gradient_VD = carry
     hidden_SD, token_S, lse_S, entropy_S, *slopes_S = (
-      lax.dynamic_index_in_dim(x, chunk, 1, keepdims=False)
-      for x in (hidden_SKD, token_SK, lse_SK, entropy_SK, *slopes_SK)
-    )
+      lax.dynamic_index_in_dim(x, chunk, 1, keepdims=False) for x in (hidden_SKD, *known_SK))
 
     def fold(start, rows_VD, running):
       gradient_SD, unembed_gradient_VD = running
       rows_VD = rows_VD.astype(hidden_SD.dtype)
       logprob_SV = logits(hidden_SD, rows_VD, temperature) - lse_S[:, None]
-      slope_SV = slope(
-        logprob_SV, jnp.exp(logprob_SV), token_S - start, entropy_S, *slopes_S, temperature
-      )
+      slope_SV = slope(logprob_SV, jnp.exp(logprob_SV), token_S - start, entropy_S, *slopes_S,
+                       temperature)
       slope_SV = slope_SV.astype(hidden_SD.dtype)
       gradient_SD = gradient_SD + dot(slope_SV, rows_VD, "nv,vd->nd")
       part_VD = dot(slope_SV, hidden_SD, "nv,nd->vd")
       if chunks > 1:
         part_VD += lax.dynamic_slice_in_dim(unembed_gradient_VD, start, rows_VD.shape[0], 0)
       return gradient_SD, lax.dynamic_update_slice_in_dim(
-        unembed_gradient_VD, part_VD.astype(sum_dtype), start, 0
-      )
+        unembed_gradient_VD, part_VD.astype(sum_dtype), start, 0)
 
     zero_SD = jnp.zeros((size, embed), jnp.float32)
-    gradient_SD, unembed_gradient_VD = _over_vocab(
-      fold, (zero_SD, unembed_gradient_VD), unembed_VD, vocab_chunk
-    )
+    gradient_SD, unembed_gradient_VD = _over_vocab(fold, (zero_SD, unembed_gradient_VD),
+                                                   unembed_VD, vocab_chunk)
     if vocab_axis:
       gradient_SD = lax.psum(gradient_SD, vocab_axis)
     gradient_SD = gradient_SD.astype(hidden_SKD.dtype)
-    return (
-      lax.dynamic_update_index_in_dim(hidden_gradient_SKD, gradient_SD, chunk, 1),
-      unembed_gradient_VD,
-    )
+    return (lax.dynamic_update_index_in_dim(hidden_gradient_SKD, gradient_SD, chunk, 1),
+            unembed_gradient_VD)
 
   carry = jnp.zeros_like(hidden_SKD), jnp.zeros(unembed_VD.shape, sum_dtype)
   hidden_gradient_SKD, unembed_gradient_VD = _over_chunks(chunks, used, one_chunk, carry)
@@ -223,9 +212,8 @@ def slope(logprob_NV, p_NV, token_N, entropy_N, logprob_slope_N, entropy_slope_N
   """Gradient in the logits: g_logp (1[token] - p) - g_H p (ln p + H)."""
   chosen_NV = lax.broadcasted_iota(jnp.int32, logprob_NV.shape, 1) == token_N[:, None]
   constant_N = logprob_slope_N + entropy_slope_N * entropy_N
-  slope_NV = jnp.where(chosen_NV, logprob_slope_N[:, None], 0) - p_NV * (
-    constant_N[:, None] + entropy_slope_N[:, None] * logprob_NV
-  )
+  weight_NV = constant_N[:, None] + entropy_slope_N[:, None] * logprob_NV
+  slope_NV = jnp.where(chosen_NV, logprob_slope_N[:, None], 0) - p_NV * weight_NV
   return slope_NV if temperature == 1 else slope_NV / temperature
 
 

@@ -30,9 +30,8 @@ def token_kl(logprob_BT, ref_logprob_BT, *, estimator="k3"):
   [[0.         0.30685282]]
   """
   if logprob_BT.shape != ref_logprob_BT.shape:
-    raise ValueError(
-      f"logprob {logprob_BT.shape} and ref_logprob {ref_logprob_BT.shape} must have equal shapes"
-    )
+    raise ValueError(f"logprob {logprob_BT.shape} and ref_logprob {ref_logprob_BT.shape} must have "
+                     "equal shapes")
   for name, array in (("logprob_BT", logprob_BT), ("ref_logprob_BT", ref_logprob_BT)):
     if not jnp.issubdtype(array.dtype, jnp.floating):
       raise ValueError(f"{name} has dtype {array.dtype}; pass float32 or bfloat16")
@@ -74,14 +73,11 @@ def kl_weight(bucket_B, cover_BT, *, beta_3, rho):
   """
   shapes = cover_BT.shape[:1], cover_BT.shape
   if cover_BT.ndim != 2 or bucket_B.shape not in shapes or beta_3.shape != (3,):
-    raise ValueError(
-      f"bucket {bucket_B.shape}, cover {cover_BT.shape}, beta {beta_3.shape}: "
-      "pass [B] or [B, T], [B, T], [3]"
-    )
+    raise ValueError(f"bucket {bucket_B.shape}, cover {cover_BT.shape}, beta {beta_3.shape}: pass "
+                     "[B] or [B, T], [B, T], [3]")
   if not jnp.issubdtype(bucket_B.dtype, jnp.integer) or cover_BT.dtype != jnp.bool_:
-    raise ValueError(
-      f"bucket_B is {bucket_B.dtype}, cover_BT {cover_BT.dtype}; pass int32 and bool"
-    )
+    raise ValueError(f"bucket_B is {bucket_B.dtype}, cover_BT {cover_BT.dtype}; pass int32 and "
+                     "bool")
   if not 0 <= rho <= 1:
     raise ValueError(f"rho = {rho} must be in [0, 1]; 1 for no relaxation")
   bucket_BT = bucket_B.reshape(len(cover_BT), -1)  # of a token, or [B, 1] of a row

@@ -115,10 +115,8 @@ def hwe_flags(entropy_BT, mask_BT, threshold, *, window, detector="window", sema
   _check_window(window)
   threshold = jnp.asarray(threshold, jnp.float32)
   if threshold.shape not in ((), entropy_BT.shape[:1]):
-    raise ValueError(
-      f"threshold has shape {threshold.shape}; pass a scalar or one value for each of the "
-      f"{entropy_BT.shape[0]} rows"
-    )
+    raise ValueError(f"threshold has shape {threshold.shape}; pass a scalar or one value for each "
+                     f"of the {entropy_BT.shape[0]} rows")
   threshold = jnp.broadcast_to(threshold, entropy_BT.shape[:1])[:, None]
   if detector == "window":
     mean_BT, whole_BT = window_entropy(entropy_BT, mask_BT, window=window)
@@ -128,9 +126,8 @@ def hwe_flags(entropy_BT, mask_BT, threshold, *, window, detector="window", sema
   if semantic_BT is None:
     raise ValueError(f"detector = {detector!r} needs semantic_BT, True on trigger words")
   if semantic_BT.shape != entropy_BT.shape or semantic_BT.dtype != jnp.bool_:
-    raise ValueError(
-      f"semantic_BT is {semantic_BT.dtype}{semantic_BT.shape}; pass bool{entropy_BT.shape}"
-    )
+    raise ValueError(f"semantic_BT is {semantic_BT.dtype}{semantic_BT.shape}; pass "
+                     f"bool{entropy_BT.shape}")
   if detector == "semantic":
     return mask_BT & semantic_BT & (entropy_BT.astype(jnp.float32) >= threshold)
   mean_BT, whole_BT = window_entropy(entropy_BT, mask_BT, window=window)
@@ -167,9 +164,8 @@ def hwe_cover(flag_BT, mask_BT, *, window):
 
 
 def _slide(value_BT, start, combine, padding, window):
-  return lax.reduce_window(
-    value_BT, np.array(start, value_BT.dtype), combine, (1, window), (1, 1), ((0, 0), padding)
-  )
+  return lax.reduce_window(value_BT, np.array(start, value_BT.dtype), combine, (1, window), (1, 1),
+                           ((0, 0), padding))
 
 
 def _quantile(value_BT, mask_BT, quantile):
@@ -184,10 +180,8 @@ def _quantile(value_BT, mask_BT, quantile):
   below_T = rank_T.astype(np.int32)
   last_B = jnp.maximum(count_B - 1, 0)
   low_B, fraction_B = jnp.asarray(below_T)[last_B], jnp.float32(rank_T - below_T)[last_B]
-  low_value_B, high_value_B = (
-    jnp.take_along_axis(sorted_BT, index_B[:, None], -1)[:, 0]
-    for index_B in (low_B, jnp.minimum(low_B + 1, last_B))
-  )
+  low_value_B, high_value_B = (jnp.take_along_axis(sorted_BT, index_B[:, None], -1)[:, 0]
+                               for index_B in (low_B, jnp.minimum(low_B + 1, last_B)))
   value_B = low_value_B + fraction_B * (high_value_B - low_value_B)
   return jnp.where(count_B > 0, value_B, 0)
 
@@ -196,9 +190,8 @@ def _check_rows(value_BT, mask_BT):
   if value_BT.ndim != 2 or not jnp.issubdtype(value_BT.dtype, jnp.floating):
     raise ValueError(f"values are {value_BT.dtype}{value_BT.shape}; pass floating [B, T]")
   if mask_BT.shape != value_BT.shape or mask_BT.dtype != jnp.bool_:
-    raise ValueError(
-      f"mask_BT is {mask_BT.dtype}{mask_BT.shape}; pass bool{value_BT.shape}, e.g. mask > 0"
-    )
+    raise ValueError(f"mask_BT is {mask_BT.dtype}{mask_BT.shape}; pass bool{value_BT.shape}, e.g. "
+                     "mask > 0")
 
 
 def _check_window(window):
