@@ -101,9 +101,9 @@ def answer_batch(generator, params, indices, prompts, settings):
                for grade, (row, text) in zip(grades.correct, answered, strict=False)]
 
   tokens_B = samples.mask.sum(1)
-  last_B = samples.tokens[np.arange(len(tokens_B)), np.maximum(tokens_B, 1) - 1]
+  complete_B = samples.ends_with(generator.end)
   graded = [GradedSample(correct=correct[b], format_ok=float(grades.format_ok[b]),
-                         truncated=float(last_B[b] not in generator.end), tokens=int(tokens_B[b]),
+                         truncated=float(not complete_B[b]), tokens=int(tokens_B[b]),
                          response=text) for b, text in enumerate(texts)]
   problems = []
   for number, (index, row) in enumerate(zip(indices, rows, strict=True)):

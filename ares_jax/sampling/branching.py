@@ -35,12 +35,10 @@ def parents(group, branches):
 
 
 def replay_parent(slots, token_S, group, branching):
-  """Replaces the drawn tokens of slots that returned to a fork by the parent's.
+  """(int32 [S] tokens to read, bool [S] where they are the parent's instead of the drawn ones).
 
-  Such a slot reads the parent's last token before the fork once more, to get its hidden state.
-
-  Returns:
-    int32 [S], tokens to read; bool [S], True where it is the parent's.
+  A slot that returned to a fork reads the parent's last token before it once more, to get its
+  hidden state.
   """
   if branching is None:
     return token_S, jnp.zeros_like(slots.row, bool)
@@ -99,11 +97,7 @@ def release_slots(slots, ended_S, group, branching):
 def hand_over_forks(slots, group, branching, live):
   """Lets idle slots take over forks that wait for the end of another slot's sequence.
 
-  Args:
-    slots: Slots.
-    group: G.
-    branching: Branching.
-    live: cached tokens that are copied, at least as many as any slot has.
+  The first `live` cached tokens are copied, at least as many as any slot has.
   """
   rows = len(slots.tokens)
 

@@ -80,11 +80,7 @@ class Generator:
     return jax.tree.map(lambda array: array[: prompts_P * group], samples)
 
   def answer(self, params, prompts, key, *, group, sampling, branching=None):
-    """Samples responses and grades each one while others are still decoded.
-
-    Returns:
-      (Samples, Grades).
-    """
+    """(Samples, Grades) of responses, each one graded while others are still decoded."""
     truths = [row["answer"] for row in prompts.rows for _ in range(group)]
     local_rows, texts, errors = hosts.local_shard(range(len(truths))), {}, []
     grading = self.grader.begin()
@@ -124,10 +120,7 @@ class Generator:
 
 
 def grade_sharded(grade):
-  """Grades of all responses, each process having graded its own shard of them.
-
-  Args:
-    grade: returns the Grades of this process's `hosts.local_shard`.
+  """Grades of all responses; `grade` returns those of this process's `hosts.local_shard`.
 
   Raises:
     ValueError, heartbeat.StopRequested: on all processes, if `grade` raises it on one.
@@ -189,20 +182,17 @@ def collect(generator, params, batches, key, *, group, order, sampling, config, 
   left after `config.batches` batches, dropped groups fill the rollout, so that its shape is fixed.
 
   Args:
-    generator: Generator.
+    generator, sampling, config: Generator, SamplingConfig, FilterConfig.
     params: weights to sample from.
     batches: iterator of PromptBatch of P prompts.
     key: typed PRNG key of the run.
     group: G.
     order: function of int [P, G], the tokens of each prompt with each of its responses; returns the
       order of the prompts (training.batch.balance_minibatches).
-    sampling: SamplingConfig.
-    config: FilterConfig.
     branching: branching.Branching, or None if every response starts at its prompt.
 
   Returns:
-    Rollout; its metrics "work/tokens" and "work/flops" count everything sampled, dropped groups
-    too, which are shorter or longer than the others.
+    Rollout; its metrics "work/tokens" and "work/flops" count dropped groups too.
   """
   kept, dropped, totals = [], [], collections.Counter()
   while totals["batches"] < config.batches:
@@ -228,9 +218,7 @@ def collect(generator, params, batches, key, *, group, order, sampling, config, 
   lengths_PG = [each.prompt.length[0] + each.samples.mask.sum(1) for each in groups]
   groups = [groups[index] for index in order(np.stack(lengths_PG))]
   samples = jax.tree.map(lambda *parts: np.concatenate(parts), *[each.samples for each in groups])
-  lengths_B = samples.mask.sum(1)
-  last_B = samples.tokens[np.arange(len(lengths_B)), np.maximum(lengths_B, 1) - 1]
-  metrics["rollout/truncated"] = 1 - np.isin(last_B, generator.end).mean()
+  metrics["rollout/truncated"] = 1 - samples.ends_with(generator.end).mean()
   if branching is not None:
     metrics["rollout/forked"] = (samples.fork > 0).mean()
   return Rollout(

@@ -79,6 +79,11 @@ class Samples:
   parent: jax.Array  # int32 [B]: sample of the same prompt that it forked from; -1 = none
   fork: jax.Array  # int32 [B]: tokens it has in common with its parent
 
+  def ends_with(self, end):
+    """bool [B]: responses whose last token is one of `end`, for samples that are numpy arrays."""
+    last_B = np.maximum(self.mask.sum(1), 1) - 1
+    return np.isin(self.tokens[np.arange(len(last_B)), last_B], end)
+
 
 def stage_key(seed, stage):
   """Typed PRNG key of a stage's samples; every stage has its own random numbers."""
@@ -93,7 +98,7 @@ def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, e
   therefore do not depend on the rest of the batch, nor on how many slots and devices there are.
 
   Args:
-    model: ModelConfig.
+    model, sampling, engine: ModelConfig, SamplingConfig, EngineConfig.
     params: weights, as they are trained.
     prompts: dict of numpy arrays: tokens int32 [P, Tp], length int32 [P], positions int32
       [3, P, Tp], unit int32 [P, Tp], prompt_id int32 [P], vision VisionInput; the devices of
@@ -101,8 +106,6 @@ def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, e
     key: typed PRNG key.
     allowed_V: bool, tokens that may be drawn. Statistics are of the policy, over all of V.
     group: G.
-    sampling: SamplingConfig.
-    engine: EngineConfig.
     end: tuple of end-of-turn token ids.
     branching: Branching, or None if every response starts at its prompt.
     finished: function of (row, int32 tokens), called with completed responses, in no order, while
@@ -132,7 +135,8 @@ def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, e
   ended_B, longest, to_fetch = np.zeros(rows, bool), 0, collections.deque()
   while not ended_B.all():
     heartbeat.heartbeat(collective=True)
-    while (read := scheduler.next_read(_unfinished(ended_B, group))) is not None:
+    unfinished_P = group - ended_B.reshape(-1, group).sum(1)
+    while (read := scheduler.next_read(unfinished_P)) is not None:
       prompt_slots = slots.read_prompts(model, params, prompt_slots, *_read_arrays(prompts, *read))
     with working():
       state, now_ended_B, longest = slots.decode(
@@ -146,11 +150,6 @@ def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, e
     if finished and not ended_B.all():
       to_fetch.extend(_responses(state, np.flatnonzero(ended_B & ~before_B), group, branches))
   return _samples(state, group=group, branches=branches)
-
-
-def _unfinished(ended_B, group):
-  """int [P]: rows of each prompt that have not ended."""
-  return group - ended_B.reshape(-1, group).sum(1)
 
 
 def _responses(state, rows, group, branches):

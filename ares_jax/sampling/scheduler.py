@@ -33,15 +33,8 @@ def plan_cache(model, engine, *, prompts, prompt_tokens, group, tokens):
   """CachePlan whose keys and values fit into engine.cache_gib on each device.
 
   Counted are the prompts in prompt slots, the prompts of one read, and the responses in decoding
-  slots.
-
-  Args:
-    model: ModelConfig.
-    engine: EngineConfig.
-    prompts: P, over all devices.
-    prompt_tokens: tokens of a prompt, padding included.
-    group: G.
-    tokens: T.
+  slots. `prompts` counts those of all devices; `prompt_tokens` is the length of each, padding
+  included, and `tokens` T.
 
   Raises:
     ValueError: they do not fit; names the largest engine.slots that does.

@@ -62,74 +62,62 @@ _SLOTS = Slots(_ROWS, _ROWS, _CACHES, *[_ROWS] * 9)
 @functools.partial(jax.jit, static_argnames=("model", "prompts", "prompt_slots", "tokens"))
 def empty_prompt_slots(model, *, prompts, prompt_slots, tokens):
   """PromptSlots of `tokens` tokens each, nothing read; all sizes are those of the whole mesh."""
-  return PromptSlots(
-    cache=_shard_cache(model, qwen25_vl.empty_cache(model, prompt_slots, tokens)),
-    **_split_rows(dict(
-      hidden=jnp.zeros((prompt_slots, model.embed), model.compute_dtype),
-      position=jnp.zeros(prompt_slots, jnp.int32), prompt_id=jnp.zeros(prompt_slots, jnp.int32),
-      slot=jnp.full(prompts, prompt_slots // size(*ROWS)))))
+  return _lay_out(model, shard, PromptSlots(
+    cache=qwen25_vl.empty_cache(model, prompt_slots, tokens),
+    hidden=jnp.zeros((prompt_slots, model.embed), model.compute_dtype),
+    position=jnp.zeros(prompt_slots, jnp.int32), prompt_id=jnp.zeros(prompt_slots, jnp.int32),
+    slot=jnp.full(prompts, prompt_slots // size(*ROWS))))
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="prompt_slots")
 def read_prompts(model, params, prompt_slots, prompts, prompt_R, slot_R):
-  """Reads R prompts in one pass of the vision tower and of the decoder.
+  """PromptSlots, whose old ones are donated, after one pass of vision tower and decoder.
 
   Args:
     model: ModelConfig.
     params: from `sampler.rollout_weights`.
-    prompt_slots: PromptSlots; donated.
+    prompt_slots: PromptSlots.
     prompts: `sample`'s dict of arrays, of R prompts.
     prompt_R: int32, their numbers among the device's P prompts; P = none.
     slot_R: int32, free prompt slots they are read into, all different; C = none.
-
-  Returns:
-    PromptSlots.
   """
   features = qwen25_vl.vision_features(model, params, prompts["vision"])
   embeds = qwen25_vl.embed(model, params, prompts["tokens"], prompts["unit"], features)
   hidden, cache = qwen25_vl.prefill(model, params, embeds, prompts["positions"], prompts["length"])
   # M-RoPE counts on from the largest prompt position on all three axes.
   position = prompts["positions"].max((0, 2)) + 1
-  new = (_shard_cache(model, cache), shard(hidden, ROWS), position, prompts["prompt_id"])
+  new = _lay_out(model, shard, PromptSlots(cache, hidden, position, prompts["prompt_id"], None))
   return jax.shard_map(
     _write_prompts, axis_names=set(ROWS), check_vma=False,
-    in_specs=(_PROMPTS, (_CACHES, _ROWS, _ROWS, _ROWS), _ROWS, _ROWS),
+    in_specs=(_PROMPTS, _PROMPTS.replace(slot=None), _ROWS, _ROWS),
     out_specs=_PROMPTS)(prompt_slots, new, prompt_R, slot_R)
 
 
 def _write_prompts(prompt_slots, new, prompt_R, slot_R):
-  cache, hidden, position, prompt_id = new
-  old = prompt_slots.cache
-
   def write(x_C, new_R):
     return x_C.at[slot_R].set(new_R, mode="drop")
 
+  old, cache = prompt_slots.cache, new.cache
   return PromptSlots(
     cache=KVCache(k=old.k.at[:, slot_R].set(cache.k, mode="drop"),
                   v=old.v.at[:, slot_R].set(cache.v, mode="drop"),
                   length=write(old.length, cache.length)),
-    hidden=write(prompt_slots.hidden, hidden), position=write(prompt_slots.position, position),
-    prompt_id=write(prompt_slots.prompt_id, prompt_id),
+    hidden=write(prompt_slots.hidden, new.hidden),
+    position=write(prompt_slots.position, new.position),
+    prompt_id=write(prompt_slots.prompt_id, new.prompt_id),
     slot=prompt_slots.slot.at[prompt_R].set(slot_R, mode="drop"))
 
 
-def _split_rows(tree):
-  return jax.tree.map(lambda x: shard(x, ROWS), tree)
-
-
-def _shard_cache(model, cache):
-  k, v = (shard(x, None, ROWS, None, kv_axis(model)) for x in (cache.k, cache.v))
-  return KVCache(k, v, shard(cache.length, ROWS))
+def _lay_out(model, place, slots):
+  """PromptSlots or Slots of `place(array, *mesh axes)` for every array."""
+  k, v = (place(x, None, ROWS, None, kv_axis(model)) for x in (slots.cache.k, slots.cache.v))
+  others = jax.tree.map(lambda x: place(x, ROWS), slots.replace(cache=None))
+  return others.replace(cache=KVCache(k, v, place(slots.cache.length, ROWS)))
 
 
 def abstract_slots(model, slots):
   """PromptSlots or Slots in shapes, with their layout on the current mesh."""
-  def on_mesh(x, *spec):
-    return abstract(x.dtype, x.shape, *spec)
-
-  k, v = (on_mesh(x, None, ROWS, None, kv_axis(model)) for x in (slots.cache.k, slots.cache.v))
-  others = jax.tree.map(lambda x: on_mesh(x, ROWS), slots.replace(cache=None))
-  return others.replace(cache=KVCache(k, v, on_mesh(slots.cache.length, ROWS)))
+  return _lay_out(model, lambda x, *spec: abstract(x.dtype, x.shape, *spec), slots)
 
 
 def abstract_prompts(model, prompts, tokens, windows):
@@ -154,16 +142,15 @@ def idle_slots(model, *, rows, slots, tokens, group, branches):
 
   All rows wait for a slot but the last `branches` of each group, which may fork from the others.
   """
-  return Slots(
-    cache=_shard_cache(model, qwen25_vl.empty_cache(model, slots, tokens)),
-    **_split_rows(dict(
-      row=jnp.full(slots, rows // size(*ROWS)),
-      hidden=jnp.zeros((slots, model.embed), model.compute_dtype),
-      waiting=jnp.arange(rows) % group < group - branches,
-      ended=jnp.zeros(rows, bool), fork=jnp.zeros(rows, jnp.int32),
-      forks=jnp.zeros(slots, jnp.int32), given=jnp.zeros(slots, jnp.int32),
-      tokens=jnp.zeros((rows, tokens), jnp.int32), length=jnp.zeros(rows, jnp.int32),
-      logprob=jnp.zeros((rows, tokens)), entropy=jnp.zeros((rows, tokens)))))
+  return _lay_out(model, shard, Slots(
+    cache=qwen25_vl.empty_cache(model, slots, tokens),
+    row=jnp.full(slots, rows // size(*ROWS)),
+    hidden=jnp.zeros((slots, model.embed), model.compute_dtype),
+    waiting=jnp.arange(rows) % group < group - branches,
+    ended=jnp.zeros(rows, bool), fork=jnp.zeros(rows, jnp.int32),
+    forks=jnp.zeros(slots, jnp.int32), given=jnp.zeros(slots, jnp.int32),
+    tokens=jnp.zeros((rows, tokens), jnp.int32), length=jnp.zeros(rows, jnp.int32),
+    logprob=jnp.zeros((rows, tokens)), entropy=jnp.zeros((rows, tokens))))
 
 
 @functools.partial(
@@ -174,7 +161,7 @@ def decode(model, params, prompt_slots, slots, key, allowed_V, branching, *, gro
   """Decodes up to `steps` tokens in every slot; idle slots take waiting rows in between.
 
   Args:
-    model: ModelConfig.
+    model, sampling: ModelConfig, SamplingConfig.
     params: from `sampler.rollout_weights`.
     prompt_slots: PromptSlots.
     slots: Slots; donated.
@@ -182,7 +169,6 @@ def decode(model, params, prompt_slots, slots, key, allowed_V, branching, *, gro
     allowed_V: bool, tokens that may be drawn.
     branching: Branching, or None.
     group: G.
-    sampling: SamplingConfig.
     end: tuple of end-of-turn token ids.
     steps: tokens per slot.
     live: response tokens that attention reads, at least `steps` more than any slot has now.

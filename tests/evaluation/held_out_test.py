@@ -8,6 +8,7 @@ import tiny
 from ares_jax.evaluation import held_out
 from ares_jax.evaluation.held_out import evaluate_stage, level_table, stage_table
 from ares_jax.sampling.rollout import Grades
+from ares_jax.sampling.sampler import Samples
 
 CONFIG = tiny.read(evaluate__problems=5, evaluate__samples=4, evaluate__batch=2)
 SOURCE = [{"id": str(number), "number": number, "answer": "1", "level": 1 + number // 3}
@@ -27,8 +28,8 @@ class Fake:
 
   def answer(self, params, prompts, key, *, group, sampling):
     lengths = [10 * (row["number"] + 1) for row in prompts.rows for _ in range(group)]
-    samples = types.SimpleNamespace(tokens=np.full((len(lengths), 60), 9),
-                                    mask=np.arange(60) < np.array(lengths)[:, None])
+    samples = Samples(np.full((len(lengths), 60), 9),
+                      np.arange(60) < np.array(lengths)[:, None], *[None] * 4)
     correct = []
     for row in prompts.rows:
       number = row["number"]

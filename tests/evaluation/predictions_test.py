@@ -12,6 +12,7 @@ from ares_jax.evaluation import predictions
 from ares_jax.evaluation.benchmarks import Benchmark
 from ares_jax.evaluation.graded import EvaluationSettings, verdicts
 from ares_jax.sampling.rollout import Grades
+from ares_jax.sampling.sampler import Samples
 from ares_jax.system import heartbeat
 
 ROWS = [{"id": f"r{number}", "source": "s", "question": f"q{number}", "answer": [str(number)],
@@ -52,7 +53,7 @@ class Fake:
     lengths = np.repeat(np.int32(prompts.indices) + 1, group)
     tokens = np.ones((len(lengths), 6), np.int32)
     tokens[np.arange(len(lengths)), lengths - 1] = np.where(lengths == 5, 1, 9)
-    return types.SimpleNamespace(tokens=tokens, mask=np.arange(6) < lengths[:, None])
+    return Samples(tokens, np.arange(6) < lengths[:, None], *[None] * 4)
 
 
 def said(index):
