@@ -52,7 +52,7 @@ def run(tmp_path_factory):
       params = jax.tree.map(
         lambda x, rng=rng: jax.device_put(np.float32(0.2 * rng.standard_normal(x.shape)),
                                           x.sharding),
-        weights.abstract(model, jax.sharding.get_mesh(), jnp.float32))
+        weights.abstract(weights.weight_table(model), jax.sharding.get_mesh(), jnp.float32))
       moment = jax.tree.map(jnp.ones_like, params)
       state = State(mesh.put(jnp.int32(step)), params, {"moment": moment})
       with manager.Checkpoints(str(workdir / stage), keep=1) as checkpoints:

@@ -42,9 +42,7 @@ def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, segmen
   them, and "model" splits the heads if it divides them, else the queries.
 
   Args:
-    q_BTNH: queries; query heads n share kv head n // (N / K).
-    k_BSKH: keys.
-    v_BSKH: values.
+    q_BTNH, k_BSKH, v_BSKH: queries, keys, values; query head n uses kv head n // (N / K).
     segment_BT: int32, segment of each query; 0 is padding, whose results are meaningless.
     segment_BS: int32, segment of each key.
     causal: whether to attend only to keys up to the query's index; needs T = S.
@@ -77,9 +75,8 @@ def _split_heads(q_BTNH, k_BSKH, v_BSKH, segment_BT, *, causal, rows_axis, parts
     return _on_device(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal=causal)
 
   spec, kv_spec = P(rows_axis, None, "model"), P(rows_axis, None, kv_axis)
-  return jax.shard_map(
-    local, in_specs=(spec, kv_spec, kv_spec, P(rows_axis)), out_specs=spec, check_vma=False,
-  )(q_BTNH, k_BSKH, v_BSKH, segment_BT)
+  return jax.shard_map(local, in_specs=(spec, kv_spec, kv_spec, P(rows_axis)), out_specs=spec,
+                       check_vma=False)(q_BTNH, k_BSKH, v_BSKH, segment_BT)
 
 
 def _local_kv_heads(heads: int, group: int, kv_heads: int):
@@ -102,13 +99,11 @@ def _split_queries(q_BTNH, k_BSKH, v_BSKH, segment_BT, *, causal, rows_axis, par
       q_BTNH, k_BSKH, v_BSKH, segment_BS,
       tpu=functools.partial(_splash_queries, causal=causal),
       cuda=functools.partial(_triton_queries, causal=causal),
-      default=jax.checkpoint(functools.partial(_dense_queries, causal=causal)),
-    )
+      default=jax.checkpoint(functools.partial(_dense_queries, causal=causal)))
 
   spec = P(rows_axis, "model")
-  return jax.shard_map(
-    local, in_specs=(spec, spec, spec, P(rows_axis)), out_specs=spec, check_vma=False,
-  )(*padded)[:, :tokens]
+  return jax.shard_map(local, in_specs=(spec, spec, spec, P(rows_axis)), out_specs=spec,
+                       check_vma=False)(*padded)[:, :tokens]
 
 
 def _splash_queries(q_BTNH, k_BSKH, v_BSKH, segment_BS, *, causal):
@@ -117,8 +112,8 @@ def _splash_queries(q_BTNH, k_BSKH, v_BSKH, segment_BS, *, causal):
     return _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BS, causal=False)
   chunks = _chunks(lax.axis_size("model"))
   numbers = jnp.asarray(chunks)[lax.axis_index("model")]
-  segment_BT = segment_BS.reshape(len(segment_BS), chunks.size, -1)[:, numbers]
-  segment_BT = segment_BT.reshape(len(segment_BS), -1)
+  rows = len(segment_BS)
+  segment_BT = segment_BS.reshape(rows, chunks.size, -1)[:, numbers].reshape(rows, -1)
   out = _splash(_send_chunks(q_BTNH, chunks), k_BSKH, v_BSKH, segment_BT, segment_BS, causal=True,
                 chunks=chunks)
   return _send_chunks(out, chunks, back=True)
@@ -147,8 +142,7 @@ def _triton_queries(q_BTNH, k_BSKH, v_BSKH, segment_BS, *, causal):
   # This kernel needs as many queries as keys, both from the first token of the row. So devices
   # exchange some tokens of all heads for all tokens of some heads, with padding heads if "model"
   # does not divide them (28 heads over 8 devices: 4 of 32).
-  heads, kv_heads = q_BTNH.shape[2], k_BSKH.shape[2]
-  parts = lax.axis_size("model")
+  heads, kv_heads, parts = q_BTNH.shape[2], k_BSKH.shape[2], lax.axis_size("model")
   q_BTNH = jnp.pad(q_BTNH, ((0, 0), (0, 0), (0, -heads % parts), (0, 0)))
   used = _local_kv_heads(q_BTNH.shape[2] // parts, heads // kv_heads, kv_heads)
   q_BSNH = lax.all_to_all(q_BTNH, "model", 2, 1, tiled=True)
@@ -181,22 +175,17 @@ def _on_device(q_BTNH, k_BSKH, v_BSKH, segment_BT, *, causal):
     return _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BT, causal=causal)
 
   return lax.platform_dependent(
-    q_BTNH, k_BSKH, v_BSKH, segment_BT,
-    tpu=kernel,
-    cuda=functools.partial(_triton, causal=causal),
+    q_BTNH, k_BSKH, v_BSKH, segment_BT, tpu=kernel, cuda=functools.partial(_triton, causal=causal),
     # A conditional saves for the backward pass what any of its branches needs. This branch is
     # recomputed, so that its [T, S] arrays do not enter the programs of other platforms.
-    default=jax.checkpoint(dense),
-  )
+    default=jax.checkpoint(dense))
 
 
 def _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BS, *, causal, chunks=((0,),)):
   """Splash attention of T queries to S keys.
 
-  Args:
-    q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BS, causal: as in `attention`.
-    chunks: [m, chunks of a device], the numbers in the row of each device's chunks of queries;
-      ((0,),) = the queries begin where the keys do.
+  `chunks` [m, chunks of a device] are the numbers in the row of each device's chunks of queries;
+  ((0,),) = the queries begin where the keys do.
   """
   # Imported here because small models never need Pallas, which takes 0.2 s.
   from jax.experimental.pallas.ops.tpu import splash_attention as splash
@@ -225,8 +214,7 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BS, *, causal, chunks=((
     # heads.
     block_sizes=splash.BlockSizes(
       block_q=block_q, block_kv=block_kv, block_q_dkv=block_q, block_kv_dkv=block_kv,
-      block_q_dq=block_q, block_kv_dq=block_kv),
-  )
+      block_q_dq=block_q, block_kv_dq=block_kv))
   if devices > 1:
     # The kernel's arrays, [1, blocks of queries, ...] and [queries], describe the queries of all
     # devices.

@@ -38,8 +38,7 @@ def hidden(config: ModelConfig, params: Params, embeds_BTD, positions_3BT, segme
   """Hidden states of complete rows, after the final norm; logits are hidden @ unembedding^T.
 
   Args:
-    config: sizes.
-    params: the weights.
+    config, params: sizes and weights.
     embeds_BTD: token embeddings, image features included.
     positions_3BT: int32, M-RoPE positions (time, height, width).
     segment_BT: int32, the sequence of each token in its row, 0 for padding; a token attends to
@@ -57,8 +56,7 @@ def prefill(config: ModelConfig, params: Params, embeds_PTD, positions_3PT,
   """Reads prompts and returns their keys and values.
 
   Args:
-    config: sizes.
-    params: the weights.
+    config, params: sizes and weights.
     embeds_PTD: embeddings of right-padded prompts.
     positions_3PT: int32, M-RoPE positions.
     length_P: int32, tokens of each prompt, 1..T.
@@ -91,8 +89,7 @@ def decode_step(config: ModelConfig, params: Params, embeds_B1D, positions_3B1, 
   next write, so a `lax.while_loop` that carries the cache updates it in place, without a copy.
 
   Args:
-    config: sizes.
-    params: the weights.
+    config, params: sizes and weights.
     embeds_B1D: embeddings of the new tokens.
     positions_3B1: int32, their M-RoPE positions.
     prompts: the cache that `prefill` returned.

@@ -20,11 +20,9 @@ def decoding_flops(model, prompts, answers):
 
 
 def vision_flops(size, image):
-  """Forward pass of the vision tower over images.
+  """Forward pass of the vision tower of a VisionConfig over images.
 
-  Args:
-    size: models.config.VisionConfig.
-    image: int [R, W, S], the image in its row of each patch of R rows, 0 for padding.
+  `image` int [R, W, S] is the image in its row of each patch of R rows, 0 for padding.
   """
   patches = np.sum(image > 0)
   # In a full-attention block a patch attends to all patches of its image.
@@ -81,8 +79,7 @@ def sft_flops(config, model, segment, learned, image, *, adapters):
   """FLOPs of a step of supervised training.
 
   Args:
-    config: SftConfig.
-    model: ModelConfig.
+    config, model: SftConfig, ModelConfig.
     segment: int [R, T], the example in its packed row of each token, 0 for padding.
     learned: tokens whose log-probability is needed.
     image: FLOPs of a forward pass over the rows' images.
@@ -108,9 +105,8 @@ def _scores(model, tokens):
 
 
 def _token(model):
-  block = model.embed * model.head_dim * 2 * (model.heads + model.kv_heads) \
-    + 3 * model.embed * model.mlp
-  return 2.0 * model.layers * block
+  attention = model.embed * model.head_dim * 2 * (model.heads + model.kv_heads)
+  return 2.0 * model.layers * (attention + 3 * model.embed * model.mlp)
 
 
 def _head(model):

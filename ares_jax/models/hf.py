@@ -49,7 +49,7 @@ def from_hf(folder: Folder, config: ModelConfig, mesh: Mesh,
   """
   weights, tensors, sources = weight_table(config), hf_files.tensors_of(folder), sources_of(config)
   hf_files.check_tensors(tensors, config, folder)
-  weight_of, sharding_of = hf_files.by_name(weights), hf_files.by_name(shardings(config, mesh))
+  weight_of, sharding_of = hf_files.by_name(weights), hf_files.by_name(shardings(weights, mesh))
   loaded = {}
   for file, names in hf_files.by_file(tensors).items():
     with safe_open(pathlib.Path(folder) / file, framework="np") as opened:
@@ -97,12 +97,7 @@ def _put(slices, tensor: Tensor, rule: Rule, shape, sharding) -> jax.Array:
 def _read(slices, tensor: Tensor, inputs: int, shape, index) -> np.ndarray:
   """The part `index` of a tensor in our order of values, from safetensors' lazy `slices`.
 
-  Args:
-    slices: the result of `get_slice`.
-    tensor: its shape in the file.
-    inputs: as in `Rule`.
-    shape: of our tensor, without the layer axis.
-    index: a slice for each dimension of our tensor.
+  `shape` and `index` are those of our tensor, without the layer axis; `inputs` is as in `Rule`.
   """
   index = tuple(slice(*part.indices(size)) for part, size in zip(index, shape, strict=True))
   if not inputs:
@@ -128,14 +123,9 @@ def _read(slices, tensor: Tensor, inputs: int, shape, index) -> np.ndarray:
 def to_hf(params: Params, config: ModelConfig, folder: Folder, base: Folder) -> None:
   """Writes a folder that transformers and vLLM load.
 
-  Names, files, dtypes, config, tokenizer and preprocessor are copied from `base`. The folder
-  appears complete or not at all. Every process must call this; process 0 writes.
-
-  Args:
-    params: the weights.
-    config: sizes.
-    folder: must not exist yet.
-    base: the Hugging Face folder the model came from.
+  Names, files, dtypes, config, tokenizer and preprocessor are copied from `base`, the folder that
+  the model came from. `folder` must not exist yet; it appears complete or not at all. Every process
+  must call this; process 0 writes.
 
   Raises:
     ValueError: the folder exists, or the tensors of base are not those of config.
@@ -157,8 +147,7 @@ def to_new_hf(params: Params, config: ModelConfig, folder: Folder, *, tokenizer,
   """Writes a folder for a model that was not read from one: float32 weights in one file.
 
   Args:
-    params: the weights.
-    config: sizes.
+    params, config: weights and sizes.
     folder: must not exist yet.
     tokenizer: a `transformers` fast tokenizer with the control tokens of Qwen2.5-VL.
     min_pixels, max_pixels: least and largest area that images are resized to.
@@ -180,8 +169,7 @@ def to_new_hf(params: Params, config: ModelConfig, folder: Folder, *, tokenizer,
   _write(params, config, pathlib.Path(folder), hf_files.tensors_for(config), write_others)
 
 
-def _write(params, config, folder: pathlib.Path, tensors: dict[str, Tensor],
-           write_others) -> None:
+def _write(params, config, folder: pathlib.Path, tensors: dict[str, Tensor], write_others) -> None:
   """Writes `tensors` file by file, then calls `write_others` with the folder."""
   flat, sources = hf_files.by_name(params), sources_of(config)
   with atomic_folder(folder) as partial:

@@ -132,30 +132,19 @@ def tensors_of(folder: Folder) -> dict[str, Tensor]:
 
 def tensors_for(config: ModelConfig) -> dict[str, Tensor]:
   """The tensors of a new folder: float32, in one file."""
-  shapes = {name: weight.shape for name, weight in by_name(weight_table(config)).items()}
-  tensors = {}
-  for name, (path, layer) in sources_of(config).items():
-    if name != HEAD or not config.tied:
-      ours = shapes[path] if layer is None else shapes[path][1:]
-      tensors[name] = Tensor("model.safetensors", name, their_shape(path, ours, config),
-                             np.dtype(np.float32))
-  return tensors
+  return {name: Tensor("model.safetensors", name, shape, np.dtype(np.float32))
+          for name, shape in shapes_of(config).items() if name != HEAD or not config.tied}
 
 
 def check_tensors(tensors: dict[str, Tensor], config: ModelConfig, folder: Folder) -> None:
   """Raises ValueError naming every tensor that is missing, unknown or of another shape."""
-  shapes = {name: weight.shape for name, weight in by_name(weight_table(config)).items()}
-  sources = sources_of(config)
-  missing = sources.keys() - tensors.keys() - ({HEAD} if config.tied else set())
-  unknown = tensors.keys() - sources.keys()
+  shapes = shapes_of(config)
+  missing = shapes.keys() - tensors.keys() - ({HEAD} if config.tied else set())
   errors = [f"missing {name}" for name in sorted(missing)]
-  errors += [f"unknown {tensors[name].stored}" for name in sorted(unknown)]
-  for name in sorted(sources.keys() & tensors.keys()):
-    path, layer = sources[name]
-    ours = shapes[path] if layer is None else shapes[path][1:]
-    want = their_shape(path, ours, config)
-    if tensors[name].shape != want:
-      errors.append(f"{name} is {tensors[name].shape} instead of {want}")
+  errors += [f"unknown {tensors[name].stored}" for name in sorted(tensors.keys() - shapes.keys())]
+  errors += [f"{name} is {tensors[name].shape} instead of {shapes[name]}"
+             for name in sorted(shapes.keys() & tensors.keys())
+             if tensors[name].shape != shapes[name]]
   if errors:
     raise ValueError(f"{folder} does not hold this model: " + "; ".join(errors))
   if config.tied and HEAD in tensors:
@@ -176,15 +165,20 @@ def _same(folder: pathlib.Path, one: Tensor, other: Tensor, rows: int = 4096) ->
     return all(np.array_equal(left[part], right[part]) for part in parts)
 
 
-def their_shape(path: str, shape: tuple[int, ...], config: ModelConfig) -> tuple[int, ...]:
-  """Hugging Face shape of our tensor of `shape`, both without the layer axis."""
-  inputs = RULES[path].inputs
-  if path == "vision/patch":  # theirs is a 3-D convolution
-    vision = config.vision
-    return vision.hidden, 3, vision.temporal_patch, vision.patch, vision.patch
-  if inputs:
-    return math.prod(shape[inputs:]), math.prod(shape[:inputs])
-  return shape if path in ("embed", "unembed") else (math.prod(shape),)
+def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+  """The shape of every tensor of a folder by its flat name."""
+  ours, vision = by_name(weight_table(config)), config.vision
+
+  def theirs(path, layer):
+    shape = ours[path].shape if layer is None else ours[path].shape[1:]
+    inputs = RULES[path].inputs
+    if path == "vision/patch":  # theirs is a 3-D convolution
+      return vision.hidden, 3, vision.temporal_patch, vision.patch, vision.patch
+    if inputs:
+      return math.prod(shape[inputs:]), math.prod(shape[:inputs])
+    return shape if path in ("embed", "unembed") else (math.prod(shape),)
+
+  return {name: theirs(*source) for name, source in sources_of(config).items()}
 
 
 def by_name(tree: Params) -> dict[str, Any]:

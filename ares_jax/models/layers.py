@@ -27,11 +27,9 @@ def rotary(angle: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def rotate(x: jax.Array, rotary_cos_sin: tuple[jax.Array, jax.Array]) -> jax.Array:
-  """Rotates feature i of the first half with feature i of the second half of each head.
+  """Rotates feature i of the first half with feature i of the second half of each head of x.
 
-  Args:
-    x: [..., heads, H].
-    rotary_cos_sin: from `rotary`, [..., 1, H/2] each.
+  x is [..., heads, H]; `rotary` gives the angles, [..., 1, H/2] each.
   """
   cos, sin = rotary_cos_sin
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -62,13 +60,8 @@ def scan_blocks(block: Callable[[jax.Array, Any], tuple[jax.Array, Any]], x: jax
                 per_layer: Any, *, remat: str, unroll: int) -> tuple[jax.Array, Any]:
   """Applies `block(x, layer) -> (x, result)` for each slice of `per_layer` along its leading axis.
 
-  Args:
-    block: the function of one layer.
-    x: the residual stream.
-    per_layer: pytree of [L, ...].
-    remat: "none" keeps every intermediate for the backward pass, "block" only the input of each
-      block, "dots" also the results of matmuls with weights.
-    unroll: layers per iteration of the loop.
+  `remat`: "none" keeps every intermediate for the backward pass, "block" only the input of each
+  block, "dots" also the results of matmuls with weights. `unroll`: layers per iteration.
 
   Returns:
     The last x and the results stacked on a leading axis.
@@ -76,7 +69,6 @@ def scan_blocks(block: Callable[[jax.Array, Any], tuple[jax.Array, Any]], x: jax
   if remat == "block":
     block = jax.checkpoint(block)
   elif remat == "dots":
-    block = jax.checkpoint(
-      block, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    block = jax.checkpoint(block, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
   layers = jax.tree.leaves(per_layer)[0].shape[0]
   return jax.lax.scan(block, x, per_layer, unroll=min(unroll, layers))

@@ -11,6 +11,7 @@ L layers, r rank; A is [L, inputs..., r], B is [L, r, outputs...].
 
 import dataclasses
 import functools
+import math
 
 import flax.struct
 import jax
@@ -62,9 +63,7 @@ def adapter_table(config: ModelConfig, lora: LoraConfig) -> dict[str, dict[str, 
 
 def _pair(matrix, inputs, rank):
   cut = 1 + inputs  # the layer axis stands before the inputs
-  width = 1
-  for size in matrix.shape[1:cut]:
-    width *= size
+  width = math.prod(matrix.shape[1:cut])
   return {"a": Weight((*matrix.shape[:cut], rank), P(*matrix.spec[:cut], None), width**-0.5),
           "b": Weight((matrix.shape[0], rank, *matrix.shape[cut:]),
                       P(None, None, *matrix.spec[cut:]), "zeros")}
@@ -73,21 +72,17 @@ def _pair(matrix, inputs, rank):
 def init(config: ModelConfig, lora: LoraConfig, key: jax.Array) -> Params:
   """Initial adapters, float32, on the current mesh."""
   found = adapter_table(config, lora)
-  return jax.jit(functools.partial(weights.draw, found), out_shardings=weights.layout(
-    found, jax.sharding.get_mesh()))(key)
+  shardings = weights.shardings(found, jax.sharding.get_mesh())
+  return jax.jit(functools.partial(weights.init, found), out_shardings=shardings)(key)
 
 
 def abstract(config: ModelConfig, lora: LoraConfig, mesh) -> Params:
   """`jax.ShapeDtypeStruct` of the adapters with their shardings, float32."""
-  return weights.abstract_table(adapter_table(config, lora), mesh, jnp.float32)
+  return weights.abstract(adapter_table(config, lora), mesh, jnp.float32)
 
 
 def join(base: Base | None, trained: Params) -> Params:
-  """The weights of a policy from its trained parameters; differentiable.
-
-  Args:
-    base: None if `trained` are the weights.
-    trained: adapters of `base`, or the weights.
+  """The weights of a policy from `trained`, adapters of `base` or the weights; differentiable.
 
   Returns:
     Weights for every function of the model: those of the base, without a copy, and "NAME_lora", A
@@ -136,9 +131,9 @@ def joined_specs(config: ModelConfig, params: Params) -> Params:
 
 
 def _specs(config, names):
-  found = adapter_table(config, LoraConfig(rank=1, alpha=1.0,
-                                           targets=tuple(names))) if names else {}
-  return weights.specs(found)
+  if not names:
+    return {}
+  return weights.specs(adapter_table(config, LoraConfig(rank=1, alpha=1.0, targets=tuple(names))))
 
 
 def trained_frozen(base: Base | None, frozen: tuple[str, ...]) -> tuple[str, ...]:

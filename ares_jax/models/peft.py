@@ -28,8 +28,7 @@ def to_peft(adapters: Params, config: ModelConfig, lora: LoraConfig, folder: hf_
 
   Args:
     adapters: {target: {"a", "b"}}, as in lora.adapter_table.
-    config: sizes of the base model.
-    lora: the configuration they were trained with.
+    config, lora: sizes of the base model, and of the adapters.
     folder: must not exist yet.
     base: the Hugging Face folder of the base model, which adapter_config.json names.
 

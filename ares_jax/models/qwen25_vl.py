@@ -34,8 +34,7 @@ def embed(config: ModelConfig, params: Params, tokens_BT, unit_BT, features) -> 
   """Token embeddings, with image features where `unit_BT` names one.
 
   Args:
-    config: sizes.
-    params: the weights.
+    config, params: sizes and weights.
     tokens_BT: int32 ids.
     unit_BT: int32, index of the image unit that feeds a token, -1 for text. None without images.
     features: from `vision_features`, [B, U, D] if each row of tokens has its own images, [U, D] if
@@ -71,8 +70,7 @@ def score(config: ModelConfig, params: Params, features, *, tokens, unit, positi
   t; the first column of a segment is meaningless.
 
   Args:
-    config: sizes.
-    params: the weights.
+    config, params: sizes and weights.
     features: as in `embed`.
     tokens, unit, segment: int32 [B, T], as in `embed` and `hidden`.
     positions: int32 [B, 3, T].

@@ -112,17 +112,11 @@ def _vision(config: VisionConfig) -> dict[str, Any]:
   }
 
 
-def init(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> Params:
-  """Random parameters; the values of a tensor depend only on the key and its name.
+def init(weights: dict[str, Any], key: jax.Array, dtype: jnp.dtype = jnp.float32) -> Params:
+  """Random parameters of a table; the values of a tensor depend only on the key and its name.
 
-  Under `jax.jit(..., out_shardings=shardings(config, mesh))` no device holds a complete tensor.
+  Under `jax.jit(..., out_shardings=shardings(weights, mesh))` no device holds a complete tensor.
   """
-  return draw(weight_table(config), key, dtype)
-
-
-def draw(weights: dict[str, Any], key: jax.Array, dtype: jnp.dtype = jnp.float32) -> Params:
-  """`init` of any table of weights."""
-
   def tensor(path, weight: Weight) -> jax.Array:
     if weight.init == "ones":
       return jnp.ones(weight.shape, dtype)
@@ -134,29 +128,19 @@ def draw(weights: dict[str, Any], key: jax.Array, dtype: jnp.dtype = jnp.float32
   return jax.tree_util.tree_map_with_path(tensor, weights)
 
 
-def abstract(config: ModelConfig, mesh: Mesh, dtype: jnp.dtype) -> Params:
-  """`jax.ShapeDtypeStruct` of every tensor, with its sharding."""
-  return abstract_table(weight_table(config), mesh, dtype)
-
-
-def abstract_table(weights: dict[str, Any], mesh: Mesh, dtype: jnp.dtype) -> Params:
-  """`abstract` of any table of weights."""
+def abstract(weights: dict[str, Any], mesh: Mesh, dtype: jnp.dtype) -> Params:
+  """`jax.ShapeDtypeStruct` of every tensor of a table, with its sharding."""
   return jax.tree.map(
     lambda weight, sharding: jax.ShapeDtypeStruct(weight.shape, dtype, sharding=sharding),
-    weights, layout(weights, mesh))
+    weights, shardings(weights, mesh))
 
 
-def shardings(config: ModelConfig, mesh: Mesh) -> Params:
-  """`NamedSharding` of every tensor.
+def shardings(weights: dict[str, Any], mesh: Mesh) -> Params:
+  """`NamedSharding` of every tensor of a table.
 
   Raises:
     ValueError: names every tensor with a dimension that its mesh axes do not divide.
   """
-  return layout(weight_table(config), mesh)
-
-
-def layout(weights: dict[str, Any], mesh: Mesh) -> Params:
-  """`shardings` of any table of weights."""
   errors = []
 
   def sharding(path, weight: Weight) -> NamedSharding:

@@ -135,10 +135,11 @@ def sft_program(config, model, stage):
 def abstract_policy(section, model):
   """Policy of a LoraConfig and a ModelConfig on the current mesh."""
   devices = jax.sharding.get_mesh()
+  table = weights.weight_table(model)
   if not section.rank:
-    params = weights.abstract(model, devices, jnp.float32)
+    params = weights.abstract(table, devices, jnp.float32)
     return Policy(params, None, params)
-  base = lora.Base(weights.abstract(model, devices, jnp.dtype(model.compute_dtype)),
+  base = lora.Base(weights.abstract(table, devices, jnp.dtype(model.compute_dtype)),
                    section.alpha / section.rank)
   params = lora.abstract(model, section, devices)
   return Policy(params, base, lora.attach(base.weights, params))

@@ -89,8 +89,9 @@ def first_weights(config, model):
     from ares_jax.models import hf
 
     return hf.from_hf(config.model.path, model, devices, dtype)
-  return jax.jit(functools.partial(weights.init, model, dtype=dtype),
-                 out_shardings=weights.shardings(model, devices))(jax.random.key(config.seed))
+  table = weights.weight_table(model)
+  return jax.jit(functools.partial(weights.init, table, dtype=dtype),
+                 out_shardings=weights.shardings(table, devices))(jax.random.key(config.seed))
 
 
 def end_tokens(folder, tokenizer):

@@ -34,7 +34,8 @@ def restore_params(workdir, stage, config, model):
   devices = jax.sharding.get_mesh()
   _check_lora(workdir, section)
   if not section.rank:
-    return *read_part(folder, "params", weights.abstract(model, devices, jnp.float32)), None
+    shapes = weights.abstract(weights.weight_table(model), devices, jnp.float32)
+    return *read_part(folder, "params", shapes), None
   step, adapters = read_part(folder, "params", lora.abstract(model, section, devices))
   base = first_weights(config, model)
   record = read_json(workdir, "base.json")

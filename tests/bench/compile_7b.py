@@ -67,10 +67,10 @@ def loss(config, params, batch):
 
 def gradient(config, mesh, rows, tokens, windows):
   """The lowered gradient of `loss` in the parameters."""
-  params = weights.abstract(config, mesh, jnp.float32)
+  params = weights.abstract(weights.weight_table(config), mesh, jnp.float32)
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
     function = jax.jit(jax.grad(loss, argnums=1), static_argnums=0,
-                       out_shardings=weights.shardings(config, mesh))
+                       out_shardings=weights.shardings(weights.weight_table(config), mesh))
     return function.lower(config, params, inputs(config, mesh, rows, tokens, windows))
 
 

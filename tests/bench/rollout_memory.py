@@ -38,7 +38,8 @@ def split(tree, *spec):
 
 def rollout_weights():
   """Shapes of what `sampler.rollout_weights` returns."""
-  params = jax.eval_shape(lambda key: weights.init(MODEL, key, jnp.bfloat16), jax.random.key(0))
+  params = jax.eval_shape(
+    lambda key: weights.init(weights.weight_table(MODEL), key, jnp.bfloat16), jax.random.key(0))
   return jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     params, sampler.rollout_shardings(MODEL, params))

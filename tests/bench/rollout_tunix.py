@@ -74,7 +74,7 @@ def ours(tokens_PT, new, held, chunk):
       patches=np.zeros((prompts, 1, patches, MODEL.vision.patch_dim), np.uint8),
       hw=np.zeros((prompts, 1, patches, 2), np.int32),
       image=np.zeros((prompts, 1, patches), np.int32)))
-  params = jax.jit(lambda: weights.init(MODEL, jax.random.key(0)))()
+  params = jax.jit(lambda: weights.init(weights.weight_table(MODEL), jax.random.key(0)))()
   sampling = sampler.SamplingConfig(1.0, 1.0, 0, 0, new)
   engine = sampler.EngineConfig(slots=held, read=held // GROUP, chunk=chunk, cache_gib=8.0)
 

@@ -90,7 +90,7 @@ def ours(prompts, samples, correct, options):
   values.aepo.kl.beta = (BETA,) * 3
   values.aepo.optimizer.update(dict(learning_rate=RATE, weight_decay=0.0, clip=float("inf")))
   config = run_config.read_config(values).aepo
-  params = jax.jit(lambda: weights.init(MODEL, jax.random.key(0)))()
+  params = jax.jit(lambda: weights.init(weights.weight_table(MODEL), jax.random.key(0)))()
   words = mesh.put(np.zeros(VOCAB, bool))
   state = [aepo_step.init_state(config, jax.tree.map(jnp.copy, params))]
   sizes = dict(minibatch=config.minibatch, microbatch=config.microbatch,

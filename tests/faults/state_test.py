@@ -25,8 +25,8 @@ def state(request):
   config = tiny.read()
   model = model_lib.model_config(config.model)
   with jax.set_mesh(mesh.make_mesh(1, 1, devices=jax.devices()[:1])):
-    params = mesh.put(zeros(jax.eval_shape(functools.partial(weights.init, model),
-                                           jax.random.key(0))))
+    init = functools.partial(weights.init, weights.weight_table(model))
+    params = mesh.put(zeros(jax.eval_shape(init, jax.random.key(0))))
     if request.param == "aepo":
       yield aepo_step.init_state(config.aepo, params)
     else:

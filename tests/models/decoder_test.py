@@ -15,7 +15,7 @@ from ares_jax.models.decoder import KVCache, decode_step, empty_cache, hidden, p
 from ares_jax.system import mesh as mesh_lib
 
 CONFIG = golden_batch.config("tied")
-PARAMS = weights.init(CONFIG, jax.random.key(0))
+PARAMS = weights.init(weights.weight_table(CONFIG), jax.random.key(0))
 RNG = np.random.default_rng(0)
 B, T = 3, 12
 EMBEDS = RNG.normal(size=(B, T, CONFIG.embed)).astype(np.float32)
@@ -114,7 +114,8 @@ def test_between_blocks_a_rows_tokens_are_split_over_the_model_axis():
       return jax.ShapeDtypeStruct(shape, dtype, sharding=mesh_lib.sharding(*spec))
 
     text = jax.jit(jax.grad(lambda *arrays: hidden(config, *arrays).sum())).lower(
-      weights.abstract(config, mesh, jnp.float32), array(jnp.float32, (2, T, config.embed), "data"),
+      weights.abstract(weights.weight_table(config), mesh, jnp.float32),
+      array(jnp.float32, (2, T, config.embed), "data"),
       array(jnp.int32, (3, 2, T), None, "data"), array(jnp.int32, (2, T), "data"),
     ).compile().as_text()
   # What every block keeps for the backward pass, of one of two rows: half of its tokens.
@@ -124,7 +125,8 @@ def test_between_blocks_a_rows_tokens_are_split_over_the_model_axis():
 
 def test_a_prefill_leaves_a_rows_tokens_together():
   config = golden_batch.config("untied")
-  params = jax.eval_shape(functools.partial(weights.init, config), jax.random.key(0))
+  params = jax.eval_shape(
+    functools.partial(weights.init, weights.weight_table(config)), jax.random.key(0))
   embeds, positions, ints, length = (jax.ShapeDtypeStruct(*array) for array in (
     ((2, T, config.embed), jnp.float32), ((3, 2, T), jnp.int32), ((2, T), jnp.int32),
     ((2,), jnp.int32)))

@@ -110,8 +110,8 @@ def test_split_over_devices_they_are_the_same(gradients):
   base, adapters, _, ((_, expected), of_one), *_ = gradients
   devices = mesh_lib.make_mesh(2, 2)
   with jax.set_mesh(devices):
-    params = jax.device_put(base.weights, weights.shardings(CONFIG, devices))
-    split = jax.device_put(adapters, weights.layout(lora.adapter_table(CONFIG, LORA), devices))
+    params = jax.device_put(base.weights, weights.shardings(weights.weight_table(CONFIG), devices))
+    split = jax.device_put(adapters, weights.shardings(lora.adapter_table(CONFIG, LORA), devices))
     assert not split["gate"]["a"].is_fully_replicated
     (_, logprob), found = of_adapters(base.replace(weights=params), split)
   np.testing.assert_allclose(logprob, expected, atol=2e-5)
@@ -135,7 +135,8 @@ def test_adapters_are_split_over_the_mesh_as_their_matrices_are():
   assert [wide[name][part].sharding.spec for name in "qo" for part in "ab"] == [
     P(None, "data", None), P(None, None, None, None), P(None, None, None, None),
     P(None, None, "data")]
-  base = jax.eval_shape(lambda key: weights.init(SIZE_3B, key, jnp.bfloat16), jax.random.key(0))
+  base = jax.eval_shape(
+    lambda key: weights.init(weights.weight_table(SIZE_3B), key, jnp.bfloat16), jax.random.key(0))
   joined = lora.attach(base, shapes)
   specs = lora.joined_specs(SIZE_3B, joined)
   assert specs["blocks"]["gate_lora"] == {part: shapes["gate"][part].sharding.spec

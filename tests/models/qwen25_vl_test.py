@@ -111,13 +111,13 @@ def over_mesh(data, model, heads=None):
   config, params = golden_batch.config("untied"), load("untied")
   if heads:
     config = dataclasses.replace(config, heads=heads)
-    params = weights.init(config, jax.random.key(0))
+    params = weights.init(weights.weight_table(config), jax.random.key(0))
   batch = golden_batch.batch().replace(units=())
   every = jnp.ones(len(golden_batch.NAMES))
   want = gradient(config, params, every, batch)
   mesh = mesh_lib.make_mesh(data, model, jax.devices()[:data * model])
   with jax.set_mesh(mesh):
-    shards = weights.shardings(config, mesh)
+    shards = weights.shardings(weights.weight_table(config), mesh)
     positions = mesh_lib.put(batch.positions, None, "data")
     inputs = mesh_lib.put(batch.replace(positions=positions[0]), "data")
     got = gradient(config, jax.device_put(params, shards), mesh_lib.put(every, "data"),

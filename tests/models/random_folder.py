@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from ares_jax.models import hf_files, weights
+from ares_jax.models import hf_files
 from ares_jax.models.config import ModelConfig, VisionConfig
 
 SMALL = ModelConfig(
@@ -21,14 +21,11 @@ SMALL = ModelConfig(
 def write(folder, config, *, files=3, seed=0):
   """Writes bfloat16 shards with an index; returns {name: shape} of their tensors."""
   rng = np.random.default_rng(seed)
-  table = hf_files.by_name(weights.weight_table(config))
-  shapes = {name: weight.shape for name, weight in table.items()}
-  names = list(hf_files.sources_of(config).items())
+  shapes = list(hf_files.shapes_of(config).items())
   written, index = {}, {}
   for number in range(files):
     shard = {}
-    for name, (path, layer) in names[number::files]:
-      shape = hf_files.their_shape(path, shapes[path][layer is not None:], config)
+    for name, shape in shapes[number::files]:
       bits = rng.integers(0x3C00, 0x3F80, shape, np.uint16)  # bfloat16 in [0.008, 1)
       shard[name], written[name] = bits.view(ml_dtypes.bfloat16), shape
       index[name] = f"model-{number}.safetensors"

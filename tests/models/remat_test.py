@@ -33,7 +33,8 @@ def test_each_matmul_of_a_block_is_compiled_once_per_needed_pass(remat, again):
 
   embeds = jax.ShapeDtypeStruct((B, T, config.embed), np.float32)
   program = jax.jit(jax.value_and_grad(total, (0, 1)))
-  params = jax.eval_shape(functools.partial(weights.init, config), jax.random.key(0))
+  params = jax.eval_shape(
+    functools.partial(weights.init, weights.weight_table(config)), jax.random.key(0))
   text = program.lower(params, embeds).compile().as_text()
   # The blocks are a loop, so the text has each of its matmuls once. The backward pass has two for
   # every matmul of the forward pass.

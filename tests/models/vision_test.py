@@ -11,7 +11,7 @@ from ares_jax.data import images
 from ares_jax.models import vision, weights
 
 CONFIG = golden_batch.config("tied")
-PARAMS = weights.init(CONFIG, jax.random.key(0))
+PARAMS = weights.init(weights.weight_table(CONFIG), jax.random.key(0))
 FEATURES = jax.jit(vision.vision_features, static_argnums=0)
 
 

@@ -50,7 +50,8 @@ def test_fine_tuning_is_checked_with_every_example_in_a_row_of_its_own(small):
   rows = small[0].warmup.batch
   assert "grad_norm" in metrics and f"[{rows},80]" in str(traced.jaxpr.in_avals)
   assert jax.tree.structure(state.params) == jax.tree.structure(
-    weights.abstract(small[1], mesh.make_mesh(1, 1, jax.devices()[:1]), jnp.float32))
+    weights.abstract(weights.weight_table(small[1]), mesh.make_mesh(1, 1, jax.devices()[:1]),
+                     jnp.float32))
 
 
 def test_the_longest_shapes_are_compiled_first_if_some_are_shorter(small, tmp_path, monkeypatch):

@@ -122,7 +122,8 @@ def test_a_model_in_a_scan_counts_like_one_without_and_like_xla():
   size = dataclasses.replace(
     SMALL, embed=128, layers=3, heads=2, kv_heads=1, mlp=512, vocab=256,
     vision=dataclasses.replace(SMALL.vision, out=128))
-  params = jax.eval_shape(lambda key: weights.init(size, key), jax.random.key(0))
+  params = jax.eval_shape(
+    lambda key: weights.init(weights.weight_table(size), key), jax.random.key(0))
   tokens = jax.ShapeDtypeStruct((2, 64), jnp.int32)
 
   def loss(size, params, tokens):

@@ -263,7 +263,7 @@ def test_a_slot_takes_the_next_row_within_a_chunk(run):
 def test_a_chunk_is_one_program_that_never_copies_the_cache_nor_asks_the_host(branching):
   model = golden_batch.config("tied")
   with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])):
-    params = weights.abstract(model, jax.sharding.get_mesh(), jnp.float32)
+    params = weights.abstract(weights.weight_table(model), jax.sharding.get_mesh(), jnp.float32)
     read = jax.eval_shape(functools.partial(slots.empty_prompt_slots, model, prompts=2,
                                             prompt_slots=2,
                                             tokens=40))

@@ -44,9 +44,10 @@ class Prepared:
     """A step from the first weights; `layout` as for mesh_of, `changes` are of the rollout."""
     config, model = config or self.config.aepo, self.run.model
     layout = mesh_of(*layout)
+    shardings = weights.shardings(weights.weight_table(model), layout)
     # Copies: the step is given the state's memory.
     params, reference = (
-      jax.device_put(jax.tree.map(jnp.copy, tree), weights.shardings(model, layout))
+      jax.device_put(jax.tree.map(jnp.copy, tree), shardings)
       for tree in (self.params, reference or self.params))
     with jax.set_mesh(layout):
       batch, _ = aepo.pack_rollout(dataclasses.replace(self.rollout, **changes), config,
@@ -204,7 +205,7 @@ def test_several_devices_give_the_same_step(prepared, one_update, layout):
   layout = mesh_of(*layout)
   with jax.set_mesh(layout):
     before = aepo_step.init_state(config, jax.device_put(
-      prepared.params, weights.shardings(prepared.run.model, layout)))
+      prepared.params, weights.shardings(weights.weight_table(prepared.run.model), layout)))
   for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(state),
                               strict=True):
     assert new.sharding.is_equivalent_to(old.sharding, old.ndim), jax.tree_util.keystr(path)
