@@ -54,8 +54,7 @@ def bucket_summary(name, lines, config, target):
   the same over its target, "noise" the deviation of the KL's logarithm.
   """
   outside, kappas = ([line[f"kl/{part}/{name}"] for line in lines] for part in ("outside", "kappa"))
-  kl = np.float64([np.nan if value is None else value for value in outside])
-  kappa = np.float64(kappas)
+  kl, kappa = np.float64(outside), np.float64(kappas)
   late = kl[len(kl) * 2 // 3 :]
   late = late[np.isfinite(late)]
   seen = kl[np.isfinite(kl) & (kl > 0)]

@@ -74,8 +74,7 @@ def _reward_difference(random, true_P, bucket_P, line, reward):
   whose line of metrics.jsonl is `line`.
   """
   def by_bucket(metric):
-    values = [line[f"{metric}/{name}"] for name in BUCKETS]
-    return np.float32([np.nan if value is None else value for value in values])
+    return np.float32([line[f"{metric}/{name}"] for name in BUCKETS])
 
   mean_3, target_3 = by_bucket("hwe/count"), by_bucket("hwe/target")
   multiplier_3 = by_bucket("hwe/multiplier")

@@ -58,13 +58,13 @@ def replay(parts, workdir, path):
       step, value = read_part(folder, part, abstract_like(getattr(state, part)))
       state = state.replace(**{part: value})
   state = state.replace(step=mesh.put(jnp.int32(number - 1)))
-  terms = _not_finite("batch", _under(arrays, "batch")) | _not_finite("weights", state.params)
+  batch = _under(arrays, "batch")
+  terms = _not_finite("batch", batch) | _not_finite("weights", state.params)
   if stage == "aepo":
     terms |= _not_finite("reference weights", first)
-    _, metrics = aepo_step.aepo_step(parts.generator.model, config, state, first, _rollout(arrays),
+    _, metrics = aepo_step.aepo_step(parts.generator.model, config, state, first, _rollout(batch),
                                      mesh.put(parts.words), base)
   else:
-    batch = _under(arrays, "batch")
     rows = types.SimpleNamespace(**batch, vision=_under(batch, "vision"))
     _, metrics = sft_step.sft_step(parts.generator.model, config, state, sft_step.to_device(rows),
                                    base)
@@ -122,9 +122,8 @@ def _not_finite(name, tree):
   return {f"{name}/{path}": count for path, count in counts.items() if count}
 
 
-def _rollout(arrays):
-  batch = _under(arrays, "batch")
-  arrays_of_batch = {name: array for name, array in batch.items() if "/" not in name}
+def _rollout(batch):
+  arrays = {name: array for name, array in batch.items() if "/" not in name}
   return RolloutBatch(vision=VisionInput(**_under(batch, "vision")),
-                      rows=PackedRows(**_under(batch, "rows")), **arrays_of_batch).to_device()
+                      rows=PackedRows(**_under(batch, "rows")), **arrays).to_device()
 

@@ -1,8 +1,7 @@
 """Plans an AEPO iteration on TPU chips: memory, work and shortest time of its compiled programs."""
 
 import dataclasses
-import glob
-import os
+import pathlib
 import re
 import tempfile
 import time
@@ -10,7 +9,7 @@ import time
 import jax
 
 from ares_jax.plan import programs
-from ares_jax.plan.hlo_cost import hlo_cost
+from ares_jax.plan.hlo_cost import HloCost, hlo_cost
 from ares_jax.plan.jaxpr_cost import traced_flops
 from ares_jax.plan.suggestions import suggestions
 from ares_jax.system import chips, mesh
@@ -94,24 +93,23 @@ def _plan_program(program, chip, devices, model_flops):
   start = time.perf_counter()
   traced = program.trace()
   flops = float(traced_flops(traced.jaxpr, platform="tpu"))
-  cost = None
+  cost = HloCost(None, None, None, ())
   try:
     compiled, text = compile_for_chips(traced)
   except jax.errors.JaxRuntimeError as error:
     memory = _refused_memory(error, program, chip)
   else:
     memory = _compiled_memory(compiled.memory_analysis(), program, chip)
-    cost = hlo_cost(text) if text is not None else None
+    cost = hlo_cost(text) if text is not None else cost
   # The floor assumes that everything overlaps which can.
   seconds = {"compute": flops / devices / chip.flops,
-             "memory": (cost.memory if cost else 0.0) / chip.memory_rate,
-             "links": (sum(cost.sent.values()) if cost else 0.0) / chip.link_rate}
+             "memory": (cost.memory or 0.0) / chip.memory_rate,
+             "links": sum((cost.sent or {}).values()) / chip.link_rate}
   limit = max(seconds, key=seconds.get)
   return ProgramPlan(
     name=program.name, calls=program.calls, memory=memory,
-    model_flops=model_flops / program.calls, flops=flops, sent=cost.sent if cost else None,
-    across=cost.across if cost else None, memory_bytes=cost.memory if cost else None,
-    unbounded=cost.unbounded if cost else (), floor=seconds[limit], limit=limit,
+    model_flops=model_flops / program.calls, flops=flops, sent=cost.sent, across=cost.across,
+    memory_bytes=cost.memory, unbounded=cost.unbounded, floor=seconds[limit], limit=limit,
     compile_seconds=time.perf_counter() - start)
 
 
@@ -124,11 +122,8 @@ def compile_for_chips(traced):
   with tempfile.TemporaryDirectory() as folder:
     compiled = traced.lower().compile(
       compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
-    found = glob.glob(os.path.join(folder, "*.after_optimizations.txt"))
-    if len(found) != 1:
-      return compiled, None
-    with open(found[0]) as file:
-      return compiled, file.read()
+    found = list(pathlib.Path(folder).glob("*.after_optimizations.txt"))
+    return compiled, found[0].read_text() if len(found) == 1 else None
 
 
 def _compiled_memory(found, program, chip):

@@ -92,10 +92,7 @@ def _equation(eqn, inputs, platform):
 
 
 def _part(x, starts, sizes):
-  """The result of `dynamic_slice`, with 0 for an unknown start.
-
-  A start is unknown if a device takes its local part; all parts decide alike.
-  """
+  """A `dynamic_slice`; from 0 where a device takes its local part, as all parts decide alike."""
   first = [0 if start is None else int(np.clip(start, 0, length - size))
            for start, length, size in zip(starts, x.shape, sizes, strict=True)]
   return x[tuple(slice(at, at + size) for at, size in zip(first, sizes, strict=True))]

@@ -14,6 +14,7 @@ import jax
 from absl import flags
 
 from ares_jax.report.page import report_page
+from ares_jax.report.pictures import write_pictures
 from ares_jax.run.files import write_text
 from ares_jax.run.records import read_run
 from ares_jax.system.command import UsageError, run
@@ -41,9 +42,7 @@ def main():
   print(f"wrote {out}: {len(text.encode()) / 1e6:.1f} MB, {len(records.rollouts)} rollouts, "
         f"{len(records.held_out)} held-out answers")
   if _PNG.value:
-    from ares_jax.report import pictures
-
-    for path in pictures.write_pictures(records, others, os.path.join(_WORKDIR.value, "report")):
+    for path in write_pictures(records, others, os.path.join(_WORKDIR.value, "report")):
       print(f"wrote {path}")
 
 

@@ -97,7 +97,7 @@ def _reward_terms(line, bucket, count, metrics, config):
   now, before = metrics[step], metrics.get(step - 1)  # the first iteration has no line before it
   target, multiplier = now[f"hwe/target/{name}"], now[f"hwe/multiplier/{name}"]
   correct_B, count_B = np.float32([line["correct"]]), np.float32([count])
-  bucket_B, target_B = np.int32([bucket]), np.float32([np.nan if target is None else target])
+  bucket_B, target_B = np.int32([bucket]), np.float32([target])
   total_B = correct_B
   if reward.kind == "aepo":
     total_B = ops.entropy_reward(correct_B, count_B, bucket_B, target_B, np.float32([multiplier]),

@@ -17,8 +17,7 @@ def curves(records):
       continue
     lines = [by_step[step] for step in sorted(by_step)]
     names = sorted({name for line in lines for name in line} - {"stage", "step"})
-    values = {name: np.float64([np.nan if line.get(name) is None else line[name]
-                                for line in lines]) for name in names}
+    values = {name: np.float64([line.get(name) for line in lines]) for name in names}
     if stage == "aepo":
       config = records.config["aepo"]
       # Tokens of answers per second, while sampling and over the complete iteration.
