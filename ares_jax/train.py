@@ -78,7 +78,9 @@ def main():
       elif _REPLAY.value:
         _print(replay_text(_REPLAY.value, *replay(parts, workdir, _REPLAY.value)))
       else:
-        _keep_records(parts, workdir, settings)
+        records = {"config.json": settings, "fingerprint.json": identity.fingerprint(parts)}
+        hosts.check_same(records["fingerprint.json"], "reads other files")
+        hosts.on_process_0(lambda: identity.keep_records(workdir, records, _ALLOW_CHANGE.value))
         if shard:
           adacs.curate_shard(parts, workdir, shard)
           return
@@ -143,13 +145,6 @@ def _profile(config, workdir):
   stage = next((name for name in reversed(STAGES) if getattr(config, name).steps), STAGES[-1])
   steps = profiler.parse_steps(_PROFILE.value, stage, getattr(config, stage).steps)
   return profiler.profile_steps(os.path.join(workdir, "profile"), stage, *steps)
-
-
-def _keep_records(parts, workdir, settings):
-  """Writes config.json and fingerprint.json, after a look at what the folder holds already."""
-  records = {"config.json": settings, "fingerprint.json": identity.fingerprint(parts)}
-  hosts.check_same(records["fingerprint.json"], "reads other files")
-  hosts.on_process_0(lambda: identity.keep_records(workdir, records, _ALLOW_CHANGE.value))
 
 
 def _note(line):

@@ -141,13 +141,8 @@ def keep_base(workdir, base, allow=()):
 def check_equal(values, workdir, words):
   """Refuses processes of one run that were started with different settings, folders or versions.
 
-  Args:
-    values: ConfigDict.
-    workdir: folder of the run.
-    words: {flag: value} of the other flags that decide what a run does.
-
-  Raises:
-    ValueError: names a process and a setting that differs.
+  `words` is {flag: value} of the flags besides --config that decide what a run does. The ValueError
+  names a process and a setting that differs.
   """
   files = sorted(pathlib.Path(__file__).parent.parent.rglob("*.py"))
   code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
@@ -170,17 +165,9 @@ def run_marks(workdir):
 def check_marks(workdir, stage, found, where):
   """Refuses a checkpoint that was made with other settings or files than the folder's run.
 
-  Settings that only later stages read may differ: several runs may continue copies of one cold
-  start.
-
-  Args:
-    workdir: folder of the run.
-    stage: name of the checkpoint's stage.
-    found: the `run_marks` in the checkpoint; {}, of a version that kept none, is accepted.
-    where: name of the checkpoint.
-
-  Raises:
-    ValueError: names the settings and digests that differ and were never allowed to change.
+  Settings that only stages after `stage` read may differ: several runs may continue copies of one
+  cold start. `found` are the `run_marks` in the checkpoint; {}, of a version that kept none, is
+  accepted. The ValueError names what differs and was never allowed to change.
   """
   found = current_names(found)
   now, allowed = run_marks(workdir), read_json(workdir, _ALLOWED)
