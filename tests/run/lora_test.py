@@ -146,7 +146,7 @@ def test_what_was_saved_is_read_merged_and_written(trained, tmp_path):
 def test_adapters_are_read_over_their_base_and_over_no_other(trained, tmp_path, monkeypatch):
   monkeypatch.setattr(restore, "first_weights", lambda *_: trained.base.weights)
   with jax.set_mesh(trained.devices):
-    name, joined = evaluate.newest(trained.run, trained.workdir)
+    name, joined = evaluate.newest_weights(trained.run, trained.workdir)
   assert name.endswith("aepo step 2")
   jax.tree.map(np.testing.assert_array_equal, joined, lora.join(trained.base, trained.end))
   marks = digest.digest_tree(trained.base.weights)
@@ -159,7 +159,7 @@ def test_adapters_are_read_over_their_base_and_over_no_other(trained, tmp_path, 
   for name in ("aepo", "config.json"):
     (tmp_path / name).symlink_to(f"{trained.workdir}/{name}")
   with jax.set_mesh(trained.devices), pytest.raises(ValueError, match="another base: final_norm"):
-    evaluate.newest(trained.run, str(tmp_path))
+    evaluate.newest_weights(trained.run, str(tmp_path))
   assert json.loads((tmp_path / "base.json").read_text())["base"].keys() == marks.keys()
 
 
