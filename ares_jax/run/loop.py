@@ -10,11 +10,10 @@ import time
 import jax
 from absl import logging
 
-from ares_jax.run import speed
 from ares_jax.run.checkpoint.manager import Checkpoints, abstract_like
 from ares_jax.run.identity import check_marks, run_marks
 from ares_jax.run.metrics import MetricWriter
-from ares_jax.run.progress import Progress
+from ares_jax.run.progress import Progress, speed_metrics, speed_note
 from ares_jax.system import heartbeat, hosts, profiler
 from ares_jax.system.profiler import PhaseTimer
 
@@ -43,11 +42,9 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
   Raises:
     KeyboardInterrupt: Ctrl-C or SIGTERM came, perhaps during a rollout or grading. The state is
       saved up to the last finished step.
-    ValueError: a step failed (a bad row, a failing grader, a cache that is too small) and the state
-      is saved likewise; or too many updates in a row were skipped; or the checkpoint belongs to
-      another model or a longer run, or is damaged.
-    OSError: a checkpoint or a line of the log could not be written, nor at two more tries. A failed
-      save is noticed at the first step after it.
+    ValueError: a step failed and the state is saved likewise; or too many updates in a row were
+      skipped; or the checkpoint belongs to another model or a longer run, or is damaged.
+    OSError: a checkpoint or a line of the log could not be written, nor at two more tries.
   """
   phases = phases or PhaseTimer()
   with Checkpoints(os.path.join(workdir, name), config.keep) as checkpoints:
@@ -86,9 +83,9 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
           logging.warning("%s step %d: no update: not finite, or beyond its limit: %s", name, done,
                           reasons)
         seconds = phases.take()
-        fast = speed.speed_metrics(metrics, seconds["seconds/step"])
-        _log(writer, name, done, _without_zero_counts(metrics) | seconds | fast)
-        progress.update(done, ", ".join(filter(None, (note, speed.speed_note(fast)))))
+        speed = speed_metrics(metrics, seconds["seconds/step"])
+        _log(writer, name, done, _without_zero_counts(metrics) | seconds | speed)
+        progress.update(done, ", ".join(filter(None, (note, speed_note(speed)))))
         saver.save_if_due(done, state, config.save_every, phases)
         if skipped > config.max_skipped:
           saver.save_now(done, state)
@@ -121,13 +118,9 @@ def _restore(name, state, checkpoints, workdir, *, strict):
 
 
 def _all_failed(error, name):
-  """Whether all processes met the error of a step, so that all take part in a save.
-
-  A step fails before its update, so the state is still that of the last finished step.
-  """
-  if jax.process_count() > 1 and isinstance(error, OSError):
-    return False
-  return hosts.barrier(name, _BARRIER_SECONDS)
+  """Whether all processes met the error of a step, so that all take part in a save."""
+  on_one_process = jax.process_count() > 1 and isinstance(error, OSError)
+  return not on_one_process and hosts.barrier(name, _BARRIER_SECONDS)
 
 
 def _log(writer, name, done, metrics):

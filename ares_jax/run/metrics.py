@@ -41,17 +41,10 @@ class MetricWriter:
   """Writes the scalars of one stage on process 0; on other processes every call does nothing."""
 
   def __init__(self, workdir, stage, *, step):
-    """Opens the logs and removes the lines that a killed run wrote after its last checkpoint.
+    """Opens the logs of a stage with `step` finished steps; makes `workdir` if it is missing.
 
-    Args:
-      workdir: folder of the run, made if missing.
-      stage: name of the stage, on every line.
-      step: finished steps of the stage; 0 for a new stage. Lines of this stage with a larger step
-        are removed, because they will be written again.
-
-    Raises:
-      ValueError: a line of metrics.jsonl, other than the last, is not a JSON object with stage and
-        step.
+    Removes the stage's lines after `step`, which a killed run wrote and which will be written
+    again. Raises ValueError if a line of metrics.jsonl, other than the last, is malformed.
     """
     self._stage = stage
     self._file = self._events = None
@@ -72,24 +65,18 @@ class MetricWriter:
       self.close()
 
   def write_scalars(self, step, scalars):
-    """Writes one line.
+    """Writes the line of finished step `step`, >= 1.
 
-    Args:
-      step: finished steps, >= 1.
-      scalars: name -> number or array of one element.
-
-    Raises:
-      ValueError: a value has more than one element, or a name is "stage" or "step".
-      OSError: the line cannot be written, or the file is gone; the call may be repeated.
+    `scalars` are {name: number or array of one element}, and no name is "stage" or "step", else
+    ValueError. After an OSError (the disk is full, or the file is gone) the call may be repeated.
     """
     numbers = {name: _number(name, value) for name, value in scalars.items()}
     if self._file is None:
       return
     line = {"stage": self._stage, "step": int(step)}
-    for name, number in numbers.items():
-      if name in line:
-        raise ValueError(f"a metric cannot be called {name!r}; it is a key of every line")
-      line[name] = number if math.isfinite(number) else None
+    for name in line.keys() & numbers.keys():
+      raise ValueError(f"a metric cannot be called {name!r}; it is a key of every line")
+    line |= {name: x if math.isfinite(x) else None for name, x in numbers.items()}
     self._append((json.dumps(line, allow_nan=False) + "\n").encode())
     self._events.add(int(step), numbers)
     for send in _mirrors:

@@ -1,4 +1,4 @@
-"""Shows the progress of a stage on the terminal."""
+"""The progress bar of a stage, the speed of its steps and the memory of the devices."""
 
 import contextlib
 import math
@@ -7,19 +7,18 @@ import time
 
 import jax
 
+from ares_jax.system import chips
+
+_GIB = 2**30
+
 
 class Progress:
   """A progress bar with the time left, on stderr; plain lines if stderr is not a terminal."""
 
   def __init__(self, total, stage, *, start=0, stream=None, clock=time.monotonic, every=10.0):
-    """
-    Args:
-      total: steps of the stage.
-      stage: name of the stage, printed first.
-      start: steps that were finished before this process started (a resumed run).
-      stream: None is stderr.
-      clock: function that returns seconds.
-      every: seconds between plain lines.
+    """A bar of `total` steps; a resumed run had finished `start` steps when this process started.
+
+    `stream` None is stderr; plain lines are printed `every` seconds of `clock`.
     """
     self._total, self._stage, self._start = total, stage, start
     self._stream = sys.stderr if stream is None else stream
@@ -67,8 +66,43 @@ class Progress:
 
 
 def _duration(seconds):
-  hours, seconds = divmod(round(seconds), 3600)
-  minutes, seconds = divmod(seconds, 60)
-  if hours:
-    return f"{hours}h{minutes:02d}m"
-  return f"{minutes}m{seconds:02d}s"
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
+
+
+def speed_metrics(metrics, seconds):
+  """Speed and memory as metrics of a step of some seconds; unknown numbers are left out.
+
+  "speed/tokens" (per second) comes from "work/tokens" of the step's metrics. "speed/mfu" (model
+  FLOPs utilisation) is "work/flops", which the mathematics of the step needs (models/flops.py),
+  over what all chips could do in that time, if system/chips.py knows them. "memory/peak" (since the
+  process started) and "memory/limit" are GiB of the fullest device.
+  """
+  devices = jax.devices()
+  found = {}
+  if "work/tokens" in metrics:
+    found["speed/tokens"] = float(metrics["work/tokens"]) / seconds
+  chip = chips.chip_of(devices[0])
+  if chip and "work/flops" in metrics:
+    found["speed/mfu"] = float(metrics["work/flops"]) / seconds / len(devices) / chip.flops
+  # memory_stats() is None on devices without counters, such as CPUs.
+  stats = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+  stats = [one for one in stats if {"peak_bytes_in_use", "bytes_limit"} <= one.keys()]
+  if stats:
+    fullest = max(stats, key=lambda one: one["peak_bytes_in_use"] / one["bytes_limit"])
+    found |= {"memory/peak": fullest["peak_bytes_in_use"] / _GIB,
+              "memory/limit": fullest["bytes_limit"] / _GIB}
+  return found
+
+
+def speed_note(found):
+  """The result of `speed_metrics` as a note for the progress bar."""
+  parts = []
+  if "speed/tokens" in found:
+    parts.append(f"{found['speed/tokens']:.3g} tokens/s")
+  if "speed/mfu" in found:
+    parts.append(f"MFU {found['speed/mfu']:.1%}")
+  if "memory/peak" in found:
+    parts.append(f"HBM {found['memory/peak']:.1f} of {found['memory/limit']:.1f} GiB")
+  return ", ".join(parts)

@@ -7,6 +7,7 @@ WANDB_API_KEY, or sets WANDB_MODE=offline. No key is in a config.
 import contextlib
 import dataclasses
 import os
+import pathlib
 
 import jax
 from absl import logging
@@ -31,13 +32,8 @@ def wandb(config, workdir, settings):
   A resumed run continues the same run there, by the id in WORKDIR/wandb_id. Steps are counted by
   stage, as in metrics.jsonl: metrics are named STAGE/METRIC, over STAGE/step.
 
-  Args:
-    config: WandbConfig.
-    workdir: folder of the run.
-    settings: the complete config as a dict, shown beside the metrics.
-
-  Raises:
-    ConfigError: a project is named, but the package is missing or cannot start a run.
+  `settings`, the complete config as a dict, are shown beside the metrics. Raises ConfigError if a
+  project is named, but the package is missing or cannot start a run.
   """
   if not config.project or jax.process_index() != 0:
     yield
@@ -45,18 +41,15 @@ def wandb(config, workdir, settings):
   try:
     import wandb as client
   except ImportError as error:
-    raise ConfigError(
-      f"config.wandb.project = {config.project!r} needs the package wandb ({error}); pip install "
-      "wandb, or leave config.wandb.project empty") from error
+    raise ConfigError(f"config.wandb.project = {config.project!r} needs the package ({error}); "
+                      "pip install wandb, or leave config.wandb.project empty") from error
   os.makedirs(workdir, exist_ok=True)
-  path = os.path.join(workdir, "wandb_id")
-  if not os.path.exists(path):
-    write_text(path, os.urandom(8).hex())
-  with open(path, encoding="utf-8") as file:
-    identity = file.read()
+  path = pathlib.Path(workdir, "wandb_id")
+  if not path.exists():
+    write_text(str(path), os.urandom(8).hex())
   try:
     run = client.init(project=config.project, name=config.name or os.path.basename(workdir),
-                      id=identity, resume="allow", dir=workdir, config=settings)
+                      id=path.read_text(), resume="allow", dir=workdir, config=settings)
   except Exception as error:  # the package's errors have no common class
     raise ConfigError(
       f"config.wandb.project = {config.project!r}: {one_line(error)}; wandb login, set "

@@ -43,18 +43,10 @@ def chip_of(device):
 
 
 def describe_slice(topology):
-  """Describes a slice, or several, for which programs can be compiled.
+  """(Chip, devices) of a slice, or several, for which programs can be compiled.
 
-  Args:
-    topology: "v5e:8x8", "v5p:2x2x4", or "2xv5e:8x8" for two slices.
-
-  Returns:
-    (Chip, devices).
-
-  Raises:
-    ValueError: `topology` is malformed, names a chip that is not in CHIPS, has another number of
-      axes than the chip's torus or more chips than a slice, or is unknown to libtpu; or libtpu is
-      not installed.
+  `topology` is "v5e:8x8", "v5p:2x2x4", or "2xv5e:8x8" for two slices. Raises ValueError if it is
+  malformed, no such slice exists, or libtpu is not installed.
   """
   # A size of 0 would crash libtpu.
   found = re.fullmatch(r"(?:([1-9]\d*)x)?([^:]*):([1-9]\d*(?:x[1-9]\d*)*)", topology)

@@ -40,11 +40,8 @@ def detect(environ):
   slice on GKE with several hosts; ARES_CLUSTER, a detection method of jax.distributed ("gcetpu" on
   Cloud TPU VMs, whose environment says nothing about other hosts).
 
-  Returns:
-    None for one process, else arguments of jax.distributed.initialize.
-
-  Raises:
-    ValueError: a variable of EXPLICIT is missing or malformed.
+  Returns None for one process, else arguments of jax.distributed.initialize. Raises ValueError if a
+  variable of EXPLICIT is missing or malformed.
   """
   if any(environ.get(name) for name in EXPLICIT):
     return _explicit(environ)
@@ -73,8 +70,8 @@ def _explicit(environ):
                      f"{count} and JAX_PROCESS_ID={number} numbers")
   count, number = int(count), int(number)
   if not 0 <= number < count:
-    raise ValueError(f"JAX_PROCESS_ID={number} is outside 0..{count - 1} (JAX_NUM_PROCESSES="
-                     f"{count})")
+    raise ValueError(
+      f"JAX_PROCESS_ID={number} is outside 0..{count - 1} (JAX_NUM_PROCESSES={count})")
   if count == 1:
     return None
   return {
@@ -90,12 +87,7 @@ def join_cluster(config):
 
   A process that ends by an error tells the others its message, and they end too. If one is killed
   or hangs, they end at most `heartbeat` + 5 s later. Enter this before the first use of a device.
-
-  Args:
-    config: HostsConfig.
-
-  Raises:
-    ValueError: the environment is malformed, or process 0 cannot listen at its address.
+  Raises ValueError if the environment is malformed, or process 0 cannot listen at its address.
   """
   found = detect(os.environ)
   if found is None:
@@ -106,8 +98,7 @@ def join_cluster(config):
   logging.warning("process %d of %d on %s, told by %s; coordinator %s; devices %d of %d",
                   jax.process_index(), jax.process_count(), socket.gethostname(),
                   found["cluster_detection_method"].replace("deactivate", "the environment"),
-                  coordinator_address(), jax.local_device_count(),
-                  jax.device_count())
+                  coordinator_address(), jax.local_device_count(), jax.device_count())
   if jax.process_index():
     logging.set_verbosity(logging.ERROR)  # the others would repeat the log of process 0
   heartbeat_lib.stop_together(hosts.any_process)
@@ -143,7 +134,7 @@ def _connect(found, config):
     # After its own timeout jax would end the process with a stack trace.
     if not joined.wait(config.join):
       _exit_with(f"after {config.join:g} s (hosts.join) not all processes have come to {address}: "
-           f"{_missing(found)}; start the same command on every host")
+                 f"{_missing(found)}; start the same command on every host")
 
   threading.Thread(target=limit_wait, daemon=True, name="join").start()
   jax.config.update("jax_enable_preemption_service", False)  # heartbeat.py handles SIGTERM

@@ -23,11 +23,9 @@ def run(main, *, positional=(), argv=None, renamed=None):
   environment a traceback is printed first; the line mentions this unless the config is at fault.
   Any other exception is a bug: it keeps its traceback.
 
-  Args:
-    main: the command; flags are parsed when it is called. Its return value is ignored.
-    positional: names of the arguments that the command needs besides its flags.
-    argv: the command line, starting with the name of the program; None is `sys.argv`.
-    renamed: {old name: new name} of settings, for the message about --config.OLD.
+  `positional` names the arguments that the command needs besides its flags. `argv` is the command
+  line, starting with the name of the program; None is `sys.argv`. `renamed` are {old name: new
+  name} of settings, for the message about --config.OLD.
   """
   argv = list(sys.argv if argv is None else argv)
   if any(word in ("--help", "-h", "-help") for word in argv[1:]):
@@ -68,10 +66,8 @@ def _parse(argv, positional, renamed):
       raise config_lib.ConfigError(f"wrong type: {message}") from error
     raise UsageError(message) from error
   if len(words) != len(positional):
-    raise UsageError(
-      f"expected {' '.join(name.upper() for name in positional) or 'no words'} besides flags, "
-      f"got {' '.join(words) or 'none'}"
-    )
+    expected = " ".join(positional).upper() or "no words"
+    raise UsageError(f"expected {expected} besides flags, got {' '.join(words) or 'none'}")
   return words
 
 
@@ -83,8 +79,7 @@ def _check_config(argv, renamed):
   """
   if "config" not in flags.FLAGS:
     return
-  path = None
-  keys = []
+  path, keys = None, []
   words = iter(argv[1:])
   for word in words:
     if word == "--":
@@ -110,9 +105,8 @@ def _check_config(argv, renamed):
       if part not in fields and new:
         raise config_lib.ConfigError(f"{where}.{part} is called config.{new} now; rename it")
       if part not in fields:
-        raise config_lib.ConfigError(
-          f"{where}.{part} is not in {path}" + (config_lib.suggest(part, fields) if fields else "")
-        )
+        near = config_lib.suggest(part, fields) if fields else ""
+        raise config_lib.ConfigError(f"{where}.{part} is not in {path}{near}")
       node, where = node[part], f"{where}.{part}"
 
 

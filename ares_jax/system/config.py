@@ -5,11 +5,13 @@ imports it, and `build` turns one of its sections into a frozen dataclass. The r
 so `jax.jit` takes them as static arguments.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
 import math
 import os
+import traceback
 import types
 import typing
 from collections.abc import Mapping
@@ -31,12 +33,9 @@ def setting(**marks):
 
 
 def setting_marks(cls, prefix="", inherited=None):
-  """{dotted key: marks} of all settings of a config record and of its sections.
+  """{dotted key: marks} of all settings of the frozen dataclass `cls` and of its sections.
 
-  Args:
-    cls: a frozen dataclass, as for `build`.
-    prefix: of the keys.
-    inherited: marks of the section that `cls` is.
+  `prefix` begins every key; `inherited` are the marks of the section that `cls` is.
   """
   found, hints = {}, typing.get_type_hints(cls)
   inherited = dict(inherited or {})
@@ -53,16 +52,10 @@ def setting_marks(cls, prefix="", inherited=None):
 
 
 def load(path):
-  """Imports the config file `path` and returns what its `get_config()` returns.
+  """The locked `ConfigDict` that `get_config()` of the Python file `path` returns.
 
-  Args:
-    path: a Python file; `path:argument` calls `get_config("argument")`.
-
-  Returns:
-    A locked `ConfigDict`.
-
-  Raises:
-    ConfigError: there is no such file, it does not import, or it has no `get_config()`.
+  "FILE:ARGUMENT" calls `get_config("ARGUMENT")`. Raises ConfigError if there is no such file, it
+  does not import, or it has no `get_config()`.
   """
   if not path:
     raise ConfigError("no config given; pass --config=FILE, for example configs/ares_tiny.py")
@@ -82,14 +75,11 @@ def load(path):
     raise
   except Exception as error:
     # Any exception of a user's file is a mistake in that file; its line says more than our stack.
-    raise ConfigError(
-      f"config file {file!r}{_line_in(error, file)}: {type(error).__name__}: {one_line(error)}"
-    ) from error
+    raise ConfigError(f"config file {file!r}{_line_in(error, file)}: {type(error).__name__}: "
+                      f"{one_line(error)}") from error
   if not isinstance(config, config_dict.ConfigDict):
-    raise ConfigError(
-      f"get_config() of {file!r} returns {type(config).__name__}; return an "
-      "ml_collections.ConfigDict"
-    )
+    raise ConfigError(f"get_config() of {file!r} returns {type(config).__name__}; return an "
+                      "ml_collections.ConfigDict")
   return config.lock()
 
 
@@ -135,15 +125,15 @@ def build(cls, values, where):
 def suggest(word, known):
   """'; did you mean "x"?' with the word of `known` that is nearest, else the list of `known`."""
   near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-  if near:
-    return f"; did you mean {near[0]!r}?"
-  return f"; known: {', '.join(sorted(known))}"
+  return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
 
 
 def one_line(error):
   """The message of `error` on one line."""
-  text = str(error) if str(error) else type(error).__name__
-  return " ".join(text.split())
+  return " ".join((str(error) or type(error).__name__).split())
+
+
+_ACCEPTED = {bool: bool, int: int, float: int | float, str: str}  # annotation: types of values
 
 
 def _convert(hint, value, where):
@@ -161,25 +151,13 @@ def _convert(hint, value, where):
     return _convert_union(arguments, value, where)
   if origin is tuple:
     return _convert_tuple(arguments, value, where)
-  if hint is type(None):
-    if value is not None:
-      raise ConfigError(_wrong_type(hint, value, where))
-    return None
-  if hint is float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-      raise ConfigError(_wrong_type(hint, value, where))
-    if math.isnan(value):
-      raise ConfigError(f"{where} is nan; expected a number")
-    return float(value)
-  if hint is int:
-    if isinstance(value, bool) or not isinstance(value, int):
-      raise ConfigError(_wrong_type(hint, value, where))
-    return int(value)
-  if hint in (bool, str):
-    if not isinstance(value, hint):
-      raise ConfigError(_wrong_type(hint, value, where))
-    return value
-  raise TypeError(f"{where}: the annotation {hint} is not supported in a config record")
+  if hint not in _ACCEPTED:
+    raise TypeError(f"{where}: the annotation {hint} is not supported in a config record")
+  if not isinstance(value, _ACCEPTED[hint]) or (hint is not bool and isinstance(value, bool)):
+    raise ConfigError(_wrong_type(hint, value, where))
+  if hint is float and math.isnan(value):
+    raise ConfigError(f"{where} is nan; expected a number")
+  return hint(value)
 
 
 def _convert_union(arguments, value, where):
@@ -189,28 +167,18 @@ def _convert_union(arguments, value, where):
   if len(others) == 1:
     return _convert(others[0], value, where)
   for hint in others:
-    try:
+    with contextlib.suppress(ConfigError):
       return _convert(hint, value, where)
-    except ConfigError:
-      continue
   raise ConfigError(_wrong_type(" | ".join(map(_name, arguments)), value, where))
 
 
 def _convert_tuple(arguments, value, where):
   if not isinstance(value, list | tuple):
     raise ConfigError(_wrong_type(f"tuple[{', '.join(map(_name, arguments))}]", value, where))
-  if arguments[-1] is Ellipsis:
-    hints = arguments[:1] * len(value)
-  elif len(arguments) != len(value):
-    raise ConfigError(
-      f"{where} has {len(value)} values {tuple(value)!r}; expected {len(arguments)}"
-    )
-  else:
-    hints = arguments
-  return tuple(
-    _convert(hint, item, f"{where}[{i}]")
-    for i, (hint, item) in enumerate(zip(hints, value, strict=True))
-  )
+  hints = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+  if len(hints) != len(value):
+    raise ConfigError(f"{where} has {len(value)} values {tuple(value)!r}; expected {len(hints)}")
+  return tuple(_convert(hint, value[i], f"{where}[{i}]") for i, hint in enumerate(hints))
 
 
 def _wrong_type(hint, value, where):
@@ -237,9 +205,6 @@ def _line_in(error, file):
   """' line N': the line of `file` that raised `error`; '' if none did."""
   if isinstance(error, SyntaxError):
     return f" line {error.lineno}"
-  line, trace = "", error.__traceback__
-  while trace is not None:
-    if trace.tb_frame.f_code.co_filename == file:
-      line = f" line {trace.tb_lineno}"
-    trace = trace.tb_next
-  return line
+  lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+           if frame.filename == file]
+  return f" line {lines[-1]}" if lines else ""

@@ -20,10 +20,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _stop = threading.Event()  # a stop was requested
 _listening = threading.Event()  # inside `stop_signals`
 _paused = threading.Event()  # inside `without_watchdog`
-_process = types.SimpleNamespace(
-  last_heartbeat=0.0,  # time.monotonic
-  any_process=None,  # see `stop_together`
-  stop_agreed=False)
+# last_heartbeat is time.monotonic(); for the others see `stop_together` and `stop_agreed`.
+_process = types.SimpleNamespace(last_heartbeat=0.0, any_process=None, stop_agreed=False)
 
 
 class StopRequested(KeyboardInterrupt):
@@ -112,8 +110,8 @@ def watchdog(path, minutes):
   """Ends the process with exit code 1 after `minutes` without a heartbeat; stacks go to `path`."""
   over = threading.Event()
   _process.last_heartbeat = time.monotonic()
-  watcher = threading.Thread(target=_watch, args=(over, path, 60 * minutes), daemon=True,
-                             name="watchdog")
+  arguments = over, path, 60 * minutes
+  watcher = threading.Thread(target=_watch, args=arguments, daemon=True, name="watchdog")
   watcher.start()
   try:
     yield
@@ -138,9 +136,8 @@ def without_watchdog():
 def _watch(over, path, seconds):
   """The watchdog's thread.
 
-  faulthandler's timer alone could not print a message, and its file would have to be open, so it
-  would be there in every run. It covers the one case in which this thread does not run: C code that
-  hangs while it holds Python's global lock. Its stacks go to stderr.
+  faulthandler's timer covers the case in which this thread does not run: C code that hangs while it
+  holds Python's global lock. The timer prints no message, and its stacks go to stderr.
   """
   pause = min(10.0, seconds / 4)
   while not over.wait(pause):

@@ -29,8 +29,7 @@ def allgather_bytes(data):
   count = jax.process_count()
   if count == 1:
     return [data]
-  high, low = divmod(len(data), 1 << 31)
-  sizes = [(int(high) << 31) + int(low) for high, low in _stack(np.int32([high, low]))]
+  sizes = _stack(np.frombuffer(np.int64(len(data)), np.uint8)).view(np.int64).ravel().tolist()
   parts = [bytearray() for _ in sizes]
   chunk = max(1 << 16, _CHUNK_BYTES // count)
   for start in range(0, max(sizes), chunk):
@@ -51,8 +50,7 @@ def _stack(array):
 def allgather(call):
   """The bytes that `call` returns on every process, in the order of processes; collective.
 
-  Raises:
-    ValueError: on all processes, if `call` raised it on one; names the process.
+  If `call` raises ValueError on one process, all raise it, with the number of that process.
   """
   try:
     message = b"+" + call()
@@ -70,11 +68,8 @@ def allgather(call):
 def on_process_0(call):
   """Calls `call` on process 0 alone and returns its JSON value on all; collective.
 
-  The others wait without a device, for any time.
-
-  Raises:
-    ValueError: on all processes, if `call` raised it.
-    StopRequested: likewise.
+  The others wait without a device, for any time. All processes raise the ValueError or the
+  StopRequested of `call`.
   """
   if jax.process_count() == 1:
     return call()
@@ -101,14 +96,9 @@ def on_process_0(call):
 
 
 def check_same(values, message):
-  """Refuses to run if the processes have different values; collective.
+  """Raises ValueError on all processes if their `values`, {name: JSON value}, differ; collective.
 
-  Args:
-    values: {name: JSON value} of this process.
-    message: completes the sentence "process 1 ...".
-
-  Raises:
-    ValueError: on all processes; names the process and the values.
+  `message` completes the sentence "process 1 ...".
   """
   first, *others = map(json.loads, allgather_bytes(json.dumps(values).encode()))
   for number, other in enumerate(others, start=1):
@@ -166,9 +156,8 @@ def local_shard(items):
 
 def join_shards(parts):
   """The sequence whose `local_shard` on each process is in `parts`."""
-  missing = object()
-  return [item for row in itertools.zip_longest(*parts, fillvalue=missing) for item in row
-          if item is not missing]
+  count = len(parts)
+  return [parts[index % count][index // count] for index in range(sum(map(len, parts)))]
 
 
 def _await(client, key, *, in_main_thread=True):

@@ -24,19 +24,18 @@ def make_mesh(data, model, devices=None, *, slices=1):
   Args:
     data: devices on the data axis, within a slice, >= 1; -1 = all that `slices` and `model` leave.
     model: devices on the model axis, >= 1.
-    devices: devices to use; None is `jax.devices()`.
+    devices: None is `jax.devices()`.
     slices: groups of devices that each hold a copy of the weights, >= 1. TPU devices know their
       slice; other devices are split into equal groups in their order.
 
   Raises:
-    ValueError: the product is not exactly the number of devices, or TPUs have another number of
-      slices.
+    ValueError: the product is not the number of devices, or TPUs have another number of slices.
   """
   devices = jax.devices() if devices is None else devices
   count, sizes = len(devices), f"slice={slices} " if slices != 1 else ""
   if min(slices, model) < 1 or (data < 1 and data != -1):
-    raise ValueError(f"mesh {sizes}data={data} model={model}: sizes are >= 1; only data may be -1 "
-                     "(rest)")
+    raise ValueError(
+      f"mesh {sizes}data={data} model={model}: sizes are >= 1; only data may be -1 (rest)")
   # With a single slice the devices may lack the attribute.
   slice_of = [getattr(device, "slice_index", 0) for device in devices]
   found = len(set(slice_of))
@@ -52,8 +51,7 @@ def make_mesh(data, model, devices=None, *, slices=1):
   if slices * data * model != count:
     raise ValueError(
       f"mesh {sizes and sizes + 'x '}data={data} x model={model} = {slices * data * model}, but "
-      f"there are {count} devices; change config.mesh (data=-1 takes all that is left)"
-    )
+      f"there are {count} devices; change config.mesh (data=-1 takes all that is left)")
   if devices[0].platform == "tpu":
     devices = [devices[index] for index in np.argsort(slice_of, kind="stable")]
   # jax.make_mesh splits the physical axes of a slice only on v5e: it refuses 16 x 4 on v6e:8x8.
@@ -71,8 +69,7 @@ def shard(x, *spec):
   Without a current mesh `x` is returned. Axes that a surrounding `jax.shard_map` has split already
   are left out.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
+  if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*map(unmapped, spec)))
 
@@ -105,12 +102,8 @@ def sum_of_slices(function, axes):
   The slices communicate once, however long `function` loops. Otherwise a gradient that a loop sums
   microbatch by microbatch would cross the network between slices at every microbatch.
 
-  Args:
-    function: function of arrays; returns (tree to sum, tree to take the maximum of).
-    axes: for each argument, which axis of its arrays holds the rows, which ROWS split.
-
-  Returns:
-    A function with the arguments and results of `function`.
+  `function` returns (tree to sum, tree to take the maximum of). `axes` says for each argument which
+  axis of its arrays holds the rows, which ROWS split. The result has the arguments of `function`.
   """
   slices = size("slice")
   if slices == 1:
@@ -125,18 +118,13 @@ def sum_of_slices(function, axes):
     # Not jax.shard_map: with two axes left to XLA, its partitioner crashes on a gather inside.
     mapped = jax.vmap(function, in_axes=axes, axis_name=_SLICES, spmd_axis_name="slice")
     summed, largest = mapped(*map(split, arguments, axes))
-    return (jax.tree.map(lambda x: x.sum(0), summed),
-            jax.tree.map(lambda x: x.max(0), largest))
+    return jax.tree.map(lambda x: x.sum(0), summed), jax.tree.map(lambda x: x.max(0), largest)
 
   return on_all_slices
 
 
 def sharding(*spec):
-  """`NamedSharding` of `PartitionSpec(*spec)` on the current mesh.
-
-  Raises:
-    ValueError: no mesh is current.
-  """
+  """`NamedSharding` of `PartitionSpec(*spec)` on the current mesh; ValueError if there is none."""
   return NamedSharding(_require(jax.sharding.get_mesh()), PartitionSpec(*spec))
 
 
@@ -146,11 +134,7 @@ def abstract(dtype, shape, *spec):
 
 
 def size(*axes):
-  """The product of the sizes of `axes` of the current mesh; also while tracing.
-
-  Raises:
-    ValueError: no mesh is current.
-  """
+  """The product of the sizes of `axes` of the current mesh; ValueError if there is none."""
   shape = _require(jax.sharding.get_abstract_mesh()).shape
   return math.prod(shape[axis] for axis in axes)
 
@@ -164,11 +148,8 @@ def _require(mesh):
 def put(tree, *spec):
   """Moves every leaf of `tree` to `PartitionSpec(*spec)` on the current mesh.
 
-  An empty spec replicates. Of several processes all call it, with equal leaves.
-
-  Raises:
-    ValueError: no mesh is current, or a leaf's axis does not divide over its mesh axis; names
-      the leaf.
+  An empty spec replicates. Of several processes all call it, with equal leaves. Raises ValueError
+  if no mesh is current, or an axis of a leaf, which it names, does not divide over its mesh axis.
   """
   target = sharding(*spec)
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -204,11 +185,7 @@ def _check_divides(name, shape, target):
   if len(target.spec) > len(shape):
     raise ValueError(f"{name or 'array'} {shape} has fewer axes than {target.spec}")
   for axis, axes in enumerate(target.spec):
-    if axes is None:
-      continue
-    parts = math.prod(target.mesh.shape[a] for a in ([axes] if isinstance(axes, str) else axes))
+    parts = size(*([axes] if isinstance(axes, str) else axes or ()))
     if shape[axis] % parts:
-      raise ValueError(
-        f"{name or 'array'} {shape}: axis {axis} does not divide over {parts} devices "
-        f"({axes}); change the batch or config.mesh"
-      )
+      raise ValueError(f"{name or 'array'} {shape}: axis {axis} does not divide over {parts} "
+                       f"devices ({axes}); change the batch or config.mesh")

@@ -19,15 +19,10 @@ _running = []  # folder of the trace that is running
 
 
 def parse_steps(text, stage, limit):
-  """Reads "START:STOP" as (START, STOP); steps are counted from 0, without STOP itself.
+  """Reads "START:STOP", the value of --profile, as (START, STOP).
 
-  Args:
-    text: value of --profile.
-    stage: name of the traced stage.
-    limit: number of steps of that stage.
-
-  Raises:
-    ValueError: not two whole numbers, an empty range, or one beyond the stage's steps.
+  Steps are counted from 0, without STOP itself. Raises ValueError if the range is malformed, empty
+  or beyond `limit`, the number of steps of the stage.
   """
   found = re.fullmatch(r"(\d+):(\d+)", text)
   if not found:
@@ -60,19 +55,18 @@ def profile_step(stage, done):
   A run that resumes inside the range is traced from there.
   """
   for folder, name, start, stop in _requests:
-    if stage == name and start <= done < stop:
-      if not _started:
-        _started.append(folder)
-        with _only_warn("start"):
-          os.makedirs(folder, exist_ok=True)
-          jax.profiler.start_trace(folder)
-          _running.append(folder)
-    else:
+    if stage != name or not start <= done < stop:
       end_profile()
+    elif not _started:
+      _started.append(folder)
+      with _only_warn("start"):
+        os.makedirs(folder, exist_ok=True)
+        jax.profiler.start_trace(folder)
+        _running.append(folder)
 
 
 def end_profile():
-  """Ends the running trace, if any."""
+  """Ends the running trace, if there is one."""
   if _running:
     _running.clear()
     with _only_warn("be written"):
@@ -105,7 +99,7 @@ class PhaseTimer:
         yield
     finally:
       spent = self._clock() - began
-      self._seconds[phase] = self._seconds.setdefault(phase, 0.0) + spent
+      self._seconds[phase] = self._seconds.get(phase, 0.0) + spent
 
   def take(self):
     """Returns {"seconds/PHASE": seconds} since the last `take`, as metrics of a step, and resets.

@@ -232,7 +232,7 @@ def toy_stage(workdir, steps, pause=0.0, refuse=""):
   first = State(mesh.put(np.int32(0)), mesh.put(np.zeros(4, np.float32), "data"))
   state = run_stage("toy", first, begin, steps=steps, workdir=workdir,
                     config=LoopConfig(2, 2, False, 0))
-  return digest.digest_arrays({"sums": state.sums})["sums"]
+  return digest.digest_tree({"sums": state.sums})["sums"]
 
 
 def samples(workdir, step):

@@ -18,42 +18,38 @@ import numpy as np
 _BLOCK = 1 << 18  # words per block on the host: 1 MiB fits in the cache, four times as fast
 
 
-def digest_arrays(leaves):
-  """Digests of arrays.
+def flatten(tree):
+  """{path: leaf} of a pytree, with paths such as "params/decoder/q"."""
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
-  Args:
-    leaves: {name: array}, bool or numbers of 8 to 64 bits; numpy arrays stay on the host.
 
-  Returns:
-    {name: 16 hexadecimal digits}.
+def digest_tree(tree):
+  """Digests of the leaves of a pytree, {"blocks/q": 16 hexadecimal digits}.
+
+  Leaves are bool or numbers of 8 to 64 bits; numpy arrays stay on the host.
   """
   # One program per leaf, so that equal shapes compile once. One at a time, since the collectives of
   # CPUs time out when many are queued.
   return {name: _hex(*jax.device_get(_sums(leaf))) if isinstance(leaf, jax.Array)
-          else digest_numpy(leaf) for name, leaf in leaves.items()}
-
-
-def digest_tree(tree):
-  """Digests of the leaves of a pytree, {"blocks/q": 16 hexadecimal digits}."""
-  return digest_arrays({jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf
-                        in jax.tree_util.tree_leaves_with_path(tree)})
+          else digest_numpy(leaf) for name, leaf in flatten(tree).items()}
 
 
 def digest_numpy(array):
-  """The digest of a numpy array, block by block at about 0.1 G words per second.
-
-  Raises:
-    ValueError: the size of an element is not 1, 2, 4 or 8 bytes.
-  """
-  words = _host_words(np.asarray(array))
+  """The digest of a numpy array with elements of 1, 2, 4 or 8 bytes, else ValueError."""
+  # Block by block, at about 0.1 G words per second.
+  size = array.dtype.itemsize
+  if size not in (1, 2, 4, 8):
+    raise ValueError(f"no digest of {array.dtype}: {size} bytes per element; use 1, 2, 4 or 8")
+  words = np.ascontiguousarray(array).reshape(-1).view("<u4" if size == 8 else f"<u{size}")
   first, second = 0, 0
   for start in range(0, len(words), _BLOCK):
     block = words[start:start + _BLOCK].astype(np.uint32)
     index = np.arange(start, start + len(block), dtype=np.uint64).astype(np.uint32)
-    block ^= _mix_host(index)
-    first += int(_mix_host(block).sum(dtype=np.uint64))
+    block ^= _mix(index)
+    first += int(_mix(block).sum(dtype=np.uint64))
     block += np.uint32(1)
-    second += int(_mix_host(block).sum(dtype=np.uint64))
+    second += int(_mix(block).sum(dtype=np.uint64))
   return _hex(first, second)
 
 
@@ -61,8 +57,7 @@ def digest_numpy(array):
 def _sums(leaf):
   words = _words(leaf)
   # The flat index of each word, without a reshape, which would undo the sharding.
-  index = jnp.zeros(words.shape, jnp.uint32)
-  stride = 1
+  index, stride = jnp.zeros(words.shape, jnp.uint32), 1
   for axis in reversed(range(words.ndim)):
     along_axis = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
     index += along_axis * jnp.uint32(stride % 2**32)
@@ -81,24 +76,8 @@ def _words(leaf):
   return jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * size}")).astype(jnp.uint32)
 
 
-def _host_words(array):
-  size = array.dtype.itemsize
-  if size not in (1, 2, 4, 8):
-    raise ValueError(f"no digest of {array.dtype}: {size} bytes per element; use 1, 2, 4 or 8")
-  word = np.dtype("<u4" if size == 8 else f"<u{size}")
-  return np.ascontiguousarray(array).reshape(-1).view(word)
-
-
 def _mix(x):
-  x ^= x >> 16
-  x *= jnp.uint32(0x85EBCA6B)
-  x ^= x >> 13
-  x *= jnp.uint32(0xC2B2AE35)
-  return x ^ (x >> 16)
-
-
-def _mix_host(x):
-  """`_mix` for numpy uint32, in place."""
+  """The finaliser of MurmurHash3 for uint32; on numpy arrays it works in place."""
   x ^= x >> np.uint32(16)
   x *= np.uint32(0x85EBCA6B)
   x ^= x >> np.uint32(13)

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from ares_jax.run.checkpoint import manifest, reader
+from ares_jax.run.checkpoint.digest import flatten
 from ares_jax.system import hosts
 
 
@@ -27,11 +28,7 @@ class Checkpoints:
   """
 
   def __init__(self, directory, keep):
-    """Opens or makes `directory`; the remains of a killed save are removed in the background.
-
-    Raises:
-      ValueError: `keep` < 1.
-    """
+    """Opens or makes `directory`; the remains of a killed save are removed in the background."""
     if keep < 1:
       raise ValueError(f"keep is {keep}; must be >= 1 or no checkpoint survives")
     self.directory = str(reader.folder_of(directory))
@@ -52,14 +49,10 @@ class Checkpoints:
         enable_async_checkpointing=True,
         # With named processes Orbax's barriers need no device and work in any thread.
         multiprocessing_options=ocp.options.MultiprocessingOptions(
-          active_processes=set(range(jax.process_count()))),
-      ),
+          active_processes=set(range(jax.process_count())))),
       # With named handlers the manager can read the shapes of a checkpoint before the first save.
-      item_handlers={
-        "state": ocp.StandardCheckpointHandler(),
-        "extra": ocp.JsonCheckpointHandler(),
-      },
-    )
+      item_handlers={"state": ocp.StandardCheckpointHandler(),
+                     "extra": ocp.JsonCheckpointHandler()})
 
   def __enter__(self):
     return self
@@ -81,28 +74,24 @@ class Checkpoints:
     """Starts a save; returns when the arrays are copied and may be donated.
 
     Args:
-      step: int, larger than every saved step.
-      state: pytree whose leaves are jax or numpy arrays; typed PRNG keys are allowed.
-      extra: a JSON value without NaN.
+      step: larger than every saved step, else ValueError.
+      state: pytree of jax or numpy arrays, also typed PRNG keys; else ValueError.
+      extra: a JSON value without NaN, else ValueError.
 
     Raises:
-      ValueError: `step` is not larger than the newest one, a leaf is not an array, or `extra` is
-        not JSON.
       OSError: the save before this one failed.
     """
     self.wait()
     newest = self.latest()
     if newest is not None and step <= newest:
-      raise ValueError(
-        f"step {step} is not after the newest checkpoint {newest} in {self.directory}; "
-        "resume from it or use another workdir"
-      )
+      raise ValueError(f"step {step} is not after the newest checkpoint {newest} in "
+                       f"{self.directory}; resume from it or use another workdir")
     try:
       json.dumps(extra, allow_nan=False)
     except (TypeError, ValueError) as error:
       raise ValueError(f"extra of checkpoint {step} is not JSON: {error}") from error
     arrays = {}
-    for name, leaf in reader.flatten(state).items():
+    for name, leaf in flatten(state).items():
       if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
         raise ValueError(f"state leaf {name} is {type(leaf).__name__}; save arrays only")
       arrays[name] = jax.random.key_data(leaf) if reader.is_key(leaf) else leaf
@@ -112,7 +101,7 @@ class Checkpoints:
         state=ocp.args.StandardSave(arrays),
         extra=ocp.args.JsonSave(manifest.with_checksum(record))))
     except OSError as error:
-      failure = self._failure(step, _one_line(error))
+      failure = self._failure(step, manifest.describe(error))
       if jax.process_count() > 1:
         # No second try: the others are still waiting inside the save that this process left.
         raise ValueError(str(failure)) from error
@@ -122,16 +111,16 @@ class Checkpoints:
 
   def _finish_save(self, step, leaves):
     """Waits for a save, reads it back and deletes the checkpoints that are older than `keep`."""
-    error = None
+    error, text = None, ""
     try:
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
       reader.verify_on_disk(self.directory, step, {
         name: leaves[name] for name in hosts.local_shard(list(leaves))})
     except Exception as raised:
-      error = raised
+      error, text = raised, manifest.describe(raised)
     self._ended += 1
-    errors = hosts.gather_errors(f"{self.directory}/{self._ended}", _one_line(error))
+    errors = hosts.gather_errors(f"{self.directory}/{self._ended}", text)
     if any(errors):
       # Orbax keeps a failed save's error and its temporary folder; a new manager drops both.
       if jax.process_index() == 0:
@@ -160,8 +149,8 @@ class Checkpoints:
     `damaged-STEP`.
 
     Args:
-      abstract: pytree like the saved state; leaves are `jax.ShapeDtypeStruct` with a sharding
-        (see `abstract_like`), or arrays of the wanted shape, dtype and sharding.
+      abstract: pytree like the saved state, of `jax.ShapeDtypeStruct` with shardings (see
+        `abstract_like`), or of arrays of the wanted shape, dtype and sharding.
       step: the step to restore; None is the newest intact one.
       strict: whether to refuse when the newest one is damaged.
 
@@ -179,19 +168,16 @@ class Checkpoints:
       raise ValueError(f"no checkpoint {step} in {self.directory}; there are {steps}")
     if not steps:
       return None
-    targets = {name: reader.target(name, leaf) for name, leaf in reader.flatten(abstract).items()}
-
-    def read(step):
-      return reader.read_checked(self.directory, step, targets)
+    targets = {name: reader.target(name, leaf) for name, leaf in flatten(abstract).items()}
 
     step, (arrays, extra), damaged = reader.newest_intact(
-      self.directory, steps if step is None else [step], read, strict)
+      self.directory, steps if step is None else [step], targets, strict=strict)
     hosts.on_process_0(lambda: self._rename_damaged(damaged))
     if damaged:
       self._manager.reload()
     leaves = [
       jax.random.wrap_key_data(arrays[name], impl=reader.key_implementation(leaf))
-      if reader.is_key(leaf) else arrays[name] for name, leaf in reader.flatten(abstract).items()]
+      if reader.is_key(leaf) else arrays[name] for name, leaf in flatten(abstract).items()]
     return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves), extra
 
   def _rename_damaged(self, steps):
@@ -221,15 +207,7 @@ class Checkpoints:
       self._manager.close()
 
 
-def _one_line(error):
-  """The type and message of an exception on one line; "" for None."""
-  if error is None:
-    return ""
-  return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
 def abstract_like(state):
   """The leaves of `state` as ShapeDtypeStructs with their shardings, for `Checkpoints.restore`."""
   return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-  )
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

@@ -11,6 +11,7 @@ import hashlib
 import json
 
 from ares_jax.run.checkpoint import digest
+from ares_jax.system.config import one_line
 
 SCHEMA = 1
 # Errors that pass: the device is full, or a store or mount does not answer.
@@ -25,7 +26,7 @@ class DamagedError(ValueError):
 
 def make_manifest(arrays, extra):
   """The record of {name: array} and of `extra`, a JSON value."""
-  digests = digest.digest_arrays(arrays)
+  digests = digest.digest_tree(arrays)
   return {"schema": SCHEMA, "extra": extra, "leaves": {
     name: [str(array.dtype), list(array.shape), digests[name]] for name, array in arrays.items()}}
 
@@ -38,9 +39,7 @@ def with_checksum(record):
 def verify(stored, step):
   """The record in the stored JSON value of checkpoint `step`.
 
-  Raises:
-    DamagedError: the record is missing or has another SHA-256.
-    ValueError: it has another schema.
+  Raises DamagedError if it is missing or was changed, ValueError if it has another schema.
   """
   if not isinstance(stored, dict) or not stored.keys() >= {"record", "sha256"}:
     raise DamagedError(f"checkpoint {step} has no record of its leaves")
@@ -64,8 +63,7 @@ def check_digests(step, digests, leaves):
 def check_match(targets, leaves, where):
   """Compares the leaves that a run needs, {name: ShapeDtypeStruct}, with those of a record.
 
-  Raises:
-    ValueError: names up to 8 leaves that are missing, extra, or of another shape or dtype.
+  The ValueError names up to 8 leaves that are missing, extra, or of another shape or dtype.
   """
   problems = [f"{name} is not in it" for name in sorted(targets.keys() - leaves.keys())]
   problems += [f"{name} is only in it" for name in sorted(leaves.keys() - targets.keys())]
@@ -91,9 +89,12 @@ def damage_of_step(step):
       raise
     if isinstance(error, OSError) and error.errno in _PASSING_ERRNO:
       raise
-    text = " ".join(str(error).split())[:200]
-    raise DamagedError(
-      f"checkpoint {step} is damaged: {type(error).__name__}: {text}") from error
+    raise DamagedError(f"checkpoint {step} is damaged: {describe(error)}") from error
+
+
+def describe(error):
+  """The type and the beginning of the message of an exception, on one line."""
+  return f"{type(error).__name__}: {one_line(error)[:300]}"
 
 
 def _sha256(record):

@@ -15,6 +15,7 @@ from absl import logging
 from etils import epath
 
 from ares_jax.run.checkpoint import digest, manifest
+from ares_jax.run.checkpoint.digest import flatten
 from ares_jax.run.checkpoint.manifest import DamagedError
 from ares_jax.system import heartbeat, hosts
 
@@ -34,9 +35,7 @@ def newest_step(directory):
 def all_steps(directory):
   """The steps of all finished checkpoints in a directory, oldest first."""
   folder = folder_of(directory)
-  if not folder.is_dir():
-    return []
-  found = ocp.path.step.standard_name_format().find_all(folder)
+  found = ocp.path.step.standard_name_format().find_all(folder) if folder.is_dir() else []
   return sorted(metadata.step for metadata in found)
 
 
@@ -58,20 +57,15 @@ def read_part(directory, part, abstract):
 
   Raises:
     DamagedError: the part is intact in no checkpoint.
-    ValueError: there is no checkpoint, or a leaf of `part` is missing, extra, or of another shape
-      or dtype.
+    ValueError: there is no checkpoint, or it does not fit `abstract`.
   """
   targets = {f"{part}/{name}": target(name, leaf) for name, leaf in flatten(abstract).items()}
-
-  def read(step):
-    return read_checked(directory, step, targets, prefix=f"{part}/")
-
   for attempt in range(_ATTEMPTS):
     steps = hosts.on_process_0(lambda: all_steps(directory))
     if not steps:
       raise ValueError(f"there is no checkpoint in {directory}")
     try:
-      step, (arrays, _), _ = newest_intact(directory, steps, read, strict=False)
+      step, (arrays, _), _ = newest_intact(directory, steps, targets, prefix=f"{part}/")
       break
     except DamagedError:
       # Not damage if a run has replaced the checkpoint meanwhile.
@@ -81,16 +75,16 @@ def read_part(directory, part, abstract):
   return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
-def newest_intact(directory, steps, read, strict):
-  """Tries `read`, a function of a step, on `steps` from the newest on until one is intact.
+def newest_intact(directory, steps, targets, *, prefix="", strict=False):
+  """Tries `read_checked` on `steps` from the newest on until one is intact.
 
-  Returns (step, read(step), damaged newer steps). Raises DamagedError if no checkpoint is intact,
+  Returns (step, its result, damaged newer steps). Raises DamagedError if no checkpoint is intact,
   or if the newest is not and `strict`.
   """
   damaged = {}
   for step in sorted(steps, reverse=True):
     try:
-      found = read(step)
+      found = read_checked(directory, step, targets, prefix)
     except DamagedError as error:
       if strict:
         raise DamagedError(f"{directory}: {error}; move it away, or leave out --strict to go on "
@@ -104,7 +98,7 @@ def newest_intact(directory, steps, read, strict):
                      "remove the folder to begin its stage anew")
 
 
-def read_checked(directory, step, targets, prefix=""):
+def read_checked(directory, step, targets, prefix):
   """Reads the leaves of a checkpoint that start with `prefix`, and checks them against its record.
 
   `targets` are {name: ShapeDtypeStruct with a sharding}. Returns ({name: array}, the JSON value
@@ -115,7 +109,7 @@ def read_checked(directory, step, targets, prefix=""):
   leaves = {name: leaf for name, leaf in record["leaves"].items() if name.startswith(prefix)}
   manifest.check_match(targets, leaves, f"checkpoint {step} in {directory}")
   arrays = _read_on_all(lambda: read_leaves(directory, step, targets))
-  manifest.check_digests(step, digest.digest_arrays(arrays), leaves)
+  manifest.check_digests(step, digest.digest_tree(arrays), leaves)
   return arrays, record["extra"]
 
 
@@ -125,8 +119,6 @@ def _read_on_all(read):
   try:
     found = read()
   except DamagedError as error:
-    if jax.process_count() == 1:
-      raise
     damage = str(error)
   for text in filter(None, hosts.allgather_bytes(damage.encode())):
     raise DamagedError(text.decode())
@@ -155,7 +147,7 @@ def verify_on_disk(directory, step, leaves):
   saved = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (dtype, shape, _) in leaves.items()}
   for some in _portions(saved):
     targets = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in some.items()}
-    digests = digest.digest_arrays(_read_portion(directory, step, targets))
+    digests = digest.digest_tree(_read_portion(directory, step, targets))
     manifest.check_digests(step, digests, {name: leaves[name] for name in some})
 
 
@@ -188,12 +180,6 @@ def _reader(handler):
     primary_host=process, active_processes={process}))
 
 
-def flatten(tree):
-  """{path: leaf} of a pytree, with paths such as "params/decoder/q"."""
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
 def is_key(leaf):
   """Whether a leaf holds typed PRNG keys."""
   return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -211,8 +197,7 @@ def target(name, leaf):
   """The ShapeDtypeStruct with a sharding that a leaf is read into; of PRNG keys their data."""
   if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) or leaf.sharding is None:
     raise ValueError(
-      f"leaf {name} of the restore target has no sharding; pass ShapeDtypeStructs with shardings"
-    )
+      f"leaf {name} of the restore target has no sharding; pass ShapeDtypeStructs with shardings")
   sharding = leaf.sharding
   if is_key(leaf):
     leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))

@@ -36,7 +36,7 @@ def test_host_and_every_sharding_agree(data, model):
       if len(spec) == 2 and array.shape[1] % 2:
         spec = spec[:1]
       leaf = jax.device_put(array, jax.NamedSharding(devices, PartitionSpec(*spec)))
-      assert digest.digest_arrays({"x": leaf}) == {"x": digest.digest_numpy(array)}
+      assert digest.digest_tree({"x": leaf}) == {"x": digest.digest_numpy(array)}
 
 
 def test_every_single_bit_and_pairs_of_signs_are_noticed():
@@ -58,12 +58,12 @@ def test_every_single_bit_and_pairs_of_signs_are_noticed():
 
 def test_blocks_of_a_large_array_join():
   array = np.arange(3 * digest._BLOCK + 5, dtype=np.float32)
-  assert digest.digest_arrays({"x": jnp.asarray(array)}) == {"x": digest.digest_numpy(array)}
+  assert digest.digest_tree({"x": jnp.asarray(array)}) == {"x": digest.digest_numpy(array)}
 
 
 def test_leaves_of_a_tree_are_named():
   one, two = ARRAYS["float32"], jnp.asarray(ARRAYS["int8"])
-  assert digest.digest_tree({"a": {"q": one}, "b": two}) == digest.digest_arrays({"a/q": one,
+  assert digest.digest_tree({"a": {"q": one}, "b": two}) == digest.digest_tree({"a/q": one,
                                                                                   "b": two})
 
 
