@@ -22,8 +22,6 @@ from tensorboardX.summary import scalar
 
 from ares_jax.run.files import atomic_write
 
-_FLUSH = 30.0  # seconds between flushes of TensorBoard's file
-
 _mirrors = []  # functions that receive every line written by this process
 
 
@@ -96,17 +94,11 @@ class MetricWriter:
         self._file.truncate(opened.st_size)
       raise
 
-  def flush(self):
-    """Forces everything written to disk."""
-    if self._file is not None:
-      os.fsync(self._file.fileno())
-      self._events.flush()
-
   def close(self):
-    """Flushes and closes the files; the last call to this writer."""
+    """Forces metrics.jsonl to disk and closes it; the last call to this writer."""
     if self._file is not None:
       try:
-        self.flush()
+        os.fsync(self._file.fileno())
       finally:
         self._file.close()
         self._file = None
@@ -124,7 +116,6 @@ class _Events:
     self._writer = EventsWriter(os.path.join(folder, "events"))
     # Makes TensorBoard drop what a killed run wrote after its last checkpoint.
     self._writer.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
-    self._flushed = time.monotonic()
 
   def add(self, step, numbers):
     """Writes {name: number}, without numbers that are not finite: TensorBoard has no null."""
@@ -132,18 +123,10 @@ class _Events:
     for name, number in numbers.items():
       if math.isfinite(number):
         event.summary.value.extend(scalar(name, number).value)
-    self._try(lambda writer: writer.write_event(event))
-    if time.monotonic() - self._flushed > _FLUSH:
-      self.flush()
-
-  def flush(self):
-    self._flushed = time.monotonic()
-    self._try(lambda writer: writer.flush())
-
-  def _try(self, write):
     try:
       if self._writer is not None:
-        write(self._writer)
+        self._writer.write_event(event)
+        self._writer.flush()
     except OSError as error:
       logging.warning("TensorBoard's file ends here: %s; metrics.jsonl goes on", error)
       self._writer = None

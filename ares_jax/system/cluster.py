@@ -69,7 +69,7 @@ def _explicit(environ):
     raise ValueError(f"JAX_COORDINATOR_ADDRESS={address} must be HOST:PORT, JAX_NUM_PROCESSES="
                      f"{count} and JAX_PROCESS_ID={number} numbers")
   count, number = int(count), int(number)
-  if not 0 <= number < count:
+  if number >= count:
     raise ValueError(
       f"JAX_PROCESS_ID={number} is outside 0..{count - 1} (JAX_NUM_PROCESSES={count})")
   if count == 1:
@@ -124,9 +124,8 @@ def check_cluster():
 
 
 def _connect(found, config):
-  bind = found.get("coordinator_bind_address")
-  if bind and found["process_id"] == 0:
-    _check_free(bind)
+  if found.get("process_id") == 0:
+    _check_free(found["coordinator_bind_address"])
   address = found.get("coordinator_address", "the coordinator")
   joined = threading.Event()
 
@@ -151,16 +150,19 @@ def _connect(found, config):
 
 def _check_free(address):
   """Raises ValueError if the port is taken: two coordinators on one port would share its calls."""
-  host, _, port = address.rpartition(":")
-  host = host.strip("[]")
+  host, port = _host_and_port(address)
   try:
-    families = {found[0] for found in socket.getaddrinfo(host or None, int(port))}
+    families = {found[0] for found in socket.getaddrinfo(host or None, port)}
     family = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
-    with socket.create_server((host, int(port)), family=family):
-      pass
+    socket.create_server((host, port), family=family).close()
   except OSError as error:
     raise ValueError(f"process 0 cannot listen at {address}: {error}; choose another port in "
                      "JAX_COORDINATOR_ADDRESS, or end the run that has it") from error
+
+
+def _host_and_port(address):
+  host, _, port = address.rpartition(":")
+  return host.strip("[]"), int(port)
 
 
 def _missing(found):
@@ -170,10 +172,9 @@ def _missing(found):
   count, number = found["num_processes"], found["process_id"]
   others = [other for other in range(count) if other != number]
   if number:
-    host, _, port = found["coordinator_address"].rpartition(":")
     try:
-      with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
-        others.remove(0)
+      socket.create_connection(_host_and_port(found["coordinator_address"]), timeout=5).close()
+      others.remove(0)
     except OSError:
       return f"process {number} of {count} finds nobody there, process 0 is missing"
   if not others:
@@ -204,9 +205,8 @@ class _Peers:
     """Waits until all processes have finished, then disconnects."""
     self._client.wait_at_barrier("ares/end", 10 * 60 * 1000)
     hosts.left.set()
-    # A thread that is inside the store's client when Python exits would abort the process.
     for thread in self._threads:
-      thread.join()
+      thread.join()  # inside the store's client when Python exits, it would abort the process
     jax.distributed.shutdown()
 
   def fail(self, error):

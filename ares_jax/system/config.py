@@ -148,9 +148,9 @@ def _convert(hint, value, where):
     near = suggest(value, choices) if isinstance(value, str) else f"; known: {', '.join(choices)}"
     raise ConfigError(f"{where} is {value!r}, not one of its values{near}")
   if origin in (typing.Union, types.UnionType):
-    return _convert_union(arguments, value, where)
+    return _convert_union(hint, value, where)
   if origin is tuple:
-    return _convert_tuple(arguments, value, where)
+    return _convert_tuple(hint, value, where)
   if hint not in _ACCEPTED:
     raise TypeError(f"{where}: the annotation {hint} is not supported in a config record")
   if not isinstance(value, _ACCEPTED[hint]) or (hint is not bool and isinstance(value, bool)):
@@ -160,21 +160,22 @@ def _convert(hint, value, where):
   return hint(value)
 
 
-def _convert_union(arguments, value, where):
-  if value is None and type(None) in arguments:
+def _convert_union(union, value, where):
+  if value is None and type(None) in typing.get_args(union):
     return None
-  others = [hint for hint in arguments if hint is not type(None)]
+  others = [hint for hint in typing.get_args(union) if hint is not type(None)]
   if len(others) == 1:
     return _convert(others[0], value, where)
   for hint in others:
     with contextlib.suppress(ConfigError):
       return _convert(hint, value, where)
-  raise ConfigError(_wrong_type(" | ".join(map(_name, arguments)), value, where))
+  raise ConfigError(_wrong_type(union, value, where))
 
 
-def _convert_tuple(arguments, value, where):
+def _convert_tuple(hint, value, where):
+  arguments = typing.get_args(hint)
   if not isinstance(value, list | tuple):
-    raise ConfigError(_wrong_type(f"tuple[{', '.join(map(_name, arguments))}]", value, where))
+    raise ConfigError(_wrong_type(hint, value, where))
   hints = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
   if len(hints) != len(value):
     raise ConfigError(f"{where} has {len(value)} values {tuple(value)!r}; expected {len(hints)}")
@@ -182,23 +183,16 @@ def _convert_tuple(arguments, value, where):
 
 
 def _wrong_type(hint, value, where):
-  return f"{where} is {value!r} ({type(value).__name__}); expected {_name(hint)}"
-
-
-def _name(hint):
-  if hint is Ellipsis:
-    return "..."
-  if hint is type(None):
-    return "None"
-  return hint.__name__ if isinstance(hint, type) else str(hint)
+  expected = hint.__name__ if isinstance(hint, type) else str(hint)
+  return f"{where} is {value!r} ({type(value).__name__}); expected {expected}"
 
 
 def _suggest_file(file):
-  folder = os.path.dirname(file) or "."
-  if not os.path.isdir(folder):
+  folder, name = os.path.split(file)
+  if not os.path.isdir(folder or "."):
     return f"; there is no folder {folder!r}"
-  near = difflib.get_close_matches(os.path.basename(file), os.listdir(folder), n=1, cutoff=0.6)
-  return f"; did you mean {os.path.join(os.path.dirname(file), near[0])!r}?" if near else ""
+  near = difflib.get_close_matches(name, os.listdir(folder or "."), n=1, cutoff=0.6)
+  return f"; did you mean {os.path.join(folder, near[0])!r}?" if near else ""
 
 
 def _line_in(error, file):

@@ -1,8 +1,7 @@
 """Saves, restores and deletes the checkpoints of a stage.
 
-A checkpoint holds the complete state as a pytree of arrays, and JSON beside it. The state is stored
-flat, so a checkpoint does not depend on the classes of its records, and a message about a mismatch
-names the leaf. The JSON records the dtype, the shape and the on-device digest of every leaf
+A checkpoint holds the complete state as a flat dict of arrays, so it does not depend on the classes
+of the state's records, and JSON with the dtype, the shape and the on-device digest of every leaf
 (manifest.py). reader.py reads checkpoints without this class.
 """
 
@@ -159,8 +158,7 @@ class Checkpoints:
 
     Raises:
       DamagedError: no checkpoint is intact, or `step` is not, or the newest is not and `strict`.
-      ValueError: no such step; a leaf is missing, extra, or of another shape or dtype (orbax
-        would cast it silently); a leaf of `abstract` has no sharding. Up to 8 leaves are named.
+      ValueError: no such step, or the checkpoint does not fit `abstract`; up to 8 leaves are named.
     """
     self.wait()
     steps = hosts.on_process_0(self.steps)
