@@ -1,7 +1,7 @@
 """The training loop of a stage: resume, step, log, save, and stop when asked.
 
-A stage is a state and a function that advances it. The state holds everything that changes during a
-run, the number of finished steps (`step`) included, so saving the state saves the run.
+The state of a stage holds everything that changes during a run, also the number of finished steps
+(`step`), so saving the state saves the run.
 """
 
 import os
@@ -31,17 +31,13 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
     state: a record with `step` int32 [], as at step 0. Its arrays are donated.
     begin: function of the state at which the stage starts or resumes; returns `step`, a function
       state -> (state, metrics dict, note for the progress bar). `step` adds 1 to `state.step`.
-    steps: total number of steps.
+    steps: total number of steps; the state after them is returned.
     workdir: folder of the run.
     config: LoopConfig.
     phases: PhaseTimer of the phases inside `step`, or None.
 
-  Returns:
-    The state after `steps` steps.
-
   Raises:
-    KeyboardInterrupt: Ctrl-C or SIGTERM came, perhaps during a rollout or grading. The state is
-      saved up to the last finished step.
+    KeyboardInterrupt: Ctrl-C or SIGTERM came. The state is saved up to the last finished step.
     ValueError: a step failed and the state is saved likewise; or too many updates in a row were
       skipped; or the checkpoint belongs to another model or a longer run, or is damaged.
     OSError: a checkpoint or a line of the log could not be written, nor at two more tries.
@@ -84,7 +80,8 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
                           reasons)
         seconds = phases.take()
         speed = speed_metrics(metrics, seconds["seconds/step"])
-        _log(writer, name, done, _without_zero_counts(metrics) | seconds | speed)
+        metrics = {key: x for key, x in metrics.items() if x or not key.startswith(NONFINITE)}
+        _log(writer, name, done, metrics | seconds | speed)
         progress.update(done, ", ".join(filter(None, (note, speed_note(speed)))))
         saver.save_if_due(done, state, config.save_every, phases)
         if skipped > config.max_skipped:
@@ -100,8 +97,8 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
       profiler.end_profile()  # work after the stage belongs to none of its steps
       stopped = heartbeat.stop_requested()
     if stopped:
-      raise KeyboardInterrupt(f"{name} is saved at step {done} of {steps}; "
-                              "run the same command again to continue")
+      raise KeyboardInterrupt(
+        f"{name} is saved at step {done} of {steps}; run the same command again to continue")
   return state
 
 
@@ -138,10 +135,6 @@ def _skip_reasons(metrics):
     return []
   return [key.removeprefix(NONFINITE) for key, count in metrics.items()
           if key.startswith(NONFINITE) and count] or ["gradient"]
-
-
-def _without_zero_counts(metrics):
-  return {key: x for key, x in metrics.items() if x or not key.startswith(NONFINITE)}
 
 
 class _Saver:

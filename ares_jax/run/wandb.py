@@ -29,11 +29,9 @@ class WandbConfig:
 def wandb(config, workdir, settings):
   """Sends every line of metrics.jsonl that is written inside, from process 0.
 
-  A resumed run continues the same run there, by the id in WORKDIR/wandb_id. Steps are counted by
-  stage, as in metrics.jsonl: metrics are named STAGE/METRIC, over STAGE/step.
-
-  `settings`, the complete config as a dict, are shown beside the metrics. Raises ConfigError if a
-  project is named, but the package is missing or cannot start a run.
+  A resumed run continues the same run there, by the id in WORKDIR/wandb_id. Metrics are named
+  STAGE/METRIC, over STAGE/step. `settings`, the complete config as a dict, are shown beside them.
+  Raises ConfigError if a project is named, but the package is missing or cannot start a run.
   """
   if not config.project or jax.process_index() != 0:
     yield

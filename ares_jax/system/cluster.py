@@ -34,14 +34,12 @@ class HostsConfig:
 
 
 def detect(environ):
-  """Finds the processes of a run in its environment.
+  """Finds the processes of a run in its environment; None, or arguments of jax's `initialize`.
 
   In this order: the three variables of EXPLICIT, all or none; a Slurm step of several tasks; a TPU
   slice on GKE with several hosts; ARES_CLUSTER, a detection method of jax.distributed ("gcetpu" on
-  Cloud TPU VMs, whose environment says nothing about other hosts).
-
-  Returns None for one process, else arguments of jax.distributed.initialize. Raises ValueError if a
-  variable of EXPLICIT is missing or malformed.
+  Cloud TPU VMs, whose environment says nothing about other hosts). None is one process. Raises
+  ValueError if a variable of EXPLICIT is missing or malformed.
   """
   if any(environ.get(name) for name in EXPLICIT):
     return _explicit(environ)
@@ -53,9 +51,8 @@ def detect(environ):
   workers = environ.get("TPU_PROCESS_ADDRESSES", environ.get("TPU_WORKER_HOSTNAMES", ""))
   if len(workers.split(",")) > 1 or int(environ.get("MEGASCALE_NUM_SLICES", 1)) > 1:
     return {"cluster_detection_method": "gketpu"}
-  if environ.get("ARES_CLUSTER"):
-    return {"cluster_detection_method": environ["ARES_CLUSTER"]}
-  return None
+  method = environ.get("ARES_CLUSTER")
+  return {"cluster_detection_method": method} if method else None
 
 
 def _explicit(environ):
@@ -170,16 +167,14 @@ def _missing(found):
   if "process_id" not in found:
     return "some are missing"
   count, number = found["num_processes"], found["process_id"]
-  others = [other for other in range(count) if other != number]
-  if number:
-    try:
+  try:
+    if number:
       socket.create_connection(_host_and_port(found["coordinator_address"]), timeout=5).close()
-      others.remove(0)
-    except OSError:
-      return f"process {number} of {count} finds nobody there, process 0 is missing"
-  if not others:
-    return "the others were there and left"
-  return f"process {number} of {count} has, of {', '.join(map(str, others))} at least one has not"
+  except OSError:
+    return f"process {number} of {count} finds nobody there, process 0 is missing"
+  others = ", ".join(str(other) for other in range(1 if number else 0, count) if other != number)
+  return (f"process {number} of {count} has, of {others} at least one has not" if others
+          else "the others were there and left")
 
 
 class _Peers:
@@ -190,10 +185,8 @@ class _Peers:
   """
 
   def __init__(self, heartbeat):
-    self._client = coordination_client()
-    self._address = coordinator_address()
-    self._heartbeat = heartbeat
-    self._pause = min(2.0, heartbeat / 4)
+    self._client, self._address = coordination_client(), coordinator_address()
+    self._heartbeat, self._pause = heartbeat, min(2.0, heartbeat / 4)
     self._answered = time.monotonic()  # when the store last answered
     self._name = f"process {jax.process_index()} on {socket.gethostname()}"
     self._threads = [threading.Thread(target=loop, daemon=True, name=f"peers{loop.__name__}")

@@ -29,7 +29,8 @@ def run(main, *, positional=(), argv=None, renamed=None):
   """
   argv = list(sys.argv if argv is None else argv)
   if any(word in ("--help", "-h", "-help") for word in argv[1:]):
-    print(_help())
+    doc = sys.modules["__main__"].__doc__
+    print(f"{doc.strip() if doc else ''}\n\nflags:\n{flags.FLAGS.main_module_help()}")
     sys.exit(0)
   try:
     words = _parse(argv, positional, renamed or {})
@@ -72,11 +73,7 @@ def _parse(argv, positional, renamed):
 
 
 def _check_config(argv, renamed):
-  """Reports mistakes in --config and --config.KEY before config_flags sees them.
-
-  ml_collections 1.1 turns a missing file into an object that raises at its first use, and an
-  unknown key into an AttributeError with a traceback.
-  """
+  """Reports missing files and unknown keys of --config in one line; config_flags would not."""
   if "config" not in flags.FLAGS:
     return
   path, keys = None, []
@@ -108,11 +105,6 @@ def _check_config(argv, renamed):
         near = config_lib.suggest(part, fields) if fields else ""
         raise config_lib.ConfigError(f"{where}.{part} is not in {path}{near}")
       node, where = node[part], f"{where}.{part}"
-
-
-def _help():
-  doc = sys.modules["__main__"].__doc__
-  return f"{doc.strip() if doc else ''}\n\nflags:\n{flags.FLAGS.main_module_help()}"
 
 
 def _exit(message, code):

@@ -1,8 +1,7 @@
 """Loads config files and turns them into frozen records; every mistake is one clear line.
 
-A config file is Python with `get_config()`, which returns an `ml_collections.ConfigDict`. `load`
-imports it, and `build` turns one of its sections into a frozen dataclass. The records are hashable,
-so `jax.jit` takes them as static arguments.
+A config file is Python with `get_config()`, which returns an `ml_collections.ConfigDict`. The
+records are hashable, so `jax.jit` takes them as static arguments.
 """
 
 import contextlib
@@ -87,15 +86,13 @@ def build(cls, values, where):
   """Makes the frozen dataclass `cls` from `values`, checking every key and type.
 
   Args:
-    cls: a frozen dataclass. Its annotations are the schema: bool, int, float, str, `tuple[...]`,
-      `Literal[...]`, `X | None` and other dataclasses. A float may be given as an int and a tuple
-      as a list; a bool is no int, and NaN is no float.
+    cls: its annotations are the schema: bool, int, float, str, `tuple[...]`, `Literal[...]`,
+      `X | None` and other dataclasses. A float may be given as an int and a tuple as a list.
     values: `ConfigDict` or mapping with exactly the fields of `cls`.
     where: path of `values` for messages, e.g. "config.aepo".
 
   Raises:
-    ConfigError: unknown or missing key, wrong type, or a ValueError of `cls.__post_init__`;
-      the message names `where.key`.
+    ConfigError: unknown or missing key, wrong type, or a ValueError of `cls.__post_init__`.
   """
   if not isinstance(values, Mapping | config_dict.ConfigDict):
     raise ConfigError(f"{where} is {values!r}; expected the fields of {cls.__name__}")

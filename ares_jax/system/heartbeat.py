@@ -1,9 +1,8 @@
 """Graceful shutdown and the watchdog.
 
-Long work calls `heartbeat()` at points where it is safe to stop: every step, every chunk of
-decoding, every graded formula. SIGINT and SIGTERM request a stop, and the next heartbeat raises
-`StopRequested`. A second signal ends the process at once, even while the main thread waits for a
-device. `watchdog` ends a process that has hung.
+Long work calls `heartbeat()` where it is safe to stop: every step, every chunk of decoding, every
+graded formula. SIGINT and SIGTERM request a stop, and the next heartbeat raises `StopRequested`. A
+second signal ends the process at once. `watchdog` ends a process that has hung.
 """
 
 import contextlib
@@ -152,8 +151,7 @@ def _watch(over, path, seconds):
     _print(f"nothing has happened for {quiet:.0f} s (stall_minutes): ended; stacks in {path}")
     # The process ends even if the run's folder is gone.
     with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
-      file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}: no heartbeat for {quiet:.0f} s\n")
-      file.flush()
+      print(f"{time.strftime('%F %T')}: no heartbeat for {quiet:.0f} s", file=file, flush=True)
       faulthandler.dump_traceback(file, all_threads=True)
     os._exit(1)
 

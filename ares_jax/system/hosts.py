@@ -4,8 +4,7 @@ A run of several processes is one program: all processes make the same collectiv
 order. So if one process alone learns something (an unreadable row, a signal, a full disk), it tells
 the others before anyone acts on it. With one process every function here returns at once.
 
-Reading rows and grading answers is split by `local_shard`. All other work of the host is done by
-every process alike, from the same numbers.
+`local_shard` splits reading rows and grading answers; every process does all other work alike.
 """
 
 import itertools
@@ -35,9 +34,8 @@ def allgather_bytes(data):
   for start in range(0, max(sizes), chunk):
     # Sizes are powers of two, so that few programs are compiled.
     capacity = 1 << max(10, (min(chunk, max(sizes) - start) - 1).bit_length())
-    local = np.zeros(capacity, np.uint8)
     some = np.frombuffer(data[start:start + chunk], np.uint8)
-    local[:len(some)] = some
+    local = np.pad(some, (0, capacity - len(some)))
     for part, size, row in zip(parts, sizes, _stack(local), strict=True):
       part += row[:max(0, min(chunk, size - start))].tobytes()
   return [bytes(part) for part in parts]
@@ -162,9 +160,7 @@ def join_shards(parts):
 
 def _await(client, key, *, in_main_thread=True):
   """The value of a key, once a process has set it."""
-  while True:
-    if left.is_set():
-      raise RuntimeError("this process has left the run")
+  while not left.is_set():
     if in_main_thread:
       heartbeat.heartbeat()
     try:
@@ -172,3 +168,4 @@ def _await(client, key, *, in_main_thread=True):
     except jax.errors.JaxRuntimeError as error:
       if "DEADLINE_EXCEEDED" not in str(error):
         raise
+  raise RuntimeError("this process has left the run")

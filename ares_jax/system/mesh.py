@@ -44,8 +44,8 @@ def make_mesh(data, model, devices=None, *, slices=1):
                      f"config.mesh.slice={found}")
   if data == -1:
     if count % (slices * model):
-      raise ValueError(f"mesh {sizes}model={model} does not divide {count} devices; change "
-                       "config.mesh")
+      raise ValueError(
+        f"mesh {sizes}model={model} does not divide {count} devices; change config.mesh")
     data = count // (slices * model)
   # jax.make_mesh((3,)) on 4 devices silently uses 3 of them.
   if slices * data * model != count:
@@ -64,20 +64,16 @@ def make_mesh(data, model, devices=None, *, slices=1):
 
 
 def shard(x, *spec):
-  """Constrains `x` to `PartitionSpec(*spec)` on the current mesh, on CPU as on TPU.
-
-  Without a current mesh `x` is returned. Axes that a surrounding `jax.shard_map` has split already
-  are left out.
-  """
+  """Constrains `x` to the PartitionSpec of the `unmapped` axes in `spec`, if a mesh is current."""
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*map(unmapped, spec)))
 
 
 def unmapped(axes):
-  """Those of `axes`, an entry of a PartitionSpec, that no surrounding code has split already.
+  """Those of `axes`, an entry of a PartitionSpec, that no surrounding `jax.shard_map` splits.
 
-  `jax.shard_map` and `sum_of_slices` split axes.
+  `sum_of_slices` splits the axis of slices likewise.
   """
   taken = {*jax.sharding.get_abstract_mesh().manual_axes}
   if within_a_slice():
@@ -170,15 +166,12 @@ def _put_local(leaf, target):
 
 def fetch(tree):
   """The leaves of `tree` as complete numpy arrays on every process; collective."""
-  if jax.process_count() == 1:
-    return jax.device_get(tree)
-  return jax.tree.map(_fetch_leaf, tree)
+  def fetch_leaf(leaf):
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_replicated:
+      return np.asarray(leaf)
+    return multihost_utils.process_allgather(leaf, tiled=True)
 
-
-def _fetch_leaf(leaf):
-  if not isinstance(leaf, jax.Array) or leaf.is_fully_replicated:
-    return np.asarray(leaf)
-  return multihost_utils.process_allgather(leaf, tiled=True)
+  return jax.device_get(tree) if jax.process_count() == 1 else jax.tree.map(fetch_leaf, tree)
 
 
 def _check_divides(name, shape, target):

@@ -1,14 +1,12 @@
 """Digests of arrays: 64 bits that change when any bit of an array does, for every sharding.
 
-A digest depends on each element's bits and its index. For the uint32 words u of an array, i being
-the index of a word in the flat array,
+For the uint32 words u of an array, i being the index of a word in the flat array,
 
     h = mix(u ^ mix(i)),  digest = (sum of h, sum of mix(h + 1)) mod 2^32
 
-where `mix` is the 32-bit finaliser of MurmurHash3, a bijection. A sum has no order, so shards give
-partial sums, and every sharding and every backend gives the same digest. One changed word always
-changes the digest, since h is a bijection of u; several random changes are missed with
-probability 2^-64.
+where `mix` is the 32-bit finaliser of MurmurHash3, a bijection. A sum has no order, so every
+sharding and every backend gives the same digest. One changed word always changes the digest;
+several random changes are missed with probability 2^-64.
 """
 
 import jax

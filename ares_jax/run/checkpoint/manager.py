@@ -74,7 +74,7 @@ class Checkpoints:
 
     Args:
       step: larger than every saved step, else ValueError.
-      state: pytree of jax or numpy arrays, also typed PRNG keys; else ValueError.
+      state: pytree of jax or numpy arrays, else ValueError.
       extra: a JSON value without NaN, else ValueError.
 
     Raises:
@@ -89,11 +89,12 @@ class Checkpoints:
       json.dumps(extra, allow_nan=False)
     except (TypeError, ValueError) as error:
       raise ValueError(f"extra of checkpoint {step} is not JSON: {error}") from error
-    arrays = {}
-    for name, leaf in flatten(state).items():
+    arrays = flatten(state)
+    for name, leaf in arrays.items():
       if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
         raise ValueError(f"state leaf {name} is {type(leaf).__name__}; save arrays only")
-      arrays[name] = jax.random.key_data(leaf) if reader.is_key(leaf) else leaf
+      if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"state leaf {name} is a typed PRNG key; save its jax.random.key_data")
     record = manifest.make_manifest(arrays, extra)
     try:
       self._manager.save(step, args=ocp.args.Composite(
@@ -173,9 +174,7 @@ class Checkpoints:
     hosts.on_process_0(lambda: self._rename_damaged(damaged))
     if damaged:
       self._manager.reload()
-    leaves = [
-      jax.random.wrap_key_data(arrays[name], impl=reader.key_implementation(leaf))
-      if reader.is_key(leaf) else arrays[name] for name, leaf in flatten(abstract).items()]
+    leaves = [arrays[name] for name in targets]
     return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves), extra
 
   def _rename_damaged(self, steps):

@@ -1,8 +1,7 @@
 """Reads checkpoints from disk and checks them; changes nothing there, so a run may be saving.
 
-A state is stored as one array per leaf under the leaf's path ("params/decoder/q"). Arrays are used
-only if they have the digests of the checkpoint's record (manifest.py): Orbax itself restores
-flipped bits silently.
+A state is stored as one array per leaf under the leaf's path ("params/decoder/q"). Arrays must have
+the digests of the checkpoint's record (manifest.py), since Orbax restores flipped bits silently.
 """
 
 import math
@@ -22,14 +21,10 @@ from ares_jax.system import heartbeat, hosts
 _READ_AT_ONCE = 1 << 30  # bytes read at a time, unless a leaf is larger
 _ATTEMPTS = 5  # at reading from a run that replaces its checkpoints meanwhile
 
-# jax has no public way from the dtype of PRNG keys to their implementation, except comparing.
-_KEY_IMPLEMENTATIONS = ("threefry2x32", "rbg", "unsafe_rbg")
-
 
 def newest_step(directory):
   """The step of the newest checkpoint in a directory, or None."""
-  steps = all_steps(directory)
-  return steps[-1] if steps else None
+  return max(all_steps(directory), default=None)
 
 
 def all_steps(directory):
@@ -50,7 +45,7 @@ def read_part(directory, part, abstract):
   Args:
     directory: the directory of a `Checkpoints`.
     part: field of the state, e.g. "params"; no other field is read.
-    abstract: pytree of that part, as for `Checkpoints.restore`; no PRNG keys.
+    abstract: pytree of that part, as for `Checkpoints.restore`.
 
   Returns:
     (step, the part).
@@ -90,10 +85,10 @@ def newest_intact(directory, steps, targets, *, prefix="", strict=False):
         raise DamagedError(f"{directory}: {error}; move it away, or leave out --strict to go on "
                            "from an older one") from error
       damaged[step] = str(error)
-      continue
-    for reason in damaged.values():
-      logging.warning("%s: %s; going on from step %d", directory, reason, step)
-    return step, found, list(damaged)
+    else:
+      for reason in damaged.values():
+        logging.warning("%s: %s; going on from step %d", directory, reason, step)
+      return step, found, list(damaged)
   raise DamagedError(f"no checkpoint in {directory} is intact: {'; '.join(damaged.values())}; "
                      "remove the folder to begin its stage anew")
 
@@ -101,9 +96,9 @@ def newest_intact(directory, steps, targets, *, prefix="", strict=False):
 def read_checked(directory, step, targets, prefix):
   """Reads the leaves of a checkpoint that start with `prefix`, and checks them against its record.
 
-  `targets` are {name: ShapeDtypeStruct with a sharding}. Returns ({name: array}, the JSON value
-  saved beside the state). Raises DamagedError on all processes if a file is broken or a digest
-  differs, and ValueError if a leaf is missing, extra, or of another shape or dtype.
+  Returns ({name: array}, the JSON value saved beside the state). Raises DamagedError on all
+  processes if a file is broken or a digest differs, and ValueError if `targets`, {name:
+  ShapeDtypeStruct with a sharding}, do not fit the record.
   """
   record = _read_on_all(lambda: read_record(directory, step))
   leaves = {name: leaf for name, leaf in record["leaves"].items() if name.startswith(prefix)}
@@ -180,25 +175,9 @@ def _reader(handler):
     primary_host=process, active_processes={process}))
 
 
-def is_key(leaf):
-  """Whether a leaf holds typed PRNG keys."""
-  return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def key_implementation(leaf):
-  """The name of the implementation of typed PRNG keys."""
-  for name in _KEY_IMPLEMENTATIONS:
-    if jax.eval_shape(lambda name=name: jax.random.key(0, impl=name)).dtype == leaf.dtype:
-      return name
-  raise ValueError(f"PRNG keys of {leaf.dtype} are not supported; use {_KEY_IMPLEMENTATIONS}")
-
-
 def target(name, leaf):
-  """The ShapeDtypeStruct with a sharding that a leaf is read into; of PRNG keys their data."""
+  """The ShapeDtypeStruct with a sharding that a leaf is read into."""
   if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) or leaf.sharding is None:
     raise ValueError(
       f"leaf {name} of the restore target has no sharding; pass ShapeDtypeStructs with shardings")
-  sharding = leaf.sharding
-  if is_key(leaf):
-    leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
