@@ -107,8 +107,7 @@ def _restore(name, state, checkpoints, workdir, *, strict):
   restored = checkpoints.restore(abstract_like(state), strict=strict)
   if restored is None:
     return state
-  # Frees the memory of the initial state, which the stage would otherwise hold to its end.
-  jax.tree.map(lambda x: x.delete(), state)
+  jax.tree.map(lambda x: x.delete(), state)  # frees its memory, also where the caller holds it
   step, state, marks = restored
   hosts.on_process_0(lambda: check_marks(workdir, name, marks, f"checkpoint {step} of {name}"))
   return state

@@ -1,9 +1,8 @@
 """Writes the metrics of a stage to metrics.jsonl and TensorBoard.
 
 WORKDIR/metrics.jsonl has one object per step: "stage", "step", then the metrics by name; a value
-that is not finite is null. `step` counts finished steps: the line of a stage's first step has
-step 1, and a checkpoint at step s holds the work of lines 1..s. TensorBoard's files are in
-WORKDIR/tensorboard/STAGE.
+that is not finite is null. `step` counts finished steps: a checkpoint at step s holds the work of
+lines 1..s of its stage. TensorBoard's files are in WORKDIR/tensorboard/STAGE.
 """
 
 import contextlib
@@ -63,10 +62,9 @@ class MetricWriter:
       self.close()
 
   def write_scalars(self, step, scalars):
-    """Writes the line of finished step `step`, >= 1.
+    """Writes the line of finished step `step`, >= 1, with {name: number or array of one element}.
 
-    `scalars` are {name: number or array of one element}, and no name is "stage" or "step", else
-    ValueError. After an OSError (the disk is full, or the file is gone) the call may be repeated.
+    After an OSError (the disk is full, or the file is gone) the call may be repeated.
     """
     numbers = {name: _number(name, value) for name, value in scalars.items()}
     if self._file is None:

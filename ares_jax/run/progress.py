@@ -55,7 +55,7 @@ class Progress:
 
   def close(self):
     """Ends the line of the bar."""
-    if not self._silent and self._stream.isatty() and self._width:
+    if self._width:
       self._write("\n")
 
   def _write(self, text):
@@ -87,8 +87,8 @@ def speed_metrics(metrics, seconds):
   if chip and "work/flops" in metrics:
     found["speed/mfu"] = float(metrics["work/flops"]) / seconds / len(devices) / chip.flops
   # memory_stats() is None on devices without counters, such as CPUs.
-  stats = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
-  stats = [one for one in stats if {"peak_bytes_in_use", "bytes_limit"} <= one.keys()]
+  stats = [stats for device in jax.local_devices() if (stats := device.memory_stats())
+           and {"peak_bytes_in_use", "bytes_limit"} <= stats.keys()]
   if stats:
     fullest = max(stats, key=lambda one: one["peak_bytes_in_use"] / one["bytes_limit"])
     found |= {"memory/peak": fullest["peak_bytes_in_use"] / _GIB,

@@ -36,22 +36,18 @@ def wandb(config, workdir, settings):
   if not config.project or jax.process_index() != 0:
     yield
     return
-  try:
-    import wandb as client
-  except ImportError as error:
-    raise ConfigError(f"config.wandb.project = {config.project!r} needs the package ({error}); "
-                      "pip install wandb, or leave config.wandb.project empty") from error
   os.makedirs(workdir, exist_ok=True)
   path = pathlib.Path(workdir, "wandb_id")
   if not path.exists():
     write_text(str(path), os.urandom(8).hex())
   try:
+    import wandb as client
     run = client.init(project=config.project, name=config.name or os.path.basename(workdir),
                       id=path.read_text(), resume="allow", dir=workdir, config=settings)
   except Exception as error:  # the package's errors have no common class
     raise ConfigError(
-      f"config.wandb.project = {config.project!r}: {one_line(error)}; wandb login, set "
-      "WANDB_MODE=offline, or leave config.wandb.project empty") from error
+      f"config.wandb.project = {config.project!r}: {one_line(error)}; pip install wandb and wandb "
+      "login, set WANDB_MODE=offline, or leave config.wandb.project empty") from error
   stages = set()
 
   def send(line):

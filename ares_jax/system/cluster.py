@@ -181,7 +181,7 @@ class _Peers:
   """Notices processes that end or hang, by signs of life in the store of jax's coordinator.
 
   Process 0 checks the signs of all others; the others check that the store on process 0 answers.
-  jax has such a check too, but it aborts without a clear message; its timeout is set twice as long.
+  jax's own check aborts without a clear message; its timeout is set twice as long.
   """
 
   def __init__(self, heartbeat):
@@ -233,8 +233,7 @@ class _Peers:
         quiet = [sign for sign, when in seen.values() if now - when > self._heartbeat]
         if quiet and not hosts.left.is_set():
           text = (f"{quiet[0].partition(' ')[2]} has given no sign for {self._heartbeat:g} s "
-                  "(hosts.heartbeat): the run ends; the same command on all hosts goes on from the "
-                  "last checkpoint")
+                  "(hosts.heartbeat): the run ends; the same command on all hosts continues it")
           self._client.key_value_set("ares/ended", text)
           time.sleep(2 * self._pause)  # let the others read it
           _exit_with(text)

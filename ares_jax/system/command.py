@@ -19,9 +19,8 @@ class UsageError(config_lib.ConfigError):
 def run(main, *, positional=(), argv=None, renamed=None):
   """Parses the flags, calls `main(*positional values)` and exits.
 
-  `ValueError` and `OSError` become one line on stderr and exit code 1. With ARES_TRACEBACK=1 in the
-  environment a traceback is printed first; the line mentions this unless the config is at fault.
-  Any other exception is a bug: it keeps its traceback.
+  `ValueError` and `OSError` become one line on stderr; with ARES_TRACEBACK=1 in the environment a
+  traceback is printed first. Any other exception is a bug: it keeps its traceback.
 
   `positional` names the arguments that the command needs besides its flags. `argv` is the command
   line, starting with the name of the program; None is `sys.argv`. `renamed` are {old name: new

@@ -25,8 +25,8 @@ class ConfigError(ValueError):
 def setting(**marks):
   """A field of a config record with marks, which say how the setting is used.
 
-  Marks of a section hold for every field inside it that has no other. The mark `inside`, {name:
-  marks}, is for single fields of a section whose record other sections share.
+  Marks of a section hold for every field inside it that has no other; the mark `inside`, {name:
+  marks}, is for single fields of the section.
   """
   return dataclasses.field(metadata=marks)
 
@@ -85,14 +85,10 @@ def load(path):
 def build(cls, values, where):
   """Makes the frozen dataclass `cls` from `values`, checking every key and type.
 
-  Args:
-    cls: its annotations are the schema: bool, int, float, str, `tuple[...]`, `Literal[...]`,
-      `X | None` and other dataclasses. A float may be given as an int and a tuple as a list.
-    values: `ConfigDict` or mapping with exactly the fields of `cls`.
-    where: path of `values` for messages, e.g. "config.aepo".
-
-  Raises:
-    ConfigError: unknown or missing key, wrong type, or a ValueError of `cls.__post_init__`.
+  Annotations may be bool, int, float, str, `tuple[...]`, `Literal[...]`, `X | None` and other
+  dataclasses; a float may be given as an int and a tuple as a list. `where` is the path of
+  `values`, e.g. "config.aepo". Raises ConfigError for an unknown or missing key, a wrong type, or a
+  ValueError of `cls.__post_init__`.
   """
   if not isinstance(values, Mapping | config_dict.ConfigDict):
     raise ConfigError(f"{where} is {values!r}; expected the fields of {cls.__name__}")

@@ -28,10 +28,7 @@ class StopRequested(KeyboardInterrupt):
 
 
 def stop_together(any_process):
-  """Makes the processes of a run stop at the same heartbeat; None for a run of one process.
-
-  `any_process` is a collective function of a flag; it returns whether the flag is true on any.
-  """
+  """Makes the processes of a run stop together, by `hosts.any_process`; None ends this."""
   _process.any_process, _process.stop_agreed = any_process, False
 
 

@@ -74,6 +74,7 @@ def on_process_0(call):
   client, key = coordination_client(), f"ares/leader/{next(_calls)}"
   value = b""
   if jax.process_index() == 0:
+    outcome = "+"
     try:
       value = json.dumps(call()).encode()
     except ValueError as error:
@@ -81,8 +82,6 @@ def on_process_0(call):
       raise
     except heartbeat.StopRequested:
       outcome = "!"
-    else:
-      outcome = "+"
     client.key_value_set(key, outcome)
   else:
     outcome = _await(client, key)

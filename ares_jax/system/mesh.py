@@ -26,10 +26,7 @@ def make_mesh(data, model, devices=None, *, slices=1):
     model: devices on the model axis, >= 1.
     devices: None is `jax.devices()`.
     slices: groups of devices that each hold a copy of the weights, >= 1. TPU devices know their
-      slice; other devices are split into equal groups in their order.
-
-  Raises:
-    ValueError: the product is not the number of devices, or TPUs have another number of slices.
+      slice; other devices are split in order. ValueError unless the product fits the devices.
   """
   devices = jax.devices() if devices is None else devices
   count, sizes = len(devices), f"slice={slices} " if slices != 1 else ""

@@ -29,8 +29,8 @@ def parse_steps(text, stage, limit):
     raise ValueError(f"--profile={text} is not START:STOP, two whole numbers such as 3:5")
   start, stop = map(int, found.groups())
   if not start < stop <= limit:
-    raise ValueError(f"--profile={text}: 0 <= START < STOP <= {limit}, the steps of {stage}, is "
-                     "needed")
+    raise ValueError(
+      f"--profile={text}: 0 <= START < STOP <= {limit}, the steps of {stage}, is needed")
   return start, stop
 
 
@@ -45,8 +45,8 @@ def profile_steps(folder, stage, start, stop):
     _requests.pop()
     end_profile()
     if not _started:
-      logging.warning("steps %d to %d of %s did not run: no trace in %s", start, stop - 1,
-                      stage, folder)
+      logging.warning(
+        "steps %d to %d of %s did not run: no trace in %s", start, stop - 1, stage, folder)
 
 
 def profile_step(stage, done):

@@ -71,7 +71,7 @@ def test_without_a_project_nothing_is_sent(client, tmp_path):
 
 def test_a_missing_package_is_one_line_with_advice(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, "wandb", None)
-  with pytest.raises(ConfigError, match="config.wandb.project = 'ares' needs.*pip install wandb"):
+  with pytest.raises(ConfigError, match="config.wandb.project = 'ares': .*pip install wandb"):
     write(tmp_path, wandb.WandbConfig("ares", ""), [1])
 
 

@@ -72,13 +72,8 @@ class Checkpoints:
   def save(self, step, state, extra):
     """Starts a save; returns when the arrays are copied and may be donated.
 
-    Args:
-      step: larger than every saved step, else ValueError.
-      state: pytree of jax or numpy arrays, else ValueError.
-      extra: a JSON value without NaN, else ValueError.
-
-    Raises:
-      OSError: the save before this one failed.
+    Raises ValueError if `step` is not larger than every saved step, `state` is no pytree of jax or
+    numpy arrays, or `extra` is not JSON; OSError if the save before this one failed.
     """
     self.wait()
     newest = self.latest()
@@ -123,8 +118,8 @@ class Checkpoints:
     errors = hosts.gather_errors(f"{self.directory}/{self._ended}", text)
     if any(errors):
       # Orbax keeps a failed save's error and its temporary folder; a new manager drops both.
-      if jax.process_index() == 0:
-        with contextlib.suppress(OSError):
+      with contextlib.suppress(OSError):
+        if jax.process_index() == 0:
           (reader.folder_of(self.directory) / str(step)).rmtree(missing_ok=True)
       # No process may list the folder while process 0 removes it.
       hosts.gather_errors(f"{self.directory}/{self._ended}/removed", "")
@@ -149,8 +144,7 @@ class Checkpoints:
     `damaged-STEP`.
 
     Args:
-      abstract: pytree like the saved state, of `jax.ShapeDtypeStruct` with shardings (see
-        `abstract_like`), or of arrays of the wanted shape, dtype and sharding.
+      abstract: pytree like the saved state, of arrays or `abstract_like`'s ShapeDtypeStructs.
       step: the step to restore; None is the newest intact one.
       strict: whether to refuse when the newest one is damaged.
 

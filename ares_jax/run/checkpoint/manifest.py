@@ -56,8 +56,8 @@ def check_digests(step, digests, leaves):
   """Compares {name: digest} of arrays with a record's leaves; DamagedError names up to 8."""
   changed = [name for name, (_, _, wanted) in leaves.items() if digests[name] != wanted]
   if changed:
-    raise DamagedError(f"checkpoint {step} is damaged: {_first(changed, ', ')} changed since they "
-                       "were saved")
+    raise DamagedError(
+      f"checkpoint {step} is damaged: {_first(changed, ', ')} changed since they were saved")
 
 
 def check_match(targets, leaves, where):
@@ -85,9 +85,8 @@ def damage_of_step(step):
   except (DamagedError, MemoryError, PermissionError):
     raise
   except Exception as error:
-    if any(status in str(error) for status in _PASSING_STATUS):
-      raise
-    if isinstance(error, OSError) and error.errno in _PASSING_ERRNO:
+    passing_status = any(status in str(error) for status in _PASSING_STATUS)
+    if passing_status or getattr(error, "errno", None) in _PASSING_ERRNO:
       raise
     raise DamagedError(f"checkpoint {step} is damaged: {describe(error)}") from error
 

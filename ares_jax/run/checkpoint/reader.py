@@ -42,17 +42,9 @@ def folder_of(directory):
 def read_part(directory, part, abstract):
   """Reads one part of the state from the newest checkpoint in which that part is intact.
 
-  Args:
-    directory: the directory of a `Checkpoints`.
-    part: field of the state, e.g. "params"; no other field is read.
-    abstract: pytree of that part, as for `Checkpoints.restore`.
-
-  Returns:
-    (step, the part).
-
-  Raises:
-    DamagedError: the part is intact in no checkpoint.
-    ValueError: there is no checkpoint, or it does not fit `abstract`.
+  `part` is a field of the state, e.g. "params", and `abstract` its pytree, as for
+  `Checkpoints.restore`. Returns (step, the part). Raises DamagedError if the part is intact in no
+  checkpoint, ValueError if there is none, or it does not fit `abstract`.
   """
   targets = {f"{part}/{name}": target(name, leaf) for name, leaf in flatten(abstract).items()}
   for attempt in range(_ATTEMPTS):
