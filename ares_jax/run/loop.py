@@ -32,8 +32,7 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
     begin: function of the state at which the stage starts or resumes; returns `step`, a function
       state -> (state, metrics dict, note for the progress bar). `step` adds 1 to `state.step`.
     steps: total number of steps; the state after them is returned.
-    workdir: folder of the run.
-    config: LoopConfig.
+    workdir, config: folder and LoopConfig of the run.
     phases: PhaseTimer of the phases inside `step`, or None.
 
   Raises:

@@ -95,11 +95,9 @@ class MetricWriter:
   def close(self):
     """Forces metrics.jsonl to disk and closes it; the last call to this writer."""
     if self._file is not None:
-      try:
+      with self._file:
         os.fsync(self._file.fileno())
-      finally:
-        self._file.close()
-        self._file = None
+      self._file = None
 
 
 class _Events:

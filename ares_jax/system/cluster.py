@@ -92,9 +92,9 @@ def join_cluster(config):
     return
   _connect(found, config)
   peers = _Peers(config.heartbeat)
+  method = found["cluster_detection_method"].replace("deactivate", "the environment")
   logging.warning("process %d of %d on %s, told by %s; coordinator %s; devices %d of %d",
-                  jax.process_index(), jax.process_count(), socket.gethostname(),
-                  found["cluster_detection_method"].replace("deactivate", "the environment"),
+                  jax.process_index(), jax.process_count(), socket.gethostname(), method,
                   coordinator_address(), jax.local_device_count(), jax.device_count())
   if jax.process_index():
     logging.set_verbosity(logging.ERROR)  # the others would repeat the log of process 0

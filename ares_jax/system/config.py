@@ -25,8 +25,8 @@ class ConfigError(ValueError):
 def setting(**marks):
   """A field of a config record with marks, which say how the setting is used.
 
-  Marks of a section hold for every field inside it that has no other; the mark `inside`, {name:
-  marks}, is for single fields of the section.
+  Marks of a section hold for every field in it that has no other; `inside`, {name: marks}, is for
+  single fields of the section.
   """
   return dataclasses.field(metadata=marks)
 

@@ -3,7 +3,6 @@
 A run of several processes is one program: all processes make the same collective calls in the same
 order. So if one process alone learns something (an unreadable row, a signal, a full disk), it tells
 the others before anyone acts on it. With one process every function here returns at once.
-
 `local_shard` splits reading rows and grading answers; every process does all other work alike.
 """
 

@@ -92,11 +92,9 @@ def within_a_slice():
 def sum_of_slices(function, axes):
   """Applies `function` to the rows of each slice and sums the results over the slices.
 
-  The slices communicate once, however long `function` loops. Otherwise a gradient that a loop sums
-  microbatch by microbatch would cross the network between slices at every microbatch.
-
-  `function` returns (tree to sum, tree to take the maximum of). `axes` says for each argument which
-  axis of its arrays holds the rows, which ROWS split. The result has the arguments of `function`.
+  The slices communicate once; otherwise a gradient that a loop sums would cross the network between
+  slices at every microbatch. `function` returns (tree to sum, tree to take the maximum of). `axes`
+  says for each argument which axis of its arrays holds the rows.
   """
   slices = size("slice")
   if slices == 1:
@@ -141,8 +139,8 @@ def _require(mesh):
 def put(tree, *spec):
   """Moves every leaf of `tree` to `PartitionSpec(*spec)` on the current mesh.
 
-  An empty spec replicates. Of several processes all call it, with equal leaves. Raises ValueError
-  if no mesh is current, or an axis of a leaf, which it names, does not divide over its mesh axis.
+  An empty spec replicates. All processes call it, with equal leaves. The ValueError names a leaf of
+  which an axis does not divide over its mesh axis.
   """
   target = sharding(*spec)
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

@@ -98,17 +98,15 @@ class PhaseTimer:
       with jax.profiler.TraceAnnotation(phase):
         yield
     finally:
-      spent = self._clock() - began
-      self._seconds[phase] = self._seconds.get(phase, 0.0) + spent
+      self._seconds[phase] = self._seconds.get(phase, 0.0) + (self._clock() - began)
 
   def take(self):
     """Returns {"seconds/PHASE": seconds} since the last `take`, as metrics of a step, and resets.
 
-    With phases "step" and "device" (the devices have work) it adds "device/idle", the fraction of
-    the step outside "device".
+    "device/idle" is the fraction of phase "step" outside "device" (the devices have work).
     """
-    taken = {f"seconds/{phase}": seconds for phase, seconds in self._seconds.items()}
-    if {"step", "device"} <= self._seconds.keys():
-      taken["device/idle"] = 1 - self._seconds["device"] / self._seconds["step"]
-    self._seconds = {}
+    seconds, self._seconds = self._seconds, {}
+    taken = {f"seconds/{phase}": spent for phase, spent in seconds.items()}
+    if {"step", "device"} <= seconds.keys():
+      taken["device/idle"] = 1 - seconds["device"] / seconds["step"]
     return taken

@@ -39,7 +39,7 @@ def digest_numpy(array):
   size = array.dtype.itemsize
   if size not in (1, 2, 4, 8):
     raise ValueError(f"no digest of {array.dtype}: {size} bytes per element; use 1, 2, 4 or 8")
-  words = np.ascontiguousarray(array).reshape(-1).view("<u4" if size == 8 else f"<u{size}")
+  words = np.ascontiguousarray(array).reshape(-1).view(f"<u{min(size, 4)}")
   first, second = 0, 0
   for start in range(0, len(words), _BLOCK):
     block = words[start:start + _BLOCK].astype(np.uint32)
@@ -68,10 +68,8 @@ def _words(leaf):
   """The bits of an array as uint32: a word per element, two for 8 bytes, low half first."""
   if leaf.dtype == jnp.bool_:
     return leaf.astype(jnp.uint32)
-  size = leaf.dtype.itemsize
-  if size == 8:
-    return jax.lax.bitcast_convert_type(leaf, jnp.uint32)
-  return jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * size}")).astype(jnp.uint32)
+  word = jnp.dtype(f"uint{8 * min(leaf.dtype.itemsize, 4)}")
+  return jax.lax.bitcast_convert_type(leaf, word).astype(jnp.uint32)
 
 
 def _mix(x):

@@ -140,8 +140,7 @@ class Checkpoints:
   def restore(self, abstract, step=None, *, strict=False):
     """Reads a checkpoint onto the shardings of `abstract`.
 
-    If an older checkpoint is intact, damaged newer ones are skipped with a warning and renamed to
-    `damaged-STEP`.
+    If an older one is intact, damaged newer ones are renamed to `damaged-STEP`, with a warning.
 
     Args:
       abstract: pytree like the saved state, of arrays or `abstract_like`'s ShapeDtypeStructs.
@@ -200,5 +199,4 @@ class Checkpoints:
 
 def abstract_like(state):
   """The leaves of `state` as ShapeDtypeStructs with their shardings, for `Checkpoints.restore`."""
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

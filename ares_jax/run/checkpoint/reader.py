@@ -65,8 +65,8 @@ def read_part(directory, part, abstract):
 def newest_intact(directory, steps, targets, *, prefix="", strict=False):
   """Tries `read_checked` on `steps` from the newest on until one is intact.
 
-  Returns (step, its result, damaged newer steps). Raises DamagedError if no checkpoint is intact,
-  or if the newest is not and `strict`.
+  `targets` are {name: ShapeDtypeStruct with a sharding}. Returns (step, its result, damaged newer
+  steps). Raises DamagedError if no checkpoint is intact, or if the newest is not and `strict`.
   """
   damaged = {}
   for step in sorted(steps, reverse=True):
@@ -89,8 +89,7 @@ def read_checked(directory, step, targets, prefix):
   """Reads the leaves of a checkpoint that start with `prefix`, and checks them against its record.
 
   Returns ({name: array}, the JSON value saved beside the state). Raises DamagedError on all
-  processes if a file is broken or a digest differs, and ValueError if `targets`, {name:
-  ShapeDtypeStruct with a sharding}, do not fit the record.
+  processes if a file is broken or a digest differs, ValueError if `targets` do not fit the record.
   """
   record = _read_on_all(lambda: read_record(directory, step))
   leaves = {name: leaf for name, leaf in record["leaves"].items() if name.startswith(prefix)}
