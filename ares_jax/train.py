@@ -40,7 +40,8 @@ from ares_jax.system.command import require_config, run
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, see configs/.")
 _STRICT = flags.DEFINE_bool("strict", False, "Refuse a damaged checkpoint; use no older one.")
 _ALLOW_CHANGE = flags.DEFINE_list(
-  "allow_change", [], "Keys of config.json or fingerprint.json that may differ from the workdir's.")
+  "allow_change", [],
+  "Keys of config.json, fingerprint.json or base.json that may differ from the workdir's.")
 _CHECK = flags.DEFINE_bool(
   "check", False, "Compile the largest programs and print their memory; no training.")
 _REPLAY = flags.DEFINE_string(

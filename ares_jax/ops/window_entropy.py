@@ -48,8 +48,8 @@ def window_entropy(entropy_BT, mask_BT, *, window):
 def entropy_threshold(value_BT, mask_BT, *, quantile=0.95, reduce="mean"):
   """tau: a quantile of each row, reduced over the rows (paper section 3.2.1).
 
-  With window means and their `whole_BT` this is the release's choice of quantity; with token
-  entropies and the response mask the printed one, which windows almost never reach.
+  Pass window means (with their `whole_BT`) to match the release, token entropies (with the response
+  mask) to match the paper's text, which windows almost never reach.
 
   Args:
     value_BT: floating, nats.

@@ -20,7 +20,7 @@ STAGE_OF = {"warmup": "warmup", "sft": "adacs", "rl": "aepo"}
 
 @dataclasses.dataclass(frozen=True)
 class DigitsData:
-  """The embedded problem: the number of rows of each kind; the warm-up has as many as it takes."""
+  """The embedded problem. Rows of each kind; the warm-up's follow from its steps and batch."""
 
   problem: digits.DigitsConfig
   teacher: digits.TeacherConfig
@@ -31,7 +31,7 @@ class DigitsData:
 
 @dataclasses.dataclass(frozen=True)
 class FilesData:
-  """Files of each kind (data/sources.py has their schemas); () where a stage does not run."""
+  """Files of each kind (schemas: data/files/schemas.json); () where a stage does not run."""
 
   warmup: tuple[SourceConfig, ...]
   sft: tuple[SourceConfig, ...] = setting(first_read_by="adacs", curation=True)

@@ -38,7 +38,7 @@ _SAMPLE = 2**20  # bytes of a piece; a file of at most three pieces is digested 
 class Use:
   """How a run uses a setting or a digest. The fields of TrainConfig are marked with it."""
 
-  # The first stage that reads it. Checkpoints of earlier stages do not depend on it.
+  # The first stage that uses it. Checkpoints of earlier stages do not depend on it.
   first_read_by: Literal["warmup", "adacs", "aepo"]
   # It may change when a run resumes: how it reads, where it runs, how often it saves. None of these
   # is meant to change a result, but a mesh changes how sums round, and grade.timeout decides which

@@ -1,7 +1,7 @@
-"""Turns a record of a file into a row, by a schema: an entry of benchmarks.json or schemas.json.
+"""Turns a record of a file into a row, by a schema.
 
-A schema is a dict whose keys benchmarks.json and schemas.json explain. data/sources.py describes a
-row.
+A schema is a dict, an entry of data/files/schemas.json (training data) or of
+evaluation/benchmarks.json; their `about` explains the keys. data/sources.py describes a row.
 """
 
 import ast
