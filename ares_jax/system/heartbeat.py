@@ -144,6 +144,8 @@ def _watch(over, path, seconds):
       continue
     if quiet < seconds:
       faulthandler.dump_traceback_later(seconds - quiet + 2 * pause, file=2, exit=True)
+      if _paused.is_set():  # since it was read above
+        faulthandler.cancel_dump_traceback_later()
       continue
     _print(f"nothing has happened for {quiet:.0f} s (stall_minutes): ended; stacks in {path}")
     # The process ends even if the run's folder is gone.
