@@ -132,7 +132,8 @@ def _same_option(pair):
   if wanted is None and said and re.fullmatch(r"[A-J]{2,10}", truth):
     wanted = frozenset(truth) if len(set(truth)) == len(truth) else None
   if wanted:
-    only_letters = re.fullmatch(r"\(?[A-J]\)?(?:\s*(?:,?\s*and|,|&|\s)?\s*\(?[A-J]\)?)*", answer)
+    only_letters = re.fullmatch(
+      r"\(?[A-J]\)?(?:(?:\s*(?:,\s*)?and|\s*[,&])?\s*\(?[A-J]\)?)*", answer)
     return bool(only_letters) and set(re.findall(r"[A-J]", answer)) == wanted
   wanted, said = option.parse_option(truth), option.parse_option(answer)
   if answer == f"({truth})" and said:  # a part of a figure, "(a)"

@@ -2,7 +2,8 @@
 
 import re
 
-_LETTERS = re.compile(r"[A-J](?:\s*(?:,?\s*and|,|&)\s*[A-J])+")
+# Spaces stand in one place of each separator, so a text that is no list fails in linear time.
+_LETTERS = re.compile(r"[A-J](?:(?:\s*(?:,\s*)?and|\s*[,&])\s*[A-J])+")
 _OPTION = re.compile(
   r"(?=\(.\)|\[.\]|\{.\}).([A-Ja-j]).[.:]?\s*(.*)|([A-Ja-j])(?:[.:)]\s*(.*))?"
   r"|([A-J])\s*(\([A-Za-z]{3}.*\)|\s-\s[A-Za-z]{3}.*)"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ares_jax.grading import answer, dates, formula, notation, quantity
+from ares_jax.grading import answer, dates, formula, notation, option, quantity
 
 # The first by form, the others by data set; verdicts are a careful reader's, not the grader's.
 PAIRS = [
@@ -85,6 +85,15 @@ def test_infinite_values_are_not_compared_by_sympys_assumptions(monkeypatch, sai
     assert not formula.same_formula(said, truth)
   assert formula.same_formula(said, said)
   assert formula.same_formula("x+1", "1+x")
+
+
+@pytest.mark.parametrize("said", ["A" + " and B" * 35 + " and", "A " * 120 + "K",
+                                  "A" + " , and B" * 28 + " ,", "A" + "  &  B" * 40 + " &"])
+def test_a_broken_list_of_letters_is_refused_in_linear_time(said):
+  began = time.process_time()
+  assert option.option_letters(said) is None
+  assert not answer.same_answer(said, "B, C", symbolic=lambda *_: False)
+  assert time.process_time() - began < 0.5  # exponential patterns took over 20 s
 
 
 def test_long_hostile_answers_are_fast():
