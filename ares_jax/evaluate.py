@@ -25,6 +25,7 @@ from ml_collections import config_flags
 
 from ares_jax.evaluation import arms, arms_figure, paper
 from ares_jax.evaluation.benchmarks import Benchmark, benchmark_schemas, open_benchmark
+from ares_jax.evaluation.graded import require_rows
 from ares_jax.evaluation.results import evaluate_benchmark, results_markdown
 from ares_jax.models import lora
 from ares_jax.run import restore
@@ -101,9 +102,7 @@ def choose_benchmark(parts, name, path):
     # The prefix keeps its folder apart from that of a published benchmark or of the held-out data.
     return dataclasses.replace(open_benchmark("generic", name), name=f"file_{stem}")
   config, source = parts.config.evaluate, parts.source("eval")
-  if len(source) < config.problems:
-    raise ValueError(f"{config.problems} problems to evaluate on, the source has {len(source)}; "
-                     "lower evaluate.problems")
+  require_rows(source, config.problems)
   return Benchmark("test", [source[index] for index in range(config.problems)], "avg@n",
                    config.samples)
 

@@ -78,8 +78,7 @@ def test_a_run_is_evaluated_on_its_own_data_and_resumed(trained, monkeypatch):
                              compare="paper:ARES-RL-7B")["compare"]
   assert beside["difference"] == pytest.approx(first["score"] - 0.957) and not beside["paired"]
   assert beside["length_difference"] == pytest.approx(first["length_mean"] - 278.9)
-  low, high = first["interval"]
-  assert np.diff(beside["interval"]) == pytest.approx(high - low)
+  assert np.diff(beside["interval"]) == pytest.approx(2 * first["score_half_width"])
   assert "treated as exact" in (folder / "results.md").read_text()
 
 

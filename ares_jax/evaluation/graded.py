@@ -13,7 +13,7 @@ from ares_jax.data import sharded
 from ares_jax.grading import quantity, sandbox
 from ares_jax.grading.notation import normalise
 from ares_jax.grading.pool import GraderError
-from ares_jax.grading.response import extract_boxed, well_formed
+from ares_jax.grading.response import extract_boxed, shows_work, well_formed
 from ares_jax.run.responses import GradedResponses
 from ares_jax.sampling.rollout import Grades
 from ares_jax.sampling.sampler import SamplingConfig, stage_key
@@ -39,6 +39,7 @@ class GradedSample:
   format_ok: float  # 0 or 1
   truncated: float  # 1 where max_tokens cut the answer off
   tokens: int
+  shows_work: float  # 0 or 1
   response: str
 
 
@@ -65,14 +66,22 @@ def prompt_batches(generator, source, problems, batch, *, done=()):
   `indices`. A batch is skipped if all its indices are in `done`.
 
   Raises:
-    ValueError: a row cannot be used.
+    ValueError: the source has fewer rows than `problems`, or a row cannot be used.
   """
+  require_rows(source, problems)
   for start in range(0, problems, batch):
     numbers = np.arange(start, start + batch) % problems
     indices = numbers[:problems - start]
     if not all(index in done for index in indices):
       rows, encoded = sharded.read_sharded(source, numbers, generator.encoder.encode)
       yield indices, generator.encoder.batch(rows, numbers, encoded)
+
+
+def require_rows(source, problems):
+  """Raises ValueError if a source has fewer rows than `problems`."""
+  if len(source) < problems:
+    raise ValueError(f"{problems} problems to evaluate on, the source has {len(source)}; "
+                     "lower evaluate.problems")
 
 
 def answer_batch(generator, params, indices, prompts, settings):
@@ -104,7 +113,8 @@ def answer_batch(generator, params, indices, prompts, settings):
   complete_B = samples.ends_with(generator.end)
   graded = [GradedSample(correct=correct[b], format_ok=float(grades.format_ok[b]),
                          truncated=float(not complete_B[b]), tokens=int(tokens_B[b]),
-                         response=text) for b, text in enumerate(texts)]
+                         shows_work=float(shows_work(text)), response=text)
+            for b, text in enumerate(texts)]
   problems = []
   for number, (index, row) in enumerate(zip(indices, rows, strict=True)):
     level = row.get("level")

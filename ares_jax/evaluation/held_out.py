@@ -1,6 +1,7 @@
 """Evaluates every finished stage of a run on held-out problems, for WORKDIR/results.json."""
 
 import collections
+import dataclasses
 import functools
 import os
 
@@ -76,11 +77,11 @@ def evaluate_stage(parts, params, show=None):
   several = EvaluationSettings(config.samples, config.sampling(longest, greedy=False))
   greedy, sampled = [], []
   for batch in prompt_batches(parts.generator, parts.source("eval"), config.problems, config.batch):
-    greedy += answer_batch(parts.generator, params, *batch, once)[0]
+    greedy += _without_texts(answer_batch(parts.generator, params, *batch, once)[0])
     problems, responses = answer_batch(parts.generator, params, *batch, several)
     if show is not None and not sampled:
       show(responses)
-    sampled += problems
+    sampled += _without_texts(problems)
 
   def means(problems):
     summary = summarize(problems)
@@ -93,6 +94,13 @@ def evaluate_stage(parts, params, show=None):
   for field, split in split_problems(sampled, parts.config.aepo.reward).items():
     result[field] = {name: means(problems) for name, problems in split.items()}
   return result
+
+
+def _without_texts(problems):
+  """The GradedProblems without the texts of their responses: a few numbers an answer are kept."""
+  return [dataclasses.replace(problem, samples=[dataclasses.replace(sample, response="")
+                                                for sample in problem.samples])
+          for problem in problems]
 
 
 def stage_table(results):
@@ -110,8 +118,9 @@ def stage_table(results):
       *(f"{part['n']} / {part['length']:.1f}" if part["n"] else "0 / -"
         for part in map(result["bucket"].get, BUCKETS))])
   return text_table(head, rows) + (
-    f"\n{first['n']} held-out problems, {first['samples']} samples each; ± is a 95% interval over "
-    "problems; tokens are means of the sampled answers")
+    f"\n{first['n']} held-out problems, {first['samples']} samples each; ± is 1.96 standard errors "
+    f"over {first['n']} problems (over groups, where the data name them); tokens are means of the "
+    "sampled answers")
 
 
 def level_table(results):

@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from ares_jax.evaluation import graded
+from ares_jax.grading.response import shows_work
 from ares_jax.run.checkpoint import digest
 from ares_jax.run.files import write_text
 from ares_jax.run.records import Lines
@@ -38,7 +39,9 @@ def predict(generator, params, benchmark, settings, *, batch, path, model):
   hosts.check_same(head, "asks something else")
   done = {}
   for problem in hosts.on_process_0(lambda: _resume(path, head)):
-    samples = [graded.GradedSample(**sample) for sample in problem["samples"]]
+    # Lines of before version 0.2 do not say whether a response shows work.
+    samples = [graded.GradedSample(**{"shows_work": float(shows_work(sample["response"]))} | sample)
+               for sample in problem["samples"]]
     done[problem["index"]] = graded.GradedProblem(**problem | {"samples": samples})
   count = len(benchmark.rows)
   for indices, prompts in graded.prompt_batches(generator, benchmark.rows, count, batch, done=done):

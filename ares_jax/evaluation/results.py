@@ -51,15 +51,17 @@ def evaluate_benchmark(parts, params, benchmark, *, folder, model, compare="", j
 def score_benchmark(problems, metric, reward):
   """The part of results.json that follows from the answers; arguments are those of scores.py.
 
-  A dict of metric, n (samples), units {id: value}, score, interval [low, high]; the means of
-  scores.summarize over all problems; by_source, by_level and by_bucket, {name: means}; timed_out,
-  the number of answers whose grading timed out; tokens_per_second.
+  A dict of metric, n (samples), units {id: value}, groups (scores.unit_groups), score,
+  score_half_width, interval [low, high] within 0..1; the means of scores.summarize over all
+  problems; by_source, by_level and by_bucket, {name: means}; timed_out, the number of answers whose
+  grading timed out; tokens_per_second.
   """
   units = scores.unit_values(problems, metric)
-  values, n = list(units.values()), len(problems[0].samples)
-  score, half = float(np.mean(values)), scores.half_width(values)
-  result = {"metric": metric, "n": n, "units": units, "score": score,
-            "interval": None if half is None else [score - half, score + half],
+  groups, n = scores.unit_groups(problems, metric), len(problems[0].samples)
+  score, half = float(np.mean(list(units.values()))), _half_width(units, groups)
+  result = {"metric": metric, "n": n, "units": units, "groups": groups, "score": score,
+            "score_half_width": half,
+            "interval": None if half is None else [max(score - half, 0.0), min(score + half, 1.0)],
             **scores.summarize(problems)}
   for field, split in scores.split_problems(problems, reward).items():
     result[f"by_{field}"] = {name: scores.summarize(part) for name, part in split.items() if part}
@@ -70,15 +72,23 @@ def score_benchmark(problems, metric, reward):
                    "tokens_per_second": tokens / sum(problem.seconds for problem in problems)}
 
 
+def _half_width(units, groups):
+  """Half the width of the interval of the mean of {unit: value}; `groups` are of unit_groups."""
+  cluster = scores.cluster_numbers([groups.get(unit) for unit in units])
+  return scores.half_width(list(units.values()), cluster)
+
+
 def results_markdown(result):
   """The results as Markdown, for results.md and for a terminal."""
+  independent = result["independent"]
+  counted = "problems" if independent == result["problems"] else "groups of problems"
   lines = [
-    f"# {result['benchmark']}: {percent(result['score'], _half(result['interval']))}", "",
+    f"# {result['benchmark']}: {percent(result['score'], result['score_half_width'])}", "",
     f"{result['metric']} of {result['model']} (weights {result['weights']}); "
     f"{result['problems']} problems, {result['n']} sample(s) each at temperature "
     f"{result['temperature']:g}, top-p {result['top_p']:g}, at most {result['max_tokens']} tokens, "
-    f"seed {result['seed']}, prompts {result['prompts']}, graded by {result['grader']}. ± is a 95% "
-    f"interval over {len(result['units'])} problems or groups.", "",
+    f"seed {result['seed']}, prompts {result['prompts']}, graded by {result['grader']}. ± is 1.96 "
+    f"standard errors over {independent} {counted}; in a part, over those in it.", "",
     *markdown_table(["", "problems", "accuracy", "tokens mean / median", "truncated",
                      "well formed"], _rows(result)), "",
     f"{result['timed_out']} answers timed out in grading; {result['tokens_per_second']:.0f} "
@@ -123,16 +133,21 @@ def compare_results(result, other):
   difference, half = result["score"] - other["score"], None
   paired = result["units"].keys() == other.get("units", {}).keys()
   if paired:
-    half = scores.half_width([value - other["units"][unit]
-                              for unit, value in result["units"].items()])
+    half = _half_width({unit: value - other["units"][unit]
+                        for unit, value in result["units"].items()}, result["groups"])
   elif result["interval"] and other["interval"]:
-    half = float(np.hypot(_half(result["interval"]), _half(other["interval"])))
+    half = float(np.hypot(_score_half(result), _score_half(other)))
   length = other["length_mean"]
   return {"model": other["model"], "score": other["score"], "difference": difference,
           "interval": None if half is None else [difference - half, difference + half],
           "paired": paired, **{f"same_{key}": other[key] == result[key]
                                for key in ("prompts", "grader")},
           "length_difference": None if length is None else result["length_mean"] - length}
+
+
+def _score_half(result):
+  """Half the width of a score's interval; files of before version 0.2 hold the interval alone."""
+  return result.get("score_half_width", _half(result["interval"]))
 
 
 def _comparison(compare):

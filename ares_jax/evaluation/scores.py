@@ -1,7 +1,7 @@
 """Scores of graded problems: means, their 95% intervals, metrics of benchmarks.
 
-All intervals are normal approximations over units: over problems, because the samples of a problem
-are not independent, or over groups of problems where a metric scores groups (arXiv 2411.00640).
+All intervals are normal approximations over what is independent: problems, as the samples of a
+problem are not, or groups, as the variants of a problem are not (arXiv 2411.00640).
 
 `problems` is a list of P graded.GradedProblem with N samples each.
 """
@@ -10,35 +10,54 @@ import math
 
 import numpy as np
 
-from ares_jax.grading.response import shows_work
 from ares_jax.ops.difficulty import BUCKETS, bucket_of
 
+_OF_PROBLEMS = ("pass@1", "avg@n")  # metrics that score problems; the others score groups
 
-def half_width(values):
-  """Half the width of the 95% interval of the mean over units; None of fewer than two."""
-  if len(values) < 2:
+
+def half_width(values, cluster=None):
+  """1.96 standard errors of the mean: half the width of its 95% interval.
+
+  `cluster` numbers the independent cluster of each value (`cluster_numbers`); None where every
+  value is independent. None of fewer than two clusters.
+  """
+  n = len(values)
+  k = n if cluster is None else len(set(cluster))
+  if k < 2:
     return None
-  return 1.96 * float(np.std(values, ddof=1) / math.sqrt(len(values)))
+  if k == n:
+    return 1.96 * float(np.std(values, ddof=1) / math.sqrt(n))
+  residual_K = np.bincount(cluster, np.asarray(values) - np.mean(values))
+  return 1.96 * math.sqrt(k / (k - 1) * float(np.sum(residual_K**2))) / n
+
+
+def cluster_numbers(groups):
+  """Numbers from 0 for a list of groups: equal ones share a number, each None has its own."""
+  numbers = {}
+  return [numbers.setdefault(("alone", index) if group is None else ("group", group), len(numbers))
+          for index, group in enumerate(groups)]
 
 
 def summarize(problems):
   """Means over problems and over their samples; None without problems.
 
-  A dict of problems (their number); accuracy, the mean share of right samples, and half_width, of
-  its interval; pass_at_k, the share of problems with a right sample; length_mean and length_median,
+  A dict of problems (their number); independent, the number of groups, where a problem without one
+  counts as one; accuracy, the mean share of right samples, and half_width, of its interval between
+  these groups; pass_at_k, the share of problems with a right sample; length_mean and length_median,
   tokens of a sample; the shares format_ok, truncated and shows_work of samples.
   """
   if not problems:
     return {"problems": 0} | dict.fromkeys((
-      "accuracy", "half_width", "pass_at_k", "length_mean", "length_median", "format_ok",
-      "truncated", "shows_work"))
+      "independent", "accuracy", "half_width", "pass_at_k", "length_mean", "length_median",
+      "format_ok", "truncated", "shows_work"))
   rate_P, tokens_PN = _values(problems, "correct").mean(1), _values(problems, "tokens")
-  working = [shows_work(sample.response) for problem in problems for sample in problem.samples]
-  return {"problems": len(problems), "accuracy": float(rate_P.mean()),
-          "half_width": half_width(rate_P), "pass_at_k": float((rate_P > 0).mean()),
+  cluster_P = cluster_numbers([problem.group for problem in problems])
+  return {"problems": len(problems), "independent": len(set(cluster_P)),
+          "accuracy": float(rate_P.mean()), "half_width": half_width(rate_P, cluster_P),
+          "pass_at_k": float((rate_P > 0).mean()),
           "length_mean": float(tokens_PN.mean()), "length_median": float(np.median(tokens_PN)),
-          **{key: float(_values(problems, key).mean()) for key in ("format_ok", "truncated")},
-          "shows_work": float(np.mean(working))}
+          **{key: float(_values(problems, key).mean())
+             for key in ("format_ok", "truncated", "shows_work")}}
 
 
 def _values(problems, field):
@@ -71,6 +90,12 @@ def level_order(level):
   return (0, float(level), level) if level.replace(".", "", 1).isdecimal() else (1, 0.0, level)
 
 
+def unit_groups(problems, metric):
+  """{id of a problem: its group}, of those that have one; empty if the metric scores groups."""
+  return {problem.id: problem.group for problem in problems
+          if metric in _OF_PROBLEMS and problem.group is not None}
+
+
 def unit_values(problems, metric):
   """{id of a problem or group: value}; the mean of the values is the score of a benchmark.
 
@@ -82,7 +107,7 @@ def unit_values(problems, metric):
   Raises:
     ValueError: the metric needs groups and a problem has none, or a group is incomplete.
   """
-  if metric in ("pass@1", "avg@n"):
+  if metric in _OF_PROBLEMS:
     rates = _values(problems, "correct").mean(1).tolist()
     return {problem.id: rate for problem, rate in zip(problems, rates, strict=True)}
   groups = {}

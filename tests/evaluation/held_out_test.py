@@ -65,6 +65,21 @@ def test_a_problem_is_read_and_encoded_once():
   assert encoded == [0, 1, 2, 3, 4, 0]  # the first fills up the last batch
 
 
+def test_the_texts_of_responses_are_not_kept(monkeypatch):
+  seen, summarize = [], held_out.summarize
+  monkeypatch.setattr(held_out, "summarize", lambda problems: seen.extend(
+    sample.response for problem in problems for sample in problem.samples) or summarize(problems))
+  result()
+  assert set(seen) == {""}
+
+
+def test_a_source_with_too_few_rows_is_refused():
+  parts = types.SimpleNamespace(config=CONFIG, generator=Fake(), source=lambda name: SOURCE[:4])
+  with pytest.raises(ValueError, match="5 problems to evaluate on, the source has 4; lower "
+                                       "evaluate.problems"):
+    evaluate_stage(parts, None)
+
+
 def test_buckets_by_pass_rate_and_levels():
   got = result()
   assert [got["bucket"][name]["n"] for name in ("easy", "medium", "hard")] == [2, 1, 2]
@@ -76,6 +91,7 @@ def test_tables_hold_every_stage():
   text = stage_table({"adacs": result(), "aepo": result()})
   assert [line.split()[0] for line in text.splitlines()] == ["stage", "adacs", "aepo", "5"]
   assert "pass@4" in text and "5 held-out problems, 4 samples each" in text
+  assert "± is 1.96 standard errors over 5 problems" in text
   assert "60.0%" in text and "2 / 45.0" in text
   assert "1: 75.0% 20.0" in level_table({"adacs": result()})
 

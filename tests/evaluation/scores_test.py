@@ -4,14 +4,14 @@ import tiny
 
 from ares_jax.evaluation import scores
 from ares_jax.evaluation.graded import GradedProblem, GradedSample
-from ares_jax.evaluation.results import compare_results, score_benchmark
+from ares_jax.evaluation.results import compare_results, results_markdown, score_benchmark
 
 REWARD = tiny.read().aepo.reward
 
 
 def problem(name, right, *, tokens=10, group=None, step=None, source="s", level=None):
   samples = [GradedSample(correct=float(one), format_ok=1.0, truncated=float(tokens > 50),
-                          tokens=tokens, response="<think> so </think>") for one in right]
+                          tokens=tokens, shows_work=1.0, response="") for one in right]
   return GradedProblem(index=0, id=name, source=source, level=level, group=group, step=step,
                        answer=["1"], seconds=0.5, timed_out=0, samples=samples)
 
@@ -26,13 +26,64 @@ def test_average_of_samples_by_hand():
   assert got["units"] == {"a": 0.5, "b": 1.0, "c": 0.0}
   # 1.96 standard deviations of 0.5, over sqrt 3.
   assert got["half_width"] == pytest.approx(1.96 * 0.5 / 3**0.5)
-  assert got["interval"] == pytest.approx([0.5 - got["half_width"], 0.5 + got["half_width"]])
+  assert got["score_half_width"] == got["half_width"] and got["interval"] == [0, 1]
   assert (got["length_mean"], got["length_median"]) == (40, 20)
   assert got["truncated"] == pytest.approx(1 / 3) and got["pass_at_k"] == pytest.approx(2 / 3)
   assert got["shows_work"] == 1 and got["tokens_per_second"] == pytest.approx(480 / 1.5)
   assert got["by_level"]["2"]["accuracy"] == 0.5 and got["by_source"]["t"]["problems"] == 1
   assert {name: part["length_mean"] for name, part in got["by_bucket"].items()} == {
     "easy": 20, "medium": 10, "hard": 90}
+
+
+def test_variants_of_a_problem_are_not_independent():
+  # Five groups of four variants that are all right or all wrong say as much as five problems.
+  rows = [problem(f"{group}{i}", [group % 2], group=str(group), source=f"s{group % 2}", level="1")
+          for group in range(5) for i in range(4)]
+  lone = scores.summarize([problem(str(group), [group % 2]) for group in range(5)])
+  found = score_benchmark(rows, "worst", REWARD)
+  for part in (found, found["by_level"]["1"]):
+    assert part["problems"] == 20 and part["independent"] == 5
+    assert part["half_width"] == pytest.approx(lone["half_width"])
+  assert found["score_half_width"] == pytest.approx(lone["half_width"])
+  # A metric of problems has the interval of the accuracy, which it is.
+  assert score_benchmark(rows, "avg@n", REWARD)["score_half_width"] == found["half_width"]
+
+
+def test_the_interval_over_groups_by_hand():
+  # Rates 1, 1, 0 of a group and 0 of a problem without one: residuals 1/2 and -1/2.
+  rows = [problem("a", [1], group="g"), problem("b", [1], group="g"), problem("c", [0], group="g"),
+          problem("g", [0])]
+  assert scores.summarize(rows)["half_width"] == pytest.approx(1.96 * (2 * (2 / 4)) ** 0.5 / 4)
+  assert scores.summarize(rows[:3])["half_width"] is None
+
+
+def test_without_groups_the_interval_is_the_plain_one_bit_for_bit():
+  rates = np.random.default_rng(0).integers(0, 9, (50, 8)) > 4
+  rows = [problem(str(i), right) for i, right in enumerate(rates)]
+  assert scores.summarize(rows)["half_width"] == 1.96 * float(
+    np.std(rates.mean(1), ddof=1) / 50**0.5)
+
+
+@pytest.mark.parametrize("group, words", [(None, "over 3 problems;"),
+                                          ("g", "over 2 groups of problems;")])
+def test_the_page_names_what_is_independent(group, words):
+  rows = [problem("a", [1], group=group), problem("b", [0], group=group), problem("c", [1])]
+  head = {"benchmark": "x", "model": "m", "weights": "w", "temperature": 0, "top_p": 1,
+          "max_tokens": 9, "seed": 0, "prompts": "p", "grader": "layered"}
+  page = results_markdown(head | score_benchmark(rows, "avg@n", REWARD))
+  assert f"± is 1.96 standard errors {words}" in page
+
+
+def test_an_interval_ends_at_0_and_1_but_its_half_width_is_kept():
+  got = score_benchmark([problem(str(i), [i < 1]) for i in range(10)], "pass@1", REWARD)
+  half = 1.96 * 0.1
+  assert got["score_half_width"] == pytest.approx(half)
+  assert got["interval"] == pytest.approx([0, 0.1 + half])
+  other = score_benchmark([problem(f"o{i}", [i > 0]) for i in range(10)], "pass@1", REWARD)
+  assert other["interval"] == pytest.approx([0.9 - half, 1])
+  said = {"model": "m", "prompts": "p", "grader": "layered"}
+  found = compare_results(got | said, other | said)
+  assert np.diff(found["interval"]) == pytest.approx(2 * 2**0.5 * half)
 
 
 def test_single_samples_are_not_sorted_by_difficulty():
@@ -98,13 +149,17 @@ def test_the_interval_is_that_of_a_bootstrap(count, share, near):
 
 def test_a_comparison_is_paired_where_the_problems_are_the_same():
   base = {"score": 0.5, "interval": [0.4, 0.6], "units": {f"p{i}": float(i % 2) for i in range(40)},
-          "model": "m", "prompts": "x", "grader": "layered", "length_mean": 10.0}
+          "groups": {}, "model": "m", "prompts": "x", "grader": "layered", "length_mean": 10.0}
   better = base | {"score": 0.525, "units": base["units"] | {"p0": 1.0}, "length_mean": 12.0}
   found = compare_results(better, base)
   assert found["paired"] and found["same_prompts"] and found["length_difference"] == 2
   assert found["difference"] == pytest.approx(0.025)
   # One of 40 differences is 1: 1.96 standard deviations of sqrt(1/40), over sqrt 40.
   assert found["interval"] == pytest.approx([0.025 - 0.049, 0.025 + 0.049], abs=1e-3)
+  pairs = {f"p{i}": str(i // 2) for i in range(40)}
+  found = compare_results(better | {"groups": pairs}, base)
+  # Residuals of the 20 pairs: 0.95 once, -0.05 else.
+  assert np.diff(found["interval"]) == pytest.approx(2 * 1.96 * (20 / 19 * 0.95)**0.5 / 40)
   found = compare_results(base | {"units": {"q": 1.0}}, base)
   assert not found["paired"]
   assert found["interval"] == pytest.approx([-0.1414, 0.1414], abs=1e-3)  # sqrt(.1 ** 2 + .1 ** 2)
