@@ -111,7 +111,8 @@ def train(parts, workdir, until="end", allow=()):
     identity.keep_base(workdir, base, allow)
   if jax.process_index() == 0:
     table = parameter_overview.get_parameter_overview(params, include_stats="sharding")
-    write_text(os.path.join(workdir, "parameters.txt"), table + "\n")
+    with contextlib.suppress(OSError):  # for people alone; a disk that refuses it stops no run
+      write_text(os.path.join(workdir, "parameters.txt"), table + "\n")
   context = StageContext(parts.generator, workdir, config.seed, config.threads, base)
   if config.warmup.steps:
     params = adacs.fine_tune(params, parts.source("warmup"), config.warmup, context, stage="warmup")

@@ -47,7 +47,9 @@ def write_json(path, value):
 # Names that runs made before version 0.2 wrote, and the names of today.
 _RENAMED = {"formatted": "format_ok", "thought": "shows_work", "place": "index",
             "reward/formatted": "reward/format_ok",
-            "batch/rows/place": "batch/rows/response_index"}
+            "batch/rows/place": "batch/rows/response_index", "batch/formatted": "batch/format_ok"}
+_OF_DATA = {"source", "level", "by_source", "by_level", "units", "source_brackets",
+            "source_quartiles", "target_tokens"}  # the keys below these are names in the data
 RENAMED_DATA = {"lessons": "warmup", "curated": "sft", "prompts": "rl", "test": "eval"}
 # Settings and digests by their complete key: aepo.prompts, for example, is still called so.
 RENAMED_SETTINGS = {
@@ -67,10 +69,11 @@ def current_names(value, section=""):
   if not isinstance(value, dict):
     return value
   found = {}
+  of_data = section.rstrip(".").rpartition(".")[2] in _OF_DATA
   for key, item in value.items():
     name = RENAMED_SETTINGS.get(section + key, section + key).removeprefix(section)
     name = re.sub("^fault/", "nonfinite/", _RENAMED.get(name, name))
-    found[name] = current_names(item, f"{section}{key}.")
+    found[key if of_data else name] = current_names(item, f"{section}{key}.")
   return found
 
 

@@ -72,16 +72,8 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
           kind = OSError if isinstance(error, OSError) else ValueError
           raise kind(f"{error}; {name} is saved at step {done} of {steps}") from error
         done += 1
-        reasons = ", ".join(_skip_reasons(metrics))
+        reasons = _record(name, writer, progress, done, metrics, note, phases.take())
         skipped = skipped + 1 if reasons else 0
-        if reasons:
-          logging.warning("%s step %d: no update: not finite, or beyond its limit: %s", name, done,
-                          reasons)
-        seconds = phases.take()
-        speed = speed_metrics(metrics, seconds["seconds/step"])
-        metrics = {key: x for key, x in metrics.items() if x or not key.startswith(NONFINITE)}
-        _log(writer, name, done, metrics | seconds | speed)
-        progress.update(done, ", ".join(filter(None, (note, speed_note(speed)))))
         saver.save_if_due(done, state, config.save_every, phases)
         if skipped > config.max_skipped:
           saver.save_now(done, state)
@@ -118,13 +110,22 @@ def _all_failed(error, name):
   return not on_one_process and hosts.barrier(name, _BARRIER_SECONDS)
 
 
-def _log(writer, name, done, metrics):
+def _record(name, writer, progress, done, metrics, note, seconds):
+  """Logs a finished step and shows it; returns why it skipped its update, "" if it did not."""
+  reasons = ", ".join(_skip_reasons(metrics))
+  if reasons:
+    logging.warning("%s step %d: no update: not finite, or beyond its limit: %s", name, done,
+                    reasons)
+  speed = speed_metrics(metrics, seconds["seconds/step"])
+  metrics = {key: x for key, x in metrics.items() if x or not key.startswith(NONFINITE)}
   try:
-    _with_retries(lambda: writer.write_scalars(done, metrics))
+    _with_retries(lambda: writer.write_scalars(done, metrics | seconds | speed))
   except OSError as error:
     # The step is not saved: a checkpoint of it would leave its line missing from the log for good.
     raise OSError(f"step {done} of {name} cannot be logged: {error}; the run goes on from "
                   "its newest checkpoint when the folder can be written") from error
+  progress.update(done, ", ".join(filter(None, (note, speed_note(speed)))))
+  return reasons
 
 
 def _skip_reasons(metrics):

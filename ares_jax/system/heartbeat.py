@@ -143,7 +143,8 @@ def _watch(over, path, seconds):
       faulthandler.cancel_dump_traceback_later()
       continue
     if quiet < seconds:
-      faulthandler.dump_traceback_later(seconds - quiet + 2 * pause, file=2, exit=True)
+      # The system's timer takes no endless time: a year stands for it.
+      faulthandler.dump_traceback_later(min(seconds - quiet + 2 * pause, 3e7), file=2, exit=True)
       if _paused.is_set():  # since it was read above
         faulthandler.cancel_dump_traceback_later()
       continue

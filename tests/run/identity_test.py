@@ -269,3 +269,11 @@ def test_a_shard_of_a_curation_that_decides_otherwise_is_refused(tmp_path):
   keep(other, {"tokenizer": "c"}, curate__samples=3)
   with pytest.raises(ValueError, match="made with other values of curate.samples, tokenizer; make"):
     identity.check_curation(str(run), str(other))
+
+
+def test_names_in_the_data_are_no_old_keys():
+  results = {"aepo": {"source": {"place": {"formatted": 1.0}}, "level": {"thought": {"n": 2}},
+                      "formatted": 0.5}}
+  assert files.current_names(results) == {
+    "aepo": {"source": {"place": {"format_ok": 1.0}}, "level": {"thought": {"n": 2}},
+             "format_ok": 0.5}}

@@ -115,3 +115,12 @@ def test_a_paused_watchdog_ends_nothing():
   done = subprocess.run([sys.executable, "-c", HOLDS_THE_LOCK, "2", "paused"], text=True,
                         capture_output=True, timeout=60)
   assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_limit_beyond_the_systems_clock_is_watched_too(tmp_path, monkeypatch):
+  armed = []
+  monkeypatch.setattr(heartbeat.faulthandler, "dump_traceback_later",
+                      lambda seconds, **_: armed.append(seconds))
+  monkeypatch.setattr(heartbeat.threading.Event, "wait", lambda self, seconds: bool(armed))
+  heartbeat._watch(heartbeat.threading.Event(), str(tmp_path / "stacks.txt"), float("inf"))
+  assert armed == [3e7]

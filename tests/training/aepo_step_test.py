@@ -290,7 +290,8 @@ def test_a_dumped_batch_is_replayed_and_its_term_named(prepared, tmp_path):
       files.dump_batch(str(tmp_path), "aepo", 7, {"batch": batch,
                                                       "controllers": state.controllers})
       if not kept:
-        rename_arrays(path, {"batch/rows/response_index": "batch/rows/place"})  # as before 0.2
+        rename_arrays(path, {"batch/rows/response_index": "batch/rows/place",
+                             "batch/format_ok": "batch/formatted"})  # as before 0.2
       terms, step = replay.replay(run, str(tmp_path), path)
       assert step == 0 and list(terms)[:2] == (
         ["batch/rows/sampler_logprob", "sampler_logprob"] if kept else [])
