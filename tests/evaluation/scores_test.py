@@ -156,10 +156,11 @@ def test_a_comparison_is_paired_where_the_problems_are_the_same():
   assert found["difference"] == pytest.approx(0.025)
   # One of 40 differences is 1: 1.96 standard deviations of sqrt(1/40), over sqrt 40.
   assert found["interval"] == pytest.approx([0.025 - 0.049, 0.025 + 0.049], abs=1e-3)
-  pairs = {f"p{i}": str(i // 2) for i in range(40)}
-  found = compare_results(better | {"groups": pairs}, base)
-  # Residuals of the 20 pairs: 0.95 once, -0.05 else.
-  assert np.diff(found["interval"]) == pytest.approx(2 * 1.96 * (20 / 19 * 0.95)**0.5 / 40)
+  # Residuals of the 20 groups of two: 1.9 once, where both problems differ, and -0.1 else.
+  better = base | {"units": base["units"] | {"p0": 1.0, "p20": 1.0},
+                   "groups": {f"p{i}": str(i % 20) for i in range(40)}}
+  found = compare_results(better, base)
+  assert np.diff(found["interval"]) == pytest.approx(2 * 1.96 * (20 / 19 * 3.8)**0.5 / 40)
   found = compare_results(base | {"units": {"q": 1.0}}, base)
   assert not found["paired"]
   assert found["interval"] == pytest.approx([-0.1414, 0.1414], abs=1e-3)  # sqrt(.1 ** 2 + .1 ** 2)
