@@ -1,4 +1,4 @@
-"""Drawing tokens without sorting the vocabulary, from one random number a token.
+"""Draws tokens without sorting the vocabulary, from one random number a token.
 
 B rows, V vocabulary, N x C: the vocabulary as N blocks of C entries, so that no sum is long.
 """
@@ -87,16 +87,16 @@ def _pick(x_BNC, block_B, entry_B):
   return jnp.take_along_axis(_block(x_BNC, block_B), entry_B[:, None], 1)[:, 0]
 
 
-def _invert(weight_BM, place_B):
-  """(m where the running sum first exceeds `place`, what is left of `place` below that entry)."""
+def _invert(weight_BM, target_B):
+  """(index where the running sum first exceeds `target`, `target` minus the sum before it)."""
   cumulative_BM = jnp.cumsum(weight_BM, 1)
-  # `<=`: a place of exactly 0 must not land on a leading entry of weight 0.
-  found_B = jnp.sum(cumulative_BM <= place_B[:, None], 1)
-  # Rounding can put the place at the total or beyond: the last entry with any weight takes it.
+  # `<=`: a target of exactly 0 must not land on a leading entry of weight 0.
+  found_B = jnp.sum(cumulative_BM <= target_B[:, None], 1)
+  # Rounding can put the target at the total or beyond: the last entry with any weight takes it.
   last_B = weight_BM.shape[1] - 1 - jnp.argmax(weight_BM[:, ::-1] > 0, 1)
   index_B = jnp.minimum(found_B, last_B).astype(jnp.int32)
   before_B = jnp.take_along_axis(cumulative_BM - weight_BM, index_B[:, None], 1)[:, 0]
-  return index_B, jnp.maximum(place_B - before_B, 0)
+  return index_B, jnp.maximum(target_B - before_B, 0)
 
 
 def _at_least(weight_BNC, threshold_B):

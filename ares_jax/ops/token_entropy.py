@@ -115,7 +115,7 @@ def logprob_and_entropy(hidden_ND, unembed_VD, token_N, wanted_N=None, *, temper
     raise ValueError(f"token_N has dtype {token_N.dtype}; pass integers")
   _check_positive(temperature=temperature, token_chunk=token_chunk, vocab_chunk=vocab_chunk)
   tokens, vocab = hidden_ND.shape[0], unembed_VD.shape[0]
-  token_axis, vocab_axis, token_parts, vocab_parts, own = _split(axes, vocab)
+  token_axis, vocab_axis, token_parts, vocab_parts, local = _split(axes, vocab)
   if tokens == 0:
     return jnp.zeros(0, jnp.float32), jnp.zeros(0, jnp.float32)
   here = -(-tokens // token_parts), vocab // vocab_parts  # tokens and vocabulary of a device
@@ -125,8 +125,8 @@ def logprob_and_entropy(hidden_ND, unembed_VD, token_N, wanted_N=None, *, temper
                  min(token_chunk, max(WANTED_TOKENS, here[0] // WANTED_CHUNKS))),
     vocab_chunk=min(vocab_chunk, here[1]),
     token_axis=token_axis, vocab_axis=vocab_axis,
-    whole=math.prod(here) <= token_chunk * vocab_chunk,
-    kernel=own or (jax.default_backend() == "tpu" and jax.device_count() == 1),
+    one_chunk=math.prod(here) <= token_chunk * vocab_chunk,
+    kernel=local or (jax.default_backend() == "tpu" and jax.device_count() == 1),
   )
   token_N = token_N.astype(jnp.int32)
   padding = -tokens % token_parts
@@ -144,8 +144,9 @@ class _Plan(NamedTuple):
   # Mesh axes; with neither the program is not mapped over devices.
   token_axis: str | tuple[str, ...] | None
   vocab_axis: str | None
-  whole: bool  # a device's logits fit in one chunk, and stay for the backward pass
-  kernel: bool  # on a TPU the kernels may be used: arrays here are whole arrays of a device
+  one_chunk: bool  # a device's logits fit in one chunk, and stay for the backward pass
+  # TPU kernels may be used: the arrays here are one device's complete shards.
+  kernel: bool
 
   def map(self, function, in_specs, out_specs):
     function = functools.partial(function, self)
@@ -155,7 +156,7 @@ class _Plan(NamedTuple):
 
 
 def _split(axes, vocab):
-  """Token and vocabulary axis, devices along each, whether arrays will be a device's own."""
+  """Token and vocabulary axis, devices along each, whether arrays will be one device's shards."""
   if axes is None:
     return None, None, 1, 1, False
   mesh = jax.sharding.get_abstract_mesh()
@@ -187,7 +188,7 @@ def _both(plan, hidden_ND, unembed_VD, token_N, wanted_N):
 def _both_forward(plan, hidden_ND, unembed_VD, token_N, wanted_N):
   n, v = plan.token_axis, plan.vocab_axis
   forward = plan.map(_forward, (P(n), P(v), P(n), P(n)),
-                     ((P(n), P(n)), P(n, v) if plan.whole else P(n)))
+                     ((P(n), P(n)), P(n, v) if plan.one_chunk else P(n)))
   unembed = _gathered(plan, unembed_VD, hidden_ND.dtype)
   outputs, kept = forward(hidden_ND, unembed, token_N, wanted_N)
   if wanted_N is not None:
@@ -204,8 +205,9 @@ def _both_backward(plan, kept, gradients):
   shape = jax.sharding.get_abstract_mesh().shape
   parts = math.prod(shape[name] for name in _names(n))
   scattered = n if hidden_ND.shape[1] % parts == 0 else None
+  kept_spec = P(n, v) if plan.one_chunk else P(n)
   backward = plan.map(functools.partial(_backward, scattered=scattered),
-                      (P(n), P(v), P(n), P(n), P(n), P(n, v) if plan.whole else P(n), (P(n), P(n))),
+                      (P(n), P(v), P(n), P(n), P(n), kept_spec, (P(n), P(n))),
                       (P(n), P(v, scattered)))
   hidden_gradient_ND, unembed_gradient_VD = backward(
     hidden_ND, _gathered(plan, unembed_VD, hidden_ND.dtype), token_N, wanted_N, entropy_N, kept,
@@ -217,14 +219,14 @@ _both.defvjp(_both_forward, _both_backward)
 
 
 def _gathered(plan, unembed_VD, dtype):
-  """The unembedding as it travels to the devices of the tokens' axis: in the products' dtype."""
+  """The unembedding in the dtype in which it is gathered over the tokens' axis."""
   return unembed_VD.astype(dtype) if plan.token_axis else unembed_VD
 
 
 def _forward(plan, hidden_ND, unembed_VD, token_N, wanted_N):
   """(logprob, entropy) and what is kept for `_backward`, of one device's arrays."""
-  token_N = _own(plan, token_N, unembed_VD)
-  if plan.whole:
+  token_N = _local_tokens(plan, token_N, unembed_VD)
+  if plan.one_chunk:
     logits_NV = xla.logits(hidden_ND, unembed_VD, plan.temperature)
     shifted_NV = logits_NV - _all_max(plan, logits_NV.max(-1))[:, None]
     weight_NV = jnp.exp(shifted_NV)
@@ -254,8 +256,8 @@ def _forward(plan, hidden_ND, unembed_VD, token_N, wanted_N):
 def _backward(plan, hidden_ND, unembed_VD, token_N, wanted_N, entropy_N, kept, slopes, *,
               scattered):
   """Gradients in hidden and unembed, of one device's arrays; `scattered` as in `_all_rows`."""
-  token_N = _own(plan, token_N, unembed_VD)
-  if plan.whole:
+  token_N = _local_tokens(plan, token_N, unembed_VD)
+  if plan.one_chunk:
     slope_NV = xla.slope(*kept, token_N, entropy_N, *slopes, plan.temperature)
     slope_NV = slope_NV.astype(hidden_ND.dtype)
     hidden_gradient_ND = xla.dot(slope_NV, unembed_VD.astype(hidden_ND.dtype), "nv,vd->nd")
@@ -300,8 +302,11 @@ def _tpu_gradients(plan, hidden_ND, unembed_VD, token_N, wanted_N, *known_N):
   return _all_sum(plan, hidden_gradient_ND).astype(hidden_ND.dtype), unembed_gradient_VD
 
 
-def _own(plan, token_N, unembed_VD):
-  """Tokens counted from this device's first row; the others' are negative or too large."""
+def _local_tokens(plan, token_N, unembed_VD):
+  """Token ids relative to this device's first vocabulary row.
+
+  Out of range for ids on other devices.
+  """
   if plan.vocab_axis is None:
     return token_N
   return token_N - lax.axis_index(plan.vocab_axis) * unembed_VD.shape[0]

@@ -49,7 +49,7 @@ def statistics(hidden_ND, unembed_VD, token_N, wanted_N, *, temperature, token_c
                  for x_SK, x_S in zip(found, values, strict=True))
 
   found = _over_chunks(chunks, used, one_chunk, (jnp.zeros((size, chunks), jnp.float32),) * 4)
-  return tuple(_in_place(x, len(token_N), order_SK) for x in found)
+  return tuple(_from_chunks(x, len(token_N), order_SK) for x in found)
 
 
 def gradients(hidden_ND, unembed_VD, token_N, wanted_N, lse_N, entropy_N, logprob_slope_N,
@@ -107,7 +107,7 @@ def gradients(hidden_ND, unembed_VD, token_N, wanted_N, lse_N, entropy_N, logpro
 
   carry = jnp.zeros_like(hidden_SKD), jnp.zeros(unembed_VD.shape, sum_dtype)
   hidden_gradient_SKD, unembed_gradient_VD = _over_chunks(chunks, used, one_chunk, carry)
-  return (_in_place(hidden_gradient_SKD, len(token_N), order_SK),
+  return (_from_chunks(hidden_gradient_SKD, len(token_N), order_SK),
           unembed_gradient_VD.astype(unembed_dtype))
 
 
@@ -155,8 +155,8 @@ def _in_chunks(array, token_chunk, order_SK):
   return jnp.pad(array, padding).reshape(-1, chunks, *array.shape[1:])
 
 
-def _in_place(array_SK, tokens, order_SK):
-  """What `_in_chunks` had made [S, K, ...] of, [N, ...]."""
+def _from_chunks(array_SK, tokens, order_SK):
+  """Undoes `_in_chunks`: [S, K, ...] back to [N, ...]."""
   rest = array_SK.shape[2:]
   if order_SK is None:
     return array_SK.reshape(-1, *rest)[:tokens]

@@ -95,9 +95,9 @@ def hwe_flags(entropy_BT, mask_BT, threshold, *, window, detector="window", sema
     mask_BT: bool, True on response tokens.
     threshold: tau in nats, a scalar or one value a row.
     window: tokens in a window, >= 1. "semantic" looks at single tokens and ignores it.
-    detector: "window": the window that starts here is whole and its mean >= tau (algorithm 1);
+    detector: "window": the window that starts here is complete, and its mean >= tau (algorithm 1);
       "semantic": this token's entropy >= tau and it is a trigger word (appendix H);
-      "trigger": it is a trigger word and the window after it, whole, has mean >= tau (release).
+      "trigger": it is a trigger word and the complete window after it has mean >= tau (release).
     semantic_BT: bool, True on trigger words; "window" ignores it, the others need it.
 
   Returns:
