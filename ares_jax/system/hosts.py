@@ -70,7 +70,7 @@ def on_process_0(call):
   """
   if jax.process_count() == 1:
     return call()
-  client, key = coordination_client(), f"ares/leader/{next(_calls)}"
+  client, key = coordination_client(), f"ares/process_0/{next(_calls)}"
   value = b""
   if jax.process_index() == 0:
     outcome = "+"
@@ -139,14 +139,14 @@ def barrier(name, seconds):
   if jax.process_count() == 1:
     return True
   try:
-    coordination_client().wait_at_barrier(f"ares/together/{name}", int(1000 * seconds))
+    coordination_client().wait_at_barrier(f"ares/barrier/{name}", int(1000 * seconds))
   except jax.errors.JaxRuntimeError:
     return False
   return True
 
 
 def local_shard(items):
-  """Every nth item of a sequence, n processes: the part that this process works on."""
+  """This process's items of a sequence: every n-th from its index on, with n processes."""
   return items[jax.process_index()::jax.process_count()]
 
 

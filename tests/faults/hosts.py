@@ -185,8 +185,8 @@ def toy_stage(workdir, steps, pause=0.0, refuse=""):
 
   Args:
     workdir, steps, pause: folder, steps in all, seconds of each.
-    refuse: "leader" or "alone": step 3 refuses its data, on process 0 for all, on process 1 alone.
-      With the first, process 1 finds the checkpoint of step 2 damaged.
+    refuse: "process_0" or "alone": step 3 refuses its data, on process 0 for all, on process 1
+      alone. With the first, process 1 finds the checkpoint of step 2 damaged.
   """
   import flax.struct
   import jax
@@ -212,7 +212,7 @@ def toy_stage(workdir, steps, pause=0.0, refuse=""):
       rows, encoded = next(batches)
       if jax.process_index() == 0:
         print("step", int(state.step), rows, flush=True)
-      if refuse == "leader" and int(state.step) == 3:
+      if refuse == "process_0" and int(state.step) == 3:
         hosts.on_process_0(lambda: int("no number"))
       if refuse == "alone" and int(state.step) == 3 and jax.process_index() == 1:
         raise ValueError("a bad row that nobody else sees")
@@ -220,7 +220,7 @@ def toy_stage(workdir, steps, pause=0.0, refuse=""):
 
     return step
 
-  if refuse == "leader" and jax.process_index() == 1:
+  if refuse == "process_0" and jax.process_index() == 1:
     verify = reader.verify_on_disk
 
     def fail(directory, step, leaves):

@@ -81,7 +81,7 @@ def test_answers_are_graded_by_workers_and_not_as_wrong_after_a_stop(tmp_path, b
 
 
 def test_an_error_that_process_0_meets_for_all_saves_the_same_step(tmp_path, begin):
-  for number, process in enumerate(begin("--toy", tmp_path / "toy", "500", "0", "leader")):
+  for number, process in enumerate(begin("--toy", tmp_path / "toy", "500", "0", "process_0")):
     assert process.wait(timeout=300) == 1
     text = script.log(tmp_path / "run", number)
     assert "'no number'; toy is saved at step 3 of 500" in text
