@@ -109,18 +109,19 @@ def packing(rows):
   lengths = prompt + response
   print(f"packing: {lengths.mean():.0f} tokens an example on average, {lengths.max()} at most")
   sizes = list(zip(lengths.tolist(), windows.tolist(), strict=True))
-  for rooms in ((32768,), (24576, 28672, 32768), tuple(range(24576, 32769, 512))):
+  for choices in ((32768,), (24576, 28672, 32768), tuple(range(24576, 32769, 512))):
     for multiple in (1, 8):
-      room_tokens, shapes = 0, collections.Counter()
+      total, shapes = 0, collections.Counter()
       for start in range(0, rows - 255, 256):
         batch = sizes[start : start + 256]
-        count, room = min(
-          ((-(-len(first_fit(batch, (room, 768))) // multiple) * multiple, room)
-           for room in rooms if room >= max(batch)[0]), key=lambda shape: shape[0] * shape[1])
-        room_tokens, shapes[count, room] = room_tokens + count * room, shapes[count, room] + 1
+        count, row_tokens = min(
+          ((-(-len(first_fit(batch, (size, 768))) // multiple) * multiple, size)
+           for size in choices if size >= max(batch)[0]), key=lambda shape: shape[0] * shape[1])
+        total += count * row_tokens
+        shapes[count, row_tokens] += 1
       real = lengths[: rows - rows % 256].sum()
-      print(f"packing, rows of {len(rooms)} sizes, a multiple of {multiple} a step: "
-            f"{real / room_tokens:.2%} of the tokens are real, {len(shapes)} shapes in "
+      print(f"packing, rows of {len(choices)} sizes, a multiple of {multiple} a step: "
+            f"{real / total:.2%} of the tokens are real, {len(shapes)} shapes in "
             f"{sum(shapes.values())} steps", flush=True)
 
 

@@ -4,9 +4,9 @@
 
 Responses are lognormal: --medians are of the longest, the spread such that at 0.15 the 99th
 percentile is the longest; half of the variance is the prompt's. Prompts have 700 tokens in the
-middle. Prints a Markdown table: "as drawn" has prompts in their minibatches as they come, "dealt"
-as balance_minibatches orders them; tokens of the smallest and the largest minibatch are of the
-latter.
+middle. Prints a Markdown table: "as drawn" has prompts in their minibatches as they come,
+"balanced" as balance_minibatches orders them; tokens of the smallest and the largest minibatch are
+of the latter.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main():
   options = parser.parse_args()
   config = config_lib.build(
     run_config.TrainConfig, config_lib.load("configs/aepo_7b.py"), "config")
-  print("| median | tokens a sequence | rows a microbatch | as drawn | dealt | row tokens | "
+  print("| median | tokens a sequence | rows a microbatch | as drawn | balanced | row tokens | "
         "microbatches | minibatches' tokens | s |\n" + "| --- " * 9 + "|")
   for median in map(float, options.medians.split(",")):
     lengths_PG = drawn(config.aepo, config.prompt.max_tokens[-1], median, options.seed)
@@ -56,14 +56,16 @@ def main():
       sizes = dict(minibatch=config.aepo.minibatch, microbatch=microbatch,
                    row_tokens=config.aepo.row_tokens)
       start = time.perf_counter()
-      dealt_PG = lengths_PG[batch.balance_minibatches(lengths_PG, **sizes)]
+      balanced_PG = lengths_PG[batch.balance_minibatches(lengths_PG, **sizes)]
       seconds = time.perf_counter() - start
-      (before, _), (real, room) = share(lengths_PG, sizes), share(dealt_PG, sizes)
-      count = round(lengths_PG.sum() / real / (microbatch * room))
+      before, _ = share(lengths_PG, sizes)
+      real, row_tokens = share(balanced_PG, sizes)
+      count = round(lengths_PG.sum() / real / (microbatch * row_tokens))
       minibatches = lengths_PG.size // config.aepo.minibatch
-      totals = [dealt_PG[number::minibatches].sum() for number in range(minibatches)]
+      totals = [balanced_PG[number::minibatches].sum() for number in range(minibatches)]
       print(f"| {median} | {lengths_PG.mean():.0f} | {microbatch} | {before:.1%} | {real:.1%} | "
-            f"{room} | {count} | {min(totals)} to {max(totals)} | {seconds:.1f} |", flush=True)
+            f"{row_tokens} | {count} | {min(totals)} to {max(totals)} | {seconds:.1f} |",
+            flush=True)
 
 
 if __name__ == "__main__":

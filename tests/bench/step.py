@@ -152,11 +152,11 @@ class Tunix:
     return lambda: self.update(step, self.examples())
 
   def packed(self):
-    room = 2 * (self.options.prompt_tokens + self.options.tokens)
+    row_tokens = 2 * (self.options.prompt_tokens + self.options.tokens)
 
     def rows():
-      return (row for part in tunix_utils.pack_sequences(([x] for x in self.examples()), room)
-              for row in part)
+      examples = ([example] for example in self.examples())
+      return (row for part in tunix_utils.pack_sequences(examples, row_tokens) for row in part)
 
     step = self.trainer(len(list(rows())))
     return lambda: self.update(step, rows())
