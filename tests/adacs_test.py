@@ -62,7 +62,7 @@ def test_curation_drops_wrong_answers_and_is_kept(curate, tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("pass_rates", ["probe", "column"])
-def test_a_stopped_curation_goes_on_after_its_last_whole_line(curate, tmp_path, monkeypatch,
+def test_a_stopped_curation_goes_on_after_its_last_complete_line(curate, tmp_path, monkeypatch,
                                                               pass_rates):
   probe(monkeypatch, [0, 8, 8, 4])
   curate(tmp_path, pass_rates=pass_rates)

@@ -18,7 +18,7 @@ def notebook():
   return nbformat.read(NOTEBOOK, as_version=4)
 
 
-def test_is_kept_without_outputs_and_without_places_of_a_machine(notebook):
+def test_the_notebook_has_no_outputs_and_no_machine_paths(notebook):
   nbformat.validate(notebook)
   for cell in notebook.cells:
     assert cell.cell_type == "markdown" or (not cell.outputs and cell.execution_count is None)

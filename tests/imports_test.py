@@ -52,8 +52,8 @@ def imported(source):
   return names
 
 
-def faults(room, source, *, jax_allowed=False):
-  """What the imports of `source`, a module of `room`, do that they must not."""
+def import_errors(room, source, *, jax_allowed=False):
+  """Messages about forbidden imports in `source`, a module of `room`."""
   found = []
   for name in imported(source):
     parts = name.split(".")
@@ -109,7 +109,7 @@ def test_imports_point_down(path):
   room = room_of(path)
   assert room in FLOOR_OF, f"{room} has no floor: give it one here and on the map"
   inside = path.relative_to(PACKAGE).as_posix()
-  assert faults(room, path.read_text(encoding="utf-8"), jax_allowed=inside in WITH_JAX) == []
+  assert import_errors(room, path.read_text(encoding="utf-8"), jax_allowed=inside in WITH_JAX) == []
 
 
 def test_imports_do_not_circle():
@@ -141,7 +141,7 @@ def test_a_circle_is_seen():
   ],
 )
 def test_the_check_sees_a_wrong_arrow(room, source, count):
-  assert len(faults(room, source)) == count
+  assert len(import_errors(room, source)) == count
 
 
 if __name__ == "__main__":

@@ -217,12 +217,12 @@ def test_every_device_works_on_an_early_and_a_late_chunk(parts):
 def test_chunks_are_sent_and_come_back():
   chunks, numbers = attention_lib._chunks(4), np.arange(8)[None]
 
-  def dealt(x):
+  def send_and_return(x):
     there = attention_lib._send_chunks(x, chunks)
     return there, attention_lib._send_chunks(there, chunks, back=True)
 
   with jax.set_mesh(mesh_lib.make_mesh(1, 4)):
-    there, back = jax.jit(jax.shard_map(dealt, in_specs=P(None, "model"),
+    there, back = jax.jit(jax.shard_map(send_and_return, in_specs=P(None, "model"),
                                         out_specs=P(None, "model")))(numbers)
   np.testing.assert_array_equal(there, chunks.reshape(1, -1))
   np.testing.assert_array_equal(back, numbers)

@@ -158,7 +158,7 @@ def test_pictures_are_written_as_files_and_for_tensorboard(tmp_path):
   assert b"report/aepo_entropy" in events.read_bytes()
 
 
-def test_a_page_that_is_cut_short_is_not_whole(tmp_path):
+def test_a_page_that_is_cut_short_is_seen_as_incomplete(tmp_path):
   workdir = write(tmp_path)
   with open(tmp_path / "rollouts.jsonl", "a") as file:
     file.write('{"stage": "aepo", "st')  # a run is writing this line

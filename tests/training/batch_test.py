@@ -104,7 +104,7 @@ def test_rows_of_skewed_lengths_are_nearly_full(median):
   assert metrics["pack/real"] >= 0.95
 
 
-def test_minibatches_fill_whole_microbatches():
+def test_minibatches_fill_complete_microbatches():
   sizes = dict(minibatch=4, microbatch=1, row_tokens=(12,))
   # 24 tokens: two rows are full, however the four prompts of 2 x (5, 4, 2, 1) are split.
   assert balance_minibatches(np.repeat([[5], [4], [2], [1]], 2, 1), **sizes) == [0, 1, 3, 2]
