@@ -126,7 +126,7 @@ def train(parts, workdir, until="end", allow=()):
     results.add("adacs", lora.join(base, params))
   if config.aepo.steps:
     params = aepo.train_aepo(params, parts.source("rl"), config.aepo, context,
-                             trigger_V=parts.words)
+                             trigger_V=parts.trigger_V)
     results.add("aepo", lora.join(base, params))
   results.show()
   return params

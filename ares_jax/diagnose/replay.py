@@ -63,7 +63,7 @@ def replay(parts, workdir, path):
   if stage == "aepo":
     terms |= _not_finite("reference weights", first)
     _, metrics = aepo_step.aepo_step(parts.generator.model, config, state, first, _rollout(batch),
-                                     mesh.put(parts.words), base)
+                                     mesh.put(parts.trigger_V), base)
   else:
     rows = types.SimpleNamespace(**batch, vision=_under(batch, "vision"))
     _, metrics = sft_step.sft_step(parts.generator.model, config, state, sft_step.to_device(rows),

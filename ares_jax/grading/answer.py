@@ -1,4 +1,4 @@
-"""Whether an answer says the same as the truth, as a careful person would judge.
+"""Decides whether an answer says the same as the truth, as a careful person would.
 
 The truth decides what is compared: option letters, yes or no, a number with its unit, a collection
 (set, tuple, interval), words, or a formula. Each kind has a rule, and the first rule that applies

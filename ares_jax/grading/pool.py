@@ -199,7 +199,7 @@ class Grading:
   def add(self, index, text, truth):
     """Grades the response `text`, or sends it to a worker without waiting.
 
-    `index` is its place in the result; `truth` is a text or a list or tuple of accepted ones.
+    `index` is its index in the result; `truth` is a text or a list or tuple of accepted ones.
     Raises ValueError where it is not, GraderError where the user's grader failed on a response that
     was added before.
     """

@@ -120,7 +120,7 @@ def _splash_queries(q_BTNH, k_BSKH, v_BSKH, segment_BS, *, causal):
 
 
 def _chunks(parts):
-  """[m, 2]: the two of a row's 2 m chunks of queries that each device computes, the even one first.
+  """[m, 2]: for each device, the two query chunks it computes, the even index first.
 
   Device i computes chunks i and 2 m - 1 - i, which balances the load: early queries attend to few
   keys. With chunks 2 i and 2 i + 1 the last device would have nearly twice the average work.
@@ -160,7 +160,7 @@ def _dense_queries(q_BTNH, k_BSKH, v_BSKH, segment_BS, *, causal):
 
 
 def _local_part(x, axis):
-  """This device's of the m equal parts of `x` along `axis`."""
+  """One of m equal parts of `x` along `axis`: this device's part."""
   size = x.shape[axis] // lax.axis_size("model")
   return lax.dynamic_slice_in_dim(x, lax.axis_index("model") * size, size, axis)
 

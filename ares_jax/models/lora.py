@@ -137,7 +137,7 @@ def _specs(config, names):
 
 
 def trained_frozen(base: Base | None, frozen: tuple[str, ...]) -> tuple[str, ...]:
-  """The frozen parts of a config that are among the trained parameters; with adapters none."""
+  """The parts of the trained tree that a config freezes; none with adapters."""
   return frozen if base is None else ()
 
 

@@ -1,9 +1,9 @@
-"""One self-contained HTML page of a run: its curves, and its responses token by token.
+"""Writes one self-contained HTML page of a run: its curves, and its responses token by token.
 
     python -m ares_jax.report --workdir=runs/ares_tiny
     python -m ares_jax.report --workdir=runs/a --compare=runs/b,runs/c --png
 
-Writes WORKDIR/report.html, which needs no network. --png also writes the pictures into
+The page is WORKDIR/report.html and needs no network. --png also writes the pictures into
 WORKDIR/report/ and as TensorBoard images. Runs given with --compare are drawn into the same curves.
 The run may still be in progress.
 """

@@ -23,6 +23,8 @@ from ares_jax.training.shaping import EntropyConfig, RewardConfig
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
+  """How devices are arranged: slices x data x model."""
+
   slice: int  # TPU slices, joined by a data-centre network; each holds a copy of the weights
   data: int  # devices of a slice on the "data" axis; -1 = all that `model` leaves
   model: int  # devices on the "model" axis
@@ -52,6 +54,8 @@ class SizesConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSection:
+  """The model: a folder or fresh sizes, its dtype and memory settings."""
+
   path: str  # Hugging Face folder; "" = a fresh model of `sizes`
   sizes: SizesConfig | None
   compute_dtype: Literal["float32", "bfloat16"]
@@ -81,6 +85,8 @@ class GradeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
+  """When a stage saves and when it stops."""
+
   save_every: int  # steps between checkpoints; the last step is always saved
   keep: int  # newest checkpoints kept; with 1 none is left when that one is damaged
   strict: bool  # refuse a damaged checkpoint, do not resume from an older one
@@ -94,6 +100,8 @@ class LoopConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AepoConfig:
+  """Stage 2, reinforcement learning (section 3.2)."""
+
   steps: int  # iterations; 0 leaves the stage out
   prompts: int  # P
   group: int  # G
@@ -135,6 +143,8 @@ class AepoConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig:
+  """Supervised fine-tuning: the warm-up and stage 1."""
+
   steps: int  # 0 leaves the stage out
   batch: int  # examples per step
   shuffle: bool  # False keeps the rows in their order, as for a curriculum
@@ -177,6 +187,8 @@ class CurateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
+  """Evaluation on held-out problems."""
+
   problems: int  # held-out problems
   samples: int  # sampled answers per problem, besides the greedy one
   batch: int  # problems per sampling call

@@ -41,6 +41,8 @@ class FilesData:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
+  """Where rows come from: files, or the digits problem."""
+
   digits: DigitsData | None = setting(curation=True)
   files: FilesData | None
   # Stop at a row that cannot be used, or list such rows first and leave them out.

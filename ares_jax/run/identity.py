@@ -138,17 +138,17 @@ def keep_base(workdir, base, allow=()):
   hosts.on_process_0(lambda: keep_records(workdir, records, allow))
 
 
-def check_equal(values, workdir, words):
+def check_equal(values, workdir, flag_values):
   """Refuses processes of one run that were started with different settings, folders or versions.
 
-  `words` is {flag: value} of the flags besides --config that decide what a run does. The ValueError
-  names a process and a setting that differs.
+  `flag_values` is {flag: value} of the flags besides --config that decide what a run does. The
+  ValueError names a process and a setting that differs.
   """
   files = sorted(pathlib.Path(__file__).parent.parent.rglob("*.py"))
   code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
   record = {key: value for key, value in flatten(json.loads(values.to_json_best_effort())).items()
             if not use_of(key).per_host}
-  record |= {f"--{name}": value for name, value in words.items()}
+  record |= {f"--{name}": value for name, value in flag_values.items()}
   record |= {"--workdir": workdir, "version of jax": jax.__version__, "code of ares_jax": code}
   hosts.check_same(record, "was started with another config")
 
@@ -229,8 +229,8 @@ def _file_digest(path):
   size = path.stat().length
   digests = []
   with path.open("rb") as file:
-    for place in sorted({0, max(0, size // 2 - _SAMPLE // 2), max(0, size - _SAMPLE)}):
-      file.seek(place)
+    for offset in sorted({0, max(0, size // 2 - _SAMPLE // 2), max(0, size - _SAMPLE)}):
+      file.seek(offset)
       digests.append(hashlib.sha256(file.read(_SAMPLE)).hexdigest())
   return [path.name, size, digests]
 

@@ -29,7 +29,7 @@ class Run:
   model: ModelConfig
   tokenizer: object
   generator: Generator
-  words: np.ndarray  # bool [V], tokens of V_sem
+  trigger_V: np.ndarray  # bool [V], tokens of V_sem
   data: RunData
 
   def source(self, name):
@@ -101,7 +101,7 @@ def check_run(run):
 
 
 def _check_data(run, stages):
-  """There are enough rows, and no truth of graded data counts as wrong."""
+  """Raises ValueError if rows are too few, or if a truth of graded data counts as wrong."""
   config = run.config
   needed = {"eval": ("evaluate.problems", config.evaluate.problems), "warmup": ("warmup.batch", 1),
             "sft": ("curate.problems", config.curate.problems), "rl": ("aepo.prompts", 1)}
@@ -125,7 +125,7 @@ def _check_frozen_parts(run, stages):
 
 
 def _check_sizes(run, stages):
-  """Rows of microbatches divide over devices, batches over processes."""
+  """Raises ValueError if microbatches do not divide over devices, or batches over processes."""
   rows = {f"{stage}.microbatch": section.microbatch for stage, section in stages.items()}
   batches = {f"{stage}.batch": stages[stage].batch for stage in stages if stage != "aepo"}
   if "aepo" in stages:
@@ -141,7 +141,7 @@ def _check_sizes(run, stages):
 
 
 def _check_cache(run, stages):
-  """The largest prompts of every stage that samples fit into the cache beside their answers."""
+  """Raises ValueError if the largest prompts and their answers do not fit into the cache."""
   config, devices = run.config, mesh.size(*mesh.ROWS)
   batches = {"evaluate.batch": (config.evaluate.batch, config.evaluate.samples)}
   if "adacs" in stages and config.curate.pass_rates == "probe":

@@ -1,4 +1,4 @@
-"""Sampling responses: every prompt is read once, then decoding slots draw its G responses.
+"""Samples responses: each prompt is read once, then slots decode its G responses.
 
 P prompts, R prompts in one read, D devices of mesh.ROWS, G group, B = P*G rows (row b = p*G + g), T
 response tokens, V vocabulary.

@@ -170,7 +170,7 @@ def _row_values(prompts, samples, layout, group):
 
 
 def balance_minibatches(lengths_PG, *, minibatch, microbatch, row_tokens):
-  """Order of prompts in which the minibatches, prompts p % N, fill complete microbatches.
+  """Orders prompts so that minibatch n, the prompts at n, n + N, ..., fills complete microbatches.
 
   The unused rest of a minibatch's last microbatch is padding. So the tokens are spread over as few
   microbatches as possible, and each minibatch gets enough tokens to fill its share. If their number
@@ -221,5 +221,5 @@ def _padded_tokens(rows, microbatch, row_tokens):
 
 
 def split_minibatches(tree, parts):
-  """[P, ...] to [parts, P / parts, ...]: part n has every parts-th, from n on."""
+  """Splits [P, ...] into [parts, P / parts, ...]; part n has rows n, n + parts, ..."""
   return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), tree)

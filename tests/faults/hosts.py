@@ -107,7 +107,7 @@ def child(workdir, steps):
     parts.generator.grader._grade_here = lambda pair: len(pair[0]) % 2
     context = setup.StageContext(parts.generator, workdir, config.seed, threads=1)
     params = aepo.train_aepo(parts.init_params(), parts.source("rl"), config.aepo, context,
-                             trigger_V=parts.words)
+                             trigger_V=parts.trigger_V)
     weights = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(mesh.fetch(params))])
     if jax.process_index() == 0:
       np.save(f"{workdir}/weights.npy", weights)

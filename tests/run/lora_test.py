@@ -50,7 +50,7 @@ class Trained:
   def go_on(self, workdir):
     with jax.set_mesh(self.devices):
       return jax.device_get(aepo.train_aepo(self.cold, self.run.source("rl"), self.config.aepo,
-                                            self.context(workdir), trigger_V=self.run.words))
+                                            self.context(workdir), trigger_V=self.run.trigger_V))
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ class Prepared:
       batch, _ = aepo.pack_rollout(dataclasses.replace(self.rollout, **changes), config,
                               self.run.generator.encoder)
       return step(model, config, aepo_step.init_state(config, params), reference, batch,
-                  mesh.put(self.run.words))
+                  mesh.put(self.run.trigger_V))
 
 
 def mesh_of(devices, slices=1, model=1):

@@ -33,7 +33,7 @@ class Case:
   def __init__(self):
     config = tiny.read()
     with jax.set_mesh(mesh_of(1)), setup.open_run(config) as run:
-      self.run, self.params, self.words = run, run.init_params(), run.words
+      self.run, self.params, self.trigger_V = run, run.init_params(), run.trigger_V
     source, rng = run.source("rl"), np.random.default_rng(0)
     prompts = run.generator.encoder.batch([source[i] for i in range(4)], np.arange(4))
     model, most = run.model, config.aepo.sampling.max_tokens
@@ -141,7 +141,7 @@ def test_two_iterations_equal_the_slow_reference(case):
       first, second = moments(config.optimizer, case.gradient(params, slopes), first, second)
       state, metrics = aepo_step.aepo_step(case.run.model, config, state, case.reference,
                                            case.batch(config, correct, entropy, sampler),
-                                           mesh.put(case.words))
+                                           mesh.put(case.trigger_V))
       expected = {"loss/policy": policy, "loss/kl": penalty, "reward/mean": np.mean(slow.reward),
                   "kl/mean": np.concatenate(slow.kl).mean(), "response/tokens": case.length.mean()}
       for name, value in expected.items():
