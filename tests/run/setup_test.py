@@ -16,7 +16,7 @@ NO_FILES = dict(warmup=(), sft=(), rl=(), eval=())
 @pytest.mark.parametrize("changes, words", [
   ({"aepo.entropy.window": 0}, "config.aepo.entropy.window = 0"),
   ({"aepo.entropy.quantile": 1.5}, "quantile = 1.5"),
-  ({"aepo.reward.medium": 0.9}, "medium = 0.9, easy = 0.75"),
+  ({"aepo.reward.medium": 0.9}, "medium = 0.9 <= easy = 0.75"),
   ({"aepo.reward.kind": "grpo"}, "config.aepo.reward.kind is 'grpo'"),
   ({"aepo.loss.clip_dual": 1.0}, "clip_dual = 1.0"),
   ({"aepo.kl.rate": 2.0}, "rate = 2.0"),
