@@ -55,7 +55,7 @@ def main():
   options = parser.parse_args()
   if browser.program() is None:
     parser.error("no Chromium on PATH")
-  with tempfile.TemporaryDirectory() as folder:
+  with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
     page_file = pathlib.Path(folder) / "report.html"
     page_file.write_text(report_page(read_run(options.workdir), []), encoding="utf-8")
     with browser.browse(folder, width=1100, scale=2) as page:

@@ -59,6 +59,8 @@ def start(folder, *words, traceback=False):
   return subprocess.Popen(
     [sys.executable, "little.py", *words], cwd=folder, env=environment, text=True,
     stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    # A shell's background job, and what it starts, ignores Ctrl-C.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
   )  # fmt: skip
 
 
