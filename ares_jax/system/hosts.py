@@ -151,9 +151,10 @@ def local_shard(items):
 
 
 def join_shards(parts):
-  """The sequence whose `local_shard` on each process is in `parts`."""
-  count = len(parts)
-  return [parts[index % count][index // count] for index in range(sum(map(len, parts)))]
+  """The sequence whose `local_shard` on each process is in `parts`; parts may differ in length."""
+  missing = object()
+  return [item for row in itertools.zip_longest(*parts, fillvalue=missing) for item in row
+          if item is not missing]
 
 
 def _await(client, key, *, in_main_thread=True):
