@@ -91,7 +91,7 @@ def test_a_damaged_folder_loads_only_states_that_were_saved(folder, tmp_path):
       check_resuming(copy, target, step)
       shutil.rmtree(copy)
   # In the other cases a file of Orbax's own was hit, and the state was read as it was saved.
-  assert outcomes[1] >= CASES // 3 and outcomes[1] + outcomes[2] == CASES
+  assert outcomes[1] >= CASES // 5 and outcomes[1] + outcomes[2] == CASES
 
 
 def check_resuming(folder, target, intact):
