@@ -15,6 +15,7 @@ from ares_jax.system import hosts
 
 _RENEW = 20.0  # seconds between two updates of the lock file's time
 _GONE = 6 * _RENEW  # seconds without an update after which a lock of another host is stale
+_WATCH = 1.5 * _RENEW  # seconds in which a lock dated in the future is watched for an update
 
 
 @contextlib.contextmanager
@@ -22,7 +23,8 @@ def lock(workdir):
   """Holds WORKDIR/lock, which names host, process id and start of the one run in the folder.
 
   The operating system releases the lock when the process ends, however it ends. Some file systems
-  do not show locks to other hosts; those go by the time of the file, which is updated all along.
+  do not show locks to other hosts; those go by the time of the file, which is updated all along. A
+  time in the future says nothing, so such a lock is watched for a while for an update.
 
   Raises:
     ValueError: another run holds the lock.
@@ -30,7 +32,6 @@ def lock(workdir):
   os.makedirs(workdir, exist_ok=True)
   path = os.path.join(workdir, "lock")
   with open(path, "a+", encoding="utf-8") as file:
-    quiet = time.time() - os.fstat(file.fileno()).st_mtime
     file.seek(0)
     host, holder = _holder(file.read())
     try:
@@ -38,9 +39,8 @@ def lock(workdir):
     except BlockingIOError:
       raise ValueError(f"{workdir} is in use by {holder}; stop that run or use another "
                        "--workdir") from None
-    if host not in ("", socket.gethostname()) and quiet < _GONE:
-      raise ValueError(f"{workdir} is in use by {holder}, seen {quiet:.0f} s ago; stop that run, "
-                       f"or wait {_GONE:.0f} s if it is gone, or use another --workdir")
+    if host not in ("", socket.gethostname()):
+      _refuse_living(file, path, holder)
     if host:
       logging.warning("%s: the lock of %s is stale: that run was killed", workdir, holder)
     file.truncate(0)
@@ -71,6 +71,25 @@ def one_run(workdir):
         raise ValueError(f"process {number} finds another {workdir} than process 0; --workdir must "
                          "be a folder on a disk that all hosts share")
     yield
+
+
+def _refuse_living(file, path, holder):
+  """Raises ValueError if the open lock of a process on another host was updated lately."""
+  seen = os.fstat(file.fileno()).st_mtime
+  quiet = time.time() - seen
+  if quiet < 0:
+    logging.warning("%s of %s is dated %.0f s in the future: a clock was set back, or clocks "
+                    "differ; watching for %.0f s whether that run updates it", path, holder, -quiet,
+                    _WATCH)
+    time.sleep(_WATCH)
+    with open(path, "rb") as again:  # opening asks a file server; fstat may be a minute old
+      living = os.fstat(again.fileno()).st_mtime != seen
+    words = "which has just updated its lock"
+  else:
+    living, words = quiet < _GONE, f"seen {quiet:.0f} s ago"
+  if living:
+    raise ValueError(f"{os.path.dirname(path)} is in use by {holder}, {words}; stop that run or "
+                     f"use another --workdir; if it has ended, wait {_GONE:.0f} s or remove {path}")
 
 
 def _holder(text):

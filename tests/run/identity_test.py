@@ -76,6 +76,23 @@ def test_another_host_is_believed_while_it_renews_its_lock(tmp_path):
     assert json.loads(path.read_text())["host"] == socket.gethostname()
 
 
+@pytest.mark.parametrize("ahead", [5, 97570200])
+def test_a_lock_dated_in_the_future_is_held_only_if_it_is_updated(tmp_path, monkeypatch, ahead):
+  path, future = tmp_path / "lock", time.time() + ahead
+  path.write_text(record(host="elsewhere"))
+  os.utime(path, (future, future))
+  waits = []
+  monkeypatch.setattr(lock.time, "sleep", lambda seconds: (waits.append(seconds), os.utime(path)))
+  with pytest.raises(ValueError, match=f"in use by process 7 on elsewhere .*remove {path}"):
+    with lock.lock(str(tmp_path)):
+      pass
+  os.utime(path, (future, future))
+  monkeypatch.setattr(lock.time, "sleep", waits.append)
+  with lock.lock(str(tmp_path)):
+    assert json.loads(path.read_text())["host"] == socket.gethostname()
+  assert min(waits) > lock._RENEW  # a living run updates it within that time
+
+
 def test_a_lock_is_renewed(tmp_path, monkeypatch):
   monkeypatch.setattr(lock, "_RENEW", 0.05)
   with lock.lock(str(tmp_path)):
