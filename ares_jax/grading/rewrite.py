@@ -6,11 +6,16 @@ import re
 from ares_jax.grading import quantity, words
 from ares_jax.grading.collection import parse_inequality, split_items
 
-# x, x_1, \theta, f(x), segments and angles (AB, m\angle ABC), sums asked for (m + n).
+# A label in words: "Surface area = 9 cm^2", "domain: [0, 1]".
+_WORDS = r"(?:[A-Za-z.]{3,}|[A-Z]\.(?:[A-Z]\.)+)(?: [A-Za-z.]+)*"
+_NO_LABEL = re.compile(r"\b(?:not|no|nor|never|except|unless|if|when|or|and)\b", re.IGNORECASE)
+# x, x_1, \theta, f(x), segments and angles (AB, m\angle ABC), sums asked for (m + n), labels.
 _NAMED = re.compile(
   r"([A-Za-z](?:_\{?\w\}?)?|\\(?!no?t|ne)[a-z]+|\([a-z](?:,\s*[a-z])+\)|[A-Za-z]\([a-z]\)|(?:m\s*)?\\angle\s*[A-Z0-9]{1,3}"
-  r"|[A-Z]{2,3}|\\overline\s*\{[A-Z]{2}\}|[a-z](?:\s*[+-]\s*[a-z])+)\s*(?:=|\\in\b)\s*(.+)"
+  r"|[A-Z]{2,3}|\\overline\s*\{[A-Z]{2}\}|[a-z](?:\s*[+-]\s*[a-z])+"
+  rf"|{_WORDS})\s*(?:=|\\in\b)\s*(.+)"
 )
+_TITLED = re.compile(rf"({_WORDS}): (.+)")
 _INTERVAL = re.compile(r"(?:[A-Za-z]\s*\\in\s*)?[(\[].*,.*[)\]]")
 
 
@@ -73,8 +78,12 @@ def _without_indices(text):
 def _without_name(answer, truth, is_complete):
   """Drops "x =" where both sides have the same name, or only one has one and neither is a list."""
   said, wanted = _named(answer), _named(truth)
+  if not said and not wanted:  # "Answer: answer: 5" is not 5, so both must have a title
+    said, wanted = _TITLED.fullmatch(answer), _TITLED.fullmatch(truth)
+    is_complete = False
   if said and wanted:
-    return (_values(said), _values(wanted)) if said[1] == wanted[1] else (answer, truth)
+    same = _same_name(said[1], wanted[1], is_complete)
+    return (_values(said), _values(wanted)) if same else (answer, truth)
   if not is_complete or not (said or wanted):
     return answer, truth
   if re.search(r"=|<|>|\\le\b|\\ge\b", truth if said else answer):
@@ -82,10 +91,22 @@ def _without_name(answer, truth, is_complete):
   return (_values(said), truth) if said else (answer, _values(wanted))
 
 
+def _same_name(said, wanted, is_complete):
+  """Whether two names are one: "area" and "Surface area", "A" and "Area", but not "x" and "y"."""
+  if said == wanted:
+    return True
+  in_words = [bool(re.fullmatch(_WORDS, name)) for name in (said, wanted)]
+  if all(in_words):
+    short, long = sorted((said.casefold(), wanted.casefold()), key=len)
+    return short in long
+  return is_complete and any(in_words)
+
+
 def _named(text):
   """Match of "x = ..." where x is the only name in `text`; else None."""
   names = set(re.findall(r"([^\s,;=]+)\s*=", text))
-  return _NAMED.fullmatch(text) if len(names) <= 1 else None
+  match = _NAMED.fullmatch(text) if len(names) <= 1 else None
+  return None if match is None or _NO_LABEL.search(match[1]) else match
 
 
 def _values(match):

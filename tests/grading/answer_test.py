@@ -53,6 +53,19 @@ def test_a_truth_that_is_not_a_text_is_an_error(truth):
     answer.same_answer("8", truth)
 
 
+@pytest.mark.parametrize("said, truth, same", [
+  ("Area = 9 cm^2", "9 cm^2", True), ("9 cm^2", "Surface area = 9 cm^2", True),
+  ("area = 9", "Surface Area = 9", True), ("A = 9", "Area = 9", True),
+  ("Perimeter = 9", "Area = 9", False), ("The slope is not = 9", "9", False),
+  ("Center = (20,10)", "(20, 10)", True), ("Center = (20,10)", "(10, 20)", False),
+  ("Domain: [-4,0), Range: (-3,1]", "domain: [-4, 0) and range: (-3, 1]", True),
+  ("domain: (-3,1], range: [-4,0)", "domain: [-4, 0) and range: (-3, 1]", False),
+  ("AB:CD = 1:2", "1:2", False),
+])  # fmt: skip
+def test_a_label_in_words_is_no_part_of_the_value(said, truth, same):
+  assert answer.same_answer(said, truth, symbolic=refuse) is same
+
+
 def test_only_formulas_reach_the_symbolic_parser():
   for said, truth in [("8", "3"), ("pairs", "Paris"), ("B", "C"), ("yes", "no"), ("5 cm", "5 m"),
                       ("(1, 2)", "(1, 3)"), ("1, 2", "2, 3"), ("4+4", "8")]:  # fmt: skip
