@@ -24,9 +24,42 @@ import itertools
 import grain
 import numpy as np
 
-from ares_jax.data.files.records import SUFFIXES, open_records
-from ares_jax.data.files.schema import read_row, read_schemas
-from ares_jax.system.config import suggest
+from ares_jax.data.bad_row import BadRow
+from ares_jax.data.files.formats import SUFFIXES, TABLES
+from ares_jax.data.files.records import open_records
+from ares_jax.data.files.schema import has_column, read_row, read_schemas, with_columns
+from ares_jax.system.config import optional, suggest
+
+_SEARCHED = 100  # records that are searched for a column that a source names
+
+Names = tuple[str, ...] | str  # of columns; "" or () leaves it to the schema
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnsConfig:
+  """Columns that hold the fields of a row, in place of those of the schema.
+
+  A name may be "a.b", the field b of the column a, or "a.0", the first item of a list. The texts of
+  several columns are joined: by a newline in a question or a response, by "/" in an id, a source or
+  a level. Several columns of images, options, answers or responses make a list.
+  """
+
+  id: Names = optional(())
+  source: Names = optional(())
+  question: Names = optional(())
+  answer: Names = optional(())
+  images: Names = optional(())
+  options: Names = optional(())
+  level: Names = optional(())
+  response: Names = optional(())
+  responses: Names = optional(())
+  pass_rate: Names = optional(())
+
+  def named(self):
+    """{field: names of its columns} of the fields that name any."""
+    fields = {field: (names,) if isinstance(names, str) else names
+              for field, names in vars(self).items()}
+    return {field: names for field, names in fields.items() if any(names)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +70,12 @@ class SourceConfig:
   schema: str  # key of schemas.json
   split: str  # of a folder; "" = all of it
   weight: float  # rows drawn from it, relative to the weights of the other sources
+  columns: ColumnsConfig = optional(ColumnsConfig())
+  # Files with more columns of the same rows, and the column by which they are matched; "" where
+  # all are JSON objects whose keys are the rows' ids.
+  join: tuple[str, ...] = optional(())
+  key: str = optional("")
+  images: str = optional("")  # folder of the images that records name; "" = that of the file
 
   def __post_init__(self):
     known = list(read_schemas())
@@ -51,13 +90,33 @@ class FileSource:
 
   def __init__(self, config):
     """Opens the files of a SourceConfig; ValueError where there are none or they have no rows."""
-    self._records = open_records(config.path, config.split)
+    self._records = open_records(config.path, config.split, join=config.join, key=config.key,
+                                 images=config.images)
     self.files = self._records.files
-    self._schema = read_schemas()[config.schema]
+    self._schema = with_columns(read_schemas()[config.schema], config.columns.named())
     last = config.path.rstrip("/").rpartition("/")[2]
-    self.name = next((last.removesuffix(end) for end in SUFFIXES if last.endswith(end)), last)
+    ends = SUFFIXES + TABLES
+    self.name = next((last.removesuffix(end) for end in ends if last.endswith(end)), last)
     if not len(self._records):
       raise ValueError(f"data file {config.path} has no rows")
+    self._check_columns(config)
+
+  def _check_columns(self, config):
+    """Raises ValueError where no record has a column that the config names."""
+    missing = [name for names in config.columns.named().values() for name in names]
+    known = set()
+    for index in range(min(_SEARCHED, len(self._records)) if missing else 0):
+      try:
+        record = self._records[index]
+      except BadRow:
+        continue
+      known |= record.keys()
+      missing = [name for name in missing if not has_column(record, name)]
+      if not missing:
+        return
+    if missing:
+      raise ValueError(f"{config.path} has no column {missing[0]!r}, which columns names"
+                       f"{suggest(missing[0], sorted(known))}")
 
   def __len__(self):
     return len(self._records)

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 
 from ml_collections import config_dict
 
+_OPTIONAL = "optional"  # mark of a setting
+
 
 class ConfigError(ValueError):
   """A mistake in a config file or on the command line; the message is one line."""
@@ -31,6 +33,11 @@ def setting(**marks):
   return dataclasses.field(metadata=marks)
 
 
+def optional(default, **marks):
+  """A `setting` that may be left out: one that runs of older versions do not have."""
+  return dataclasses.field(default=default, metadata=marks | {_OPTIONAL: True})
+
+
 def setting_marks(cls, prefix="", inherited=None):
   """{dotted key: marks} of all settings of the frozen dataclass `cls` and of its sections.
 
@@ -42,7 +49,8 @@ def setting_marks(cls, prefix="", inherited=None):
   for field in dataclasses.fields(cls):
     key = prefix + field.name
     marks = inherited | inside.get(field.name, {}) | field.metadata
-    found[key] = {name: value for name, value in marks.items() if name != "inside"}
+    found[key] = {name: value for name, value in marks.items()
+                  if name not in ("inside", _OPTIONAL)}
     is_union = typing.get_origin(hints[field.name]) in (typing.Union, types.UnionType)
     choices = typing.get_args(hints[field.name]) if is_union else [hints[field.name]]
     for section in filter(dataclasses.is_dataclass, choices):
@@ -86,19 +94,24 @@ def build(cls, values, where):
   """Makes the frozen dataclass `cls` from `values`, checking every key and type.
 
   Annotations may be bool, int, float, str, `tuple[...]`, `Literal[...]`, `X | None` and other
-  dataclasses; a float may be given as an int and a tuple as a list. `where` is the path of
-  `values`, e.g. "config.aepo". Raises ConfigError for an unknown or missing key, a wrong type, or a
-  ValueError of `cls.__post_init__`.
+  dataclasses; a float may be given as an int and a tuple as a list. Only `optional` fields may be
+  left out. `where` is the path of `values`, e.g. "config.aepo".
+
+  Raises ConfigError for an unknown or missing key, a wrong type, or a ValueError of
+  `cls.__post_init__`.
   """
   if not isinstance(values, Mapping | config_dict.ConfigDict):
     raise ConfigError(f"{where} is {values!r}; expected the fields of {cls.__name__}")
   hints = typing.get_type_hints(cls)
-  names = [field.name for field in dataclasses.fields(cls)]
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  names = list(fields)
   for key in values:
     if key not in names:
       raise ConfigError(f"{where}.{key} is not a field of {cls.__name__}{suggest(key, names)}")
   built = {}
   for name in names:
+    if name not in values and _OPTIONAL in fields[name].metadata:
+      continue
     if name not in values:
       raise ConfigError(f"{where}.{name} is missing; {cls.__name__} has no defaults, set it")
     try:

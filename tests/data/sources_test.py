@@ -7,16 +7,19 @@ import sys
 import data_files as files
 import numpy as np
 import pytest
+from public import public
 
 from ares_jax.data.bad_row import BadRow
 from ares_jax.data.files.schema import read_schemas
 from ares_jax.data.sources import FileSource, Mixture, SourceConfig, epochs, open_sources, stream
+from ares_jax.system.config import ConfigError, build
 
 DATA_MD = pathlib.Path(__file__).parents[2] / "docs" / "data.md"
 
 
-def config(path, schema="plain", weight=1.0, split=""):
-  return SourceConfig(str(path), schema, split, weight)
+def config(path, schema="plain", weight=1.0, split="", **more):
+  values = dict(path=str(path), schema=schema, split=split, weight=weight, **more)
+  return build(SourceConfig, values, "config.data.files.rl[0]")
 
 
 def examples():
@@ -61,6 +64,51 @@ def test_reads_a_line_of_every_schema(tmp_path, schema, record, write):
   assert ("response" in row) == (schema in ("sharegpt", "ares_coldstart"))
   assert row["source"] == record.get("source", record.get("data_source", record.get("type", "set")))
   assert row["id"] == record.get("qid", f"{path.name}:0")
+
+
+def test_a_source_names_its_columns(tmp_path):
+  path = files.jsonl(tmp_path / "d.jsonl", [
+    {"Body": "A bag has 3 cells.", "Question": "How many?", "Answer": 3.0, "A": "2", "B": "3",
+     "meta": {"kind": "count", "tags": ["easy", "new"]}, "pics": ["a.png"], "pic2": "b.png"},
+    {"Body": None, "Question": "Why?", "Answer": "B", "A": "up", "B": "down",
+     "pics": [], "meta": {}}])
+  columns = dict(question=("Body", "Question"), answer="Answer", options=["A", "B"],
+                 level="meta.tags.0", source=("meta.kind", "meta.tags.1"), images=("pics", "pic2"))
+  source = FileSource(config(path, columns=columns, images=str(tmp_path / "pictures")))
+  assert source[0] == {
+    "id": "d.jsonl:0", "source": "count/new", "level": "easy", "group": None, "step": None,
+    "question": "A bag has 3 cells.\nHow many?\nA. 2\nB. 3", "answer": ["3.0"], "tolerance": 0.0,
+    "images": [str(tmp_path / "pictures" / name) for name in ("a.png", "b.png")]}
+  assert source[1]["question"] == "Why?\nA. up\nB. down" and source[1]["answer"] == ["B", "down"]
+  assert source[1]["source"] == "d"
+
+
+def test_a_column_that_no_record_has_is_an_error(tmp_path):
+  path = files.jsonl(tmp_path / "d.jsonl", [{"question": "q", "answer": "3", "images": []}])
+  with pytest.raises(ValueError, match="no column 'imgs', which columns names; did you mean 'imag"):
+    FileSource(config(path, columns=dict(images="imgs")))
+  with pytest.raises(ConfigError, match="columns.awnser is not a field.*did you mean 'answer'"):
+    config(path, columns=dict(awnser="answer"))
+
+
+def test_published_files_are_read_by_their_columns_and_joined_by_id():
+  source = FileSource(config(public("svamp") / "SVAMP.json", columns=dict(
+    id="ID", question=("Body", "Question"), answer="Answer", source="Type")))
+  assert len(source) == 1000 and source[0]["answer"] == ["51.0"]
+  assert source[0]["question"].startswith("Each pack of dvds costs 76 dollars. If there is a")
+  assert source[0]["question"].endswith("\nHow much do you have to pay to buy each pack?")
+  folder = public("mathvista")
+  source = FileSource(config(
+    folder / "testmini.json", join=[str(folder / "query_testmini.json")],
+    columns=dict(id="pid", question="query_testmini")))
+  assert len(source) == 1000
+  assert all(source[number]["question"].startswith("Hint:") for number in range(1000))
+  folder = public("charxiv")
+  source = FileSource(config(
+    folder / "reasoning_val.json", join=[str(folder / "image_metadata_val.json")],
+    columns=dict(id="figure_id", question="query", images="figure_path", source="category")))
+  assert len(source) == 1000 and source[0]["source"] == "cs"
+  assert source[0]["images"][0].endswith("figures/overall3.jpg")
 
 
 def test_images_are_in_the_record_or_in_files(tmp_path):

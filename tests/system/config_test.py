@@ -107,6 +107,17 @@ def test_a_missing_or_unset_key_is_an_error_though_the_field_has_a_default():
     config.build(Defaulted, unset, "config.a")
 
 
+def test_an_optional_setting_may_be_left_out():
+  @dataclasses.dataclass(frozen=True)
+  class Newer:
+    path: str
+    columns: tuple[str, ...] = config.optional(("a",), free=True)
+
+  assert config.build(Newer, {"path": "x"}, "config.a") == Newer("x", ("a",))
+  assert config.build(Newer, {"path": "x", "columns": ["b"]}, "config.a").columns == ("b",)
+  assert config.setting_marks(Newer) == {"path": {}, "columns": {"free": True}}
+
+
 def test_an_annotation_it_cannot_check_is_a_bug_not_a_user_error():
   @dataclasses.dataclass(frozen=True)
   class Odd:

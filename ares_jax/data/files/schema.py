@@ -23,6 +23,9 @@ from ares_jax.grading.response import extract_boxed
 _COPIED_FIELDS = ("response", "responses", "pass_rate")
 _TEXT_FIELDS = ("level", "group", "step")
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+# The values of several columns of a field are a list, or a text with such joints.
+_COLLECTED = ("images", "options", "answer", "responses")
+_JOINTS = {"question": "\n", "response": "\n"}
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -59,10 +62,19 @@ class _Record:
   def first(self, field, default=None):
     """The value of the first column for a field that the record has."""
     for column in self.schema["columns"].get(field, ()):
-      value = _at(self.values, column)
+      value = self.value(field, column)
       if value is not None:
         return value
     return default
+
+  def value(self, field, column):
+    """The value of a column, or the values of a list of columns as one."""
+    if isinstance(column, str):
+      return _at(self.values, column)
+    found = [value for name in column if (value := _at(self.values, name)) is not None]
+    if field in _COLLECTED:
+      return [item for value in found for item in (value if _is_list(value) else [value])] or None
+    return _JOINTS.get(field, "/").join(_text(value).strip() for value in found) or None
 
   def bad(self, code, reason):
     return BadRow(self.location, code, reason)
@@ -145,12 +157,24 @@ def _filled_template(record, question, options):
 
 
 def _at(record, column):
-  """The value of a column; "a.b" is the field b of the column a."""
+  """The value of a column; "a.b" is the field b of the column a, "a.0" the first item of a list."""
+  if column in record:
+    return record[column]
   for part in column.split("."):
-    if not isinstance(record, dict):
-      return None
-    record = record.get(part)
+    if _is_list(record) and part.isdecimal():
+      record = record[int(part)] if int(part) < len(record) else None
+    else:
+      record = record.get(part) if isinstance(record, dict) else None
   return record
+
+
+def has_column(record, column):
+  """Whether a record has a column, be it empty; of "a.b" it is asked for a."""
+  return column in record or column.partition(".")[0] in record
+
+
+def _is_list(value):
+  return isinstance(value, list | tuple | np.ndarray) and np.ndim(value) > 0
 
 
 def _text(value):
@@ -241,7 +265,7 @@ def _letter_and_text(options, index):
 def _images(record):
   found = []
   for column in record.schema["columns"].get("images", ()):
-    value = _at(record.values, column)
+    value = record.value("images", column)
     if value is None or (found and not column[-1].isdigit()):
       continue  # columns without a number are other names of the first image
     # TFDS gives one image as uint8 [H, W, 3], several as an array of bytes.
@@ -292,6 +316,12 @@ def _tolerance(record):
   except (TypeError, ValueError) as error:
     raise record.bad("answer", f"the tolerance {tolerance!r} (decimals {digits!r}) is not a "
                      "number") from error
+
+
+def with_columns(schema, columns):
+  """The schema with other columns: {field: names}; of several names the values are joined."""
+  return schema | {"columns": schema["columns"] | {
+    field: [names[0] if len(names) == 1 else list(names)] for field, names in columns.items()}}
 
 
 @functools.cache

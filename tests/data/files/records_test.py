@@ -3,6 +3,7 @@
 import concurrent.futures
 import io
 import json
+import os
 import pickle
 import threading
 import time
@@ -15,7 +16,7 @@ import pytest
 from etils import epath
 
 from ares_jax.data.bad_row import BadRow
-from ares_jax.data.files import group_cache, records
+from ares_jax.data.files import formats, group_cache
 from ares_jax.data.files.records import open_records
 from ares_jax.data.files.schema import read_row
 from ares_jax.data.files.schema import read_schemas as schemas
@@ -64,7 +65,7 @@ def test_blank_lines_are_skipped(tmp_path):
 
 def test_a_file_longer_than_one_scan_is_read_completely(tmp_path, monkeypatch):
   path = files.jsonl(tmp_path / "d.jsonl", RECORDS)
-  monkeypatch.setattr(records, "_SCAN_BYTES", 7)
+  monkeypatch.setattr(formats, "_SCAN_BYTES", 7)
   opened = open_records(path)
   assert [opened[number] for number in range(len(opened))] == RECORDS
 
@@ -124,14 +125,50 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     open_records("nowhere.jsonl")
   with pytest.raises(ValueError, match="neither a .jsonl, .* nor a folder of them.*'train'"):
     open_records(tmp_path, "train")
-  (tmp_path / "d.csv").write_text("a,b")
-  with pytest.raises(ValueError, match="d.csv is not one of .jsonl"):
-    open_records(tmp_path / "d.csv")
+  (tmp_path / "d.txt").write_text("a,b")
+  with pytest.raises(ValueError, match="d.txt is not one of .jsonl"):
+    open_records(tmp_path / "d.txt")
   (tmp_path / "d.jsonl").write_text('{"a": 1}\n{"a": \n[1, 2]\n' + "[" * 200_000 + "\n")
   opened = open_records(tmp_path / "d.jsonl")
   for number, word in ((1, "Expecting value"), (2, "a JSON object is needed"), (3, "recursion")):
     with pytest.raises(BadRow, match=f"row d.jsonl:{number}: .*{word}"):
       opened[number]
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / "d.jsonl")
+  with pytest.raises(ValueError, match="d.jsonl is no regular file"):
+    open_records(tmp_path / "d.jsonl")
+
+
+def test_files_are_joined_by_the_keys_of_their_objects(tmp_path):
+  (tmp_path / "a.json").write_text('{"1": {"answer": "x"}, "2": {"answer": "y"}}')
+  (tmp_path / "query.json").write_text('{"2": "Why?", "1": "How?", "3": "Who?"}')
+  opened = open_records(tmp_path / "a.json", join=[tmp_path / "query.json"])
+  assert [opened[number] for number in range(len(opened))] == [
+    {"_key": "1", "answer": "x", "query": "How?"}, {"_key": "2", "answer": "y", "query": "Why?"}]
+  assert [file.name for file in opened.files] == ["a.json", "query.json"]
+  assert opened.location(1) == "a.json:1" and opened.folder == epath.Path(tmp_path)
+
+
+def test_files_are_joined_by_a_column(tmp_path):
+  files.jsonl(tmp_path / "a.jsonl", [{"id": 2, "q": "Why?"}, {"id": 1, "q": "How?"}, {"id": 9},
+                                     {"id": 3, "q": "Who?"}])
+  files.parquet(tmp_path / "b.parquet", [
+    {"id": "1", "image": "x", "q": None}, {"id": "2", "image": "y", "q": "Why?"},
+    {"id": "3", "image": "z", "q": "Where?"}])
+  opened = open_records(tmp_path / "a.jsonl", join=[tmp_path / "b.parquet"], key="id", images="/i")
+  assert [opened[0]["image"], opened[0]["q"], opened[1]["image"]] == ["y", "Why?", "x"]
+  assert str(opened.folder) == "/i"
+  with pytest.raises(BadRow, match="row a.jsonl:2: b.parquet has no record whose 'id' is 9"):
+    opened[2]
+  with pytest.raises(BadRow, match="row a.jsonl:3: its column 'q' is 'Who.' here and 'Where.'"):
+    opened[3]
+  for text, word in (('{"id": 1}\n{"id": 1}\n', "record 1: 'id' is 1, twice"),
+                     ('{"q": 1}\n', "record 0: 'id' is None, missing")):
+    (tmp_path / "c.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=f"c.jsonl, {word}"):
+      open_records(tmp_path / "a.jsonl", join=[tmp_path / "c.jsonl"], key="id")
 
 
 def test_cloud_paths_are_read_through_epath(tmp_path):
@@ -161,7 +198,7 @@ def test_cloud_paths_are_read_through_epath(tmp_path):
 def test_remote_arrow_is_read_batch_by_batch(tmp_path, monkeypatch, form):
   path = write_arrow(tmp_path / "d.arrow", pa.Table.from_pylist(RECORDS), form, rows=3)
   monkeypatch.setattr(group_cache, "GROUPS", group_cache.Groups(capacity=1))  # holds the last alone
-  opened = records.RemoteArrow(path)
+  opened = formats.RemoteArrow(path)
   for reader in (opened, pickle.loads(pickle.dumps(opened))):
     assert len(reader) == 7
     assert [reader[number] for number in (6, 0, 3, 5, 2)] == [
@@ -182,7 +219,7 @@ def test_opening_remote_arrow_holds_one_batch_at_a_time(tmp_path, form):
       assert size < 200_000
       return super().read(size)
 
-  opened = records.RemoteArrow(mock.Mock(open=lambda mode: File(path, mode)))
+  opened = formats.RemoteArrow(mock.Mock(open=lambda mode: File(path, mode)))
   assert len(opened) == 400 and opened[399] == {"text": "x" * 10_000}
   assert max(most) < 500_000
 
@@ -191,17 +228,17 @@ def test_a_remote_file_that_is_not_arrow_is_named(tmp_path):
   path = epath.Path(tmp_path / "d.arrow")
   path.write_bytes(b"0123456789abcdef")
   with pytest.raises(ValueError, match="d.arrow is not an Arrow stream or file"):
-    records.RemoteArrow(path)
+    formats.RemoteArrow(path)
   path.write_bytes(b"")
   with pytest.raises(ValueError, match="d.arrow is not .*: it is empty"):
-    records.RemoteArrow(path)
+    formats.RemoteArrow(path)
   write_arrow(path, pa.Table.from_pylist(RECORDS), "new_stream", rows=3)
   path.write_bytes(path.read_bytes()[:-100])
   with pytest.raises(ValueError, match="d.arrow is not .*: Expected"):
-    records.RemoteArrow(path)
+    formats.RemoteArrow(path)
   write_arrow(path, pa.table({"a": pa.array(["a", "b"]).dictionary_encode()}), "new_stream", rows=2)
   with pytest.raises(ValueError, match="has dictionary columns; save it as parquet"):
-    records.RemoteArrow(path)
+    formats.RemoteArrow(path)
 
 
 def write_arrow(path, table, form, *, rows):
