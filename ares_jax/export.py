@@ -77,7 +77,7 @@ def export(workdir, out, stage=None, *, adapter=False):
   elif config.model.path:
     hf.to_hf(lora.merge(base, params), model, out, config.model.path)
   else:
-    hf.to_new_hf(lora.merge(base, params), model, out, tokenizer=opened.tokenizer,
+    hf.to_new_hf(lora.merge(base, params), model, out, tokenizer=opened.tokens.tokenizer,
                  min_pixels=config.prompt.min_pixels, max_pixels=config.prompt.max_pixels)
   return {"folder": os.fspath(out), "stage": stage, "step": step, "parameters": count}
 

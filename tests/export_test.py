@@ -34,7 +34,7 @@ class State:
 def parts():
   config = tiny.read()
   opened = model_lib.open_model(config.model)
-  return config, opened.config, opened.tokenizer
+  return config, opened.config, opened.tokens.tokenizer
 
 
 @pytest.fixture(scope="module")

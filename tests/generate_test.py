@@ -12,7 +12,6 @@ from models import make_golden
 from PIL import Image
 
 from ares_jax import generate
-from ares_jax.run.model import end_tokens
 from ares_jax.system import command
 
 TOKENIZER = qwen_tokenizer.tokenizer()
@@ -116,12 +115,6 @@ def test_greedy_tokens_are_those_of_transformers(folder, capfd, question, images
   assert result["response"] == TOKENIZER.decode(want, skip_special_tokens=True)
   assert result["tokens"] == len(want) > 3
   assert result["finished"] == (len(want) < ANSWER or want[-1] in (0, 2))
-
-
-def test_what_ends_an_answer_is_said_by_the_folder(folder, tmp_path):
-  end, text_end = TOKENIZER.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-  assert end_tokens(folder, TOKENIZER) == (end, text_end)
-  assert end_tokens(tmp_path, TOKENIZER) == (end,)
 
 
 @pytest.mark.parametrize("words, code, message", [

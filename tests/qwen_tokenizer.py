@@ -29,6 +29,12 @@ You are a helpful assistant.<|im_end|>
 
 @functools.cache
 def tokenizer():
+  """The one that all tests share: do not change it."""
+  return fresh()
+
+
+def fresh():
+  """One of its own, to be changed."""
   model = tokenizers.Tokenizer(tokenizers.models.BPE())
   # Numbers digit by digit, a newline with those behind it, a word with the space before it.
   pieces = tokenizers.Regex(r"\s*[\r\n]+| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")

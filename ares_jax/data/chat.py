@@ -8,6 +8,8 @@ import dataclasses
 import functools
 import re
 
+from ares_jax.data.template import CLOSE, THINK, Template
+
 # Marks the position of the next image, or of the image with that number (counted from 1).
 IMAGE_MARK = re.compile(r"<image(?: ?(\d+))?>")
 
@@ -27,8 +29,10 @@ class Chat:
     of the second one. Without any mark, all images come first, in order.
 
     Raises:
-      ValueError: the question has marks, but not one for each image.
+      ValueError: the question has marks, but not one for each image, or the template takes texts.
     """
+    if images and not self.template.takes_parts:
+      raise ValueError(f"the question has {images} images, but the chat template takes texts only")
     marks = [mark.group(1) for mark in IMAGE_MARK.finditer(question + self.suffix)]
     if not marks:
       return list(range(images))
@@ -57,12 +61,21 @@ class Chat:
     return expanded
 
   def response(self, text):
-    """Token ids of a response, the end-of-turn token included."""
-    return self._plain(text) + [self.tokenizer.eos_token_id]
+    """Token ids of a response, the end-of-turn token included.
+
+    Where the template opens the thought, `<think>` is in the prompt already; a response without a
+    thought then closes it first.
+    """
+    opening = self.template.opening
+    if opening and (begun := text.lstrip()).startswith(THINK):
+      text = begun.removeprefix(opening if begun.startswith(opening) else THINK)
+    elif opening:
+      text = f"{CLOSE}\n\n{text}"
+    return self._plain(text) + [self.template.end]
 
   def text(self, tokens):
-    """Text of response tokens, special tokens left out."""
-    return self.tokenizer.decode(tokens, skip_special_tokens=True)
+    """Text of response tokens, special tokens left out, from a `<think>` of the template on."""
+    return self.template.opening + self.tokenizer.decode(tokens, skip_special_tokens=True)
 
   def _content(self, text, images):
     pieces = IMAGE_MARK.split(text)[::2]  # the numbers are between them
@@ -76,7 +89,7 @@ class Chat:
 
   def _encode(self, content):
     if not any(self._special.search(part.get("text", "")) for part in content):
-      return self._ids(self._render(content))
+      return self._ids(self.template.prompt(content))
     # Rendered with "\0" for each control token of the question, so that only those of the template
     # are read as such. The text between keeps its neighbours: a token may join it with the newline
     # of the template before it.
@@ -85,21 +98,22 @@ class Chat:
     found = [token for part in content for token in self._special.findall(part.get("text", ""))]
     replaced = [dict(part, text=self._special.sub("\0", part["text"])) if part["type"] == "text"
                  else part for part in content]
-    first, *others = self._render(replaced).split("\0")
+    first, *others = self.template.prompt(replaced).split("\0")
     ids = self._ids(first)
     for token, text in zip(found, others, strict=True):
       ids += self._plain(token) + self._ids(text)
     return ids
-
-  def _render(self, content):
-    return self.tokenizer.apply_chat_template(
-      [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
 
   def _ids(self, text):
     return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
   def _plain(self, text):
     return self._text_only.encode(text, add_special_tokens=False).ids
+
+  @functools.cached_property
+  def template(self):
+    """The Template of the tokenizer."""
+    return Template(self.tokenizer)
 
   @functools.cached_property
   def _special(self):

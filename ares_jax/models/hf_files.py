@@ -11,13 +11,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ares_jax.models.config import ModelConfig
 from ares_jax.models.weights import Params, name_of, weight_table
 
 Folder = str | os.PathLike
 INDEX = "model.safetensors.index.json"
+
+
+def read_object(path: Folder) -> dict:
+  """The JSON object in a file of a folder; ValueError names the file where there is none."""
+  try:
+    fields = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+  except ValueError as error:  # no UTF-8, no JSON
+    raise ValueError(f"{path} is damaged, download it again: {error}") from error
+  if not isinstance(fields, dict):
+    raise ValueError(f"{path} holds {_KINDS[type(fields)]}, not a JSON object")
+  return fields
+
+
+_KINDS = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "a truth value",
+          type(None): "null"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,16 +121,13 @@ class Tensor:
 def tensors_of(folder: Folder) -> dict[str, Tensor]:
   """All tensors of a folder by their flat name, from the headers of its files."""
   folder = pathlib.Path(folder)
-  if (folder / INDEX).exists():
-    files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-  else:
-    files = ["model.safetensors"]
+  files = _files(folder / INDEX) if (folder / INDEX).exists() else ["model.safetensors"]
   tensors = {}
   for file in files:
     if not (folder / file).is_file():
       raise ValueError(f"{folder}: no {file}; this is not a folder of safetensors weights, or a "
                        "file was not downloaded")
-    with safe_open(folder / file, framework="np") as opened:
+    with _opened(folder / file) as opened:
       for stored in opened.keys():
         slices = opened.get_slice(stored)
         name = stored
@@ -128,6 +140,22 @@ def tensors_of(folder: Folder) -> dict[str, Tensor]:
                            "F16 weights can be read (quantised folders cannot)")
         tensors[name] = Tensor(file, stored, tuple(slices.get_shape()), np.dtype(dtype))
   return tensors
+
+
+def _files(index: pathlib.Path) -> list[str]:
+  """The files of weights that an index names."""
+  files = read_object(index).get("weight_map")
+  if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+    raise ValueError(f"{index}: weight_map does not name the file of each tensor; download it "
+                     "again")
+  return sorted(set(files.values()))
+
+
+def _opened(path: pathlib.Path):
+  try:
+    return safe_open(path, framework="np")
+  except SafetensorError as error:
+    raise ValueError(f"{path} is damaged or cut short, download it again: {error}") from error
 
 
 def tensors_for(config: ModelConfig) -> dict[str, Tensor]:

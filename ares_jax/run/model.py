@@ -5,14 +5,13 @@ import functools
 import os
 
 import jax
-import numpy as np
 
 from ares_jax.data import digits
 from ares_jax.data.chat import Chat
 from ares_jax.data.prompts import Encoder
 from ares_jax.models import hf_config, weights
 from ares_jax.models.config import PUBLISHED_SIZES, ModelConfig
-from ares_jax.run.files import read_json
+from ares_jax.run.tokens import Tokens, check_tokens, open_tokenizer
 from ares_jax.sampling.rollout import Generator
 from ares_jax.system.profiler import PhaseTimer
 
@@ -22,35 +21,31 @@ class OpenModel:
   """A model without its weights, and the tokens it reads and writes."""
 
   config: ModelConfig
-  tokenizer: object  # of transformers
-  end: tuple[int, ...]  # ids that end an answer
-  allowed: np.ndarray  # bool [V], tokens that an answer may hold
+  tokens: Tokens
 
   def generator(self, prompt, engine, grader=None):
     """Generator that answers prompts with this model; grader None where no answer is graded."""
     vision = self.config.vision
-    encoder = Encoder(Chat(self.tokenizer, prompt.suffix, self.config.image_token), prompt,
+    tokens = self.tokens
+    encoder = Encoder(Chat(tokens.tokenizer, prompt.suffix, self.config.image_token), prompt,
                       vision.window, vision.patch, vision.merge)
-    return Generator(self.config, encoder, self.allowed, self.end, engine, grader, PhaseTimer())
+    return Generator(self.config, encoder, tokens.allowed, tokens.end, engine, grader,
+                     PhaseTimer())
 
 
 def open_model(section):
   """OpenModel of a ModelSection. Every command that samples or trains opens its model here.
 
   Raises:
-    ValueError: the section's folder does not exist or is no Qwen2.5-VL model.
+    ValueError: the section's folder does not exist or is no Qwen2.5-VL model, or its tokenizer is
+      not that of the model.
   """
-  if section.path:
-    if not os.path.isdir(section.path):
-      raise ValueError(f"{section.path} is no folder; give the folder of a Hugging Face Qwen2.5-VL "
-                       "model")
-    import transformers
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(section.path)
-  else:
-    tokenizer = digits.tokenizer()
-  config, end = model_config(section), end_tokens(section.path, tokenizer)
-  return OpenModel(config, tokenizer, end, allowed_tokens(tokenizer, config.vocab, end))
+  if section.path and not os.path.isdir(section.path):
+    raise ValueError(f"{section.path} is no folder; give the folder of a Hugging Face Qwen2.5-VL "
+                     "model")
+  config = model_config(section)
+  tokenizer = open_tokenizer(section.path) if section.path else digits.tokenizer()
+  return OpenModel(config, check_tokens(config, tokenizer, section.path))
 
 
 def model_config(section):
@@ -92,23 +87,3 @@ def first_weights(config, model):
   table = weights.weight_table(model)
   return jax.jit(functools.partial(weights.init, table, dtype=dtype),
                  out_shardings=weights.shardings(table, devices))(jax.random.key(config.seed))
-
-
-def end_tokens(folder, tokenizer):
-  """Ids that end an answer: those of the folder's generation_config.json, as in transformers.
-
-  The tokenizer's end-of-text token is taken where the folder names none or is "".
-  """
-  ids = read_json(folder, "generation_config.json").get("eos_token_id") if folder else None
-  if ids is None:
-    ids = tokenizer.eos_token_id
-  return tuple(ids) if isinstance(ids, list) else (ids,)
-
-
-def allowed_tokens(tokenizer, vocab, end):
-  """bool [V]: tokens that an answer may hold: those of `end` and all that are not special."""
-  allowed = np.zeros(vocab, bool)
-  allowed[: len(tokenizer)] = True
-  allowed[[index for index in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder)
-           if index not in end and tokenizer.added_tokens_decoder[index].special]] = False
-  return allowed

@@ -75,8 +75,8 @@ def open_run(config, *, workdir=None, check=True):
   with GradingPool(grade.workers, grade.timeout, grader=grade.grader,
                    timeout_share=grade.timeout_share) as grader:
     generator = opened.generator(config.prompt, config.engine, grader)
-    run = Run(config, opened.config, opened.tokenizer, generator,
-              trigger_table(opened.tokenizer, opened.config.vocab),
+    run = Run(config, opened.config, opened.tokens.tokenizer, generator,
+              trigger_table(opened.tokens.tokenizer, opened.config.vocab),
               RunData(config, generator.encoder, grader, workdir))
     if check:
       check_run(run)

@@ -20,7 +20,7 @@ from ares_jax.data.bad_row import CODES, BadRow
 from ares_jax.data.chat import Chat
 from ares_jax.data.prompts import Encoder, PromptConfig
 from ares_jax.data.sources import FileSource, SourceConfig
-from ares_jax.run import model
+from ares_jax.run.tokens import allowed_tokens
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 ROWS = int(os.environ.get("ARES_HOSTILE_ROWS", 2000))  # 50000 is the long form
@@ -128,7 +128,7 @@ def test_an_array_that_is_no_picture_is_a_bad_row(shape, dtype):
 
 def test_image_tokens_are_never_sampled():
   tokenizer = digits.tokenizer()
-  allowed = model.allowed_tokens(tokenizer, len(tokenizer) + 8, (tokenizer.eos_token_id,))
+  allowed = allowed_tokens(tokenizer, len(tokenizer) + 8, (tokenizer.eos_token_id,))
   marks = [token for token in tokenizer.get_vocab() if token.startswith("<|")]
   assert {"<|image_pad|>", "<|vision_start|>", "<|vision_end|>"} <= set(marks)
   drawn = [token for token in marks if allowed[tokenizer.convert_tokens_to_ids(token)]]

@@ -15,7 +15,7 @@ from ares_jax.run.identity import _model_digest, fingerprint
 def marks(config):
   opened = model_lib.open_model(config.model)
   data = data_lib.RunData(config, None, None, None)
-  return fingerprint(setup.Run(config, opened.config, opened.tokenizer, None, None, data))
+  return fingerprint(setup.Run(config, opened.config, opened.tokens.tokenizer, None, None, data))
 
 
 def test_generated_data_are_told_by_seed_and_size():

@@ -11,11 +11,12 @@ SECTION = tiny.read().model
 
 def test_a_fresh_model_has_the_vocabulary_of_its_tokenizer():
   opened = open_model(SECTION)
+  tokens, words = opened.tokens, len(opened.tokens.tokenizer)
   assert opened.config == model_config(SECTION)
-  assert 0 <= opened.config.vocab - len(opened.tokenizer) < 8 and opened.config.vocab % 8 == 0
-  assert opened.end == (opened.tokenizer.eos_token_id,) and opened.allowed[opened.end[0]]
-  assert not opened.allowed[opened.config.image_token]
-  assert not opened.allowed[len(opened.tokenizer):].any()
+  assert 0 <= opened.config.vocab - words < 8 and opened.config.vocab % 8 == 0
+  assert tokens.end == (tokens.tokenizer.eos_token_id,) and tokens.allowed[tokens.end[0]]
+  assert not tokens.allowed[opened.config.image_token]
+  assert not tokens.allowed[words:].any()
 
 
 def test_the_sizes_of_a_published_model_need_no_file():

@@ -1,0 +1,90 @@
+"""How a tokenizer's chat template writes a conversation: its turns, and where an answer ends."""
+
+import dataclasses
+import functools
+import re
+
+THINK = "<think>"  # opens the reasoning of an answer
+CLOSE = "</think>"
+# Stand for texts of a conversation. No template holds these words.
+_QUESTION, _ANSWER = "qWx7", "aWx7"
+# What a template prints that takes any content for a text: the part's key, then its text.
+_PRINTED = re.compile(rf"text\W+{_QUESTION}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+  """The chat template of a tokenizer."""
+
+  tokenizer: object  # a `transformers` fast tokenizer
+
+  def prompt(self, content):
+    """Text of a user's turn up to where the answer begins.
+
+    `content` is a list of parts {"type": "text", "text": ...} or {"type": "image"}; a template that
+    takes a text gets those of the parts.
+    """
+    return self._render([{"role": "user", "content": self._content(content)}], prompt=True)
+
+  @functools.cached_property
+  def takes_parts(self):
+    """Whether the template reads lists of parts; the others, of text models, read texts.
+
+    Raises:
+      ValueError: there is no template, or it prints neither.
+    """
+    for content in ([{"type": "text", "text": _QUESTION}], _QUESTION):
+      try:
+        text = self._render([{"role": "user", "content": content}], prompt=True)
+      except _failures() as error:
+        failure = f"{type(error).__name__}: {error}"
+      else:
+        if _QUESTION in text and not _PRINTED.search(text):
+          return isinstance(content, list)
+        failure = f"it prints {text[:200]!r}"
+    raise ValueError(f"the chat template does not write a question: {failure}")
+
+  @functools.cached_property
+  def opening(self):
+    """The end of every prompt from `<think>` on, where the template opens the thought; else ""."""
+    text = self.prompt([{"type": "text", "text": _QUESTION}]).rpartition(_QUESTION)[2]
+    opening = text[text.rfind(THINK):] if THINK in text else ""
+    return "" if CLOSE in opening else opening
+
+  @functools.cached_property
+  def end(self):
+    """Id of the token that ends an answer: the template's, or else the tokenizer's end of text.
+
+    Raises:
+      ValueError: there is neither, or the template ends answers with a text that is no token.
+    """
+    question = self._content([{"type": "text", "text": _QUESTION}])
+    text = self._render([{"role": "user", "content": question},
+                         {"role": "assistant", "content": self._content(
+                           [{"type": "text", "text": _ANSWER}])}], prompt=False)
+    rest = text.rpartition(_ANSWER)[2]
+    known = self.tokenizer.added_tokens_decoder
+    for token in self.tokenizer(rest, add_special_tokens=False)["input_ids"]:
+      if token == self.tokenizer.eos_token_id or token in known and known[token].special:
+        return token
+    if rest.strip():
+      raise ValueError(f"the chat template ends an answer with {rest!r}, which holds no control "
+                       "token of the tokenizer; take both from one model")
+    if self.tokenizer.eos_token_id is None:
+      raise ValueError("neither the chat template nor eos_token of the tokenizer ends an answer; "
+                       "set eos_token in tokenizer_config.json")
+    return self.tokenizer.eos_token_id
+
+  def _content(self, parts):
+    return parts if self.takes_parts else "".join(part["text"] for part in parts)
+
+  def _render(self, messages, *, prompt):
+    return self.tokenizer.apply_chat_template(messages, tokenize=False,
+                                              add_generation_prompt=prompt)
+
+
+def _failures():
+  """What rendering raises where a template is broken, or takes another form of content."""
+  import jinja2
+
+  return jinja2.TemplateError, TypeError, ValueError, AttributeError
