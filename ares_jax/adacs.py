@@ -181,14 +181,14 @@ def measure_pass_rates(probe, source, config, context, *, path, shard=(0, 1)):
                      f"curate.problems={len(source)}, or leave sources out of data.files.sft")
   numbers = pass_rates.shard_numbers(config.problems, shard)
   done = hosts.on_process_0(lambda: pass_rates.drop_torn_line(path))
-  progress = Progress(len(numbers), "curation", start=done)
+  progress = Progress(len(numbers), "curation", unit="problem", start=done)
   while done < len(numbers):
     lines = _measure_batch(probe, source, config, context, numbers, done)
     if jax.process_index() == 0:
       with open(path, "a", encoding="utf-8") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
     done += len(lines)
-    progress.update(done, "problems")
+    progress.update(done)
   progress.close()
 
 

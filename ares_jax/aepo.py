@@ -8,7 +8,6 @@ minibatches, with an optimizer update each, and loops over each one's microbatch
 
 import functools
 import os
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -53,9 +52,9 @@ def train_aepo(params, source, config, context, *, trigger_V):
   def begin(state):
     hosts.on_process_0(lambda: truncate_lines(os.path.join(workdir, "rollouts.jsonl"), "aepo",
                                               int(state.step)))
-    batches = announce_shapes(encoder.config, sharded_stream(
+    batches = sharded_stream(
       source, batch=config.prompts, seed=context.seed, encode=encoder.encode, collate=collate,
-      start=int(state.batches), threads=context.threads))
+      start=int(state.batches), threads=context.threads)
 
     def step(state):
       # The threshold of the iterations so far; NaN, at which nothing forks, before the first.
@@ -88,19 +87,6 @@ def train_aepo(params, source, config, context, *, trigger_V):
 
   return run_stage("aepo", state, begin, steps=config.steps, workdir=workdir, config=config.loop,
                    phases=generator.phases).params
-
-
-def announce_shapes(config, batches):
-  """`batches`, with a line on stderr before the first batch of each of PromptConfig's shapes."""
-  seen = set()
-  for batch in batches:
-    shape = batch.tokens.shape[1], batch.vision["image"].shape[1]
-    if shape not in seen:
-      seen.add(shape)
-      if jax.process_index() == 0:
-        print(f"prompts of {shape[0]} tokens and {shape[1]} vision windows: shape {len(seen)} of "
-              f"{len(config.max_tokens)}, compiled at its first use", file=sys.stderr, flush=True)
-    yield batch
 
 
 def pack_rollout(rollout, config, encoder):

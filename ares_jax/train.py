@@ -14,7 +14,6 @@ fourth of eight and leaves its lines in WORKDIR/curation/, which the run itself 
 import contextlib
 import json
 import os
-import sys
 
 import jax
 from absl import flags
@@ -73,7 +72,7 @@ def main():
     devices = mesh.make_mesh(config.mesh.data, config.mesh.model, slices=config.mesh.slice)
     with jax.set_mesh(devices), open_run(config, workdir=workdir, check=not shard) as parts:
       if _CHECK.value:
-        checked = check.check_programs(config, parts.model, parts.generator.end, _note)
+        checked = check.check_programs(config, parts.model, parts.generator.end)
         _print(check.memory_table(checked))
         check.require_fit(checked, config, parts.model)
       elif _REPLAY.value:
@@ -87,7 +86,7 @@ def main():
           return
         with check.suggest_on_oom(config, parts.model), profile, \
             wandb.wandb(config.wandb, workdir, values.to_dict()):
-          check.compile_longest_first(config, parts.model, parts.generator.end, workdir, _note)
+          check.compile_longest_first(config, parts.model, parts.generator.end, workdir)
           train(parts, workdir, until="curation" if _CURATE.value else "end",
                 allow=_ALLOW_CHANGE.value)
 
@@ -149,14 +148,10 @@ def _profile(config, workdir):
   return profiler.profile_steps(os.path.join(workdir, "profile"), stage, *steps)
 
 
-def _note(line):
-  _print(line, file=sys.stderr)
-
-
-def _print(text, file=None):
+def _print(text):
   """Prints on process 0."""
   if jax.process_index() == 0:
-    print(text, file=file, flush=True)
+    print(text, flush=True)
 
 
 if __name__ == "__main__":

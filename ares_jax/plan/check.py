@@ -20,7 +20,7 @@ from ares_jax.plan.programs import aepo_programs, sft_program
 from ares_jax.plan.suggestions import suggestions
 from ares_jax.run.checkpoint.reader import newest_step
 from ares_jax.run.identity import STAGES
-from ares_jax.system import heartbeat, hosts
+from ares_jax.system import compiling, hosts
 from ares_jax.system.config import one_line
 
 
@@ -39,11 +39,11 @@ class CheckedProgram:
     return self.bytes is not None and (self.limit is None or self.bytes <= self.limit)
 
 
-def check_programs(config, model, end, note=lambda line: None, stages=STAGES):
+def check_programs(config, model, end, stages=STAGES):
   """CheckedPrograms of a TrainConfig on the current mesh, in the order they run.
 
-  `end` are the token ids that end an answer; `note` gets a line when a compilation starts. Raises
-  ValueError if sizes do not divide over the mesh, or keys and values do not fit engine.cache_gib.
+  `end` are the token ids that end an answer. Raises ValueError if sizes do not divide over the
+  mesh, or keys and values do not fit engine.cache_gib.
   """
   largest, checked = [], []
   for stage in stages:
@@ -51,11 +51,10 @@ def check_programs(config, model, end, note=lambda line: None, stages=STAGES):
       largest += (aepo_programs(config, model, end) if stage == "aepo"
                   else [sft_program(config, model, stage)])
   for program in largest:
-    note(f"compiling the longest shape of {program.name} ...")
-    heartbeat.heartbeat()
     start, size = time.perf_counter(), None
     try:
-      found = program.trace().lower().compile().memory_analysis()
+      with compiling.announced(f"the longest shape of {program.name}"):
+        found = program.trace().lower().compile().memory_analysis()
       size = (found.argument_size_in_bytes + found.output_size_in_bytes
               + found.temp_size_in_bytes - found.alias_size_in_bytes + program.beside)
     except jax.errors.JaxRuntimeError as error:
@@ -86,7 +85,7 @@ def require_fit(checked, config, model):
                      f"{_try_first(over, config, model)}")
 
 
-def compile_longest_first(config, model, end, workdir, note):
+def compile_longest_first(config, model, end, workdir):
   """Compiles AEPO's longest shapes before its first batch, if that batch may have shorter ones.
 
   Raises ValueError, with suggestions, if they do not fit.
@@ -94,7 +93,7 @@ def compile_longest_first(config, model, end, workdir, note):
   several = len(config.prompt.max_tokens) > 1 or len(config.aepo.row_tokens) > 1
   if several and config.aepo.steps and hosts.on_process_0(
       lambda: newest_step(os.path.join(workdir, "aepo"))) is None:
-    require_fit(check_programs(config, model, end, note, ("aepo",)), config, model)
+    require_fit(check_programs(config, model, end, ("aepo",)), config, model)
 
 
 @contextlib.contextmanager

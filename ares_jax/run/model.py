@@ -13,6 +13,7 @@ from ares_jax.models import hf_config, weights
 from ares_jax.models.config import PUBLISHED_SIZES, ModelConfig
 from ares_jax.run.tokens import Tokens, check_tokens, open_tokenizer
 from ares_jax.sampling.rollout import Generator
+from ares_jax.system import compiling
 from ares_jax.system.profiler import PhaseTimer
 
 
@@ -85,5 +86,7 @@ def first_weights(config, model):
 
     return hf.from_hf(config.model.path, model, devices, dtype)
   table = weights.weight_table(model)
-  return jax.jit(functools.partial(weights.init, table, dtype=dtype),
-                 out_shardings=weights.shardings(table, devices))(jax.random.key(config.seed))
+  draw = jax.jit(functools.partial(weights.init, table, dtype=dtype),
+                 out_shardings=weights.shardings(table, devices))
+  with compiling.announced("the first weights"):
+    return draw(jax.random.key(config.seed))

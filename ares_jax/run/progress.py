@@ -1,48 +1,56 @@
 """The progress bar of a stage, the speed of its steps and the memory of the devices."""
 
+import collections
 import contextlib
 import math
+import statistics
 import sys
 import time
 
 import jax
 
-from ares_jax.system import chips
+from ares_jax.system import chips, compiling
 
 _GIB = 2**30
+_RECENT = 30  # updates whose median speed tells the time left
 
 
 class Progress:
-  """A progress bar with the time left, on stderr; plain lines if stderr is not a terminal."""
+  """A progress bar with the time left, on stderr; plain lines if stderr is not a terminal.
 
-  def __init__(self, total, stage, *, start=0, stream=None, clock=time.monotonic, every=10.0):
-    """A bar of `total` steps; a resumed run had finished `start` steps when this process started.
+  The time left is that of the remaining steps at the median speed of the last updates, without the
+  seconds in which they compiled.
+  """
+
+  def __init__(self, total, stage, *, unit="step", start=0, stream=None, clock=time.monotonic,
+               every=10.0):
+    """A bar of `total` units; a resumed run had finished `start` of them when this process started.
 
     `stream` None is stderr; plain lines are printed `every` seconds of `clock`.
     """
-    self._total, self._stage, self._start = total, stage, start
+    self._total, self._stage, self._unit = total, stage, unit
     self._stream = sys.stderr if stream is None else stream
     self._clock, self._every = clock, every
-    self._began = clock()
-    self._first = (total, 0.0)  # step and time of the first update
+    self._last = start, clock() - compiling.seconds()  # at the last update
+    self._recent = collections.deque(maxlen=_RECENT)  # seconds a unit
     self._written = -math.inf
     self._width = 0
     self._silent = jax.process_index() != 0
 
   def update(self, step, note=""):
-    """Shows that `step` steps are finished, followed by `note`, e.g. "accuracy 0.61"."""
+    """Shows that `step` units are finished, followed by `note`, e.g. "accuracy 0.61"."""
     if self._silent:
       return
     now = self._clock()
     line = f"{self._stage} {step}/{self._total}"
-    if step > self._start:
-      first, began = self._first
-      # Compiling takes most of the first step, so the later averages leave it out.
-      if step <= first:
-        first, began = self._start, self._began
-        self._first = (step, now)
-      seconds = (now - began) / (step - first)
-      line += f" {seconds:.2f} s/step, {_duration(seconds * (self._total - step))} left"
+    last, began = self._last
+    self._last = step, now - compiling.seconds()
+    if step > last:
+      self._recent.append((self._last[1] - began) / (step - last))
+    if self._recent:
+      seconds = statistics.median_low(self._recent)
+      left = _duration(seconds * (self._total - step))
+      line += f" {seconds:.2f} s/{self._unit}, {left} left"
     line += f"  {note}" if note else ""
     if self._stream.isatty():
       filled = int(20 * step / max(self._total, 1))

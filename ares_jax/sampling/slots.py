@@ -18,6 +18,7 @@ from ares_jax.models.decoder import KVCache
 from ares_jax.models.vision import VisionInput
 from ares_jax.ops.sampling import next_token
 from ares_jax.sampling import branching as branching_lib
+from ares_jax.system import compiling
 from ares_jax.system.mesh import ROWS, abstract, shard, size
 
 
@@ -69,6 +70,7 @@ def empty_prompt_slots(model, *, prompts, prompt_slots, tokens):
     slot=jnp.full(prompts, prompt_slots // size(*ROWS))))
 
 
+@compiling.Announced
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="prompt_slots")
 def read_prompts(model, params, prompt_slots, prompts, prompt_R, slot_R):
   """PromptSlots, whose old ones are donated, after one pass of vision tower and decoder.
@@ -153,6 +155,7 @@ def idle_slots(model, *, rows, slots, tokens, group, branches):
     logprob=jnp.zeros((rows, tokens)), entropy=jnp.zeros((rows, tokens))))
 
 
+@compiling.Announced
 @functools.partial(
   jax.jit, donate_argnames="slots",
   static_argnames=("model", "group", "sampling", "end", "steps", "live"))

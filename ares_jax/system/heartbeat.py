@@ -20,7 +20,8 @@ _stop = threading.Event()  # a stop was requested
 _listening = threading.Event()  # inside `stop_signals`
 _paused = threading.Event()  # inside `without_watchdog`
 # last_heartbeat is time.monotonic(); for the others see `stop_together` and `stop_agreed`.
-_process = types.SimpleNamespace(last_heartbeat=0.0, any_process=None, stop_agreed=False)
+_process = types.SimpleNamespace(last_heartbeat=0.0, any_process=None, stop_agreed=False,
+                                 stops="at the next safe point")
 
 
 class StopRequested(KeyboardInterrupt):
@@ -61,6 +62,16 @@ def local_stop_requested():
 
 
 @contextlib.contextmanager
+def stops_when(event):
+  """Names what a stop that is requested inside waits for, e.g. "decode is compiled"."""
+  before, _process.stops = _process.stops, f"when {event}"
+  try:
+    yield
+  finally:
+    _process.stops = before
+
+
+@contextlib.contextmanager
 def stop_signals():
   """Takes SIGINT and SIGTERM as stop requests; nested in itself it does nothing."""
   if _listening.is_set():
@@ -98,7 +109,7 @@ def _listen(read):
       os._exit(130)
     told = True
     _stop.set()
-    _print("stopping at the next safe point; once more ends at once")
+    _print(f"stopping {_process.stops}; once more ends at once")
 
 
 @contextlib.contextmanager

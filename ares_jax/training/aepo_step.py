@@ -14,7 +14,7 @@ import optax
 
 from ares_jax import ops
 from ares_jax.models import lora
-from ares_jax.system import mesh
+from ares_jax.system import compiling, mesh
 from ares_jax.training import optimizer, policy_gradient
 from ares_jax.training.batch import split_minibatches
 from ares_jax.training.policy_gradient import Minibatch, Signal
@@ -56,6 +56,7 @@ def _first_controllers(config):
                      alpha=np.full(3, 0.5, np.float32))
 
 
+@compiling.Announced
 @functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="state")
 def aepo_step(model, config, state, reference, batch, trigger_V, base=None):
   """One iteration on a RolloutBatch (algorithm 1): the new state, and float32 metrics.

@@ -12,7 +12,7 @@ import optax
 
 from ares_jax.models import lora, qwen25_vl
 from ares_jax.models.vision import VisionInput
-from ares_jax.system import mesh
+from ares_jax.system import compiling, mesh
 from ares_jax.training import optimizer
 
 
@@ -51,6 +51,7 @@ def abstract_batch(model, config):
               vision=VisionInput.abstract(model.vision, rows, config.row_windows))
 
 
+@compiling.Announced
 @functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="state")
 def sft_step(model, config, state, batch, base=None):
   """One update by the mean negative log-likelihood of a batch's response tokens, and metrics.

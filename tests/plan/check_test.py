@@ -23,16 +23,17 @@ def program(name, size):
     jax.ShapeDtypeStruct((size,), jnp.float32)), 1000.0)
 
 
-def test_programs_that_do_not_fit_are_refused_with_suggestions(small, monkeypatch):
-  large, lines = 10**6, []
+def test_programs_that_do_not_fit_are_refused_with_suggestions(small, monkeypatch, capfd):
+  large = 10**6
   monkeypatch.setattr(check, "_device_bytes", lambda: 2e6)
   monkeypatch.setattr(check, "sft_program", lambda config, model, stage: program(
     stage, large if stage == "warmup" else 4))
   monkeypatch.setattr(check, "aepo_programs", lambda *_: (program("decode", 4),
                                                      program("aepo_step", large)))
-  checked = check.check_programs(*small, (5,), lines.append)
+  checked = check.check_programs(*small, (5,))
   assert [one.name for one in checked] == ["warmup", "adacs", "decode", "aepo_step"]
-  assert len(lines) == 4 and checked[2].bytes == 1000 + 2 * 16
+  assert "compiling the longest shape of decode ...\n" in capfd.readouterr().err
+  assert checked[2].bytes == 1000 + 2 * 16
   assert [one.fits for one in checked] == [False, True, True, False]
   assert "| warmup | 0.007, too many | 0.002 |" in check.memory_table(checked)
   assert check.memory_table(checked).endswith("an upper bound.")
@@ -61,15 +62,15 @@ def test_the_longest_shapes_are_compiled_first_if_some_are_shorter(small, tmp_pa
   monkeypatch.setattr(check, "sft_program", lambda *_: program("warmup", 10**6))
   monkeypatch.setattr(check, "aepo_programs", lambda config, model, end: calls.append(end) or [
     program("decode", 10**6)])
-  check.compile_longest_first(*small, end, str(tmp_path), print)
+  check.compile_longest_first(*small, end, str(tmp_path))
   assert not calls  # there is one shape, which the first batch has
   several = tiny.read(prompt__max_tokens=(20, 26), prompt__windows=(4, 4)), small[1]
   advice = "^decode need more .* try first: --config.engine.cache_gib"
   with pytest.raises(ValueError, match=advice):
-    check.compile_longest_first(*several, end, str(tmp_path), print)
+    check.compile_longest_first(*several, end, str(tmp_path))
   (tmp_path / "aepo" / "5").mkdir(parents=True)  # a run that resumes
   monkeypatch.setattr(check, "newest_step", lambda folder: 5)
-  check.compile_longest_first(*several, end, str(tmp_path), print)
+  check.compile_longest_first(*several, end, str(tmp_path))
   assert calls == [end]  # the run's own, which are part of the compiled program
 
 

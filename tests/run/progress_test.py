@@ -24,14 +24,46 @@ def test_progress_shows_the_time_left_of_a_resumed_stage():
   assert stream.getvalue() == "aepo 40/100\naepo 50/100 2.00 s/step, 1m40s left  accuracy 0.61\n"
 
 
-def test_the_first_step_compiles_and_does_not_count_later():
+def shown(progress, stream, clock, ends):
+  """"S s/step, LEFT left" after each of some steps, given the time at which each ends."""
+  for step, clock.now in enumerate(ends, start=1):
+    progress.update(step)
+  return [line.split(" ", 2)[2] for line in stream.getvalue().splitlines()]
+
+
+def test_the_time_left_is_that_of_the_median_step():
   clock, stream = Clock(), io.StringIO()
   progress = progress_lib.Progress(10, "aepo", stream=stream, clock=clock, every=0.0)
-  for clock.now, step in ((30.0, 1), (31.0, 2), (32.0, 3)):
-    progress.update(step)
-  lines = stream.getvalue().splitlines()
-  assert "30.00 s/step" in lines[0]
-  assert "1.00 s/step, 0m08s left" in lines[1] and "1.00 s/step, 0m07s left" in lines[2]
+  lines = shown(progress, stream, clock, (30.0, 31.0, 32.0, 52.0, 53.0))
+  assert lines[0] == "30.00 s/step, 4m30s left"
+  assert lines[2:] == ["1.00 s/step, 0m07s left", "1.00 s/step, 0m06s left",
+                       "1.00 s/step, 0m05s left"]
+
+
+def test_only_recent_steps_count():
+  clock, stream = Clock(), io.StringIO()
+  progress = progress_lib.Progress(1000, "aepo", stream=stream, clock=clock, every=0.0)
+  slow = [10.0 * step for step in range(1, 101)]
+  lines = shown(progress, stream, clock, slow + [1000.0 + step for step in range(1, 31)])
+  assert lines[99].startswith("10.00 s/step") and lines[129].startswith("1.00 s/step")
+
+
+def test_seconds_of_compiling_do_not_count(monkeypatch):
+  clock, stream, spent = Clock(), io.StringIO(), [5.0]
+  monkeypatch.setattr(progress_lib.compiling, "seconds", lambda: spent[0])
+  progress = progress_lib.Progress(10, "aepo", stream=stream, clock=clock, every=0.0)
+  spent[0] = 305.0
+  clock.now = 301.0
+  progress.update(1)
+  assert stream.getvalue() == "aepo 1/10 1.00 s/step, 0m09s left\n"
+
+
+def test_curation_counts_problems():
+  clock, stream = Clock(), io.StringIO()
+  progress = progress_lib.Progress(100, "curation", unit="problem", stream=stream, clock=clock)
+  clock.now = 16.0
+  progress.update(64)
+  assert stream.getvalue() == "curation 64/100 0.25 s/problem, 0m09s left\n"
 
 
 def test_plain_lines_come_every_ten_seconds_and_at_the_end():

@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import re
-import types
 
 import jax
 import jax.numpy as jnp
@@ -73,19 +72,6 @@ def replace(config, **changes):
     value = dataclasses.replace(part, **{name: value}) if parents else value
     config = dataclasses.replace(config, **{parents[0] if parents else name: value})
   return config
-
-
-def test_each_shape_of_prompts_is_announced_once_by_one_process(capfd, monkeypatch):
-  batches = [types.SimpleNamespace(tokens=np.zeros((4, tokens)), vision={
-    "image": np.zeros((4, windows, 1))}) for tokens, windows in ((36, 4), (36, 4), (48, 6))]
-  config = types.SimpleNamespace(max_tokens=(36, 48, 64))
-  assert list(aepo.announce_shapes(config, iter(batches))) == batches
-  first, second = capfd.readouterr().err.splitlines()
-  assert first == ("prompts of 36 tokens and 4 vision windows: shape 1 of 3, compiled at its first "
-                   "use")
-  assert second.startswith("prompts of 48 tokens and 6 vision windows: shape 2 of 3")
-  monkeypatch.setattr(jax, "process_index", lambda: 1)
-  assert len(list(aepo.announce_shapes(config, iter(batches)))) == 3 and not capfd.readouterr().err
 
 
 def distance(first, second):
