@@ -153,9 +153,9 @@ def verdicts(name, answered):
   try:
     with heartbeat.without_watchdog():
       returned = list(function(items))
-  except Exception as error:
-    raise GraderError(f"judge {name!r} raises {type(error).__name__}: {error}"[:300]
-                      + f" on {len(items)} answers from {items[0]['id']!r} on; those before are "
+  except BaseException as error:  # sys.exit() too: a judge must not end the command unseen
+    raise GraderError(f"judge {name!r} raises {sandbox.describe(error)}"
+                      f" on {len(items)} answers from {items[0]['id']!r} on; those before are "
                       "kept") from error
   if len(returned) != len(items):
     raise GraderError(f"judge {name!r} returns {len(returned)} verdicts for {len(items)} answers")

@@ -20,21 +20,21 @@ _MAX_DEPTH = 2  # collections inside collections
 _MAX_ITEMS = 24  # items of a collection without order, which are compared in pairs
 _VERDICTS = ("yes", "no", "true", "false", "unknown")
 
-_BASED = re.compile(r"\(?([0-9A-F]+)\)?\s*_\s*(?:\{\s*([0-9]{1,2})\s*\}|([0-9]{1,2}))")
+_BASED = re.compile(r"\(?([0-9A-F]+)\)? ?_ ?(?:\{ ?([0-9]{1,2}) ?\}|([0-9]{1,2}))")
 _ARITHMETIC = re.compile(
-  r"[0-9A-Za-z)}]\s*[-+*(]|\)\s*[0-9A-Za-z\\]|\\(?:times|cdot|div|pm|mp|binom)(?![a-z])"
+  r"[0-9A-Za-z)}] ?[-+*(]|\) ?[0-9A-Za-z\\]|\\(?:times|cdot|div|pm|mp|binom)(?![a-z])"
 )
 # 1/2x is x/2 to some and 1/(2x) to others; "2 10^3" is not a number.
-_AMBIGUOUS = re.compile(r"/\s*[0-9]+\s*[A-Za-z\\]|(?<![_^0-9])[0-9]+ +[0-9]")
+_AMBIGUOUS = re.compile(r"/ ?[0-9]+ ?[A-Za-z\\]|(?<![_^0-9])[0-9]+ +[0-9]")
 
 _I = r"(?<![A-Za-z\\])i(?![A-Za-z])"
 _COMPLEX = re.compile(r"(?:[0-9+\-., (){}/i]|\\(?:frac|sqrt|pi)(?![a-z]))+")
 # Powers, products and quotients of terms with i, but not \frac{1+i}{2} and \frac{1}{i}.
 _COMPLEX_ARITHMETIC = re.compile(
-  rf"[)}}i]\s*\^|\^\s*\{{[^}}]*{_I}|\)\s*(?:\*|\\cdot|\\times)?\s*\("
-  rf"|i\s*(?:\*|\\cdot|\\times)?\s*[0-9]*{_I}"
-  rf"|/\s*\([^)]*{_I}"
-  rf"|\}}\s*\{{(?=(?:[^{{}}]|\{{[^{{}}]*\}})*[+-])(?:[^{{}}]|\{{[^{{}}]*\}})*{_I}"
+  rf"[)}}i] ?\^|\^ ?\{{[^}}]*{_I}|\) ?(?:\*|\\cdot|\\times)? ?\("
+  rf"|i ?(?:\*|\\cdot|\\times)? ?[0-9]*{_I}"
+  rf"|/ ?\([^)]*{_I}"
+  rf"|\}} ?\{{(?=(?:[^{{}}]|\{{[^{{}}]*\}})*[+-])(?:[^{{}}]|\{{[^{{}}]*\}})*{_I}"
 )
 
 
@@ -133,7 +133,7 @@ def _same_option(pair):
     wanted = frozenset(truth) if len(set(truth)) == len(truth) else None
   if wanted:
     only_letters = re.fullmatch(
-      r"\(?[A-J]\)?(?:(?:\s*(?:,\s*)?and|\s*[,&])?\s*\(?[A-J]\)?)*", answer)
+      r"\(?[A-J]\)?(?:(?: ?(?:, ?)?and| ?[,&])? ?\(?[A-J]\)?)*", answer)
     return bool(only_letters) and set(re.findall(r"[A-J]", answer)) == wanted
   wanted, said = option.parse_option(truth), option.parse_option(answer)
   if answer == f"({truth})" and said:  # a part of a figure, "(a)"
@@ -178,8 +178,7 @@ def _same_in_base(pair):
 def _same_chemical(pair):
   """True for H2O and H_2O, False for CO and Co, which differ in capitals alone; else None."""
   said, wanted = (re.sub(r"[_{}\s]", "", text) for text in (pair.answer, pair.truth))
-  chemical = r"(?:[A-Z][a-z]?[0-9]*)+"
-  if not (re.fullmatch(chemical, said) and re.fullmatch(chemical, wanted)):
+  if not all(re.fullmatch(r"(?:[A-Z][a-z]?[0-9]*)+", text) for text in (said, wanted)):
     return None
   if said == wanted and re.search(r"[0-9]", said):
     return True
@@ -267,7 +266,7 @@ def _cut_unit(text, other):
 
   One letter is a unit where the `other` side and the number before it have no letters: 2\\pi m.
   """
-  match = re.fullmatch(r"(.*(?:[})0-9]|\\pi))\s*((?:[A-Za-z]{2}|[°%]).*)", text)
+  match = re.fullmatch(r"(.*(?:[})0-9]|\\pi)) ?((?:[A-Za-z]{2}|[°%]).*)", text)
   if match is None and not variables(other):
     match = re.fullmatch(r"(.*(?:[})0-9]|\\pi)) ([A-Za-z](?:[/^].*)?)", text)
     match = None if match is None or variables(match[1]) else match

@@ -3,7 +3,7 @@
 import re
 
 _MATRIX = re.compile(r"\\begin\{([pb]?matrix|vmatrix)\}(.*)\\end\{\1\}")
-_RELATION = r"\s*(<|>|\\le(?![a-z])|\\ge(?![a-z]))\s*"
+_RELATION = r" ?(<|>|\\le(?![a-z])|\\ge(?![a-z])) ?"
 _BOUND = r"[^<>,;=]+?"
 _CHAIN = re.compile(rf"({_BOUND}){_RELATION}([A-Za-z]|\\theta|\\alpha){_RELATION}({_BOUND})")
 _ONE_SIDED = re.compile(rf"([A-Za-z]|\\theta|\\alpha){_RELATION}({_BOUND})")

@@ -15,16 +15,16 @@ _FUNCTION = re.compile(r"\\[A-Za-z]+|" + "|".join(sorted(FUNCTIONS, key=len, rev
 # Letters that no text has: none of these commands is in _COMMANDS.
 _SPARE = tuple(f"\\{name} " for name in "zeta xi eta psi kappa tau nu chi".split())
 _UNSAFE_POWER = re.compile(
-  r"\^\s*\{?\s*[+-]?\s*[0-9]{4,}"  # x^{1000}
-  r"|\^\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\^"  # a power of a power
-  r"|\^\s*(?:\{[^{}]*\}|.)\s*\^"
+  r"\^ ?\{? ?[+-]? ?[0-9]{4,}"  # x^{1000}
+  r"|\^ ?\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\^"  # a power of a power
+  r"|\^ ?(?:\{[^{}]*\}|.) ?\^"
   # (x^{999})^{999}; in 3^{999} x^{999} the second base is a bare letter or number.
-  r"|\^\s*\{?\s*[+-]?\s*[0-9]{3}.*(?:[^0-9A-Za-z]|_\s*[0-9A-Za-z]+)"
-  r"\^\s*\{?\s*[+-]?\s*[0-9]{3}"
+  r"|\^ ?\{? ?[+-]? ?[0-9]{3}.*(?:[^0-9A-Za-z]|_ ?[0-9A-Za-z]+)"
+  r"\^ ?\{? ?[+-]? ?[0-9]{3}"
 )
 # Binomials of letters and of numbers below 100: 10^9 over 5 10^8 has 300 million digits.
 _BINOMIAL = re.compile(
-  r"\\binom\s*" + 2 * r"\{(?:[A-Za-z+\- ]|(?<![0-9])[0-9]{1,2}(?![0-9]))*\}"
+  r"\\binom ?" + 2 * r"\{(?:[A-Za-z+\- ]|(?<![0-9])[0-9]{1,2}(?![0-9]))*\}"
 )
 
 

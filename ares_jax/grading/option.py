@@ -3,17 +3,17 @@
 import re
 
 # Spaces stand in one place of each separator, so a text that is no list fails in linear time.
-_LETTERS = re.compile(r"[A-J](?:(?:\s*(?:,\s*)?and|\s*[,&])\s*[A-J])+")
+_LETTERS = re.compile(r"[A-J](?:(?: ?(?:, ?)?and| ?[,&]) ?[A-J])+")
 _OPTION = re.compile(
-  r"(?=\(.\)|\[.\]|\{.\}).([A-Ja-j]).[.:]?\s*(.*)|([A-Ja-j])(?:[.:)]\s*(.*))?"
-  r"|([A-J])\s*(\([A-Za-z]{3}.*\)|\s-\s[A-Za-z]{3}.*)"
+  r"(?=\(.\)|\[.\]|\{.\}).([A-Ja-j]).[.:]? ?(.*)|([A-Ja-j])(?:[.:)] ?(.*))?"
+  r"|([A-J]) ?(\([A-Za-z]{3}.*\)|\s-\s[A-Za-z]{3}.*)"
 )
 # A second option in the same answer: "A. or B.", "(A) or (B)", "[A] B", "A: yes, B: yes".
 _ANOTHER = re.compile(
   r"[(\[{][A-J][)\]}]|(?<![A-Za-z])[A-J][.:)](?!\w)|^[A-J]$|^(?:or|and|nor)\b|^\(?or\b|^[&/]"
 )
 ANNOUNCED = re.compile(
-  r"(?:the\s+|my\s+)?(?:final\s+|correct\s+|right\s+)?(?:answer|option|choice)\s*(?:is|:|=)\s*:?\s*",
+  r"(?:the\s+|my\s+)?(?:final\s+|correct\s+|right\s+)?(?:answer|option|choice) ?(?:is|:|=) ?:? ?",
   re.IGNORECASE,
 )
 

@@ -156,19 +156,23 @@ class GradingPool:
     Raises GraderError where the user's grader raises, hangs, dies or returns something else, and
     StopRequested where this process was asked to stop: a stopped worker's result is no verdict.
     """
-    try:
-      verdict = future.result()
-    except concurrent.futures.process.BrokenProcessPool as error:
+    error = future.exception()  # not raised: sys.exit() of a worker is not ours
+    if error is not None:
       _heartbeat()
+    if isinstance(error, concurrent.futures.process.BrokenProcessPool):
       raise GraderError(f"the workers of grader {self.name!r} do not start: {error}") from error
-    except (concurrent.futures.TimeoutError, pebble.ProcessExpired, MemoryError) as error:
-      _heartbeat()
-      if self._is_users:
-        raise GraderError(f"grader {self.name!r} hangs or dies ({type(error).__name__}, limit "
-                          f"{self._timeout} s) on {pair[0][-80:]!r} for {pair[1]!r}") from error
-      return None  # not remembered: the machine may have been busy, so the answer may try again
-    if isinstance(verdict, str):
-      raise GraderError(f"grader {self.name!r} {verdict} on {pair[0][-80:]!r} for {pair[1]!r}")
+    if isinstance(error, (concurrent.futures.TimeoutError, pebble.ProcessExpired, MemoryError)):
+      if not self._is_users:
+        return None  # not remembered: the machine may have been busy, so the answer may try again
+      failure = f"hangs or dies ({type(error).__name__}, limit {self._timeout} s)"
+    elif error is not None:
+      failure = f"raises {sandbox.describe(error)}"
+    else:
+      verdict = future.result()
+      failure = verdict if isinstance(verdict, str) else None
+    if failure is not None:
+      raise GraderError(f"grader {self.name!r} {failure} on {pair[0][-80:]!r} for "
+                        f"{pair[1]!r}") from error
     return self._remember(pair, float(verdict))
 
   def _remember(self, pair, verdict):

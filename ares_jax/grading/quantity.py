@@ -10,20 +10,20 @@ from fractions import Fraction
 
 _INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 _DECIMAL = rf"(?:{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+)"
-_PART = rf"(?:\{{\s*([+-]?\s*{_DECIMAL})\s*\}}|([0-9]))"
-_FRACTION = rf"\\frac\s*{_PART}\s*{_PART}"
+_PART = rf"(?:\{{ ?([+-]? ?{_DECIMAL}) ?\}}|([0-9]))"
+_FRACTION = rf"\\frac ?{_PART} ?{_PART}"
 
 # Tried in this order; each takes the longest reading of the text's beginning.
-_MIXED_LATEX = re.compile(rf"([0-9]+)\s*{_FRACTION}")
-_MIXED_PLAIN = re.compile(r"([0-9]+)\s+([0-9]+)\s*/\s*([0-9]+)")
+_MIXED_LATEX = re.compile(rf"([0-9]+) ?{_FRACTION}")
+_MIXED_PLAIN = re.compile(r"([0-9]+)\s+([0-9]+) ?/ ?([0-9]+)")
 _LATEX_FRACTION = re.compile(_FRACTION)
-_EXPONENT = r"(?:\{\s*([+-]?[0-9]{1,3})\s*\}|([+-]?[0-9]{1,3}))(?![0-9^])"
-_SCIENTIFIC = re.compile(rf"(?:({_DECIMAL})\s*(?:\\times|\\cdot|\*|x)\s*)?10\s*\^\s*{_EXPONENT}")
-_WITH_E = re.compile(rf"({_DECIMAL})\s*[eE]([+-]?[0-9]{{1,3}})(?![0-9A-Za-z])")
-_REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\overline\s*\{([0-9]+)\}")
-_PLAIN_FRACTION = re.compile(rf"({_DECIMAL})\s*/\s*({_DECIMAL})")
+_EXPONENT = r"(?:\{ ?([+-]?[0-9]{1,3}) ?\}|([+-]?[0-9]{1,3}))(?![0-9^])"
+_SCIENTIFIC = re.compile(rf"(?:({_DECIMAL}) ?(?:\\times|\\cdot|\*|x) ?)?10 ?\^ ?{_EXPONENT}")
+_WITH_E = re.compile(rf"({_DECIMAL}) ?[eE]([+-]?[0-9]{{1,3}})(?![0-9A-Za-z])")
+_REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\overline ?\{([0-9]+)\}")
+_PLAIN_FRACTION = re.compile(rf"({_DECIMAL}) ?/ ?({_DECIMAL})")
 _PLAIN = re.compile(_DECIMAL)
-_SIGN = re.compile(r"\s*([+-]?)\s*([$€£¥]?)\s*([+-]?)\s*")
+_SIGN = re.compile(r" ?([+-]?) ?([$€£¥]?) ?([+-]?) ?")
 
 _MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "dozen": 12}
 
@@ -67,9 +67,10 @@ _NOT_COUNTED = set((
   "unless").split())
 _COUNTED = {"people", "children", "men", "women", "fish", "sheep", "mice", "person", "feet"}
 _UNIT_PART = re.compile(
-  r"([kM]?\\Omega|\\mu\s?[mgsLlAFC](?![A-Za-z])|°\s?[CF]\b|[A-Za-z]+|[%°$€£¥])\s*(?:\^\s*\{?\s*(-?[1-9])\s*\}?)?"
+  r"([kM]?\\Omega|\\mu ?[mgsLlAFC](?![A-Za-z])|° ?[CF]\b|[A-Za-z]+|[%°$€£¥])"
+  r" ?(?:\^ ?\{? ?(-?[1-9]) ?\}?)?"
 )
-_BETWEEN_UNITS = re.compile(r"\s*(/|per\b)\s*|\s*(?:\\cdot|\*|·)\s*|\s+")
+_BETWEEN_UNITS = re.compile(r" ?(/|per\b) ?| ?(?:\\cdot|\*|·) ?|\s+")
 # "20 cups of feed" are 20 cups; 5 minutes of arc are not a time, and 3 rows of five are not 3.
 _OF = re.compile(
   r"(?!(?:row|group|set|order|degree)s? )([a-z]+) of (?!arc$)([a-z]+(?: [a-z]+){,2})"
@@ -110,7 +111,7 @@ def parse_quantity(text):
   unit = _read_unit(f"{currency} {of[1] if of else rest}".strip())
   if unit is None:
     return None
-  glued = bool(re.match(r"[A-Za-z](?![A-Za-z])|\s*\\mu", text[end:]))
+  glued = bool(re.match(r"[A-Za-z](?![A-Za-z])| ?\\mu", text[end:]))
   return Quantity(-number if "-" in (first, second) else number, *unit, glued, of and of[2])
 
 

@@ -11,12 +11,13 @@ _WORDS = r"(?:[A-Za-z.]{3,}|[A-Z]\.(?:[A-Z]\.)+)(?: [A-Za-z.]+)*"
 _NO_LABEL = re.compile(r"\b(?:not|no|nor|never|except|unless|if|when|or|and)\b", re.IGNORECASE)
 # x, x_1, \theta, f(x), segments and angles (AB, m\angle ABC), sums asked for (m + n), labels.
 _NAMED = re.compile(
-  r"([A-Za-z](?:_\{?\w\}?)?|\\(?!no?t|ne)[a-z]+|\([a-z](?:,\s*[a-z])+\)|[A-Za-z]\([a-z]\)|(?:m\s*)?\\angle\s*[A-Z0-9]{1,3}"
-  r"|[A-Z]{2,3}|\\overline\s*\{[A-Z]{2}\}|[a-z](?:\s*[+-]\s*[a-z])+"
-  rf"|{_WORDS})\s*(?:=|\\in\b)\s*(.+)"
+  r"([A-Za-z](?:_\{?\w\}?)?|\\(?!no?t|ne)[a-z]+|\([a-z](?:, ?[a-z])+\)|[A-Za-z]\([a-z]\)"
+  r"|(?:m ?)?\\angle ?[A-Z0-9]{1,3}"
+  r"|[A-Z]{2,3}|\\overline ?\{[A-Z]{2}\}|[a-z](?: ?[+-] ?[a-z])+"
+  rf"|{_WORDS}) ?(?:=|\\in\b) ?(.+)"
 )
 _TITLED = re.compile(rf"({_WORDS}): (.+)")
-_INTERVAL = re.compile(r"(?:[A-Za-z]\s*\\in\s*)?[(\[].*,.*[)\]]")
+_INTERVAL = re.compile(r"(?:[A-Za-z] ?\\in ?)?[(\[].*,.*[)\]]")
 
 
 def to_common_form(answer, truth, *, is_complete):
@@ -69,10 +70,10 @@ def _as_intervals(answer, truth):
 
 def _without_indices(text):
   """ "x_1 = 2, x_2 = 5" -> "x = 2, x = 5"; None where these are not the values of one unknown."""
-  found = re.findall(r"([xyzt])_\{?([1-9])\}?\s*=", text)
+  found = re.findall(r"([xyzt])_\{?([1-9])\}? ?=", text)
   if len(found) < 2 or found != [(found[0][0], str(i + 1)) for i in range(text.count("="))]:
     return None
-  return re.sub(r"_\{?[1-9]\}?(?=\s*=)", "", text)
+  return re.sub(r"_\{?[1-9]\}?(?= ?=)", "", text)
 
 
 def _without_name(answer, truth, is_complete):
@@ -104,11 +105,11 @@ def _same_name(said, wanted, is_complete):
 
 def _named(text):
   """Match of "x = ..." where x is the only name in `text`; else None."""
-  names = set(re.findall(r"([^\s,;=]+)\s*=", text))
+  names = set(re.findall(r"([^\s,;=]+) ?=", text))
   match = _NAMED.fullmatch(text) if len(names) <= 1 else None
   return None if match is None or _NO_LABEL.search(match[1]) else match
 
 
 def _values(match):
   """ "x = 1 or x = 2" -> "1 or 2"."""
-  return re.sub(rf"(?<![A-Za-z\\]){re.escape(match[1])}\s*=\s*", "", match[2])
+  return re.sub(rf"(?<![A-Za-z\\]){re.escape(match[1])} ?= ?", "", match[2])

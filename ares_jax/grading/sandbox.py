@@ -39,8 +39,8 @@ def load_grader(name, kind):
     raise ValueError(f"{kind} {name!r} is {built_in} of the form 'package.module:function'")
   try:
     found = getattr(importlib.import_module(module), attribute)
-  except Exception as error:
-    raise ValueError(f"{kind} {name!r} does not load: {type(error).__name__}: {error}") from error
+  except BaseException as error:  # sys.exit() and KeyboardInterrupt too: it is the user's module
+    raise ValueError(f"{kind} {name!r} does not load: {describe(error)}") from error
   if not callable(found):
     raise ValueError(f"{kind} {name!r} is {type(found).__name__}, not a function")
   return found
@@ -50,12 +50,20 @@ def call_grader(name, response, truth):
   """The verdict of the user's grader on a response, 0 or 1, or a text that says how it failed."""
   try:
     value = load_grader(name, "grader")(response, truth)
+    verdict = zero_or_one(value)
+    return f"returns {value!r}"[:300] + ", neither 0 nor 1" if verdict is None else verdict
   except MemoryError:
     raise
-  except Exception as error:
-    return f"raises {type(error).__name__}: {error}"[:300]
-  verdict = zero_or_one(value)
-  return f"returns {value!r}"[:300] + ", neither 0 nor 1" if verdict is None else verdict
+  except BaseException as error:  # sys.exit() too; a signal ends a worker without an exception
+    return f"raises {describe(error)}"
+
+
+def describe(error):
+  """ "KeyError: 'x'": the type and the message of an exception, in at most 300 characters."""
+  try:
+    return f"{type(error).__name__}: {error}"[:300]
+  except BaseException:  # a class of the user's, with an own __str__
+    return type(error).__name__
 
 
 def zero_or_one(value):

@@ -139,6 +139,10 @@ def half(items):
   return [0.5] * len(items)
 
 
+def leaves(items):
+  raise SystemExit(0)
+
+
 def test_a_judge_has_the_last_word_and_is_asked_about_each_answer_once(tmp_path):
   judge = f"{__name__}:lenient"
   rows = [ROWS[0], ROWS[1] | {"answer": "1"}, *ROWS[2:]]  # generated data have one text
@@ -157,7 +161,7 @@ def test_a_judge_has_the_last_word_and_is_asked_about_each_answer_once(tmp_path)
 
 @pytest.mark.parametrize("judge, words", [
   ("few", "returns 1 verdicts for 4 answers"), ("half", "returns 0.5 for 'r0', neither 0 nor 1"),
-  ("none", "judge '.*:none' does not load")])
+  ("none", "judge '.*:none' does not load"), ("leaves", "judge '.*:leaves' raises SystemExit: 0")])
 def test_a_judge_that_says_something_else_is_named(tmp_path, judge, words):
   with pytest.raises(ValueError, match=words):
     predict(tmp_path / "p.jsonl", Fake(), judge=f"{__name__}:{judge}")

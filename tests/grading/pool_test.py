@@ -200,6 +200,19 @@ def half(response, truth):
 def breaks(response, truth):
   raise KeyError("no such unit")
 
+def leaves(response, truth):
+  raise SystemExit(0)
+
+def stops(response, truth):
+  raise KeyboardInterrupt
+
+class Odd(BaseException):
+  def __str__(self):
+    raise RuntimeError
+
+def odd(response, truth):
+  raise Odd
+
 def nan(response, truth):
   return float("nan")
 
@@ -214,6 +227,7 @@ number = 3
 def users(tmp_path_factory):
   folder = tmp_path_factory.mktemp("users")
   (folder / "my_grader.py").write_text(USERS)
+  (folder / "leaving_grader.py").write_text("raise SystemExit(0)")
   sys.path.insert(0, str(folder))
   yield
   sys.path.remove(str(folder))
@@ -233,6 +247,9 @@ def test_a_users_grader_sees_the_response_and_the_truth_as_in_the_data(users):
 
 @pytest.mark.parametrize("name, words", [
   ("breaks", "grader 'my_grader:breaks' raises KeyError: 'no such unit'"),
+  ("leaves", "grader 'my_grader:leaves' raises SystemExit: 0"),
+  ("stops", "grader 'my_grader:stops' raises KeyboardInterrupt"),
+  ("odd", "grader 'my_grader:odd' raises Odd"),
   ("half", "grader 'my_grader:half' returns 0.5, neither 0 nor 1"),
   ("nan", "grader 'my_grader:nan' returns nan, neither 0 nor 1"),
   ("hangs", "grader 'my_grader:hangs' hangs or dies .*limit 0.3 s. on 'says 8' for '8'"),
@@ -274,6 +291,7 @@ def test_a_stop_signal_to_the_workers_is_not_blamed_on_the_grader(users):
 
 @pytest.mark.parametrize("name, words", [
   ("layerd", "is neither 'layered' nor 'release'"), ("my_grader:number", "is int, not a function"),
+  ("leaving_grader:f", "does not load: SystemExit: 0"),
   ("my_grader:nothing", "does not load: AttributeError"), ("no_module:f", "ModuleNotFoundError"),
 ])
 def test_an_invalid_grader_is_refused_at_once(users, name, words):
