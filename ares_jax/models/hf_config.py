@@ -1,36 +1,64 @@
 """Converts between the sizes of a model and a Hugging Face config.json.
 
-Every field is used, known to be irrelevant, or refused by name. Two forms are read: the flat one of
+Every field is used, known to be irrelevant, or refused by name; an absent one has transformers'
+value. Two forms are read: the flat one of
 transformers 4, which the published folders have, and the one of transformers 5, which nests
 `text_config`.
 """
 
-import json
+import dataclasses
 import os
 import pathlib
 
 from ares_jax.models.config import ModelConfig, VisionConfig
+from ares_jax.models.hf_files import read_object
+
+_REQUIRED = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fields:
+  """The fields of one part of config.json that can change what a model computes."""
+
+  read: dict  # field -> its value where the file leaves it out, as in transformers, or _REQUIRED
+  fixed: dict  # field -> the values that are implemented; absent is one of them
+
+
+_TEXT = _Fields(
+  read=dict(
+    vocab_size=_REQUIRED, hidden_size=_REQUIRED, intermediate_size=_REQUIRED,
+    num_hidden_layers=_REQUIRED, num_attention_heads=_REQUIRED, num_key_value_heads=8,
+    head_dim=None, rms_norm_eps=1e-5, rope_theta=1e6, rope_scaling=None, rope_parameters=None,
+    layer_types=None, image_token_id=151655, tie_word_embeddings=False),
+  fixed=dict(hidden_act=("silu",), use_sliding_window=(False, None), attention_dropout=(0.0, None)))
+_VISION = _Fields(
+  read=dict(
+    depth=_REQUIRED, hidden_size=_REQUIRED, intermediate_size=_REQUIRED, num_heads=_REQUIRED,
+    out_hidden_size=_REQUIRED, patch_size=14, spatial_merge_size=2, temporal_patch_size=2,
+    window_size=112, fullatt_block_indexes=(7, 15, 23, 31), rope_parameters=None),
+  fixed=dict(hidden_act=("silu",), in_channels=(3,), in_chans=(3,)))
+_MROPE_SECTION = [16, 24, 24]  # transformers' where the file has none
 
 # Fields that cannot change a forward pass over text and images: bookkeeping, special ids that the
-# tokenizer has too, initialisation, length limits, video timing, and window sizes of the text
-# attention, which `use_sliding_window: false` turns off.
-_IRRELEVANT = {
-  "_attn_implementation_autoset", "_name_or_path", "architectures", "bos_token_id", "dtype",
-  "eos_token_id", "initializer_range", "max_position_embeddings", "max_window_layers", "model_type",
-  "pad_token_id", "sliding_window", "spatial_patch_size", "text_config", "tokens_per_second",
-  "torch_dtype", "transformers_version", "use_cache", "video_token_id", "vision_config",
-  "vision_end_token_id", "vision_start_token_id", "vision_token_id",
-}
-# Fields of which one value is implemented.
-_TEXT_FIXED = {"hidden_act": "silu", "use_sliding_window": False, "attention_dropout": 0.0}
-_VISION_FIXED = {"hidden_act": "silu", "in_channels": 3, "in_chans": 3}
-_TEXT_READ = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-              "num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta",
-              "rope_scaling", "rope_parameters", "layer_types", "image_token_id",
-              "tie_word_embeddings"}
-_VISION_READ = {"depth", "hidden_size", "intermediate_size", "num_heads", "patch_size",
-                "spatial_merge_size", "temporal_patch_size", "window_size", "out_hidden_size",
-                "fullatt_block_indexes", "rope_parameters"}
+# tokenizer has too, initialisation, length limits, video timing, window sizes of the text
+# attention, which `use_sliding_window: false` turns off, and those that transformers 4 wrote for
+# every model. So are fields that begin with one of _PRIVATE, and unknown ones that are null.
+_IRRELEVANT = set("""
+  architectures auto_map bos_token_id dtype eos_token_id initializer_range max_position_embeddings
+  max_window_layers model_type pad_token_id sliding_window spatial_patch_size text_config
+  tokens_per_second torch_dtype transformers_version use_cache video_token_id vision_config
+  vision_end_token_id vision_start_token_id vision_token_id
+  add_cross_attention attn_implementation bad_words_ids begin_suppress_tokens
+  chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty
+  do_sample early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty
+  finetuning_task forced_bos_token_id forced_eos_token_id id2label is_decoder is_encoder_decoder
+  label2id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams
+  num_return_sequences output_attentions output_hidden_states output_scores prefix problem_type
+  pruned_heads remove_invalid_values repetition_penalty return_dict return_dict_in_generate
+  sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
+  tokenizer_class top_k top_p torchscript typical_p use_bfloat16
+""".split())
+_PRIVATE = ("_", "unsloth_")
 
 
 def model_config(folder: str | os.PathLike, *, compute_dtype: str, remat: str,
@@ -47,11 +75,9 @@ def model_config(folder: str | os.PathLike, *, compute_dtype: str, remat: str,
   path = pathlib.Path(folder) / "config.json"
   if not path.is_file():
     raise ValueError(f"{path} does not exist; pass a folder in Hugging Face form")
+  outer = read_object(path)
   try:
-    outer = json.loads(path.read_text(encoding="utf-8"))
     return _model_config(outer, compute_dtype=compute_dtype, remat=remat, unroll=unroll)
-  except KeyError as error:
-    raise ValueError(f"{path}: field {error} is missing") from error
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from error
 
@@ -92,36 +118,42 @@ def config_fields(config: ModelConfig, tokenizer) -> dict:
 
 
 def _model_config(outer: dict, **run) -> ModelConfig:
-  if outer["model_type"] != "qwen2_5_vl":
-    raise ValueError(f"model_type is {outer['model_type']!r}; only 'qwen2_5_vl' is implemented")
+  kind = outer.get("model_type")
+  if kind != "qwen2_5_vl":
+    raise ValueError(f"model_type is {kind!r}; only 'qwen2_5_vl' is implemented")
   # As in transformers 5, a nested text_config alone describes the text model. Fields outside of it
   # are only checked for unknown ones.
-  text = outer["text_config"] if "text_config" in outer else outer
-  vision = outer["vision_config"]
-  _check(outer | text, _TEXT_READ, _TEXT_FIXED, "")
-  _check(vision, _VISION_READ, _VISION_FIXED, "vision_config.")
+  nested = outer.get("text_config") is not None
+  inner = _object(outer, "text_config") if nested else outer
+  _check(outer | inner, _TEXT, "")
+  text = _complete(inner, _TEXT, "")
   heads, embed = _integer(text, "num_attention_heads"), _integer(text, "hidden_size")
-  has_kv_heads = text["num_key_value_heads"] is not None
-  if embed % heads:
+  # null: every query head has its own kv head.
+  kv_heads = heads if text["num_key_value_heads"] is None else _integer(text, "num_key_value_heads")
+  if heads < 1 or embed % heads:
     raise ValueError(f"hidden_size {embed} is not a multiple of num_attention_heads {heads}")
-  layers, kinds = _integer(text, "num_hidden_layers"), text.get("layer_types")
-  if kinds is not None and list(kinds) != ["full_attention"] * layers:
+  if text["head_dim"] not in (None, embed // heads):
+    raise ValueError(f"head_dim is {text['head_dim']!r}; only hidden_size / num_attention_heads = "
+                     f"{embed // heads} is implemented")
+  layers, kinds = _integer(text, "num_hidden_layers"), text["layer_types"]
+  if kinds is not None and kinds != ["full_attention"] * layers:
     raise ValueError(f"layer_types {kinds}: only full_attention in all {layers} layers is "
                      "implemented")
   theta, sections = _rope(text)
   return ModelConfig(
-    vocab=_integer(text, "vocab_size"), embed=embed, layers=layers, heads=heads,
-    # null: every query head has its own kv head.
-    kv_heads=_integer(text, "num_key_value_heads") if has_kv_heads else heads,
+    vocab=_integer(text, "vocab_size"), embed=embed, layers=layers, heads=heads, kv_heads=kv_heads,
     head_dim=embed // heads, mlp=_integer(text, "intermediate_size"), rope_theta=theta,
     mrope_sections=sections, norm_eps=_number(text, "rms_norm_eps"),
-    # transformers 4 wrote it inside or outside; absent means untied.
-    tied=any(fields.get("tie_word_embeddings", False) for fields in (text, outer)),
-    vision=_vision(vision), image_token=_integer(outer, "image_token_id"), **run)
+    # transformers 4 wrote it inside or outside.
+    tied=any(_truth(fields, "tie_word_embeddings") for fields in (text, outer)),
+    vision=_vision(_object(outer, "vision_config")),
+    image_token=_integer(_TEXT.read | outer, "image_token_id"), **run)
 
 
-def _vision(vision: dict) -> VisionConfig:
-  rope = vision.get("rope_parameters")
+def _vision(given: dict) -> VisionConfig:
+  _check(given, _VISION, "vision_config.")
+  vision = _complete(given, _VISION, "vision_config.")
+  rope = vision["rope_parameters"]
   if rope is not None and rope != {"rope_type": "axial", "rope_theta": 10_000}:
     raise ValueError(f"vision_config.rope_parameters {rope}: only axial, 10000 is implemented")
   sizes = {ours: _integer(vision, theirs, "vision_config.") for ours, theirs in (
@@ -129,20 +161,57 @@ def _vision(vision: dict) -> VisionConfig:
     ("mlp", "intermediate_size"), ("patch", "patch_size"),
     ("temporal_patch", "temporal_patch_size"), ("merge", "spatial_merge_size"),
     ("window", "window_size"), ("out", "out_hidden_size"))}
-  return VisionConfig(full_attention=tuple(vision["fullatt_block_indexes"]), **sizes)
+  # Indexes of blocks that are not there select nothing: shortened towers keep those of the base.
+  full = _integers(vision, "fullatt_block_indexes", "vision_config.")
+  return VisionConfig(full_attention=tuple(x for x in full if 0 <= x < sizes["depth"]), **sizes)
 
 
 def _rope(text: dict) -> tuple[float, tuple[int, int, int]]:
   # As in transformers, rope_scaling (version 4) has precedence over rope_parameters (5), and a
   # rope_theta inside over one outside.
-  rope = text.get("rope_scaling") or text["rope_parameters"]
-  kind = rope["rope_type"] if "rope_type" in rope else rope["type"]
-  theta = _number(rope if "rope_theta" in rope else text, "rope_theta")
+  name = "rope_scaling" if text["rope_scaling"] else "rope_parameters"
+  rope = _object(text, name) if text[name] else {}
+  rope = {"mrope_section": _MROPE_SECTION, "rope_theta": text["rope_theta"]} | rope
+  kind = rope.get("rope_type", rope.get("type", "default"))
   extra = rope.keys() - {"rope_type", "type", "rope_theta", "mrope_section"}
   if kind not in ("default", "mrope") or extra:
     raise ValueError(f"rotary embedding {rope}: only type default or mrope without scaling is "
                      "implemented")
-  return theta, tuple(rope["mrope_section"])
+  sections = _integers(rope, "mrope_section", f"{name}.")
+  if len(sections) != 3:
+    raise ValueError(f"{name}.mrope_section is {list(sections)}; it must be three integers: "
+                     "frequencies for time, height and width")
+  return _number(rope, "rope_theta"), sections
+
+
+def _check(fields: dict, known: _Fields, prefix: str) -> None:
+  """Raises ValueError for a field that is unknown, or has a value that is not implemented."""
+  for name, value in fields.items():
+    if name in known.fixed:
+      if value not in known.fixed[name]:
+        raise ValueError(f"{prefix}{name} is {value!r}; only {known.fixed[name][0]!r} is "
+                         "implemented")
+    elif not (name in known.read or name in _IRRELEVANT or name.startswith(_PRIVATE)
+              or value is None):
+      raise ValueError(f"{prefix}{name} = {value!r} is unknown; if it cannot change the "
+                       "model's output, remove it from config.json")
+
+
+def _complete(fields: dict, known: _Fields, prefix: str) -> dict:
+  """The fields that are read, with the value of those that the file leaves out."""
+  complete = known.read | {name: fields[name] for name in known.read if name in fields}
+  for name, value in complete.items():
+    if value is _REQUIRED:
+      raise ValueError(f"field '{prefix}{name}' is missing")
+  return complete
+
+
+def _object(fields: dict, name: str) -> dict:
+  value = fields.get(name)
+  if not isinstance(value, dict):
+    raise ValueError(f"{name} is {value!r}; it must be an object" if name in fields else
+                     f"field '{name}' is missing")
+  return value
 
 
 def _integer(fields: dict, name: str, prefix: str = "") -> int:
@@ -151,17 +220,21 @@ def _integer(fields: dict, name: str, prefix: str = "") -> int:
   return fields[name]
 
 
+def _integers(fields: dict, name: str, prefix: str) -> tuple[int, ...]:
+  value = fields[name]
+  if not isinstance(value, list | tuple) or any(type(number) is not int for number in value):
+    raise ValueError(f"{prefix}{name} is {value!r}; it must be a list of integers")
+  return tuple(value)
+
+
 def _number(fields: dict, name: str) -> float:
   if type(fields[name]) not in (int, float):
     raise ValueError(f"{name} is {fields[name]!r}; it must be one number")
   return float(fields[name])
 
 
-def _check(fields: dict, read: set[str], fixed: dict, prefix: str) -> None:
-  for name, value in fields.items():
-    if name in fixed:
-      if value != fixed[name]:
-        raise ValueError(f"{prefix}{name} is {value!r}; only {fixed[name]!r} is implemented")
-    elif name not in read | _IRRELEVANT:
-      raise ValueError(f"{prefix}{name} = {value!r} is unknown; if it cannot change the "
-                       "model's output, remove it from config.json")
+def _truth(fields: dict, name: str) -> bool:
+  value = fields.get(name, False)
+  if type(value) is not bool:
+    raise ValueError(f"{name} is {value!r}; it must be true or false")
+  return value

@@ -1,19 +1,20 @@
-"""Reads and writes preprocessor_config.json, the image part of a Hugging Face folder.
+"""Reads and writes the image part of a Hugging Face folder: processor or preprocessor config.
 
 Only the area that images are resized to is free; other fields that change pixels are refused.
 """
 
-import json
 import math
 import os
 import pathlib
 
 from ares_jax.models.config import VisionConfig
+from ares_jax.models.hf_files import read_object
 from ares_jax.models.vision import MEAN, STD
 
 FILE = "preprocessor_config.json"
-# transformers 5 saves all parts of a processor in one file.
-_NESTED = "processor_config.json"
+# transformers 5 saves all parts of a processor in one file, and reads that one first.
+_NESTED, _PART = "processor_config.json", "image_processor"
+_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}  # transformers' without a size
 
 
 def pixel_limits(folder: str | os.PathLike, vision: VisionConfig) -> tuple[int, int]:
@@ -22,34 +23,58 @@ def pixel_limits(folder: str | os.PathLike, vision: VisionConfig) -> tuple[int, 
   Raises:
     ValueError: the file is missing, or a field has a value that is not implemented.
   """
-  path = pathlib.Path(folder) / FILE
-  if path.is_file():
-    fields = json.loads(path.read_text(encoding="utf-8"))
-  elif (nested := pathlib.Path(folder) / _NESTED).is_file():
-    path, fields = nested, json.loads(nested.read_text(encoding="utf-8"))["image_processor"]
-  else:
+  check_processor(folder, vision)
+  path, fields = _read(pathlib.Path(folder))
+  if fields is None:
     raise ValueError(f"{path} does not exist; it holds the size of images")
-  for name, want in processor_fields(vision, min_pixels=0, max_pixels=0).items():
-    if name in ("size", "image_processor_type") or name not in fields:
-      continue
-    if not _same(fields[name], want):
-      raise ValueError(f"{path}: {name} is {fields[name]!r}; only {want!r} is implemented")
-  # transformers 4 wrote two separate fields, which have precedence over `size` there too.
-  size = fields["size"] if "size" in fields else {}
+  size = _SIZE if fields.get("size") is None else fields["size"]
+  if not isinstance(size, dict):
+    raise ValueError(f"{path}: size is {size!r}; shortest_edge and longest_edge are needed, areas "
+                     "in pixels")
   limits = []
+  # transformers 4 wrote two separate fields, which have precedence over `size` there too.
   for old, new in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
-    value = fields.get(old) or size.get(new)
+    name, value = ((old, fields[old]) if fields.get(old) is not None else
+                   (f"size.{new}", size.get(new)))
     if value is None:
       raise ValueError(f"{path}: neither {old} nor size.{new} is given")
+    if type(value) is not int or value < 1:
+      raise ValueError(f"{path}: {name} is {value!r}; it must be an integer >= 1, an area in "
+                       "pixels")
     limits.append(value)
+  if limits[0] > limits[1]:
+    raise ValueError(f"{path}: images of at least {limits[0]} pixels and at most {limits[1]}; "
+                     "exchange them")
   return tuple(limits)
+
+
+def check_processor(folder: str | os.PathLike, vision: VisionConfig) -> None:
+  """Raises ValueError where the folder's model was trained on other pixels than ours."""
+  path, fields = _read(pathlib.Path(folder))
+  for name, want in processor_fields(vision, min_pixels=0, max_pixels=0).items():
+    if name not in ("size", "image_processor_type") and name in (fields or {}):
+      if not _same(fields[name], want):
+        raise ValueError(f"{path}: {name} is {fields[name]!r}; only {want!r} is implemented")
+
+
+def _read(folder: pathlib.Path) -> tuple[pathlib.Path, dict | None]:
+  """(file, its fields of the image processor or None), in transformers' order."""
+  nested, path = folder / _NESTED, folder / FILE
+  fields = read_object(nested).get(_PART) if nested.is_file() else None
+  if isinstance(fields, dict):
+    return nested, fields
+  if fields is not None:
+    raise ValueError(f"{nested}: {_PART} is {fields!r}; it must be an object")
+  return path, read_object(path) if path.is_file() else None
 
 
 def _same(have, want) -> bool:
   """Whether two values are equal; floats up to 1e-6, because JSON rounds them."""
   if isinstance(want, list):
-    return len(have) == len(want) and all(map(_same, have, want))
-  return math.isclose(have, want, rel_tol=1e-6) if isinstance(want, float) else have == want
+    return isinstance(have, list) and len(have) == len(want) and all(map(_same, have, want))
+  if isinstance(want, float):
+    return type(have) in (int, float) and math.isclose(have, want, rel_tol=1e-6)
+  return have == want
 
 
 def processor_fields(vision: VisionConfig, *, min_pixels: int, max_pixels: int) -> dict:

@@ -9,7 +9,7 @@ import jax
 from ares_jax.data import digits
 from ares_jax.data.chat import Chat
 from ares_jax.data.prompts import Encoder
-from ares_jax.models import hf_config, weights
+from ares_jax.models import hf_config, hf_processor, weights
 from ares_jax.models.config import PUBLISHED_SIZES, ModelConfig
 from ares_jax.run.tokens import Tokens, check_tokens, open_tokenizer
 from ares_jax.sampling.rollout import Generator
@@ -45,6 +45,8 @@ def open_model(section):
     raise ValueError(f"{section.path} is no folder; give the folder of a Hugging Face Qwen2.5-VL "
                      "model")
   config = model_config(section)
+  if section.path:
+    hf_processor.check_processor(section.path, config.vision)
   tokenizer = open_tokenizer(section.path) if section.path else digits.tokenizer()
   return OpenModel(config, check_tokens(config, tokenizer, section.path))
 

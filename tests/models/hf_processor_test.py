@@ -22,8 +22,10 @@ def test_limits_come_in_the_forms_of_both_transformers(tmp_path):
   assert write(tmp_path, size="left out", min_pixels=3136, max_pixels=12845056,
                do_resize="left out", rescale_factor="left out") == (3136, 12845056)
   assert write(tmp_path, max_pixels=1568) == (784, 1568)
-  (tmp_path / "preprocessor_config.json").unlink()
+  # transformers reads the file of all parts first, if it has one for images.
   assert write(tmp_path, "processor_config.json") == (784, 7840)
+  (tmp_path / "processor_config.json").write_text('{"processor_class": "Qwen2_5_VLProcessor"}')
+  assert hf_processor.pixel_limits(tmp_path, VISION) == (784, 1568)
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -34,10 +36,41 @@ def test_limits_come_in_the_forms_of_both_transformers(tmp_path):
   (dict(patch_size=16), "patch_size is 16; only 14"),
   (dict(merge_size=1), "merge_size is 1"),
   (dict(size={"shortest_edge": 784}), "neither max_pixels nor size.longest_edge is given"),
+  (dict(size=784), "size is 784; shortest_edge and longest_edge are needed"),
+  (dict(size="784"), "size is '784'; shortest_edge and"), (dict(size=[784, 7840]), "size is .784"),
+  (dict(size={"shortest_edge": "784", "longest_edge": 7840}), "size.shortest_edge is '784'; it mu"),
+  (dict(size={"height": 28, "width": 28}), "neither min_pixels nor size.shortest_edge is given"),
+  (dict(min_pixels=0), "min_pixels is 0; it must be an integer >= 1"),
+  (dict(max_pixels=1e6), "max_pixels is 1000000.0; it must be an integer"),
+  (dict(min_pixels=7841), "at least 7841 pixels and at most 7840"),
+  (dict(image_mean=0.5), "image_mean is 0.5; only"),
+  (dict(rescale_factor="1"), "rescale_factor is '1'; only"),
 ])
 def test_other_pixels_than_ours_are_refused_by_name(tmp_path, changes, message):
   with pytest.raises(ValueError, match=message):
     write(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("changes", [
+  dict(size="left out"), dict(size=None), dict(size="left out", max_pixels=10**6),
+  dict(size={"shortest_edge": 1000, "longest_edge": 2000}, min_pixels=900)])
+def test_limits_are_those_of_transformers(tmp_path, changes):
+  from transformers import Qwen2VLImageProcessorPil
+
+  limits = write(tmp_path, **changes)
+  size = Qwen2VLImageProcessorPil.from_pretrained(tmp_path).size
+  assert limits == (size["shortest_edge"], size["longest_edge"])
+
+
+@pytest.mark.parametrize("name, content, message", [
+  ("preprocessor_config.json", "[]", "preprocessor_config.json holds a list"),
+  ("preprocessor_config.json", "{", "preprocessor_config.json is damaged"),
+  ("processor_config.json", '{"image_processor": []}', r"image_processor is \[\]; it must be an"),
+])
+def test_a_damaged_file_is_one_error(tmp_path, name, content, message):
+  (tmp_path / name).write_text(content)
+  with pytest.raises(ValueError, match=message):
+    hf_processor.pixel_limits(tmp_path, VISION)
 
 
 def test_what_is_written_is_transformers_processor(tmp_path):
@@ -52,3 +85,4 @@ def test_what_is_written_is_transformers_processor(tmp_path):
 def test_a_folder_without_it_is_an_error(tmp_path):
   with pytest.raises(ValueError, match="preprocessor_config.json does not exist"):
     hf_processor.pixel_limits(tmp_path, VISION)
+  hf_processor.check_processor(tmp_path, VISION)  # a run has limits of its own

@@ -10,7 +10,7 @@ from models import golden_batch, make_golden, random_folder
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from ares_jax.models import hf, hf_config, weights
+from ares_jax.models import hf, hf_config, hf_files, weights
 from ares_jax.system import mesh as mesh_lib
 
 TIED, UNTIED = make_golden.folder("tied"), make_golden.folder("untied")
@@ -149,6 +149,29 @@ def test_a_file_that_was_not_downloaded_is_named(tmp_path):
     golden_batch.read_hf(tmp_path, golden_batch.config("untied"))
 
 
+@pytest.mark.parametrize("name, damage, message", [
+  ("model.safetensors", lambda raw: raw[:-5], "is damaged or cut short, download it again"),
+  ("model.safetensors", lambda raw: raw[:6], "is damaged or cut short"),
+  ("model.safetensors", lambda raw: b"", "is damaged or cut short"),
+  ("model.safetensors", lambda raw: b"version https://git-lfs.github.com/spec/v1\n", "damaged"),
+  ("config.json", lambda raw: b"[1, 2]", "config.json holds a list, not a JSON object"),
+  ("config.json", lambda raw: raw[:20], "config.json is damaged, download it again: "),
+  ("config.json", lambda raw: b"\xff\xfe", "config.json is damaged"),
+  ("config.json", lambda raw: b"null", "config.json holds null"),
+  (hf_files.INDEX, lambda raw: b"{}", "weight_map does not name the file of each tensor"),
+  (hf_files.INDEX, lambda raw: b'{"weight_map": {"a": 1}}', "weight_map does not name"),
+  (hf_files.INDEX, lambda raw: b'{"weight_map"', "index.json is damaged"),
+])
+def test_a_damaged_file_is_one_error_that_names_it(tmp_path, name, damage, message):
+  for path in TIED.iterdir():
+    shutil.copy(path, tmp_path)
+  path = tmp_path / name
+  path.write_bytes(damage(path.read_bytes() if path.exists() else b""))
+  with pytest.raises(ValueError, match=message):
+    config = hf.model_config(tmp_path, compute_dtype="float32", remat="none", unroll=1)
+    golden_batch.read_hf(tmp_path, config)
+
+
 def config_of(tmp_path, base, change):
   fields = json.loads((base / "config.json").read_text())
   change(fields)
@@ -180,13 +203,23 @@ def test_both_forms_of_config_give_the_same_sizes(tmp_path):
   (dict(layer_types=["sliding_attention"] * 3), "layer_types"),
   (dict(layer_types=["full_attention"] * 2), "full_attention in all 3 layers"),
   (dict(num_attention_heads=5), "hidden_size 32 is not a multiple of num_attention_heads 5"),
-  (dict(use_sliding_window=None), "use_sliding_window is None"),
+  (dict(use_sliding_window=1.5), "use_sliding_window is 1.5"),
   (dict(rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2]},
         rope_scaling={"type": "linear", "factor": 2.0}), "rotary .*linear"),
-  (dict(head_dim=16), "head_dim = 16 is unknown"),
+  (dict(head_dim=16), "head_dim is 16; only hidden_size / num_attention_heads = 8"),
   (dict(quantization_config={"bits": 4}), "quantization_config = .* is unknown"),
   (dict(num_hidden_layers="3"), "num_hidden_layers is '3'; it must be one integer"),
   (dict(rope_theta=[1e6]), "rope_theta is .*; it must be one number"),
+  (dict(rope_scaling={"type": "mrope", "mrope_section": [1, 1, 1, 1]}),
+   r"rope_scaling.mrope_section is \[1, 1, 1, 1\]; it must be three integers"),
+  (dict(rope_scaling={"type": "mrope", "mrope_section": 4}), "mrope_section is 4; it must be a li"),
+  (dict(rope_scaling={"type": "mrope", "mrope_section": [1, 1, 1]}), "must sum to head_dim / 2"),
+  (dict(rope_scaling="mrope"), "rope_scaling is 'mrope'; it must be an object"),
+  (dict(tie_word_embeddings="false"), "tie_word_embeddings is 'false'; it must be true or false"),
+  (dict(layer_types=3), "layer_types 3: only full_attention"),
+  (dict(vision_config=[]), r"vision_config is \[\]; it must be an object"),
+  (dict(text_config=7), "text_config is 7; it must be an object"),
+  (dict(model_type=["qwen2_5_vl"]), "model_type is .*only 'qwen2_5_vl'"),
 ])
 def test_what_is_not_implemented_is_refused_by_name(tmp_path, change, message):
   with pytest.raises(ValueError, match=message):
@@ -199,6 +232,7 @@ def test_what_is_not_implemented_is_refused_by_name(tmp_path, change, message):
   (dict(deepstack=[1]), r"vision_config.deepstack = \[1\] is unknown"),
   (dict(rope_parameters={"rope_type": "axial", "rope_theta": 5.0}), "vision_config.rope_para"),
   (dict(rope_parameters={"rope_type": "axial", "rope_theta": 1e4, "factor": 2}), "factor"),
+  (dict(fullatt_block_indexes=7), "vision_config.fullatt_block_indexes is 7; it must be a list of"),
   (dict(patch_size=[14, 14]), r"vision_config.patch_size is \[14, 14\]; it must be one integer"),
   (dict(out_hidden_size=48), "vision.out 48 differs from embed 32"),
 ])
@@ -207,27 +241,62 @@ def test_vision_fields_are_refused_by_name(tmp_path, change, message):
     config_of(tmp_path, TIED, lambda fields: fields["vision_config"].update(change))
 
 
-@pytest.mark.parametrize("name", ["vocab_size", "rms_norm_eps", "rope_theta", "vision_config"])
-def test_a_missing_field_is_named(tmp_path, name):
+@pytest.mark.parametrize("name", ["vocab_size", "num_hidden_layers", "vision_config"])
+def test_a_missing_size_is_named(tmp_path, name):
   with pytest.raises(ValueError, match=f"config.json: field '{name}' is missing"):
     config_of(tmp_path, TIED, lambda fields: fields.pop(name))
+
+
+@pytest.mark.parametrize("change", [
+  dict(head_dim=8), dict(head_dim=None), dict(unsloth_fixed=True, unsloth_version="2025.1"),
+  dict(auto_map={"AutoModel": "x.Y"}), dict(_attn_implementation_internal="sdpa"),
+  dict(use_sliding_window=None), dict(something_new=None), dict(text_config=None),
+  dict(output_attentions=False, id2label={"0": "LABEL_0"}, temperature=1.0),
+  dict(layer_types=["full_attention"] * 3)])
+def test_what_changes_nothing_is_accepted(tmp_path, change):
+  plain = config_of(tmp_path, TIED, lambda fields: None)
+  assert config_of(tmp_path, TIED, lambda fields: fields.update(change)) == plain
+
+
+def test_full_attention_of_blocks_that_are_not_there_is_left_out(tmp_path):
+  def longer(fields):
+    fields["vision_config"]["fullatt_block_indexes"] = [1, 3, 7, 15]
+  assert config_of(tmp_path, TIED, longer).vision.full_attention == (1, 3)
+
+
+def test_absent_fields_have_transformers_values():
+  from transformers.models.qwen2_5_vl import configuration_qwen2_5_vl as theirs
+
+  for table, config in ((hf_config._TEXT, theirs.Qwen2_5_VLTextConfig()),
+                        (hf_config._VISION, theirs.Qwen2_5_VLVisionConfig()),
+                        (hf_config._TEXT, theirs.Qwen2_5_VLConfig())):
+    for name, value in table.read.items():
+      if hasattr(config, name) and value not in (hf_config._REQUIRED, None):
+        have = getattr(config, name)
+        assert (tuple(have) if isinstance(have, list) else have) == value, name
+    for name, values in table.fixed.items():
+      assert getattr(config, name, values[0]) in values, name
+  assert theirs.Qwen2_5_VLTextConfig().rope_parameters["rope_theta"] == hf_config._TEXT.read[
+    "rope_theta"]
 
 
 def test_every_field_of_transformers_config_classes_is_read_fixed_or_known_to_be_irrelevant():
   from transformers.models.qwen2_5_vl import configuration_qwen2_5_vl as theirs
 
-  irrelevant = hf_config._IRRELEVANT
+  def known(name, table):
+    return name in table.read.keys() | table.fixed.keys() | hf_config._IRRELEVANT
+
   for name in (*theirs.Qwen2_5_VLConfig.__annotations__,
                *theirs.Qwen2_5_VLTextConfig.__annotations__):
-    assert name in hf_config._TEXT_READ | hf_config._TEXT_FIXED.keys() | irrelevant, name
+    assert known(name, hf_config._TEXT), name
   for name in theirs.Qwen2_5_VLVisionConfig.__annotations__:
-    assert name in hf_config._VISION_READ | hf_config._VISION_FIXED.keys() | irrelevant, name
+    assert known(name, hf_config._VISION), name
 
 
 CHANGES = {
   "text": dict(
     vocab_size=256, hidden_size=64, intermediate_size=65, num_hidden_layers=4,
-    num_attention_heads=2, num_key_value_heads=4, rms_norm_eps=1e-5, rope_theta=1e4,
+    num_attention_heads=2, num_key_value_heads=4, head_dim=16, rms_norm_eps=1e-5, rope_theta=1e4,
     rope_scaling={"type": "mrope", "mrope_section": [2, 1, 1]},
     rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
     layer_types=["sliding_attention"] * 3, image_token_id=7, tie_word_embeddings=False),
@@ -239,8 +308,8 @@ CHANGES = {
 
 
 def test_every_field_that_is_read_changes_the_model_or_is_refused(tmp_path):
-  assert CHANGES["text"].keys() == hf_config._TEXT_READ
-  assert CHANGES["vision"].keys() == hf_config._VISION_READ
+  assert CHANGES["text"].keys() == hf_config._TEXT.read.keys()
+  assert CHANGES["vision"].keys() == hf_config._VISION.read.keys()
   before = config_of(tmp_path, TIED, lambda fields: None)
   for part, changes in CHANGES.items():
     for name, value in changes.items():

@@ -1,7 +1,9 @@
 import dataclasses
+import shutil
 
 import pytest
 import tiny
+from models import make_golden
 
 from ares_jax.models.config import PUBLISHED_SIZES
 from ares_jax.run.model import model_config, open_model
@@ -28,3 +30,10 @@ def test_the_sizes_of_a_published_model_need_no_file():
     open_model(section)
   with pytest.raises(ValueError, match="ends in no name whose sizes are known: Qwen2.5-VL-3B"):
     model_config(dataclasses.replace(section, path="Qwen2-VL"))
+
+
+def test_a_folder_whose_images_are_made_otherwise_is_refused(tmp_path):
+  shutil.copy(make_golden.folder("tied") / "config.json", tmp_path)
+  (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
+  with pytest.raises(ValueError, match="image_mean is .*only .*is implemented"):
+    open_model(dataclasses.replace(SECTION, path=str(tmp_path), sizes=None))
