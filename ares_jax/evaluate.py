@@ -14,6 +14,11 @@ own. The same command resumes an evaluation that was stopped. --ablation answers
 compares finished runs by what they were trained with, as the paper's tables 4 and 5 do.
 """
 
+if __name__ == "__main__":
+  from ares_jax.system import command
+
+  command.begin("evaluate")
+
 import dataclasses
 import glob
 import json

@@ -11,6 +11,11 @@ into their matrices. With --adapter they are written alone, as a folder that pef
 model that they were trained on.
 """
 
+if __name__ == "__main__":
+  from ares_jax.system import command
+
+  command.begin("export")
+
 import json
 import os
 

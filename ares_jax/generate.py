@@ -8,6 +8,11 @@ FOLDER is a Hugging Face Qwen2.5-VL folder, published or written by ares_jax.exp
 with prompt.suffix needs the same text here: --suffix=" First think, ...".
 """
 
+if __name__ == "__main__":
+  from ares_jax.system import command
+
+  command.begin("generate")
+
 import json
 import time
 

@@ -11,6 +11,11 @@ fourth of eight and leaves its lines in WORKDIR/curation/, which the run itself 
 --curate=all stops after the curation's report.
 """
 
+if __name__ == "__main__":
+  from ares_jax.system import command
+
+  command.begin("train", needs_config=True)
+
 import contextlib
 import json
 import os

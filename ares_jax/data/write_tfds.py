@@ -8,6 +8,11 @@ Reading a row of Parquet reads its whole row group, and image files are opened o
 read gives a row and its images. TensorFlow is not needed.
 """
 
+if __name__ == "__main__":
+  from ares_jax.system import command
+
+  command.begin("data.write_tfds")
+
 import io
 
 import numpy as np

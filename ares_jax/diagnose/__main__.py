@@ -15,6 +15,11 @@ ablation: compares finished runs that shape all problems alike (--config.aepo.re
 --png writes the check's pictures into WORKDIR/diagnose/.
 """
 
+if __name__ == "__main__":
+  from ares_jax.system import command
+
+  command.begin("diagnose")
+
 import json
 import os
 import sys

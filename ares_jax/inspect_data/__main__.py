@@ -8,6 +8,11 @@ each stage. --rows=N reads N rows spread over each stage's data (0: all rows). L
 from image headers, so damage after a header is noticed in the ten examples only.
 """
 
+if __name__ == "__main__":
+  from ares_jax.system import command
+
+  command.begin("inspect_data", needs_config=True)
+
 import dataclasses
 import os
 

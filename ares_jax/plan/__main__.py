@@ -14,6 +14,11 @@ config.json or the name of a published model; weights are not read. Compiling ae
 3 minutes of CPU time; --only=NAME,... compiles less.
 """
 
+if __name__ == "__main__":
+  from ares_jax.system import command
+
+  command.begin("plan", needs_config=True)
+
 import dataclasses
 import json
 import sys

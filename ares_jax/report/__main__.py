@@ -8,6 +8,11 @@ WORKDIR/report/ and as TensorBoard images. Runs given with --compare are drawn i
 The run may still be in progress.
 """
 
+if __name__ == "__main__":
+  from ares_jax.system import command
+
+  command.begin("report")
+
 import os
 
 import jax

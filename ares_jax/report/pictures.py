@@ -4,7 +4,6 @@ import os
 import re
 
 import numpy as np
-import tensorboardX
 from PIL import Image
 
 from ares_jax.ops.difficulty import BUCKETS
@@ -26,6 +25,8 @@ def write_pictures(records, others, folder):
   paths = figures.save_pngs(
     {"_".join(re.findall(r"\w+", title.lower())): figure for title, figure in pictures.items()},
     folder)
+  import tensorboardX  # loads PyTorch where it is installed: 2.5 s
+
   with tensorboardX.SummaryWriter(os.path.join(records.workdir, "tensorboard", "report")) as writer:
     for path in paths:
       name, _ = os.path.splitext(os.path.basename(path))

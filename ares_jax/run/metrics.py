@@ -15,9 +15,6 @@ import time
 import jax
 import numpy as np
 from absl import logging
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
 from ares_jax.run.files import atomic_write
 
@@ -104,10 +101,14 @@ class _Events:
   """Writes the scalars to TensorBoard's file; stops writing, with a warning, after an OSError.
 
   Not tensorboardX.SummaryWriter, which writes in a thread: after a failed write the tenth step
-  would wait forever. Not clu.metric_writers either: they need TensorFlow.
+  would wait forever. Not clu.metric_writers either: they need TensorFlow. tensorboardX is imported
+  here, because it loads PyTorch and Google's cloud clients where they are installed: 2.5 s.
   """
 
   def __init__(self, folder, step):
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
     os.makedirs(folder, exist_ok=True)
     self._writer = EventsWriter(os.path.join(folder, "events"))
     # Makes TensorBoard drop what a killed run wrote after its last checkpoint.
@@ -115,6 +116,9 @@ class _Events:
 
   def add(self, step, numbers):
     """Writes {name: number}, without numbers that are not finite: TensorBoard has no null."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import scalar
+
     event = Event(wall_time=time.time(), step=step)
     for name, number in numbers.items():
       if math.isfinite(number):

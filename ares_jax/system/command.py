@@ -16,6 +16,21 @@ class UsageError(config_lib.ConfigError):
   """The command line itself is wrong: an unknown flag, a missing --config, a stray word."""
 
 
+def begin(name, *, needs_config=False):
+  """Prints the first line of the command `python -m ares_jax.NAME`.
+
+  A command calls it before its other imports, which take seconds. With `needs_config` a --config
+  that is missing, or names no config file, ends the command here.
+  """
+  if _asks_for_help(sys.argv):
+    return
+  # transformers says at its import that PyTorch was not found; nothing here uses PyTorch.
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+  if needs_config:
+    _call_or_exit(lambda: config_lib.load(require_config(_config_words(sys.argv)[0])))
+  print(f"ares_jax.{name}: loading ...", file=sys.stderr, flush=True)
+
+
 def run(main, *, positional=(), argv=None, renamed=None):
   """Parses the flags, calls `main(*positional values)` and exits.
 
@@ -27,14 +42,24 @@ def run(main, *, positional=(), argv=None, renamed=None):
   name} of settings, for the message about --config.OLD.
   """
   argv = list(sys.argv if argv is None else argv)
-  if any(word in ("--help", "-h", "-help") for word in argv[1:]):
+  if _asks_for_help(argv):
     doc = sys.modules["__main__"].__doc__
     print(f"{doc.strip() if doc else ''}\n\nflags:\n{flags.FLAGS.main_module_help()}")
     sys.exit(0)
-  try:
+
+  def call():
     words = _parse(argv, positional, renamed or {})
     logging.use_absl_handler()
     main(*words)
+
+  _call_or_exit(call)
+  sys.exit(0)
+
+
+def _call_or_exit(call):
+  """Calls `call`; an error that is no bug becomes one line on stderr and an exit code."""
+  try:
+    call()
   except KeyboardInterrupt as stop:
     _exit(f"stopped: {str(stop) or 'run the same command again to continue'}", 130)
   except UsageError as error:
@@ -45,7 +70,6 @@ def run(main, *, positional=(), argv=None, renamed=None):
       traceback.print_exc()
       hint = ""
     _exit(f"error: {config_lib.one_line(error)}{hint}", 1)
-  sys.exit(0)
 
 
 def require_config(config):
@@ -75,20 +99,7 @@ def _check_config(argv, renamed):
   """Reports missing files and unknown keys of --config in one line; config_flags would not."""
   if "config" not in flags.FLAGS:
     return
-  path, keys = None, []
-  words = iter(argv[1:])
-  for word in words:
-    if word == "--":
-      break
-    name, equals, value = word.lstrip("-").partition("=")
-    if not word.startswith("-"):
-      continue
-    if name == "config":
-      path = value if equals else next(words, "")
-    elif name.startswith(("config.", "noconfig.")):
-      if path is None:
-        raise UsageError(f"{word} stands before --config=FILE; put --config first")
-      keys.append(name.split(".")[1:])
+  path, keys = _config_words(argv)
   if path is None:
     return
   config = config_lib.load(path)
@@ -104,6 +115,29 @@ def _check_config(argv, renamed):
         near = config_lib.suggest(part, fields) if fields else ""
         raise config_lib.ConfigError(f"{where}.{part} is not in {path}{near}")
       node, where = node[part], f"{where}.{part}"
+
+
+def _config_words(argv):
+  """(value of --config or None, [["aepo", "steps"], ...] of the settings that are set)."""
+  path, keys = None, []
+  words = iter(argv[1:])
+  for word in words:
+    if word == "--":
+      break
+    name, equals, value = word.lstrip("-").partition("=")
+    if not word.startswith("-"):
+      continue
+    if name == "config":
+      path = value if equals else next(words, "")
+    elif name.startswith(("config.", "noconfig.")):
+      if path is None:
+        raise UsageError(f"{word} stands before --config=FILE; put --config first")
+      keys.append(name.split(".")[1:])
+  return path, keys
+
+
+def _asks_for_help(argv):
+  return any(word in ("--help", "-h", "-help") for word in argv[1:])
 
 
 def _exit(message, code):

@@ -78,8 +78,8 @@ def test_the_command_names_the_new_name_of_a_renamed_setting():
              "--config.data.files.prompts=()"]
   result = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True)
   assert result.returncode == 1
-  assert result.stderr == ("error: config.data.files.prompts is called config.data.files.rl now; "
-                           "rename it\n")
+  assert result.stderr.endswith("\nerror: config.data.files.prompts is called config.data.files.rl "
+                                "now; rename it\n")
 
 
 def test_a_misspelt_algorithm_is_one_line():

@@ -131,3 +131,30 @@ def test_ctrl_c_gives_one_line_and_exit_code_130(folder):
   _, err = process.communicate(timeout=20)
   assert process.returncode == 130
   assert err == "stopped: run the same command again to continue\n"
+
+
+def without_jax(name, *words):
+  """The stderr of `python -m ares_jax.NAME` where neither jax nor numpy can be imported."""
+  code = (f"import sys; sys.modules['jax'] = sys.modules['numpy'] = None; import runpy; "
+          f"runpy.run_module('ares_jax.{name}', run_name='__main__', alter_sys=True)")
+  done = subprocess.run([sys.executable, "-c", code, *words], text=True, capture_output=True)
+  assert done.returncode
+  return done.stderr
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "generate", "export", "plan", "report",
+                                  "inspect_data", "diagnose", "data.write_tfds"])
+def test_the_first_line_comes_before_slow_imports(name):
+  first, *others = without_jax(name, "--config=configs/ares_tiny.py").splitlines()
+  assert first == f"ares_jax.{name}: loading ..."
+  assert "ModuleNotFoundError" in others[-1]
+
+
+@pytest.mark.parametrize("words, message", [
+  ((), "error: no config given; pass --config=FILE, for example configs/ares_tiny.py (--help"),
+  (("--config=configs/ares_tony.py",), "error: config file 'configs/ares_tony.py' does not exist;"),
+  (("--config.seed=1", "--config=configs/ares_tiny.py"), "error: --config.seed=1 stands before")])
+def test_a_missing_config_is_noticed_before_slow_imports(words, message):
+  for name in ("train", "plan", "inspect_data"):
+    error = without_jax(name, *words)
+    assert error.startswith(message) and error.count("\n") == 1
