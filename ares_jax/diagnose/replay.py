@@ -21,7 +21,7 @@ from ares_jax.models.vision import VisionInput
 from ares_jax.run.checkpoint.manager import abstract_like
 from ares_jax.run.checkpoint.reader import newest_step, read_part
 from ares_jax.run.files import current_names
-from ares_jax.run.identity import STAGES
+from ares_jax.run.identity import STAGES, stage_folder
 from ares_jax.run.loop import NONFINITE
 from ares_jax.system import hosts, mesh
 from ares_jax.training import aepo_step, sft_step
@@ -52,7 +52,7 @@ def replay(parts, workdir, path):
     state = state.replace(controllers=Controllers(**mesh.put(_under(arrays, "controllers"))))
   else:
     state = sft_step.init_state(config, first, base)
-  folder, step = os.path.join(workdir, stage), 0
+  folder, step = stage_folder(workdir, stage), 0
   if hosts.on_process_0(functools.partial(newest_step, folder)) is not None:
     for part in ("params", "opt_state"):
       step, value = read_part(folder, part, abstract_like(getattr(state, part)))
@@ -102,7 +102,7 @@ def _start_of_stage(parts, workdir, stage):
   """(params that the stage started from, lora.Base or None)."""
   first, base = parts.start()
   for earlier in reversed(STAGES[:STAGES.index(stage)]):
-    folder = os.path.join(workdir, earlier)
+    folder = stage_folder(workdir, earlier)
     if hosts.on_process_0(functools.partial(newest_step, folder)) is not None:
       return read_part(folder, "params", abstract_like(first))[1], base
   return first, base

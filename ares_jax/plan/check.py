@@ -10,7 +10,6 @@ require it. jax's cache keeps the compiled programs for steps of the same shapes
 
 import contextlib
 import dataclasses
-import os
 import time
 
 import jax
@@ -19,7 +18,7 @@ from ares_jax.plan.iteration import GIB, NAMES
 from ares_jax.plan.programs import aepo_programs, sft_program
 from ares_jax.plan.suggestions import suggestions
 from ares_jax.run.checkpoint.reader import newest_step
-from ares_jax.run.identity import STAGES
+from ares_jax.run.identity import STAGES, stage_folder
 from ares_jax.system import compiling, hosts
 from ares_jax.system.config import one_line
 
@@ -92,7 +91,7 @@ def compile_longest_first(config, model, end, workdir):
   """
   several = len(config.prompt.max_tokens) > 1 or len(config.aepo.row_tokens) > 1
   if several and config.aepo.steps and hosts.on_process_0(
-      lambda: newest_step(os.path.join(workdir, "aepo"))) is None:
+      lambda: newest_step(stage_folder(workdir, "aepo"))) is None:
     require_fit(check_programs(config, model, end, ("aepo",)), config, model)
 
 

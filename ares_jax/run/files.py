@@ -90,7 +90,7 @@ def require_json(workdir, name):
   """`read_json`; ValueError where the file is missing."""
   found = read_json(workdir, name)
   if not found:
-    raise ValueError(f"{os.path.join(workdir, name)} does not exist; give the folder of a run of "
+    raise ValueError(f"{workdir}/{name} does not exist; give the folder of a run of "
                      "ares_jax.train")
   return found
 

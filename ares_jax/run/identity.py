@@ -74,10 +74,15 @@ def is_read_later(stage, key):
   return STAGES.index(use_of(key).first_read_by) > STAGES.index(stage)
 
 
+def stage_folder(workdir, stage):
+  """The folder of a stage's checkpoints; of a bucket.BucketFolder it is in the bucket."""
+  return os.path.join(str(workdir), stage)
+
+
 def latest_stage(workdir):
   """Name of the last stage of a run that has a checkpoint; ValueError where none has."""
   for stage in reversed(STAGES):
-    if newest_step(os.path.join(workdir, stage)) is not None:
+    if newest_step(stage_folder(workdir, stage)) is not None:
       return stage
   raise ValueError(f"{workdir} has no checkpoint of {', '.join(STAGES)} yet; train there first")
 

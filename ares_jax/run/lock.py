@@ -1,17 +1,19 @@
-"""WORKDIR/lock: one run at a time in a folder."""
+"""WORKDIR/lock: one run at a time in a folder; lease.py has the lock of a run in a bucket."""
 
 import contextlib
 import fcntl
 import json
 import os
-import pathlib
 import socket
 import threading
 import time
 
 from absl import logging
+from etils import epath
 
+from ares_jax.run import bucket, lease
 from ares_jax.system import hosts
+from ares_jax.system.gcs import in_bucket
 
 _RENEW = 20.0  # seconds between two updates of the lock file's time
 _GONE = 6 * _RENEW  # seconds without an update after which a lock of another host is stale
@@ -33,7 +35,7 @@ def lock(workdir):
   path = os.path.join(workdir, "lock")
   with open(path, "a+", encoding="utf-8") as file:
     file.seek(0)
-    host, holder = _holder(file.read())
+    host, holder = lease.holder(file.read())
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -44,8 +46,7 @@ def lock(workdir):
     if host:
       logging.warning("%s: the lock of %s is stale: that run was killed", workdir, holder)
     file.truncate(0)
-    json.dump({"host": socket.gethostname(), "pid": os.getpid(),
-               "time": time.strftime("%Y-%m-%d %H:%M:%S %z")}, file)
+    json.dump(lease.record(), file)
     file.flush()
     os.fsync(file.fileno())  # other hosts of the run read it at once
     over = threading.Event()
@@ -61,16 +62,22 @@ def lock(workdir):
 
 @contextlib.contextmanager
 def one_run(workdir):
-  """`lock`, held by process 0; ValueError where a process does not see it in its `workdir`."""
-  path = pathlib.Path(workdir, "lock")
+  """Holds the lock of a run's folder on process 0; yields bucket.open_folder's folder.
+
+  ValueError where another run holds it, or a process does not see it in its `workdir`.
+  """
+  held = []  # on process 0
+  hold = lease.lease if in_bucket(workdir) else lock
   with contextlib.ExitStack() as stack:
-    hosts.on_process_0(lambda: stack.enter_context(lock(workdir)))
+    hosts.on_process_0(lambda: held.append(stack.enter_context(hold(workdir))))
+    path = epath.Path(workdir) / "lock"
     seen = hosts.allgather(lambda: path.read_bytes() if path.exists() else b"")
     for number, there in enumerate(seen):
       if there != seen[0]:
         raise ValueError(f"process {number} finds another {workdir} than process 0; --workdir must "
-                         "be a folder on a disk that all hosts share")
-    yield
+                         "be a folder on a disk that all hosts share, or gs://BUCKET/RUN")
+    confirm = held[0] if held and held[0] else lambda: None
+    yield stack.enter_context(bucket.open_folder(workdir, confirm))
 
 
 def _refuse_living(file, path, holder):
@@ -90,15 +97,6 @@ def _refuse_living(file, path, holder):
   if living:
     raise ValueError(f"{os.path.dirname(path)} is in use by {holder}, {words}; stop that run or "
                      f"use another --workdir; if it has ended, wait {_GONE:.0f} s or remove {path}")
-
-
-def _holder(text):
-  """(host, description) of the process that wrote a lock; "" for an unknown host."""
-  try:
-    record = json.loads(text)
-    return record["host"], "process {pid} on {host} since {time}".format(**record)
-  except (ValueError, KeyError, TypeError):
-    return "", "another process"
 
 
 def _renew(over, path):

@@ -10,8 +10,9 @@ import time
 import jax
 from absl import logging
 
+from ares_jax.run.bucket import upload
 from ares_jax.run.checkpoint.manager import Checkpoints, abstract_like
-from ares_jax.run.identity import check_marks, run_marks
+from ares_jax.run.identity import check_marks, run_marks, stage_folder
 from ares_jax.run.metrics import MetricWriter
 from ares_jax.run.progress import Progress, speed_metrics, speed_note
 from ares_jax.system import heartbeat, hosts, profiler
@@ -42,9 +43,9 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
     OSError: a checkpoint or a line of the log could not be written, nor at two more tries.
   """
   phases = phases or PhaseTimer()
-  with Checkpoints(os.path.join(workdir, name), config.keep) as checkpoints:
+  with Checkpoints(stage_folder(workdir, name), config.keep) as checkpoints:
     state = _restore(name, state, checkpoints, workdir, strict=config.strict)
-    saver = _Saver(checkpoints, hosts.on_process_0(lambda: run_marks(workdir)))
+    saver = _Saver(checkpoints, workdir, hosts.on_process_0(lambda: run_marks(workdir)))
     done = int(state.step)
     if done > steps:
       raise ValueError(f"{checkpoints.directory} is at step {done}, beyond the {steps} steps of "
@@ -80,7 +81,7 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
           raise ValueError(
             f"{name}: {skipped} steps in a row were skipped, for {reasons} that was not finite or "
             f"beyond its limit; step {done} is saved with the weights from before them; look into "
-            f"a batch with --replay={os.path.join(workdir, 'nonfinite')}/{name}-{done}.npz; lower "
+            f"a batch with --replay={workdir}/nonfinite/{name}-{done}.npz; lower "
             "the learning rate")
       progress.close()
       with phases("save"):
@@ -139,9 +140,8 @@ def _skip_reasons(metrics):
 class _Saver:
   """Saves a stage's state with the marks of its run, and tries again when the disk refuses."""
 
-  def __init__(self, checkpoints, marks):
-    self._checkpoints, self._marks = checkpoints, marks
-    self._log = os.path.join(os.path.dirname(checkpoints.directory), "metrics.jsonl")
+  def __init__(self, checkpoints, workdir, marks):
+    self._checkpoints, self._workdir, self._marks = checkpoints, workdir, marks
 
   def save_if_due(self, done, state, save_every, phases):
     """Starts a save every `save_every` steps; replaces an earlier save that failed."""
@@ -149,7 +149,7 @@ class _Saver:
       self._checkpoints.check()
       if done % save_every == 0:
         with phases("save"):
-          self._checkpoints.save(done, state, self._marks)
+          self._save(done, state)
     except OSError as error:
       logging.warning("%s; saving step %d instead", error, done)
       self.save_now(done, state)
@@ -157,12 +157,17 @@ class _Saver:
   def save_now(self, done, state):
     """Returns when step `done` is on disk; nothing is saved at step 0."""
     def save():
-      os.stat(self._log)  # Orbax would recreate a deleted run folder for this checkpoint alone
+      # Orbax would recreate a deleted run folder for this checkpoint alone.
+      os.stat(os.path.join(self._workdir, "metrics.jsonl"))
       if done and self._checkpoints.latest() != done:
-        self._checkpoints.save(done, state, self._marks)
+        self._save(done, state)
       self._checkpoints.wait()
 
     _with_retries(save)
+
+  def _save(self, done, state):
+    upload(self._workdir)  # the log of these steps first: they are never done again
+    self._checkpoints.save(done, state, self._marks)
 
 
 def _with_retries(write):

@@ -6,7 +6,6 @@ and checked against the digests in WORKDIR/base.json.
 
 import dataclasses
 import json
-import os
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from ares_jax.models import lora, weights
 from ares_jax.run.checkpoint import digest
 from ares_jax.run.checkpoint.reader import read_part
 from ares_jax.run.files import read_json
-from ares_jax.run.identity import flatten
+from ares_jax.run.identity import flatten, stage_folder
 from ares_jax.run.model import first_weights
 
 
@@ -30,7 +29,7 @@ def restore_params(workdir, stage, config, model):
     ValueError: there is no checkpoint, it is of another model, or the base or config.model.lora
       differs from the run's.
   """
-  folder, section = os.path.join(workdir, stage), config.model.lora
+  folder, section = stage_folder(workdir, stage), config.model.lora
   devices = jax.sharding.get_mesh()
   _check_lora(workdir, section)
   if not section.rank:
@@ -40,7 +39,7 @@ def restore_params(workdir, stage, config, model):
   base = first_weights(config, model)
   record = read_json(workdir, "base.json")
   if not record:
-    raise ValueError(f"{os.path.join(workdir, 'base.json')}, which describes the base of the "
+    raise ValueError(f"{workdir}/base.json, which describes the base of the "
                      f"adapters in {folder}, does not exist; copy the whole folder of the run")
   different = sorted(name for name, found in digest.digest_tree(base).items()
                      if record["base"].get(name) != found)
@@ -54,7 +53,7 @@ def _check_lora(workdir, section):
   """Refuses other settings of adapters than the run's: their scale is in no checkpoint."""
   written = flatten(read_json(workdir, "config.json"))
   if not written and section.rank:
-    raise ValueError(f"{os.path.join(workdir, 'config.json')}, which says how the adapters in "
+    raise ValueError(f"{workdir}/config.json, which says how the adapters in "
                      f"{workdir} were trained, does not exist; copy the whole folder of the run")
   if not section.rank and not written.get("model.lora.rank"):
     return

@@ -42,8 +42,8 @@ def wandb(config, workdir, settings):
     write_text(str(path), os.urandom(8).hex())
   try:
     import wandb as client
-    run = client.init(project=config.project, name=config.name or os.path.basename(workdir),
-                      id=path.read_text(), resume="allow", dir=workdir, config=settings)
+    run = client.init(project=config.project, name=config.name or os.path.basename(str(workdir)),
+                      id=path.read_text(), resume="allow", dir=os.fspath(workdir), config=settings)
   except Exception as error:  # the package's errors have no common class
     raise ConfigError(
       f"config.wandb.project = {config.project!r}: {one_line(error)}; pip install wandb and wandb "

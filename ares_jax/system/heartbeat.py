@@ -14,6 +14,7 @@ import time
 import types
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_KEEP = 60.0  # seconds for what is done before the watchdog ends the process
 
 # State of the process, like its signal handlers.
 _stop = threading.Event()  # a stop was requested
@@ -113,11 +114,14 @@ def _listen(read):
 
 
 @contextlib.contextmanager
-def watchdog(path, minutes):
-  """Ends the process with exit code 1 after `minutes` without a heartbeat; stacks go to `path`."""
+def watchdog(path, minutes, keep=lambda: None):
+  """Ends the process with exit code 1 after `minutes` without a heartbeat; stacks go to `path`.
+
+  `keep` is called then, for at most a minute: it brings `path` to where it outlives the machine.
+  """
   over = threading.Event()
   _process.last_heartbeat = time.monotonic()
-  arguments = over, path, 60 * minutes
+  arguments = over, path, 60 * minutes, keep
   watcher = threading.Thread(target=_watch, args=arguments, daemon=True, name="watchdog")
   watcher.start()
   try:
@@ -140,7 +144,7 @@ def without_watchdog():
     _paused.clear()
 
 
-def _watch(over, path, seconds):
+def _watch(over, path, seconds, keep=lambda: None):
   """The watchdog's thread.
 
   faulthandler's timer covers the case in which this thread does not run: C code that hangs while it
@@ -164,6 +168,9 @@ def _watch(over, path, seconds):
     with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
       print(f"{time.strftime('%F %T')}: no heartbeat for {quiet:.0f} s", file=file, flush=True)
       faulthandler.dump_traceback(file, all_threads=True)
+    keeping = threading.Thread(target=keep, daemon=True)
+    keeping.start()
+    keeping.join(_KEEP)
     os._exit(1)
 
 

@@ -17,6 +17,7 @@ from absl import logging
 from ares_jax.run.checkpoint import manifest, reader
 from ares_jax.run.checkpoint.digest import flatten
 from ares_jax.system import hosts
+from ares_jax.system.gcs import bucket_errors
 
 
 class Checkpoints:
@@ -32,11 +33,12 @@ class Checkpoints:
       raise ValueError(f"keep is {keep}; must be >= 1 or no checkpoint survives")
     self.directory = str(reader.folder_of(directory))
     self._keep = keep
-    hosts.on_process_0(lambda: reader.folder_of(directory).mkdir(parents=True, exist_ok=True))
+    with bucket_errors(self.directory):
+      hosts.on_process_0(lambda: reader.folder_of(directory).mkdir(parents=True, exist_ok=True))
+      self._manager = self._open()
     self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
     self._saving = None  # Future of the running save
     self._ended = 0  # saves that have succeeded or failed
-    self._manager = self._open()
 
   def _open(self):
     return ocp.CheckpointManager(
@@ -95,7 +97,7 @@ class Checkpoints:
       self._manager.save(step, args=ocp.args.Composite(
         state=ocp.args.StandardSave(arrays),
         extra=ocp.args.JsonSave(manifest.with_checksum(record))))
-    except OSError as error:
+    except Exception as error:  # a bucket's errors have no common class
       failure = self._failure(step, manifest.describe(error))
       if jax.process_count() > 1:
         # No second try: the others are still waiting inside the save that this process left.
@@ -118,7 +120,7 @@ class Checkpoints:
     errors = hosts.gather_errors(f"{self.directory}/{self._ended}", text)
     if any(errors):
       # Orbax keeps a failed save's error and its temporary folder; a new manager drops both.
-      with contextlib.suppress(OSError):
+      with contextlib.suppress(Exception):
         if jax.process_index() == 0:
           (reader.folder_of(self.directory) / str(step)).rmtree(missing_ok=True)
       # No process may list the folder while process 0 removes it.
@@ -128,7 +130,7 @@ class Checkpoints:
     for old in self.steps()[:-self._keep]:
       try:
         self._manager.delete(old)
-      except (OSError, jax.errors.JaxRuntimeError) as error:
+      except Exception as error:
         # The new checkpoint is valid; the next save retries this deletion.
         logging.warning("%s: checkpoint %d is not removed: %s", self.directory, old, error)
 
@@ -172,10 +174,11 @@ class Checkpoints:
 
   def _rename_damaged(self, steps):
     folder = reader.folder_of(self.directory)
-    for step in steps:
-      renamed = folder / f"damaged-{step}"
-      renamed.rmtree(missing_ok=True)
-      (folder / str(step)).rename(renamed)
+    with bucket_errors(self.directory):
+      for step in steps:
+        renamed = folder / f"damaged-{step}"
+        renamed.rmtree(missing_ok=True)
+        (folder / str(step)).rename(renamed)
 
   def check(self):
     """Raises the OSError of a failed save; does not wait for a save that is still running."""

@@ -12,10 +12,12 @@ import json
 
 from ares_jax.run.checkpoint import digest
 from ares_jax.system.config import one_line
+from ares_jax.system.gcs import is_refusal
 
 SCHEMA = 1
 # Errors that pass: the device is full, or a store or mount does not answer.
-_PASSING_STATUS = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+_PASSING_STATUS = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNAUTHENTICATED",
+                   "PERMISSION_DENIED", "ABORTED", "CURL ERROR")
 _PASSING_ERRNO = (errno.ESTALE, errno.EIO, errno.EMFILE)
 _NAMED = 8  # leaves that a message names
 
@@ -88,6 +90,8 @@ def damage_of_step(step):
     passing_status = any(status in str(error) for status in _PASSING_STATUS)
     if passing_status or getattr(error, "errno", None) in _PASSING_ERRNO:
       raise
+    if is_refusal(error):
+      raise OSError(f"reading checkpoint {step} failed: {describe(error)}") from error
     raise DamagedError(f"checkpoint {step} is damaged: {describe(error)}") from error
 
 

@@ -17,6 +17,7 @@ from ares_jax.run.checkpoint import digest, manifest
 from ares_jax.run.checkpoint.digest import flatten
 from ares_jax.run.checkpoint.manifest import DamagedError
 from ares_jax.system import heartbeat, hosts
+from ares_jax.system.gcs import bucket_errors
 
 _READ_AT_ONCE = 1 << 30  # bytes read at a time, unless a leaf is larger
 _ATTEMPTS = 5  # at reading from a run that replaces its checkpoints meanwhile
@@ -30,8 +31,9 @@ def newest_step(directory):
 def all_steps(directory):
   """The steps of all finished checkpoints in a directory, oldest first."""
   folder = folder_of(directory)
-  found = ocp.path.step.standard_name_format().find_all(folder) if folder.is_dir() else []
-  return sorted(metadata.step for metadata in found)
+  with bucket_errors(directory):
+    found = ocp.path.step.standard_name_format().find_all(folder) if folder.is_dir() else []
+    return sorted(metadata.step for metadata in found)
 
 
 def folder_of(directory):
