@@ -9,6 +9,7 @@
 
 Without --benchmark, the problems are the config's own held-out data. --benchmark is a name in
 ares_jax/evaluation/benchmarks.json, with its file or folder as --data, or a file of your own.
+--images is the folder of its images, where they are not beside the file or in its parent folder.
 Results go to WORKDIR/evaluate/BENCHMARK, or to --out: give each checkpoint of a run a folder of its
 own. The same command resumes an evaluation that was stopped. --ablation answers nothing: it
 compares finished runs by what they were trained with, as the paper's tables 4 and 5 do.
@@ -23,13 +24,20 @@ import dataclasses
 import glob
 import json
 import os
+import sys
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
 from ares_jax.evaluation import arms, arms_figure, paper
-from ares_jax.evaluation.benchmarks import Benchmark, benchmark_schemas, open_benchmark
+from ares_jax.evaluation.benchmarks import (
+  OWN,
+  Benchmark,
+  benchmark_schemas,
+  check_prompts,
+  open_benchmark,
+)
 from ares_jax.evaluation.graded import require_rows
 from ares_jax.evaluation.results import evaluate_benchmark, results_markdown
 from ares_jax.models import lora
@@ -57,7 +65,9 @@ def main():
       heartbeat.watchdog(stacks, config.stall_minutes), jax.set_mesh(
         mesh.make_mesh(config.mesh.data, config.mesh.model, slices=config.mesh.slice)), \
       open_run(config, workdir=workdir, check=False) as parts:
-    benchmark = choose_benchmark(parts, words.benchmark, words.data)
+    benchmark = choose_benchmark(parts, words.benchmark, words.data, words.images)
+    if words.benchmark and jax.process_index() == 0:
+      print(benchmark.summary(), file=sys.stderr)
     if words.model:
       name, params = words.model, parts.init_params()
     else:
@@ -91,25 +101,35 @@ def _config(words):
   return read_config(values)
 
 
-def choose_benchmark(parts, name, path):
-  """The Benchmark of --benchmark=`name` and --data=`path`; `parts` is a setup.Run.
+def choose_benchmark(parts, name, path, images=""):
+  """The Benchmark of --benchmark=`name`, --data=`path`, --images=`images`; `parts` is a setup.Run.
+
+  All its prompts are encoded once, so that nothing is found wrong after hours of answering.
 
   Raises:
-    ValueError: there is no such benchmark, or its data are missing or too few.
+    ValueError: there is no such benchmark, or its data are missing, too few or cannot be used.
   """
+  config = parts.config.evaluate
+  if not name:
+    source = parts.source("eval")
+    require_rows(source, config.problems)
+    return Benchmark("test", [source[index] for index in range(config.problems)], "avg@n",
+                     config.samples)
   known = name in benchmark_schemas()
   if known and not path:
     raise ValueError(f"--benchmark={name} needs --data=FILE, its published file or folder")
-  if known or (name and not os.path.exists(name)):
-    return open_benchmark(name, path)  # an unknown name raises an error that suggests the right one
-  if name:
-    stem = os.path.splitext(os.path.basename(name.rstrip("/")))[0]
-    # The prefix keeps its folder apart from that of a published benchmark or of the held-out data.
-    return dataclasses.replace(open_benchmark("generic", name), name=f"file_{stem}")
-  config, source = parts.config.evaluate, parts.source("eval")
-  require_rows(source, config.problems)
-  return Benchmark("test", [source[index] for index in range(config.problems)], "avg@n",
-                   config.samples)
+  own = not known and os.path.exists(name)
+  # An unknown name raises an error that suggests the right one.
+  benchmark = open_benchmark(*((OWN, name) if own else (name, path)), images)
+  benchmark = check_prompts(benchmark, parts.generator.encoder, parts.config.threads)
+  if not own:
+    return benchmark
+  if benchmark.skipped:
+    raise ValueError(f"{len(benchmark.skipped)} rows of {name} cannot be used; the first: "
+                     f"{benchmark.skipped[0]}")
+  stem = os.path.splitext(os.path.basename(name.rstrip("/")))[0]
+  # The prefix keeps its folder apart from that of a published benchmark or of the held-out data.
+  return dataclasses.replace(benchmark, name=f"file_{stem}")
 
 
 def newest_weights(parts, workdir):
@@ -125,6 +145,7 @@ def define_flags():
   flags.DEFINE_string("workdir", None, "Folder of the run and its results.")
   flags.DEFINE_string("benchmark", "", "Name of a benchmark, or a file of your own.")
   flags.DEFINE_string("data", "", "File or folder of the named benchmark.")
+  flags.DEFINE_string("images", "", "Folder of the benchmark's images; default beside its file.")
   flags.DEFINE_string("model", "", "Hugging Face folder; default the newest checkpoint.")
   flags.DEFINE_string("out", "", "Folder of the results; default WORKDIR/evaluate/BENCHMARK.")
   flags.DEFINE_string("compare", "", "results.json of an earlier evaluation, or paper:MODEL.")

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 from ares_jax import evaluate
 from ares_jax.data import digits
@@ -121,6 +122,28 @@ def test_a_benchmark_that_cannot_be_read_is_named(trained, name, path, words):
     evaluate.choose_benchmark(trained[1], name, path)
 
 
+def test_a_benchmark_is_checked_before_weights_are_read(trained, tmp_path, monkeypatch, capsys):
+  workdir, parts = trained
+  Image.new("RGB", (28, 28)).save(tmp_path / "good.png")
+  (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n")
+  record = {"question": "Compute red, modulo 10", "answer": "1", "subject": "algebra"}
+  (tmp_path / "test.jsonl").write_text("".join(json.dumps(record | {"id": name, "image": name}) +
+                                               "\n" for name in ("good.png", "bad.png")))
+  flags = types.SimpleNamespace(
+    ablation=[], config=tiny.values(**SHORT), workdir=str(workdir), model="", images="",
+    benchmark="mathvision", data=str(tmp_path), compare="", judge="", json=True, out="x")
+  monkeypatch.setattr(evaluate, "open_run", lambda *_, **__: contextlib.nullcontext(parts))
+  monkeypatch.setattr(evaluate, "newest_weights", lambda *_: pytest.fail("weights are read"))
+  monkeypatch.setattr(evaluate.flags, "FLAGS", flags)
+  with pytest.raises(pytest.fail.Exception, match="weights are read"):
+    evaluate.main()
+  assert re.match(r"mathvision: 1 of 2 problems, 1 with images; pass@1\nskipped: row bad.png: .*"
+                  "bad.png: cannot use this image", capsys.readouterr().err)
+  flags.data, flags.images = str(tmp_path / "test.jsonl"), str(workdir)
+  with pytest.raises(ValueError, match="2 of 2 rows of 'mathvision' lack an image"):
+    evaluate.main()
+
+
 def test_held_out_data_with_too_few_rows_are_refused(trained):
   parts = types.SimpleNamespace(config=trained[1].config, source=lambda name: [{}] * 2)
   with pytest.raises(ValueError, match="3 problems to evaluate on, the source has 2"):
@@ -155,7 +178,7 @@ def test_results_lie_in_the_run_or_where_it_was_said(trained, monkeypatch, capsy
   monkeypatch.setattr(evaluate, "evaluate_benchmark", lambda *_, folder, **__: folder)
   monkeypatch.setattr(evaluate.flags, "FLAGS", types.SimpleNamespace(
     ablation=[], config=tiny.values(**SHORT), workdir=str(workdir), model="", benchmark="", data="",
-    compare="", judge="", json=True, out=out))
+    images="", compare="", judge="", json=True, out=out))
   evaluate.main()
   assert json.loads(capsys.readouterr().out) == (out or str(workdir / "evaluate" / "test"))
 

@@ -6,11 +6,13 @@ held_out.py evaluates the stages of a run with it, predictions.py a model on a b
 import dataclasses
 import functools
 import time
+from fractions import Fraction
 
 import numpy as np
 
 from ares_jax.data import sharded
 from ares_jax.grading import quantity, sandbox
+from ares_jax.grading.collection import split_items
 from ares_jax.grading.notation import normalise
 from ares_jax.grading.pool import GraderError
 from ares_jax.grading.response import extract_boxed, shows_work, well_formed
@@ -167,13 +169,39 @@ def verdicts(name, answered):
 
 
 def within_tolerance(row, text):
-  """Whether the answer is a number at most the row's `tolerance` off a truth, in the same unit."""
+  """Whether an answer's numbers are at most the row's `tolerance` off a truth's, in the same units.
+
+  Where a truth has several parts, `tolerance` may be a list, one for each part (0: it must be
+  equal). The parts of a list may stand in any order.
+  """
   answer = extract_boxed(text) if row.get("tolerance") else None
   if answer is None or len(answer) >= 100:
     return False
   truths = [row["answer"]] if isinstance(row["answer"], str) else row["answer"]
-  said, *rights = [quantity.parse_quantity(normalise(each)) for each in (answer, *truths)]
-  return said is not None and any(
-    abs(said.number - right.number) <= row["tolerance"]
-    and (None in (said.unit, right.unit) or (said.unit, said.size) == (right.unit, right.size))
-    for right in rights if right)
+  return any(_parts_near(normalise(answer), normalise(truth), row["tolerance"]) for truth in truths)
+
+
+def _parts_near(answer, truth, tolerance):
+  said, wanted = _quantities(answer), _quantities(truth)
+  several = tolerance if isinstance(tolerance, list) else [tolerance] * len(wanted)
+  if not len(said) == len(wanted) == len(several) or None in said + wanted:
+    return False
+  for right, limit in zip(wanted, several, strict=True):
+    found = [number for number, each in enumerate(said) if _near(each, right, limit)]
+    if not found:
+      return False
+    said.pop(found[0])
+  return True
+
+
+def _quantities(text):
+  """The Quantity of each part of a normalised text, None for a part that is no quantity."""
+  whole = quantity.parse_quantity(text)  # "1,234" has one part
+  return [whole] if whole else [quantity.parse_quantity(part) for part in
+                                split_items(text, (",", ";", " and "))]
+
+
+def _near(said, right, limit):
+  """Whether two quantities differ by at most `limit`, a float that is taken as its digits say."""
+  same_unit = None in (said.unit, right.unit) or (said.unit, said.size) == (right.unit, right.size)
+  return same_unit and abs(said.number - right.number) <= Fraction(str(limit))

@@ -39,7 +39,8 @@ def evaluate_benchmark(parts, params, benchmark, *, folder, model, compare="", j
   head, problems = predictions.predict(
     parts.generator, params, benchmark, EvaluationSettings(benchmark.n, sampling, judge),
     batch=config.batch, path=os.path.join(folder, "predictions.jsonl"), model=model)
-  result = head | score_benchmark(problems, benchmark.metric, parts.config.aepo.reward)
+  result = head | score_benchmark(problems, benchmark.metric, parts.config.aepo.reward) | {
+    "skipped": list(benchmark.skipped), "note": benchmark.note}
   if other:
     result["compare"] = {"with": compare} | compare_results(result, other)
   if jax.process_index() == 0:
@@ -93,6 +94,11 @@ def results_markdown(result):
                      "well formed"], _rows(result)), "",
     f"{result['timed_out']} answers timed out in grading; {result['tokens_per_second']:.0f} "
     "tokens/s."]
+  if result["skipped"]:
+    lines += ["", f"{len(result['skipped'])} published rows cannot be used: "
+                  f"{'; '.join(result['skipped'][:3])}."]
+  if result["note"]:
+    lines += ["", f"Scored otherwise by its authors: {result['note']}"]
   if "compare" in result:
     lines += ["", _comparison(result["compare"])]
   return "\n".join(lines)

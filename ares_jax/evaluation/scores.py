@@ -102,18 +102,13 @@ def unit_values(problems, metric):
   The metrics "pass@1" and "avg@n" are the share of a problem's samples that are right; "worst" is
   the share of samples in which all variants of a group are right; "strict", WeMath's, is 1 where a
   group's whole problem and all its steps are right, 1/2 where only the whole problem is wrong, and
-  else 0.
-
-  Raises:
-    ValueError: the metric needs groups and a problem has none, or a group is incomplete.
+  else 0. `check_groups` says which problems have such values.
   """
   if metric in _OF_PROBLEMS:
     rates = _values(problems, "correct").mean(1).tolist()
     return {problem.id: rate for problem, rate in zip(problems, rates, strict=True)}
   groups = {}
   for problem in problems:
-    if problem.group is None:
-      raise ValueError(f"problem {problem.id} has no group; the metric {metric!r} needs one")
     groups.setdefault(problem.group, []).append(problem)
   if metric == "strict":
     return {name: float(_strict(group).mean()) for name, group in groups.items()}
@@ -122,12 +117,35 @@ def unit_values(problems, metric):
 
 def _strict(group):
   """float [N]: WeMath's value of a whole problem and its steps."""
-  whole = [problem for problem in group if (problem.step or "").endswith("multi")]
-  steps = [problem for problem in group if problem not in whole]
-  if len(whole) != 1 or not steps:
-    raise ValueError(f"group {group[0].group} has {len(whole)} whole problems and {len(steps)} "
-                     "steps; the metric 'strict' needs 1 (its step ends in 'multi') and some")
-  return _values(steps, "correct").min(0) * (1 + _values(whole, "correct")[0]) / 2
+  (whole,) = [problem for problem in group if _is_whole(problem.step)]
+  steps = [problem for problem in group if problem is not whole]
+  return _values(steps, "correct").min(0) * (1 + _values([whole], "correct")[0]) / 2
+
+
+def _is_whole(step):
+  """Whether a part of a problem, by WeMath's name of it ("2steps_1", "2steps_multi"), is all."""
+  return (step or "").endswith("multi")
+
+
+def check_groups(rows, metric):
+  """Raises ValueError where a metric of groups has no value of these rows (dicts).
+
+  Every row then needs a group, and for "strict" each group one whole problem and some steps.
+  """
+  if metric in _OF_PROBLEMS:
+    return
+  steps = {}
+  for row in rows:
+    if row["group"] is None:
+      raise ValueError(f"problem {row['id']} has no group; the metric {metric!r} needs one")
+    steps.setdefault(row["group"], []).append(_is_whole(row["step"]))
+  bad = [name for name, whole in steps.items() if whole.count(True) != 1 or len(whole) < 2]
+  if metric == "strict" and bad:
+    whole = steps[bad[0]].count(True)
+    raise ValueError(
+      f"{len(bad)} of {len(steps)} groups are incomplete: group {bad[0]} has {whole} whole "
+      f"problems and {len(steps[bad[0]]) - whole} steps; the metric 'strict' needs 1 (its step "
+      "ends in 'multi') and some; give the whole file")
 
 
 def percent(value, half=None):

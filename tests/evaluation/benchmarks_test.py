@@ -1,4 +1,7 @@
-"""Every schema on a small file made after its published columns; no published file is read."""
+"""Every schema on a small file made after its published columns.
+
+published_test.py reads whole published files.
+"""
 
 import io
 import json
@@ -9,7 +12,13 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from ares_jax.evaluation.benchmarks import METRICS, benchmark_schemas, open_benchmark
+from ares_jax.data.bad_row import CODES, BadRow
+from ares_jax.evaluation.benchmarks import (
+  METRICS,
+  benchmark_schemas,
+  check_prompts,
+  open_benchmark,
+)
 from ares_jax.grading import answer
 
 
@@ -41,12 +50,18 @@ OPEN = {
   "dynamath": {"id": "9", "question": "f?", "ground_truth": "1.5", "decoded_image": IMAGE,
                "image": "images/9.png", "level": "high school", "subject": "algebra"},
   "wemath": {"ID": "4", "problem_id": "4-1", "question": "x?", "answer": "C", "image_path": IMAGE,
-             "option": "A. 1; B. 2; C. 3", "key": "2steps_1"},
+             "option": "A. 1; B. 2; C. 3", "key": "2steps_multi"},
+  "svamp": {"ID": "chal-1", "Body": "He had 3 apples", "Question": "How many now?", "Answer": 5.0,
+            "Type": "Addition"},
+  "mmk12": {"id": 3, "question": "<image>x?", "answer": "30${}^\\circ $ (or fill in $$30$$)",
+            "image": IMAGE, "subject": "math"},
 }
 ACCEPTED = {"mathverse": ["A"], "charxiv": ["blue"], "mmstar": ["B"], "aime24": ["204"],
             "aime25": ["73"], "math500": ["\\frac{1}{2}"], "gsm8k": ["72"], "bbeh": ["yes"],
             "logicvista": ["A, C"], "olympiadbench": ["3.14"], "dynamath": ["1.5"],
-            "wemath": ["C"]}
+            "wemath": ["C", "3"], "svamp": ["5.0"],
+            "mmk12": ["30${}^\\circ $ (or fill in $$30$$)", "30${}^\\circ $", "30^\\circ",
+                      "$$30$$"]}
 CHOICES = {
   "mathvision": {"id": "1", "question": "Which? <image1>", "options": ["3", "4"], "answer": "B",
                  "image": "images/1.jpg", "decoded_image": IMAGE, "level": 2, "subject": "algebra"},
@@ -76,8 +91,11 @@ def jsonl(path, *records):
 
 @pytest.mark.parametrize("name", sorted(OPEN))
 def test_reads_open_questions(tmp_path, name):
-  benchmark = open_benchmark(name, parquet(tmp_path / "data.parquet", OPEN[name]))
-  (row,) = benchmark.rows
+  parts = [OPEN[name]]
+  if name == "wemath":  # a problem has steps
+    parts.append(OPEN[name] | {"problem_id": "4-2", "key": "2steps_1"})
+  benchmark = open_benchmark(name, parquet(tmp_path / "data.parquet", *parts))
+  row = benchmark.rows[0]
   assert row["answer"] == ACCEPTED[name]
   assert row["question"].count("<image>") in (0, len(row["images"]))
   has_image = any(key.startswith(("image", "decoded")) for key in OPEN[name])
@@ -168,9 +186,26 @@ def test_questions_by_number_are_asked_about_their_part_of_the_figure(tmp_path):
   assert rows[4]["question"].startswith("For the current plot, what is its title?")
   assert rows[8]["question"].startswith("For the left one, what is its title?")
   assert all(row["images"] == [png()] for row in rows)
-  with pytest.raises(ValueError, match="row data.parquet:0: asks number 20; there are 1, 2, "):
-    open_benchmark("charxiv_descriptive",
-                   parquet(tmp_path / "data.parquet", record | {"descriptive_q3": 20}))
+  odd = open_benchmark("charxiv_descriptive",
+                       parquet(tmp_path / "data.parquet", record | {"descriptive_q3": 20}))
+  assert len(odd.rows) == 3
+  assert "row data.parquet:0: asks number 20; there are 1, 2, " in odd.summary()
+
+
+@pytest.mark.parametrize("place, words", [
+  ([0, 0], "For the current plot, "), ([1, 2], "For the subplot at row 1 and column 2, "),
+  ("the left one", "For the left one, ")])
+def test_charxiv_as_published_has_lists_of_questions_and_images_by_number(tmp_path, place, words):
+  (tmp_path / "images").mkdir()
+  (tmp_path / "data").mkdir()
+  (tmp_path / "images" / "7.jpg").write_bytes(png())
+  (tmp_path / "data" / "descriptive_val.json").write_text(json.dumps({"7": {
+    "figure_id": 7, "subplot_loc": place, "qids": [1, 2, 12, 18], "answers": list("abcd")}}))
+  (tmp_path / "data" / "image_metadata_val.json").write_text(json.dumps({"7": {"category": "cs"}}))
+  rows = open_benchmark("charxiv_descriptive", str(tmp_path)).rows
+  assert rows[0]["question"].startswith(words + "what is its title?")
+  assert [row["answer"] for row in rows] == [["a"], ["b"], ["c"], ["d"]]
+  assert rows[0]["source"] == "cs" and rows[0]["images"] == [str(tmp_path / "images" / "7.jpg")]
 
 
 def test_a_question_may_stand_in_the_picture_alone(tmp_path):
@@ -200,6 +235,8 @@ def test_numbered_marks_place_their_own_image(tmp_path):
 
 
 def test_marks_in_a_file_of_ones_own_are_left_to_the_encoder(tmp_path):
+  for name in ("a.png", "b.png"):
+    (tmp_path / name).write_bytes(png())
   record = {"question": "<image 1> is what?", "answer": "1", "images": ["a.png", "b.png"]}
   (row,) = open_benchmark("generic", jsonl(tmp_path / "mine.jsonl", record)).rows
   assert row["question"] == "<image 1> is what?" and len(row["images"]) == 2
@@ -244,6 +281,160 @@ def test_ones_own_file_needs_a_question_and_an_answer(tmp_path):
 def test_names_a_bad_row(tmp_path, record, words):
   with pytest.raises(ValueError, match=words):
     open_benchmark("generic", jsonl(tmp_path / "d.jsonl", record))
+
+
+VISION = {"id": "4", "question": "Which? <image1>", "options": ["3", "4"], "answer": "B",
+          "image": "images/4.png", "level": 1, "subject": "counting"}
+
+
+@pytest.mark.parametrize("place, given", [
+  ("data/images/4.png", ""), ("images/4.png", ""), ("elsewhere/images/4.png", "elsewhere"),
+  ("elsewhere/images/4.png", "elsewhere/images")])
+def test_images_are_beside_the_file_or_its_folder_or_where_it_is_said(tmp_path, place, given):
+  (tmp_path / place).parent.mkdir(parents=True)
+  (tmp_path / place).write_bytes(png())
+  (tmp_path / "data").mkdir(exist_ok=True)
+  jsonl(tmp_path / "data" / "test.jsonl", VISION)
+  images = given and str(tmp_path / given)
+  for path in (tmp_path, tmp_path / "data", tmp_path / "data" / "test.jsonl"):
+    assert open_benchmark("mathvision", str(path), images).rows[0]["images"] == [
+      str(tmp_path / place)]
+
+
+def test_a_missing_image_is_an_error_that_names_its_row(tmp_path):
+  record = VISION | {"image": "images/5.png"}
+  (tmp_path / "there.png").write_bytes(png())
+  path = jsonl(tmp_path / "test.jsonl", record, VISION | {"image": "there.png"}, record)
+  with pytest.raises(ValueError, match="2 of 3 rows of 'mathvision' lack an image; the first: row "
+                     "test.jsonl:0: image 'images/5.png' is in none of the folders .*--images=FO"):
+    open_benchmark("mathvision", path)
+
+
+@pytest.mark.parametrize("image", ["", None])
+def test_only_benchmarks_with_rows_of_text_do_without_images(tmp_path, image):
+  verse = OPEN["mathverse"] | {"question": "x?", "query_cot": "x?", "image": image}
+  assert open_benchmark("mathverse", jsonl(tmp_path / "a.jsonl", verse)).rows[0]["images"] == []
+  with pytest.raises(ValueError, match="1 of 1 rows of 'mmstar' lack an image; the first: row "
+                                       "b.jsonl:0: it has no image in the columns"):
+    open_benchmark("mmstar", jsonl(tmp_path / "b.jsonl", OPEN["mmstar"] | {"image": image}))
+
+
+def test_a_bad_published_row_is_skipped_and_counted(tmp_path):
+  good, bad = OPEN["math500"], OPEN["math500"] | {"problem": " "}
+  benchmark = open_benchmark("math500", jsonl(tmp_path / "test.jsonl", good, bad, good))
+  assert len(benchmark.rows) == 2
+  assert benchmark.summary().splitlines()[:2] == [
+    "math500: 2 of 3 problems, 0 with images; pass@1",
+    "skipped: row test.jsonl:1: the question is empty"]
+  with pytest.raises(ValueError, match="2 of 3 rows of 'math500' cannot be used; the first: row t"):
+    open_benchmark("math500", jsonl(tmp_path / "test.jsonl", bad, good, bad))
+
+
+def test_a_group_without_one_of_its_rows_is_skipped(tmp_path):
+  def row(group, part, **more):
+    return OPEN["wemath"] | {"ID": group, "problem_id": f"{group}-{part}", "key": part} | more
+
+  rows = [row("1", "2steps_1"), row("1", "2steps_multi"), row("2", "2steps_1"),
+          row("2", "2steps_multi", question="")]
+  benchmark = open_benchmark("wemath", parquet(tmp_path / "d.parquet", *rows))
+  assert [row["group"] for row in benchmark.rows] == ["1", "1"] and len(benchmark.skipped) == 2
+  with pytest.raises(ValueError, match="1 of 2 groups are incomplete: group 2 has 0 whole"):
+    open_benchmark("wemath", parquet(tmp_path / "d.parquet", *rows[:3]))
+
+
+def test_the_keys_of_an_object_are_ids_and_groups(tmp_path):
+  seed = {"question": "f?", "answer": "2.0944", "image": "image/1.png", "answer_type": "float",
+          "subject": "algebra", "level": "high school"}
+  (tmp_path / "image").mkdir()
+  (tmp_path / "image" / "1.png").write_bytes(png())
+  (tmp_path / "dataset.json").write_text(json.dumps({"1": seed, "2": seed | {
+    "question": "Choices: (A) yes (B) no", "answer": "B", "knowledge_level": "easy"}}))
+  first, second = open_benchmark("dynamath", str(tmp_path)).rows
+  assert (first["id"], first["group"], first["level"]) == ("1", "1", "high school")
+  assert first["tolerance"] == 0.001 and "three-digit floating-point" in first["question"]
+  assert second["answer"] == ["B", "no"] and second["level"] == "easy"
+
+
+def test_mathvista_as_published_has_its_queries_in_a_second_file(tmp_path):
+  record = CHOICES["mathvista"] | {"metadata": {"source": "TQA"}, "decoded_image": None}
+  query = record.pop("query")
+  (tmp_path / "images").mkdir()
+  (tmp_path / "images" / "1.jpg").write_bytes(png())
+  (tmp_path / "testmini.json").write_text(json.dumps({"1": record}))
+  (tmp_path / "query.json").write_text(json.dumps({"1": query, "2": "another"}))
+  for path in (tmp_path, tmp_path / "testmini.json"):
+    (row,) = open_benchmark("mathvista", str(path)).rows
+    assert (row["question"], row["source"]) == (query, "TQA")
+
+
+@pytest.mark.parametrize("choices, text, accepted", [
+  (["(c)", "(a)", "(e)", "(d)", "(b)"], "(b)", ["E"]), (["b", "a"], "b", ["A"]),
+  (["50", "100", "50"], "50", ["A", "C"]), (["3", "4"], "4", ["B", "4"])])
+def test_mathvistas_answer_is_always_the_text_of_an_option(tmp_path, choices, text, accepted):
+  record = CHOICES["mathvista"] | {"choices": choices, "answer": text}
+  (row,) = open_benchmark("mathvista", parquet(tmp_path / "d.parquet", record)).rows
+  assert row["answer"] == accepted
+
+
+def test_mmmus_open_answers_are_a_list_in_a_text(tmp_path):
+  record = CHOICES["mmmu"] | {"options": "[]", "answer": "['24/7', '3.429']"}
+  (row,) = open_benchmark("mmmu", parquet(tmp_path / "d.parquet", record)).rows
+  assert row["answer"] == ["24/7", "3.429"]
+
+
+def test_bbeh_as_published_has_a_folder_for_each_task(tmp_path):
+  for task in ("bbeh_a", "bbeh_b"):
+    (tmp_path / "benchmark_tasks" / task).mkdir(parents=True)
+    (tmp_path / "benchmark_tasks" / task / "task.json").write_text(json.dumps({
+      "canary": "x", "examples": [{"input": f"Is it {task}?", "target": "yes"}]}))
+  rows = open_benchmark("bbeh", str(tmp_path)).rows
+  assert [row["source"] for row in rows] == ["bbeh_a", "bbeh_b"] and len({
+    row["id"] for row in rows}) == 2
+
+
+def test_olympiadbench_gives_context_marks_and_an_error_for_each_part(tmp_path):
+  record = OPEN["olympiadbench"] | {
+    "context": "A ring <image_1>.", "question": "Find both.", "final_answer": ["$1$,$2$"],
+    "error": "0.1,0.2"}
+  (row,) = open_benchmark("olympiadbench", parquet(tmp_path / "d.parquet", record)).rows
+  assert row["question"] == "A ring <image>.\nFind both." and row["tolerance"] == [0.1, 0.2]
+  assert row["answer"] == ["$1$,$2$", "1,2"]
+  assert answer.same_answer("2, 1", row["answer"])
+
+
+def test_logicvista_as_published_names_its_skill_in_a_list(tmp_path):
+  record = {"imagename": "v1_0.png", "question": "Which? A) 10 B) 12", "answer": "B",
+            "skill": ["inductive"]}
+  (tmp_path / "images").mkdir()
+  (tmp_path / "images" / "v1_0.png").write_bytes(png())
+  (tmp_path / "dataset.json").write_text(json.dumps({"v1_0": record}))
+  (row,) = open_benchmark("logicvista", str(tmp_path)).rows
+  assert (row["id"], row["source"], row["answer"]) == ("v1_0", "inductive", ["B", "12"])
+
+
+class Encoder:
+  """Encodes a row unless its question names a kind of BadRow."""
+
+  def encode(self, row):
+    if row["question"] in CODES:
+      raise BadRow(row["id"], row["question"], "it is bad")
+
+
+def test_prompts_are_encoded_before_anything_is_answered(tmp_path):
+  def checked(*questions):
+    path = jsonl(tmp_path / "d.jsonl", *({"problem": text, "answer": "1", "id": str(number)}
+                                         for number, text in enumerate(questions)))
+    return check_prompts(open_benchmark("aime25", path), Encoder(), threads=2)
+
+  benchmark = checked("a", "image", "b")
+  assert [row["question"] for row in benchmark.rows] == ["a", "b"]
+  assert benchmark.skipped == ("row 1: it is bad",)
+  with pytest.raises(ValueError, match="1 of 3 prompts of 'aime25' cannot be asked; the first: row "
+                                       "2: it is bad"):
+    checked("a", "b", "length")
+  with pytest.raises(ValueError, match="2 of 3 prompts of 'aime25' cannot be asked; the first: row "
+                                       "0: it is bad"):
+    checked("image", "a", "image")
 
 
 def test_names_what_does_not_exist(tmp_path):

@@ -69,9 +69,11 @@ def test_without_groups_the_interval_is_the_plain_one_bit_for_bit():
 def test_the_page_names_what_is_independent(group, words):
   rows = [problem("a", [1], group=group), problem("b", [0], group=group), problem("c", [1])]
   head = {"benchmark": "x", "model": "m", "weights": "w", "temperature": 0, "top_p": 1,
-          "max_tokens": 9, "seed": 0, "prompts": "p", "grader": "layered"}
+          "max_tokens": 9, "seed": 0, "prompts": "p", "grader": "layered",
+          "skipped": ["row d:1: bad"], "note": "by hand."}
   page = results_markdown(head | score_benchmark(rows, "avg@n", REWARD))
   assert f"± is 1.96 standard errors {words}" in page
+  assert "1 published rows cannot be used: row d:1: bad." in page and "by hand." in page
 
 
 def test_an_interval_ends_at_0_and_1_but_its_half_width_is_kept():
@@ -109,8 +111,13 @@ def test_worst_of_variants_needs_every_variant():
   # With two samples, each is a try at all variants: (1, 0) and (0, 1) never hold both.
   rows = [problem("a1", [1, 0], group="a"), problem("a2", [0, 1], group="a")]
   assert scores.unit_values(rows, "worst") == {"a": 0}
+
+
+def test_groups_are_checked_before_anything_is_answered():
+  row = {"id": "x", "group": None, "step": None}
+  scores.check_groups([row], "pass@1")
   with pytest.raises(ValueError, match="problem x has no group"):
-    scores.unit_values([problem("x", [1])], "worst")
+    scores.check_groups([row], "worst")
 
 
 @pytest.mark.parametrize("steps, whole, value", [
@@ -123,8 +130,13 @@ def test_strict_gives_nothing_for_a_guessed_whole(steps, whole, value):
 
 
 def test_strict_needs_the_whole_problem():
+  part = {"id": "s", "group": "g", "step": "2steps_1"}
+  whole = part | {"id": "w", "step": "2steps_multi"}
+  scores.check_groups([part, whole], "strict")
   with pytest.raises(ValueError, match="group g has 0 whole problems and 1 steps"):
-    scores.unit_values([problem("s", [1], group="g", step="2steps_1")], "strict")
+    scores.check_groups([part], "strict")
+  with pytest.raises(ValueError, match="1 of 2 groups are incomplete: group h has 1 whole"):
+    scores.check_groups([part, whole, whole | {"group": "h"}], "strict")
 
 
 def test_the_interval_covers_the_mean_95_times_of_100():

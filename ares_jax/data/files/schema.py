@@ -130,8 +130,8 @@ def _numbered_question(record):
                      f"{', '.join(schema['asks'])}") from error
   if "{about}" in question:
     place, row, column = (record.first(field) for field in ("place", "row", "column"))
-    if place:
-      about = schema["about"]["place"].replace("{place}", str(place))
+    if place and isinstance(place, str | bytes):  # a list of two numbers is a row and a column
+      about = schema["about"]["place"].replace("{place}", _text(place))
     else:
       about = schema["about"]["grid" if row else "whole"]
       about = about.replace("{row}", str(int(row or 0)))
@@ -244,10 +244,12 @@ def _accepted(record, options, response):
   accepted = []
   for text in answers:
     letter = text.strip("().").upper()
-    if re.fullmatch("[A-Z]", letter) and _LETTERS.index(letter) < len(options):
+    is_letter = re.fullmatch("[A-Z]", letter) and _LETTERS.index(letter) < len(options)
+    if is_letter and not (kind == "text" and text in options):
       accepted += _letter_and_text(options, _LETTERS.index(letter))
     elif text in options:
-      accepted += _letter_and_text(options, options.index(text))
+      for index in (index for index, option in enumerate(options) if option == text):
+        accepted += _letter_and_text(options, index)
     else:
       accepted.append(text)
   return accepted
@@ -257,7 +259,7 @@ def _letter_and_text(options, index):
   """An option's letter and text; the letter alone where the text could mean another option."""
   letter, text = chr(ord("A") + index), options[index]
   # A text that is a letter (A. C), or the text of two options, would make a wrong letter right.
-  if not text or re.fullmatch("[A-Za-z]", text) or options.count(text) > 1:
+  if not text or re.fullmatch(r"[(\[]?[A-Za-z][)\].:]?", text) or options.count(text) > 1:
     return [letter]
   return [letter, text]
 
@@ -266,12 +268,17 @@ def _images(record):
   found = []
   for column in record.schema["columns"].get("images", ()):
     value = record.value("images", column)
-    if value is None or (found and not column[-1].isdigit()):
+    if _is_blank(value) or (found and not column[-1].isdigit()):
       continue  # columns without a number are other names of the first image
     # TFDS gives one image as uint8 [H, W, 3], several as an array of bytes.
     several = isinstance(value, list) or (isinstance(value, np.ndarray) and value.dtype == object)
     found += list(value) if several else [value]
-  return [_image(record, value) for value in found if value is not None]
+  return [_image(record, value) for value in found if not _is_blank(value)]
+
+
+def _is_blank(value):
+  """Whether there is no image: MathVerse writes "" for none."""
+  return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _image(record, value):
@@ -312,7 +319,8 @@ def _tolerance(record):
   try:
     if digits is not None:  # number of decimals: 0.57 means 0.565 to 0.575
       return 0.5 * 10.0 ** -int(float(digits))
-    return float(tolerance or 0)
+    parts = [float(part or 0) for part in str(tolerance or 0).split(",")]
+    return parts if len(parts) > 1 else parts[0]
   except (TypeError, ValueError) as error:
     raise record.bad("answer", f"the tolerance {tolerance!r} (decimals {digits!r}) is not a "
                      "number") from error

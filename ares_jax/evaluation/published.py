@@ -1,0 +1,58 @@
+"""Reads options and truths as benchmarks write them inside texts."""
+
+import re
+
+_LETTERS = "ABCDEFGHIJ"
+_OPTION = re.compile(r"(?:^|(?<=[\s;,:]))\(?([A-J])[).:]\s*")  # "A. 12", "(A) 12", "A: 12", "A) 12"
+_MATHS = re.compile(r"\$\$?([^$]*)\$\$?")
+_DEGREES = r"(?:°|\^\s*\{?\s*\\circ\s*\}?)"
+# Text in UTF-8 that was read in another encoding: "°" as "掳" (Chinese) or "Â°" (Western).
+_WRONG_ENCODINGS = ("gbk", "cp1252")
+
+
+def options_in(text):
+  """The options that stand in a text, "Choices: (A) yes (B) no"; [] where it has none.
+
+  They are the last run of marks A, B, C ... in a row.
+  """
+  marks = list(_OPTION.finditer(text))
+  start = max((number for number, mark in enumerate(marks) if mark[1] == "A"), default=len(marks))
+  run = [mark for place, mark in enumerate(marks[start:]) if mark[1] == _LETTERS[place:place + 1]]
+  if len(run) < 2 or run != marks[start:start + len(run)]:
+    return []
+  ends = [mark.start() for mark in run[1:]] + [len(text)]
+  return [text[mark.end():end].strip(" \n\t;") for mark, end in zip(run, ends, strict=True)]
+
+
+def accepted_truths(text):
+  """A published truth and, where it is written in a way that no model would, what it says.
+
+  Text that was decoded wrongly is restored. The others are added, so the truth itself stays right:
+  without mathematics in the middle of a text, "Area $=9$"; without "=" before it; lines as a list;
+  "315°T" (a true bearing) as "315°"; "8.75 (or fill in 35/4)" as both.
+  """
+  text = _decoded(text).strip()
+  first, _, second = text.partition("(or")
+  if second.endswith(")"):
+    second = re.sub(r"^ (?:fill in )?", "", second[:-1])
+    return list(dict.fromkeys([text, *accepted_truths(first), *accepted_truths(second)]))
+  plain = text
+  if plain.count("$") % 2 == 0 and not re.fullmatch(r"\$[^$]*\$|\$\$[^$]*\$\$", plain):
+    plain = _MATHS.sub(r"\1", plain)
+  plain = plain.replace("{}^", "^")
+  plain = re.sub(r"^\{(\d+)\}\{(\d+)\}", r"\\frac{\1}{\2}", plain)  # a lost \frac
+  plain = re.sub(r"^\$?\s*=\s*", lambda match: "$" if match[0][0] == "$" else "", plain)
+  plain = re.sub(rf"(?<=\d)(\s*{_DEGREES})\s*T$", r"\1", plain)
+  plain = ", ".join(line.strip() for line in plain.splitlines() if line.strip())
+  return [text] if plain == text else [text, plain]
+
+
+def _decoded(text):
+  for encoding in _WRONG_ENCODINGS:
+    try:
+      decoded = text.encode(encoding).decode("utf-8")
+    except UnicodeError:
+      continue
+    if len(decoded) < len(text) or encoding == "gbk":
+      return decoded
+  return text
