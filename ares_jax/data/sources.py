@@ -6,6 +6,7 @@ A row is a dict:
   question  str; `<image>` marks where the next image goes, `<image 2>` where the second one does;
             without any mark all images come first
   answer    list of accepted truths, such as an option's letter and text (a str in digits.py)
+  options   list of the texts of a multiple-choice question's options, in the order of their letters
   images    list of uint8 arrays [H, W, 3], encoded bytes, or file names
   response  str, only for supervised examples; `responses`, a list, for AdaCS to choose from
   pass_rate float, share of a probe's answers that were right, where the data have it, for AdaCS

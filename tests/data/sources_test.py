@@ -77,7 +77,8 @@ def test_a_source_names_its_columns(tmp_path):
   source = FileSource(config(path, columns=columns, images=str(tmp_path / "pictures")))
   assert source[0] == {
     "id": "d.jsonl:0", "source": "count/new", "level": "easy", "group": None, "step": None,
-    "question": "A bag has 3 cells.\nHow many?\nA. 2\nB. 3", "answer": ["3.0"], "tolerance": 0.0,
+    "question": "A bag has 3 cells.\nHow many?\nA. 2\nB. 3", "answer": ["3.0"],
+    "options": ["2", "3"], "tolerance": 0.0,
     "images": [str(tmp_path / "pictures" / name) for name in ("a.png", "b.png")]}
   assert source[1]["question"] == "Why?\nA. up\nB. down" and source[1]["answer"] == ["B", "down"]
   assert source[1]["source"] == "d"

@@ -91,7 +91,7 @@ def _read_row(record):
   texts = {field: record.first(field) for field in _TEXT_FIELDS}
   row = {"id": _text(record.first("id", record.location)),
          "source": _text(record.first("source", record.name)),
-         "question": text, "answer": answer, "images": images,
+         "question": text, "answer": answer, "options": options, "images": images,
          **{field: None if value is None else _text(value) for field, value in texts.items()},
          "tolerance": _tolerance(record)}
   copied = {field: record.first(field) for field in _COPIED_FIELDS}
