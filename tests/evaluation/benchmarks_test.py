@@ -230,8 +230,8 @@ def test_numbered_marks_place_their_own_image(tmp_path):
   (row,) = open_benchmark("mmmu", parquet(tmp_path / "d.parquet", record)).rows
   assert row["images"] == [png(2), png(1), png(2)] and row["question"].count("<image>") == 3
   record = CHOICES["mmmu"] | {"question": "<image 3> <image 2>?"}
-  (row,) = open_benchmark("mmmu", parquet(tmp_path / "e.parquet", record)).rows
-  assert row["images"] == [png()] and "<image" not in row["question"]
+  with pytest.raises(ValueError, match="the image marks <image 3>, <image 2> but 1 images"):
+    open_benchmark("mmmu", parquet(tmp_path / "e.parquet", record))
 
 
 def test_marks_in_a_file_of_ones_own_are_left_to_the_encoder(tmp_path):
@@ -270,7 +270,7 @@ def test_ones_own_file_needs_a_question_and_an_answer(tmp_path):
   assert rows[0]["id"] == "mine.jsonl:0" and rows[0]["question"] == "a {options} brace?"
   assert rows[1] == {"id": "4", "source": "s", "question": "b", "answer": ["1", "one"],
                      "options": [], "images": [], "level": "3", "group": None, "step": None,
-                     "tolerance": 0}
+                     "tolerance": 0, "left_out": []}
 
 
 @pytest.mark.parametrize("record, words", [
