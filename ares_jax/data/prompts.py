@@ -12,6 +12,7 @@ from ares_jax.data import images
 from ares_jax.data.bad_row import BadRow
 from ares_jax.data.chat import Chat
 from ares_jax.data.positions import mrope_positions
+from ares_jax.system.config import optional
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,8 @@ class PromptConfig:
   windows: tuple[int, ...]  # W of each shape, as many as max_tokens and ascending too
   min_pixels: int  # images are resized to an area within these bounds (HF's rule)
   max_pixels: int
+  # Whether images are turned as their EXIF orientation says, as servers do; the release does not.
+  turn_images: bool = optional(True)
 
   def __post_init__(self):
     if len(self.max_tokens) != len(self.windows) or not self.max_tokens:
@@ -180,7 +183,8 @@ class Encoder:
   def _picture(self, row, image):
     with _named(row, "image"):
       pixels = images.load_image(image, min_pixels=self.config.min_pixels,
-                                 max_pixels=self.config.max_pixels, factor=self.patch * self.merge)
+                                 max_pixels=self.config.max_pixels, factor=self.patch * self.merge,
+                                 turn=self.config.turn_images)
     return images.patchify(pixels, patch=self.patch, merge=self.merge)
 
 

@@ -77,7 +77,8 @@ def histogram_png(values, path, *, title):
 
 def _picture(encoder, image):
   pixels = load_image(image, min_pixels=encoder.config.min_pixels,
-                      max_pixels=encoder.config.max_pixels, factor=encoder.patch * encoder.merge)
+                      max_pixels=encoder.config.max_pixels, factor=encoder.patch * encoder.merge,
+                      turn=encoder.config.turn_images)
   file = io.BytesIO()
   Image.fromarray(pixels).save(file, "PNG")
   height, width = pixels.shape[:2]
