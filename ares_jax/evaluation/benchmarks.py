@@ -147,6 +147,9 @@ class _Reader:
     except BadRow as error:
       if self.name == OWN:
         raise
+      if error.code == "marks" and not any(record.get(column) for column in part["columns"].get(
+          "images", ())):
+        error = BadRow(records.location(number), "image_missing", error.reason)
       self.skipped.append(error)
       self.broken_groups |= {str(record[column]) for column in self.schema["columns"].get(
         "group", ()) if record.get(column) is not None}

@@ -1,6 +1,6 @@
 """Every schema on a small file made after its published columns.
 
-published_test.py reads whole published files.
+public_files_test.py reads whole published files.
 """
 
 import io
