@@ -38,7 +38,6 @@ class HloCost:
   sent: dict  # {kind of collective: bytes sent to other devices over links}
   across: float  # bytes sent to other slices over the data-centre network
   memory: float  # bytes read from and written to device memory
-  unbounded: tuple[str, ...]  # loops counted once, because the program does not show their length
 
 
 def hlo_cost(text):
@@ -48,9 +47,12 @@ def hlo_cost(text):
   collective that is spread over several fusions counts in the first. A fusion counts its operands
   and results, not the values inside it or those it passes on unchanged. On-chip memory is free. A
   slice counts its own size. A kernel counts its operands and results once.
-  `text` is the optimised program that `compiled.as_text()` returns. Raises ValueError if it has no
-  entry computation, or a transfer to other slices without its kind.
+  `text` is the optimised program, such as `compiled.as_text()` returns. Raises ValueError if it is
+  None or has no entry computation, a loop whose length it does not show, or a transfer to other
+  slices without its kind.
   """
+  if text is None:
+    raise ValueError("the compiler refused the program or wrote no text of it")
   computations, entry = hlo_text.parse(text)
   if entry is None:
     raise ValueError("the text has no ENTRY computation; pass compiled.as_text()")
@@ -58,12 +60,12 @@ def hlo_cost(text):
   sent = dict(walk.total(entry))
   memory = sent.pop(_MEMORY, 0.0)
   across = sum(sent.pop(kind) for kind in list(sent) if kind.startswith(_ACROSS))
-  return HloCost(sent, across, memory, tuple(sorted(walk.unbounded)))
+  return HloCost(sent, across, memory)
 
 
 class _Walk:
   def __init__(self, computations):
-    self.computations, self.unbounded, self.totals = computations, set(), {}
+    self.computations, self.totals = computations, {}
     items = [(where, item) for where, table in computations.items() for item in table.values()]
     # Names of computations that are the body of a fusion.
     self.fused = {called for _, item in items if item.opcode == "fusion"
@@ -232,8 +234,7 @@ class _Walk:
       step = self._added(body, result.operands[index]) if result.opcode == "tuple" else None
       if start is not None and step:
         return max(0, -(-(most - start) // step))
-    self.unbounded.add(item.name)
-    return 1
+    raise ValueError(f"the loop {item.name} has no visible bound")
 
   def _limit(self, where, name, outer=None):
     """(index of the counter in the loop's tuple, its limit) of `counter < limit`, or None.

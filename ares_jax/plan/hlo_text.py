@@ -9,6 +9,7 @@ BITS = {"pred": 8, "token": 0, "opaque": 0}  # other types have their size in th
 # the first fusion and the last.
 _ASYNC = re.compile(r'custom_call_target="AsyncCollective(Start|Done)"')
 _NAME = re.compile(r"%([\w.\-]+)")
+_OPERAND = re.compile(r"%([\w.\-]+(?:#\d+)*)")  # %x#2 is element 2 of the tuple x
 ARRAY = re.compile(r"([a-z]+\d*\w*)\[([\d,]*)\](\{[^}]*\})?")
 _HEAD = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = ")
@@ -33,7 +34,11 @@ class Instruction:
 
 
 def parse(text):
-  """({computation: {instruction: Instruction}}, name of the entry computation or None)."""
+  """({computation: {instruction: Instruction}}, name of the entry computation or None).
+
+  XLA from jax 0.11 on writes an element of a tuple as `%x#2` where it is used. Such an operand
+  becomes the `get-tuple-element` that older texts have.
+  """
   computations, entry, current = {}, None, None
   for line in text.splitlines():
     head = _HEAD.match(line)
@@ -50,9 +55,34 @@ def parse(text):
     opens = rest.index("(")
     closes = _closing(rest, opens)
     inside = rest[opens + 1:closes]
-    current[found[2]] = Instruction(found[2], shape, rest[:opens], tuple(_NAME.findall(inside)),
-                                    inside, rest[closes + 1:], bool(found[1]))
+    operands = tuple(_OPERAND.findall(inside))
+    for operand in operands:
+      _add_elements(current, operand)
+    current[found[2]] = Instruction(found[2], shape, rest[:opens], operands, inside,
+                                    rest[closes + 1:], bool(found[1]))
   return computations, entry
+
+
+def _add_elements(computation, name):
+  """Adds the instruction for an operand `x#2`, and first for `x#2` of an operand `x#2#0`."""
+  source, _, index = name.rpartition("#")
+  if source and name not in computation:
+    _add_elements(computation, source)
+    computation[name] = Instruction(
+      name, _element(computation[source].shape, int(index)), "get-tuple-element", (source,),
+      f"%{source}", f", index={index}", False)
+
+
+def _element(shape, index):
+  """The shape of one element of a tuple."""
+  depth, parts = 0, [""]
+  for letter in re.sub(r"/\*.*?\*/", "", shape)[1:-1]:
+    depth += (letter in "([{") - (letter in ")]}")
+    if letter == "," and not depth:
+      parts.append("")
+    else:
+      parts[-1] += letter
+  return parts[index].strip()
 
 
 def _closing(text, opens):

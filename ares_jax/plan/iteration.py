@@ -1,16 +1,13 @@
 """Plans an AEPO iteration on TPU chips: memory, work and shortest time of its compiled programs."""
 
 import dataclasses
-import pathlib
 import re
-import tempfile
 import time
 
 import jax
 
 from ares_jax.plan import programs
-from ares_jax.plan.hlo_cost import HloCost, hlo_cost
-from ares_jax.plan.jaxpr_cost import traced_flops
+from ares_jax.plan.counted import compile_for_chips, count
 from ares_jax.plan.suggestions import suggestions
 from ares_jax.system import chips, mesh
 
@@ -33,17 +30,17 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class ProgramPlan:
-  """One program of an iteration. Work and floor are those of one call."""
+  """One program of an iteration. Work and floor are those of one call; None is not counted."""
 
   name: str
   calls: int  # per iteration
   memory: Memory
   model_flops: float  # of all chips: what the mathematics needs
-  flops: float  # of all chips: what the program computes
-  sent: dict | None  # bytes a chip sends, by kind of collective; None if they cannot be read
+  flops: float | None  # of all chips: what the program computes
+  sent: dict | None  # bytes a chip sends, by kind of collective
   across: float | None  # bytes a chip sends to other slices, over the data-centre network
   memory_bytes: float | None  # read and written by a chip
-  unbounded: tuple[str, ...]  # loops counted once, because their length is unknown
+  not_counted: tuple[str, ...]  # why, line by line; the floor leaves it out
   floor: float  # s
   limit: str  # what sets the floor: "compute", "memory" or "links"
   compile_seconds: float
@@ -92,38 +89,24 @@ def plan_iteration(config, model, topology, *, only=NAMES, note=lambda line: Non
 def _plan_program(program, chip, devices, model_flops):
   start = time.perf_counter()
   traced = program.trace()
-  flops = float(traced_flops(traced.jaxpr, platform="tpu"))
-  cost = HloCost(None, None, None, ())
   try:
     compiled, text = compile_for_chips(traced)
   except jax.errors.JaxRuntimeError as error:
-    memory = _refused_memory(error, program, chip)
+    memory, text = _refused_memory(error, program, chip), None
   else:
     memory = _compiled_memory(compiled.memory_analysis(), program, chip)
-    cost = hlo_cost(text) if text is not None else cost
+  cost = count(traced, text, chip)
+  sent, across, moved = dataclasses.astuple(cost.moved) if cost.moved else (None, None, None)
   # The floor assumes that everything overlaps which can.
-  seconds = {"compute": flops / devices / chip.flops,
-             "memory": (cost.memory or 0.0) / chip.memory_rate,
-             "links": sum((cost.sent or {}).values()) / chip.link_rate}
+  seconds = {"compute": (cost.flops or 0.0) / devices / chip.flops,
+             "memory": (moved or 0.0) / chip.memory_rate,
+             "links": sum((sent or {}).values()) / chip.link_rate}
   limit = max(seconds, key=seconds.get)
   return ProgramPlan(
     name=program.name, calls=program.calls, memory=memory,
-    model_flops=model_flops / program.calls, flops=flops, sent=cost.sent, across=cost.across,
-    memory_bytes=cost.memory, unbounded=cost.unbounded, floor=seconds[limit], limit=limit,
-    compile_seconds=time.perf_counter() - start)
-
-
-def compile_for_chips(traced):
-  """Compiles a `jax.stages.Traced`: (compiled program, its text or None).
-
-  The text is libtpu's dump, because `compiled.as_text()` fails for large programs of v5p and v6e:
-  jaxlib cannot parse asynchronous calls with late operands.
-  """
-  with tempfile.TemporaryDirectory() as folder:
-    compiled = traced.lower().compile(
-      compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
-    found = list(pathlib.Path(folder).glob("*.after_optimizations.txt"))
-    return compiled, found[0].read_text() if len(found) == 1 else None
+    model_flops=model_flops / program.calls, flops=cost.flops, sent=sent, across=across,
+    memory_bytes=moved, not_counted=cost.missing, floor=seconds[limit],
+    limit=limit if seconds[limit] else "-", compile_seconds=time.perf_counter() - start)
 
 
 def _compiled_memory(found, program, chip):
@@ -154,15 +137,11 @@ def plan_table(plan):
     f"{chip.link_rate / 1e9:.0f} GB/s; mesh slice {plan.mesh[0]} x data {plan.mesh[1]} x model "
     f"{plan.mesh[2]}", "", *_memory_table(plan), "", *_work_table(plan)]
   for part in plan.programs:
-    if part.sent is None:
-      lines += ["", f"{part.name}: the compiler refused it or wrote no text; its floor counts "
-                    "FLOPs alone."]
+    for line in part.not_counted:
+      lines += ["", f"{part.name}: not counted, and left out of the floor: {line}."]
     if part.across:
       lines += ["", f"{part.name}: a chip sends {part.across / 1e9:.4g} GB to other slices, over "
                     "the data-centre network; no floor counts them."]
-    if part.unbounded:
-      lines += ["", f"{part.name}: loops of unknown length, counted once: "
-                    f"{', '.join(part.unbounded)}."]
   names = ", ".join(part.name for part in plan.programs)
   lines += ["", f"Floor of an iteration ({names}): {plan.floor:.4g} s, {plan.hours:.4g} hours per "
                 f"{ITERATIONS} iterations, at the largest sizes of the config."]
@@ -186,8 +165,8 @@ def _memory_table(plan):
 
 
 def _work_table(plan):
-  def gb(size):
-    return "-" if size is None else f"{size / 1e9:.4g}"
+  def shown(size, unit):
+    return "-" if size is None else f"{size / unit:.4g}"
 
   lines = ["One call; PFLOP of all chips, GB of a chip:", "",
            "| program | calls | model PFLOP | computed PFLOP | sent | memory read and written | "
@@ -195,7 +174,8 @@ def _work_table(plan):
   for part in plan.programs:
     sent = None if part.sent is None else sum(part.sent.values())
     lines.append(
-      f"| {part.name} | {part.calls} | {part.model_flops / 1e15:.4g} | {part.flops / 1e15:.4g} | "
-      f"{gb(sent)} | {gb(part.memory_bytes)} | {part.floor:.4g} | {part.limit} | "
+      f"| {part.name} | {part.calls} | {part.model_flops / 1e15:.4g} | "
+      f"{shown(part.flops, 1e15)} | {shown(sent, 1e9)} | {shown(part.memory_bytes, 1e9)} | "
+      f"{part.floor:.4g} | {part.limit} | "
       f"{part.calls * part.floor:.4g} | {part.compile_seconds:.0f} |")
   return lines

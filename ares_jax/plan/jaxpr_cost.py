@@ -71,7 +71,7 @@ def _equation(eqn, inputs, platform):
   if name == "dynamic_slice" and inputs[0] is not None:
     return 0, [_part(inputs[0], inputs[1:], params["slice_sizes"])]
   if name == "scan":
-    return _scan(params, inputs, platform)
+    return _scan(eqn, inputs, platform)
   if name == "while":
     return _while(params, inputs, platform), unknown
   if name == "cond":
@@ -104,11 +104,16 @@ def _open(jaxpr):
   return jaxpr, []
 
 
-def _scan(params, inputs, platform):
+def _scan(eqn, inputs, platform):
+  params = eqn.params
   jaxpr, consts = _open(params["jaxpr"])
-  fixed, carries = params["num_consts"], params["num_carry"]
-  shared, slices = inputs[:fixed], inputs[fixed + carries:]
-  results = len(jaxpr.outvars) - carries
+  # What is sliced or stacked has one axis more outside than in the body. The parameters that say
+  # how many they are have other names in each version of jax.
+  stacks = [_stacked(*pair) for pair in zip(eqn.outvars, jaxpr.outvars, strict=True)]
+  slices = [_stacked(*pair) for pair in zip(eqn.invars, jaxpr.invars, strict=True)]
+  results, carries = sum(stacks), stacks.count(False)
+  shared = inputs[:slices.count(False) - carries]
+  slices = inputs[slices.count(False):]
   if all(x is None for x in slices):
     once, outputs = _jaxpr(jaxpr, consts, [*shared, *[None] * (carries + len(slices))], platform)
     stacked = [None if x is None else np.broadcast_to(x, (params["length"], *np.shape(x)))
@@ -123,6 +128,10 @@ def _scan(params, inputs, platform):
   stacked = [None if any(row[index] is None for row in rows)
              else np.stack([row[index] for row in rows]) for index in range(results)]
   return total, [*[None] * carries, *stacked]
+
+
+def _stacked(outside, inside):
+  return len(outside.aval.shape) > len(inside.aval.shape)
 
 
 def _while(params, inputs, platform):
