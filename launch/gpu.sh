@@ -45,7 +45,7 @@ done
 [[ -z $gpus || $gpus =~ ^[1-9][0-9]*$ ]] || die "--gpus=$gpus must be a number >= 1"
 
 install() {
-  call "$python" -m pip install -r "$here/../requirements.txt" 'jax[cuda12]>=0.10.2,<0.11'
+  call "$python" -m pip install -r "$here/../requirements.txt" 'jax[cuda12]'
 }
 
 need_train_flags() {

@@ -6,7 +6,7 @@
 # Commands
 #   create    requests the TPU
 #   wait      waits until the TPU is ready
-#   install   copies this commit to all workers; installs Python 3.11 and the requirements
+#   install   copies this commit to all workers; installs Python 3.12 and the requirements
 #   run       starts training on all workers and returns; flags after -- go to ares_jax.train
 #   tail      follows the log of worker 0
 #   status    shows the state of the request
@@ -123,11 +123,11 @@ install() {
   call git -C "$here/.." archive --format=tar.gz "--output=$archive" HEAD
   call gcloud compute tpus tpu-vm scp "$archive" "$name:ares_jax.tar.gz" "${where[@]}" --worker=all
   rm -f "$archive"
-  # The TPU images have Python 3.10; uv installs 3.11.
+  # The TPU images have Python 3.10; uv installs 3.12.
   on_workers 'set -e; mkdir -p ares_jax; tar -xzf ares_jax.tar.gz -C ares_jax; cd ares_jax
 python3 -m pip install --quiet --user uv
-test -d ~/venv || ~/.local/bin/uv venv --python 3.11 ~/venv
-~/.local/bin/uv pip install --quiet --python ~/venv/bin/python -r requirements.txt "jax[tpu]>=0.10.2,<0.11"'
+test -d ~/venv || ~/.local/bin/uv venv --python 3.12 ~/venv
+~/.local/bin/uv pip install --quiet --python ~/venv/bin/python -r requirements.txt "jax[tpu]"'
 }
 
 run() {
