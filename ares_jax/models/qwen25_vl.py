@@ -63,11 +63,10 @@ def embed(config: ModelConfig, params: Params, tokens_BT, unit_BT, features) -> 
 
 
 def score(config: ModelConfig, params: Params, features, *, tokens, unit, positions, segment,
-          wanted=None) -> tuple[jax.Array, jax.Array]:
+          wanted=None, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
   """Log-probability of every token after its predecessors, and the entropy of the policy there.
 
-  Both are at temperature 1, whatever temperature the token was sampled at. Column t is about token
-  t; the first column of a segment is meaningless.
+  Column t is about token t; the first column of a segment is meaningless.
 
   Args:
     config, params: sizes and weights.
@@ -75,6 +74,7 @@ def score(config: ModelConfig, params: Params, features, *, tokens, unit, positi
     tokens, unit, segment: int32 [B, T], as in `embed` and `hidden`.
     positions: int32 [B, 3, T].
     wanted: bool [B, T], as in `logprob_and_entropy`; both are 0 elsewhere. None = all tokens.
+    temperature: divides the logits, > 0: that of the policy which drew the tokens.
 
   Returns:
     float32 [B, T], nats, both; on a mesh each device computes its own tokens.
@@ -84,7 +84,7 @@ def score(config: ModelConfig, params: Params, features, *, tokens, unit, positi
   both = logprob_and_entropy(
     hidden_BTD[:, :-1].reshape(-1, hidden_BTD.shape[-1]), unembedding(config, params),
     tokens[:, 1:].reshape(-1), None if wanted is None else wanted[:, 1:].reshape(-1),
-    axes=(unmapped(ROWS), "model"))
+    temperature=temperature, axes=(unmapped(ROWS), "model"))
   return tuple(jnp.pad(x.reshape(len(tokens), -1), ((0, 0), (1, 0))) for x in both)
 
 

@@ -17,8 +17,9 @@ class Drawn(NamedTuple):
   """One token of each row, float32 in nats."""
 
   token: jax.Array  # int32 [B]
-  logprob: jax.Array  # [B]: of the policy: temperature 1, whole vocabulary
-  entropy: jax.Array  # [B]: at the sampling temperature (1 where greedy), whole vocabulary (eq. 3)
+  # Of the policy: whole vocabulary, at the sampling temperature (1 where greedy).
+  logprob: jax.Array  # [B]
+  entropy: jax.Array  # [B], eq. 3
 
 
 def next_token(logits_BV, uniform_B, allowed_BV, *, temperature, top_p, top_k):
@@ -41,23 +42,18 @@ def next_token(logits_BV, uniform_B, allowed_BV, *, temperature, top_p, top_k):
   l_BNC = _table(logits_BV, FAR)
   allowed_BNC = _table(allowed_BV, False)
   l_BNC = l_BNC - l_BNC.max((1, 2), keepdims=True)
-  weight_BNC = jnp.exp(l_BNC)
-  total_B = _sum(weight_BNC)
-  if temperature not in (0, 1):
-    scaled_BNC = l_BNC / temperature
-    heat_BNC = jnp.exp(scaled_BNC)
-    heat_B = _sum(heat_BNC)
-  else:
-    scaled_BNC, heat_BNC, heat_B = l_BNC, weight_BNC, total_B
+  scaled_BNC = l_BNC if temperature in (0, 1) else l_BNC / temperature
+  heat_BNC = jnp.exp(scaled_BNC)
+  heat_B = _sum(heat_BNC)
   entropy_B = jnp.log(heat_B) - _sum(heat_BNC * scaled_BNC) / heat_B
   if temperature == 0:
     token_B = jnp.argmax(jnp.where(allowed_BV, logits_BV, -jnp.inf), -1).astype(jnp.int32)
     block_B, entry_B = token_B // C, token_B % C
   else:
     # From the largest allowed entry: beside a forbidden one far above, all would round to 0.
-    scaled_BNC = jnp.where(allowed_BNC, scaled_BNC, FAR)
-    top_B11 = scaled_BNC.max((1, 2), keepdims=True)
-    kept_BNC = jnp.where(allowed_BNC, jnp.exp(scaled_BNC - top_B11), 0)
+    some_BNC = jnp.where(allowed_BNC, scaled_BNC, FAR)
+    top_B11 = some_BNC.max((1, 2), keepdims=True)
+    kept_BNC = jnp.where(allowed_BNC, jnp.exp(some_BNC - top_B11), 0)
     if top_k:
       kept_BNC = _at_least(kept_BNC, _threshold(kept_BNC, jnp.full_like(heat_B, top_k), count=True))
     if top_p < 1:
@@ -66,7 +62,7 @@ def next_token(logits_BV, uniform_B, allowed_BV, *, temperature, top_p, top_k):
     block_B, rest_B = _invert(block_BN, uniform_B * block_BN.sum(1))
     entry_B, _ = _invert(_block(kept_BNC, block_B), rest_B)
     token_B = block_B * C + entry_B
-  logprob_B = _pick(l_BNC, block_B, entry_B) - jnp.log(total_B)
+  logprob_B = _pick(scaled_BNC, block_B, entry_B) - jnp.log(heat_B)
   return Drawn(token_B, logprob_B, entropy_B)
 
 

@@ -129,6 +129,9 @@ class AepoConfig:
                        f">= 0, prompts = {self.prompts} >= 1")
     if self.group < 2:
       raise ValueError(f"group = {self.group}: an advantage needs at least 2 samples per prompt")
+    if self.sampling.temperature == 0:
+      raise ValueError("sampling.temperature = 0 draws the same answer for all of a group, from "
+                       "which nothing is learnt; 1 is usual")
     if not 0 <= self.branches < self.group:
       raise ValueError(f"branches = {self.branches} is outside 0..group - 1 = {self.group - 1}: "
                        "a branch needs a sequence to fork from")

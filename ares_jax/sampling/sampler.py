@@ -74,8 +74,9 @@ class Samples:
 
   tokens: jax.Array  # int32 [B, T]
   mask: jax.Array  # bool [B, T]: True on response tokens, the end-of-turn token included
-  logprob: jax.Array  # float32 [B, T]: log pi(token), temperature 1, whole vocabulary
-  entropy: jax.Array  # float32 [B, T]: nats, whole vocabulary, at the sampling temperature (eq. 3)
+  # Of the policy: nats, whole vocabulary, at the sampling temperature (1 where greedy).
+  logprob: jax.Array  # float32 [B, T]: log pi(token)
+  entropy: jax.Array  # float32 [B, T], eq. 3
   parent: jax.Array  # int32 [B]: sample of the same prompt that it forked from; -1 = none
   fork: jax.Array  # int32 [B]: tokens it has in common with its parent
 

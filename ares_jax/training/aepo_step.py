@@ -138,7 +138,7 @@ def _minibatches(model, config, policy, batch, base):
   if config.loss.old_logprob == "sampler":
     old_logprob = batch.rows.sampler_logprob
   elif count > 1:
-    old_logprob = policy_gradient.old_logprobs(model, policy, minibatches)
+    old_logprob = policy_gradient.old_logprobs(model, config, policy, minibatches)
   else:
     return minibatches  # the gradient's forward pass gives the old log-probabilities
   return minibatches.replace(rows=batch.rows.replace(old_logprob=old_logprob))

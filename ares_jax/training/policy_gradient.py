@@ -123,7 +123,7 @@ def frozen_features(model, params, vision, *, minibatches):
   return mesh.shard(split_minibatches(features, minibatches), None, None, None, "data")
 
 
-def old_logprobs(model, params, minibatches):
+def old_logprobs(model, config, params, minibatches):
   """Log-probability of every response token by `params`, in one pass over all minibatches.
 
   float32 [N, K, R, C], nats; 0 outside responses and in microbatches that are not used.
@@ -132,7 +132,8 @@ def old_logprobs(model, params, minibatches):
     rows, features = minibatch.rows, _features(model, params, minibatch.images)
 
     def of_microbatch(index, logprob):
-      return logprob.at[index].set(_score(model, params, _microbatch(rows, index), features)[0])
+      scores = _score(model, config, params, _microbatch(rows, index), features)
+      return logprob.at[index].set(scores[0])
 
     zeros = mesh.shard(jnp.zeros(rows.tokens.shape), None, mesh.ROWS)
     return _for_used(rows, of_microbatch, zeros)
@@ -155,8 +156,10 @@ def gradient(model, config, params, reference, minibatch, signal, base=None):
   reference_features = _features(model, reference, images)
 
   def loss(decoder, features, part):
-    logprob_RC, entropy_RC = _score(model, lora.join(base, params | decoder), part, features)
-    reference_RC = jax.lax.stop_gradient(_score(model, reference, part, reference_features)[0])
+    policy = lora.join(base, params | decoder)
+    logprob_RC, entropy_RC = _score(model, config, policy, part, features)
+    reference_RC = jax.lax.stop_gradient(
+      _score(model, config, reference, part, reference_features)[0])
     return microbatch_loss(config, signal, divisors, part, logprob_RC, entropy_RC, reference_RC)
 
   if tower_is_frozen(config, base):  # so policy and reference have the same features
@@ -288,7 +291,8 @@ def _microbatch(rows, index):
   return jax.tree.map(lambda x: mesh.shard(x[index], mesh.ROWS), rows.replace(used=None))
 
 
-def _score(model, params, rows, features):
+def _score(model, config, params, rows, features):
+  """`score` of the policy that sampled: at the sampling temperature, as TRL and verl have it."""
   return qwen25_vl.score(model, params, features, tokens=rows.tokens, unit=rows.unit,
                          positions=rows.positions, segment=rows.segment,
-                         wanted=rows.response_mask)
+                         wanted=rows.response_mask, temperature=config.sampling.temperature)

@@ -61,12 +61,14 @@ def test_a_forbidden_token_far_above_leaves_the_others_their_shares():
   np.testing.assert_allclose((token == 1).mean(), share, atol=2e-3)
 
 
-def test_entropy_is_at_the_sampling_temperature():
+def test_statistics_are_at_the_sampling_temperature():
   prob = np.array([0.5, 0.3, 0.2]) ** 2
   prob /= prob.sum()
   got = draw([0.5, 0.3, 0.2], [0.0], temperature=0.5)
   np.testing.assert_allclose(got.entropy, -(prob * np.log(prob)).sum(), rtol=1e-5)
-  np.testing.assert_allclose(got.logprob, np.log(0.5), rtol=1e-5)
+  np.testing.assert_allclose(got.logprob, np.log(25 / 38), rtol=1e-5)
+  greedy = draw([0.5, 0.3, 0.2], [0.0], temperature=0)
+  np.testing.assert_allclose(greedy.logprob, np.log(0.5), rtol=1e-5)
 
 
 @pytest.mark.parametrize("top_p, kept", [

@@ -303,7 +303,7 @@ def test_rewarded_answers_become_more_probable(prepared, one_update):
     batch, _ = aepo.pack_rollout(prepared.rollout, one_update[0], prepared.run.generator.encoder)
     images = policy_gradient.frozen_features(model, prepared.params, batch.vision, minibatches=1)
     minibatches = policy_gradient.Minibatch(batch.rows, images)
-    before, after = (policy_gradient.old_logprobs(model, params, minibatches)
+    before, after = (policy_gradient.old_logprobs(model, one_update[0], params, minibatches)
                      for params in (prepared.params, state.params))
   change = np.zeros(16)
   mask = np.asarray(batch.rows.response_mask)
@@ -312,8 +312,29 @@ def test_rewarded_answers_become_more_probable(prepared, one_update):
   assert change[right].mean() > change[~right].mean() + 1e-3
 
 
+def test_the_trainer_scores_the_policy_that_sampled(prepared):
+  """At another temperature than 1 too; an answer is as probable to both."""
+  config = replace(prepared.config.aepo, sampling__temperature=0.5)
+  run = prepared.run
+  with jax.set_mesh(mesh_of(1)):
+    prompts = run.generator.encoder.batch(prepared.rollout.prompts.rows, np.arange(config.prompts))
+    rollout = collect(
+      run.generator, prepared.params, iter([prompts]), jax.random.key(0), group=config.group,
+      order=lambda lengths_PG: range(len(lengths_PG)), sampling=config.sampling,
+      config=config.filter)
+    batch, _ = aepo.pack_rollout(rollout, config, run.generator.encoder)
+    images = policy_gradient.frozen_features(run.model, prepared.params, batch.vision,
+                                             minibatches=len(batch.rows.used))
+    logprob = policy_gradient.old_logprobs(run.model, config, prepared.params,
+                                           policy_gradient.Minibatch(batch.rows, images))
+  mask = np.asarray(batch.rows.response_mask)
+  assert mask.sum() > 50
+  np.testing.assert_allclose(logprob[mask], batch.rows.sampler_logprob[mask], atol=1e-4)
+
+
 @pytest.mark.parametrize("changes, words", [
-  ({"aepo.group": 1}, "group = 1"), ({"aepo.minibatch": 6}, "minibatch = 6"),
+  ({"aepo.group": 1}, "group = 1"), ({"aepo.sampling.temperature": 0.0}, "temperature = 0 draws"),
+  ({"aepo.minibatch": 6}, "minibatch = 6"),
   ({"aepo.microbatch": 0}, "microbatch = 0"), ({"aepo.row_tokens": ()}, r"row_tokens = \(\)"),
   ({"aepo.row_tokens": (80, 37)}, r"row_tokens = \(80, 37\).*= 38 tokens; raise it"),
   ({"aepo.branches": 4}, "branches = 4"),
