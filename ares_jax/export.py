@@ -6,9 +6,10 @@
 
 Uses the newest checkpoint of --stage, by default of the last stage that has one; the run may go on
 meanwhile. A model that came from a Hugging Face folder keeps its tensor names, files, dtypes,
-tokenizer and processor; a model trained from scratch is written in float32. Adapters are merged
-into their matrices. With --adapter they are written alone, as a folder that peft loads onto the
-model that they were trained on.
+tokenizer, processor and licence; a model trained from scratch is written in float32. Image limits,
+ends of answers and sampling settings are those of the run. Adapters are merged into their matrices.
+With --adapter they are written alone, as a folder that peft loads onto the model that they were
+trained on.
 """
 
 if __name__ == "__main__":
@@ -20,10 +21,12 @@ import json
 import os
 
 import jax
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
 from ares_jax.models import hf, lora, peft, weights
+from ares_jax.models.serving import Serving
 from ares_jax.run import restore
 from ares_jax.run.config import read_config
 from ares_jax.run.files import require_json
@@ -37,6 +40,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", allow_over
 _OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist yet.")
 _STAGE = flags.DEFINE_enum("stage", None, STAGES, "Stage to export; default the last one saved.")
 _ADAPTER = flags.DEFINE_bool("adapter", False, "Write the adapters alone, in peft's format.")
+_DTYPE = flags.DEFINE_enum("weights_dtype", None, ["float32", "bfloat16"],
+                           "Of the weights; default that of the model's folder.")
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.", allow_override=True)
 
 
@@ -44,16 +49,18 @@ def main():
   if not _WORKDIR.value or not _OUT.value:
     raise UsageError("pass --workdir=DIR, a run's folder, and --out=FOLDER, where to write")
   with jax.set_mesh(mesh.make_mesh(-1, 1)):
-    result = export(_WORKDIR.value, _OUT.value, _STAGE.value, adapter=_ADAPTER.value)
+    result = export(_WORKDIR.value, _OUT.value, _STAGE.value, adapter=_ADAPTER.value,
+                    dtype=_DTYPE.value)
   print(json.dumps(result) if _JSON.value else
         "wrote {folder}: {stage} at step {step}, {parameters:,} parameters".format(**result))
 
 
-def export(workdir, out, stage=None, *, adapter=False):
+def export(workdir, out, stage=None, *, adapter=False, dtype=None):
   """Writes the weights of one stage of a run to the new folder `out`, on the current mesh.
 
   `stage` None is the last one that has a checkpoint. With `adapter` the adapters are written alone,
-  not merged.
+  not merged. `dtype` is "float32" or "bfloat16", None for that of the model's folder; adapters are
+  float32.
 
   Returns:
     dict: folder, stage, step, parameters (the number written).
@@ -80,11 +87,23 @@ def export(workdir, out, stage=None, *, adapter=False):
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     peft.to_peft(params, model, config.model.lora, out, config.model.path)
   elif config.model.path:
-    hf.to_hf(lora.merge(base, params), model, out, config.model.path)
+    hf.to_hf(lora.merge(base, params), model, out, config.model.path,
+             serving=_serving(config, opened), dtype=dtype)
   else:
     hf.to_new_hf(lora.merge(base, params), model, out, tokenizer=opened.tokens.tokenizer,
-                 min_pixels=config.prompt.min_pixels, max_pixels=config.prompt.max_pixels)
+                 serving=_serving(config, opened), dtype=dtype)
   return {"folder": os.fspath(out), "stage": stage, "step": step, "parameters": count}
+
+
+def _serving(config, opened):
+  """Serving of a run: its prompts, and how stage 2 draws answers."""
+  sampling, tokens = config.aepo.sampling, opened.tokens
+  return Serving(
+    end=tokens.end, never=tuple(np.flatnonzero(~tokens.allowed).tolist()),
+    pad=tokens.tokenizer.pad_token_id, temperature=sampling.temperature, top_p=sampling.top_p,
+    top_k=sampling.top_k, vocab=opened.config.vocab, min_pixels=config.prompt.min_pixels,
+    max_pixels=config.prompt.max_pixels,
+    max_tokens=config.prompt.max_tokens[-1] + sampling.max_tokens)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 import functools
 import json
 import os
+import shutil
 import warnings
 
 import flax.struct
@@ -8,17 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import qwen_tokenizer
 import tiny
-from models import golden_batch
+from models import golden_batch, make_golden
+from safetensors.numpy import load_file, save_file
 
 from ares_jax import export
 from ares_jax.data import digits
 from ares_jax.data.chat import Chat
 from ares_jax.data.prompts import Encoder
-from ares_jax.models import hf, hf_processor, lora, qwen25_vl, weights
+from ares_jax.models import hf, hf_files, hf_processor, lora, qwen25_vl, weights
 from ares_jax.run import identity
 from ares_jax.run import model as model_lib
 from ares_jax.run.checkpoint import manager
+from ares_jax.sampling.sampler import SamplingConfig
 from ares_jax.system import mesh
 
 
@@ -80,6 +84,9 @@ def test_the_last_saved_stage_is_written_without_its_optimizer(run, exported):
   config, _, _ = parts()
   assert hf_processor.pixel_limits(out, model.vision) == (config.prompt.min_pixels,
                                                           config.prompt.max_pixels)
+  fields = json.loads((out / "config.json").read_text())
+  assert fields["max_position_embeddings"] == config.prompt.max_tokens[-1] + 12
+  assert json.loads((out / "generation_config.json").read_text())["temperature"] == 1.0
 
 
 @pytest.mark.slow
@@ -120,6 +127,139 @@ def test_transformers_loads_the_export_and_gives_our_logits(run, exported):
     logits = theirs(input_ids=ids, attention_mask=torch.ones_like(ids),
                     mm_token_type_ids=(ids == model.image_token).int(), **image).logits
     np.testing.assert_allclose(ours[number, :length], logits[0].detach().numpy(), atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def of_a_base(tmp_path_factory):
+  """(workdir, base, generator, weights): a run over a folder whose settings are not the run's."""
+  base = random_base(tmp_path_factory.mktemp("base"))
+  workdir = tmp_path_factory.mktemp("of_a_base")
+  changes = {"model__path": str(base), "prompt__min_pixels": 784, "prompt__max_pixels": 784 * 6,
+             "prompt__max_tokens": (128,), "prompt__windows": (4,), "aepo__row_tokens": (160,),
+             "aepo__sampling__temperature": 0.7, "aepo__sampling__top_p": 0.9}
+  (workdir / "config.json").write_text(tiny.values(**changes).to_json_best_effort())
+  config = tiny.read(**changes)
+  opened = model_lib.open_model(config.model)
+  with jax.set_mesh(mesh.make_mesh(-1, 1)):
+    params = model_lib.first_weights(config, opened.config)
+    with manager.Checkpoints(str(workdir / "aepo"), keep=1) as checkpoints:
+      checkpoints.save(1, State(mesh.put(jnp.int32(1)), params, {}), {})
+    generator = opened.generator(config.prompt, config.engine)
+  return workdir, base, generator, params
+
+
+def random_base(folder):
+  """A bfloat16 model in the form of transformers 5, with the tokenizer of the tests."""
+  tokenizer = qwen_tokenizer.tokenizer()
+  shutil.copy(make_golden.folder("untied") / "config.json", folder)
+  change(folder / "config.json", image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"))
+  fields = json.loads((folder / "config.json").read_text())
+  change(folder / "config.json", text_config=fields["text_config"] | {"vocab_size": 640})
+  model = hf.model_config(folder, compute_dtype="float32", remat="none", unroll=1)
+  rng = np.random.default_rng(0)
+  tensors = {name: (np.ones(shape) + 0.1 * rng.standard_normal(shape) if "norm" in name else
+                    0.3 * rng.standard_normal(shape)).astype(jnp.bfloat16)
+             for name, shape in hf_files.shapes_of(model).items()}
+  ends = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+  tensors["lm_head.weight"][ends] *= 3  # so that some answers end
+  save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+  tokenizer.save_pretrained(folder)
+  change(folder / "generation_config.json", eos_token_id=ends[1], pad_token_id=ends[1], top_k=1,
+         repetition_penalty=1.3, do_sample=True, temperature=1e-6)
+  for name in ("preprocessor_config.json", "processor_config.json"):
+    part = hf_processor.processor_fields(model.vision, min_pixels=3136, max_pixels=12845056)
+    change(folder / name, **({"image_processor": part} if name[:4] == "proc" else part))
+  for name in ("LICENSE", "NOTICE.txt", "licence.md", "adapter_config.json", "README.md",
+               "trainer_state.json", "pytorch_model.bin.index.json", "pytorch_model.bin"):
+    (folder / name).write_text("{}")
+  return folder
+
+
+def change(path, **fields):
+  before = json.loads(path.read_text()) if path.exists() else {}
+  path.write_text(json.dumps(before | fields))
+
+
+def exported_of(workdir, out, **how):
+  with jax.set_mesh(mesh.make_mesh(-1, 1)):
+    export.export(str(workdir), str(out), **how)
+  return out
+
+
+def test_an_export_says_how_the_run_drew_answers_and_made_images(of_a_base, tmp_path):
+  workdir, base, generator, _ = of_a_base
+  out = exported_of(workdir, tmp_path / "hf")
+  end, text_end = qwen_tokenizer.tokenizer().convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+  written = json.loads((out / "generation_config.json").read_text())
+  never = written.pop("suppress_tokens")
+  assert written == {"pad_token_id": text_end, "eos_token_id": [text_end, end], "do_sample": True,
+                     "temperature": 0.7, "top_p": 0.9, "top_k": 640}
+  assert never == np.flatnonzero(~generator.allowed).tolist() and not {end, text_end} & {*never}
+  for name in ("processor_config.json", "preprocessor_config.json"):
+    assert hf_processor.pixel_limits(out, generator.model.vision) == (784, 784 * 6)
+    (out / name).unlink()
+  names = {path.name for path in out.iterdir()}
+  assert {"LICENSE", "NOTICE.txt", "licence.md"} <= names
+  assert not names & {"adapter_config.json", "README.md", "trainer_state.json",
+                      "pytorch_model.bin.index.json", "pytorch_model.bin"}
+  assert (out / "config.json").read_bytes() == (base / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_exported_files_have_the_mode_of_new_ones(of_a_base, tmp_path, umask, mode):
+  before = os.umask(umask)
+  try:
+    out = exported_of(of_a_base[0], tmp_path / "hf")
+  finally:
+    os.umask(before)
+  assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {mode}
+  assert out.stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_another_dtype_is_written_and_named(of_a_base, tmp_path):
+  out = exported_of(of_a_base[0], tmp_path / "hf", dtype="float32")
+  assert {x.dtype for x in load_file(out / "model.safetensors").values()} == {np.dtype("float32")}
+  fields = json.loads((out / "config.json").read_text())
+  named = [part[key] for part in (fields, fields["text_config"], fields["vision_config"])
+           for key in ("dtype", "torch_dtype") if key in part]
+  assert {*named} == {"float32"}, named
+
+
+@pytest.mark.slow
+def test_serving_an_export_gives_the_answers_of_the_run(of_a_base, tmp_path):
+  """Greedy tokens and ends of transformers' generate, with the settings of the folder alone."""
+  torch = pytest.importorskip("torch")
+  import transformers
+
+  workdir, _, generator, params = of_a_base
+  out = exported_of(workdir, tmp_path / "hf")
+  theirs = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    out, dtype=torch.float32, attn_implementation="eager").eval()
+  tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+  processor = transformers.Qwen2VLImageProcessorPil.from_pretrained(out)
+  rows = [{"id": str(number), "question": f"How many sides has triangle {number}?",
+           "images": [make_golden.picture(40 + 30 * number, 150 - 20 * number, number)]}
+          for number in range(6)]
+  sampling = SamplingConfig(temperature=0.0, top_p=1.0, top_k=0, min_tokens=0, max_tokens=24)
+  with jax.set_mesh(mesh.make_mesh(-1, 1)):
+    batch = generator.encoder.batch(rows, np.arange(6))
+    samples = generator.sample(params, batch, jax.random.key(0), group=1, sampling=sampling)
+  ended = []
+  for number, row in enumerate(rows):
+    image = processor(images=row["images"], return_tensors="pt")
+    text = tokenizer.apply_chat_template(
+      [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row["question"]}]}],
+      tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text.replace("<|image_pad|>", "<|image_pad|>" * (
+      int(image["image_grid_thw"].prod()) // 4)), return_tensors="pt").input_ids
+    theirs.model.rope_deltas = None
+    answer = theirs.generate(
+      input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False,
+      mm_token_type_ids=(ids == generator.model.image_token).int(), **image)
+    answer = answer[0, ids.shape[1]:].tolist()
+    assert answer == samples.tokens[number][samples.mask[number]].tolist()
+    ended.append(answer[-1] if len(answer) < 24 else None)
+  assert len({*ended}) > 1, ended  # some answers end, one by either token
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ byte for byte.
 """
 
 import contextlib
+import dataclasses
 import functools
-import json
 import math
 import pathlib
 import shutil
-import tempfile
+import uuid
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +22,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from ares_jax.models import hf_files, hf_processor
+from ares_jax.models import hf_files
 from ares_jax.models.config import ModelConfig
 from ares_jax.models.hf_config import config_fields, model_config
 from ares_jax.models.hf_files import RULES, Folder, Rule, Tensor, sources_of
+from ares_jax.models.serving import Serving, is_kept, set_dtype
 from ares_jax.models.weights import Params, name_of, shardings, weight_table
 
 __all__ = ["from_hf", "model_config", "to_hf", "to_new_hf"]
@@ -120,53 +121,65 @@ def _read(slices, tensor: Tensor, inputs: int, shape, index) -> np.ndarray:
   return part[(slice(None), *index[1:inputs], slice(None), *index[inputs + 1:])]
 
 
-def to_hf(params: Params, config: ModelConfig, folder: Folder, base: Folder) -> None:
+def to_hf(params: Params, config: ModelConfig, folder: Folder, base: Folder, *,
+          serving: Serving | None = None, dtype: str | None = None) -> None:
   """Writes a folder that transformers and vLLM load.
 
-  Names, files, dtypes, config, tokenizer and preprocessor are copied from `base`, the folder that
+  Names, files, config, tokenizer, preprocessor and licence are copied from `base`, the folder that
   the model came from. `folder` must not exist yet; it appears complete or not at all. Every process
   must call this; process 0 writes.
 
+  Args:
+    params, config: weights and sizes.
+    folder, base: the folder to write, and that of the model before training.
+    serving: what decoding and images were like in training; None leaves those of base.
+    dtype: of the weights, "float32" or "bfloat16"; None for that of each tensor of base.
+
   Raises:
-    ValueError: the folder exists, or the tensors of base are not those of config.
+    ValueError: the folder exists, the tensors of base are not those of config, or a weight is
+      larger than its dtype can hold.
   """
   base = pathlib.Path(base)
   tensors = hf_files.tensors_of(base)
   hf_files.check_tensors(tensors, config, base)
+  if dtype:
+    tensors = {name: dataclasses.replace(tensor, dtype=jnp.dtype(dtype))
+               for name, tensor in tensors.items()}
 
   def write_others(partial):
-    for path in base.iterdir():
-      if path.suffix in (".json", ".txt", ".jinja", ".model") and path.is_file():
-        shutil.copyfile(path, partial / path.name)
+    for path in filter(is_kept, base.iterdir()):
+      shutil.copyfile(path, partial / path.name)
+    if dtype:
+      set_dtype(partial, dtype)
+    if serving:
+      serving.write(partial, config.vision)
 
   _write(params, config, pathlib.Path(folder), tensors, write_others)
 
 
-def to_new_hf(params: Params, config: ModelConfig, folder: Folder, *, tokenizer, min_pixels: int,
-              max_pixels: int) -> None:
-  """Writes a folder for a model that was not read from one: float32 weights in one file.
+def to_new_hf(params: Params, config: ModelConfig, folder: Folder, *, tokenizer, serving: Serving,
+              dtype: str | None = None) -> None:
+  """Writes a folder for a model that was not read from one, in one file of weights.
 
   Args:
     params, config: weights and sizes.
     folder: must not exist yet.
     tokenizer: a `transformers` fast tokenizer with the control tokens of Qwen2.5-VL.
-    min_pixels, max_pixels: least and largest area that images are resized to.
+    serving: what decoding and images were like in training.
+    dtype: of the weights, "float32" or "bfloat16"; None is float32.
 
   Raises:
     ValueError: the folder exists, or config.json cannot express the sizes.
   """
-  files = {"config.json": config_fields(config, tokenizer),
-           "generation_config.json": {"eos_token_id": tokenizer.eos_token_id,
-                                      "pad_token_id": tokenizer.pad_token_id},
-           hf_processor.FILE: hf_processor.processor_fields(
-             config.vision, min_pixels=min_pixels, max_pixels=max_pixels)}
+  dtype = dtype or "float32"
+  fields = config_fields(config, tokenizer, max_tokens=serving.max_tokens, dtype=dtype)
 
   def write_others(partial):
     tokenizer.save_pretrained(partial)
-    for name, fields in files.items():
-      (partial / name).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    hf_files.write_object(partial / "config.json", fields)
+    serving.write(partial, config.vision)
 
-  _write(params, config, pathlib.Path(folder), hf_files.tensors_for(config), write_others)
+  _write(params, config, pathlib.Path(folder), hf_files.tensors_for(config, dtype), write_others)
 
 
 def _write(params, config, folder: pathlib.Path, tensors: dict[str, Tensor], write_others) -> None:
@@ -180,16 +193,31 @@ def _write(params, config, folder: pathlib.Path, tensors: dict[str, Tensor], wri
         ours = fetch_tensor(flat[path], layer)
         if partial:
           theirs = hf_files.to_theirs(ours, path).reshape(tensors[name].shape)
-          arrays[tensors[name].stored] = np.ascontiguousarray(theirs.astype(tensors[name].dtype))
+          arrays[tensors[name].stored] = np.ascontiguousarray(_cast(theirs, tensors[name]))
       if partial:
         save_file(arrays, partial / file, metadata={"format": "pt"})
     if partial:
       write_others(partial)
 
 
+def _cast(array: np.ndarray, tensor: Tensor) -> np.ndarray:
+  """The array in the tensor's dtype; ValueError where a value has none in it."""
+  if not np.isfinite(array).all():
+    raise ValueError(f"{tensor.stored} has values that are no finite numbers; export an earlier "
+                     "checkpoint")
+  with np.errstate(over="ignore"):
+    cast = array.astype(tensor.dtype)
+  if not np.isfinite(cast).all():
+    raise ValueError(f"{tensor.stored} has values up to {np.abs(array).max():g}, too large for "
+                     f"{tensor.dtype.name}; export with --weights_dtype=bfloat16")
+  return cast
+
+
 @contextlib.contextmanager
 def atomic_folder(folder: Folder):
   """Yields a temporary folder on process 0, None on others; it is renamed to `folder` at the end.
+
+  Its files get the mode of a new file (0644 at the usual umask), whatever wrote them.
 
   Raises:
     ValueError: `folder` exists.
@@ -200,11 +228,13 @@ def atomic_folder(folder: Folder):
   if jax.process_index():
     yield None
     return
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+  # Not by tempfile: its folders are private.
+  partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
+  partial.mkdir(parents=True)
   try:
     yield partial
-    partial.chmod(0o755)  # mkdtemp's folders are private
+    for path in partial.iterdir():  # safetensors writes files of mode 0600
+      path.chmod(partial.stat().st_mode & 0o666)
     partial.rename(folder)
   finally:
     shutil.rmtree(partial, ignore_errors=True)

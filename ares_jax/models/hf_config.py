@@ -82,12 +82,14 @@ def model_config(folder: str | os.PathLike, *, compute_dtype: str, remat: str,
     raise ValueError(f"{path}: {error}") from error
 
 
-def config_fields(config: ModelConfig, tokenizer) -> dict:
+def config_fields(config: ModelConfig, tokenizer, *, max_tokens: int, dtype: str) -> dict:
   """The fields of a config.json, flat as transformers 4 wrote them: servers read both forms.
 
   Args:
     config: sizes.
     tokenizer: gives the ids of the control tokens.
+    max_tokens: longest prompt and answer together that the model has seen.
+    dtype: of the weights.
 
   Raises:
     ValueError: embed is not heads * head_dim, which config.json cannot say.
@@ -100,10 +102,11 @@ def config_fields(config: ModelConfig, tokenizer) -> dict:
     ["<|vision_start|>", "<|vision_end|>", "<|video_pad|>"])
   return {
     "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl",
-    "torch_dtype": "float32", "vocab_size": config.vocab, "hidden_size": config.embed,
-    "intermediate_size": config.mlp, "num_hidden_layers": config.layers,
-    "num_attention_heads": config.heads, "num_key_value_heads": config.kv_heads,
-    "hidden_act": "silu", "rms_norm_eps": config.norm_eps, "rope_theta": config.rope_theta,
+    "torch_dtype": dtype, "max_position_embeddings": max_tokens, "vocab_size": config.vocab,
+    "hidden_size": config.embed, "intermediate_size": config.mlp,
+    "num_hidden_layers": config.layers, "num_attention_heads": config.heads,
+    "num_key_value_heads": config.kv_heads, "hidden_act": "silu",
+    "rms_norm_eps": config.norm_eps, "rope_theta": config.rope_theta,
     "rope_scaling": {"type": "mrope", "mrope_section": list(config.mrope_sections)},
     "use_sliding_window": False, "attention_dropout": 0.0, "tie_word_embeddings": config.tied,
     "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,

@@ -31,6 +31,11 @@ def read_object(path: Folder) -> dict:
   return fields
 
 
+def write_object(path: Folder, fields: dict) -> None:
+  """Writes a JSON object, indented as transformers does."""
+  pathlib.Path(path).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
 _KINDS = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "a truth value",
           type(None): "null"}
 
@@ -158,9 +163,9 @@ def _opened(path: pathlib.Path):
     raise ValueError(f"{path} is damaged or cut short, download it again: {error}") from error
 
 
-def tensors_for(config: ModelConfig) -> dict[str, Tensor]:
-  """The tensors of a new folder: float32, in one file."""
-  return {name: Tensor("model.safetensors", name, shape, np.dtype(np.float32))
+def tensors_for(config: ModelConfig, dtype: str) -> dict[str, Tensor]:
+  """The tensors of a new folder, in one file."""
+  return {name: Tensor("model.safetensors", name, shape, jnp.dtype(dtype))
           for name, shape in shapes_of(config).items() if name != HEAD or not config.tied}
 
 

@@ -3,12 +3,13 @@
 Only the area that images are resized to is free; other fields that change pixels are refused.
 """
 
+import contextlib
 import math
 import os
 import pathlib
 
 from ares_jax.models.config import VisionConfig
-from ares_jax.models.hf_files import read_object
+from ares_jax.models.hf_files import read_object, write_object
 from ares_jax.models.vision import MEAN, STD
 
 FILE = "preprocessor_config.json"
@@ -27,6 +28,10 @@ def pixel_limits(folder: str | os.PathLike, vision: VisionConfig) -> tuple[int, 
   path, fields = _read(pathlib.Path(folder))
   if fields is None:
     raise ValueError(f"{path} does not exist; it holds the size of images")
+  return _limits(path, fields)
+
+
+def _limits(path: pathlib.Path, fields: dict) -> tuple[int, int]:
   size = _SIZE if fields.get("size") is None else fields["size"]
   if not isinstance(size, dict):
     raise ValueError(f"{path}: size is {size!r}; shortest_edge and longest_edge are needed, areas "
@@ -66,6 +71,31 @@ def _read(folder: pathlib.Path) -> tuple[pathlib.Path, dict | None]:
   if fields is not None:
     raise ValueError(f"{nested}: {_PART} is {fields!r}; it must be an object")
   return path, read_object(path) if path.is_file() else None
+
+
+def write_limits(folder: pathlib.Path, vision: VisionConfig, *, min_pixels: int,
+                 max_pixels: int) -> None:
+  """Sets the area that images are resized to, in every file of the folder that has it.
+
+  A file that has these limits stays as it is; FILE is written where there is none.
+  """
+  found = False
+  for name in (_NESTED, FILE):
+    fields = read_object(folder / name) if (folder / name).is_file() else {}
+    part = fields.get(_PART) if name == _NESTED else fields
+    if not part:
+      continue
+    found = True
+    with contextlib.suppress(ValueError):  # limits that nobody can read are replaced
+      if _limits(folder / name, part) == (min_pixels, max_pixels):
+        continue
+    # Both forms: servers read either.
+    part |= {"size": {"shortest_edge": min_pixels, "longest_edge": max_pixels},
+             "min_pixels": min_pixels, "max_pixels": max_pixels}
+    write_object(folder / name, fields)
+  if not found:
+    write_object(folder / FILE, processor_fields(vision, min_pixels=min_pixels,
+                                                 max_pixels=max_pixels))
 
 
 def _same(have, want) -> bool:

@@ -50,6 +50,27 @@ def test_trained_weights_come_back_in_the_bases_dtype(tmp_path):
   np.testing.assert_array_equal(after.astype(np.float32), 2 * read(UNTIED)[name].astype(np.float32))
 
 
+@pytest.mark.parametrize("value, message", [
+  (70000.0, "o_proj.weight has values up to 70000, too large for float16; export with --weights"),
+  (np.nan, "o_proj.weight has values that are no finite numbers")])
+def test_a_weight_that_its_dtype_cannot_hold_is_an_error(tmp_path, value, message):
+  (tmp_path / "base").mkdir()
+  save_file({name: x.astype(np.float16) for name, x in read(TIED).items()},
+            tmp_path / "base" / "model.safetensors")
+  config = golden_batch.config("tied")
+  params = golden_batch.read_hf(tmp_path / "base", config)
+  params["blocks"]["o"] = np.array(params["blocks"]["o"])
+  params["blocks"]["o"][1, 0, 0, 0] = value
+  with pytest.raises(ValueError, match=message):
+    hf.to_hf(params, config, tmp_path / "out", tmp_path / "base")
+  assert [path.name for path in tmp_path.iterdir()] == ["base"]
+  if value == 70000:
+    shutil.copy(TIED / "config.json", tmp_path / "base")
+    hf.to_hf(params, config, tmp_path / "out", tmp_path / "base", dtype="bfloat16")
+    written = read(tmp_path / "out")["model.layers.1.self_attn.o_proj.weight"]
+    assert np.float32(written).max() == 70144  # the nearest bfloat16
+
+
 def test_a_linear_layer_of_hugging_face_is_the_transpose_of_ours():
   params = golden_batch.read_hf(TIED, golden_batch.config("tied"))
   theirs = read(TIED)
