@@ -9,9 +9,14 @@ from importlib import metadata
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-_FORCE = "--xla_force_host_platform_device_count"
-_flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(_FORCE)]
-os.environ["XLA_FLAGS"] = " ".join([*_flags, f"{_FORCE}=4"])
+# A process whose devices do not meet in time aborts. On a machine shared with other jobs the
+# default, 40 s, may pass without a mistake; after 600 s the log names the collective.
+_XLA = {"--xla_force_host_platform_device_count": 4,
+        "--xla_cpu_collective_call_warn_stuck_timeout_seconds": 60,
+        "--xla_cpu_collective_call_terminate_timeout_seconds": 600}
+_others = [flag for flag in os.environ.get("XLA_FLAGS", "").split()
+           if flag.partition("=")[0] not in _XLA]
+os.environ["XLA_FLAGS"] = " ".join([*_others, *(f"{name}={value}" for name, value in _XLA.items())])
 # JAX_COMPILATION_CACHE_DIR chooses another folder. A program is of one jax, on one machine.
 _CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(

@@ -1,25 +1,41 @@
-"""The error for a row that cannot be used."""
+"""The error for a row that cannot be used, and texts from data made fit for a terminal."""
 
 # Kinds of errors, by which bad rows are counted.
 CODES = {
-  "record": "not a JSON object",
-  "question": "missing or empty, or not one question",
-  "answer": "missing, empty, or without the box or mark that its schema asks for",
-  "truth": "counts as wrong when a model writes it",
+  "record": "not a JSON object, or a value that is no text or number",
+  "question": "missing or empty, or a dialogue that cannot be read",
+  "answer": "missing, empty, no text or number, or without the box or mark its schema asks for",
+  "truth": "counts as wrong when a model writes it, or is no answer but a text around one",
   "response": "missing where one is needed",
   "pass_rate": "not measured, or not a number from 0 to 1, where curation takes it from the data",
   "image_missing": "there is no such file",
   "image": "cannot be decoded, too large, too narrow, or outside the data's folder",
+  "unread": "no image is read, but a column looks like images",
+  "video": "video or sound, which no model here reads",
   "marks": "not as many image marks as images",
   "length": "longer than the largest shape",
 }
+_SHOWN = 80  # characters of a name
+_REASON = 600  # characters of a reason
 
 
 class BadRow(ValueError):
   """A row cannot be used. `code` is a key of CODES, `reason` says why."""
 
   def __init__(self, row, code, reason):
-    super().__init__(f"row {row}: {reason}")
+    self.code, self.reason = code, printable(reason, _REASON)
+    super().__init__(f"row {printable(row)}: {self.reason}")
     if code not in CODES:
       raise KeyError(code)
-    self.code, self.reason = code, str(reason)
+
+
+def printable(value, limit=_SHOWN):
+  """The text of a value with escapes for what a terminal would obey, and at most `limit` letters.
+
+  The middle of a longer text is left out.
+  """
+  text = str(value)
+  if len(text) > limit:
+    end = limit // 3
+    text = f"{text[: limit - end]} ... {len(text) - limit} more letters ... {text[-end:]}"
+  return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

@@ -11,7 +11,8 @@ import re
 from ares_jax.data.template import CLOSE, THINK, Template
 
 # Marks the position of the next image, or of the image with that number (counted from 1).
-IMAGE_MARK = re.compile(r"<image(?: ?(\d+))?>")
+IMAGE_MARK = re.compile(r"<image(?:[ _]?(\d+))?>")
+_ANSWER = "\1"  # stands for an earlier answer while a template is rendered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,18 +23,24 @@ class Chat:
   suffix: str  # appended to the question, e.g. how to format the answer; "" for none
   image_token: int  # id of `<|image_pad|>`
 
-  def order(self, question, images):
+  def order(self, question, images, history=()):
     """Numbers (from 0) of as many `images`, in their order in the prompt.
 
-    In the question `<image>` marks the position of the next image, `<image 2>` or `<image2>` that
+    In the questions `<image>` marks the position of the next image, `<image 2>` or `<image2>` that
     of the second one. Without any mark, all images come first, in order.
 
+    Args:
+      question: the last one.
+      images: number of images.
+      history: the turns before it, {"role": "system", "user" or "assistant", "content": text}.
+
     Raises:
-      ValueError: the question has marks, but not one for each image, or the template takes texts.
+      ValueError: there are marks, but not one for each image, or the template takes texts.
     """
     if images and not self.template.takes_parts:
       raise ValueError(f"the question has {images} images, but the chat template takes texts only")
-    marks = [mark.group(1) for mark in IMAGE_MARK.finditer(question + self.suffix)]
+    marks = [mark.group(1) for text in self._questions(question, history)
+             for mark in IMAGE_MARK.finditer(text)]
     if not marks:
       return list(range(images))
     if len(marks) != images:
@@ -46,19 +53,44 @@ class Chat:
                        f"each of 1..{images} must occur once, or none")
     return [int(number) - 1 for number in marks]
 
-  def prompt(self, question, image_tokens):
-    """Token ids of one user turn, ready for the assistant's answer; raises as `order`.
+  def prompt(self, question, image_tokens, history=()):
+    """Token ids of a question, ready for the assistant's answer; raises as `order`.
 
     Args:
       question: text with marks, as in `order`.
       image_tokens: number of tokens (merged vision units) of each image, in that order.
+      history: the turns before it, as in `order`. The suffix is appended to each question.
     """
-    self.order(question, len(image_tokens))
+    return [token for ids, _ in self.pieces(question, image_tokens, history) for token in ids]
+
+  def pieces(self, question, image_tokens, history=()):
+    """[(token ids, whether they are an answer's)] of a `prompt`, in order.
+
+    An answer has the tokens of `response`, but for a thought that the template opens: that is in
+    the text of the last turn alone.
+    """
+    self.order(question, len(image_tokens), history)
     images = iter(image_tokens)
-    expanded = []
-    for token in self._encode(self._content(question + self.suffix, len(image_tokens))):
-      expanded += [token] * (next(images) if token == self.image_token else 1)
-    return expanded
+
+    def expand(ids):
+      return [token for each in ids
+              for token in [each] * (next(images) if each == self.image_token else 1)]
+
+    texts = self._questions(question, history)
+    first = 0 if any(map(IMAGE_MARK.search, texts)) else len(image_tokens)
+    contents = iter([self._content(text, 0 if number else first)
+                     for number, text in enumerate(texts)])
+    turns = [(turn["role"], next(contents) if turn["role"] == "user" else
+              [{"type": "text", "text": turn["content"]}]) for turn in history]
+    before, *others = self._encode([*turns, ("user", next(contents))])
+    found = [(expand(before), False)]
+    answers = [turn["content"] for turn in history if turn["role"] == "assistant"]
+    for answer, ids in zip(answers, others, strict=True):
+      if ids[:1] != [self.template.end]:
+        raise ValueError("the chat template does not end an earlier answer as the last one; "
+                         "dialogues of several questions cannot be used with it")
+      found += [(self._plain(answer) + ids[:1], True), (expand(ids[1:]), False)]
+    return found
 
   def response(self, text):
     """Token ids of a response, the end-of-turn token included.
@@ -77,6 +109,11 @@ class Chat:
     """Text of response tokens, special tokens left out, from a `<think>` of the template on."""
     return self.template.opening + self.tokenizer.decode(tokens, skip_special_tokens=True)
 
+  def _questions(self, question, history):
+    """The texts of the user's turns."""
+    earlier = [turn["content"] for turn in history if turn["role"] == "user"]
+    return [text + self.suffix for text in (*earlier, question)]
+
   def _content(self, text, images):
     pieces = IMAGE_MARK.split(text)[::2]  # the numbers are between them
     if len(pieces) == 1:
@@ -87,22 +124,31 @@ class Chat:
       content.append({"type": "image"})
     return content[:-1]
 
-  def _encode(self, content):
-    if not any(self._special.search(part.get("text", "")) for part in content):
-      return self._ids(self.template.prompt(content))
-    # Rendered with "\0" for each control token of the question, so that only those of the template
-    # are read as such. The text between keeps its neighbours: a token may join it with the newline
-    # of the template before it.
-    content = [dict(part, text=part["text"].replace("\0", "")) if part["type"] == "text" else part
-               for part in content]
-    found = [token for part in content for token in self._special.findall(part.get("text", ""))]
-    replaced = [dict(part, text=self._special.sub("\0", part["text"])) if part["type"] == "text"
-                 else part for part in content]
-    first, *others = self.template.prompt(replaced).split("\0")
-    ids = self._ids(first)
-    for token, text in zip(found, others, strict=True):
-      ids += self._plain(token) + self._ids(text)
-    return ids
+  def _encode(self, turns):
+    """Token ids of (role, content) turns: a list for each stretch between earlier answers."""
+    # Rendered with "\0" for each control token of a text, so that only those of the template are
+    # read as such. The text between keeps its neighbours: a token may join it with the newline of
+    # the template before it.
+    found, replaced = [], []
+    for role, content in turns:
+      parts = []
+      for part in content:
+        if part["type"] == "text":
+          text = part["text"].replace("\0", "").replace(_ANSWER, "")
+          text = _ANSWER if role == "assistant" else text
+          found += self._special.findall(text)
+          part = dict(part, text=self._special.sub("\0", text))
+        parts.append(part)
+      replaced.append((role, parts))
+    *history, (_, question) = replaced
+    controls, stretches = iter(found), []
+    for stretch in self.template.prompt(question, history).split(_ANSWER):
+      first, *others = stretch.split("\0")
+      ids = self._ids(first)
+      for text in others:
+        ids += self._plain(next(controls)) + self._ids(text)
+      stretches.append(ids)
+    return stretches
 
   def _ids(self, text):
     return self.tokenizer(text, add_special_tokens=False)["input_ids"]

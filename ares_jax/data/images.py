@@ -1,21 +1,23 @@
 """Turns image files into resized RGB, uint8 patches, and windows of a static size, on the host.
 
 Sizes, pixels and order are equal to those of Hugging Face's Qwen2.5-VL image processor (PIL
-backend), bit for bit; pixels stay uint8 and are normalised on the device. n patches of an image or
-of a row, C = 3 * temporal_patch * patch^2 values of a patch, R rows, W windows of a row, S patch
-slots of a window.
+backend), bit for bit, but for images with an EXIF orientation or 16 bits (see `load_image`).
+Pixels stay uint8 and are normalised on the device. n patches of an image or of a row,
+C = 3 * temporal_patch * patch^2 values of a patch, R rows, W windows of a row, S patch slots of a
+window.
 """
 
 import contextlib
 import io
 import math
 import os
+import stat
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Grid = tuple[int, int, int]  # frames, rows and columns of patches
 Source = str | os.PathLike | bytes | Image.Image | np.ndarray
@@ -23,7 +25,7 @@ Source = str | os.PathLike | bytes | Image.Image | np.ndarray
 # 67 MP, 200 MB decoded. PIL only warns between 89 and 179 MP, where a file of 79 kB needs 387 MB.
 MAX_SOURCE_PIXELS = 2**26
 # Formats with well-tested decoders. Others (EPS, PSD ...) are rare, and more open to attacks.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")
 # Beyond this aspect ratio the released processor refuses an image.
 MAX_ASPECT = 200
 
@@ -65,34 +67,32 @@ def resize_size(height: int, width: int, *, min_pixels: int, max_pixels: int,
   return rows * factor, columns * factor
 
 
-def load_image(source: Source, *, min_pixels: int, max_pixels: int,
-               factor: int = 28) -> np.ndarray:
+def load_image(source: Source, *, min_pixels: int, max_pixels: int, factor: int = 28,
+               turn: bool = True) -> np.ndarray:
   """Decodes an image to RGB and resizes it (bicubic, on uint8), with bounds as in `resize_size`.
 
   Args:
     source: path, encoded bytes, an opened PIL image, or uint8 [H, W, 3].
+    turn: whether the image is turned as its EXIF orientation says, as servers do; the released
+      processor does not.
 
   Returns:
-    uint8 [H, W, 3]. Transparency is blended on white, as transformers does; EXIF rotation is
-    ignored, as in the released processor.
+    uint8 [H, W, 3]. Transparency is blended on white, as transformers does. Grey levels of 16 bits
+    are divided by 256; transformers makes those above 255 white.
 
   Raises:
-    ValueError: missing, corrupt, truncated, of another format, or larger than MAX_SOURCE_PIXELS;
-      the message names its path.
+    ValueError: missing, no regular file, corrupt, truncated, of another format, of grey levels
+      without a range, of several frames, or larger than MAX_SOURCE_PIXELS; the message names its
+      path.
   """
-  with _opened(source, min_pixels, max_pixels, factor) as (image, (height, width)):
+  with _named(source), _open(source) as image:
+    if turn:
+      # A block of EXIF that cannot be read turns nothing; damage to the pixels shows again below.
+      with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    height, width = resize_size(image.height, image.width, min_pixels=min_pixels,
+                                max_pixels=max_pixels, factor=factor)
     return np.asarray(_to_rgb(image).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def image_grid(source: Source, *, min_pixels: int, max_pixels: int, patch: int = 14,
-               merge: int = 2) -> Grid:
-  """Grid of patches of an image once it is resized, from the file's header alone (0.07 ms).
-
-  Raises:
-    ValueError: as `load_image`, but damage after the header is not noticed.
-  """
-  with _opened(source, min_pixels, max_pixels, patch * merge) as (_, (height, width)):
-    return 1, height // patch, width // patch
 
 
 def patchify(image: np.ndarray, *, patch: int = 14, temporal_patch: int = 2,
@@ -203,12 +203,10 @@ def count_windows(grids: Sequence[Grid], *, window: int, patch: int, merge: int)
 
 
 @contextlib.contextmanager
-def _opened(source, min_pixels: int, max_pixels: int, factor: int):
-  """An image and its size after resizing; a failure inside becomes a ValueError that names it."""
+def _named(source):
+  """Turns a failure inside into a ValueError that names the image."""
   try:
-    with _open(source) as image:
-      yield image, resize_size(image.height, image.width, min_pixels=min_pixels,
-                               max_pixels=max_pixels, factor=factor)
+    yield
   # Decoders raise anything from SyntaxError to struct.error on damaged files.
   except Exception as error:
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else "image"
@@ -228,16 +226,25 @@ def _open(source) -> Image.Image:
   elif "://" in os.fspath(source):
     image = Image.open(io.BytesIO(epath.Path(source).read_bytes()), formats=FORMATS)
   else:
+    if not stat.S_ISREG(os.stat(source).st_mode):  # to read a pipe would wait for ever
+      raise ValueError("no regular file")
     image = Image.open(source, formats=FORMATS)
   # Only the header has been read so far.
   if image.width * image.height > MAX_SOURCE_PIXELS:
     raise ValueError(f"{image.width} x {image.height} px exceed the limit of "
                      f"{MAX_SOURCE_PIXELS / 1e6:.0f} MP; shrink it")
+  # A photo may hold a preview as a second frame; in other formats frames are an animation.
+  if getattr(image, "is_animated", False) and image.format not in ("JPEG", "MPO"):
+    raise ValueError(f"it has {image.n_frames} frames, of which one would be shown; save that one")
   # The caller closes the returned image, so an image that the user opened is copied.
   return image.copy() if image is source else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+  if image.mode.startswith("I;16"):
+    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+  if image.mode in ("I", "F"):
+    raise ValueError(f"its grey levels, {image.mode!r}, have no range; save it with 8 or 16 bits")
   if "A" not in image.getbands() and "transparency" not in image.info:
     return image.convert("RGB")
   image = image.convert("RGBA")

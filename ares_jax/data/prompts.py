@@ -12,6 +12,7 @@ from ares_jax.data import images
 from ares_jax.data.bad_row import BadRow
 from ares_jax.data.chat import Chat
 from ares_jax.data.positions import mrope_positions
+from ares_jax.system.config import optional
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,8 @@ class PromptConfig:
   windows: tuple[int, ...]  # W of each shape, as many as max_tokens and ascending too
   min_pixels: int  # images are resized to an area within these bounds (HF's rule)
   max_pixels: int
+  # Whether images are turned as their EXIF orientation says, as servers do; the release does not.
+  turn_images: bool = optional(True)
 
   def __post_init__(self):
     if len(self.max_tokens) != len(self.windows) or not self.max_tokens:
@@ -47,6 +50,7 @@ class EncodedPrompt:
 
   tokens: np.ndarray  # int32 [T]
   positions: np.ndarray  # int32 [3, T]
+  learnt: np.ndarray  # bool [T]: True on answers, which fine-tuning learns
   images: list  # (patches uint8 [n, 1176], grid (t, h, w)) an image
 
 
@@ -110,9 +114,11 @@ class Encoder:
     """EncodedPrompt of one row; BadRow where it cannot be encoded or is too long."""
     pictures = [self._picture(row, row["images"][index]) for index in self._order(row)]
     grids = [grid for _, grid in pictures]
-    tokens = self._tokens(row, grids)
+    pieces = self._pieces(row, grids)
+    tokens = np.int32([token for ids, _ in pieces for token in ids])
+    learnt = np.concatenate([np.full(len(ids), is_answer) for ids, is_answer in pieces])
     positions = mrope_positions(tokens, self.chat.image_token, grids, self.merge)
-    prompt = EncodedPrompt(tokens, positions, pictures)
+    prompt = EncodedPrompt(tokens, positions, learnt, pictures)
     windows = self.count_windows(prompt)
     max_tokens, max_windows = self.config.max_tokens[-1], self.config.windows[-1]
     if len(tokens) > max_tokens or windows > max_windows:
@@ -122,27 +128,14 @@ class Encoder:
                    "lower max_pixels")
     return prompt
 
-  def size(self, row):
-    """(tokens, [grid of each image]) of one row's prompt; reads only the headers of its images.
-
-    Raises BadRow as `encode`, but not for a long prompt.
-    """
-    order = self._order(row)
-    with _named(row):
-      grids = [images.image_grid(row["images"][index], min_pixels=self.config.min_pixels,
-                                 max_pixels=self.config.max_pixels, patch=self.patch,
-                                 merge=self.merge) for index in order]
-    return len(self._tokens(row, grids)), grids
-
   def _order(self, row):
-    try:
-      return self.chat.order(row["question"], len(row["images"]))
-    except ValueError as error:
-      raise BadRow(row["id"], "marks", error) from error
+    with _named(row, "marks"):
+      return self.chat.order(row["question"], len(row["images"]), row.get("history", ()))
 
-  def _tokens(self, row, grids):
+  def _pieces(self, row, grids):
     units = [int(np.prod(grid)) // self.merge**2 for grid in grids]
-    return np.int32(self.chat.prompt(row["question"], units))
+    with _named(row, "question"):
+      return self.chat.pieces(row["question"], units, row.get("history", ()))
 
   def count_windows(self, prompt):
     """Number of vision windows that an EncodedPrompt needs."""
@@ -188,17 +181,18 @@ class Encoder:
     return tokens, positions, unit, vision
 
   def _picture(self, row, image):
-    with _named(row):
+    with _named(row, "image"):
       pixels = images.load_image(image, min_pixels=self.config.min_pixels,
-                                 max_pixels=self.config.max_pixels, factor=self.patch * self.merge)
+                                 max_pixels=self.config.max_pixels, factor=self.patch * self.merge,
+                                 turn=self.config.turn_images)
     return images.patchify(pixels, patch=self.patch, merge=self.merge)
 
 
 @contextlib.contextmanager
-def _named(row):
-  """Turns an error of an image into a BadRow."""
+def _named(row, code):
+  """Turns a ValueError about a row into a BadRow."""
   try:
     yield
   except ValueError as error:
     missing = isinstance(error.__cause__, FileNotFoundError)
-    raise BadRow(row["id"], "image_missing" if missing else "image", error) from error
+    raise BadRow(row["id"], "image_missing" if missing else code, error) from error

@@ -62,7 +62,7 @@ def to_bytes(value):
   """
   def plain(x):
     if isinstance(x, EncodedPrompt):
-      return {_PROMPT: plain([x.tokens, x.positions, x.images])}
+      return {_PROMPT: plain([x.tokens, x.positions, x.learnt, x.images])}
     if isinstance(x, dict):
       return {key: plain(each) for key, each in x.items()}
     return [plain(each) for each in x] if isinstance(x, list | tuple) else x
@@ -74,8 +74,8 @@ def from_bytes(data):
   """The value that `to_bytes` was given."""
   def restore(x):
     if isinstance(x, dict) and _PROMPT in x:
-      tokens, positions, images = x[_PROMPT]
-      return EncodedPrompt(tokens, positions, [(patches, tuple(grid)) for patches, grid in images])
+      *arrays, images = x[_PROMPT]
+      return EncodedPrompt(*arrays, [(patches, tuple(grid)) for patches, grid in images])
     if isinstance(x, dict):
       return {key: restore(each) for key, each in x.items()}
     return [restore(each) for each in x] if isinstance(x, list) else x

@@ -6,9 +6,14 @@ A row is a dict:
   question  str; `<image>` marks where the next image goes, `<image 2>` where the second one does;
             without any mark all images come first
   answer    list of accepted truths, such as an option's letter and text (a str in digits.py)
+  options   list of the texts of a multiple-choice question's options, in the order of their letters
   images    list of uint8 arrays [H, W, 3], encoded bytes, or file names
+  history   list of {"role": "system", "user" or "assistant", "content": text}, the turns before the
+            question, whose answers fine-tuning learns too; only where there are any
   response  str, only for supervised examples; `responses`, a list, for AdaCS to choose from
   pass_rate float, share of a probe's answers that were right, where the data have it, for AdaCS
+  left_out  list of texts: columns, images and keys of messages that the record has and no field
+            shows; `inspect_data` counts them
   level, group, step, tolerance   as in evaluation/benchmarks.py; None, and 0, where not given
 
 files/records.py reads JSONL, JSON, Parquet, Hugging Face folders (saved by `datasets`, or as on the
@@ -26,8 +31,9 @@ import numpy as np
 
 from ares_jax.data.bad_row import BadRow
 from ares_jax.data.files.formats import SUFFIXES, TABLES
+from ares_jax.data.files.record import has_column
 from ares_jax.data.files.records import open_records
-from ares_jax.data.files.schema import has_column, read_row, read_schemas, with_columns
+from ares_jax.data.files.schema import read_row, read_schemas, with_columns
 from ares_jax.system.config import optional, suggest
 
 _SEARCHED = 100  # records that are searched for a column that a source names
@@ -47,6 +53,7 @@ class ColumnsConfig:
   id: Names = optional(())
   source: Names = optional(())
   question: Names = optional(())
+  system: Names = optional(())  # the system turn before the question
   answer: Names = optional(())
   images: Names = optional(())
   options: Names = optional(())
@@ -88,8 +95,12 @@ class SourceConfig:
 class FileSource:
   """The rows of one data set by number; `name` is that of rows that name no source."""
 
-  def __init__(self, config):
-    """Opens the files of a SourceConfig; ValueError where there are none or they have no rows."""
+  def __init__(self, config, truths=True):
+    """Opens the files of a SourceConfig; ValueError where there are none or they have no rows.
+
+    `truths` is as for `open_sources`.
+    """
+    self._truths = truths
     self._records = open_records(config.path, config.split, join=config.join, key=config.key,
                                  images=config.images)
     self.files = self._records.files
@@ -123,7 +134,7 @@ class FileSource:
 
   def __getitem__(self, index):
     return read_row(self._schema, self._records[index], location=self.location(index),
-                    name=self.name, folder=self._records.folder)
+                    name=self.name, folder=self._records.folder, truth=self._truths)
 
   def location(self, index):
     """File and number of row `index`: "train.parquet:17"."""
@@ -162,11 +173,14 @@ class Mixture:
     return self.parts[part][int(index) - (self._ends[part - 1] if part else 0)]
 
 
-def open_sources(configs):
-  """Mixture of a list of SourceConfig; ValueError where it is empty or a file cannot be read."""
+def open_sources(configs, truths=True):
+  """Mixture of a list of SourceConfig; ValueError where it is empty or a file cannot be read.
+
+  `truths` says whether a row without a truth is bad; else its "answer" is [].
+  """
   if not configs:
     raise ValueError("no data source is given; name files in config.data.files")
-  return Mixture([FileSource(config) for config in configs],
+  return Mixture([FileSource(config, truths) for config in configs],
                  [config.weight for config in configs])
 
 

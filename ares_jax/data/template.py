@@ -18,13 +18,24 @@ class Template:
 
   tokenizer: object  # a `transformers` fast tokenizer
 
-  def prompt(self, content):
-    """Text of a user's turn up to where the answer begins.
+  def prompt(self, content, history=()):
+    """Text of a user's turn, after the turns of `history`, up to where the answer begins.
 
     `content` is a list of parts {"type": "text", "text": ...} or {"type": "image"}; a template that
-    takes a text gets those of the parts.
+    takes a text gets those of the parts. `history` has (role, content) of each turn.
+
+    Raises:
+      ValueError: the template does not take these turns, for example no system turn.
     """
-    return self._render([{"role": "user", "content": self._content(content)}], prompt=True)
+    messages = [{"role": role, "content": self._content(parts)}
+                for role, parts in (*history, ("user", content))]
+    if not history:
+      return self._render(messages, prompt=True)
+    try:
+      return self._render(messages, prompt=True)
+    except _failures() as error:
+      raise ValueError(f"the chat template does not take the turns "
+                       f"{', '.join(message['role'] for message in messages)}: {error}") from error
 
   @functools.cached_property
   def takes_parts(self):

@@ -1,92 +1,151 @@
-"""Finds rows that cannot be used, before a run draws any."""
+"""Finds rows that cannot be used, before a run draws any; training and `inspect_data` ask here."""
 
 import collections
 import concurrent.futures
+import dataclasses
+import re
 
 import numpy as np
 
-from ares_jax.data.bad_row import BadRow
+from ares_jax.data.bad_row import BadRow, printable
 from ares_jax.data.curation.pass_rates import candidate_responses, column_passes
 from ares_jax.data.sources import Mixture, Subset
-from ares_jax.data.traces import trace_batch
+from ares_jax.data.traces import add_response, check_size
 from ares_jax.system.heartbeat import heartbeat
 
-_CHUNK = 1024  # rows checked together; of a good one only number, id and truths are kept
+_CHUNK = 1024  # rows checked together; of a good one only id, truths and measures are kept
+_TAG = re.compile(r"</?(?:answer|think|thinking|solution|reasoning|result|response|output|box)\b"
+                  r"[^<>]*>", re.I)
+_SENTENCE = re.compile(
+  r"\W*(?:(?:so|thus|hence|therefore|then)\b,? *)?"
+  r"(?:(?:the|our|my|final|correct|right) +)*(?:answer|solution|result) *(?:is\b|are\b|was\b|:|=)"
+  r"|(?:it|there|they|he|she|we|this|that|so|thus|hence|therefore)\b[^\\]*"
+  r"\b(?:is|are|was|were|has|have|had|equals?)\b[^\\]*\d", re.I)
 
 
 def check_rl_row(encoder, row):
-  """Raises BadRow where `row` cannot be encoded as a prompt."""
-  encoder.encode(row)
+  """The EncodedPrompt of `row`; BadRow where it cannot be encoded."""
+  return encoder.encode(row)
 
 
 def check_curation_row(encoder, row, *, samples, row_tokens, row_windows):
-  """Raises BadRow where AdaCS cannot choose among the responses of `row`.
+  """The EncodedPrompt of `row`; BadRow where AdaCS cannot choose among its responses.
 
   `samples` answers of the probe give its pass rate; None where it needs none.
   """
   if samples is not None:
     column_passes(row, samples)
-  check_responses(encoder, row, candidate_responses(row), row_tokens=row_tokens,
-                  row_windows=row_windows)
+  return check_responses(encoder, row, candidate_responses(row), row_tokens=row_tokens,
+                         row_windows=row_windows)
 
 
 def check_sft_row(encoder, row, *, row_tokens, row_windows):
-  """Raises BadRow where `row` cannot be trained on."""
-  check_responses(encoder, row, [row.get("response")], row_tokens=row_tokens,
-                  row_windows=row_windows)
+  """The EncodedPrompt of `row`; BadRow where it cannot be trained on."""
+  return check_responses(encoder, row, [row.get("response")], row_tokens=row_tokens,
+                         row_windows=row_windows)
 
 
 def check_responses(encoder, row, responses, *, row_tokens, row_windows):
-  """Raises BadRow where one of the responses of a row is missing or does not fit a packed row."""
+  """The EncodedPrompt of `row`; BadRow where a response is missing or does not fit a packed row."""
   if not all(isinstance(text, str) and text.strip() for text in responses):
     raise BadRow(row["id"], "response", "a response is missing or empty")
   longest = max(responses, key=lambda text: len(encoder.chat.response(text)))
-  trace_batch(encoder, [row | {"response": longest}], row_tokens=row_tokens,
-              row_windows=row_windows, row_multiple=1)
+  prompt = encoder.encode(row)
+  check_size(encoder, row, add_response(encoder, prompt, longest), row_tokens=row_tokens,
+             row_windows=row_windows)
+  return prompt
 
 
-def find_bad_rows(source, *, numbers, check, grader, threads):
-  """Checks the rows of a FileSource with these numbers, which ascend.
+def no_answer(truth):
+  """Why no answer in a box can be this truth, a text; None where one can."""
+  if found := _TAG.search(truth):
+    return f"has the tag {found[0]}"
+  if "####" in truth:
+    return "has ####, which the schema gsm8k reads"
+  if "\n" in truth.strip() and "\\begin" not in truth:
+    return "has several lines"
+  if _SENTENCE.match(truth):
+    return "is a sentence around a value"
+  return None
+
+
+def bad_truths(rows, grader):
+  """Yields (row, reason) of each row whose truth no answer can meet.
+
+  `rows` are dicts with "answer", and `grader` a GradingPool; a user's grader decides alone what a
+  truth looks like, and is called once a row.
+  """
+  by_number, checked = {}, []
+  users = ":" in grader.name
+  for number, row in enumerate(rows):
+    truths = [row["answer"]] if isinstance(row["answer"], str) else row["answer"]
+    reasons = [None if users else no_answer(truth) for truth in truths]
+    if all(reasons):
+      yield row, f"the truth {printable(truths[0])!r} {reasons[0]}; give the value alone"
+    else:
+      by_number[number] = row
+      checked.append({"id": number, "answer": row["answer"]})
+  for number, truth in grader.bad_truths(checked):
+    yield by_number[number], (f"the truth {printable(truth)!r} counts as wrong when a model "
+                              "writes it")
+
+
+@dataclasses.dataclass
+class Examined:
+  """What is known of one row."""
+
+  number: int  # of the row in its source
+  id: str | None = None  # None where it could not be read
+  answer: object = None
+  measured: object = None  # of a good row
+  bad: BadRow | None = None
+
+
+def examine(source, *, numbers, check, grader, threads, measure=None):
+  """Yields Examined of the rows with these numbers, in their order.
 
   Args:
-    check: function of a row that raises BadRow.
-    grader: GradingPool; a row whose truth it grades as wrong is bad.
+    source: random access to rows.
+    numbers: of rows, a sequence.
+    check: function of a row that returns its EncodedPrompt, or raises BadRow.
+    grader: GradingPool; a row whose truth it grades as wrong is bad. None: truths are not needed.
     threads: number of threads that read and decode.
+    measure: function of (row, EncodedPrompt) of a row that passes `check`.
+  """
+  def read(number):
+    found = Examined(number)
+    try:
+      row = source[number]
+      found.id, found.answer = row["id"], row["answer"]
+      prompt = check(row)
+      found.measured = measure and measure(row, prompt)
+    except BadRow as error:
+      found.bad = error
+    return found
+
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    for start in range(0, len(numbers), _CHUNK):
+      chunk = []
+      for found in pool.map(read, numbers[start : start + _CHUNK]):
+        heartbeat()
+        chunk.append(found)
+      if grader is not None:
+        good = [{"examined": found, "answer": found.answer} for found in chunk if not found.bad]
+        for row, reason in bad_truths(good, grader):
+          row["examined"].bad = BadRow(row["examined"].id, "truth", reason)
+      yield from chunk
+
+
+def find_bad_rows(source, **how):
+  """The bad rows of a FileSource that `examine` finds with these arguments.
 
   Returns:
     list of {"number", "row", "id", "source", "reason" (a key of bad_row.CODES), "message"}, one for
     each bad row, in their order.
   """
-  def examine(number):
-    row = {"id": None}
-    try:
-      row = source[number]
-      check(row)
-    except BadRow as error:
-      return _bad_row(source, number, row["id"], error.code, error.reason)
-    return {"id": row["id"], "answer": row["answer"]}
-
-  bad_rows = []
-  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-    for start in range(0, len(numbers), _CHUNK):
-      chunk = numbers[start : start + _CHUNK]
-      seen = {}
-      for number, found in zip(chunk, pool.map(examine, chunk), strict=True):
-        heartbeat()
-        seen[number] = found
-      # By number: ids need not be unique.
-      good = [{"id": number, "answer": found["answer"]} for number, found in seen.items()
-              if "answer" in found]
-      for number, truth in grader.bad_truths(good):
-        seen[number] = _bad_row(source, number, seen[number]["id"], "truth",
-                                f"the truth {truth!r} counts as wrong when a model writes it")
-      bad_rows += [found for found in seen.values() if "reason" in found]
-  return bad_rows
-
-
-def _bad_row(source, number, row_id, code, message):
-  return {"number": number, "row": source.location(number), "id": row_id, "source": source.name,
-          "reason": code, "message": message}
+  return [{"number": found.number, "row": source.location(found.number), "id": found.id,
+           "source": source.name, "reason": found.bad.code, "message": found.bad.reason}
+          for found in examine(source, **how) if found.bad]
 
 
 def without_bad_rows(mixture, bad_rows):
@@ -99,8 +158,8 @@ def without_bad_rows(mixture, bad_rows):
   for part, bad in zip(mixture.parts, bad_rows, strict=True):
     rows = np.delete(np.arange(len(part), dtype=np.int64), [row["number"] for row in bad])
     if not len(rows):
-      raise ValueError(f"none of the {len(part)} rows of {part.name} can be used: "
-                       f"{bad[0]['row']}: {bad[0]['message']}")
+      raise ValueError(f"none of the {len(part)} rows of {printable(part.name)} can be used: "
+                       f"{printable(bad[0]['row'])}: {bad[0]['message']}")
     kept.append(Subset(part, rows))
   return Mixture(kept, mixture.weights)
 

@@ -18,6 +18,7 @@ import re
 from etils import epath
 
 from ares_jax.data.bad_row import BadRow
+from ares_jax.data.chat import IMAGE_MARK
 from ares_jax.data.files.records import open_records
 from ares_jax.data.files.schema import read_row, read_schemas
 from ares_jax.evaluation.published import accepted_truths, options_in
@@ -146,6 +147,9 @@ class _Reader:
     except BadRow as error:
       if self.name == OWN:
         raise
+      if error.code == "marks" and not any(record.get(column) for column in part["columns"].get(
+          "images", ())):
+        error = BadRow(records.location(number), "image_missing", error.reason)
       self.skipped.append(error)
       self.broken_groups |= {str(record[column]) for column in self.schema["columns"].get(
         "group", ()) if record.get(column) is not None}
@@ -170,7 +174,7 @@ class _Reader:
     if "image_marks" in schema:
       record = {column: re.sub(schema["image_marks"], r"<image \1>", value)
                 if isinstance(value, str) else value for column, value in record.items()}
-    return record
+    return _with_marks_as_words(record) if schema.get("merged_images") else record
 
   def _read_row(self, part, record, records, location):
     row = read_row(part, record, location=location, name=self.name, folder=records.folder)
@@ -199,6 +203,15 @@ class _Reader:
       raise BadRow(location, "image_missing", f"image {name!r} is in none of the folders "
                    f"{', '.join(map(str, places))}; give its folder as --images=FOLDER")
     return str(found / name)
+
+
+def _with_marks_as_words(record):
+  """The record, whose texts say "[image 2]" where they mark several parts of its one image."""
+  texts = [record["question"], *(record.get("options") or ())]
+  if sum(len(IMAGE_MARK.findall(str(text))) for text in texts) < 2:
+    return record
+  question, *options = [IMAGE_MARK.sub(r"[image \1]", str(text)) for text in texts]
+  return record | {"question": question, "options": options}
 
 
 def _in_part(column, number, each):

@@ -174,7 +174,8 @@ def within_tolerance(row, text):
   Where a truth has several parts, `tolerance` may be a list, one for each part (0: it must be
   equal). The parts of a list may stand in any order.
   """
-  answer = extract_boxed(text) if row.get("tolerance") else None
+  is_number = row.get("tolerance") and not row.get("options")  # an option is right or wrong
+  answer = extract_boxed(text) if is_number else None
   if answer is None or len(answer) >= 100:
     return False
   truths = [row["answer"]] if isinstance(row["answer"], str) else row["answer"]

@@ -59,7 +59,8 @@ def _head(generator, params, benchmark, settings, model):
   for row in benchmark.rows:
     heartbeat.heartbeat()
     prompts.update(json.dumps([row["id"], row["question"] + encoder.chat.suffix, row["answer"],
-                               row.get("tolerance"), _image_digests(row)]).encode())
+                               row.get("tolerance"), _image_digests(row),
+                               *row.get("history", ())]).encode())
   weights = hashlib.sha256(json.dumps(digest.digest_tree(params)).encode())
   return {"benchmark": benchmark.name, "problems": len(benchmark.rows), "n": settings.samples,
           "seed": graded.SEED, "model": model, "weights": weights.hexdigest()[:16],

@@ -8,6 +8,7 @@ _MATHS = re.compile(r"\$\$?([^$]*)\$\$?")
 _DEGREES = r"(?:°|\^\s*\{?\s*\\circ\s*\}?)"
 # Text in UTF-8 that was read in another encoding: "°" as "掳" (Chinese) or "Â°" (Western).
 _WRONG_ENCODINGS = ("gbk", "cp1252")
+_SIGNS = "°′″²×±≤≥√π−–"
 
 
 def options_in(text):
@@ -48,11 +49,13 @@ def accepted_truths(text):
 
 
 def _decoded(text):
+  """The text without characters that come of decoding UTF-8 in another encoding."""
   for encoding in _WRONG_ENCODINGS:
     try:
       decoded = text.encode(encoding).decode("utf-8")
     except UnicodeError:
       continue
-    if len(decoded) < len(text) or encoding == "gbk":
+    # A Chinese word may be UTF-8 by chance; "掳" beside digits is a degree.
+    if re.fullmatch(rf"[\x00-\x7f{_SIGNS}]*[0-9][\x00-\x7f{_SIGNS}]*", decoded):
       return decoded
   return text

@@ -4,8 +4,8 @@
 
 Prints sources, lengths, image sizes, rows that cannot be used, and tokens per epoch of each stage.
 OUT/index.html shows the same, with a histogram (also OUT/STAGE_lengths.png) and ten examples of
-each stage. --rows=N reads N rows spread over each stage's data (0: all rows). Lengths are computed
-from image headers, so damage after a header is noticed in the ten examples only.
+each stage. --rows=N reads N rows spread over each stage's data (0: all rows). Rows are checked as
+training checks them. Exit code 1: a stage has no row that can be used.
 """
 
 if __name__ == "__main__":
@@ -14,6 +14,7 @@ if __name__ == "__main__":
   command.begin("inspect_data", needs_config=True)
 
 import dataclasses
+import functools
 import os
 
 from absl import flags
@@ -42,24 +43,32 @@ def inspect(parts, out, *, rows, stages):
 
   Of each stage's data as many `rows`, evenly spread, are read; 0 is all. Stages whose data the
   config leaves out are skipped.
+
+  Raises:
+    ValueError: no row of a stage can be used, or its data cannot be read.
   """
   files = parts.config.data.files
-  sections = []
+  sections, useless = [], []
   for name in stages:
     if files is not None and not getattr(files, name):
       print(f"{name}: no source in config.data.files")
     else:
-      sections.append(_section(parts, out, name, rows))
+      *section, used = _section(parts, out, name, rows)
+      sections.append(section)
+      useless += [] if used else [name]
   path = os.path.join(out, "index.html")
   prompt = dataclasses.asdict(parts.generator.encoder.config)
   write_text(path, page.inspect_html(prompt, sections))
   print(f"examples: {path}")
+  if useless:
+    raise ValueError(f"no row of {', '.join(useless)} can be used")
 
 
 def _section(parts, out, name, rows):
-  """(name, summary, figures and examples as HTML) of a stage; prints the summary."""
+  """(name, summary, figures and examples as HTML, rows used) of a stage; prints the summary."""
   config, encoder, source = parts.config, parts.generator.encoder, parts.source(name)
-  found = summary.summarize(source, encoder, rows=rows, threads=config.threads)
+  found = summary.summarize(source, encoder, rows=rows,
+                            examine=functools.partial(parts.data.examine, name))
   group = config.aepo.group if name == "rl" else config.evaluate.samples
   text = summary.summary_text(name, source, found, limit=encoder.config.max_tokens[-1],
                               group=group, answer=config.aepo.sampling.max_tokens)
@@ -71,7 +80,7 @@ def _section(parts, out, name, rows):
     shown.append(page.picture_html(path, f"histogram of prompt tokens of {name}"))
   numbers = summary.spread(len(source), min(_EXAMPLES, len(source)))
   shown += [page.example_html(source, encoder, number) for number in numbers]
-  return name, text, shown
+  return name, text, shown, len(found.tokens)
 
 
 def define_flags():

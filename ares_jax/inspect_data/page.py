@@ -34,7 +34,9 @@ def example_html(source, encoder, number):
   windows = encoder.count_windows(prompt)
   parts = [f"<h3>{_escape(row['id'])}</h3><p>source {_escape(row['source'])}; "
            f"{len(prompt.tokens)} prompt tokens, {windows} vision windows</p>",
-           *pictures, f"<pre>{_escape(row['question'] + encoder.chat.suffix)}</pre>"]
+           *pictures, *(f"<p>{turn['role']}:</p><pre>{_escape(turn['content'])}</pre>"
+                        for turn in row.get("history", ())),
+           f"<pre>{_escape(row['question'] + encoder.chat.suffix)}</pre>"]
   answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
   accepted = " or ".join(f"<code>{_escape(text)}</code>" for text in answers)
   parts.append(f"<p>accepted: {accepted}</p>")
@@ -75,7 +77,8 @@ def histogram_png(values, path, *, title):
 
 def _picture(encoder, image):
   pixels = load_image(image, min_pixels=encoder.config.min_pixels,
-                      max_pixels=encoder.config.max_pixels, factor=encoder.patch * encoder.merge)
+                      max_pixels=encoder.config.max_pixels, factor=encoder.patch * encoder.merge,
+                      turn=encoder.config.turn_images)
   file = io.BytesIO()
   Image.fromarray(pixels).save(file, "PNG")
   height, width = pixels.shape[:2]

@@ -1,15 +1,17 @@
 """Summarises a data set: rows by source, lengths, image sizes, rows that cannot be used, cost."""
 
 import collections
-import concurrent.futures
 import dataclasses
 
 import numpy as np
 
-from ares_jax.data.bad_row import BadRow
-from ares_jax.data.images import count_windows
+from ares_jax.data.bad_row import printable
 
 _BARS, _WIDTH = 12, 40  # lines of a histogram, characters of its longest bar
+
+
+def _field(make):
+  return dataclasses.field(default_factory=make)
 
 
 @dataclasses.dataclass
@@ -17,12 +19,14 @@ class Summary:
   """Counts over the rows read; those that cannot be used are in `bad` alone."""
 
   looked_at: int
-  sources: collections.Counter  # rows by source
-  bad: collections.Counter  # rows by (code, message of the first one)
-  tokens: list  # of every prompt
-  image_tokens: list  # of every prompt
-  images: list  # (height, width) px of every image after resizing
-  responses: list  # tokens of every response of a teacher
+  sources: collections.Counter = _field(collections.Counter)  # rows by source
+  bad: collections.Counter = _field(collections.Counter)  # rows by (code, message of the first one)
+  left_out: collections.Counter = _field(collections.Counter)  # rows by what they do not show
+  with_images: int = 0  # rows
+  tokens: list = _field(list)  # of every prompt
+  image_tokens: list = _field(list)  # of every prompt
+  images: list = _field(list)  # (height, width) px of every image after resizing
+  responses: list = _field(list)  # tokens of every response of a teacher
 
 
 def spread(size, rows):
@@ -32,41 +36,33 @@ def spread(size, rows):
   return [number * size // rows for number in range(rows)]
 
 
-def summarize(source, encoder, *, rows, threads):
-  """Summary of as many `rows`, evenly spread, of a source; 0 is all. Reads only image headers."""
-  chat, limit = encoder.chat, encoder.config
+def summarize(source, encoder, *, rows, examine):
+  """Summary of as many `rows`, evenly spread, of a source; 0 is all.
 
-  def examine(number):
-    try:
-      row = source[number]
-      tokens, grids = encoder.size(row)
-      windows = count_windows(grids, window=encoder.window, patch=encoder.patch,
-                              merge=encoder.merge)
-      if tokens > limit.max_tokens[-1] or windows > limit.windows[-1]:
-        raise BadRow(row["id"], "length", f"{tokens} tokens and {windows} vision windows, the "
-                     f"limit is {limit.max_tokens[-1]} and {limit.windows[-1]}")
-    except BadRow as error:
-      return error
+  `examine` is a function of (numbers, measure) that yields validation.Examined, for example
+  RunData.examine with a kind of data.
+  """
+  def measure(row, prompt):
     teacher = row.get("responses") or [row[field] for field in ("response",) if field in row]
-    return row["source"], tokens, grids, [len(chat.response(text)) for text in teacher]
+    return (row["source"], len(prompt.tokens), [grid for _, grid in prompt.images],
+            [len(encoder.chat.response(text)) for text in teacher], row.get("left_out", ()))
 
   numbers = spread(len(source), rows)
-  found = Summary(len(numbers), collections.Counter(), collections.Counter(), [], [], [], [])
+  found = Summary(len(numbers))
   first = {}
-  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-    for start in range(0, len(numbers), 1024):  # a pool would hold all rows
-      for seen in pool.map(examine, numbers[start : start + 1024]):
-        if isinstance(seen, BadRow):
-          found.bad[seen.code, first.setdefault(seen.code, str(seen))] += 1
-          continue
-        name, tokens, grids, responses = seen
-        found.sources[name] += 1
-        found.tokens.append(tokens)
-        found.image_tokens.append(
-          sum(frames * height * width for frames, height, width in grids) // encoder.merge**2)
-        found.images += [(height * encoder.patch, width * encoder.patch)
-                         for _, height, width in grids]
-        found.responses += responses
+  for seen in examine(numbers, measure):
+    if seen.bad:
+      found.bad[seen.bad.code, first.setdefault(seen.bad.code, str(seen.bad))] += 1
+      continue
+    name, tokens, grids, responses, left_out = seen.measured
+    found.sources[name] += 1
+    found.left_out.update(left_out)
+    found.with_images += bool(grids)
+    found.tokens.append(tokens)
+    found.image_tokens.append(
+      sum(frames * height * width for frames, height, width in grids) // encoder.merge**2)
+    found.images += [(height * encoder.patch, width * encoder.patch) for _, height, width in grids]
+    found.responses += responses
   return found
 
 
@@ -80,9 +76,12 @@ def summary_text(name, source, found, *, limit, group, answer):
   """
   scale = len(source) / max(found.looked_at, 1)
   lines = [f"{name}: {len(source)} rows, {found.looked_at} read"]
-  lines += [f"  {label}: {rows} rows" for label, rows in found.sources.most_common(20)]
+  lines += [f"  {printable(label)}: {rows} rows" for label, rows in found.sources.most_common(20)]
   lines += [f"  CANNOT BE USED ({code}): {rows} rows, the first: {message}"
             for (code, message), rows in found.bad.most_common()]
+  lines += [f"  not read: {printable(what)}: {rows} rows"
+            for what, rows in found.left_out.most_common(20)]
+  lines.append(f"images: {found.with_images} of {len(found.tokens)} rows have images")
   if not found.tokens:
     return "\n".join(lines)
   lines += [f"prompt tokens (limit {limit}): {_quantiles(found.tokens)}; "
@@ -91,7 +90,7 @@ def summary_text(name, source, found, *, limit, group, answer):
   if found.images:
     areas = [height * width for height, width in found.images]
     height, width = found.images[int(np.argmax(areas))]
-    lines.append(f"images: {len(found.images) / len(found.tokens):.2f} a row; megapixels after "
+    lines.append(f"{len(found.images) / len(found.tokens):.2f} images a row; megapixels after "
                  f"resizing {_quantiles(np.array(areas) / 1e6, '.2f')}; "
                  f"largest {width} x {height}")
   if found.responses:

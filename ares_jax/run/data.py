@@ -9,6 +9,7 @@ import sys
 from typing import Literal
 
 from ares_jax.data import digits, validation
+from ares_jax.data.bad_row import printable
 from ares_jax.data.sources import SourceConfig, open_sources
 from ares_jax.run.files import RENAMED_DATA, write_text
 from ares_jax.system import hosts
@@ -16,6 +17,7 @@ from ares_jax.system.config import setting
 
 # The stage that draws from each kind of data. "eval" is for the evaluation after every stage.
 STAGE_OF = {"warmup": "warmup", "sft": "adacs", "rl": "aepo"}
+_LEARNT = ("warmup",)  # kinds whose answers are learnt and never graded: they need no truth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,16 +75,26 @@ class RunData:
     return self._opened[kind]
 
   def check_truths(self, kind):
-    """Reads all rows once; ValueError names truths that count as wrong when a model writes them."""
+    """Reads all rows once; ValueError names truths that no answer can meet."""
     # Truths of the digits problem are right, and "skip" has looked at all rows already.
     if self._config.data.files is None or self._config.data.bad_rows == "skip":
       return
     source = self.source(kind)
-    bad = list(self._grader.bad_truths(source[number] for number in range(len(source))))
+    rows = ({"id": row["id"], "answer": row["answer"]}
+            for row in map(source.__getitem__, range(len(source))))
+    bad = list(validation.bad_truths(rows, self._grader))
     if bad:
-      shown = ", ".join(f"{row}: {truth!r}" for row, truth in bad[:8])
-      raise ValueError(f"{len(bad)} of {len(source)} truths of the {kind!r} data count as wrong "
-                       f"when a model writes them: {shown}; mend or remove these rows")
+      shown = "; ".join(f"{printable(row['id'])}: {reason}" for row, reason in bad[:8])
+      raise ValueError(f"{len(bad)} of {len(source)} truths of the {kind!r} data cannot be met: "
+                       f"{shown}; mend or remove these rows")
+
+  def examine(self, kind, numbers, measure):
+    """Yields validation.Examined of the rows with these numbers: the same decision as training's.
+
+    Rows that "skip" has left out already are not in the source, and not counted.
+    """
+    return self._examine(kind, validation.examine)(self.source(kind), numbers=numbers,
+                                                   measure=measure)
 
   def _open_digits(self, kind):
     data, config = self._config.data.digits, self._config
@@ -102,7 +114,7 @@ class RunData:
     if not sources:
       leave_out = f", or set {STAGE_OF[kind]}.steps = 0" if kind in STAGE_OF else ""
       raise ValueError(f"data.files.{kind} is empty; name files there{leave_out}")
-    mixture = open_sources(sources)
+    mixture = open_sources(sources, truths=kind not in _LEARNT)
     if self._config.data.bad_rows == "error":
       return mixture
     return validation.without_bad_rows(
@@ -128,8 +140,7 @@ class RunData:
     bad = [[line for line in listed[1:] if line["part"] == part]
            for part in range(len(mixture.parts))]
     checked = self._fingerprint(kind, mixture)
-    scan = functools.partial(validation.find_bad_rows, check=self._check(kind),
-                             grader=self._grader, threads=self._config.threads)
+    scan = self._examine(kind, validation.find_bad_rows)
     note = functools.partial(print, file=sys.stderr, flush=True)
     outdated = ""
     if listed and listed[0]["checked"] != checked:
@@ -148,9 +159,14 @@ class RunData:
       os.makedirs(self._workdir, exist_ok=True)
       write_text(path, "".join(json.dumps(line) + "\n" for line in (*others, head, *rows)))
     for part in validation.count_rows(mixture, bad):
-      note(f"{kind!r} data, {part['source']}: {part['used']} of {part['rows']} rows used, "
-            f"{part['quarantined']} quarantined {part['reasons'] or ''} {path}")
+      note(f"{kind!r} data, {printable(part['source'])}: {part['used']} of {part['rows']} rows "
+            f"used, {part['quarantined']} quarantined {part['reasons'] or ''} {path}")
     return bad
+
+  def _examine(self, kind, function):
+    """`function`, of validation.py, with what decides which rows of a kind are bad."""
+    return functools.partial(function, check=self._check(kind), threads=self._config.threads,
+                             grader=None if kind in _LEARNT else self._grader)
 
   def _check(self, kind):
     """Function of a row that raises BadRow where the stage cannot use it."""

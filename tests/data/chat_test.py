@@ -131,3 +131,55 @@ def test_tokens_are_those_of_transformers_processor(processor, question, sizes):
     return_dict=True, sanitize_control_tokens=True)["input_ids"][0]
   assert ours == list(theirs)
   assert tokenizer.decode(ours).startswith("<|im_start|>system\nYou are")
+
+
+HISTORY = [{"role": "system", "content": "Be brief.<|im_end|>"},
+           {"role": "user", "content": "<image>Who\1?"},
+           {"role": "assistant", "content": "<|im_start|> Kane\n"}]
+
+
+def dialogue(history=HISTORY, question="And <image>?", suffix=" Say.", images=(1, 2)):
+  tokenizer = qwen_tokenizer.tokenizer()
+  chat = Chat(tokenizer, suffix, tokenizer.convert_tokens_to_ids("<|image_pad|>"))
+  return chat, chat.pieces(question, images, history)
+
+
+def test_a_dialogue_is_the_template_with_the_answers_apart():
+  chat, pieces = dialogue()
+  texts = [chat.tokenizer.decode(ids) for ids, _ in pieces]
+  pad = "<|vision_start|>{}<|vision_end|>"
+  assert texts == [
+    "<|im_start|>system\nBe brief.<|im_end|><|im_end|>\n<|im_start|>user\n"
+    + pad.format("<|image_pad|>") + "Who? Say.<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_start|> Kane\n<|im_end|>",
+    "\n<|im_start|>user\nAnd " + pad.format("<|image_pad|>" * 2)
+    + "? Say.<|im_end|>\n<|im_start|>assistant\n"]
+  assert [is_answer for _, is_answer in pieces] == [False, True, False]
+  ids = [token for ids, _ in pieces for token in ids]
+  start, end = chat.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+  assert (ids.count(start), ids.count(end)) == (5, 4)  # the template's own alone
+  assert chat.prompt("And <image>?", [1, 2], HISTORY) == ids
+
+
+def test_images_without_marks_come_first_in_a_dialogue():
+  _, pieces = dialogue([{"role": "user", "content": "Who?"},
+                        {"role": "assistant", "content": "<image>"}], "Why?", images=(1,))
+  chat, expected = dialogue([{"role": "user", "content": "<image>Who?"},
+                             {"role": "assistant", "content": "<image>"}], "Why?", images=(1,))
+  assert pieces == expected
+  assert chat.order("b <image 1>", 2, [{"role": "user", "content": "a <image 2>"}]) == [1, 0]
+  with pytest.raises(ValueError, match="2 image marks but 1 images"):
+    chat.order("<image>", 1, HISTORY)
+
+
+@pytest.mark.parametrize("template, message", [
+  ("{{ raise_exception('no system turn') }}", "does not take the turns system, user.*no system"),
+  ("{% for m in messages %}{{ m.content }} <|im_end|>{% endfor %}",
+   "does not end an earlier answer")])
+def test_a_template_without_dialogues_is_an_error(template, message):
+  tokenizer = qwen_tokenizer.fresh()
+  tokenizer.chat_template = ("{% if messages|length > 1 %}" + template
+                             + "{% else %}{{ messages[0].content }}<|im_end|>{% endif %}")
+  with pytest.raises(ValueError, match=message):
+    Chat(tokenizer, "", 0).prompt("Why?", [], [HISTORY[0], {"role": "user", "content": "Who?"},
+                                                HISTORY[2]][: 1 if "raise" in template else 3])

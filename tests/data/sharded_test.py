@@ -8,7 +8,7 @@ from ares_jax.data.prompts import EncodedPrompt
 
 
 def test_a_row_and_its_prompt_come_back():
-  prompt = EncodedPrompt(np.int32([1, 2]), np.zeros((3, 2), np.int32),
+  prompt = EncodedPrompt(np.int32([1, 2]), np.zeros((3, 2), np.int32), np.bool_([0, 1]),
                          [(np.uint8([[7, 8]]), (1, 2, 2))])
   row = {"id": "a", "answer": ["3", "ü"], "level": None, "images": [b"\x00\xff", "x.png"],
          "tolerance": 0.1 + 0.2, "cells": [["red", 5]], "right": True, "number": np.float32(0.5)}
@@ -17,6 +17,7 @@ def test_a_row_and_its_prompt_come_back():
   assert isinstance(encoded, EncodedPrompt) and encoded.images[0][1] == (1, 2, 2)
   np.testing.assert_array_equal(encoded.tokens, prompt.tokens)
   np.testing.assert_array_equal(encoded.positions, prompt.positions)
+  np.testing.assert_array_equal(encoded.learnt, [False, True])
   np.testing.assert_array_equal(encoded.images[0][0], [[7, 8]])
 
 

@@ -77,8 +77,10 @@ def test_a_source_names_its_columns(tmp_path):
   source = FileSource(config(path, columns=columns, images=str(tmp_path / "pictures")))
   assert source[0] == {
     "id": "d.jsonl:0", "source": "count/new", "level": "easy", "group": None, "step": None,
-    "question": "A bag has 3 cells.\nHow many?\nA. 2\nB. 3", "answer": ["3.0"], "tolerance": 0.0,
-    "images": [str(tmp_path / "pictures" / name) for name in ("a.png", "b.png")]}
+    "question": "A bag has 3 cells.\nHow many?\nA. 2\nB. 3", "answer": ["3.0"],
+    "options": ["2", "3"], "tolerance": 0.0,
+    "images": [str(tmp_path / "pictures" / name) for name in ("a.png", "b.png")],
+    "left_out": []}
   assert source[1]["question"] == "Why?\nA. up\nB. down" and source[1]["answer"] == ["B", "down"]
   assert source[1]["source"] == "d"
 
@@ -129,12 +131,10 @@ def test_images_are_in_the_record_or_in_files(tmp_path):
   ("plain", {"question": "q", "answer": "1", "images": ["/etc/passwd"]}, "image", "outside"),
   ("plain", {"question": "q", "answer": "1", "images": [{"bytes": None, "path": None}]},
    "image_missing", "an image is None"),
-  ("plain", {"question": "q", "answer": "1", "options": "[1, "}, "record", "SyntaxError"),
+  ("plain", {"question": "q", "answer": "1", "options": "[1, "}, "question", "SyntaxError"),
   ("virl39k", {"question": "q", "answer": "\\boxed{3"}, "answer", "with matching braces"),
   ("math", {"problem": "q", "solution": "It is 3."}, "answer", "has no"),
   ("gsm8k", {"question": "q", "answer": "It is 3."}, None, ""),
-  ("sharegpt", {"messages": [{"role": "user", "content": "q"}] * 2}, "question", "2 questions"),
-  ("sharegpt", {"messages": ["q"]}, "record", "AttributeError"),
 ])
 def test_names_a_bad_row(tmp_path, schema, record, code, words):
   source = FileSource(config(files.jsonl(tmp_path / "d.jsonl", [record]), schema))

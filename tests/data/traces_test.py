@@ -27,7 +27,7 @@ def test_every_example_is_packed_once_and_unpacks_to_itself():
   examples = rows(30)
   batch = trace_batch(encoder(), examples, row_tokens=(160,), row_windows=24, row_multiple=4)
   assert len(batch.tokens) % 4 == 0
-  expected = sorted(tuple(encode_example(encoder(), row)[0].tokens) for row in examples)
+  expected = sorted(tuple(encode_example(encoder(), row).tokens) for row in examples)
   unpacked = [tuple(tokens[segments == segment])
               for tokens, segments in zip(batch.tokens, batch.segment, strict=True)
               for segment in range(1, segments.max() + 1)]
@@ -37,7 +37,7 @@ def test_every_example_is_packed_once_and_unpacks_to_itself():
 
 def test_packed_rows_have_the_length_that_pads_least():
   examples = rows(30)
-  tokens = sum(len(encode_example(encoder(), row)[0].tokens) for row in examples)
+  tokens = sum(len(encode_example(encoder(), row).tokens) for row in examples)
   shared = dict(row_windows=24, row_multiple=4)
   sizes = (160, 100, 120, 1000, 5)  # 5 holds no example, 1000 all of them in one of four rows
   alone = {size: trace_batch(encoder(), examples, row_tokens=(size,), **shared).tokens.shape
@@ -72,3 +72,17 @@ def test_a_row_that_is_too_long_is_refused_and_named():
     trace_batch(encoder(), rows(1), row_tokens=(20,), row_windows=4, row_multiple=1)
   with pytest.raises(ValueError, match="digits-train-0-0.*max_tokens"):
     trace_batch(encoder(max_tokens=5), rows(1), row_tokens=(90,), row_windows=4, row_multiple=1)
+
+
+def test_every_answer_of_a_dialogue_is_learnt_and_nothing_else():
+  row = {"id": "a", "images": [], "question": "Compute red", "response": "<think> </think> red",
+         "history": [{"role": "system", "content": "red"}, {"role": "user", "content": "Compute"},
+                     {"role": "assistant", "content": " red red"}]}
+  batch = trace_batch(encoder(90), [*rows(2), row], row_tokens=(160,), row_windows=4,
+                      row_multiple=1)
+  learnt = [TOKENIZER.decode(tokens[mask & (segments == segment)])
+            for tokens, mask, segments in zip(
+              batch.tokens, batch.loss_mask, batch.segment, strict=True)
+            for segment in range(1, 1 + segments.max())]
+  assert sorted(learnt) == sorted([" red red<|im_end|><think> </think> red<|im_end|>",
+                                   *(each["response"] + "<|im_end|>" for each in rows(2))])

@@ -1,6 +1,6 @@
 """Every schema on a small file made after its published columns.
 
-published_test.py reads whole published files.
+public_files_test.py reads whole published files.
 """
 
 import io
@@ -230,8 +230,8 @@ def test_numbered_marks_place_their_own_image(tmp_path):
   (row,) = open_benchmark("mmmu", parquet(tmp_path / "d.parquet", record)).rows
   assert row["images"] == [png(2), png(1), png(2)] and row["question"].count("<image>") == 3
   record = CHOICES["mmmu"] | {"question": "<image 3> <image 2>?"}
-  (row,) = open_benchmark("mmmu", parquet(tmp_path / "e.parquet", record)).rows
-  assert row["images"] == [png()] and "<image" not in row["question"]
+  with pytest.raises(ValueError, match="the image marks <image 3>, <image 2> but 1 images"):
+    open_benchmark("mmmu", parquet(tmp_path / "e.parquet", record))
 
 
 def test_marks_in_a_file_of_ones_own_are_left_to_the_encoder(tmp_path):
@@ -269,7 +269,8 @@ def test_ones_own_file_needs_a_question_and_an_answer(tmp_path):
     {"id": 4, "problem": "b", "answer": ["1", "one"], "source": "s", "level": 3})).rows
   assert rows[0]["id"] == "mine.jsonl:0" and rows[0]["question"] == "a {options} brace?"
   assert rows[1] == {"id": "4", "source": "s", "question": "b", "answer": ["1", "one"],
-                     "images": [], "level": "3", "group": None, "step": None, "tolerance": 0}
+                     "options": [], "images": [], "level": "3", "group": None, "step": None,
+                     "tolerance": 0, "left_out": []}
 
 
 @pytest.mark.parametrize("record, words", [
@@ -299,6 +300,14 @@ def test_images_are_beside_the_file_or_its_folder_or_where_it_is_said(tmp_path, 
   for path in (tmp_path, tmp_path / "data", tmp_path / "data" / "test.jsonl"):
     assert open_benchmark("mathvision", str(path), images).rows[0]["images"] == [
       str(tmp_path / place)]
+
+
+def test_mathvisions_one_image_holds_all_that_its_marks_name(tmp_path):
+  record = CHOICES["mathvision"] | {"question": "From <image1> to <image2>?",
+                                    "options": ["<image3>", "4"]}
+  (row,) = open_benchmark("mathvision", parquet(tmp_path / "d.parquet", record)).rows
+  assert row["question"].startswith("From [image 1] to [image 2]?\nA. [image 3]\nB. 4")
+  assert row["images"] == [png()]
 
 
 def test_a_missing_image_is_an_error_that_names_its_row(tmp_path):

@@ -30,3 +30,8 @@ def test_a_tolerance_is_taken_as_its_digits_say():
   row = {"answer": ["0.7"], "tolerance": 0.7}  # the float is a little less than 7/10
   assert graded.within_tolerance(row, "\\boxed{1.4}")
   assert not graded.within_tolerance({"answer": ["1,234"], "tolerance": 1}, "\\boxed{2,234}")
+
+
+def test_an_option_is_never_nearly_right():
+  row = {"answer": ["A", "0.57"], "options": ["0.57", "0.571"], "tolerance": 0.005}
+  assert not graded.within_tolerance(row, "\\boxed{0.571}")

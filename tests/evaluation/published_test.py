@@ -1,65 +1,39 @@
-"""Published files of benchmarks, whole; skipped where these files are not at hand."""
-
-import json
+"""Options and truths as benchmarks write them inside texts."""
 
 import pytest
-from public import public
 
-from ares_jax.evaluation.benchmarks import benchmark_schemas, open_benchmark
-
-# benchmark, file or folder, rows, rows with images
-FILES = [
-  ("mathverse", "mathverse", 788, 0),
-  ("mathverse", "mathverse/output_testmini_5rows.json", 5, 5),
-  ("mathverse_v", "mathverse/output_testmini_5rows.json", 1, 1),
-  ("mathvision", "mathvision", 304, 304),
-  ("mathvision", "mathvision/data/odd_rows.jsonl", 6, 6),
-  ("mathvista", "mathvista", 1000, 1000),
-  ("dynamath", "dynamath", 501, 501),
-  ("charxiv", "charxiv", 1000, 1000),
-  ("charxiv_descriptive", "charxiv", 4000, 4000),
-  ("mmmu_pro", "mmmu_pro/data.jsonl", 21, 21),
-  ("math500", "math500", 500, 0),
-  ("gsm8k", "gsm8k", 1319, 0),
-  ("svamp", "svamp", 1000, 0),
-]
+from ares_jax.evaluation.published import accepted_truths, options_in
 
 
-def read(name, place, folder):
-  """The Benchmark of a published file; images that are not at hand are empty files in `folder`."""
-  path = public(place)
-  for file in ([path] if path.is_file() else [*path.glob("*.json*"), *path.glob("data/*.json*")]):
-    text = file.read_text(encoding="utf-8")
-    loaded = (json.loads(text) if file.suffix == ".json"
-              else [json.loads(line) for line in text.splitlines()])
-    for record in loaded.values() if isinstance(loaded, dict) else loaded:
-      if not isinstance(record, dict):
-        continue
-      columns = ["image", *(f"image_{number}" for number in range(1, 8))]
-      named = [record[column] for column in columns if record.get(column)]
-      for image in named or [f"{record.get('figure_id')}.jpg"]:
-        (folder / image).parent.mkdir(parents=True, exist_ok=True)
-        (folder / image).touch()
-  return open_benchmark(name, str(path), str(folder))
-
-
-@pytest.mark.parametrize("name, place, rows, with_images", FILES)
-def test_every_published_row_is_read(tmp_path, name, place, rows, with_images):
-  benchmark = read(name, place, tmp_path)
-  assert (len(benchmark.rows), len(benchmark.skipped)) == (rows, 0)
-  assert sum(bool(row["images"]) for row in benchmark.rows) == with_images
-  assert len({row["id"] for row in benchmark.rows}) == rows
-  assert "columns" in benchmark_schemas()[name] and all(row["answer"] for row in benchmark.rows)
-
-
-@pytest.mark.parametrize("name, place, words", [
-  ("charxiv", "charxiv", "1000 of 1000 rows of 'charxiv' lack an image; the first: row "
-                         "reasoning_val.json:0: image '0.jpg' is in none of the folders"),
-  ("mmmu_pro", "mmmu_pro/standard10_text_head.jsonl",
-   "400 of 400 rows of 'mmmu_pro' lack an image; the first: row standard10_text_head.jsonl:0: "),
-  ("mathvision", "mathvision", "103 of 304 rows of 'mathvision' lack an image; the first: row "
-                               "testmini.jsonl:1: image 'images/5.jpg'"),
+@pytest.mark.parametrize("text, options", [
+  ("Which? ()\nChoices:\nA:40°\nB:60°", ["40°", "60°"]),
+  ("Is it? choice: (A) Yes (B) No", ["Yes", "No"]),
+  ("Is it? choice:(A) A (B) B (C) both", ["A", "B", "both"]),
+  ("From point A. The line B. is which? A. up; B. down", ["up", "down"]),
+  ("A. 300, 400;B. 400, 300; C. neither", ["300, 400", "400, 300", "neither"]),
+  ("Which? A) 10 B) 12", ["10", "12"]), ("Choices:\nA:\nB:", ["", ""]),
+  ("Point A. What is its x?", []), ("Find AB.", []), ("", []), ("A. one C. three", []),
 ])
-def test_published_files_without_their_images_are_refused(name, place, words):
-  with pytest.raises(ValueError, match=words):
-    open_benchmark(name, str(public(place)))
+def test_options_stand_behind_letters_in_order(text, options):
+  assert options_in(text) == options
+
+
+@pytest.mark.parametrize("published, accepted", [
+  (r"Area $=9 \pi \mathrm{cm}^{2}$", [r"Area =9 \pi \mathrm{cm}^{2}"]),
+  ("Area $=113.097$ units $^{2}$", ["Area =113.097 units ^{2}"]), (r"$=(4,0)$", ["$(4,0)$"]),
+  (r"=\frac{7}{4}", [r"\frac{7}{4}"]), (r"315^\circT", [r"315^\circ"]), ("329° T", ["329°"]),
+  (r"{8}{5} \pi", [r"\frac{8}{5} \pi"]), ("C\nD", ["C, D"]),
+  (r"$90^{\circ}$,$60^{\circ}$", [r"90^{\circ},60^{\circ}"]),
+  ("35/4 (or fill in $$8.75$$)", ["35/4", "$$8.75$$"]), ("5 (or 6)", ["5", "6"]),
+  ("30${}^\\circ $", [r"30^\circ"]),
+  ("x + y", []), ("$x$", []), ("$$x$$", []), ("$20", []), ("AT", []), ("Choose one (or none", []),
+])
+def test_a_truth_is_also_accepted_as_it_would_be_written(published, accepted):
+  assert accepted_truths(published) == [published, *accepted]
+
+
+@pytest.mark.parametrize("published, restored", [
+  ("35掳", "35°"), ("118掳T", "118°T"), ("5Â°", "5°"), ("楼", "楼"), ("3楼", "3楼"), ("陆", "陆"),
+  ("é", "é"), ("3厘米", "3厘米")])
+def test_wrongly_decoded_signs_are_restored(published, restored):
+  assert accepted_truths(published)[0] == restored

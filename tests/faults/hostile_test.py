@@ -34,7 +34,7 @@ RUNS = {"eval", "exec", "compile", "__import__", "system", "popen", "sympify", "
         "literal_eval"}
 LOADS = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "requests", "urllib",
          "http", "ftplib"}
-ALLOWED = {("data/files/schema.py", "literal_eval")}  # literals alone; nothing runs
+ALLOWED = {("data/files/truths.py", "literal_eval")}  # literals alone; nothing runs
 
 
 def dangers(source):
@@ -104,7 +104,7 @@ def test_every_row_is_used_or_reported_and_its_neighbours_are_used(tmp_path_fact
   (folder / "d.jsonl").write_text(text, encoding="utf-8", errors="surrogateescape")
   source = FileSource(SourceConfig(str(folder / "d.jsonl"), "plain", "", 1.0))
   assert len(source) == 2 * BATCH + 1
-  grader = types.SimpleNamespace(bad_truths=lambda rows: [])
+  grader = types.SimpleNamespace(name="layered", bad_truths=lambda rows: [])
   check = functools.partial(validation.check_rl_row, ENCODER)
   found = validation.find_bad_rows(source, numbers=range(len(source)), check=check, grader=grader,
                                    threads=1)

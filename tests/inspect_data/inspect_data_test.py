@@ -1,5 +1,6 @@
 """The command that shows a config's data, on the embedded problem and on hostile rows."""
 
+import functools
 import json
 import re
 
@@ -8,7 +9,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from ares_jax.data import digits
+from ares_jax.data import digits, validation
 from ares_jax.data.chat import Chat
 from ares_jax.data.prompts import Encoder, PromptConfig
 from ares_jax.data.sources import FileSource, SourceConfig
@@ -22,6 +23,22 @@ ENCODER = Encoder(Chat(TOKENIZER, "", TOKENIZER.convert_tokens_to_ids("<|image_p
 EVIL = '</pre><script>alert("x")</script><img src=x onerror=alert(1)>'
 
 
+class Truths:
+  """A grader to which every truth is right."""
+
+  name = "layered"
+
+  def bad_truths(self, rows):
+    return []
+
+
+def summarize(rows, count):
+  examine = functools.partial(
+    validation.examine, rows, check=ENCODER.encode, grader=Truths(), threads=2)
+  return summary.summarize(rows, ENCODER, rows=count, examine=lambda numbers, measure: examine(
+    numbers=numbers, measure=measure))
+
+
 def source(folder, records):
   return FileSource(SourceConfig(files.jsonl(folder / "d.jsonl", records), "plain", "", 1.0))
 
@@ -32,7 +49,7 @@ def test_counts_lengths_images_and_bad_rows(tmp_path):
              {"question": "red", "answer": "3", "response": "red"}, {"question": "red"},
              {"question": "red " * 60, "answer": "3"}]
   rows = source(tmp_path, records)
-  found = summary.summarize(rows, ENCODER, rows=0, threads=2)
+  found = summarize(rows, 0)
   assert found.looked_at == 4 and dict(found.sources) == {"s": 1, "d": 1}
   assert {code: count for (code, _), count in found.bad.items()} == {"answer": 1, "length": 1}
   assert found.images == [(28, 56)] and found.image_tokens == [2, 0]
@@ -46,7 +63,7 @@ def test_counts_lengths_images_and_bad_rows(tmp_path):
 
 def test_a_sample_of_rows_is_spread_and_scaled_up(tmp_path):
   rows = source(tmp_path, [{"question": "red", "answer": "3"}] * 100)
-  found = summary.summarize(rows, ENCODER, rows=10, threads=1)
+  found = summarize(rows, 10)
   assert found.looked_at == 10 and list(summary.spread(100, 10)) == list(range(0, 100, 10))
   words = summary.summary_text("rl", rows, found, limit=40, group=8, answer=100)
   assert "at most 80.0 k of answers (8 of up to 100 to each prompt)" in words

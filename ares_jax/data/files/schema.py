@@ -4,32 +4,22 @@ A schema is a dict, an entry of data/files/schemas.json (training data) or of
 evaluation/benchmarks.json; their `about` explains the keys. data/sources.py describes a row.
 """
 
-import ast
-import base64
-import dataclasses
 import functools
-import hashlib
 import importlib.resources
 import json
-import os
-import re
-
-import numpy as np
 
 from ares_jax.data.bad_row import BadRow
-from ares_jax.data.chat import IMAGE_MARK
-from ares_jax.grading.response import extract_boxed
+from ares_jax.data.files.dialogue import read_dialogue
+from ares_jax.data.files.formats import KEY
+from ares_jax.data.files.pictures import check_marks, match_marks, read_images
+from ares_jax.data.files.record import Record, is_list, to_plain, to_text
+from ares_jax.data.files.truths import LETTERS, accepted_truths, read_options, read_tolerance
 
-_COPIED_FIELDS = ("response", "responses", "pass_rate")
-_TEXT_FIELDS = ("level", "group", "step")
-_ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-# The values of several columns of a field are a list, or a text with such joints.
-_COLLECTED = ("images", "options", "answer", "responses")
-_JOINTS = {"question": "\n", "response": "\n"}
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_COPIED_FIELDS = ("responses", "pass_rate")
+_LABELS = ("level", "group", "step")
 
 
-def read_row(schema, values, *, location, name, folder):
+def read_row(schema, values, *, location, name, folder, truth=True):
   """The row of a record; BadRow where a field is missing or cannot be used.
 
   Args:
@@ -38,9 +28,10 @@ def read_row(schema, values, *, location, name, folder):
     location: of the record, "train.jsonl:17"; its id where it has none.
     name: of the data, for messages and for rows that name no source.
     folder: path or gs:// address of the images that the record names.
+    truth: whether a row without a truth is bad; else its "answer" is [].
   """
   try:
-    return _read_row(_Record(schema, values, location, name, folder))
+    return _read_row(Record(schema, values, location, name, folder), truth)
   except BadRow:
     raise
   # A record can hold anything anywhere, so any exception means that it cannot be used.
@@ -49,75 +40,61 @@ def read_row(schema, values, *, location, name, folder):
                  f"{error}") from error
 
 
-@dataclasses.dataclass(frozen=True)
-class _Record:
-  """A record and the arguments of `read_row`."""
-
-  schema: dict
-  values: dict
-  location: str
-  name: str
-  folder: object
-
-  def first(self, field, default=None):
-    """The value of the first column for a field that the record has."""
-    for column in self.schema["columns"].get(field, ()):
-      value = self.value(field, column)
-      if value is not None:
-        return value
-    return default
-
-  def value(self, field, column):
-    """The value of a column, or the values of a list of columns as one."""
-    if isinstance(column, str):
-      return _at(self.values, column)
-    found = [value for name in column if (value := _at(self.values, name)) is not None]
-    if field in _COLLECTED:
-      return [item for value in found for item in (value if _is_list(value) else [value])] or None
-    return _JOINTS.get(field, "/").join(_text(value).strip() for value in found) or None
-
-  def bad(self, code, reason):
-    return BadRow(self.location, code, reason)
-
-
-def _read_row(record):
-  question, response = _question(record)
-  options = _options(record)
-  answer = _accepted(record, options, response)
+def _read_row(record, truth):
+  question, response, history, images = _question(record)
+  options = read_options(record)
   text = _filled_template(record, question, options).strip()
-  images = _images(record)
+  images = read_images(record, images)
+  for part in (text, *(turn["content"] for turn in history)):
+    check_marks(record, part)
   if record.schema.get("marks") != "own":  # a user's own marks mean what they mean in training
-    text, images = _match_marks(text, images)
-  texts = {field: record.first(field) for field in _TEXT_FIELDS}
-  row = {"id": _text(record.first("id", record.location)),
-         "source": _text(record.first("source", record.name)),
-         "question": text, "answer": answer, "images": images,
-         **{field: None if value is None else _text(value) for field, value in texts.items()},
-         "tolerance": _tolerance(record)}
-  copied = {field: record.first(field) for field in _COPIED_FIELDS}
+    text, images = match_marks(record, text, images)
+  try:
+    answer = accepted_truths(record, options, response)
+  except BadRow as error:
+    if truth or error.code != "answer":
+      raise
+    answer = []
+  row = {"id": record.label("id", record.values.get(KEY, record.location)),
+         "source": record.label("source", record.name),
+         "question": text, "answer": answer, "options": options, "images": images,
+         **{field: record.label(field) for field in _LABELS},
+         "tolerance": read_tolerance(record)}
+  if history:
+    row["history"] = history
   if response:
-    copied["response"] = response
-  return row | {field: _plain(value) for field, value in copied.items() if value is not None}
+    row["response"] = record.scalar("response", response)
+  copied = {field: to_plain(record.first(field)) for field in _COPIED_FIELDS}
+  return row | {field: value for field, value in copied.items() if value is not None} | {
+    "left_out": record.left_out}
 
 
 def _question(record):
-  """(question without options, response or None)."""
-  schema, response = record.schema, None
+  """(question without options, response or None, turns before the question, images in them)."""
+  schema, response, history, images = record.schema, record.first("response"), [], []
+  system = record.first("system")
   if "asks" in schema:
     question = _numbered_question(record)
   elif "question" in schema["columns"]:
     question = record.first("question")
   else:
     question = schema["prompt"]
-  if isinstance(question, list):
-    question, response = _dialogue(record, question)
-  if not isinstance(question, str | bytes):
+  if is_list(question):
+    dialogue = read_dialogue(record, question, system)
+    question, history, images = dialogue.question, dialogue.history, dialogue.images
+    response = dialogue.response or response
+  elif system:
+    history = [{"role": "system", "content": record.scalar("system", system)}]
+  if question is None:
     raise record.bad("question", f"has none of the columns {schema['columns']['question']} for "
                      f"the question of {record.name!r}; it has {sorted(record.values)}")
-  question = _text(question)
+  if not isinstance(question, str | bytes):
+    raise record.bad("question", f"the question is {question!r} ({type(question).__name__}); a "
+                     "text is needed")
+  question = to_text(question)
   if not question.strip():
     raise record.bad("question", "the question is empty")
-  return question, response
+  return question, response, history, images
 
 
 def _numbered_question(record):
@@ -131,7 +108,7 @@ def _numbered_question(record):
   if "{about}" in question:
     place, row, column = (record.first(field) for field in ("place", "row", "column"))
     if place and isinstance(place, str | bytes):  # a list of two numbers is a row and a column
-      about = schema["about"]["place"].replace("{place}", _text(place))
+      about = schema["about"]["place"].replace("{place}", to_text(place))
     else:
       about = schema["about"]["grid" if row else "whole"]
       about = about.replace("{row}", str(int(row or 0)))
@@ -149,181 +126,11 @@ def _filled_template(record, question, options):
   """The schema's prompt with the question and its options."""
   schema = record.schema
   template = schema["prompt"] if options else schema.get("prompt_open", schema["prompt"])
-  shown = "\n".join(f"{letter}. {text}" for letter, text in zip(_LETTERS, options, strict=False))
+  shown = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False))
   # Not str.format: questions are full of braces.
   template = template.replace("{options}", shown, 1)
   template = template.replace("{choices}", str(record.first("choices", "")), 1)
   return template.replace("{question}", question, 1)
-
-
-def _at(record, column):
-  """The value of a column; "a.b" is the field b of the column a, "a.0" the first item of a list."""
-  if column in record:
-    return record[column]
-  for part in column.split("."):
-    if _is_list(record) and part.isdecimal():
-      record = record[int(part)] if int(part) < len(record) else None
-    else:
-      record = record.get(part) if isinstance(record, dict) else None
-  return record
-
-
-def has_column(record, column):
-  """Whether a record has a column, be it empty; of "a.b" it is asked for a."""
-  return column in record or column.partition(".")[0] in record
-
-
-def _is_list(value):
-  return isinstance(value, list | tuple | np.ndarray) and np.ndim(value) > 0
-
-
-def _text(value):
-  text = value.decode() if isinstance(value, bytes) else str(value)
-  text.encode()  # refuses half a surrogate pair, which JSON may hold
-  return text
-
-
-def _plain(value):
-  """The value with Python's strings, numbers and lists: TFDS gives bytes and arrays."""
-  if isinstance(value, list | tuple | np.ndarray):
-    return [_plain(item) for item in value]
-  if isinstance(value, str | bytes):
-    return _text(value)
-  return value.item() if isinstance(value, np.generic) else value
-
-
-def _dialogue(record, messages):
-  """(question, response or None) of messages in OpenAI's or ShareGPT's format."""
-  turns = {"user": [], "assistant": []}
-  for message in messages:
-    role = _ROLES.get(message.get("role") or message.get("from"))
-    content = message.get("content", message.get("value"))
-    if isinstance(content, list):
-      content = "".join("<image>" if part.get("type") == "image" else part.get("text") or ""
-                        for part in content)
-    if role is not None:
-      turns[role].append(content)
-  if len(turns["user"]) != 1 or len(turns["assistant"]) > 1:
-    raise record.bad("question", f"its dialogue has {len(turns['user'])} questions and "
-                     f"{len(turns['assistant'])} answers; one question and at most one answer are "
-                     "read")
-  return turns["user"][0], (turns["assistant"] or [None])[0]
-
-
-def _options(record):
-  """Texts of the options in the order they are shown; [] where the question has none."""
-  if record.schema.get("answer") == "gpqa":
-    columns = record.schema["columns"]
-    texts = [record.values[column].strip() for column in columns["right"] + columns["wrong"]]
-    # The question is the seed, so that the order does not depend on the location of the row.
-    seed = hashlib.sha256(record.first("question").encode()).digest()[:8]
-    order = np.random.default_rng(int.from_bytes(seed)).permutation(len(texts))
-    return [texts[index] for index in order]
-  options = record.first("options", [])
-  if isinstance(options, str):
-    options = ast.literal_eval(options) if options.strip() else []  # literals only, nothing runs
-  return [_text(option).strip() for option in options]
-
-
-def _accepted(record, options, response):
-  """The list of accepted truths."""
-  kind = record.schema.get("answer")
-  answer = record.first("right") if kind == "gpqa" else record.first("answer", response)
-  if kind == "gsm8k" and answer:
-    answer = _text(answer).rpartition("####")[2]
-  if kind == "boxed" and answer:
-    boxed = extract_boxed(_text(answer))
-    if boxed is None:
-      raise record.bad("answer", f"the answer {_text(answer)[-80:]!r} has no \\boxed{{...}} with "
-                       "matching braces; correct it")
-    answer = boxed
-  several = isinstance(answer, list | np.ndarray)
-  answers = [_text(text).strip() for text in (answer if several else [answer])]
-  if answer is None or not all(answers) or not answers:
-    raise record.bad("answer", f"the answer is {answer!r}; a truth is needed")
-  accepted = []
-  for text in answers:
-    letter = text.strip("().").upper()
-    is_letter = re.fullmatch("[A-Z]", letter) and _LETTERS.index(letter) < len(options)
-    if is_letter and not (kind == "text" and text in options):
-      accepted += _letter_and_text(options, _LETTERS.index(letter))
-    elif text in options:
-      for index in (index for index, option in enumerate(options) if option == text):
-        accepted += _letter_and_text(options, index)
-    else:
-      accepted.append(text)
-  return accepted
-
-
-def _letter_and_text(options, index):
-  """An option's letter and text; the letter alone where the text could mean another option."""
-  letter, text = chr(ord("A") + index), options[index]
-  # A text that is a letter (A. C), or the text of two options, would make a wrong letter right.
-  if not text or re.fullmatch(r"[(\[]?[A-Za-z][)\].:]?", text) or options.count(text) > 1:
-    return [letter]
-  return [letter, text]
-
-
-def _images(record):
-  found = []
-  for column in record.schema["columns"].get("images", ()):
-    value = record.value("images", column)
-    if _is_blank(value) or (found and not column[-1].isdigit()):
-      continue  # columns without a number are other names of the first image
-    # TFDS gives one image as uint8 [H, W, 3], several as an array of bytes.
-    several = isinstance(value, list) or (isinstance(value, np.ndarray) and value.dtype == object)
-    found += list(value) if several else [value]
-  return [_image(record, value) for value in found if not _is_blank(value)]
-
-
-def _is_blank(value):
-  """Whether there is no image: MathVerse writes "" for none."""
-  return value is None or (isinstance(value, str) and not value.strip())
-
-
-def _image(record, value):
-  """Pixels, encoded bytes, or the path of a file inside the folder."""
-  if isinstance(value, dict):
-    value = value.get("bytes") or value.get("path")
-    if isinstance(value, str) and value.startswith("base64,"):
-      return base64.b64decode(value[7:])
-  if isinstance(value, bytes | np.ndarray):
-    return value
-  if not isinstance(value, str):
-    raise record.bad("image_missing", f"an image is {value!r}; bytes or a file name are needed")
-  # Compares names, not resolved links: folders of the hub are made of links to other folders.
-  scheme, mark, folder = str(record.folder).rpartition("://")
-  path = os.path.normpath(os.path.join(folder, value))
-  if os.path.relpath(path, folder or ".").split(os.sep)[0] == os.pardir:
-    raise record.bad("image", f"image {value!r} is outside the folder {folder}")
-  return f"{scheme}{mark}{path}"
-
-
-def _match_marks(question, images):
-  """(question, images) with one `<image>` in the question for each image, in the same order.
-
-  A published question may name only some of its images, or one image twice: the others are left
-  out. Where marks and images do not match, the marks are removed, so that the images come first.
-  """
-  marks = [mark or "" for mark in IMAGE_MARK.findall(question)]
-  numbers = [int(number) for number in marks if number]
-  if numbers and len(numbers) == len(marks) and 1 <= min(numbers) <= max(numbers) <= len(images):
-    return IMAGE_MARK.sub("<image>", question), [images[number - 1] for number in numbers]
-  if not numbers and len(marks) == len(images):
-    return IMAGE_MARK.sub("<image>", question), images
-  return IMAGE_MARK.sub("", question), images
-
-
-def _tolerance(record):
-  digits, tolerance = record.first("digits"), record.first("tolerance", 0)
-  try:
-    if digits is not None:  # number of decimals: 0.57 means 0.565 to 0.575
-      return 0.5 * 10.0 ** -int(float(digits))
-    parts = [float(part or 0) for part in str(tolerance or 0).split(",")]
-    return parts if len(parts) > 1 else parts[0]
-  except (TypeError, ValueError) as error:
-    raise record.bad("answer", f"the tolerance {tolerance!r} (decimals {digits!r}) is not a "
-                     "number") from error
 
 
 def with_columns(schema, columns):

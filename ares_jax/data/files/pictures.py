@@ -1,0 +1,147 @@
+"""Reads the images of a record, and matches them with the marks in its question.
+
+An image that a record names and no field reads, a mark without an image, and video are errors: the
+model would be asked about something it does not see.
+"""
+
+import base64
+import binascii
+import os
+import re
+
+import numpy as np
+
+from ares_jax.data.chat import IMAGE_MARK
+from ares_jax.data.files.record import is_empty, is_list
+
+_COUNTED = r"s?(_?(path|file|filename|url|uri|byte|data|name|list)s?)?(_?\d+)?"
+_IMAGE_COLUMN = re.compile(rf"((decoded|raw|input)_)?(image|img|picture|pic){_COUNTED}", re.I)
+_VIDEO_COLUMN = re.compile(rf"(video|audio){_COUNTED}", re.I)
+_VIDEO_MARK = re.compile("<(?:video|audio)>")
+_IMAGE_FILE = re.compile(r"[^\n]{1,400}\.(png|jpe?g|webp|bmp|gif|tiff?|ppm|avif|svg)", re.I)
+_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+# The beginning of PNG, JPEG, GIF and WebP files in base 64.
+_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
+_LONGEST_NAME = 1024  # letters of a file name
+
+
+def read_images(record, more):
+  """The images of a record and `more`, those of its messages: pixels, encoded bytes or paths.
+
+  BadRow where one is no image, lies outside the folder, or is in a column that no field reads.
+  """
+  found = []
+  for column in record.schema["columns"].get("images", ()):
+    value = record.value("images", column)
+    if _is_blank(value) or (found and not column[-1].isdigit()):
+      continue  # columns without a number are other names of the first image
+    # TFDS gives one image as uint8 [H, W, 3], several as an array of bytes.
+    several = is_list(value) and not (isinstance(value, np.ndarray) and value.dtype != object)
+    found += list(value) if several else [value]
+  found = [value for value in found if not _is_blank(value)]
+  if found and more:
+    raise record.bad("marks", f"its messages hold {len(more)} images and its columns "
+                     f"{len(found)}; one of both is read")
+  images = [_image(record, value) for value in found or more]
+  _check_unread(record, images)
+  return images
+
+
+def _is_blank(value):
+  """Whether there is no image: MathVerse writes "" for none."""
+  return value is None or isinstance(value, str) and not value.strip()
+
+
+def _check_unread(record, images):
+  for name, value in record.unread().items():
+    if _VIDEO_COLUMN.fullmatch(name):
+      raise record.bad("video", f"its column {name!r} holds video or sound, which is not supported")
+    if not images and _looks_like_images(name, value):
+      raise record.bad("unread", f"no image is read, but the column {name!r} looks like images; "
+                       f"name it: columns=dict(images={name!r})")
+    record.left_out.append(f"column {name!r}")
+
+
+def _looks_like_images(name, value):
+  named = bool(_IMAGE_COLUMN.fullmatch(name))
+  if isinstance(value, str):
+    return named or value.startswith("data:image/") or bool(_IMAGE_FILE.fullmatch(value)) or (
+      value.startswith(_BASE64) and len(value) > _LONGEST_NAME)
+  if isinstance(value, bytes):
+    return named or value.startswith(_MAGIC)
+  if isinstance(value, dict):
+    return any(_looks_like_images(key, item) for key, item in value.items())
+  if isinstance(value, np.ndarray) and value.dtype != object:
+    return named or value.dtype == np.uint8 and value.ndim == 3
+  return is_list(value) and any(
+    _looks_like_images(name, item) for item in value if not is_empty(item))
+
+
+def _image(record, value):
+  """Pixels, encoded bytes, or the path of a file inside the folder."""
+  if isinstance(value, dict):
+    value = next((value[key] for key in ("bytes", "path", "url") if value.get(key)), None)
+    if isinstance(value, str) and value.startswith("base64,"):
+      return base64.b64decode(value[7:])
+  if isinstance(value, bytes | np.ndarray):
+    return value
+  if not isinstance(value, str):
+    raise record.bad("image_missing", f"an image is {value!r}; bytes or a file name are needed")
+  if value.startswith("data:") or value.startswith(_BASE64) and len(value) > _LONGEST_NAME:
+    return _decoded(record, value)
+  return _path(record, value)
+
+
+def _decoded(record, value):
+  head, mark, data = value.rpartition(";base64,")
+  if value.startswith("data:") and not mark:
+    raise record.bad("image", f"an image is {value[:40]!r}...: a data address in base 64 is needed")
+  try:
+    return base64.b64decode(data)
+  except binascii.Error as error:
+    raise record.bad("image", f"an image in base 64 cannot be decoded: {error}") from error
+
+
+def _path(record, name):
+  if len(name) > _LONGEST_NAME:
+    raise record.bad("image", f"an image is a text of {len(name)} letters, {name[:40]!r}...: no "
+                     "file name, and no image in base 64")
+  scheme, mark, folder = str(record.folder).rpartition("://")
+  if name.startswith("file://"):
+    name = name.removeprefix("file://")
+  if "://" in name and not mark:
+    raise record.bad("image_missing", f"image {name!r} is an address, which is not fetched; "
+                     "download it and name the file")
+  # Compares names, not resolved links: folders of the hub are made of links to other folders.
+  path = os.path.normpath(os.path.join(folder, name.removeprefix(f"{scheme}://") if mark else name))
+  if os.path.relpath(path, folder or ".").split(os.sep)[0] == os.pardir:
+    raise record.bad("image", f"image {name!r} is outside the folder {folder}")
+  return f"{scheme}{mark}{path}"
+
+
+def match_marks(record, question, images):
+  """(question, images) with one `<image>` in the question for each image, in the same order.
+
+  A published question may name only some of its images, or one image twice: the others are left
+  out, and counted. Without any mark all images come first. BadRow where a mark has no image.
+  """
+  marks = [mark or "" for mark in IMAGE_MARK.findall(question)]
+  if not marks:
+    return question, images
+  numbers = [int(number) for number in marks if number]
+  if not numbers and len(marks) == len(images):
+    return IMAGE_MARK.sub("<image>", question), images
+  if len(numbers) < len(marks) or not 1 <= min(numbers) <= max(numbers) <= len(images):
+    raise record.bad("marks", f"the question has the image marks "
+                     f"{', '.join(mark[0] for mark in IMAGE_MARK.finditer(question))} but "
+                     f"{len(images)} images")
+  record.left_out.extend(f"image {number}, which no mark names"
+                         for number in range(1, 1 + len(images)) if number not in numbers)
+  return IMAGE_MARK.sub("<image>", question), [images[number - 1] for number in numbers]
+
+
+def check_marks(record, text):
+  """BadRow where a text has a mark for video or sound."""
+  if found := _VIDEO_MARK.search(text):
+    raise record.bad("video", f"the question has the mark {found[0]}; video and sound are not "
+                     "supported")

@@ -1,0 +1,120 @@
+"""A record of a file, and the values of its columns by the fields of a row."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from ares_jax.data.bad_row import BadRow
+from ares_jax.data.files.formats import KEY
+
+_DERIVED = (KEY, "_folder", "_options")  # columns that readers of files add
+# The values of several columns of a field are a list, or a text with such joints.
+_COLLECTED = ("images", "options", "answer", "responses")
+_JOINTS = {"question": "\n", "response": "\n"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """A record, and how it is read."""
+
+  schema: dict  # which columns hold what
+  values: dict  # the record as the file has it
+  location: str  # "train.jsonl:17"
+  name: str  # of the data
+  folder: object  # of the images that the record names
+  left_out: list = dataclasses.field(default_factory=list)  # texts: what the row does not show
+
+  def first(self, field, default=None):
+    """The value of the first column for a field that the record has."""
+    for column in self.schema["columns"].get(field, ()):
+      value = self.value(field, column)
+      if value is not None:
+        return value
+    return default
+
+  def value(self, field, column):
+    """The value of a column, or the values of a list of columns as one."""
+    if isinstance(column, str):
+      return value_at(self.values, column)
+    found = [value for name in column if (value := value_at(self.values, name)) is not None]
+    if field in _COLLECTED:
+      return [item for value in found for item in (value if is_list(value) else [value])] or None
+    texts = [self.scalar(field, value).strip() for value in found]
+    return _JOINTS.get(field, "/").join(filter(None, texts)) or None
+
+  def label(self, field, default=None):
+    """The text of a field such as a level or a source; a list of texts is joined."""
+    value = self.first(field)
+    if is_list(value):
+      value = ", ".join(self.scalar(field, item) for item in value)
+    if value is None or isinstance(value, float) and math.isnan(value):
+      return default
+    return self.scalar(field, value)
+
+  def scalar(self, field, value):
+    """The text of a text or a number; BadRow where the value is neither."""
+    if isinstance(value, np.generic):
+      value = value.item()
+    if isinstance(value, bool) or not isinstance(value, str | bytes | int | float) or (
+        isinstance(value, float) and not math.isfinite(value)):
+      code = field if field in ("question", "answer", "response") else "record"
+      raise self.bad(code, f"the {field} is {value!r} ({type(value).__name__}); a text or a number "
+                     "is needed")
+    return to_text(value)
+
+  def unread(self):
+    """{name: value} of the columns that hold something and belong to no field."""
+    read = [name for columns in self.schema["columns"].values() for column in columns
+            for name in ([column] if isinstance(column, str) else column)]
+    known = {*read, *(name.partition(".")[0] for name in read)}
+    return {name: value for name, value in self.values.items()
+            if name not in known and name not in _DERIVED and not is_empty(value)}
+
+  def bad(self, code, reason):
+    """The BadRow of this record."""
+    return BadRow(self.location, code, reason)
+
+
+def value_at(record, column):
+  """The value of a column; "a.b" is the field b of the column a, "a.0" the first item of a list."""
+  if column in record:
+    return record[column]
+  for part in column.split("."):
+    if is_list(record) and part.isdecimal():
+      record = record[int(part)] if int(part) < len(record) else None
+    else:
+      record = record.get(part) if isinstance(record, dict) else None
+  return record
+
+
+def has_column(record, column):
+  """Whether a record has a column, be it empty; of "a.b" it is asked for a."""
+  return column in record or column.partition(".")[0] in record
+
+
+def is_list(value):
+  """Whether a value is a list, as JSON, Parquet and TFDS give them."""
+  return isinstance(value, list | tuple) or isinstance(value, np.ndarray) and value.ndim > 0
+
+
+def is_empty(value):
+  """Whether a value is None, or an empty text, list or object."""
+  return value is None or (
+    isinstance(value, str | bytes | list | tuple | dict | np.ndarray) and not len(value))
+
+
+def to_text(value):
+  """The text of a text or number; UnicodeEncodeError for half a surrogate pair."""
+  text = value.decode() if isinstance(value, bytes) else str(value)
+  text.encode()
+  return text
+
+
+def to_plain(value):
+  """The value with Python's strings, numbers and lists: TFDS gives bytes and arrays."""
+  if is_list(value):
+    return [to_plain(item) for item in value]
+  if isinstance(value, str | bytes):
+    return to_text(value)
+  return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,148 @@
+"""Reads the options of a record and its accepted truths."""
+
+import ast
+import hashlib
+import json
+import re
+
+import numpy as np
+
+from ares_jax.data.files.record import is_list
+from ares_jax.grading.response import extract_boxed
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# Longest text that holds a list of options. Python takes 470 bytes a character to parse a literal.
+_LONGEST_LIST = 2**15
+# Two texts without a comma between, as numpy prints a list; Python would read them as one.
+_NO_COMMA = re.compile(r"""(['"])\s+\1(?![\s,\]])""")
+
+
+def read_options(record):
+  """Texts of the options in the order they are shown; [] where the question has none.
+
+  BadRow where the value is no list of texts, nor an object with a text for each letter.
+  """
+  if record.schema.get("answer") == "gpqa":
+    texts = _gpqa_options(record)
+  else:
+    texts = _texts(record, _unpacked(record, record.first("options")))
+  if len(texts) > len(LETTERS):
+    raise record.bad("question", f"it has {len(texts)} options, there are {len(LETTERS)} letters")
+  return texts
+
+
+def _gpqa_options(record):
+  columns = record.schema["columns"]
+  texts = [record.values[column].strip() for column in columns["right"] + columns["wrong"]]
+  # The question is the seed, so that the order does not depend on the location of the row.
+  seed = hashlib.sha256(record.first("question").encode()).digest()[:8]
+  order = np.random.default_rng(int.from_bytes(seed)).permutation(len(texts))
+  return [texts[index] for index in order]
+
+
+def _unpacked(record, options):
+  """The options, from the text that holds their list where they are one."""
+  if isinstance(options, bytes):
+    options = options.decode()
+  if not isinstance(options, str):
+    return options
+  if not options.strip():
+    return None
+  if len(options) > _LONGEST_LIST:
+    raise record.bad("question", f"its options are a text of {len(options)} letters, at most "
+                     f"{_LONGEST_LIST} are read; give a list")
+  try:
+    return json.loads(options)
+  except (ValueError, RecursionError):
+    pass
+  try:
+    found = ast.literal_eval(options)  # literals only, nothing runs
+  except Exception as error:  # also MemoryError and RecursionError
+    raise record.bad("question", f"its options {options!r} are no list: {type(error).__name__}; "
+                     "give a list of texts") from error
+  if _NO_COMMA.search(options):
+    raise record.bad("question", f"its options {options!r} lack commas; give a list of texts")
+  return found
+
+
+def _texts(record, options):
+  if options is None:
+    return []
+  if isinstance(options, dict) and set(options) == {"label", "text"}:  # ARC, CommonsenseQA
+    options = dict(zip(map(str, options["label"]), options["text"], strict=True))
+  if isinstance(options, dict):
+    named = {key: text for key, text in options.items() if text is not None}
+    letters = [str(key).strip("(). ").upper() for key in named]
+    if sorted(letters) != list(LETTERS[: len(letters)]):
+      raise record.bad("question", f"its options have the names {', '.join(map(str, named))}; "
+                       "A, B, C ... are read, or a list of texts")
+    options = [text for _, text in sorted(zip(letters, named.values(), strict=True))]
+  if is_list(options) and len(options) == 1 and is_list(options[0]):
+    options = options[0]  # MMMU has "[['A', 'B']]"
+  if not is_list(options):
+    raise record.bad("question", f"its options are {options!r}; a list of texts is needed")
+  return [record.scalar("option", option).strip() for option in options]
+
+
+def accepted_truths(record, options, response):
+  """The list of accepted truths; BadRow where there is none, or it is no text or number.
+
+  `options` are the texts of the question's options, `response` the teacher's, if any.
+  """
+  kind = record.schema.get("answer")
+  answer = record.first("right") if kind == "gpqa" else record.first("answer", response)
+  answers = [_extracted(record, kind, record.scalar("answer", item)).strip()
+             for item in (answer if is_list(answer) else [answer]) if answer is not None]
+  if not answers or not all(answers):
+    raise record.bad("answer", f"the answer is {answer!r}; a truth is needed")
+  accepted = []
+  for text in answers:
+    letter = text.strip("().").upper()
+    is_letter = re.fullmatch("[A-Z]", letter) and LETTERS.index(letter) < len(options)
+    if is_letter and not (kind == "text" and text in options):
+      accepted += _letter_and_text(options, LETTERS.index(letter))
+    elif text in options:
+      for index in (index for index, option in enumerate(options) if option == text):
+        accepted += _letter_and_text(options, index)
+    else:
+      accepted.append(text)
+  return accepted
+
+
+def _extracted(record, kind, text):
+  """The truth in the text of an answer, by the schema's kind of answers."""
+  if kind == "gsm8k":
+    return text.rpartition("####")[2]
+  if kind == "boxed" and text:
+    boxed = extract_boxed(text)
+    if boxed is None:
+      raise record.bad("answer", f"the answer {text[-80:]!r} has no \\boxed{{...}} with matching "
+                       "braces; add one, or name a column of truths with columns=dict(answer=...). "
+                       "Only data.files.warmup learns answers without a truth")
+    return boxed
+  return text
+
+
+def _letter_and_text(options, index):
+  """An option's letter and text; the letter alone where the text could mean another option."""
+  letter, text = LETTERS[index], options[index]
+  # A text that is a letter (A. C), or the text of two options, would make a wrong letter right.
+  if not text or re.fullmatch(r"[(\[]?[A-Za-z][)\].:]?", text) or options.count(text) > 1:
+    return [letter]
+  return [letter, text]
+
+
+def read_tolerance(record):
+  """The largest difference of a right number to the truth, from its decimals or as given.
+
+  A list where the record has one for each part of the truth.
+  """
+  digits, tolerance = record.first("digits"), record.first("tolerance", 0)
+  try:
+    if digits is not None:  # number of decimals: 0.57 means 0.565 to 0.575
+      return 0.5 * 10.0 ** -int(float(digits))
+    parts = [float(part or 0) for part in str(tolerance or 0).split(",")]
+    return parts if len(parts) > 1 else parts[0]
+  except (TypeError, ValueError) as error:
+    raise record.bad("answer", f"the tolerance {tolerance!r} (decimals {digits!r}) is not a "
+                     "number") from error

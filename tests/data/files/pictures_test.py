@@ -1,0 +1,124 @@
+"""An image that a record has is shown, or the row is bad; nothing is dropped unseen."""
+
+import base64
+
+import data_files as files
+import numpy as np
+import pytest
+from public import public
+
+from ares_jax.data.bad_row import BadRow
+from ares_jax.data.files.records import open_records
+from ares_jax.data.files.schema import read_row, read_schemas
+
+PNG = files.png()
+TEXT = base64.b64encode(PNG).decode()
+PUBLISHED = {"columns": {"question": ["question"], "answer": ["answer"],
+                         "images": ["image", "image_1", "image_2", "image_3"]},
+             "prompt": "{question}"}
+
+
+def read(schema="plain", **values):
+  if isinstance(schema, str):
+    schema = read_schemas()[schema]
+  return read_row(schema, {"question": "q", "problem": "q", "answer": "3"} | values,
+                  location="d.jsonl:0", name="d", folder="/f")
+
+
+@pytest.mark.parametrize("column, value", [
+  ("imgs", ["a.png"]), ("img", "a"), ("image_path", "g/1"), ("image_paths", ["g/1"]),
+  ("decoded_image", {"bytes": PNG, "path": None}), ("picture", b"x"), ("image_0", "x"),
+  ("ImageFile", "x"), ("img_url", "http://x/y"), ("figure", "plots/a.JPG"), ("file", "a.webp"),
+  ("data", PNG), ("scan", {"path": "a.jpeg", "bytes": None}), ("x", [{"bytes": PNG}]),
+  ("extra_info", {"images": ["a.png"]}), ("x", np.zeros((4, 4, 3), np.uint8)),
+  ("x", f"data:image/png;base64,{TEXT}"), ("x", TEXT * 40)])
+def test_an_unread_column_of_images_is_a_bad_row(column, value):
+  with pytest.raises(BadRow, match=f"the column '{column}' looks like images; name it") as error:
+    read(**{column: value})
+  assert error.value.code == "unread"
+  assert read(**{column: value}, image="b.png")["left_out"] == [f"column {column!r}"]
+
+
+@pytest.mark.parametrize("column, value", [
+  ("image_id", 5), ("image_width", "640"), ("figure_id", 0), ("has_image", True), ("imgs", []),
+  ("image_path", ""), ("img_type", "['Diagrams']"), ("picture", None), ("caption", "a.png shows b"),
+  ("year", 2020), ("steps", ["a", "b"])])
+def test_a_column_of_other_things_is_none(column, value):
+  row = read(**{column: value})
+  assert row["images"] == [] and row["left_out"] == (
+    [] if value in (None, "", []) else [f"column {column!r}"])
+
+
+@pytest.mark.parametrize("column, value", [
+  ("video", "a.mp4"), ("videos", ["a.mp4"]), ("video_path", "a"), ("audios", ["a.wav"])])
+def test_video_and_sound_are_refused(column, value):
+  for images in ([], ["a.png"]):
+    with pytest.raises(BadRow, match=f"its column '{column}' holds video or sound") as error:
+      read(**{column: value}, images=images)
+    assert error.value.code == "video"
+  assert read(videos=[])["left_out"] == []
+
+
+@pytest.mark.parametrize("image", [
+  f"data:image/png;base64,{TEXT}", {"bytes": f"base64,{TEXT}"}, {"bytes": PNG, "path": "x.png"},
+  {"url": f"data:image/png;base64,{TEXT}"}])
+def test_an_image_may_be_in_the_record(image):
+  assert read(images=[image])["images"] == [PNG]
+
+
+def test_base_64_without_a_head_is_told_by_its_length():
+  png = files.png(size=(64, 64)) + b"x" * 2000
+  assert read(image=base64.b64encode(png).decode())["images"] == [png]
+
+
+def test_a_file_address_is_a_path():
+  assert read(images=["file:///f/a.png", "b.png"])["images"] == ["/f/a.png", "/f/b.png"]
+
+
+@pytest.mark.parametrize("image, code, words", [
+  ("http://host/a.png", "image_missing", "'http://host/a.png' is an address, which is not fetched"),
+  ("gs://bucket/a.png", "image_missing", "is an address"),
+  ("file:///etc/passwd", "image", "is outside the folder /f"),
+  ("x" * 5000, "image", "is a text of 5000 letters, 'x+'...: no file name"),
+  ("data:image/svg+xml,<svg>", "image", "in base 64 is needed"),
+  ("data:image/png;base64,abc", "image", "cannot be decoded"),
+  (3, "image_missing", "an image is 3"), ({"bytes": None}, "image_missing", "an image is None")])
+def test_an_image_of_another_kind_is_a_bad_row(image, code, words):
+  with pytest.raises(BadRow, match=words) as error:
+    read(images=[image])
+  assert error.value.code == code and len(str(error.value)) < 800
+
+
+@pytest.mark.parametrize("question, images, words", [
+  ("What does <image 1> show?", 0, "the image marks <image 1> but 0 images"),
+  ("<image> or <image>?", 1, "the image marks <image>, <image> but 1 images"),
+  ("<image>?", 2, "but 2 images"), ("<image 3>?", 2, "but 2 images"),
+  ("<image 1> or <image>?", 2, "but 2 images"), ("<image 0>?", 1, "but 1 images")])
+def test_a_mark_without_an_image_is_a_bad_row(question, images, words):
+  with pytest.raises(BadRow, match=words) as error:
+    read(PUBLISHED, question=question, **{f"image_{1 + n}": f"{n}.png" for n in range(images)})
+  assert error.value.code == "marks"
+
+
+def test_marks_choose_among_published_images_and_the_others_are_counted():
+  row = read(PUBLISHED, question="<image2> or <image_1>, <image 2>?", image_1="1", image_2="2",
+             image_3="3")
+  assert row["question"] == "<image> or <image>, <image>?"
+  assert row["images"] == ["/f/2", "/f/1", "/f/2"]
+  assert row["left_out"] == ["column 'problem'", "image 3, which no mark names"]
+  assert read(PUBLISHED, image="", question="no picture")["images"] == []
+
+
+@pytest.mark.parametrize("name, schema, bad", [
+  ("mmmu_pro/standard10_text_head.jsonl", "mmmu_pro", 400),
+  ("mmmu_pro/data.jsonl", "mmmu_pro", 0)])
+def test_published_questions_about_images_need_them(name, schema, bad):
+  records = open_records(public(name))
+  codes = []
+  for number in range(len(records)):
+    try:
+      read_row(read_schemas("evaluation/benchmarks.json")[schema], records[number], name=schema,
+               location=records.location(number), folder=records.folder)
+    except BadRow as error:
+      codes.append(error.code)
+  assert codes == ["marks"] * bad
