@@ -9,7 +9,6 @@ A row is that of data/sources.py with these fields:
              or a list of them, one for each part of the truth
 """
 
-import ast
 import concurrent.futures
 import dataclasses
 import os
@@ -18,17 +17,21 @@ import re
 from etils import epath
 
 from ares_jax.data.bad_row import BadRow
-from ares_jax.data.chat import IMAGE_MARK
 from ares_jax.data.files.records import open_records
 from ares_jax.data.files.schema import read_row, read_schemas
-from ares_jax.evaluation.published import accepted_truths, options_in
+from ares_jax.evaluation.published import (
+  accepted_truths,
+  list_in,
+  options_in,
+  with_marked_images,
+  with_marks_as_words,
+)
 from ares_jax.evaluation.scores import check_groups
 from ares_jax.system.config import suggest
 from ares_jax.system.heartbeat import heartbeat
 
 METRICS = ("pass@1", "avg@n", "worst", "strict")
 OWN = "generic"  # the schema of a file of one's own, whose rows must all be good
-_LONGEST_LIST = 10_000  # characters of a list that stands in a text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,15 +169,14 @@ class _Reader:
     """The record with the columns that the schema derives from others."""
     schema, record = self.schema, {"_folder": file.parent.name} | record
     for column in schema.get("lists", ()):
-      record[column] = _list_in(record.get(column))
+      record[column] = list_in(record.get(column))
     for column, template in schema.get("derive", {}).items():
       record[column] = re.sub(r"\{(\w+)\}", lambda name: str(record.get(name[1])), template)
     if "options_in" in schema:
       record["_options"] = options_in(str(record.get(schema["options_in"]) or ""))
-    if "image_marks" in schema:
-      record = {column: re.sub(schema["image_marks"], r"<image \1>", value)
-                if isinstance(value, str) else value for column, value in record.items()}
-    return _with_marks_as_words(record) if schema.get("merged_images") else record
+    if "marked_images" in schema:
+      record = with_marked_images(record, schema["marked_images"])
+    return with_marks_as_words(record) if schema.get("merged_images") else record
 
   def _read_row(self, part, record, records, location):
     row = read_row(part, record, location=location, name=self.name, folder=records.folder)
@@ -205,29 +207,10 @@ class _Reader:
     return str(found / name)
 
 
-def _with_marks_as_words(record):
-  """The record, whose texts say "[image 2]" where they mark several parts of its one image."""
-  texts = [record["question"], *(record.get("options") or ())]
-  if sum(len(IMAGE_MARK.findall(str(text))) for text in texts) < 2:
-    return record
-  question, *options = [IMAGE_MARK.sub(r"[image \1]", str(text)) for text in texts]
-  return record | {"question": question, "options": options}
-
-
 def _in_part(column, number, each):
   if isinstance(column, list):
     return [_in_part(name, number, each) for name in column]
   return column.replace("{each}", each).replace("{number}", str(number))
-
-
-def _list_in(value):
-  """The list of texts that a text such as "['24/7', '3.429']" holds; another value as it is."""
-  if not isinstance(value, str) or not value.startswith("[") or len(value) > _LONGEST_LIST:
-    return value
-  try:
-    return [str(item) for item in ast.literal_eval(value)]  # literals only, nothing runs
-  except (SyntaxError, TypeError, ValueError):
-    return value
 
 
 def _is_file(path):

@@ -1,7 +1,11 @@
-"""Reads options and truths as benchmarks write them inside texts."""
+"""Reads options, truths, lists and image marks as benchmarks write them inside texts."""
 
+import ast
 import re
 
+from ares_jax.data.chat import IMAGE_MARK
+
+_LONGEST_LIST = 10_000  # characters of a list that stands in a text
 _LETTERS = "ABCDEFGHIJ"
 _OPTION = re.compile(r"(?:^|(?<=[\s;,:]))\(?([A-J])[).:]\s*")  # "A. 12", "(A) 12", "A: 12", "A) 12"
 _MATHS = re.compile(r"\$\$?([^$]*)\$\$?")
@@ -59,3 +63,35 @@ def _decoded(text):
     if re.fullmatch(rf"[\x00-\x7f{_SIGNS}]*[0-9][\x00-\x7f{_SIGNS}]*", decoded):
       return decoded
   return text
+
+
+def list_in(value):
+  """The list of texts that a text such as "['24/7', '3.429']" holds; another value as it is."""
+  if not isinstance(value, str) or not value.startswith("[") or len(value) > _LONGEST_LIST:
+    return value
+  try:
+    return [str(item) for item in ast.literal_eval(value)]  # literals only, nothing runs
+  except (SyntaxError, TypeError, ValueError):
+    return value
+
+
+def with_marked_images(record, columns):
+  """OlympiadBench's texts of `columns` with our marks, and the images these name as "_marked".
+
+  Its marks are <image_2>, for the second image, or <img_3362>, for the file img_3362.jpg.
+  """
+  texts = {column: re.sub(r"<image_(\d+)>", r"<image \1>", record.get(column) or "")
+           for column in columns}
+  named = re.findall(r"<(img_\d+)>", "".join(texts.values()))
+  return record | {column: re.sub(r"<img_\d+>", "<image>", text)
+                   for column, text in texts.items()} | {
+    "_marked": [f"{name}.jpg" for name in named] or None}
+
+
+def with_marks_as_words(record):
+  """The record, whose texts say "[image 2]" where they mark several parts of its one image."""
+  texts = [record["question"], *(record.get("options") or ())]
+  if sum(len(IMAGE_MARK.findall(str(text))) for text in texts) < 2:
+    return record
+  question, *options = [IMAGE_MARK.sub(r"[image \1]", str(text)) for text in texts]
+  return record | {"question": question, "options": options}

@@ -411,6 +411,20 @@ def test_olympiadbench_gives_context_marks_and_an_error_for_each_part(tmp_path):
   assert answer.same_answer("2, 1", row["answer"])
 
 
+def test_olympiadbench_names_images_in_its_marks(tmp_path):
+  for folder in ("data", "images"):
+    (tmp_path / folder).mkdir()
+  for number in (1, 2):
+    (tmp_path / "images" / f"img_{number}.jpg").write_bytes(png())
+  record = {"id": 1, "context": "See <img_2>.", "question": "And <img_1>?", "error": None,
+            "final_answer": ["3"], "subfield": "Optics"}
+  text = {"id": 2, "context": None, "question": "Why?", "final_answer": ["4"], "error": None}
+  (tmp_path / "data" / "OE_MM_physics_en_COMP.json").write_text(json.dumps([record, text]))
+  first, second = open_benchmark("olympiadbench", str(tmp_path)).rows
+  assert first["question"] == "See <image>.\nAnd <image>?" and not second["images"]
+  assert [image[-9:] for image in first["images"]] == ["img_2.jpg", "img_1.jpg"]
+
+
 def test_logicvista_as_published_names_its_skill_in_a_list(tmp_path):
   record = {"imagename": "v1_0.png", "question": "Which? A) 10 B) 12", "answer": "B",
             "skill": ["inductive"]}
