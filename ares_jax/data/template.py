@@ -8,8 +8,6 @@ THINK = "<think>"  # opens the reasoning of an answer
 CLOSE = "</think>"
 # Stand for texts of a conversation. No template holds these words.
 _QUESTION, _ANSWER = "qWx7", "aWx7"
-# What a template prints that takes any content for a text: the part's key, then its text.
-_PRINTED = re.compile(rf"text\W+{_QUESTION}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,21 +42,15 @@ class Template:
     Raises:
       ValueError: there is no template, or it prints neither.
     """
-    for content in ([{"type": "text", "text": _QUESTION}], _QUESTION):
-      try:
-        text = self._render([{"role": "user", "content": content}], prompt=True)
-      except _failures() as error:
-        failure = f"{type(error).__name__}: {error}"
-      else:
-        if _QUESTION in text and not _PRINTED.search(text):
-          return isinstance(content, list)
-        failure = f"it prints {text[:200]!r}"
-    raise ValueError(f"the chat template does not write a question: {failure}")
+    content, failure = self._first_written(_QUESTION, [], "user")
+    if content is None:
+      raise ValueError(f"the chat template does not write a question: {failure}")
+    return isinstance(content, list)
 
   @functools.cached_property
   def opening(self):
     """The end of every prompt from `<think>` on, where the template opens the thought; else ""."""
-    text = self.prompt([{"type": "text", "text": _QUESTION}]).rpartition(_QUESTION)[2]
+    text = self.prompt(_parts(_QUESTION)).rpartition(_QUESTION)[2]
     opening = text[text.rfind(THINK):] if THINK in text else ""
     return "" if CLOSE in opening else opening
 
@@ -69,11 +61,9 @@ class Template:
     Raises:
       ValueError: there is neither, or the template ends answers with a text that is no token.
     """
-    question = self._content([{"type": "text", "text": _QUESTION}])
-    text = self._render([{"role": "user", "content": question},
-                         {"role": "assistant", "content": self._content(
-                           [{"type": "text", "text": _ANSWER}])}], prompt=False)
-    rest = text.rpartition(_ANSWER)[2]
+    question = {"role": "user", "content": self._content(_parts(_QUESTION))}
+    content, text = self._first_written(_ANSWER, [question], "assistant")
+    rest = "" if content is None else text.rpartition(_ANSWER)[2]
     known = self.tokenizer.added_tokens_decoder
     for token in self.tokenizer(rest, add_special_tokens=False)["input_ids"]:
       if token == self.tokenizer.eos_token_id or token in known and known[token].special:
@@ -86,6 +76,20 @@ class Template:
                        "set eos_token in tokenizer_config.json")
     return self.tokenizer.eos_token_id
 
+  def _first_written(self, word, before, role):
+    """(content, text) of the first form of `word` that the template writes, or (None, a reason)."""
+    for content in (_parts(word), word):
+      try:
+        text = self._render([*before, {"role": role, "content": content}], prompt=role == "user")
+      except Exception as error:  # of any kind: a template is a program
+        reason = f"{type(error).__name__}: {error}"
+      else:
+        # A template that takes any content for a text prints the part's key before its text.
+        if word in text and not re.search(rf"text\W+{word}", text):
+          return content, text
+        reason = f"it prints {text[:200]!r}"
+    return None, reason
+
   def _content(self, parts):
     return parts if self.takes_parts else "".join(part["text"] for part in parts)
 
@@ -94,8 +98,5 @@ class Template:
                                               add_generation_prompt=prompt)
 
 
-def _failures():
-  """What rendering raises where a template is broken, or takes another form of content."""
-  import jinja2
-
-  return jinja2.TemplateError, TypeError, ValueError, AttributeError
+def _parts(text):
+  return [{"type": "text", "text": text}]

@@ -44,6 +44,7 @@ def test_a_template_of_parts_gets_parts(template):
 
 @pytest.mark.parametrize("template, message", [
   ("{% for m in messages %}{{ m.role }}{% endfor %}", "write a question: it prints 'user'"),
+  ("{{ 1 / 0 }}", "does not write a question: ZeroDivisionError"),
   ("{% if %}", "does not write a question: TemplateSyntaxError"),
   ("{{ raise_exception('no system turn') }}", "TemplateError: no system turn"),
   (None, "does not write a question: ValueError: "),
@@ -58,6 +59,10 @@ def test_a_template_that_writes_no_question_is_an_error(template, message):
   (TURNS, "<|im_end|>"),
   (TURNS.replace("<|im_end|>", "<|endoftext|>"), "<|endoftext|>"),
   ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "<|im_end|>"),  # the tokenizer's
+  (TURNS.replace("messages", "messages if m.role == 'user'"), "<|im_end|>"),  # no answers
+  # Parts from the user, texts from the assistant.
+  ("{% for m in messages %}{% if m.role == 'user' %}{{ m.content[0].text }}{% else %}"
+   "{{ m.content + '<|endoftext|>' }}{% endif %}{% endfor %}", "<|endoftext|>"),
 ])
 def test_an_answer_ends_as_in_the_template(template, end):
   ours = chat(template)
