@@ -31,7 +31,7 @@ class Template:
       return self._render(messages, prompt=True)
     try:
       return self._render(messages, prompt=True)
-    except _failures() as error:
+    except Exception as error:  # of any kind: a template is a program
       raise ValueError(f"the chat template does not take the turns "
                        f"{', '.join(message['role'] for message in messages)}: {error}") from error
 
