@@ -10,17 +10,22 @@ import dataclasses
 import functools
 import re
 
-from ares_jax.grading import dates, option, quantity, rewrite, words
+from ares_jax.grading import option, quantity, rewrite, words
 from ares_jax.grading.collection import parse_collection
 from ares_jax.grading.formula import is_safe, same_formula, variables
-from ares_jax.grading.notation import has_control, normalise, tight
+from ares_jax.grading.notation import normalise, tight, without_hidden
+from ares_jax.grading.question import restates
 
 MAX_LENGTH = 256  # characters of an answer; a longer one is right only if it equals the truth
 _MAX_DEPTH = 2  # collections inside collections
 _MAX_ITEMS = 24  # items of a collection without order, which are compared in pairs
 _VERDICTS = ("yes", "no", "true", "false", "unknown")
 
-_BASED = re.compile(r"\(?([0-9A-F]+)\)? ?_ ?(?:\{ ?([0-9]{1,2}) ?\}|([0-9]{1,2}))")
+# Words that take back a "yes" and a "no" before them.
+_AGREES = {"yes", "true", "correct", "right", "indeed"}
+_DENIES = {"no", "not", "false", "incorrect", "wrong", "untrue", "never", "none", "cannot", "t",
+           "impossible", "neither", "nor"}
+_BASED = re.compile(r"\(?([0-9A-F]+)\)?_([0-9]|\{[0-9]{2}\})")
 _ARITHMETIC = re.compile(
   r"[0-9A-Za-z)}] ?[-+*(]|\) ?[0-9A-Za-z\\]|\\(?:times|cdot|div|pm|mp|binom)(?![a-z])"
 )
@@ -38,37 +43,106 @@ _COMPLEX_ARITHMETIC = re.compile(
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Truth:
+  """What a row of data says of its answer."""
+
+  accepted: str | tuple  # a text or several, for example an option's letter and text
+  options: tuple = ()  # texts of the options, in the order of their letters
+  question: str = ""  # with its options; "" where it is not known
+
+  @classmethod
+  def of(cls, row):
+    """The Truth of a row of data/sources.py."""
+    answer = row["answer"]
+    return cls(accepted=answer if isinstance(answer, str) else tuple(answer),
+               options=tuple(row.get("options") or ()), question=row.get("question") or "")
+
+  @property
+  def texts(self):
+    """The accepted texts; ValueError where one is no text or is empty."""
+    texts = self.accepted if isinstance(self.accepted, tuple) else (self.accepted,)
+    for text in texts:
+      if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"truth {text!r} is not a text; the data must give the right answer")
+    return texts
+
+
 def same_answer(answer, truth, symbolic=None):
   """Whether `answer` says the same as `truth`.
 
+  Another option of the truth's row is never right, whatever its letter or its value.
+
   Args:
     answer: str, the content of the box; None (no box) is never right.
-    truth: str, or a list or tuple of accepted ones; ValueError where one is no text or is empty.
+    truth: a Truth, or its `accepted`; ValueError where one is no text or is empty.
     symbolic: function (answer, truth) -> bool that compares two formulas; None is `same_formula`,
       which has no time limit: use `pool.GradingPool` for answers that a model wrote.
   """
-  truths = truth if isinstance(truth, list | tuple) else (truth,)
-  for accepted in truths:
-    if not isinstance(accepted, str) or not accepted.strip():
-      raise ValueError(f"truth {accepted!r} is not a text; the data must give the right answer")
+  truth = as_truth(truth)
+  texts = truth.texts
   if answer is None or not answer.strip():
     return False
-  symbolic = same_formula if symbolic is None else symbolic
-  if len(truths) > 1 and max(map(len, (answer, *truths))) <= MAX_LENGTH:
-    truths = option.truths_with_text(normalise(answer),
-                                     [normalise(accepted) for accepted in truths])
-  return any(_same_text(answer, accepted, symbolic) for accepted in truths)
-
-
-def _same_text(answer, truth, symbolic):
-  if answer.strip() == truth.strip():
+  if answer.strip() in map(str.strip, texts):
     return True
-  if len(answer) > MAX_LENGTH or len(truth) > MAX_LENGTH or has_control(answer):
+  if len(answer) > MAX_LENGTH or without_hidden(answer) != answer:
     return False
-  answer, truth = normalise(answer), normalise(truth)
+  answer = normalise(answer)
+  if announced := option.ANNOUNCED.match(answer):
+    answer = answer[announced.end() :]
+  truths = [normalise(without_hidden(text)) for text in texts if len(text) <= MAX_LENGTH]
   # "½" becomes 11 characters of LaTeX, and some patterns take the cube of a length.
-  is_long = max(len(answer), len(truth)) > 2 * MAX_LENGTH
-  return answer == truth if is_long else _same(_Pair(answer, truth, symbolic, depth=0))
+  if len(answer) > 2 * MAX_LENGTH:
+    return answer in truths
+  truths = [text for text in truths if len(text) <= 2 * MAX_LENGTH]
+
+  def same(said, wanted):
+    return _same(_Pair(said, wanted, same_formula if symbolic is None else symbolic, depth=0))
+
+  options = [without_hidden(text) for text in truth.options if len(text) <= MAX_LENGTH]
+  choices = option.choices(texts, truths, options if len(options) == len(truth.options) else ())
+  if choices is None:
+    right = any(same(answer, text) for text in truths)
+  else:
+    right = _names_right_option(answer, truths, choices, same)
+  return right and not restates(answer, truths, truth.question)
+
+
+def as_truth(truth):
+  """A Truth of one, or of its `accepted`."""
+  if isinstance(truth, Truth):
+    return truth
+  return Truth(tuple(truth) if isinstance(truth, list | tuple) else truth)
+
+
+def _names_right_option(answer, truths, choices, same):
+  """Whether an answer names the right one of Choices: its letter, its text, or both."""
+  right = choices.right or {letter for letter, texts in choices.texts.items()
+                            if any(same(text, truth) for text in texts for truth in truths)}
+  if not right:  # the truth is none of the options
+    return any(same(answer, text) for text in truths)
+  if answer in choices.texts:
+    return answer in right
+  if written := choices.written_as(answer):
+    return not written.isdisjoint(right)
+  letter, rest = option.parse_option(answer) or (None, answer)
+  if letter is not None:
+    if letter.upper() not in right:
+      return False
+    texts = choices.texts[letter.upper()]
+    rest = normalise(rest)
+    if not rest or any(same(rest, text) for text in texts):
+      return True
+    if option.names_another(rest):
+      return False
+    return choices.nearest(rest) == letter.upper() if choices.all_known else not texts
+  texts = [*truths, *(text for letter in right for text in choices.texts[letter])]
+  if not any(same(answer, text) for text in texts):
+    return False
+  # As 4x6x16 and 4x8x12 are 384 both, or two options the same items in another order.
+  others = choices.texts.keys() - right
+  is_another = any(same(answer, text) for letter in others for text in choices.texts[letter])
+  return not is_another or choices.nearest(answer) in right
 
 
 @dataclasses.dataclass
@@ -109,9 +183,6 @@ def _same(pair):
   if pair.depth > _MAX_DEPTH:
     return False
   if pair.depth == 0:
-    announced = option.ANNOUNCED.match(pair.answer)
-    if announced:
-      pair = pair.part(pair.answer[announced.end() :], pair.truth, depth=0)
     verdict = _first_verdict(_RULES_FOR_COMPLETE_TEXTS, pair)
     if verdict is not None:
       return verdict
@@ -124,69 +195,47 @@ def _first_verdict(rules, pair):
   return next((verdict for rule in rules if (verdict := rule(pair)) is not None), None)
 
 
-def _same_option(pair):
-  """Truth "B", "(B)" or "B. 12": the letter decides. None where the truth is not an option."""
-  answer, truth = pair.answer, pair.truth
-  wanted, said = option.option_letters(truth), option.option_letters(answer)
-  # "ABD" may be three options or a triangle: only an answer that separates letters means options.
-  if wanted is None and said and re.fullmatch(r"[A-J]{2,10}", truth):
-    wanted = frozenset(truth) if len(set(truth)) == len(truth) else None
-  if wanted:
-    only_letters = re.fullmatch(
-      r"\(?[A-J]\)?(?:(?: ?(?:, ?)?and| ?[,&])? ?\(?[A-J]\)?)*", answer)
-    return bool(only_letters) and set(re.findall(r"[A-J]", answer)) == wanted
-  wanted, said = option.parse_option(truth), option.parse_option(answer)
-  if answer == f"({truth})" and said:  # a part of a figure, "(a)"
-    return True
-  if wanted is None or wanted[0].islower():
-    # The truth may be the text of an option: "C. 12" says 12.
-    if said and said[1] and not said[0].islower():
-      return _same(pair.part(said[1], truth)) or None
+def _same_letters(pair):
+  """Truth "A, C", or "ABD", which may be a triangle: only letters. None for another truth."""
+  wanted = option.option_letters(pair.truth)
+  # Only an answer that separates its letters means options.
+  if wanted is None and re.fullmatch(r"[A-J]{2,10}", pair.truth):
+    said = option.option_letters(pair.answer)
+    wanted = frozenset(pair.truth) if said and len(set(pair.truth)) == len(pair.truth) else None
+  if wanted is None:
     return None
-  if said is None:
-    return _same(pair.part(answer, wanted[1])) if wanted[1] else False
-  if said[0].upper() != wanted[0]:
-    return False
-  if said[1] and wanted[1]:
-    return _same(pair.part(said[1], wanted[1]))
-  return True
+  only_letters = re.fullmatch(
+    r"\(?[A-J]\)?(?:(?: ?(?:, ?)?and| ?[,&])? ?\(?[A-J]\)?)*", pair.answer)
+  return bool(only_letters) and set(re.findall(r"[A-J]", pair.answer)) == wanted
+
+
+def _same_behind_letter(pair):
+  """True for the answer "C. 12" where the truth is the text of an option, 12; else None."""
+  if pair.answer == f"({pair.truth})" and len(pair.truth) == 1:  # a part of a figure, "(a)"
+    return True
+  said = option.parse_option(pair.answer)
+  if not said or not said[1] or said[0].islower() or option.names_another(said[1]):
+    return None
+  return _same(pair.part(said[1], pair.truth)) or None
 
 
 def _same_yes_no(pair):
   """Truth yes, no, true or false: "Yes, it is" says yes. None for another truth."""
-  answer, wanted = pair.answer.lower(), pair.truth.lower()
+  answer, wanted = pair.answer.casefold(), pair.truth.casefold()
   if wanted not in ("yes", "no", "true", "false"):
     return None
-  said = [word for word in re.findall(r"[a-z]+", answer)
-          if word in ("yes", "no", "not", "true", "false")]
-  if wanted in ("no", "false"):
-    said = [word for word in said if word != "not"]  # "No, it is not"
-  first = re.match(r"[a-z]+(?=$|[.,;:!])", answer)
-  return said == [wanted] and first is not None and first[0] == wanted
+  first, *others = re.findall(r"[a-z]+", answer) or [""]
+  against = _AGREES if wanted in ("no", "false") else _DENIES
+  stands_alone = re.match(r"[a-z]+(?=$|[.,;:!])", answer)
+  return first == wanted and bool(stands_alone) and against.isdisjoint(others)
 
 
 def _same_in_base(pair):
-  """Truth 2516_8: the digits and the base; a bare answer has the base of the question."""
+  """Truth 2516_8, as in MATH-500: the digits; an answer without a base has the question's."""
   wanted, said = _BASED.fullmatch(pair.truth), _BASED.fullmatch(pair.answer)
   if wanted is None:
     return False if said and re.fullmatch(r"[0-9]+", pair.truth) else None
-  digits = said[1] if said else pair.answer
-  same_base = said is None or (said[2] or said[3]) == (wanted[2] or wanted[3])
-  return digits.lstrip("0") == wanted[1].lstrip("0") and same_base
-
-
-def _same_chemical(pair):
-  """True for H2O and H_2O, False for CO and Co, which differ in capitals alone; else None."""
-  said, wanted = (re.sub(r"[_{}\s]", "", text) for text in (pair.answer, pair.truth))
-  if not all(re.fullmatch(r"(?:[A-Z][a-z]?[0-9]*)+", text) for text in (said, wanted)):
-    return None
-  if said == wanted and re.search(r"[0-9]", said):
-    return True
-  return False if said != wanted and said.lower() == wanted.lower() else None
-
-
-def _same_date(pair):
-  return dates.same_date(pair.answer, pair.truth)
+  return (said or {1: pair.answer})[1] == wanted[1] and (said is None or said[2] == wanted[2])
 
 
 def _same_quantity(pair):
@@ -238,6 +287,8 @@ def _same_words(pair):
   answer, truth = pair.answer_factors, pair.truth
   if not (words.is_words(truth) or words.is_words(answer)):
     return None
+  if answer != truth and all(re.fullmatch(r"(?:[A-Z][a-z]?)+", text) for text in (answer, truth)):
+    return False  # CO is not Co
   said, wanted = words.plain_words(answer), words.plain_words(truth)
   return said == wanted and wanted != ""
 
@@ -275,5 +326,5 @@ def _cut_unit(text, other):
 
 
 # Each rule takes a _Pair and returns True, False, or None where it does not apply.
-_RULES_FOR_COMPLETE_TEXTS = (_same_option, _same_yes_no, _same_in_base, _same_chemical, _same_date)
+_RULES_FOR_COMPLETE_TEXTS = (_same_letters, _same_behind_letter, _same_yes_no, _same_in_base)
 _RULES = (_same_quantity, _restates_question, _same_collection, _same_words, _same_formula)

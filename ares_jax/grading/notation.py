@@ -1,5 +1,6 @@
 """Normalises how a text is written: delimiters, spacing, characters."""
 
+import functools
 import re
 import unicodedata
 
@@ -32,9 +33,10 @@ _WRITTEN_OUT = (
 )  # fmt: skip
 
 
+@functools.lru_cache(maxsize=8192)
 def normalise(text):
   """`text` in one notation: without math delimiters, spacing and text commands."""
-  text = re.sub("[⁰¹²³⁴-⁹⁺⁻]+", _lower, text.translate(_CHARACTERS)).strip()
+  text = with_plain_characters(text).strip()
   for _ in range(4):  # \boxed inside $...$ inside \text: a few layers occur
     before = text = text.rstrip(" .,;") or text
     for left, right in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
@@ -47,6 +49,8 @@ def normalise(text):
       break
   text = re.sub(r"^\*\*([^*]+)\*\*$", r"\1", text)
   text = re.sub(r"\\[dtc]?(frac|binom)(?![a-zA-Z])", r"\\\1", text)
+  text = re.sub(r"\\frac ?([0-9])", r"\\frac{\1}", text)  # \frac12
+  text = re.sub(r"(\\frac ?\{[^{}]*\}) ?([0-9])", r"\1{\2}", text)
   text = re.sub(r"\\(?:left|right|displaystyle|big|Big)(?![a-zA-Z])", "", text)
   text = re.sub(r"(?<=[0-9]),\\! *(?=[0-9]{3}(?![0-9]))", ",", text)  # MATH's 10,\!236
   text = re.sub(r"(?<=[0-9])(?:\\[,!]|\{,\}(?=[0-9]))+(?=[0-9])", _join_digits, text)
@@ -69,19 +73,26 @@ def normalise(text):
   return (name or "") + next(written, text)
 
 
+def with_plain_characters(text):
+  """`text` with LaTeX or ASCII for the characters that stand for it: × √ ² ５."""
+  return re.sub("[⁰¹²³⁴-⁹⁺⁻]+", _lower, text.translate(_CHARACTERS))
+
+
 def tight(text):
   """`text` without the spaces that have no meaning: "1 1/2" is not 11/2, "1, 234" not 1,234."""
   if re.search(r"[0-9], [0-9]{3}(?![0-9])", text):
     return text
+  text = re.sub(r"_(?:([0-9])|\{([0-9]+)\})", r"_\1\2", text)  # 2516_{8}
+  text = re.sub(r"(?<=[A-Za-z])_(?=[0-9])", "", text)  # H_2O
   text = re.sub(r"(?<=[0-9]) (?=[A-Za-z] [A-Za-z](?![A-Za-z]))", "", text)  # 2 m g is 2mg
   text = re.sub(r"(?<![A-Za-z])([A-Za-z]) (?=[A-Za-z](?![A-Za-z]))", r"\1", text)
   return re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", text)
 
 
-def has_control(text):
-  """Whether there are control characters or invisible ones, which make a text look like another."""
-  hidden = ("Cc", "Cf", "Co", "Cs")
-  return any(unicodedata.category(c) in hidden and c not in "\n\t\r" for c in text)
+def without_hidden(text):
+  """`text` without control characters and invisible ones, which make it look like another."""
+  return "".join(c for c in text
+                 if c in "\n\t\r" or unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs"))
 
 
 def _unbox(text):

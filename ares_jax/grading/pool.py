@@ -15,7 +15,7 @@ import numpy as np
 import pebble
 
 from ares_jax.grading import sandbox
-from ares_jax.grading.answer import MAX_LENGTH, same_answer, same_formula
+from ares_jax.grading.answer import MAX_LENGTH, Truth, as_truth, same_answer, same_formula
 from ares_jax.grading.response import extract_boxed, well_formed
 from ares_jax.system.heartbeat import StopRequested, heartbeat, local_stop_requested
 
@@ -72,7 +72,7 @@ class GradingPool:
       self._pool = None
 
   def grade(self, texts, truths):
-    """Grades n responses by n right answers, each a string or a list or tuple of accepted ones.
+    """Grades n responses by n truths, each an `answer.Truth`, or a text or several accepted ones.
 
     Returns:
       correct: float32 [n], 1 where the boxed answer is the truth (or the user's grader says so).
@@ -99,21 +99,20 @@ class GradingPool:
     """Yields (id, truth) of every row whose truth is not graded as right when it stands in a box.
 
     A user's grader is called too, so that one that fails is found early, but it may expect another
-    form than a box, so no row is yielded for it. `rows` are dicts with "id" and "answer", of which
-    `batch` are graded together.
+    form than a box, so no row is yielded for it. `batch` of the `rows` are graded together.
     """
     rows = iter(rows)
     while chunk := list(itertools.islice(rows, batch)):
       _heartbeat()
-      truths = [row["answer"] for row in chunk]
-      firsts = [truth if isinstance(truth, str) else truth[0] for truth in truths]
+      truths = [Truth.of(row) for row in chunk]
+      firsts = [truth.texts[0] for truth in truths]
       correct, _, _ = self.grade([f"<think> </think> \\boxed{{{first}}}" for first in firsts],
                                  truths)
       if not self._is_users:
         yield from ((row["id"], row["answer"])
                     for row, right in zip(chunk, correct, strict=True) if right < 1)
 
-  # The methods below are for Grading. A pair is (boxed answer or complete response, truth).
+  # The methods below are for Grading. A pair is (boxed answer or complete response, Truth).
 
   @property
   def _is_users(self):
@@ -138,14 +137,15 @@ class GradingPool:
 
   def _submit(self, pair):
     """A future of the verdict of a worker."""
-    response, truth = pair
+    response, accepted = pair[0], pair[1].accepted
     if self.name == "layered":
       module, first, task, arguments = "math_verify", _first_formula, _same_in_worker, pair
     elif self.name == "release":
-      module, first, task, arguments = "mathruler.grader", None, sandbox.release_grader, pair
+      module, first, task, arguments = "mathruler.grader", None, sandbox.release_grader, (
+        response, pair[1].texts)
     else:
       module, first, task = self.name.partition(":")[0], None, sandbox.call_grader
-      arguments = self.name, response, list(truth) if isinstance(truth, tuple) else truth
+      arguments = self.name, response, accepted if isinstance(accepted, str) else list(accepted)
     if self._pool is None:
       self._pool = sandbox.make_pool(self._workers, module, first)
     return self._pool.schedule(task, args=arguments, timeout=self._timeout)
@@ -172,7 +172,7 @@ class GradingPool:
       failure = verdict if isinstance(verdict, str) else None
     if failure is not None:
       raise GraderError(f"grader {self.name!r} {failure} on {pair[0][-80:]!r} for "
-                        f"{pair[1]!r}") from error
+                        f"{pair[1].accepted!r}") from error
     return self._remember(pair, float(verdict))
 
   def _remember(self, pair, verdict):
@@ -187,7 +187,8 @@ class GradingPool:
       answer, truth = timed_out[0]
       raise GraderError(f"{len(timed_out)} of {count} answers timed out, more than the share of "
                         f"{self._timeout_share} (grade.timeout_share); the first is "
-                        f"{answer[-80:]!r} for {truth!r}; raise grade.timeout or grade.workers")
+                        f"{answer[-80:]!r} for {truth.accepted!r}; raise grade.timeout or "
+                        "grade.workers")
 
 
 class Grading:
@@ -195,7 +196,7 @@ class Grading:
 
   def __init__(self, pool):
     self._pool = pool
-    self._pairs = {}  # index -> (boxed answer or complete response, truth)
+    self._pairs = {}  # index -> (boxed answer or complete response, Truth)
     self._format_ok = {}  # index -> bool
     self._verdicts = {}  # pair -> 0 or 1, None = timed out
     self._waiting = collections.OrderedDict()  # pair -> future, in a worker
@@ -203,12 +204,11 @@ class Grading:
   def add(self, index, text, truth):
     """Grades the response `text`, or sends it to a worker without waiting.
 
-    `index` is its index in the result; `truth` is a text or a list or tuple of accepted ones.
+    `index` is its index in the result; `truth` is a Truth, or a text or several accepted ones.
     Raises ValueError where it is not, GraderError where the user's grader failed on a response that
     was added before.
     """
-    pair = (extract_boxed(text) if self._pool.name == "layered" else text,
-            tuple(truth) if isinstance(truth, list) else truth)
+    pair = (extract_boxed(text) if self._pool.name == "layered" else text, as_truth(truth))
     self._pairs[index], self._format_ok[index] = pair, well_formed(text)
     if pair not in self._verdicts and pair not in self._waiting:
       verdict = self._pool.verdict(pair)

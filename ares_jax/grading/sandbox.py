@@ -72,11 +72,10 @@ def zero_or_one(value):
   return float(value) if right else None
 
 
-def release_grader(response, truth):
+def release_grader(response, truths):
   """The verdict of the release's grader (mathruler) on a response."""
   from mathruler.grader import extract_boxed_content, grade_answer
 
-  truths = truth if isinstance(truth, tuple) else (truth,)
   answer = extract_boxed_content(response[-SEARCHED:])
   try:
     return any(bool(grade_answer(answer, accepted)) for accepted in truths)

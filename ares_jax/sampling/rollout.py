@@ -12,6 +12,7 @@ import numpy as np
 from flax import serialization
 
 from ares_jax.data.prompts import PromptBatch
+from ares_jax.grading.answer import Truth
 from ares_jax.models import flops as flops_lib
 from ares_jax.models.vision import VisionInput
 from ares_jax.sampling.sampler import EngineConfig, Samples, sample
@@ -81,7 +82,7 @@ class Generator:
 
   def answer(self, params, prompts, key, *, group, sampling, branching=None):
     """(Samples, Grades) of responses, each one graded while others are still decoded."""
-    truths = [row["answer"] for row in prompts.rows for _ in range(group)]
+    truths = [Truth.of(row) for row in prompts.rows for _ in range(group)]
     local_rows, texts, errors = hosts.local_shard(range(len(truths))), {}, []
     grading = self.grader.begin()
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ares_jax.grading import pool as pool_lib
 from ares_jax.grading import response, sandbox
+from ares_jax.grading.answer import Truth
 from ares_jax.system import heartbeat
 
 
@@ -104,6 +105,14 @@ def test_formulas_go_to_workers_in_order_and_are_remembered(pool, monkeypatch):
   monkeypatch.setattr(pool, "_submit", lambda pair: pytest.fail(f"{pair} is asked again"))
   again, _, _ = pool.grade(texts, truths)
   np.testing.assert_array_equal(again, correct)
+
+
+def test_the_options_and_the_question_of_a_row_count(pool):
+  boxes = Truth.of({"answer": ["B", "4x8x12"], "options": ["4x6x16", "4x8x12"]})
+  power = Truth.of({"answer": "1024", "question": "What is 2^{10}?"})
+  correct, _, _ = pool.grade([box(said) for said in ("4x8x12", "4x6x16", "B", "2^{10}", "1024")],
+                             [boxes, boxes, boxes, power, power])
+  np.testing.assert_array_equal(correct, [1, 0, 1, 0, 1])
 
 
 def test_results_are_in_order_of_index_whatever_the_order_of_arrival(pool):
@@ -273,7 +282,7 @@ def test_a_stop_signal_to_the_workers_is_not_blamed_on_the_grader(users):
   others = multiprocessing.active_children()
   with heartbeat.stop_signals(), pool_lib.GradingPool(workers=1, timeout=60.0,
                                                       grader="my_grader:hangs") as pool:
-    pair = ("says 8", "8")
+    pair = ("says 8", Truth("8"))
     future = pool.verdict(pair)
     while not future.running():
       time.sleep(0.01)
