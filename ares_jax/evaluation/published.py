@@ -76,16 +76,16 @@ def list_in(value):
 
 
 def with_marked_images(record, columns):
-  """OlympiadBench's texts of `columns` with our marks, and the images these name as "_marked".
+  """The record with "_marked", the images that OlympiadBench's texts of `columns` name in marks.
 
-  Its marks are <image_2>, for the second image, or <img_3362>, for the file img_3362.jpg.
+  The mark <img_3362> stands for the file img_3362.jpg, and becomes one of ours.
   """
-  texts = {column: re.sub(r"<image_(\d+)>", r"<image \1>", record.get(column) or "")
-           for column in columns}
+  texts = {column: record.get(column) or "" for column in columns}
   named = re.findall(r"<(img_\d+)>", "".join(texts.values()))
-  return record | {column: re.sub(r"<img_\d+>", "<image>", text)
-                   for column, text in texts.items()} | {
-    "_marked": [f"{name}.jpg" for name in named] or None}
+  if not named:
+    return record
+  return record | {"_marked": [f"{name}.jpg" for name in named]} | {
+    column: re.sub(r"<img_\d+>", "<image>", text) for column, text in texts.items()}
 
 
 def with_marks_as_words(record):

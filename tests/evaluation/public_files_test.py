@@ -1,11 +1,13 @@
 """Published files of benchmarks, whole; skipped where these files are not at hand."""
 
 import json
+import re
 
 import pytest
 from public import public
 
 from ares_jax.evaluation.benchmarks import benchmark_schemas, open_benchmark
+from ares_jax.evaluation.graded import within_tolerance
 
 # benchmark, file or folder, rows, rows with images
 FILES = [
@@ -50,6 +52,16 @@ def test_every_published_row_is_read(tmp_path, name, place, rows, with_images):
   assert sum(bool(row["images"]) for row in benchmark.rows) == with_images
   assert len({row["id"] for row in benchmark.rows}) == rows
   assert "columns" in benchmark_schemas()[name] and all(row["answer"] for row in benchmark.rows)
+
+
+def test_dynamaths_numbers_are_right_with_the_three_decimals_it_asks_for(tmp_path):
+  count = 0
+  for row in read("dynamath", "dynamath", tmp_path).rows:
+    if re.fullmatch(r"-?[0-9.]+", row["answer"][0]) and not row["options"]:
+      number, count = float(row["answer"][0]), count + 1
+      assert within_tolerance(row, f"\\boxed{{{number:.3f}}}")
+      assert not within_tolerance(row, f"\\boxed{{{number + 0.002:.4f}}}")
+  assert count == 297
 
 
 @pytest.mark.parametrize("name, place, words", [
