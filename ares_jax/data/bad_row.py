@@ -15,8 +15,9 @@ CODES = {
   "marks": "not as many image marks as images",
   "length": "longer than the largest shape",
 }
-_SHOWN = 80  # characters of a name
-_REASON = 600  # characters of a reason
+_SHOWN = 80  # letters of a value
+_NAME = 200  # letters of a row's id
+_REASON = 600  # letters of a reason
 
 
 class BadRow(ValueError):
@@ -24,7 +25,7 @@ class BadRow(ValueError):
 
   def __init__(self, row, code, reason):
     self.code, self.reason = code, printable(reason, _REASON)
-    super().__init__(f"row {printable(row)}: {self.reason}")
+    super().__init__(f"row {printable(row, _NAME)}: {self.reason}")
     if code not in CODES:
       raise KeyError(code)
 

@@ -1,7 +1,8 @@
 """Reads rows from files of several schemas, mixes sources, and streams batches with Grain.
 
 A row is a dict:
-  id        str, stable across runs; the record's file and number if it has none
+  id        str, stable across runs; the record's file and number if it has none. `Named` makes it
+            unique in a run
   source    str, the data set it belongs to (AdaCS draws its length targets per source)
   question  str; `<image>` marks where the next image goes, `<image 2>` where the second one does;
             without any mark all images come first
@@ -141,6 +142,25 @@ class FileSource:
     return self._records.location(index)
 
 
+class Named:
+  """The rows of a source with ids that no other row of a run has: "g-7 (rl 0:17)".
+
+  `kind` and `part` say which of the run's sources it is; records need not have ids of their own,
+  and those of two files, or of two records, may be the same.
+  """
+
+  def __init__(self, source, kind, part):
+    self._source, self._where = source, f"{kind} {part}"
+    self.name, self.files, self.location = source.name, source.files, source.location
+
+  def __len__(self):
+    return len(self._source)
+
+  def __getitem__(self, index):
+    row = self._source[index]
+    return row | {"id": f"{row['id']} ({self._where}:{index})"}
+
+
 class Subset:
   """The rows of a source whose numbers are in `rows`, an ascending int64 array."""
 
@@ -173,14 +193,16 @@ class Mixture:
     return self.parts[part][int(index) - (self._ends[part - 1] if part else 0)]
 
 
-def open_sources(configs, truths=True):
+def open_sources(configs, kind, truths=True):
   """Mixture of a list of SourceConfig; ValueError where it is empty or a file cannot be read.
 
-  `truths` says whether a row without a truth is bad; else its "answer" is [].
+  `kind`, of data, is part of every row's id. `truths` says whether a row without a truth is bad;
+  else its "answer" is [].
   """
   if not configs:
     raise ValueError("no data source is given; name files in config.data.files")
-  return Mixture([FileSource(config, truths) for config in configs],
+  return Mixture([Named(FileSource(config, truths), kind, part)
+                  for part, config in enumerate(configs)],
                  [config.weight for config in configs])
 
 

@@ -64,7 +64,7 @@ def _lines(workdir, stage, step, responses, chat, indices):
       images[prompt] = [save_image(workdir, image) for image in row["images"]]
     lines.append(json.dumps({
       "stage": stage, "step": int(step), "id": row["id"], "sample": index % responses.group,
-      "question": row["question"], "answer": row["answer"], "images": images[prompt],
+      "question": _shown(row), "answer": row["answer"], "images": images[prompt],
       "response": responses.texts[index], "correct": float(responses.correct[index]),
       "format_ok": float(responses.format_ok[index]), "parent": int(samples.parent[index]),
       "fork": int(samples.fork[index]),
@@ -74,6 +74,12 @@ def _lines(workdir, stage, step, responses, chat, indices):
       "entropy": [round(float(nats), 4) if np.isfinite(nats) else None
                   for nats in samples.entropy[index][mask]]}, allow_nan=False) + "\n")
   return lines
+
+
+def _shown(row):
+  """The question of a row, after the turns before it."""
+  return "\n\n".join([*(f"{turn['role']}: {turn['content']}" for turn in row.get("history", ())),
+                      row["question"]])
 
 
 def save_image(workdir, image):

@@ -158,9 +158,9 @@ def test_half_a_surrogate_pair_is_refused(tmp_path, record):
 def test_a_source_without_rows_is_named(tmp_path):
   (tmp_path / "d.jsonl").write_text("\n")
   with pytest.raises(ValueError, match="d.jsonl has no rows"):
-    open_sources([config(tmp_path / "d.jsonl")])
+    open_sources([config(tmp_path / "d.jsonl")], "rl")
   with pytest.raises(ValueError, match="no data source is given"):
-    open_sources([])
+    open_sources([], "rl")
 
 
 class Numbers(list):
@@ -242,10 +242,10 @@ def test_two_processes_split_every_epoch_of_files_mixed_by_weight(tmp_path):
     import json, sys
     from ares_jax.data.sources import SourceConfig, open_sources, stream
     mixture = open_sources([SourceConfig({text!r}, "gsm8k", "", 3.0),
-                            SourceConfig({pictures!r}, "geometry3k", "", 1.0)])
+                            SourceConfig({pictures!r}, "geometry3k", "", 1.0)], "rl")
     batches = stream(mixture, batch=8, seed=0, start=0, threads=2,
                      shard=(int(sys.argv[1]), 2),
-                     collate=lambda rows, _: [row["id"] for row in rows])
+                     collate=lambda rows, _: [row["id"].partition(" ")[0] for row in rows])
     print(json.dumps([next(batches) for _ in range(4)]))
   """
   processes = [subprocess.Popen(

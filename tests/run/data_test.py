@@ -46,8 +46,8 @@ def write(folder, kinds, name="d.jsonl"):
   return dict(path=str(folder / name), schema="plain", split="", weight=1)
 
 
-def data(folder, *sources, grader, how="skip", stage="rl", **changes):
-  none = dict(warmup=(), sft=(), rl=(), eval=())
+def data(folder, *sources, grader, how="skip", stage="rl", others=None, **changes):
+  none = dict(warmup=(), sft=(), rl=(), eval=()) | (others or {})
   values = tiny.values(model__path=str(folder), data__digits=None, data__bad_rows=how,
                        data__files=none | {stage: list(sources)}, **changes)
   return data_lib.RunData(run_config.read_config(values), ENCODER, grader, str(folder / "run"))
@@ -85,7 +85,7 @@ def test_a_second_start_reads_the_list_and_looks_at_listed_rows_alone(tmp_path, 
   monkeypatch.setattr(validation, "check_rl_row", lambda encoder, row: (
     looked_at.append(row["id"]), check(encoder, row)))
   assert len(data(tmp_path, config, grader=grader).source("rl")) == 2
-  assert looked_at == ["d.jsonl:1"]
+  assert looked_at == ["d.jsonl:1 (rl 0:1)"]
 
 
 def test_the_list_of_an_older_run_is_read_under_the_names_of_today(tmp_path, grader, capsys):
@@ -114,18 +114,48 @@ def test_the_list_is_renewed_when_data_change_in_place(tmp_path, grader, capsys,
   bad = [number for number, kind in enumerate(kinds) if kind == "long"]
   lines = [json.loads(line) for line in (tmp_path / "run" / "bad_rows.jsonl").open()][1:]
   assert [line["number"] for line in lines] == bad
-  assert source[0]["id"] == f"d.jsonl:{min(set(range(3)) - set(bad))}"
+  first = min(set(range(3)) - set(bad))
+  assert source[0]["id"] == f"d.jsonl:{first} (rl 0:{first})"
 
 
 def test_by_default_a_bad_row_is_an_error_with_its_name(tmp_path, grader):
   run = data(tmp_path, write(tmp_path, ["good", "broken"]), grader=grader, how="error")
   source = run.source("rl")
   assert len(source) == 2 and not (tmp_path / "run").exists()
-  with pytest.raises(BadRow, match="row d.jsonl:1: .*broken.png: cannot use this image"):
+  with pytest.raises(BadRow, match="row d.jsonl:1 .rl 0:1.: .*broken.png: cannot use this image"):
     ENCODER.encode(source[1])
   truths = data(tmp_path, write(tmp_path, ["good", "truth"]), grader=grader, how="error")
   with pytest.raises(ValueError, match="1 of 2 truths of the 'rl' data cannot be met"):
     truths.check_truths("rl")
+
+
+def test_no_two_rows_of_a_run_have_the_same_id(tmp_path, grader):
+  sources = []
+  for name, ids in (("train", ["7", "7"]), ("test", ["7", None]), ("more", [None, None])):
+    (tmp_path / name).mkdir()
+    path = files.jsonl(tmp_path / name / "data.jsonl", [
+      {"question": "q", "answer": "3", "id": row} for row in ids])
+    sources.append(dict(path=path, schema="plain", split="", weight=1))
+  run = data(tmp_path, *sources, grader=grader, how="error", others={"eval": sources})
+  found = [run.source(kind)[number]["id"] for kind in ("rl", "eval") for number in range(6)]
+  assert len(set(found)) == 12 and found[:4] == [
+    "7 (rl 0:0)", "7 (rl 0:1)", "7 (rl 1:0)", "data.jsonl:1 (rl 1:1)"]
+
+
+def test_names_from_data_are_printable(tmp_path, grader, capsys):
+  evil = "\x1b]0;owned\x07\x1b[2J\n\u202e" + "x" * 5000
+  files.jsonl(tmp_path / "d.jsonl", [
+    {"question": "q", "answer": "3", "id": evil, "source": evil, "images": [evil]}])
+  config = dict(path=str(tmp_path / "d.jsonl"), schema="plain", split="", weight=1)
+  source = data(tmp_path, config, grader=grader, how="error").source("rl")
+  with pytest.raises(BadRow) as error:
+    source[0]
+  assert str(error.value).isprintable() and len(str(error.value)) < 900
+  files.jsonl(tmp_path / "d.jsonl", [
+    {"question": "q", "answer": "3", "id": evil, "source": evil, "level": evil}])
+  row = data(tmp_path, config, grader=grader, how="error").source("rl")[0]
+  for field in ("id", "source", "level"):
+    assert row[field].isprintable() and len(row[field]) < 200
 
 
 def test_a_stage_without_files_is_named(tmp_path, grader):
@@ -174,7 +204,7 @@ def test_rows_in_are_rows_used_and_quarantined(tmp_path_factory, parts):
   grader = types.SimpleNamespace(name="layered", bad_truths=lambda rows: [])
   sources = [write(folder, ["good", *part], f"{number}.jsonl") for number, part in enumerate(parts)]
   source = data(folder, *sources, grader=grader).source("rl")
-  used = [source[number]["id"] for number in range(len(source))]
+  used = [source[number]["id"].partition(" ")[0] for number in range(len(source))]
   lines = [json.loads(line) for line in (folder / "run" / "bad_rows.jsonl").open()]
   bad = [line["row"] for line in lines[1:]]
   every = {f"{number}.jsonl:{row}": kind for number, part in enumerate(parts)

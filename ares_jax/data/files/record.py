@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from ares_jax.data.bad_row import BadRow
+from ares_jax.data.bad_row import BadRow, printable
 from ares_jax.data.files.formats import KEY
 
 _DERIVED = (KEY, "_folder", "_options")  # columns that readers of files add
@@ -43,14 +43,14 @@ class Record:
     texts = [self.scalar(field, value).strip() for value in found]
     return _JOINTS.get(field, "/").join(filter(None, texts)) or None
 
-  def label(self, field, default=None):
-    """The text of a field such as a level or a source; a list of texts is joined."""
+  def label(self, field, default=None, limit=80):
+    """The text of a field such as a level or a source, printable; a list of texts is joined."""
     value = self.first(field)
     if is_list(value):
       value = ", ".join(self.scalar(field, item) for item in value)
     if value is None or isinstance(value, float) and math.isnan(value):
-      return default
-    return self.scalar(field, value)
+      value = default
+    return None if value is None else printable(self.scalar(field, value), limit)
 
   def scalar(self, field, value):
     """The text of a text or a number; BadRow where the value is neither."""

@@ -16,7 +16,8 @@ from ares_jax.data.files.record import Record, is_list, to_plain, to_text
 from ares_jax.data.files.truths import LETTERS, accepted_truths, read_options, read_tolerance
 
 _COPIED_FIELDS = ("responses", "pass_rate")
-_LABELS = ("level", "group", "step")
+_LABELS = ("level", "step")
+_LONGEST_GROUP = 1000  # letters; groups that differ only beyond would be one
 
 
 def read_row(schema, values, *, location, name, folder, truth=True):
@@ -59,6 +60,7 @@ def _read_row(record, truth):
          "source": record.label("source", record.name),
          "question": text, "answer": answer, "options": options, "images": images,
          **{field: record.label(field) for field in _LABELS},
+         "group": record.label("group", limit=_LONGEST_GROUP),
          "tolerance": read_tolerance(record)}
   if history:
     row["history"] = history
