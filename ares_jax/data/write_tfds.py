@@ -60,6 +60,9 @@ class Ares(tfds.core.GeneratorBasedBuilder):
       if extra:
         raise ValueError(f"row {row['id']} has {', '.join(extra)}, which the first row lacks; "
                          "add these fields to the first row, or remove them")
+      if row.get("history"):
+        raise ValueError(f"row {row['id']} has turns before its question, which TFDS cannot hold "
+                         "here; read its file directly")
       row = {_RATE: -1.0} | row  # -1: not measured
       yield number, {field: row[field] for field in self._fields} | {
         "images": [_encoded(image) for image in row["images"]]}

@@ -132,7 +132,8 @@ def test_images_are_in_the_record_or_in_files(tmp_path):
   ("plain", {"question": "q", "answer": "1", "images": [{"bytes": None, "path": None}]},
    "image_missing", "an image is None"),
   ("plain", {"question": "q", "answer": "1", "options": "[1, "}, "question", "SyntaxError"),
-  ("virl39k", {"question": "q", "answer": "\\boxed{3"}, "answer", "with matching braces"),
+  ("virl39k", {"question": "q", "answer": "\\boxed{3", "image": ["a.png"]}, "answer",
+   "with matching braces"),
   ("math", {"problem": "q", "solution": "It is 3."}, "answer", "has no"),
   ("gsm8k", {"question": "q", "answer": "It is 3."}, None, ""),
 ])

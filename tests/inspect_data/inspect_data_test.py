@@ -10,6 +10,7 @@ import tiny
 from PIL import Image
 
 from ares_jax.data import digits, validation
+from ares_jax.data.bad_row import BadRow
 from ares_jax.data.chat import Chat
 from ares_jax.data.prompts import Encoder, PromptConfig
 from ares_jax.data.sources import FileSource, SourceConfig
@@ -59,6 +60,32 @@ def test_counts_lengths_images_and_bad_rows(tmp_path):
   assert "warmup: 4 rows, 4 read" in words and "largest 56 x 28" in words
   assert "CANNOT BE USED (answer): 1 rows, the first: row d.jsonl:2: the answer is None" in words
   assert f"tokens in an epoch: {sum(found.tokens) + 2} of prompts and responses" in words
+
+
+def test_what_is_not_read_is_listed(tmp_path):
+  rows = source(tmp_path, [{"question": "red", "answer": "3", "kind": "x", "\x1b[2J": 1},
+                           {"question": "red", "answer": "3", "kind": "y"}])
+  words = summary.summary_text("rl", rows, summarize(rows, 0), limit=40, group=8, answer=100)
+  assert "  not read: column 'kind': 2 rows" in words
+  assert "  not read: column '\\x1b[2J': 1 rows" in words and "\x1b" not in words
+  assert "images: 0 of 2 rows have images" in words
+
+
+def test_a_truth_that_no_answer_meets_cannot_be_used(tmp_path):
+  truths = ["<answer>3</answer>", "1 + 2\n#### 3", "3\n4", "The answer is 3.", "So it is 3."]
+  fine = ["3", "\\begin{pmatrix} 1\n2 \\end{pmatrix}", "a < b > c", "It rains", "answer 3"]
+  rows = source(tmp_path, [{"question": "red", "answer": truth} for truth in truths + fine])
+  found = summarize(rows, 0)
+  assert [(code, count) for (code, _), count in found.bad.items()] == [("truth", 5)]
+  assert "has the tag <answer>; give the value alone" in next(iter(found.bad))[1]
+
+
+def test_a_stage_without_a_row_to_use_ends_with_an_error(tmp_path, monkeypatch):
+  monkeypatch.setattr(setup.RunData, "examine", lambda self, kind, numbers, measure: (
+    validation.Examined(number, bad=BadRow(str(number), "answer", "none")) for number in numbers))
+  with setup.open_run(tiny.read(), check=False) as parts:
+    with pytest.raises(ValueError, match="^no row of rl, eval can be used"):
+      inspect(parts, str(tmp_path), rows=2, stages=("rl", "eval"))
 
 
 def test_a_sample_of_rows_is_spread_and_scaled_up(tmp_path):

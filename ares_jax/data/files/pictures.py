@@ -44,6 +44,9 @@ def read_images(record, more):
                      f"{len(found)}; one of both is read")
   images = [_image(record, value) for value in found or more]
   _check_unread(record, images)
+  if not images and record.schema.get("needs_images"):
+    raise record.bad("image_missing", f"{record.name!r} has an image in every row, this row has "
+                     f"none in the columns {record.schema['columns']['images']}")
   return images
 
 

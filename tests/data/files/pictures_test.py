@@ -66,6 +66,13 @@ def test_an_image_may_be_in_the_record(image):
   assert read(images=[image])["images"] == [PNG]
 
 
+@pytest.mark.parametrize("schema", ["virl39k", "geometry3k"])
+def test_a_row_of_a_set_of_images_needs_one(schema):
+  with pytest.raises(BadRow, match="has an image in every row, this row has none") as error:
+    read(schema, answer="\\boxed{3}")
+  assert error.value.code == "image_missing"
+
+
 def test_base_64_without_a_head_is_told_by_its_length():
   png = files.png(size=(64, 64)) + b"x" * 2000
   assert read(image=base64.b64encode(png).decode())["images"] == [png]
