@@ -210,7 +210,7 @@ def _named(source):
   # Decoders raise anything from SyntaxError to struct.error on damaged files.
   except Exception as error:
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else "image"
-    reason = str(error) or type(error).__name__
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
       reason = "not one of " + ", ".join(FORMATS)
     raise ValueError(f"{name}: cannot use this image: {reason}") from error

@@ -81,12 +81,12 @@ def bad_truths(rows, grader):
     truths = [row["answer"]] if isinstance(row["answer"], str) else row["answer"]
     reasons = [None if users else no_answer(truth) for truth in truths]
     if all(reasons):
-      yield row, f"the truth {printable(truths[0])!r} {reasons[0]}; give the value alone"
+      yield row, f"the truth '{printable(truths[0])}' {reasons[0]}; give the value alone"
     else:
       by_number[number] = row
       checked.append({"id": number, "answer": row["answer"]})
   for number, truth in grader.bad_truths(checked):
-    yield by_number[number], (f"the truth {printable(truth)!r} counts as wrong when a model "
+    yield by_number[number], (f"the truth '{printable(truth)}' counts as wrong when a model "
                               "writes it")
 
 

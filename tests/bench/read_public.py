@@ -11,7 +11,6 @@ import os
 import pathlib
 
 from ares_jax.data import digits, validation
-from ares_jax.data.bad_row import CODES
 from ares_jax.data.chat import Chat
 from ares_jax.data.prompts import Encoder, PromptConfig
 from ares_jax.data.sources import FileSource, SourceConfig
@@ -68,7 +67,7 @@ def _cells(folder, file, settings, grader):
   try:
     source = FileSource(config, truths=not learnt)
   except ValueError as error:
-    return f"0 | 0 | 0 | {str(error).replace(str(folder) + os.sep, '')}"
+    return f"0 | 0 | 0 | {_short(error, folder)}"
   tokenizer = digits.tokenizer()
   chat = Chat(tokenizer, "", tokenizer.convert_tokens_to_ids("<|image_pad|>"))
   encoder = Encoder(chat, PromptConfig("", (100_000,), (10_000,), 784, 2**20), window=112, patch=14,
@@ -83,9 +82,16 @@ def _cells(folder, file, settings, grader):
                                      grader=None if learnt else grader))
   reasons = collections.Counter(found.bad.code for found in examined if found.bad)
   read = sum(found.id is not None for found in examined)
-  why = "; ".join(f"{count} {code}: {CODES[code]}" for code, count in reasons.most_common())
+  firsts = {found.bad.code: found.bad.reason for found in reversed(examined) if found.bad}
+  why = "; ".join(f"{count} {code}, the first: {_short(firsts[code], folder)}"
+                  for code, count in reasons.most_common())
   found = f"{sum(images)} of {len(images)}" if images else "none named"
   return (f"{read} of {len(source)} | {found} | {len(source) - reasons.total()} | {why or '-'}")
+
+
+def _short(reason, folder):
+  """The reason without the remedy, and without the path of the published files."""
+  return str(reason).replace(str(folder) + os.sep, "").partition(";")[0].replace("|", "/")
 
 
 if __name__ == "__main__":
