@@ -21,6 +21,7 @@ from ares_jax.data.traces import encode_example, trace_batch
 from ares_jax.grading.answer import Truth
 from ares_jax.models import flops
 from ares_jax.models.weights import Params
+from ares_jax.run import bucket
 from ares_jax.run.files import dump_batch, read_json, write_json, write_text
 from ares_jax.run.identity import check_curation
 from ares_jax.run.loop import run_stage
@@ -115,6 +116,7 @@ def curate(probe, source, config, context):
   workdir = context.workdir
   chosen = hosts.on_process_0(lambda: read_json(workdir, "curation.json").get("chosen"))
   if chosen is None:
+    hosts.on_process_0(lambda: bucket.fetch(workdir, "curation"))  # shards finished meanwhile
     files = hosts.on_process_0(lambda: pass_rates.finished_shards(
       workdir, config.problems, functools.partial(check_curation, workdir)))
     if not files:

@@ -21,6 +21,7 @@ if __name__ == "__main__":
   command.begin("evaluate")
 
 import dataclasses
+import functools
 import glob
 import json
 import os
@@ -28,6 +29,7 @@ import sys
 
 import jax
 from absl import flags
+from etils import epath
 from ml_collections import config_flags
 
 from ares_jax.evaluation import arms, arms_figure, paper
@@ -41,7 +43,7 @@ from ares_jax.evaluation.benchmarks import (
 from ares_jax.evaluation.graded import require_rows
 from ares_jax.evaluation.results import evaluate_benchmark, results_markdown
 from ares_jax.models import lora
-from ares_jax.run import restore
+from ares_jax.run import bucket, restore
 from ares_jax.run.config import read_config
 from ares_jax.run.files import RENAMED_SETTINGS, write_text
 from ares_jax.run.identity import latest_stage
@@ -49,6 +51,7 @@ from ares_jax.run.setup import open_run
 from ares_jax.system import heartbeat, hosts, mesh
 from ares_jax.system.cluster import join_cluster
 from ares_jax.system.command import UsageError, require_config, run
+from ares_jax.system.gcs import bucket_errors, file_system, in_bucket
 
 
 def main():
@@ -59,11 +62,12 @@ def main():
       write_text(words.figure, arms_figure.arms_page(table))
     print(json.dumps(table) if words.json else page)
     return
-  config, workdir = _config(words), os.path.abspath(words.workdir)
-  stacks = os.path.join(workdir, hosts.local_name("stacks.txt"))
+  config, address = _config(words), bucket.absolute(words.workdir)
   with join_cluster(config.hosts), heartbeat.stop_signals(), \
-      heartbeat.watchdog(stacks, config.stall_minutes), jax.set_mesh(
-        mesh.make_mesh(config.mesh.data, config.mesh.model, slices=config.mesh.slice)), \
+      bucket.open_folder(address) as workdir, \
+      heartbeat.watchdog(os.path.join(workdir, hosts.local_name("stacks.txt")),
+                         config.stall_minutes, functools.partial(bucket.upload, workdir)), \
+      jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model, slices=config.mesh.slice)), \
       open_run(config, workdir=workdir, check=False) as parts:
     benchmark = choose_benchmark(parts, words.benchmark, words.data, words.images)
     if words.benchmark and jax.process_index() == 0:
@@ -72,21 +76,30 @@ def main():
       name, params = words.model, parts.init_params()
     else:
       name, params = newest_weights(parts, workdir)
-    folder = words.out or os.path.join(workdir, "evaluate", benchmark.name)
-    result = evaluate_benchmark(parts, params, benchmark, folder=folder, model=name,
-                                compare=words.compare, judge=words.judge)
+    with bucket.open_folder(
+        words.out or os.path.join(workdir, "evaluate", benchmark.name)) as folder:
+      result = evaluate_benchmark(parts, params, benchmark, folder=folder, model=name,
+                                  compare=words.compare, judge=words.judge)
     if jax.process_index() == 0:
       print(json.dumps(result) if words.json else results_markdown(result))
 
 
 def compare_arms(patterns):
   """(rows, Markdown) of the finished runs in the folders that match; see arms.arm_rows."""
-  folders = sorted({folder for pattern in patterns for folder in glob.glob(pattern)
-                    if os.path.isfile(os.path.join(folder, "results.json"))})
+  folders = sorted({folder for pattern in patterns for folder in _matching(pattern)
+                    if (epath.Path(folder) / "results.json").is_file()})
   if not folders:
     raise ValueError(f"no finished run (results.json) in {', '.join(patterns)}")
   table = arms.arm_rows(arms.collect_arms(folders))
   return table, arms.arms_markdown(table, paper.paper_tables())
+
+
+def _matching(pattern):
+  """The folders that match a pattern, on a disk or in a bucket."""
+  if not in_bucket(pattern):
+    return glob.glob(pattern)
+  with bucket_errors(pattern):
+    return [f"gs://{name}" for name in file_system().glob(bucket.absolute(pattern))]
 
 
 def _config(words):

@@ -28,6 +28,7 @@ import jax
 from absl import flags
 
 from ares_jax.diagnose import ablation, hwe, kl, passk
+from ares_jax.run.bucket import open_folder
 from ares_jax.run.records import read_run
 from ares_jax.system import figures
 from ares_jax.system.command import UsageError, run
@@ -41,21 +42,21 @@ _JSON = flags.DEFINE_bool("json", False, "One JSON object on stdout.", allow_ove
 _PNG = flags.DEFINE_bool("png", False, "Also write the pictures as PNG.", allow_override=True)
 
 
-def _measure_hwe():
+def _measure_hwe(workdir):
   labels = hwe.read_labels(_LABELS.value) if _LABELS.value else None
-  return hwe.measure_hwe(read_run(_WORKDIR.value), labels)
+  return hwe.measure_hwe(read_run(workdir), labels)
 
 
-def _measure_ablation():
+def _measure_ablation(_):
   others = [folder for text in _COMPARE.value for folder in text.split(",")]
   return ablation.measure_ablation([_WORKDIR.value, *others])
 
 
-# {name: (() -> result, result -> text, result -> {name: figure})}
+# {name: (folder -> result, result -> text, result -> {name: figure})}
 CHECKS = {
   "hwe": (_measure_hwe, hwe.hwe_text, hwe.hwe_pictures),
-  "kl": (lambda: kl.measure_kl(read_run(_WORKDIR.value)), kl.kl_text, kl.kl_pictures),
-  "passk": (lambda: passk.measure_passk(read_run(_WORKDIR.value)), passk.passk_text,
+  "kl": (lambda workdir: kl.measure_kl(read_run(workdir)), kl.kl_text, kl.kl_pictures),
+  "passk": (lambda workdir: passk.measure_passk(read_run(workdir)), passk.passk_text,
             passk.passk_pictures),
   "ablation": (_measure_ablation, ablation.ablation_text, ablation.ablation_pictures),
 }
@@ -69,12 +70,12 @@ def main(name):
   # A run that is still going on holds the accelerator.
   jax.config.update("jax_platforms", "cpu")
   measure, text, pictures = CHECKS[name]
-  result = measure()
-  print(json.dumps(result) if _JSON.value else text(result))
-  if _PNG.value:
-    folder = os.path.join(_WORKDIR.value, "diagnose")
-    for path in figures.save_pngs(pictures(result), folder):
-      print(f"wrote {path}", file=sys.stderr)
+  with open_folder(_WORKDIR.value) as workdir:
+    result = measure(workdir)
+    print(json.dumps(result) if _JSON.value else text(result))
+    if _PNG.value:
+      for path in figures.save_pngs(pictures(result), os.path.join(workdir, "diagnose")):
+        print(f"wrote {workdir}/diagnose/{os.path.basename(path)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def measure_hwe(records, labelled=None, *, windows=WINDOWS, quantiles=QUANTILES)
   top = max((one for one in known if one["window"] == CLAIM["window"]),
             key=lambda one: one["f1"], default=None)
   return {
-    "workdir": records.workdir, "responses": len(lines), "tokens": int(mask_BT.sum()),
+    "workdir": str(records.workdir), "responses": len(lines), "tokens": int(mask_BT.sum()),
     "triggers": int(trigger_BT.sum()), "scores": scores,
     "best": max(known, key=lambda one: one["f1"], default=None),
     "claim": CLAIM | {"best": top, "holds": None if top is None else top["f1"] > CLAIM["f1"]},

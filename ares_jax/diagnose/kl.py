@@ -40,7 +40,7 @@ def measure_kl(records):
   here = simulate(config.rate, max(noise), low=config.low, high=config.high) if noise else None
   simulation = [simulate(rate, level, low=config.low, high=config.high)
                 for rate in RATES for level in NOISES]
-  result = {"workdir": records.workdir, "dynamic": config.dynamic, "rate": config.rate,
+  result = {"workdir": str(records.workdir), "dynamic": config.dynamic, "rate": config.rate,
             "low": config.low, "high": config.high, "iterations": len(lines),
             "steps": [line["step"] for line in lines], "buckets": buckets,
             "simulation": simulation, "here": here}

@@ -46,7 +46,7 @@ def measure_passk(records):
       reward = _reward_difference(random, true_P, bucket_P, metrics[max(metrics)], config.reward)
     groups.append({"samples": samples, "right": float((true_P == bucket_P).mean()),
                    "confusion": confusion.round(4).tolist(), "reward": reward})
-  return {"workdir": records.workdir, "problems": len(rates), "a": a, "b": b,
+  return {"workdir": str(records.workdir), "problems": len(rates), "a": a, "b": b,
           "run": config.group, "groups": groups}
 
 

@@ -16,6 +16,7 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from ares_jax.models.vision import VisionInput
 from ares_jax.run.checkpoint.manager import abstract_like
@@ -24,6 +25,7 @@ from ares_jax.run.files import current_names
 from ares_jax.run.identity import STAGES, stage_folder
 from ares_jax.run.loop import NONFINITE
 from ares_jax.system import hosts, mesh
+from ares_jax.system.gcs import bucket_errors
 from ares_jax.training import aepo_step, sft_step
 from ares_jax.training.batch import PackedRows, RolloutBatch
 from ares_jax.training.shaping import Controllers
@@ -43,7 +45,8 @@ def replay(parts, workdir, path):
     step: of the checkpoint with these weights; 0 for the stage's first weights.
   """
   stage, number = _stage_and_step(path)
-  with np.load(path, allow_pickle=False) as file:
+  with bucket_errors(path), epath.Path(path).open("rb") as opened, \
+      np.load(opened, allow_pickle=False) as file:
     arrays = current_names(dict(file))
   config = getattr(parts.config, stage)
   first, base = _start_of_stage(parts, workdir, stage)

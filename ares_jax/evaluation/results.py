@@ -8,12 +8,14 @@ import os
 
 import jax
 import numpy as np
+from etils import epath
 
 from ares_jax.evaluation import paper, predictions, scores
 from ares_jax.evaluation.graded import EvaluationSettings
 from ares_jax.evaluation.scores import percent
 from ares_jax.grading import sandbox
 from ares_jax.run.files import write_text
+from ares_jax.system.gcs import bucket_errors
 from ares_jax.system.tables import markdown_table
 
 PAPER = "paper:"  # begins the name of a row of the paper's tables, in place of a results.json
@@ -120,8 +122,8 @@ def earlier_result(path, benchmark):
   if path.startswith(PAPER):
     return paper.paper_result(path.removeprefix(PAPER), benchmark.name, benchmark.metric)
   try:
-    with open(path, encoding="utf-8") as file:
-      other = json.load(file)
+    with bucket_errors(path):
+      other = json.loads(epath.Path(path).read_text("utf-8"))
     said = f"{other['metric']} of {other['benchmark']}"
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f"{path} is no results.json of an evaluation: {error!r}") from error

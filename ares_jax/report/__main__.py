@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
   command.begin("report")
 
+import contextlib
 import os
 
 import jax
@@ -20,6 +21,7 @@ from absl import flags
 
 from ares_jax.report.page import report_page
 from ares_jax.report.pictures import write_pictures
+from ares_jax.run.bucket import open_folder
 from ares_jax.run.files import write_text
 from ares_jax.run.records import read_run
 from ares_jax.system.command import UsageError, run
@@ -39,16 +41,18 @@ def main():
     raise UsageError("pass --workdir=DIR, a run's folder")
   # A run that goes on holds the accelerator.
   jax.config.update("jax_platforms", "cpu")
-  records = read_run(_WORKDIR.value)
-  others = [read_run(folder) for word in _COMPARE.value for folder in word.split(",")]
-  out = _OUT.value or os.path.join(_WORKDIR.value, "report.html")
-  text = report_page(records, others)
-  write_text(out, text)
-  print(f"wrote {out}: {len(text.encode()) / 1e6:.1f} MB, {len(records.rollouts)} rollouts, "
-        f"{len(records.held_out)} held-out answers")
-  if _PNG.value:
-    for path in write_pictures(records, others, os.path.join(_WORKDIR.value, "report")):
-      print(f"wrote {path}")
+  folders = [_WORKDIR.value, *(folder for word in _COMPARE.value for folder in word.split(","))]
+  with contextlib.ExitStack() as stack:
+    records, *others = (read_run(stack.enter_context(open_folder(folder))) for folder in folders)
+    out = _OUT.value or os.path.join(records.workdir, "report.html")
+    text = report_page(records, others)
+    write_text(out, text)
+    shown = _OUT.value or f"{records.workdir}/report.html"
+    print(f"wrote {shown}: {len(text.encode()) / 1e6:.1f} MB, {len(records.rollouts)} rollouts, "
+          f"{len(records.held_out)} held-out answers")
+    if _PNG.value:
+      for path in write_pictures(records, others, os.path.join(records.workdir, "report")):
+        print(f"wrote {records.workdir}/report/{os.path.basename(path)}")
 
 
 if __name__ == "__main__":

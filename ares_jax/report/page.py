@@ -11,6 +11,7 @@ import numpy as np
 from ares_jax.ops.difficulty import BUCKETS
 from ares_jax.report import statistics
 from ares_jax.report.annotate import annotate
+from ares_jax.run.bucket import absolute
 
 # Bytes of logged responses on a page. A browser on a phone opens 12 MB in a few seconds.
 LIMIT = 12_000_000
@@ -71,7 +72,7 @@ def page_data(records, others):
 
 def short_names(runs):
   """A name for each run: its folder, with as many parents as make the names differ."""
-  paths = [os.path.abspath(run.workdir).split(os.sep) for run in runs]
+  paths = [absolute(str(run.workdir)).split("/") for run in runs]
   for depth in range(1, max(map(len, paths)) + 1):
     short = ["/".join(path[-depth:]) for path in paths]
     if len(set(short)) == len(short):

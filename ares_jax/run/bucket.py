@@ -38,8 +38,9 @@ def absolute(workdir):
 def open_folder(workdir, confirm=lambda: None):
   """Yields a folder on a disk as it is, of one in a bucket a BucketFolder.
 
-  At the end what has changed in the copy is uploaded, also after an error. `confirm` is called
-  before each upload; it raises ValueError where another run has taken over the folder.
+  At the end what has changed in the copy is uploaded, also after an error; the message of a
+  ValueError has the address for the copy. `confirm` is called before each upload; it raises
+  ValueError where another run has taken over the folder.
 
   Raises:
     OSError: the bucket cannot be read; or it cannot be written, then the message names the copy.
@@ -57,6 +58,10 @@ def open_folder(workdir, confirm=lambda: None):
     uploads.start()
     yield folder
     failed = False
+  except ValueError as error:
+    if copy not in str(error):
+      raise
+    raise type(error)(str(error).replace(copy, str(folder))) from error
   finally:
     over.set()
     if uploads.ident:
@@ -88,12 +93,14 @@ class BucketFolder(os.PathLike):
   def fetch(self, part=""):
     """Fetches the files of the folder, or of the folder `part` in it, as they are now."""
     with bucket_errors(self._address):
-      names = self._in_bucket(file_system(), part)
-      for name in names:
+      written = self._in_bucket(file_system(), part)
+      for name in written:
         os.makedirs(os.path.dirname(self._path(name)), exist_ok=True)
-      file_system().get([f"{self._address}/{name}" for name in names],
-                                  [self._path(name) for name in names], batch_size=_AT_ONCE)
-    self._known |= {name: self._stamp(name) for name in names}
+      file_system().get([f"{self._address}/{name}" for name in written],
+                        [self._path(name) for name in written], batch_size=_AT_ONCE)
+    for name, when in written.items():
+      os.utime(self._path(name), (when, when))
+      self._known[name] = self._stamp(name)
 
   def upload(self):
     """Uploads the files that have changed here; returns when they are in the bucket.
@@ -107,6 +114,10 @@ class BucketFolder(os.PathLike):
         for kind in ("", ".jsonl", ".json"):
           with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(self._send, [name for name in changed if _kind(name) == kind]))
+        for name in list(self._known):  # nothing else is ever removed
+          if name.startswith("nonfinite/") and not os.path.exists(self._path(name)):
+            file_system().rm(f"{self._address}/{name}")
+            del self._known[name]
 
   def _send(self, name):
     stamp = self._stamp(name)  # before the content: a line appended meanwhile is sent next time
@@ -115,18 +126,19 @@ class BucketFolder(os.PathLike):
     self._known[name] = stamp
 
   def _in_bucket(self, files, part):
-    """Names of the files in the bucket that a run may read."""
+    """{name: time of writing} of the files in the bucket that a run may read."""
     root = self._address.removeprefix("gs://")
     try:
       entries = files.ls(f"{root}/{part}".rstrip("/"), detail=True)
     except FileNotFoundError:  # nothing is there yet; or no such bucket, which an upload notices
-      return []
+      return {}
     found = []
     for entry in entries:
-      name = entry["name"].removeprefix(f"{root}/")
-      if name.split("/")[0] not in _NOT_COPIED:
-        found += files.find(entry["name"]) if entry["type"] == "directory" else [entry["name"]]
-    return [name.removeprefix(f"{root}/") for name in found if not name.endswith(("/", "/lock"))]
+      if entry["name"].removeprefix(f"{root}/").split("/")[0] not in _NOT_COPIED:
+        found += (files.find(entry["name"], detail=True).values() if entry["type"] == "directory"
+                  else [entry])
+    return {entry["name"].removeprefix(f"{root}/"): entry["mtime"].timestamp() for entry in found
+            if not entry["name"].endswith(("/", "/lock"))}
 
   def _in_copy(self):
     for folder, _, names in os.walk(self._copy):

@@ -129,7 +129,7 @@ class RunData:
     if self._workdir is None:
       raise ValueError("data.bad_rows = 'skip' lists bad rows in the run's folder; this command "
                        "has none, set it to 'error'")
-    path = os.path.join(self._workdir, "bad_rows.jsonl")
+    path, shown = os.path.join(self._workdir, "bad_rows.jsonl"), f"{self._workdir}/bad_rows.jsonl"
     lines = []
     if os.path.exists(path):
       with open(path, encoding="utf-8") as file:
@@ -150,7 +150,7 @@ class RunData:
       # Images are files of their own, and may be mended where no data file changes.
       outdated = "listed rows were mended"
     if outdated:
-      note(f"{kind!r} data: {outdated} since {path} was made; looking at all rows again")
+      note(f"{kind!r} data: {outdated} since {shown} was made; looking at all rows again")
     if outdated or not listed:
       bad = [scan(part, numbers=range(len(part))) for part in mixture.parts]
       others = [line for line in lines if line["data"] != kind]
@@ -160,7 +160,7 @@ class RunData:
       write_text(path, "".join(json.dumps(line) + "\n" for line in (*others, head, *rows)))
     for part in validation.count_rows(mixture, bad):
       note(f"{kind!r} data, {printable(part['source'])}: {part['used']} of {part['rows']} rows "
-            f"used, {part['quarantined']} quarantined {part['reasons'] or ''} {path}")
+            f"used, {part['quarantined']} quarantined {part['reasons'] or ''} {shown}")
     return bad
 
   def _examine(self, kind, function):

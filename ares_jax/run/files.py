@@ -9,8 +9,10 @@ import re
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 
 from ares_jax.system import mesh
+from ares_jax.system.gcs import bucket_errors
 
 _BATCHES = 3  # dumped batches kept
 
@@ -78,12 +80,13 @@ def current_names(value, section=""):
 
 
 def read_json(workdir, name):
-  """The JSON object in a file of the folder, under `current_names`; {} for a missing file."""
-  path = os.path.join(workdir, name)
-  if not os.path.exists(path):
-    return {}
-  with open(path, encoding="utf-8") as file:
-    return current_names(json.load(file))
+  """The JSON object in a file of the folder, under `current_names`; {} for a missing file.
+
+  The folder may also be the address of one in a bucket.
+  """
+  path = epath.Path(workdir) / name
+  with bucket_errors(workdir):
+    return current_names(json.loads(path.read_text("utf-8"))) if path.exists() else {}
 
 
 def require_json(workdir, name):

@@ -55,7 +55,7 @@ class Lines(collections.abc.Sequence):
 class Records:
   """The files of a run, as far as it has written them."""
 
-  workdir: str
+  workdir: str | os.PathLike  # the folder; of a run in a bucket a BucketFolder
   config: dict  # config.json
   metrics: dict  # {stage: {step: line of metrics.jsonl}}
   rollouts: Lines  # of rollouts.jsonl, for the iterations in metrics.jsonl

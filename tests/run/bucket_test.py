@@ -3,9 +3,10 @@
 import json
 import os
 
+import numpy as np
 import pytest
 
-from ares_jax.run import bucket
+from ares_jax.run import bucket, files, records
 from ares_jax.system.gcs import file_system
 
 
@@ -97,6 +98,22 @@ def test_what_changed_before_an_error_is_uploaded(gcs):
     write(folder, "metrics.jsonl", "1\n")
     raise ValueError("mistake")
   assert content(gcs) == {"metrics.jsonl": b"1\n"}
+
+
+def test_messages_name_the_bucket_and_not_the_copy(gcs):
+  put(gcs, {"config.json": "{}", "metrics.jsonl": "{\n{}\n"})
+  with pytest.raises(ValueError, match=f"^{gcs}/metrics.jsonl line 1 is not JSON"):
+    with bucket.open_folder(gcs) as folder:
+      records.read_run(folder)
+
+
+def test_dumped_batches_beyond_the_newest_are_removed_in_the_bucket(gcs):
+  for steps in ((1, 2), (3, 4)):  # the second time by a run that resumed
+    with bucket.open_folder(gcs) as folder:
+      for step in steps:
+        files.dump_batch(folder, "aepo", step, {"x": np.float32([1])})
+        bucket.upload(folder)
+  assert sorted(content(gcs)) == [f"nonfinite/aepo-{step}.npz" for step in (2, 3, 4)]
 
 
 def test_nothing_is_uploaded_when_another_run_has_taken_over_and_the_copy_stays(gcs, caplog):
