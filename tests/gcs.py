@@ -1,14 +1,17 @@
 """A server of Google Cloud Storage's interface on loopback: fake-gcs-server, from its wheel.
 
-    python tests/gcs.py FOLDER PORT     serves gs://ares-tests until it is ended
+A client finds it by the variables of `environment`. Objects are files in a folder, so the server
+may be stopped and started again. `Proxy` stands before it and answers badly; it is a process:
 
-A client finds it by the variables of `environment`. Objects are files in FOLDER, so the server may
-be stopped and started again.
+    python tests/gcs.py PORT SERVER_PORT FAULTS     FAULTS is a file of JSON, see Proxy
 """
 
+import http.client
+import http.server
 import importlib.util
 import json
 import pathlib
+import random
 import socket
 import stat
 import subprocess
@@ -45,8 +48,10 @@ def free_port():
 class Server:
   """A server that can be stopped and started again with the same objects."""
 
-  def __init__(self, folder, port):
+  def __init__(self, folder, port, seen_at=None):
+    """Objects are in `folder`; `seen_at` is the port that clients use, e.g. of a Proxy."""
     self.folder, self.port, self._process = pathlib.Path(folder), port, None
+    self._seen_at = seen_at or port
 
   def start(self):
     """Returns when the server answers; the bucket is made at the first start."""
@@ -56,7 +61,8 @@ class Server:
       self._process = subprocess.Popen(
         [program, "-scheme", "http", "-host", "127.0.0.1", "-port", str(self.port),
          "-backend", "filesystem", "-filesystem-root", self.folder,
-         "-public-host", f"127.0.0.1:{self.port}"], stdout=log, stderr=log)
+         "-public-host", f"127.0.0.1:{self._seen_at}",
+         "-external-url", f"http://127.0.0.1:{self._seen_at}"], stdout=log, stderr=log)
     for _ in range(200):
       try:
         return self._make_bucket()
@@ -77,8 +83,76 @@ class Server:
     self._process.wait()
 
 
+class Proxy:
+  """Passes requests on to a server, and answers badly as `misbehave` says."""
+
+  def __init__(self, faults, server_port):
+    self.port, self._faults = free_port(), pathlib.Path(faults)
+    self.misbehave()
+    self._process = subprocess.Popen(
+      [sys.executable, __file__, str(self.port), str(server_port), faults],
+      stderr=subprocess.DEVNULL)  # clients that were killed
+    for _ in range(200):
+      try:
+        return socket.create_connection(("127.0.0.1", self.port)).close()
+      except OSError:
+        time.sleep(0.05)
+    raise RuntimeError("the proxy does not answer")
+
+  def misbehave(self, refuse=0.0, lose=0.0, seconds=0.0):
+    """From now on: shares of requests answered 503, and done but not answered; time of each."""
+    text = json.dumps({"refuse": refuse, "lose": lose, "seconds": seconds})
+    self._faults.with_suffix(".tmp").write_text(text)
+    self._faults.with_suffix(".tmp").replace(self._faults)
+
+  def stop(self):
+    self._process.kill()
+    self._process.wait()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+  """One request of a client, passed on."""
+
+  protocol_version = "HTTP/1.1"
+  server_port, faults = 0, pathlib.Path()
+
+  def pass_on(self):
+    body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+    faults = json.loads(self.faults.read_text())
+    time.sleep(faults["seconds"])
+    if random.random() < faults["refuse"]:
+      return self.answer(503, [], b"try again")
+    try:
+      server = http.client.HTTPConnection("127.0.0.1", self.server_port, timeout=60)
+      server.request(self.command, self.path, body, dict(self.headers.items()))
+      found = server.getresponse()
+      content = found.read()
+    except OSError:  # the server is stopped
+      return self.drop()
+    if random.random() < faults["lose"]:
+      return self.drop()
+    return self.answer(found.status, found.getheaders(), content)
+
+  do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = pass_on
+
+  def drop(self):
+    self.close_connection = True
+    self.connection.shutdown(socket.SHUT_RDWR)
+
+  def answer(self, status, headers, content):
+    self.send_response(status)
+    for name, value in headers:
+      if name.lower() not in ("content-length", "transfer-encoding", "connection", "date"):
+        self.send_header(name, value)
+    self.send_header("Content-Length", str(len(content)))
+    self.end_headers()
+    self.wfile.write(content)
+
+  def log_message(self, *_):
+    pass
+
+
 if __name__ == "__main__":
-  server = Server(sys.argv[1], int(sys.argv[2]))
-  server.start()
-  print(" ".join(f"{name}={value}" for name, value in environment(server.port).items()), flush=True)
-  server._process.wait()
+  Handler.server_port, Handler.faults = int(sys.argv[2]), pathlib.Path(sys.argv[3])
+  http.server.ThreadingHTTPServer.daemon_threads = True
+  http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
