@@ -174,7 +174,9 @@ def _upload_often(folder, over):
     try:
       folder.upload()
       told = False
-    except (OSError, ValueError) as error:  # at the next checkpoint they are raised
+    except ValueError:
+      return  # another run has taken over: the lease stops this one
+    except OSError as error:  # an upload before a checkpoint raises it
       if not told:
         logging.warning("%s; trying again every minute", error)
       told = True

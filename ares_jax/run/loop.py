@@ -149,7 +149,8 @@ class _Saver:
       self._checkpoints.check()
       if done % save_every == 0:
         with phases("save"):
-          self._save(done, state)
+          upload(self._workdir)  # the log of these steps first: they are never done again
+          self._checkpoints.save(done, state, self._marks)
     except OSError as error:
       logging.warning("%s; saving step %d instead", error, done)
       self.save_now(done, state)
@@ -159,15 +160,12 @@ class _Saver:
     def save():
       # Orbax would recreate a deleted run folder for this checkpoint alone.
       os.stat(os.path.join(self._workdir, "metrics.jsonl"))
+      upload(self._workdir)
       if done and self._checkpoints.latest() != done:
-        self._save(done, state)
+        self._checkpoints.save(done, state, self._marks)
       self._checkpoints.wait()
 
     _with_retries(save)
-
-  def _save(self, done, state):
-    upload(self._workdir)  # the log of these steps first: they are never done again
-    self._checkpoints.save(done, state, self._marks)
 
 
 def _with_retries(write):

@@ -1,6 +1,7 @@
 """Injects faults into small runs in a bucket, and prints how many the runs survived.
 
     python tests/faults/bucket_soak.py --minutes=10 [--seed=0]
+    python tests/faults/bucket_soak.py --once       every fault once
 
 A round is a run as in crashes.py, with its folder at gs://. Faults of the run, of its network and
 of the server are injected one after the other until it ends. A round survives its faults if the
@@ -10,6 +11,8 @@ refusal, a stop) has to show it too.
 
 import argparse
 import collections
+import itertools
+import json
 import os
 import random
 import shutil
@@ -154,14 +157,13 @@ class Round:
     code, other = ended(first), ended(second)
     with open(self.log) as file:
       text = file.read()
-    return code in (0, 3, 130) and other == 0 and (code == 0 or "was taken over by" in text)
+    return other == 0 and (code == 0 or code in (3, 130) and "was taken over by" in text)
 
   def damaged(self):
-    """Changes an object of the newest checkpoint, while no run is there."""
-    steps = sorted(int(path.name) for path in self.folder.glob("toy/*")
-                    if path.name.isdigit() and (path / "commit_success.txt").exists())
-    if len(steps) < 2:
-      return None
+    """Changes an object of the newest of two checkpoints, while no run is there."""
+    while len(steps := sorted(int(path.name) for path in self.folder.glob("toy/*") if path.name
+                              .isdigit() and (path / "commit_success.txt").exists())) < 2:
+      self.killed()
     files = [path for path in (self.folder / "toy" / str(steps[-1])).rglob("*")
              if path.is_file() and path.stat().st_size]
     path = self.rng.choice(sorted(files))
@@ -186,9 +188,15 @@ FAULTS = {
   "object of the newest checkpoint damaged": (Round.damaged, 4)}
 
 
-def soak(minutes, seed, faults=6, say=print):
-  """Runs rounds of up to `faults` faults until the time is over; {fault: Counter}."""
-  rng, until = random.Random(seed), time.monotonic() + 60 * minutes
+def at_random(minutes, rng):
+  """Yields names of faults until the time is over."""
+  until = time.monotonic() + 60 * minutes
+  while time.monotonic() < until:
+    yield from rng.choices(list(FAULTS), [weight for _, weight in FAULTS.values()])
+
+
+def soak(names, rng):
+  """Runs rounds with up to 6 of the named faults until there are none left; {fault: Counter}."""
   alone = os.path.join(FOLDER, "alone")
   os.makedirs(alone)
   if ended(start(alone, os.path.join(FOLDER, "alone.log"))) != 0:
@@ -199,18 +207,22 @@ def soak(minutes, seed, faults=6, say=print):
   server = gcs.Server(os.path.join(FOLDER, "objects"), server_port, proxy.port)
   os.environ.update(gcs.environment(proxy.port))
   server.start()
-  counts, rounds = {name: collections.Counter() for name in FAULTS}, 0
+  counts, names = {name: collections.Counter() for name in FAULTS}, iter(names)
   try:
-    while time.monotonic() < until:
-      rounds += 1
-      one, own = Round(rounds, rng, server, proxy), []
-      for _ in range(faults):
-        name = rng.choices(list(FAULTS), [weight for _, weight in FAULTS.values()])[0]
-        answered = FAULTS[name][0](one)
-        if answered is not None:
-          own.append((name, answered))
-        if time.monotonic() > until or (one.folder / "toy" / str(STEPS)).exists():
+    for number in itertools.count():
+      one, own = Round(number, rng, server, proxy), []
+      while len(own) < 6 and not (one.folder / "toy" / str(STEPS)).exists():
+        name = next(names, None)
+        if name is None:
           break
+        answered = FAULTS[name][0](one)
+        if answered is None:  # there was nothing to damage yet
+          names = itertools.chain([name], names) if not own else names
+          FAULTS["SIGKILL at a random moment"][0](one)
+        else:
+          own.append((name, answered))
+      if not own:
+        return counts
       last = ended(one.start())
       try:
         equal = last == 0 and crashes.end(str(one.folder)) == wanted
@@ -219,11 +231,11 @@ def soak(minutes, seed, faults=6, say=print):
       for name, answered in own:
         counts[name]["survived" if equal and answered else "lost"] += 1
       if not equal or not all(answered for _, answered in own):
-        say(f"round {rounds}: exit {last}, equal {equal}, {own}; see {one.folder}, {one.log}")
+        print(f"round {number}: exit {last}, equal {equal}, {own}; see {one.folder}, {one.log}",
+              file=sys.stderr)
   finally:
     server.stop()
     proxy.stop()
-  return counts
 
 
 def table(counts):
@@ -240,9 +252,13 @@ if __name__ == "__main__":
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--minutes", type=float, default=10)
   parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--once", action="store_true")
+  parser.add_argument("--json", action="store_true")
   words = parser.parse_args()
-  found = soak(words.minutes, words.seed)
-  print(table(found))
+  rng = random.Random(words.seed)
+  names = FAULTS if words.once else at_random(words.minutes, rng)
+  found = soak(names, rng)
+  print(json.dumps(found) if words.json else table(found))
   if not any(count["lost"] for count in found.values()):
     shutil.rmtree(FOLDER)
   sys.exit(any(count["lost"] for count in found.values()))
