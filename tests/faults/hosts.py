@@ -73,10 +73,15 @@ def log(name, number):
   return pathlib.Path(f"{name}-{number}.log").read_text()
 
 
-def run(workdir, processes, devices, steps):
-  """Stage 2 to its end, from its newest checkpoint; returns its weights, see `child`."""
+def run(workdir, processes, devices, steps, address=None):
+  """Stage 2 to its end, from its newest checkpoint; returns its weights, see `child`.
+
+  `workdir` is the run's folder here, or `address` is that of one in a bucket, whose objects are
+  files in `workdir`.
+  """
   workdir = str(workdir)
-  started = start([str(HERE), "--child", workdir, str(steps)], workdir, processes, devices)
+  started = start([str(HERE), "--child", address or workdir, str(steps)], workdir, processes,
+                  devices)
   codes = [process.wait(timeout=1200) for process in started]
   for number, code in enumerate(codes):
     if code:
@@ -100,8 +105,9 @@ def child(workdir, steps):
   from ares_jax.system import heartbeat as heartbeat_lib
 
   config = tiny.read(**SMALL | {"aepo__steps": int(steps)})
-  with cluster.join_cluster(config.hosts), heartbeat_lib.stop_signals(), lock.one_run(workdir), \
-      jax.set_mesh(mesh.make_mesh(-1, 1)), setup.open_run(config, workdir=workdir) as parts:
+  with cluster.join_cluster(config.hosts), heartbeat_lib.stop_signals(), \
+      lock.one_run(workdir) as workdir, jax.set_mesh(mesh.make_mesh(-1, 1)), \
+      setup.open_run(config, workdir=workdir) as parts:
     # Fresh weights are never right: let answers of odd length be.
     parts.generator.grader.name = "odd"
     parts.generator.grader._grade_here = lambda pair: len(pair[0]) % 2
@@ -110,7 +116,7 @@ def child(workdir, steps):
                              trigger_V=parts.trigger_V)
     weights = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(mesh.fetch(params))])
     if jax.process_index() == 0:
-      np.save(f"{workdir}/weights.npy", weights)
+      np.save(os.path.join(workdir, "weights.npy"), weights)
   print(hashlib.sha256(weights.tobytes()).hexdigest())
 
 
@@ -168,14 +174,13 @@ def toy(workdir, steps, seed="0", refuse=""):
   sys.path[:0] = [str(ROOT)]
   import jax
 
-  from ares_jax.run import loop
+  from ares_jax.run import lock, loop
   from ares_jax.system import cluster, hosts, mesh
   from ares_jax.system import heartbeat as heartbeat_lib
 
   loop._BARRIER_SECONDS = 5
-  with cluster.join_cluster(cluster.HostsConfig(300.0,
-                                                120.0)), heartbeat_lib.stop_signals(), jax.set_mesh(
-                                                    mesh.make_mesh(-1, 1)):
+  with cluster.join_cluster(cluster.HostsConfig(300.0, 120.0)), heartbeat_lib.stop_signals(), \
+      lock.one_run(workdir) as workdir, jax.set_mesh(mesh.make_mesh(-1, 1)):
     hosts.check_same({"seed": int(seed)}, "was started with another config")
     toy_stage(workdir, int(steps), pause=0.1, refuse=refuse)
 
