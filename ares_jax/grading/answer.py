@@ -16,7 +16,7 @@ from ares_jax.grading.formula import is_safe, same_formula, variables
 from ares_jax.grading.notation import normalise, tight, without_hidden
 from ares_jax.grading.question import restates
 
-MAX_LENGTH = 256  # characters of an answer; a longer one is right only if it equals the truth
+MAX_LENGTH = 256  # characters of an answer; a longer one is right only as the truth is written
 _MAX_DEPTH = 2  # collections inside collections
 _MAX_ITEMS = 24  # items of a collection without order, which are compared in pairs
 _VERDICTS = ("yes", "no", "true", "false", "unknown")
@@ -85,7 +85,11 @@ def same_answer(answer, truth, symbolic=None):
     return False
   if answer.strip() in map(str.strip, texts):
     return True
-  if len(answer) > MAX_LENGTH or without_hidden(answer) != answer:
+  if without_hidden(answer) != answer:
+    return False
+  if _plain(answer) in [_plain(text) for text in texts if len(text) > MAX_LENGTH]:
+    return True
+  if len(answer) > MAX_LENGTH:
     return False
   answer = normalise(answer)
   if announced := option.ANNOUNCED.match(answer):
@@ -105,7 +109,14 @@ def same_answer(answer, truth, symbolic=None):
     right = any(same(answer, text) for text in truths)
   else:
     right = _names_right_option(answer, truths, choices, same)
-  return right and not restates(answer, truths, truth.question)
+  # The question shows its options, so to name one is not to restate it.
+  is_named = choices and (option.parse_option(answer) or choices.written_as(answer))
+  return right and bool(is_named or not restates(answer, truths, truth.question))
+
+
+def _plain(text):
+  """A long text without what is no part of its meaning: case, and spaces beside commas."""
+  return re.sub(" ?, ?", ",", " ".join(text.casefold().split())).rstrip(".")
 
 
 def as_truth(truth):

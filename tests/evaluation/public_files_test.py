@@ -4,10 +4,12 @@ import json
 import re
 
 import pytest
+import writings
 from public import public
 
 from ares_jax.evaluation.benchmarks import benchmark_schemas, open_benchmark
 from ares_jax.evaluation.graded import within_tolerance
+from ares_jax.grading.answer import Truth, same_answer
 
 # benchmark, file or folder, rows, rows with images
 FILES = [
@@ -75,3 +77,20 @@ def test_dynamaths_numbers_are_right_with_the_three_decimals_it_asks_for(tmp_pat
 def test_published_files_without_their_images_are_refused(name, place, words):
   with pytest.raises(ValueError, match=words):
     open_benchmark(name, str(public(place)))
+
+
+def is_right(said, row):
+  return same_answer(said, Truth.of(row)) or within_tolerance(row, f"\\boxed{{{said}}}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, place", [file[:2] for file in FILES])
+def test_other_writings_of_each_truth_are_right_and_other_options_wrong(tmp_path, name, place):
+  refused, accepted = [], []
+  for row in read(name, place, tmp_path).rows:
+    said = writings.right_writings(row)
+    assert len(said) >= 2, row["answer"]
+    refused += [(row["id"], text, row["answer"]) for text in said if not is_right(text, row)]
+    accepted += [(row["id"], text, row["answer"]) for text in writings.wrong_writings(row)
+                 if is_right(text, row)]
+  assert (refused, accepted) == ([], [])

@@ -164,6 +164,22 @@ def test_no_other_option_of_a_published_row_is_right():
   assert count > 3000
 
 
+@pytest.mark.parametrize("said", ["D. 3:7", "(D) 3:7", "3:7"])
+def test_an_option_is_no_restatement_of_the_question_that_shows_it(said):
+  truth = answer.Truth(("D", "3:7"), options=("1:2", "1:3", "2:3", "3:7"),
+                       question="Which?\nA. 1:2\nB. 1:3\nC. 2:3\nD. 3:7")
+  assert answer.same_answer(said, truth, symbolic=refuse)
+
+
+def test_a_long_truth_is_right_in_other_case_and_spacing_alone():
+  truth = ", ".join(f"Word{number}" for number in range(60))
+  assert len(truth) > answer.MAX_LENGTH
+  for said, same in ((truth.lower(), True), (truth.replace(", ", ","), True), (f"{truth}.", True),
+                     (truth.replace(", ", "\n,  "), True), (truth[:-1], False),
+                     (truth.replace("Word3,", "Word4,"), False)):
+    assert answer.same_answer(said, truth, symbolic=refuse) is same
+
+
 def test_only_formulas_reach_the_symbolic_parser():
   for said, truth in [("8", "3"), ("pairs", "Paris"), ("B", "C"), ("yes", "no"), ("5 cm", "5 m"),
                       ("(1, 2)", "(1, 3)"), ("1, 2", "2, 3"), ("4+4", "8")]:  # fmt: skip
