@@ -111,7 +111,7 @@ def _config(words):
     values = values.copy_and_resolve_references()
     with values.unlocked():
       values.model.path = words.model
-  return read_config(values)
+  return read_config(values, new=False)
 
 
 def choose_benchmark(parts, name, path, images=""):

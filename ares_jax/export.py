@@ -73,7 +73,7 @@ def export(workdir, out, stage=None, *, adapter=False, dtype=None):
   if os.path.exists(out):
     raise ValueError(f"{out} exists; export to a new folder")
   # The mesh of the run does not matter here, and config.json of an old run has no mesh.slice.
-  config = read_config(ConfigDict(values | {"mesh": dict(slice=1, data=-1, model=1)}))
+  config = read_config(ConfigDict(values | {"mesh": dict(slice=1, data=-1, model=1)}), new=False)
   if adapter and not (config.model.lora.rank and config.model.path):
     raise ValueError(f"{workdir} has model.lora.rank = {config.model.lora.rank}, model.path = "
                      f"{config.model.path!r}: --adapter needs adapters (rank > 0) of a model that "

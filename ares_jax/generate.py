@@ -41,7 +41,7 @@ _SUFFIX = flags.DEFINE_string("suffix", "", "Text after the question, as in trai
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 1024, "Longest answer.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the most probable token.")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Nucleus sampling: share of probability to keep.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the sample.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the sample.", lower_bound=0, upper_bound=2**32 - 1)
 _MAX_PIXELS = flags.DEFINE_integer("max_pixels", None, "Largest image; default the folder's.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Weights and arithmetic.")
 # Another command that the same process imports may have defined this flag already.

@@ -24,6 +24,7 @@ import os
 import jax
 from absl import flags
 from clu import parameter_overview
+from etils import epath
 from ml_collections import config_flags
 
 from ares_jax import adacs, aepo
@@ -63,7 +64,7 @@ def main():
   if _STRICT.value:
     for stage in STAGES:
       values[stage].loop.strict = True
-  config = read_config(values)
+  config = read_config(values, new=not (epath.Path(_address()) / "config.json").exists())
   shard = adacs.parse_shard(_CURATE.value, config)
   address, traced = _address(shard), _traced_steps(config)
   with join_cluster(config.hosts), heartbeat.stop_signals(), one_run(address) as workdir, \
@@ -140,7 +141,7 @@ def train(parts, workdir, until="end", allow=()):
   return params
 
 
-def _address(shard):
+def _address(shard=None):
   """Folder of the run, or of one shard of its curation, on a disk or in a bucket."""
   path = config_flags.get_config_filename(flags.FLAGS["config"])
   name = os.path.splitext(os.path.basename(path))[0]

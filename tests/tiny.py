@@ -17,6 +17,7 @@ def values(**changes):
     "model.sizes.vision.hidden": 32, "model.sizes.vision.mlp": 32, "model.sizes.vision.out": 32,
     "data.digits.problem.levels": 2, "data.digits.sft": 8,
     "data.digits.rl": 64, "data.digits.eval": 8,
+    "warmup.optimizer.warmup_steps": 1, "adacs.optimizer.warmup_steps": 1,
     "warmup.steps": 2, "warmup.batch": 8, "warmup.row_tokens": (80,), "adacs.steps": 2,
     "adacs.batch": 4, "adacs.row_tokens": (80,), "curate.problems": 8, "curate.samples": 4,
     "curate.count": 8, "curate.batch": 8,

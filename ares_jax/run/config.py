@@ -79,8 +79,10 @@ class GradeConfig:
   def __post_init__(self):
     if not 0 <= self.timeout_share <= 1:
       raise ValueError(f"timeout_share = {self.timeout_share} is outside 0..1")
-    if self.workers < 1 or self.timeout <= 0:
-      raise ValueError(f"workers = {self.workers} must be >= 1, timeout = {self.timeout} s > 0")
+    if self.workers < 1:
+      raise ValueError(f"workers = {self.workers} must be >= 1")
+    if not 0 < self.timeout < float("inf"):
+      raise ValueError(f"timeout = {self.timeout} s must be > 0 and finite")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +237,8 @@ class TrainConfig:
   wandb: WandbConfig = setting(free=True)
 
   def __post_init__(self):
+    if not 0 <= self.seed < 2**32:  # jax ignores the bits above
+      raise ValueError(f"seed = {self.seed} is outside 0..2**32 - 1 = {2**32 - 1}")
     if self.threads < 1 or self.stall_minutes <= 0:
       raise ValueError(f"threads = {self.threads} must be >= 1, stall_minutes = "
                        f"{self.stall_minutes} > 0")
@@ -257,10 +261,46 @@ def build_config(values):
   return build(TrainConfig, values, "config")
 
 
-def read_config(values):
-  """`build_config`, and refuses a model whose folder does not exist."""
+def read_config(values, *, new=True):
+  """`build_config`, and refuses a model whose folder does not exist.
+
+  For a `new` run it also refuses settings that make training pointless; a run that has begun, or is
+  only evaluated or exported, keeps what it has.
+  """
   config = build_config(values)
+  if new:
+    for problem in _pointless_settings(config):
+      raise ConfigError(f"config.{problem}")
   if config.model.path and not os.path.isdir(config.model.path):
     raise ConfigError(f"config.model.path {config.model.path!r} is no folder; give the folder of a "
                       "Hugging Face Qwen2.5-VL model")
   return config
+
+
+def _pointless_settings(config):
+  """Yields "KEY = VALUE ...: why; remedy" of settings that are valid, but train nothing useful."""
+  aepo, evaluate = config.aepo, config.evaluate
+  for stage in ("warmup", "adacs", "aepo"):
+    steps = getattr(config, stage).steps
+    warmup = getattr(config, stage).optimizer.warmup_steps
+    if 0 < steps < warmup:
+      yield (f"{stage}.optimizer.warmup_steps = {warmup} is more than {stage}.steps = {steps}: the "
+             "learning rate never reaches its peak; lower it or raise the steps")
+  if aepo.steps:
+    sampling, group = aepo.sampling, aepo.group
+    equal = f": all {group} answers to a prompt would be equal and have no advantage; set it "
+    if sampling.temperature == 0:
+      yield f"aepo.sampling.temperature = 0.0{equal}above 0"
+    if sampling.top_k == 1:
+      yield f"aepo.sampling.top_k = 1{equal}to 0 (all tokens) or above 1"
+    if aepo.entropy.window > sampling.max_tokens:
+      yield (f"aepo.entropy.window = {aepo.entropy.window} tokens is longer than any answer: "
+             f"aepo.sampling.max_tokens = {sampling.max_tokens}; lower it")
+    band = aepo.filter
+    if band.batches > 1 and not any(band.low <= right / group <= band.high
+                                    for right in range(1, group)):
+      yield (f"aepo.filter.low = {band.low}, high = {band.high}: every group of {group} answers "
+             f"would be dropped, or has no advantage; let at least 1/{group} lie in between")
+  if evaluate.temperature == 0 and evaluate.samples > 1:
+    yield (f"evaluate.temperature = 0.0: the evaluate.samples = {evaluate.samples} answers to a "
+           "problem would be equal; set it above 0, or the samples to 1")

@@ -37,8 +37,8 @@ class SamplingConfig:
   max_tokens: int  # T, the end-of-turn token included
 
   def __post_init__(self):
-    if self.temperature < 0:
-      raise ValueError(f"temperature = {self.temperature} must be >= 0 (0 is greedy)")
+    if not 0 <= self.temperature < float("inf"):
+      raise ValueError(f"temperature = {self.temperature} must be finite and >= 0 (0 is greedy)")
     if not 0 < self.top_p <= 1:
       raise ValueError(f"top_p = {self.top_p} is outside (0, 1]")
     if self.top_k < 0:
