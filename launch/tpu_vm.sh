@@ -6,7 +6,8 @@
 # Commands
 #   create    requests the TPU
 #   wait      waits until the TPU is ready
-#   install   copies this commit to all workers; installs Python 3.12 and the requirements
+#   install   copies this checkout to all workers: tracked files as they are now, and new .py and .json
+#             files that git does not ignore; installs Python 3.12 and the requirements
 #   run       starts training on all workers and returns; flags after -- go to ares_jax.train
 #   tail      follows the log of worker 0
 #   status    shows the state of the request
@@ -113,14 +114,34 @@ wait_for() {
   done
 }
 
+# New files of these kinds are copied like those that git tracks.
+new=(--others --exclude-standard -- '*.py' '*.json')
+
+# Stops if a config that exists here would not be on the workers.
+own_config() {
+  local word file
+  for word in "${words[@]}"; do
+    [[ $word == --config=* ]] || continue
+    file=${word#--config=}
+    file=${file%%:*}
+    [[ ! -e $file || $file -ef $here/../$file ]] ||
+      die "$file is outside this checkout, so it is not copied to the workers; move it to configs/"
+    [[ ! -e $here/../$file || -n $(cd "$here/.." && git ls-files "$file" && git ls-files "${new[@]}" | grep -Fx "$file") ]] ||
+      die "$file is not copied to the workers, because git ignores it; move it to configs/"
+  done
+}
+
 on_workers() {
   call gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all "--command=$1"
 }
 
 install() {
-  local archive
+  local archive changed root=${here%/*}
   archive=$(mktemp --suffix=.tar.gz)
-  call git -C "$here/.." archive --format=tar.gz "--output=$archive" HEAD
+  changed=$(git -C "$root" ls-files --modified && git -C "$root" ls-files "${new[@]}")
+  [[ -z $changed ]] || echo "copied as they are, not committed: ${changed//$'\n'/ }" >&2
+  # A file that is tracked and deleted is left out.
+  call bash -c "cd $(quoted "$root") && { git ls-files -z; git ls-files -z $(quoted "${new[@]}"); } | tar --null -T - --ignore-failed-read -czf $(quoted "$archive")"
   call gcloud compute tpus tpu-vm scp "$archive" "$name:ares_jax.tar.gz" "${where[@]}" --worker=all
   rm -f "$archive"
   # The TPU images have Python 3.10; uv installs 3.12.
@@ -133,6 +154,7 @@ test -d ~/venv || ~/.local/bin/uv venv --python 3.12 ~/venv
 run() {
   storage
   ((${#words[@]})) || die "give the flags of ares_jax.train after --, e.g. -- --config=configs/aepo_7b.py"
+  own_config
   # The workers expand \$HOME and everything else that is escaped here.
   local word train get='' keep='' folder="\"\$HOME/run\"" cluster=''
   [[ -z $share ]] || folder=$(quoted "$share/$name") cluster='ARES_CLUSTER=gcetpu '
@@ -157,6 +179,7 @@ own_disk() {
   storage
   [[ -z $share ]] || die "new machines have no $share: create, wait, install, mount it on all workers, run; after a preemption delete first"
   ((${#words[@]})) || die "give the flags of ares_jax.train after --, e.g. -- --config=configs/aepo_7b.py"
+  own_config
 }
 
 delete() {

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 
 import pytest
 import yaml
@@ -133,6 +134,51 @@ def test_up_creates_waits_installs_and_runs(cloud):
   cloud.run("tpu_vm.sh", "up", *TPU, "--", "--config=configs/aepo_7b.py")
   assert cloud.verbs() == ["queued-resources create"] + 3 * ["queued-resources describe"] + [
     "tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh"]
+
+
+@pytest.fixture
+def checkout(tmp_path):
+  """A small repository with launch/, in which some files differ from its commit."""
+  root = tmp_path / "checkout"
+  shutil.copytree(LAUNCH, root / "launch")
+  for name in ("changed.py", "deleted.py", "same.txt"):
+    (root / name).write_text("old")
+  (root / ".gitignore").write_text("runs/\n")
+  git = ["git", "-C", root, "-c", "user.name=t", "-c", "user.email=t@t"]
+  for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+    subprocess.run([*git, *words], check=True)
+  for name in ("configs/mine.py", "runs/ignored.py", "large.jsonl", "changed.py"):
+    (root / name).parent.mkdir(exist_ok=True)
+    (root / name).write_text("new")
+  (root / "deleted.py").unlink()
+  return root
+
+
+def tpu_vm(checkout, cloud, *words):
+  return subprocess.run([checkout / "launch" / "tpu_vm.sh", *words], text=True, cwd=checkout,
+                        capture_output=True, env=cloud.environment)
+
+
+def test_the_tpu_workers_get_the_checkout_as_it_is(cloud, checkout):
+  done = tpu_vm(checkout, cloud, "install", *TPU, "--dry-run")
+  assert "copied as they are, not committed: changed.py deleted.py configs/mine.py" in done.stderr
+  pack = done.stdout.splitlines()[0].removeprefix("+ ")
+  subprocess.run(["bash", "-c", pack], check=True, capture_output=True)
+  with tarfile.open(re.search(r"\S+\.tar\.gz", pack)[0].strip("'")) as archive:
+    names = {name for name in archive.getnames() if not name.startswith("launch")}
+    assert names == {"changed.py", "same.txt", ".gitignore", "configs/mine.py"}
+    assert archive.extractfile("changed.py").read() == b"new"
+
+
+@pytest.mark.parametrize("config, message", [
+  ("configs/mine.py:grpo", ""), ("runs/ignored.py", "because git ignores it; move it to configs/"),
+  ("{outside}", "is outside this checkout, so it is not copied to the workers")])
+def test_a_config_that_would_not_be_on_the_tpu_workers_is_refused(cloud, checkout, config, message):
+  (checkout.parent / "outside.py").touch()
+  config = config.format(outside=checkout.parent / "outside.py")
+  done = tpu_vm(checkout, cloud, "run", *TPU, "--", f"--config={config}")
+  assert done.returncode == (2 if message else 0) and message in done.stderr
+  assert bool(cloud.calls) == (not message)
 
 
 def test_a_failed_request_stops_and_resume_starts_anew(cloud):
@@ -276,3 +322,14 @@ def test_a_slurm_job_that_is_stopped_saves_and_queues_itself_again(cloud):
   job.send_signal(signal.SIGTERM)
   assert job.wait(timeout=60) == 130 and (cloud.folder / "saved").exists()
   assert cloud.calls[1][0] == ["scontrol", "requeue", "7"]
+
+
+def test_the_notebook_asks_for_nothing_and_names_no_accelerator(tmp_path, monkeypatch):
+  notebook = json.loads((LAUNCH / "colab.ipynb").read_text())
+  assert "accelerator" not in notebook["metadata"]
+  cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+  assert not any("input(" in cell for cell in cells)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.delenv("REPOSITORY", raising=False)
+  with pytest.raises(RuntimeError, match=r"no checkout here: run os.environ\['REPOSITORY'\] = "):
+    exec(compile(cells[0], "cell", "exec"), {})  # as Run all does, where nothing was cloned

@@ -74,7 +74,7 @@ class ColumnsConfig:
 class SourceConfig:
   """One data set."""
 
-  path: str  # a file or a folder, local or gs://
+  path: str  # a file or a folder, relative to the current folder, or at gs://
   schema: str  # key of schemas.json
   split: str  # of a folder; "" = all of it
   weight: float  # rows drawn from it, relative to the weights of the other sources
@@ -84,6 +84,14 @@ class SourceConfig:
   join: tuple[str, ...] = optional(())
   key: str = optional("")
   images: str = optional("")  # folder of the images that records name; "" = that of the file
+
+  @staticmethod
+  def from_text(text):
+    """The fields of a source that a config or a command line names by "PATH" or "SCHEMA:PATH"."""
+    schema, colon, path = text.partition(":")
+    if not colon or schema not in read_schemas():
+      schema, path = "plain", text
+    return dict(path=path, schema=schema, split="", weight=1.0)
 
   def __post_init__(self):
     known = list(read_schemas())

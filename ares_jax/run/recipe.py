@@ -82,6 +82,10 @@ def load_config(name, file):
   It is read from the folder of `file`, or from the repository's configs/ if it is not there.
   """
   folder = os.path.dirname(os.path.abspath(file))
-  if not os.path.exists(os.path.join(folder, name.partition(":")[0])):
+  base = name.partition(":")[0]
+  if not os.path.exists(os.path.join(folder, base)):
     folder = pathlib.Path(__file__).parents[2] / "configs"
+    if not os.path.exists(folder / base):  # ares_jax is installed without its repository
+      raise ConfigError(f"{file} starts from {base}, which is not beside it; copy it there from "
+                        "the repository's configs/")
   return load(os.path.join(folder, name)).unlock()

@@ -95,11 +95,14 @@ def build(cls, values, where):
 
   Annotations may be bool, int, float, str, `tuple[...]`, `Literal[...]`, `X | None` and other
   dataclasses; a float may be given as an int and a tuple as a list. Only `optional` fields may be
-  left out. `where` is the path of `values`, e.g. "config.aepo".
+  left out. A class with `from_text` may be given as a text. `where` is the path of `values`, e.g.
+  "config.aepo".
 
   Raises ConfigError for an unknown or missing key, a wrong type, or a ValueError of
   `cls.__post_init__`.
   """
+  if isinstance(values, str) and hasattr(cls, "from_text"):
+    values = cls.from_text(values)
   if not isinstance(values, Mapping | config_dict.ConfigDict):
     raise ConfigError(f"{where} is {values!r}; expected the fields of {cls.__name__}")
   hints = typing.get_type_hints(cls)

@@ -6,8 +6,11 @@ import sys
 
 import pytest
 import tiny
+from absl import flags
+from ml_collections import config_flags
 
 from ares_jax.run import config as run_config
+from ares_jax.run import recipe
 from ares_jax.run.identity import flatten
 from ares_jax.system import config as config_lib
 
@@ -62,6 +65,30 @@ def test_a_config_starts_from_the_one_beside_it(tmp_path):
   (tmp_path / "aepo_7b.py").write_text(text.replace("steps=100", "steps=7"))
   copy = config_lib.load(str(tmp_path / "aepo_3b.py"))
   assert copy.aepo.steps == 7 and copy.model.path == "Qwen2.5-VL-3B-Instruct"
+
+
+def test_a_copy_without_the_config_it_starts_from_says_so(tmp_path, monkeypatch):
+  shutil.copy(tiny.ROOT / "configs" / "aepo_3b.py", tmp_path)
+  config_lib.load(str(tmp_path / "aepo_3b.py"))  # from the repository's configs/
+  monkeypatch.setattr(recipe, "__file__", str(tmp_path / "site" / "ares_jax" / "run" / "recipe.py"))
+  with pytest.raises(config_lib.ConfigError, match="starts from aepo_7b.py, which is not be"):
+    config_lib.load(str(tmp_path / "aepo_3b.py"))
+
+
+@pytest.mark.parametrize("text, path, schema", [
+  ("mine.jsonl", "mine.jsonl", "plain"), ("a-b/c.jsonl", "a-b/c.jsonl", "plain"),
+  ("gs://b/rows.jsonl", "gs://b/rows.jsonl", "plain"), ("virl39k:ViRL39K", "ViRL39K", "virl39k"),
+  ("gsm8k:gs://b/x", "gs://b/x", "gsm8k"), ("('a.jsonl', 'b.jsonl')", "a.jsonl", "plain"),
+  ("({'path': 'x', 'schema': 'math', 'split': '', 'weight': 2.0},)", "x", "math")])
+def test_the_command_line_names_data_files(monkeypatch, text, path, schema):
+  holder = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", flag_values=holder)
+  config = tiny.ROOT / "configs" / "own_data.py"
+  monkeypatch.setattr(sys, "argv", ["train", f"--config={config}",
+                                    f"--config.data.files.rl={text}"])
+  holder(sys.argv)
+  found = run_config.build_config(holder.config).data.files.rl
+  assert (found[0].path, found[0].schema) == (path, schema) and len(found) == 1 + ("b.js" in text)
 
 
 def test_the_command_takes_them_and_switches_behind_them():
