@@ -67,7 +67,7 @@ def empty_prompt_slots(model, *, prompts, prompt_slots, tokens):
     cache=qwen25_vl.empty_cache(model, prompt_slots, tokens),
     hidden=jnp.zeros((prompt_slots, model.embed), model.compute_dtype),
     position=jnp.zeros(prompt_slots, jnp.int32), prompt_id=jnp.zeros(prompt_slots, jnp.int32),
-    slot=jnp.full(prompts, prompt_slots // size(*ROWS))))
+    slot=jnp.full(prompts, prompt_slots // size(*ROWS), jnp.int32)))
 
 
 @compiling.Announced
@@ -146,7 +146,7 @@ def idle_slots(model, *, rows, slots, tokens, group, branches):
   """
   return _lay_out(model, shard, Slots(
     cache=qwen25_vl.empty_cache(model, slots, tokens),
-    row=jnp.full(slots, rows // size(*ROWS)),
+    row=jnp.full(slots, rows // size(*ROWS), jnp.int32),
     hidden=jnp.zeros((slots, model.embed), model.compute_dtype),
     waiting=jnp.arange(rows) % group < group - branches,
     ended=jnp.zeros(rows, bool), fork=jnp.zeros(rows, jnp.int32),

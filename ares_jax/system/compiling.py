@@ -59,7 +59,11 @@ class Announced:
 
 
 def _kind(leaf):
-  """What jax compiles for: an array's shape, dtype and layout, or the value of a setting."""
+  """What jax compiles for: an array's type and its part on a device, or the value of a setting."""
   if not hasattr(leaf, "dtype"):
     return leaf
-  return leaf.shape, leaf.dtype, getattr(leaf, "sharding", None)
+  weak = getattr(getattr(leaf, "aval", None), "weak_type", False)
+  sharding = getattr(leaf, "sharding", None)
+  # Specs such as P() and P(None), or P("data") of one device, are different and mean the same.
+  part = sharding and (sharding.shard_shape(leaf.shape), sharding.num_devices)
+  return leaf.shape, leaf.dtype, weak, part

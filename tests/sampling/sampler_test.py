@@ -279,6 +279,13 @@ def test_a_chunk_is_one_program_that_never_copies_the_cache_nor_asks_the_host(br
   assert not re.findall(r"infeed|outfeed|send\(|recv\(|callback", text)
 
 
+def test_the_chunks_of_a_batch_share_one_program_of_each_kind(run, capfd):
+  # 5 chunks, 2 calls that read; no other test decodes 3 slots.
+  sample(run, run[2], group=3, engine=EngineConfig(3, 2, 3, 1.0), max_tokens=7)
+  told = capfd.readouterr().err
+  assert told.count("compiling decode") == 1 and told.count("compiling read_prompts") <= 1
+
+
 def test_greedy_repeats_itself_and_image_tokens_are_never_drawn(run):
   parts, _, prompts = run
   samples = sample(run, prompts, temperature=0.0)

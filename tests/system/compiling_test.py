@@ -6,9 +6,10 @@ import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from ares_jax.system import compiling, heartbeat
+from ares_jax.system import compiling, heartbeat, mesh
 
 
 def announced_double():
@@ -41,6 +42,16 @@ def test_each_new_shape_or_setting_is_announced_once_and_compiled_once(capfd):
   assert counts == [1, 0, 1, 1, 0]
   assert capfd.readouterr().err.splitlines() == [
     "compiling double ..."] + 2 * ["compiling double for other shapes ..."]
+
+
+def test_weak_types_are_compiled_anew_and_other_words_for_a_layout_are_not(capfd):
+  double = announced_double()
+  layouts = [jax.NamedSharding(mesh.make_mesh(1, 1, jax.devices()[:1]), jax.P(*spec))
+             for spec in ((), (None,), ("data",))]
+  calls = [jnp.full(3, 2), jnp.full(3, 2, jnp.int32)]
+  calls += [jax.device_put(np.ones(3, np.int8), layout) for layout in layouts]
+  assert [compilations(functools.partial(double, x, times=1)) for x in calls] == [1, 1, 1, 0, 0]
+  assert capfd.readouterr().err.count("compiling") == 3
 
 
 def test_an_announced_function_can_be_traced_like_any_other(capfd):
