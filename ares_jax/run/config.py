@@ -288,11 +288,9 @@ def _pointless_settings(config):
              "learning rate never reaches its peak; lower it or raise the steps")
   if aepo.steps:
     sampling, group = aepo.sampling, aepo.group
-    equal = f": all {group} answers to a prompt would be equal and have no advantage; set it "
-    if sampling.temperature == 0:
-      yield f"aepo.sampling.temperature = 0.0{equal}above 0"
     if sampling.top_k == 1:
-      yield f"aepo.sampling.top_k = 1{equal}to 0 (all tokens) or above 1"
+      yield (f"aepo.sampling.top_k = 1: all {group} answers to a prompt would be equal and have no "
+             "advantage; set it to 0 (all tokens) or above 1")
     if aepo.entropy.window > sampling.max_tokens:
       yield (f"aepo.entropy.window = {aepo.entropy.window} tokens is longer than any answer: "
              f"aepo.sampling.max_tokens = {sampling.max_tokens}; lower it")

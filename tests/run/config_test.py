@@ -9,6 +9,7 @@ from ares_jax.system.config import ConfigError
   (dict(seed=-1), "config.seed = -1 is outside 0..2**32 - 1"),
   (dict(seed=2**32), "config.seed = 4294967296 is outside"),
   (dict(seed=10**30), f"config.seed = {10**30} is outside"),
+  (dict(aepo__sampling__temperature=0.0), "config.aepo.sampling.temperature = 0 draws the same"),
   (dict(aepo__sampling__temperature=float("inf")), "config.aepo.sampling.temperature = inf must"),
   (dict(grade__timeout=float("inf")), "config.grade.timeout = inf s must be > 0 and finite"),
 ])
@@ -20,8 +21,6 @@ def test_values_that_no_run_can_use_are_refused(changes, message):
 
 
 @pytest.mark.parametrize("changes, message", [
-  (dict(aepo__sampling__temperature=0.0),
-   "config.aepo.sampling.temperature = 0.0: all 4 answers to a prompt would be equal"),
   (dict(aepo__sampling__top_k=1), "config.aepo.sampling.top_k = 1: all 4 answers to a prompt"),
   (dict(aepo__entropy__window=13), "config.aepo.entropy.window = 13 tokens is longer than any ans"),
   (dict(warmup__optimizer__warmup_steps=3),
@@ -41,7 +40,7 @@ def test_settings_that_make_a_run_pointless_are_refused_for_new_runs(changes, me
 
 @pytest.mark.parametrize("changes", [
   dict(seed=2**32 - 1), dict(aepo__entropy__window=12), dict(aepo__optimizer__warmup_steps=3),
-  dict(aepo__steps=0, aepo__sampling__temperature=0.0, aepo__entropy__window=13),
+  dict(aepo__steps=0, aepo__sampling__top_k=1, aepo__entropy__window=13),
   dict(adacs__steps=0, adacs__optimizer__warmup_steps=30),
   dict(aepo__filter__low=0.3, aepo__filter__high=0.4),  # one batch: nothing is dropped
   dict(evaluate__temperature=0.0, evaluate__samples=1)])
