@@ -85,7 +85,8 @@ def bad_truths(rows, grader):
     else:
       by_number[number] = row
       checked.append({"id": number, "answer": row["answer"]})
-  for number, truth in grader.bad_truths(checked):
+  for number, truths in grader.bad_truths(checked):
+    truth = truths if isinstance(truths, str) else truths[0]
     yield by_number[number], (f"the truth '{printable(truth)}' counts as wrong when a model "
                               "writes it")
 
