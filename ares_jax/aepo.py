@@ -25,7 +25,9 @@ from ares_jax.sampling.rollout import collect
 from ares_jax.sampling.sampler import stage_key
 from ares_jax.system import hosts, mesh
 from ares_jax.training.aepo_step import aepo_step, init_state
-from ares_jax.training.batch import balance_minibatches, pack
+from ares_jax.training.batch import RolloutBatch, balance_minibatches, pack
+from ares_jax.training.gradient_terms import gradient_terms
+from ares_jax.training.shaping import shape_rewards
 
 # Share of high-window-entropy tokens below which AEPO is GRPO, above which it relaxes everything.
 HWE_SHARE = (0.001, 0.2)
@@ -61,7 +63,9 @@ def train_aepo(params, source, config, context, *, trigger_V):
       branching = Branching(state.controllers.threshold, config.branches, config.entropy.window)
       rollout = collect(generator, lora.join(base, state.params), batches, key,
                         group=config.group, order=order, sampling=config.sampling,
-                        config=config.filter, branching=branching if config.branches else None)
+                        config=config.filter, branching=branching if config.branches else None,
+                        rewards=functools.partial(drawn_rewards, config, state.controllers,
+                                                  trigger_V))
       responses = GradedResponses(rollout.prompts.rows, rollout.samples, rollout.texts,
                                   rollout.correct, rollout.format_ok, config.group)
       hosts.on_process_0(functools.partial(
@@ -71,8 +75,12 @@ def train_aepo(params, source, config, context, *, trigger_V):
         batch, packing = pack_rollout(rollout, config, encoder)
       with generator.phases("update"), generator.phases("device"):
         state = state.replace(batches=state.batches + rollout.batches)
-        state, metrics = aepo_step(model, config, state, reference, batch, trigger_V, base)
-        metrics = jax.device_get(metrics)
+        arguments = model, config, state, reference, batch, trigger_V, base
+        terms = {}
+        if config.terms_every and int(state.step) % config.terms_every == 0:
+          terms = jax.device_get(gradient_terms(*arguments))
+        state, metrics = aepo_step(*arguments)
+        metrics = jax.device_get(metrics) | terms
       if metrics["update/skipped"]:
         dump_batch(workdir, "aepo", int(state.step),
                    {"batch": batch, "controllers": state.controllers})
@@ -87,6 +95,20 @@ def train_aepo(params, source, config, context, *, trigger_V):
 
   return run_stage("aepo", state, begin, steps=config.steps, workdir=workdir, config=config.loop,
                    phases=generator.phases).params
+
+
+def drawn_rewards(config, controllers, trigger_V, samples, grades):
+  """float32 [B]: rewards of Samples and their Grades, as drawn, before groups are filtered."""
+  batch = RolloutBatch(
+    tokens=samples.tokens, response_mask=samples.mask, entropy=samples.entropy,
+    correct=grades.correct, format_ok=grades.format_ok, vision=None, rows=None)
+  return mesh.fetch(_rewards(config, controllers, mesh.put(batch), trigger_V))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _rewards(config, controllers, batch, trigger_V):
+  return shape_rewards(config.entropy, config.reward, controllers, batch, trigger_V,
+                       group=config.group)[0].reward
 
 
 def pack_rollout(rollout, config, encoder):

@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from ares_jax import adacs, aepo, train
+from ares_jax.data.digits import KINDS
 from ares_jax.run import setup
 from ares_jax.system import mesh
 
@@ -56,6 +57,8 @@ def test_all_stages_leave_their_records(finished):
   results = json.loads((workdir / "results.json").read_text())
   assert list(results) == ["warmup", "adacs", "aepo"]
   assert results["aepo"]["n"] == 6 and set(results["aepo"]["level"]) == {"1", "2"}
+  assert all(sum(part["modes"].values()) == pytest.approx(1) and set(part["modes"]) <= set(KINDS)
+             for part in results["aepo"]["level"].values())
   held_out = [[(line["id"], line["sample"]) for line in lines(workdir, f"held_out/{stage}.jsonl")]
               for stage in results]
   assert held_out[0] == held_out[1] == held_out[2] and len(held_out[0]) == 8

@@ -102,6 +102,14 @@ class DigitsSource:
       "cells": [(name, int(digit)) for name, digit in zip(names, digits, strict=True)],
     }
 
+  @staticmethod
+  def mode_of(response):
+    """Which of KINDS a response is written like."""
+    working = response.partition("<think>")[2].partition("</think>")[0].strip()
+    if not working:
+      return "direct"
+    return "check" if "wait check" in working else "stepwise"
+
 
 @dataclasses.dataclass(frozen=True)
 class TeacherConfig:

@@ -70,17 +70,22 @@ def evaluate_stage(parts, params, show=None):
   Returns:
     dict: n; samples; "greedy" and "sampled", means over all problems; "bucket", "level" and
     "source", {name: means over the problems of that name, of the sampled answers}. Means are those
-    of scores.summarize, interval being the half-width; share is that of the problems.
+    of scores.summarize, interval being the half-width; share is that of the problems. A level has
+    "modes" too, {mode: share of its sampled answers}, where the source tells an answer's mode.
   """
   config, longest = parts.config.evaluate, parts.config.aepo.sampling.max_tokens
   once = EvaluationSettings(1, config.sampling(longest, greedy=True))
   several = EvaluationSettings(config.samples, config.sampling(longest, greedy=False))
-  greedy, sampled = [], []
-  for batch in prompt_batches(parts.generator, parts.source("eval"), config.problems, config.batch):
+  greedy, sampled, modes = [], [], collections.defaultdict(collections.Counter)
+  source = parts.source("eval")
+  for batch in prompt_batches(parts.generator, source, config.problems, config.batch):
     greedy += _without_texts(answer_batch(parts.generator, params, *batch, once)[0])
     problems, responses = answer_batch(parts.generator, params, *batch, several)
     if show is not None and not sampled:
       show(responses)
+    if hasattr(source, "mode_of"):
+      for problem in problems:
+        modes[problem.level].update(source.mode_of(one.response) for one in problem.samples)
     sampled += _without_texts(problems)
 
   def means(problems):
@@ -93,6 +98,9 @@ def evaluate_stage(parts, params, show=None):
             "sampled": means(sampled)}
   for field, split in split_problems(sampled, parts.config.aepo.reward).items():
     result[field] = {name: means(problems) for name, problems in split.items()}
+  for level, counts in modes.items():
+    result["level"][level]["modes"] = {
+      mode: count / counts.total() for mode, count in sorted(counts.items())}
   return result
 
 

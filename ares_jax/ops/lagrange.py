@@ -92,13 +92,13 @@ def track_target(target_3, mean_3, size_3, *, decay):
   Args:
     target_3: the average so far; nan is seeded by the first value.
     mean_3, size_3: this batch; empty (size 0) or not finite leaves the average unchanged.
-    decay: a Python number in [0, 1); 0 keeps the latest value.
+    decay: a Python number in [0, 1]; 0 keeps the latest value, 1 the first.
 
   Returns:
     target_3: float32.
 
   Raises:
-    ValueError: shapes that differ, decay outside [0, 1).
+    ValueError: shapes that differ, decay outside [0, 1].
 
   >>> import numpy as np
   >>> target_3, mean_3 = np.float32([np.nan, 4, 4]), np.float32([8, 8, 0])
@@ -110,8 +110,8 @@ def track_target(target_3, mean_3, size_3, *, decay):
   if target_3.shape != mean_3.shape or size_3.shape != mean_3.shape:
     raise ValueError(f"target {target_3.shape}, mean {mean_3.shape}, size {size_3.shape}: pass "
                      "equal shapes")
-  if not 0 <= decay < 1:
-    raise ValueError(f"decay = {decay} must be in [0, 1)")
+  if not 0 <= decay <= 1:
+    raise ValueError(f"decay = {decay} must be in [0, 1]")
   target_3, mean_3 = target_3.astype(jnp.float32), mean_3.astype(jnp.float32)
   moved_3 = jnp.where(jnp.isnan(target_3), mean_3, decay * target_3 + (1 - decay) * mean_3)
   return jnp.where((size_3 > 0) & jnp.isfinite(mean_3), moved_3, target_3)

@@ -15,7 +15,7 @@ from ares_jax.run.wandb import WandbConfig
 from ares_jax.sampling.rollout import FilterConfig
 from ares_jax.sampling.sampler import EngineConfig, SamplingConfig
 from ares_jax.system.cluster import HostsConfig
-from ares_jax.system.config import ConfigError, build, setting
+from ares_jax.system.config import ConfigError, build, optional, setting
 from ares_jax.training.optimizer import OptimizerConfig
 from ares_jax.training.policy_gradient import KlConfig, LossConfig
 from ares_jax.training.shaping import EntropyConfig, RewardConfig
@@ -123,9 +123,14 @@ class AepoConfig:
   kl: KlConfig
   optimizer: OptimizerConfig
   loop: LoopConfig = setting(free=True)
+  # Iterations between two measurements of the loss's terms (gradient/...), each of four gradients
+  # of the batch; 0 = none.
+  terms_every: int = optional(0, free=True)
 
   def __post_init__(self):
     rows = self.prompts * self.group
+    if self.terms_every < 0:
+      raise ValueError(f"terms_every = {self.terms_every} must be >= 0 (0 = never)")
     if self.steps < 0 or self.prompts < 1 or self.log_responses < 0:
       raise ValueError(f"steps = {self.steps} and log_responses = {self.log_responses} must be "
                        f">= 0, prompts = {self.prompts} >= 1")

@@ -6,6 +6,7 @@ P prompts, G responses to each (a group), B = P*G rows.
 import collections
 import dataclasses
 import functools
+from typing import Literal
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from ares_jax.models import flops as flops_lib
 from ares_jax.models.vision import VisionInput
 from ares_jax.sampling.sampler import EngineConfig, Samples, sample
 from ares_jax.system import heartbeat, hosts, mesh
+from ares_jax.system.config import optional
 from ares_jax.training.batch import RolloutBatch
 
 
@@ -28,8 +30,11 @@ class FilterConfig:
   """
 
   batches: int  # prompt batches sampled per iteration at most; 1 = keep every group
-  low: float  # a group whose mean accuracy is outside [low, high] is dropped
+  low: float  # a group whose mean is outside [low, high] is dropped
   high: float
+  # Mean accuracy, or mean reward, entropy term included, as in the release: then groups all right
+  # or all wrong are kept where their penalties are large enough.
+  key: Literal["accuracy", "reward"] = optional("accuracy")
 
   def __post_init__(self):
     if self.batches < 1:
@@ -176,7 +181,8 @@ class Group:
   format_ok: np.ndarray  # float32 [G]
 
 
-def collect(generator, params, batches, key, *, group, order, sampling, config, branching=None):
+def collect(generator, params, batches, key, *, group, order, sampling, config, branching=None,
+            rewards=None):
   """Samples and grades batches of prompts until P groups are worth learning from.
 
   Groups outside the filter's band are replaced by groups of further batches. If too few groups are
@@ -191,6 +197,7 @@ def collect(generator, params, batches, key, *, group, order, sampling, config, 
     order: function of int [P, G], the tokens of each prompt with each of its responses; returns the
       order of the prompts (training.batch.balance_minibatches).
     branching: branching.Branching, or None if every response starts at its prompt.
+    rewards: function of Samples and Grades; float32 [B], what the filter with key="reward" reads.
 
   Returns:
     Rollout; its metrics "work/tokens" and "work/flops" count dropped groups too.
@@ -201,8 +208,9 @@ def collect(generator, params, batches, key, *, group, order, sampling, config, 
       prompts = next(batches)
     samples, grades = generator.answer(params, prompts, key, group=group, sampling=sampling,
                                        branching=branching)
-    rate_P = grades.correct.reshape(-1, group).mean(1)
-    in_band_P = (config.low <= rate_P) & (rate_P <= config.high)
+    value_B = grades.correct if config.key == "accuracy" else rewards(samples, grades)
+    mean_P = value_B.reshape(-1, group).mean(1)
+    in_band_P = (config.low <= mean_P) & (mean_P <= config.high)
     totals.update(batches=1, timed_out=grades.timed_out, in_band=in_band_P.sum(),
                   tokens=int(samples.mask.sum() - samples.fork.sum()),
                   flops=_rollout_flops(generator.model, prompts, samples))

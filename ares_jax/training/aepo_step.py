@@ -18,7 +18,7 @@ from ares_jax.system import compiling, mesh
 from ares_jax.training import optimizer, policy_gradient
 from ares_jax.training.batch import split_minibatches
 from ares_jax.training.policy_gradient import Minibatch, Signal
-from ares_jax.training.shaping import Controllers, by_bucket, shape_rewards
+from ares_jax.training.shaping import Controllers, by_bucket, shape_rewards, shaped_metrics
 
 
 @flax.struct.dataclass
@@ -64,23 +64,14 @@ def aepo_step(model, config, state, reference, batch, trigger_V, base=None):
   `state` is donated. `reference` is like its params; parts that the config freezes are equal in
   both. With a lora.Base `base` both hold adapters. trigger_V, bool, marks the tokens of V_sem.
   """
-  # Rewards and advantages (lines 5-13).
-  shaping, controllers, metrics = shape_rewards(
-    config.entropy, config.reward, state.controllers, batch, trigger_V, group=config.group)
-  advantage_B = ops.group_advantage(
-    shaping.reward, group=config.group, normalize=config.loss.advantage,
-    correct_B=batch.correct if config.loss.equal_groups == "zero" else None)
-  metrics["reward/no_signal"] = (advantage_B == 0).mean()
+  signal, reward_B, controllers, metrics = update_signal(config, state.controllers, batch,
+                                                         trigger_V)
   # Any value that is not finite skips every update of the iteration.
-  nonfinite = {"reward": (~jnp.isfinite(shaping.reward)).sum(),
+  nonfinite = {"reward": (~jnp.isfinite(reward_B)).sum(),
                "sampler_entropy": (batch.response_mask & ~jnp.isfinite(batch.entropy)).sum()}
 
   # Policy gradient with the KL penalty, an optimizer update a minibatch (lines 16-22).
-  signal = jax.tree.map(mesh.shard, Signal(
-    advantage=advantage_B, bonus=shaping.bonus if config.reward.token_bonus else None,
-    cover=shaping.cover, bucket=shaping.bucket, length=batch.response_mask.sum(1),
-    beta_3=jnp.float32(config.kl.beta) * state.controllers.kappa))
-  minibatches = _minibatches(model, config, lora.join(base, state.params), batch, base)
+  minibatches = update_minibatches(model, config, lora.join(base, state.params), batch, base)
   reference = lora.join(base, reference)
   tx = optimizer.stage_optimizer(config, state.params, base)
 
@@ -127,7 +118,27 @@ def aepo_step(model, config, state, reference, batch, trigger_V, base=None):
                        controllers=controllers), metrics
 
 
-def _minibatches(model, config, policy, batch, base):
+def update_signal(config, controllers, batch, trigger_V):
+  """Rewards and advantages of a RolloutBatch (algorithm 1 lines 5-13).
+
+  Returns its Signal, its rewards float32 [B], the next Controllers (kappa unchanged) and metrics.
+  """
+  shaping, after, metrics = shape_rewards(config.entropy, config.reward, controllers, batch,
+                                          trigger_V, group=config.group)
+  advantage = functools.partial(
+    ops.group_advantage, group=config.group, normalize=config.loss.advantage,
+    correct_B=batch.correct if config.loss.equal_groups == "zero" else None)
+  advantage_B = advantage(shaping.reward)
+  metrics["reward/no_signal"] = (advantage_B == 0).mean()
+  metrics |= shaped_metrics(advantage_B, advantage(batch.correct), shaping.bucket)
+  signal = jax.tree.map(mesh.shard, Signal(
+    advantage=advantage_B, bonus=shaping.bonus if config.reward.token_bonus else None,
+    cover=shaping.cover, bucket=shaping.bucket, length=batch.response_mask.sum(1),
+    beta_3=jnp.float32(config.kl.beta) * controllers.kappa))
+  return signal, shaping.reward, after, metrics
+
+
+def update_minibatches(model, config, policy, batch, base):
   """Minibatch with a leading axis [N]; `policy` are the weights before the first update."""
   count = len(batch.rows.used)
   if policy_gradient.tower_is_frozen(config, base):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from ares_jax import ops
 from ares_jax.ops.difficulty import BUCKETS
+from ares_jax.system.config import optional
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,16 +24,18 @@ class EntropyConfig:
   quantile: float
   quantile_of: Literal["window", "token"]  # token: as printed in 3.2.1
   reduce: Literal["mean", "median"]  # of the sequences' quantiles
-  decay: float  # EMA of past batches
+  decay: float  # EMA of past batches; 1 keeps the threshold of the first
   detector: Literal["window", "semantic", "trigger"]
   cover: Literal["window", "token"]  # which tokens of a flagged window get the relaxed KL
+  # nats: the metrics hwe/watched count windows of this mean too, a measure of behaviour that does
+  # not move with the threshold; 0 = not
+  watch: float = optional(0.0)
 
   def __post_init__(self):
-    if self.window < 1:
-      raise ValueError(f"window = {self.window} must be >= 1")
-    if not 0 <= self.quantile <= 1 or not 0 <= self.decay < 1:
-      raise ValueError(f"quantile = {self.quantile} must be in [0, 1], decay = {self.decay} "
-                       "in [0, 1)")
+    if self.window < 1 or self.watch < 0:
+      raise ValueError(f"window = {self.window} must be >= 1, watch = {self.watch} nats >= 0")
+    if not 0 <= self.quantile <= 1 or not 0 <= self.decay <= 1:
+      raise ValueError(f"quantile = {self.quantile} and decay = {self.decay} must be in [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,20 +46,25 @@ class RewardConfig:
   easy: float  # pass rate from which a prompt is easy
   medium: float
   rule: Literal["signed", "literal"]
-  target: Literal["ema", "batch"]  # batch: as printed, then the multiplier is identically 0
-  target_scale: tuple[float, float, float]  # target over the EMA of the count, by bucket
-  target_decay: float
+  # What target_scale multiplies: the bucket's EMA; the mean of all buckets' EMAs; or this batch's
+  # mean, as printed, with which the multiplier is identically 0.
+  target: Literal["ema", "all", "batch"]
+  target_scale: tuple[float, float, float]  # by bucket
+  target_decay: float  # EMA of past batches; 1 keeps the counts of the first
   var_floor: float
   cap: float
   penalize: Literal["wrong", "all"]
   alpha_rate: float  # release reward only
   token_bonus: float  # coefficient of algorithm 1 line 13
+  # The bonus is paid in all buckets, as printed; or it is charged in the easy bucket, paid in the
+  # hard one, and 0 in between.
+  bonus_sign: Literal["plus", "bucket"] = optional("plus")
 
   def __post_init__(self):
     if not 0 <= self.medium <= self.easy <= 1:
       raise ValueError(f"0 <= medium = {self.medium} <= easy = {self.easy} <= 1 is needed")
-    if not 0 <= self.target_decay < 1 or min(self.target_scale) < 0:
-      raise ValueError(f"target_decay = {self.target_decay} must be in [0, 1), target_scale = "
+    if not 0 <= self.target_decay <= 1 or min(self.target_scale) < 0:
+      raise ValueError(f"target_decay = {self.target_decay} must be in [0, 1], target_scale = "
                        f"{self.target_scale} >= 0")
     if min(self.var_floor, self.cap) < 0 or self.alpha_rate <= 0:
       raise ValueError(f"var_floor = {self.var_floor} and cap = {self.cap} must be >= 0, "
@@ -86,7 +94,8 @@ class Shaping:
 
 class _Windows(NamedTuple):
   mean: jax.Array  # float32 [B, T], nats, of the window that starts here
-  flag: jax.Array  # bool [B, T], whether this window is HWE
+  flag: jax.Array  # bool [B, T], tokens that are counted
+  start: jax.Array  # bool [B, T], whether an HWE window starts here: at a flag, or behind it
   batch_threshold: jax.Array  # float32 [], of this batch alone
   threshold: jax.Array  # float32 [], tracked over batches
 
@@ -106,7 +115,7 @@ def shape_rewards(entropy, reward, controllers, batch, trigger_V, *, group):
   """
   mask_BT = batch.response_mask
   windows = _flag_windows(entropy, controllers.threshold, batch, trigger_V)
-  cover_BT = ops.hwe_cover(windows.flag, mask_BT,
+  cover_BT = ops.hwe_cover(windows.start, mask_BT,
                            window=entropy.window if entropy.cover == "window" else 1)
   count_B = windows.flag.sum(1).astype(jnp.float32)
   bucket_B = ops.difficulty(batch.correct, group=group, easy=reward.easy, medium=reward.medium)
@@ -115,8 +124,10 @@ def shape_rewards(entropy, reward, controllers, batch, trigger_V, *, group):
   reward_B = _rewards(reward, controllers, batch.correct, count_B, bucket_B, buckets)
   bonus_BT = jnp.zeros_like(batch.entropy)
   if reward.token_bonus:
+    sign_3 = jnp.float32([-1, 0, 1]) if reward.bonus_sign == "bucket" else jnp.ones(3)
     bonus_BT = reward.token_bonus * ops.token_bonus(
-      windows.mean, windows.flag, mask_BT, windows.threshold, buckets.multiplier[bucket_B])
+      windows.mean, windows.start, mask_BT, windows.threshold,
+      (sign_3 * buckets.multiplier)[bucket_B])
   shaping = Shaping(reward_B, bucket_B, cover_BT, bonus_BT)
 
   controllers = controllers.replace(
@@ -124,6 +135,9 @@ def shape_rewards(entropy, reward, controllers, batch, trigger_V, *, group):
     hwe_target=ops.track_target(controllers.hwe_target, buckets.mean, buckets.size,
                                 decay=reward.target_decay))
   metrics = _metrics(batch, windows, count_B, buckets, shaping)
+  if entropy.watch:
+    watched_BT = _flags(entropy, jnp.float32(entropy.watch), batch, trigger_V)
+    metrics |= _bucket_means("hwe/watched", watched_BT.sum(1), bucket_B)
   if reward.kind == "release":
     controllers = controllers.replace(alpha=ops.track_alpha(
       controllers.alpha, buckets.mean, buckets.size, buckets.target, rate=reward.alpha_rate))
@@ -142,15 +156,24 @@ def _flag_windows(entropy, threshold, batch, trigger_V):
   batch_threshold, _ = ops.entropy_threshold(values_BT, valid_BT, quantile=entropy.quantile,
                                              reduce=entropy.reduce)
   threshold = ops.track_target(threshold, batch_threshold, valid_BT.sum(), decay=entropy.decay)
-  flag_BT = ops.hwe_flags(entropy_BT, mask_BT, threshold, window=entropy.window,
-                          detector=entropy.detector, semantic_BT=trigger_V[batch.tokens])
-  return _Windows(mean_BT, flag_BT, batch_threshold, threshold)
+  flag_BT = start_BT = _flags(entropy, threshold, batch, trigger_V)
+  if entropy.detector == "trigger":  # it flags the word before the window
+    start_BT = jnp.pad(flag_BT[:, :-1], ((0, 0), (1, 0)))
+  return _Windows(mean_BT, flag_BT, start_BT, batch_threshold, threshold)
+
+
+def _flags(entropy, threshold, batch, trigger_V):
+  return ops.hwe_flags(batch.entropy, batch.response_mask, threshold, window=entropy.window,
+                       detector=entropy.detector, semantic_BT=trigger_V[batch.tokens])
 
 
 def _compare_with_targets(reward, controllers, count_B, bucket_B):
   """_Buckets: mean HWE counts, their targets, and the multipliers that follow."""
   mean_3, var_3, size_3 = ops.bucket_stats(count_B, bucket_B)
-  target_3 = controllers.hwe_target * jnp.float32(reward.target_scale)
+  ema_3 = controllers.hwe_target
+  if reward.target == "all":
+    ema_3 = jnp.where(jnp.isnan(ema_3), ema_3, jnp.nanmean(ema_3))
+  target_3 = ema_3 * jnp.float32(reward.target_scale)
   if reward.target == "batch":
     target_3 = mean_3
   multiplier_3 = ops.hwe_multiplier(mean_3, var_3, size_3, target_3, rule=reward.rule,
@@ -188,12 +211,35 @@ def _metrics(batch, windows, count_B, buckets, shaping):
     "hwe/threshold": windows.threshold, "hwe/batch_threshold": windows.batch_threshold,
     "hwe/share": windows.flag.sum() / tokens, "hwe/cover": shaping.cover.sum() / tokens}
   metrics |= by_bucket("bucket/share", member_3B.mean(1))
-  # An empty bucket gives NaN, null in the log, so that nobody takes it for 0.
   metrics |= by_bucket("bucket/tokens", tokens_3 / buckets.size)
-  metrics |= by_bucket("hwe/count", jnp.where(buckets.size > 0, buckets.mean, jnp.nan))
+  metrics |= _bucket_means("hwe/count", count_B, shaping.bucket)
   metrics |= by_bucket("hwe/share", (member_3B * count_B).sum(1) / tokens_3)
   metrics |= by_bucket("hwe/target", buckets.target)
   return metrics | by_bucket("hwe/multiplier", buckets.multiplier)
+
+
+def shaped_metrics(advantage_B, accuracy_B, bucket_B):
+  """Metrics of what the reward's entropy term changes in the advantages, in all and by bucket.
+
+  `reward/shaped` is the share of responses whose advantage differs from `accuracy_B`, that of
+  accuracy alone, by more than 0.001; `reward/shaped_size` the mean difference over the mean size
+  of `accuracy_B`.
+  """
+  change_B, size_B = jnp.abs(advantage_B - accuracy_B), jnp.abs(accuracy_B)
+  changed_B = (change_B > 1e-3).astype(jnp.float32)
+  metrics = {"reward/shaped": changed_B.mean(),
+             "reward/shaped_size": change_B.sum() / size_B.sum()}
+  metrics |= _bucket_means("reward/shaped", changed_B, bucket_B)
+  return metrics | _bucket_means("reward/shaped_size", change_B, bucket_B, over_B=size_B)
+
+
+def _bucket_means(name, value_B, bucket_B, over_B=1.0):
+  """Means by bucket, over those of `over_B`; NaN for an empty bucket.
+
+  NaN is null in the log, so that nobody takes it for 0.
+  """
+  member_3B = bucket_B == jnp.arange(3)[:, None]
+  return by_bucket(name, (member_3B * value_B).sum(1) / (member_3B * over_B).sum(1))
 
 
 def by_bucket(name, values_3):

@@ -60,6 +60,7 @@ def test_handwriting_is_split_by_image():
 def test_traces_have_their_lengths_and_end_in_the_answer():
   row, rng = source()[4], np.random.default_rng(0)
   texts = {kind: digits.trace(row, kind, slip=0.0, rng=rng) for kind in digits.KINDS}
+  assert all(digits.DigitsSource.mode_of(text) == kind for kind, text in texts.items())
   assert texts["direct"] == f"<think> </think> \\boxed{{{row['answer']}}}"
   assert len(texts["direct"]) < len(texts["stepwise"]) < len(texts["check"])
   assert texts["check"].count("wait check") == 1

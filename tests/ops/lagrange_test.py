@@ -152,7 +152,7 @@ def test_sharded_over_4_devices_equals_unsharded_and_bfloat16_equals_float32(mes
     (lambda: hwe_multiplier(*[np.ones(3)] * 4, var_floor=-1.0), "var_floor = -1.0 must be >= 0"),
     (lambda: hwe_multiplier(*[np.ones(3)] * 4, eps=0.0), "eps = 0.0 > 0"),
     (lambda: track_target(np.ones(3), np.ones(3), np.ones(2), decay=0.9), r"size \(2,\)"),
-    (lambda: track_target(*[np.ones(3)] * 3, decay=1.0), r"decay = 1.0 must be in \[0, 1\)"),
+    (lambda: track_target(*[np.ones(3)] * 3, decay=1.1), r"decay = 1.1 must be in \[0, 1\]"),
   ],
 )
 def test_wrong_arguments(call, message):

@@ -52,10 +52,10 @@ def as_drawn(lengths_PG):
   return range(len(lengths_PG))
 
 
-def gather(right, config):
+def gather(right, config, rewards=None):
   batches = iter([prompts(0), prompts(2), prompts(4)])
   return collect(Fake(right), None, batches, jax.random.key(0), group=2, order=as_drawn,
-                 sampling=None, config=config)
+                 sampling=None, config=config, rewards=rewards)
 
 
 ALL, NONE, HALF = [1, 1], [0, 0], [1, 0]
@@ -68,6 +68,17 @@ def test_filtering_samples_until_enough_groups_are_useful():
   np.testing.assert_array_equal(rollout.correct, [1, 0, 1, 0])
   assert rollout.batches == 3 and rollout.metrics["rollout/filled"] == 0
   assert rollout.metrics["rollout/timed_out"] == 3
+
+
+def test_filtering_by_reward_keeps_groups_whose_penalties_differ():
+  def rewards(samples, grades):
+    # Each batch has two prompts: the first one's right answers lose a quarter.
+    return grades.correct * np.float32([0.75, 0.75, 1, 1])
+
+  rollout = gather([ALL, ALL, ALL, NONE, HALF, ALL], FilterConfig(3, 0.01, 0.99, "reward"), rewards)
+  assert [row["id"] for row in rollout.prompts.rows] == [0, 2] and rollout.batches == 2
+  # It still learns from plain grades: the update adds the penalties itself.
+  np.testing.assert_array_equal(rollout.correct, [1, 1, 1, 1])
 
 
 def test_dropped_groups_fill_up_when_the_limit_is_reached():

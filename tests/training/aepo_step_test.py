@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import re
 
 import jax
@@ -15,9 +16,9 @@ from ares_jax.diagnose import replay
 from ares_jax.models import weights
 from ares_jax.run import files, responses, setup
 from ares_jax.run.checkpoint.manager import Checkpoints
-from ares_jax.sampling.rollout import collect
+from ares_jax.sampling.rollout import Grades, collect
 from ares_jax.system import mesh
-from ares_jax.training import aepo_step, policy_gradient
+from ares_jax.training import aepo_step, gradient_terms, policy_gradient
 from ares_jax.training import batch as batch_lib
 
 
@@ -207,6 +208,52 @@ def test_groups_of_equal_correctness_teach_nothing(prepared):
   _, metrics = prepared.step(correct=np.zeros(16, np.float32))
   assert metrics["reward/no_signal"] == 1
   np.testing.assert_allclose(metrics["loss/policy"], 0, atol=1e-7)
+
+
+def test_the_filter_reads_the_rewards_of_the_step(prepared, one_update):
+  config, rollout = one_update[0], prepared.rollout
+  controllers = aepo_step.init_state(config, prepared.params).controllers.replace(
+    threshold=jnp.float32(1), hwe_target=jnp.float32([0, 0, 20]))
+  grades = Grades(rollout.texts, rollout.correct, rollout.format_ok, 0)
+  trigger_V = prepared.run.trigger_V
+  with jax.set_mesh(mesh_of(1)):
+    drawn_B = aepo.drawn_rewards(config, controllers, trigger_V, rollout.samples, grades)
+    batch, _ = aepo.pack_rollout(rollout, config, prepared.run.generator.encoder)
+    reward_B = aepo_step.update_signal(config, controllers, batch, trigger_V)[1]
+  np.testing.assert_array_equal(drawn_B, reward_B)
+  assert (drawn_B < rollout.correct).any()
+
+
+def terms_with_targets(model, config, state, *others):
+  """gradient_terms with counts of HWE windows that miss their targets."""
+  controllers = state.controllers.replace(hwe_target=mesh.put(np.float32([0, 0, 20])))
+  return gradient_terms.gradient_terms(model, config, state.replace(controllers=controllers),
+                                       *others)
+
+
+def test_the_terms_of_the_gradient_are_those_of_steps_with_one_term(prepared, one_update):
+  # Without a cap: penalties that are all equal change no advantage.
+  config, reference = replace(one_update[0], reward__cap=math.inf), far(prepared)
+  terms = prepared.step(config, reference=reference, step=terms_with_targets)
+  accuracy = replace(config, reward__kind="accuracy", kl__dynamic=False)
+  _, alone = prepared.step(replace(accuracy, kl__beta=(0, 0, 0)), reference=reference)
+  np.testing.assert_allclose(terms["gradient/accuracy"], alone["update/grad_norm"], rtol=1e-3)
+  _, penalty = prepared.step(accuracy, reference=reference, correct=np.ones(16, np.float32))
+  np.testing.assert_allclose(terms["gradient/kl_grpo"], penalty["update/grad_norm"], rtol=1e-3)
+  assert 0 < terms["gradient/kl"] < terms["gradient/kl_grpo"]  # windows get relief
+  # The entropy term is what is left: without it AEPO is GRPO.
+  assert terms["gradient/shaping"] > 1e-3 and terms["gradient/cosine_to_grpo"] < 0.9999
+  grpo = prepared.step(accuracy, reference=reference, step=terms_with_targets)
+  assert grpo["gradient/shaping"] < 1e-5
+  np.testing.assert_allclose(grpo["gradient/cosine_to_grpo"], 1, rtol=1e-5)
+
+
+def test_minibatches_do_not_change_the_terms_of_the_gradient(prepared, one_update):
+  one, two = (prepared.step(replace(config, reward__cap=math.inf), reference=far(prepared),
+                            step=terms_with_targets)
+              for config in (one_update[0], prepared.config.aepo))
+  for name, value in one.items():
+    np.testing.assert_allclose(two[name], value, rtol=1e-3, err_msg=name)
 
 
 def test_kl_controller_moves_towards_its_target(prepared, one_update):

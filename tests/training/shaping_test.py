@@ -10,6 +10,7 @@ from ares_jax.training.shaping import (
   EntropyConfig,
   RewardConfig,
   shape_rewards,
+  shaped_metrics,
 )
 
 ENTROPY = EntropyConfig(window=2, quantile=0.5, quantile_of="window", reduce="mean", decay=0.9,
@@ -139,3 +140,63 @@ def test_bucket_metrics_are_means_over_the_bucket(rows):
   assert metrics["bucket/share/hard"] == 0.5 and metrics["bucket/share/easy"] == 0
   assert metrics["hwe/count/hard"] == 1 and metrics["bucket/tokens/hard"] == 4
   assert metrics["hwe/share/hard"] == 2 / 8
+
+
+def test_a_threshold_and_targets_that_keep_the_first_batch():
+  entropy = dataclasses.replace(ENTROPY, decay=1.0)
+  _, first, _ = shaped(CORRECT, ROWS, entropy_config=entropy, target_decay=1.0)
+  lower = [[value / 2 for value in row] for row in ROWS]
+  _, later, _ = shaped(CORRECT, lower, first, entropy_config=entropy, target_decay=1.0)
+  assert later.threshold == first.threshold == 1.75
+  np.testing.assert_array_equal(later.hwe_target, first.hwe_target)
+
+
+def test_targets_relative_to_all_buckets():
+  controllers = FRESH.replace(hwe_target=jnp.float32([jnp.nan, 1, 5]))
+  _, _, metrics = shaped(CORRECT, ROWS, controllers, target="all", target_scale=(1.0, 1.0, 2.0))
+  assert metrics["hwe/target/medium"] == 3 and metrics["hwe/target/hard"] == 6
+
+
+def test_windows_are_watched_at_a_threshold_that_stays():
+  entropy = dataclasses.replace(ENTROPY, watch=2.5)
+  for threshold in (0.5, 9.0):
+    metrics = shaped(CORRECT, ROWS, FRESH.replace(threshold=jnp.float32(threshold)),
+                     entropy_config=entropy)[2]
+    # Windows of mean 2.5 or more: 0 and 1 of row 2, of the medium bucket's two rows.
+    assert metrics["hwe/watched/hard"] == 0 and metrics["hwe/watched/medium"] == 1
+    assert np.isnan(metrics["hwe/watched/easy"])
+  assert "hwe/watched/hard" not in shaped(CORRECT, ROWS)[2]
+
+
+def test_a_trigger_word_covers_the_window_behind_it():
+  entropy = dataclasses.replace(ENTROPY, detector="trigger")
+  controllers = FRESH.replace(threshold=jnp.float32(1.75), hwe_target=jnp.float32([9, 9, 9]))
+  # Row 1: the words at 0 and 1 stand before windows 1 and 2, of mean 2.
+  shaping, _, metrics = shaped(CORRECT, ROWS, controllers, entropy_config=entropy, words=(True,),
+                               token_bonus=1.0)
+  np.testing.assert_array_equal(shaping.cover[1].astype(int), [0, 1, 1, 1])
+  assert metrics["hwe/share"] == 3 / 16  # and the word at 0 of row 2
+  bonus_T = np.asarray(shaping.bonus[1])
+  assert bonus_T[1] == bonus_T[2] > 0 > bonus_T[0] == bonus_T[3]
+
+
+def test_the_token_bonus_may_have_the_sign_of_its_bucket():
+  # Group 0 all right (easy), group 1 half right (medium), group 2 all wrong (hard).
+  correct, rows = [1, 1, 1, 0, 0, 0], [[1, 1, 1, 1], [1, 1, 3, 1]] * 3
+  controllers = FRESH.replace(threshold=jnp.float32(1.75), hwe_target=jnp.float32([0, 0, 9]))
+  plus, signed = (shaped(correct, rows, controllers, token_bonus=1.0, bonus_sign=sign)[0].bonus
+                  for sign in ("plus", "bucket"))
+  assert np.abs(plus[1]).max() > 0 and np.abs(plus[3]).max() > 0 and np.abs(plus[5]).max() > 0
+  np.testing.assert_array_equal(signed[:2], -plus[:2])
+  assert (signed[2:4] == 0).all()
+  np.testing.assert_array_equal(signed[4:], plus[4:])
+
+
+def test_what_the_entropy_term_changes_in_the_advantages():
+  metrics = shaped_metrics(advantage_B=np.float32([1, -1, 0.5, -0.5, 0, 0]),
+                           accuracy_B=np.float32([1, -1, 1, -1, 0, 0]),
+                           bucket_B=np.int32([0, 0, 1, 1, 2, 2]))
+  assert metrics["reward/shaped"] == np.float32(2 / 6) and metrics["reward/shaped_size"] == 1 / 4
+  assert metrics["reward/shaped/easy"] == 0 and metrics["reward/shaped/medium"] == 1
+  assert metrics["reward/shaped_size/medium"] == 1 / 2
+  assert np.isnan(metrics["reward/shaped_size/hard"])  # accuracy gives no advantage there
