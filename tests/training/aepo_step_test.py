@@ -212,11 +212,11 @@ def test_groups_of_equal_correctness_teach_nothing(prepared):
 
 def test_the_filter_reads_the_rewards_of_the_step(prepared, one_update):
   config, rollout = one_update[0], prepared.rollout
-  controllers = aepo_step.init_state(config, prepared.params).controllers.replace(
-    threshold=jnp.float32(1), hwe_target=jnp.float32([0, 0, 20]))
   grades = Grades(rollout.texts, rollout.correct, rollout.format_ok, 0)
   trigger_V = prepared.run.trigger_V
   with jax.set_mesh(mesh_of(1)):
+    controllers = aepo_step.init_state(config, prepared.params).controllers.replace(
+      threshold=jnp.float32(1), hwe_target=jnp.float32([0, 0, 20]))
     drawn_B = aepo.drawn_rewards(config, controllers, trigger_V, rollout.samples, grades)
     batch, _ = aepo.pack_rollout(rollout, config, prepared.run.generator.encoder)
     reward_B = aepo_step.update_signal(config, controllers, batch, trigger_V)[1]
