@@ -24,7 +24,7 @@ from ares_jax.run.config import TrainConfig
 from ares_jax.run.data import STAGE_OF, FilesData
 from ares_jax.run.files import current_names, read_json, write_json
 from ares_jax.system import hosts
-from ares_jax.system.config import setting_marks
+from ares_jax.system.config import setting_defaults, setting_marks
 
 STAGES = ("warmup", "adacs", "aepo")  # in the order of a run; each saves in WORKDIR/STAGE
 
@@ -190,7 +190,7 @@ def check_curation(workdir, shard):
     ValueError: names those that differ between the records in the folders `workdir` and `shard`.
   """
   here, there = (
-    {key: value for name in ("config.json", "fingerprint.json")
+    {key: json.dumps(value) for name in ("config.json", "fingerprint.json")
      for key, value in flatten(read_json(folder, name)).items() if use_of(key).curation}
     for folder in (workdir, shard))
   different = _different(here, there)
@@ -205,7 +205,15 @@ def _marks(record):
 
 
 def _different(before, after):
-  return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+  """Keys of {key: JSON of its value} that differ; an older run's missing setting is its default."""
+  defaults = _defaults()
+  return sorted(key for key in before.keys() | after.keys()
+                if before.get(key, defaults.get(key)) != after.get(key, defaults.get(key)))
+
+
+@functools.cache
+def _defaults():
+  return {key: json.dumps(value) for key, value in setting_defaults(TrainConfig).items()}
 
 
 def fingerprint(run):

@@ -47,14 +47,15 @@ def recipe():
   c.curate = dict(selection="adacs", pass_rates="probe", samples=8)
   c.adacs = dict(shuffle=True, loop=loop, optimizer=dict(schedule="cosine", **_ADAM))
 
-  c.aepo = dict(group=8, branches=0, frozen=("vision",), loop=loop)
+  c.aepo = dict(group=8, branches=0, frozen=("vision",), loop=loop, terms_every=0)
   c.aepo.sampling = dict(temperature=1.0, top_k=0, min_tokens=0)
-  c.aepo.filter = dict(low=0.01, high=0.99)
+  c.aepo.filter = dict(low=0.01, high=0.99, key="accuracy")
   c.aepo.entropy = dict(window=4, quantile=0.95, quantile_of="window", reduce="mean", decay=0.9,
-                        detector="window", cover="window")
+                        detector="window", cover="window", watch=0.0)
   c.aepo.reward = dict(
     kind="aepo", easy=0.75, medium=0.375, rule="signed", target="ema", target_scale=(0.8, 1.0, 1.2),
-    target_decay=0.9, var_floor=1.0, cap=0.5, penalize="wrong", alpha_rate=0.05, token_bonus=0.0)
+    target_decay=0.9, var_floor=1.0, cap=0.5, penalize="wrong", alpha_rate=0.05, token_bonus=0.0,
+    bonus_sign="plus")
   c.aepo.loss = dict(advantage="std", equal_groups="zero", clip_low=0.2, clip_high=0.3,
                      clip_dual=3.0, average="token", importance_cap=2.0)
   # beta, rho and the controller's numbers are ours: the paper does not print them.

@@ -43,19 +43,37 @@ def setting_marks(cls, prefix="", inherited=None):
 
   `prefix` begins every key; `inherited` are the marks of the section that `cls` is.
   """
-  found, hints = {}, typing.get_type_hints(cls)
+  found = {}
   inherited = dict(inherited or {})
   inside = inherited.pop("inside", {})
-  for field in dataclasses.fields(cls):
+  for field, sections in _fields(cls):
     key = prefix + field.name
     marks = inherited | inside.get(field.name, {}) | field.metadata
     found[key] = {name: value for name, value in marks.items()
                   if name not in ("inside", _OPTIONAL)}
-    is_union = typing.get_origin(hints[field.name]) in (typing.Union, types.UnionType)
-    choices = typing.get_args(hints[field.name]) if is_union else [hints[field.name]]
-    for section in filter(dataclasses.is_dataclass, choices):
+    for section in sections:
       found |= setting_marks(section, f"{key}.", marks)
   return found
+
+
+def setting_defaults(cls, prefix=""):
+  """{dotted key: default} of the `optional` settings of `cls` and of its sections."""
+  found = {}
+  for field, sections in _fields(cls):
+    if _OPTIONAL in field.metadata:
+      found[prefix + field.name] = field.default
+    for section in sections:
+      found |= setting_defaults(section, f"{prefix}{field.name}.")
+  return found
+
+
+def _fields(cls):
+  """Yields (field, the dataclasses it may hold) of the frozen dataclass `cls`."""
+  hints = typing.get_type_hints(cls)
+  for field in dataclasses.fields(cls):
+    is_union = typing.get_origin(hints[field.name]) in (typing.Union, types.UnionType)
+    choices = typing.get_args(hints[field.name]) if is_union else [hints[field.name]]
+    yield field, [choice for choice in choices if dataclasses.is_dataclass(choice)]
 
 
 def load(path):

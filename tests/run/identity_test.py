@@ -137,6 +137,16 @@ def test_a_workdir_belongs_to_one_config_but_for_how_it_runs(tmp_path):
   keep(tmp_path, seed=1)  # the new value is now the workdir's
 
 
+def test_a_setting_that_an_older_run_does_not_have_counts_as_its_default(tmp_path):
+  new = {"aepo": {"filter": {"low": 0.01, "key": "accuracy"}}}
+  old = {"aepo": {"filter": {"low": 0.01}}}
+  identity.keep_records(str(tmp_path), {"config.json": old})
+  assert identity.check_records(str(tmp_path), {"config.json": new}) == {}
+  new["aepo"]["filter"]["key"] = "reward"
+  with pytest.raises(ValueError, match="aepo.filter.key differ"):
+    identity.check_records(str(tmp_path), {"config.json": new})
+
+
 def test_a_setting_that_only_begins_like_a_free_one_is_kept(tmp_path):
   def keep(**grade):
     identity.keep_records(str(tmp_path), {"config.json": {"grade": {"timeout": 1.0} | grade}})
@@ -235,7 +245,7 @@ def test_a_disk_that_refuses_a_file_keeps_the_old_one_and_nothing_besides(tmp_pa
 # Every setting of a config, by hand: the records must say the same (run/config.py, run/data.py).
 FREE = ("threads", "hosts.", "mesh.", "engine.", "grade.workers", "grade.timeout",
         "grade.timeout_share", "stall_minutes", "wandb.", "warmup.loop.", "adacs.loop.",
-        "aepo.loop.")
+        "aepo.loop.", "aepo.terms_every")
 PER_HOST = ("threads", "grade.workers", "grade.timeout", "stall_minutes")
 FIRST_IN_STAGE_1 = ("adacs.", "curate.", "aepo.sampling.max_tokens", "data.sft",
                     "data.files.sft", "data.digits.sft")

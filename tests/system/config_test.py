@@ -117,6 +117,12 @@ def test_an_optional_setting_may_be_left_out():
   assert config.build(Newer, {"path": "x", "columns": ["b"]}, "config.a").columns == ("b",)
   assert config.setting_marks(Newer) == {"path": {}, "columns": {"free": True}}
 
+  @dataclasses.dataclass(frozen=True)
+  class Outer:
+    new: Newer | None
+
+  assert config.setting_defaults(Outer) == {"new.columns": ("a",)}
+
 
 def test_an_annotation_it_cannot_check_is_a_bug_not_a_user_error():
   @dataclasses.dataclass(frozen=True)
