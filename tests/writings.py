@@ -22,8 +22,8 @@ def right_writings(row):
   """At least two texts that say what the row's truth says, none of them a truth as it stands."""
   letters = _letters(row)
   if letters:
-    return [text for letter in letters
-            for text in option_writings(letter, row["options"][LETTERS.index(letter)])]
+    return [writing for letter in letters
+            for writing in option_writings(letter, row["options"][LETTERS.index(letter)], row)]
   # The last is the plainest, see evaluation/published.py. A fraction of the question restates it.
   return [text for text in other_writings(row["answer"][-1])
           if "frac" not in text or text.replace("dfrac", "frac") not in row["question"]]
@@ -35,7 +35,7 @@ def wrong_writings(row):
   right = {row["options"][LETTERS.index(letter)] for letter in letters}
   return [text for letter, option in zip(LETTERS, row["options"], strict=False)
           if letters and letter not in letters and option not in right
-          for text in (letter, option, *option_writings(letter, option)) if text]
+          for text in (letter, option, *option_writings(letter, option, row)) if text]
 
 
 def _letters(row):
@@ -43,10 +43,12 @@ def _letters(row):
   return [text for text in row["answer"] if text in LETTERS[:len(row["options"])] and text]
 
 
-def option_writings(letter, text):
-  """An option named by its letter, or by its letter and its text."""
+def option_writings(letter, text, row):
+  """An option named by its letter, by both, or by its text where texts count in the row."""
   writings = [f"({letter})", f"{letter}.", f"\\text{{{letter}}}", f"\\text{{({letter})}}"]
-  return writings + [f"{letter}. {text}", f"({letter}) {text}"] * bool(text)
+  if text:
+    writings += [f"{letter}. {text}", f"({letter}) {text}"]
+  return writings + (other_writings(text) if len(row["answer"]) > len(_letters(row)) else [])
 
 
 def other_writings(truth):
@@ -64,7 +66,8 @@ def other_writings(truth):
     writings += [f"{sign}{top}/{bottom}", f"{sign}\\dfrac{{{top}}}{{{bottom}}}"]
   elif match := _QUANTITY.fullmatch(bare):
     number, one, other, power = match.groups()
-    writings += [number, f"{number}\\,\\text{{{one or other}}}{power}",
+    writings += [number] * (f"{number}m" not in bare)  # 5m may be a product
+    writings += [f"{number}\\,\\text{{{one or other}}}{power}",
                  f"{number} {one or other}{power}"]
   elif _MATHS.search(bare):
     writings += _formula_writings(bare)

@@ -51,8 +51,15 @@ def restates(answer, truths, question):
 def _written_alike(said, wanted):
   """Whether tokens are the same, or the same numbers with or without a unit or a name."""
   if _OPERATIONS.isdisjoint(said) or said[:1] == wanted[:1] and said[:1] != ["-"]:
-    said, wanted = ([token for token in tokens if token[0].isdigit()] for tokens in (said, wanted))
+    said, wanted = _numbers(said), _numbers(wanted)
   return bool(said) and collections.Counter(said) == collections.Counter(wanted)
+
+
+def _numbers(tokens):
+  """The numbers among tokens, but for the powers of units: 60 of "60 cm^2"."""
+  before = zip(["", "", *tokens], ["", *tokens], tokens, strict=False)
+  return [token for word, sign, token in before
+          if token[0].isdigit() and not (sign == "^" and len(word) > 1 and word.isalpha())]
 
 
 def _tokens(text):

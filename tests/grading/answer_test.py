@@ -169,6 +169,9 @@ def test_an_option_is_no_restatement_of_the_question_that_shows_it(said):
   truth = answer.Truth(("D", "3:7"), options=("1:2", "1:3", "2:3", "3:7"),
                        question="Which?\nA. 1:2\nB. 1:3\nC. 2:3\nD. 3:7")
   assert answer.same_answer(said, truth, symbolic=refuse)
+  area = answer.Truth(("B", "60 cm^2"), options=("50 cm^2", "60 cm^2"), question="A. 50 cm^2\nB. 60"
+                      " cm^2")
+  assert answer.same_answer("60", area, symbolic=refuse)  # its power is no part of the number
 
 
 def test_a_long_truth_is_right_in_other_case_and_spacing_alone():
