@@ -1,4 +1,4 @@
-"""The sizes of a Qwen2.5-VL model, as hashable records that can be static arguments of jit.
+"""The sizes of a model, as hashable records that can be static arguments of jit.
 
 `ares_jax.system.config.build` makes them from `configs/`, `ares_jax.models.hf.model_config` from a
 Hugging Face folder; no field has a default.
@@ -71,7 +71,7 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """The text decoder and the vision tower."""
+  """The text decoder, and the vision tower where there is one."""
 
   vocab: int  # rows of the embedding, padding rows included
   embed: int  # width of the residual stream
@@ -79,13 +79,15 @@ class ModelConfig:
   heads: int  # query heads
   kv_heads: int  # key and value heads, each shared by heads / kv_heads query heads
   head_dim: int  # width of a head
+  qkv_bias: bool  # whether queries, keys and values have biases
+  qk_norm: bool  # whether the heads of queries and keys are normalised before they are rotated
   mlp: int  # width of the gated MLP
   rope_theta: float  # base of the rotary frequencies
   mrope_sections: tuple[int, int, int]  # rotary frequencies for time, height, width
   norm_eps: float  # added to the mean square in RMS norms
   tied: bool  # whether the embedding is also the unembedding
-  vision: VisionConfig  # the vision tower
-  image_token: int  # token id whose embedding an image feature replaces
+  vision: VisionConfig | None  # the vision tower; None for a text model
+  image_token: int | None  # token id whose embedding an image feature replaces; None without tower
   compute_dtype: Literal["float32", "bfloat16"]  # of activations; norms and softmax use float32
   remat: Literal["none", "block", "dots"]  # keep everything | block inputs | matmul results too
   unroll: int  # blocks per iteration of the scan over layers
@@ -99,6 +101,11 @@ class ModelConfig:
              f"{self.head_dim / 2:g}")
     _require(self.rope_theta > 1, f"rope_theta is {self.rope_theta}; it must exceed 1")
     _require(self.norm_eps > 0, f"norm_eps is {self.norm_eps}; it must be positive")
+    _require((self.vision is None) == (self.image_token is None),
+             f"vision is {self.vision} and image_token {self.image_token}: a model has both or "
+             "neither")
+    if self.vision is None:
+      return
     _require(self.vision.out == self.embed,
              f"vision.out {self.vision.out} differs from embed {self.embed}: image features "
              "replace token embeddings")
@@ -110,9 +117,9 @@ def _published(embed, layers, heads, kv_heads, mlp, vocab, tied):
   vision = VisionConfig(depth=32, hidden=1280, heads=16, mlp=3420, patch=14, temporal_patch=2,
                         merge=2, window=112, full_attention=(7, 15, 23, 31), out=embed)
   return ModelConfig(vocab=vocab, embed=embed, layers=layers, heads=heads, kv_heads=kv_heads,
-                     head_dim=128, mlp=mlp, rope_theta=1e6, mrope_sections=(16, 24, 24),
-                     norm_eps=1e-6, tied=tied, vision=vision, image_token=151655,
-                     compute_dtype="bfloat16", remat="block", unroll=1)
+                     head_dim=128, qkv_bias=True, qk_norm=False, mlp=mlp, rope_theta=1e6,
+                     mrope_sections=(16, 24, 24), norm_eps=1e-6, tied=tied, vision=vision,
+                     image_token=151655, compute_dtype="bfloat16", remat="block", unroll=1)
 
 
 # The published models, whose sizes are known without their files.

@@ -173,6 +173,9 @@ def _mrope(config: ModelConfig, positions_3BT):
 def _qkv(config, weights, x, cos_sin):
   x = rms_norm(x, weights["attention_norm"], config.norm_eps)
   q, k, v = (adapted(x, weights, name) for name in ("q", "k", "v"))
+  if config.qk_norm:
+    q = rms_norm(q, weights["q_norm"], config.norm_eps)
+    k = rms_norm(k, weights["k_norm"], config.norm_eps)
   return rotate(q, cos_sin), rotate(k, cos_sin), v
 
 

@@ -6,37 +6,13 @@ transformers 4, which the published folders have, and the one of transformers 5,
 `text_config`.
 """
 
-import dataclasses
 import os
 import pathlib
 
 from ares_jax.models.config import ModelConfig, VisionConfig
+from ares_jax.models.families import FAMILIES, REQUIRED, Fields
 from ares_jax.models.hf_files import read_object
 
-_REQUIRED = object()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Fields:
-  """The fields of one part of config.json that can change what a model computes."""
-
-  read: dict  # field -> its value where the file leaves it out, as in transformers, or _REQUIRED
-  fixed: dict  # field -> the values that are implemented; absent is one of them
-
-
-_TEXT = _Fields(
-  read=dict(
-    vocab_size=_REQUIRED, hidden_size=_REQUIRED, intermediate_size=_REQUIRED,
-    num_hidden_layers=_REQUIRED, num_attention_heads=_REQUIRED, num_key_value_heads=8,
-    head_dim=None, rms_norm_eps=1e-5, rope_theta=1e6, rope_scaling=None, rope_parameters=None,
-    layer_types=None, image_token_id=151655, tie_word_embeddings=False),
-  fixed=dict(hidden_act=("silu",), use_sliding_window=(False, None), attention_dropout=(0.0, None)))
-_VISION = _Fields(
-  read=dict(
-    depth=_REQUIRED, hidden_size=_REQUIRED, intermediate_size=_REQUIRED, num_heads=_REQUIRED,
-    out_hidden_size=_REQUIRED, patch_size=14, spatial_merge_size=2, temporal_patch_size=2,
-    window_size=112, fullatt_block_indexes=(7, 15, 23, 31), rope_parameters=None),
-  fixed=dict(hidden_act=("silu",), in_channels=(3,), in_chans=(3,)))
 _MROPE_SECTION = [16, 24, 24]  # transformers' where the file has none
 
 # Fields that cannot change a forward pass over text and images: bookkeeping, special ids that the
@@ -52,11 +28,12 @@ _IRRELEVANT = set("""
   chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty
   do_sample early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty
   finetuning_task forced_bos_token_id forced_eos_token_id id2label is_decoder is_encoder_decoder
-  label2id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams
-  num_return_sequences output_attentions output_hidden_states output_scores prefix problem_type
+  is_llama_config label2id length_penalty max_length min_length no_repeat_ngram_size
+  num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states
+  output_scores prefix pretraining_tp problem_type
   pruned_heads remove_invalid_values repetition_penalty return_dict return_dict_in_generate
   sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
-  tokenizer_class top_k top_p torchscript typical_p use_bfloat16
+  tokenizer_class top_k top_p torchscript transformers.js_config typical_p use_bfloat16
 """.split())
 _PRIVATE = ("_", "unsloth_")
 
@@ -122,40 +99,52 @@ def config_fields(config: ModelConfig, tokenizer, *, max_tokens: int, dtype: str
 
 def _model_config(outer: dict, **run) -> ModelConfig:
   kind = outer.get("model_type")
-  if kind != "qwen2_5_vl":
-    raise ValueError(f"model_type is {kind!r}; only 'qwen2_5_vl' is implemented")
+  if not isinstance(kind, str) or kind not in FAMILIES:
+    raise ValueError(f"model_type is {kind!r}; implemented are {', '.join(FAMILIES)}")
+  family = FAMILIES[kind]
   # As in transformers 5, a nested text_config alone describes the text model. Fields outside of it
   # are only checked for unknown ones.
-  nested = outer.get("text_config") is not None
-  inner = _object(outer, "text_config") if nested else outer
-  _check(outer | inner, _TEXT, "")
-  text = _complete(inner, _TEXT, "")
+  inner = outer if outer.get("text_config") is None else _object(outer, "text_config")
+  _check(outer | inner, family.text, "")
+  text = _complete(inner, family.text, "")
   heads, embed = _integer(text, "num_attention_heads"), _integer(text, "hidden_size")
   # null: every query head has its own kv head.
   kv_heads = heads if text["num_key_value_heads"] is None else _integer(text, "num_key_value_heads")
+  layers, kinds = _integer(text, "num_hidden_layers"), text.get("layer_types")
+  if kinds is not None and kinds != ["full_attention"] * layers:
+    raise ValueError(f"layer_types {kinds}: only full_attention in all {layers} layers is "
+                     "implemented")
+  head_dim = _head_dim(text, family.free_head_dim)
+  theta, sections = _rope(text, head_dim, images=family.vision is not None)
+  vision, image_token = None, None
+  if family.vision:
+    vision = _vision(_object(outer, "vision_config"), family.vision)
+    image_token = _integer(family.text.read | outer, "image_token_id")
+  return ModelConfig(
+    vocab=_integer(text, "vocab_size"), embed=embed, layers=layers, heads=heads, kv_heads=kv_heads,
+    head_dim=head_dim, qkv_bias=family.qkv_bias, qk_norm=family.qk_norm,
+    mlp=_integer(text, "intermediate_size"), rope_theta=theta, mrope_sections=sections,
+    norm_eps=_number(text, "rms_norm_eps"),
+    # transformers 4 wrote it inside or outside.
+    tied=any(_truth(fields, "tie_word_embeddings") for fields in (text, outer)),
+    vision=vision, image_token=image_token, **run)
+
+
+def _head_dim(text: dict, free: bool) -> int:
+  heads, embed = text["num_attention_heads"], text["hidden_size"]
+  if free and text["head_dim"] is not None:
+    return _integer(text, "head_dim")
   if heads < 1 or embed % heads:
     raise ValueError(f"hidden_size {embed} is not a multiple of num_attention_heads {heads}")
   if text["head_dim"] not in (None, embed // heads):
     raise ValueError(f"head_dim is {text['head_dim']!r}; only hidden_size / num_attention_heads = "
                      f"{embed // heads} is implemented")
-  layers, kinds = _integer(text, "num_hidden_layers"), text["layer_types"]
-  if kinds is not None and kinds != ["full_attention"] * layers:
-    raise ValueError(f"layer_types {kinds}: only full_attention in all {layers} layers is "
-                     "implemented")
-  theta, sections = _rope(text)
-  return ModelConfig(
-    vocab=_integer(text, "vocab_size"), embed=embed, layers=layers, heads=heads, kv_heads=kv_heads,
-    head_dim=embed // heads, mlp=_integer(text, "intermediate_size"), rope_theta=theta,
-    mrope_sections=sections, norm_eps=_number(text, "rms_norm_eps"),
-    # transformers 4 wrote it inside or outside.
-    tied=any(_truth(fields, "tie_word_embeddings") for fields in (text, outer)),
-    vision=_vision(_object(outer, "vision_config")),
-    image_token=_integer(_TEXT.read | outer, "image_token_id"), **run)
+  return embed // heads
 
 
-def _vision(given: dict) -> VisionConfig:
-  _check(given, _VISION, "vision_config.")
-  vision = _complete(given, _VISION, "vision_config.")
+def _vision(given: dict, known: Fields) -> VisionConfig:
+  _check(given, known, "vision_config.")
+  vision = _complete(given, known, "vision_config.")
   rope = vision["rope_parameters"]
   if rope is not None and rope != {"rope_type": "axial", "rope_theta": 10_000}:
     raise ValueError(f"vision_config.rope_parameters {rope}: only axial, 10000 is implemented")
@@ -169,17 +158,22 @@ def _vision(given: dict) -> VisionConfig:
   return VisionConfig(full_attention=tuple(x for x in full if 0 <= x < sizes["depth"]), **sizes)
 
 
-def _rope(text: dict) -> tuple[float, tuple[int, int, int]]:
+def _rope(text: dict, head_dim: int, *, images: bool) -> tuple[float, tuple[int, int, int]]:
+  """(base of the frequencies, how many of them turn with time, height and width)."""
   # As in transformers, rope_scaling (version 4) has precedence over rope_parameters (5), and a
   # rope_theta inside over one outside.
   name = "rope_scaling" if text["rope_scaling"] else "rope_parameters"
   rope = _object(text, name) if text[name] else {}
-  rope = {"mrope_section": _MROPE_SECTION, "rope_theta": text["rope_theta"]} | rope
   kind = rope.get("rope_type", rope.get("type", "default"))
-  extra = rope.keys() - {"rope_type", "type", "rope_theta", "mrope_section"}
-  if kind not in ("default", "mrope") or extra:
-    raise ValueError(f"rotary embedding {rope}: only type default or mrope without scaling is "
+  known, fields = ("default",), {"rope_type", "type", "rope_theta"}
+  if images:
+    known, fields = ("default", "mrope"), fields | {"mrope_section"}
+  if kind not in known or rope.keys() - fields:
+    raise ValueError(f"rotary embedding {rope}: only type {' or '.join(known)} without scaling is "
                      "implemented")
+  rope = {"mrope_section": _MROPE_SECTION, "rope_theta": text["rope_theta"]} | rope
+  if not images:  # the positions of a text are the same on all three axes
+    return _number(rope, "rope_theta"), (head_dim // 2, 0, 0)
   sections = _integers(rope, "mrope_section", f"{name}.")
   if len(sections) != 3:
     raise ValueError(f"{name}.mrope_section is {list(sections)}; it must be three integers: "
@@ -187,7 +181,7 @@ def _rope(text: dict) -> tuple[float, tuple[int, int, int]]:
   return _number(rope, "rope_theta"), sections
 
 
-def _check(fields: dict, known: _Fields, prefix: str) -> None:
+def _check(fields: dict, known: Fields, prefix: str) -> None:
   """Raises ValueError for a field that is unknown, or has a value that is not implemented."""
   for name, value in fields.items():
     if name in known.fixed:
@@ -200,11 +194,11 @@ def _check(fields: dict, known: _Fields, prefix: str) -> None:
                        "model's output, remove it from config.json")
 
 
-def _complete(fields: dict, known: _Fields, prefix: str) -> dict:
+def _complete(fields: dict, known: Fields, prefix: str) -> dict:
   """The fields that are read, with the value of those that the file leaves out."""
   complete = known.read | {name: fields[name] for name in known.read if name in fields}
   for name, value in complete.items():
-    if value is _REQUIRED:
+    if value is REQUIRED:
       raise ValueError(f"field '{prefix}{name}' is missing")
   return complete
 

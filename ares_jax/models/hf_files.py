@@ -62,6 +62,8 @@ RULES = {
   "blocks/k_bias": Rule(_TEXT + "self_attn.k_proj.bias", 0),
   "blocks/v": Rule(_TEXT + "self_attn.v_proj.weight", 1),
   "blocks/v_bias": Rule(_TEXT + "self_attn.v_proj.bias", 0),
+  "blocks/q_norm": Rule(_TEXT + "self_attn.q_norm.weight", 0),
+  "blocks/k_norm": Rule(_TEXT + "self_attn.k_norm.weight", 0),
   "blocks/o": Rule(_TEXT + "self_attn.o_proj.weight", 2),
   "blocks/mlp_norm": Rule(_TEXT + "post_attention_layernorm.weight", 0),
   "blocks/gate": Rule(_TEXT + "mlp.gate_proj.weight", 1),

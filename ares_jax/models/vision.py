@@ -43,12 +43,14 @@ class VisionInput:
                hw=abstract(jnp.int32, (*slots, 2), ROWS), image=abstract(jnp.int32, slots, ROWS))
 
 
-def vision_features(config: ModelConfig, params: Params, vision: VisionInput) -> jax.Array:
+def vision_features(config: ModelConfig, params: Params, vision: VisionInput) -> jax.Array | None:
   """Image features in the order of the patch slots; unit u has [u * merge^2, (u + 1) * merge^2).
 
   Returns:
-    [R, U, D] in the compute dtype; meaningless for padding.
+    [R, U, D] in the compute dtype; meaningless for padding. None for a text model.
   """
+  if config.vision is None:
+    return None
   size, weights = config.vision, params["vision"]
   rows, windows, slots = vision.image.shape
   dtype = jnp.dtype(config.compute_dtype)

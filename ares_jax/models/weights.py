@@ -47,8 +47,9 @@ def weight_table(config: ModelConfig) -> dict[str, Any]:
     "embed": Weight((vocab, embed), P("model", "data"), embed**-0.5),
     "blocks": _decoder_blocks(config),
     "final_norm": Weight((embed,), P(None), "ones"),
-    "vision": _vision(config.vision),
   }
+  if config.vision:
+    weights["vision"] = _vision(config.vision)
   if not config.tied:
     weights["unembed"] = Weight((vocab, embed), P("model", "data"), embed**-0.5)
   return weights
@@ -61,14 +62,11 @@ def _decoder_blocks(config: ModelConfig) -> dict[str, Weight]:
   depth = (2 * layers) ** -0.5
   # K and V are not split over "model": 2 or 4 kv heads do not divide a wide axis, and together they
   # are 2-8% of a block's weights.
-  return {
+  weights = {
     "attention_norm": Weight((layers, embed), P(None, None), "ones"),
     "q": Weight((layers, embed, heads, head_dim), P(None, "data", "heads", None), embed**-0.5),
-    "q_bias": Weight((layers, heads, head_dim), P(None, "heads", None), "zeros"),
     "k": Weight((layers, embed, kv_heads, head_dim), P(None, "data", None, None), embed**-0.5),
-    "k_bias": Weight((layers, kv_heads, head_dim), P(None, None, None), "zeros"),
     "v": Weight((layers, embed, kv_heads, head_dim), P(None, "data", None, None), embed**-0.5),
-    "v_bias": Weight((layers, kv_heads, head_dim), P(None, None, None), "zeros"),
     "o": Weight((layers, heads, head_dim, embed), P(None, "heads", None, "data"),
                 depth * (heads * head_dim) ** -0.5),
     "mlp_norm": Weight((layers, embed), P(None, None), "ones"),
@@ -76,6 +74,14 @@ def _decoder_blocks(config: ModelConfig) -> dict[str, Weight]:
     "up": Weight((layers, embed, mlp), P(None, "data", "model"), embed**-0.5),
     "down": Weight((layers, mlp, embed), P(None, "model", "data"), depth * mlp**-0.5),
   }
+  if config.qkv_bias:
+    weights["q_bias"] = Weight((layers, heads, head_dim), P(None, "heads", None), "zeros")
+    for name in ("k_bias", "v_bias"):
+      weights[name] = Weight((layers, kv_heads, head_dim), P(None, None, None), "zeros")
+  if config.qk_norm:
+    for name in ("q_norm", "k_norm"):
+      weights[name] = Weight((layers, head_dim), P(None, None), "ones")
+  return weights
 
 
 def _vision(config: VisionConfig) -> dict[str, Any]:

@@ -65,10 +65,15 @@ def model_config(section):
   if not section.path:
     tokenizer = digits.tokenizer()
     return ModelConfig(
-      **vars(section.sizes), **run, image_token=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+      **vars(section.sizes), **run, qkv_bias=True, qk_norm=False,
+      image_token=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
       vocab=-(-len(tokenizer) // 8) * 8)  # rounded up, so that 8 devices divide the embedding
   if os.path.isdir(section.path):
-    return hf_config.model_config(section.path, **run)
+    config = hf_config.model_config(section.path, **run)
+    if config.vision is None:
+      raise ValueError(f"{section.path} is a text model; sampling and training of models without a "
+                       "vision tower are not implemented yet")
+    return config
   name = os.path.basename(section.path)
   if name not in PUBLISHED_SIZES:
     raise ValueError(f"model.path = {section.path!r} is no folder and ends in no name whose sizes "

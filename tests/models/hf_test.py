@@ -10,9 +10,10 @@ from models import golden_batch, make_golden, random_folder
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from ares_jax.models import hf, hf_config, hf_files, weights
+from ares_jax.models import families, hf, hf_config, hf_files, weights
 from ares_jax.system import mesh as mesh_lib
 
+VL = families.FAMILIES["qwen2_5_vl"]
 TIED, UNTIED = make_golden.folder("tied"), make_golden.folder("untied")
 
 
@@ -240,7 +241,7 @@ def test_both_forms_of_config_give_the_same_sizes(tmp_path):
   (dict(layer_types=3), "layer_types 3: only full_attention"),
   (dict(vision_config=[]), r"vision_config is \[\]; it must be an object"),
   (dict(text_config=7), "text_config is 7; it must be an object"),
-  (dict(model_type=["qwen2_5_vl"]), "model_type is .*only 'qwen2_5_vl'"),
+  (dict(model_type=["qwen2_5_vl"]), "model_type is .*implemented are qwen2_5_vl, qwen2"),
 ])
 def test_what_is_not_implemented_is_refused_by_name(tmp_path, change, message):
   with pytest.raises(ValueError, match=message):
@@ -288,16 +289,16 @@ def test_full_attention_of_blocks_that_are_not_there_is_left_out(tmp_path):
 def test_absent_fields_have_transformers_values():
   from transformers.models.qwen2_5_vl import configuration_qwen2_5_vl as theirs
 
-  for table, config in ((hf_config._TEXT, theirs.Qwen2_5_VLTextConfig()),
-                        (hf_config._VISION, theirs.Qwen2_5_VLVisionConfig()),
-                        (hf_config._TEXT, theirs.Qwen2_5_VLConfig())):
+  for table, config in ((VL.text, theirs.Qwen2_5_VLTextConfig()),
+                        (VL.vision, theirs.Qwen2_5_VLVisionConfig()),
+                        (VL.text, theirs.Qwen2_5_VLConfig())):
     for name, value in table.read.items():
-      if hasattr(config, name) and value not in (hf_config._REQUIRED, None):
+      if hasattr(config, name) and value not in (families.REQUIRED, None):
         have = getattr(config, name)
         assert (tuple(have) if isinstance(have, list) else have) == value, name
     for name, values in table.fixed.items():
       assert getattr(config, name, values[0]) in values, name
-  assert theirs.Qwen2_5_VLTextConfig().rope_parameters["rope_theta"] == hf_config._TEXT.read[
+  assert theirs.Qwen2_5_VLTextConfig().rope_parameters["rope_theta"] == VL.text.read[
     "rope_theta"]
 
 
@@ -309,9 +310,9 @@ def test_every_field_of_transformers_config_classes_is_read_fixed_or_known_to_be
 
   for name in (*theirs.Qwen2_5_VLConfig.__annotations__,
                *theirs.Qwen2_5_VLTextConfig.__annotations__):
-    assert known(name, hf_config._TEXT), name
+    assert known(name, VL.text), name
   for name in theirs.Qwen2_5_VLVisionConfig.__annotations__:
-    assert known(name, hf_config._VISION), name
+    assert known(name, VL.vision), name
 
 
 CHANGES = {
@@ -329,8 +330,8 @@ CHANGES = {
 
 
 def test_every_field_that_is_read_changes_the_model_or_is_refused(tmp_path):
-  assert CHANGES["text"].keys() == hf_config._TEXT.read.keys()
-  assert CHANGES["vision"].keys() == hf_config._VISION.read.keys()
+  assert CHANGES["text"].keys() == VL.text.read.keys()
+  assert CHANGES["vision"].keys() == VL.vision.read.keys()
   before = config_of(tmp_path, TIED, lambda fields: None)
   for part, changes in CHANGES.items():
     for name, value in changes.items():
