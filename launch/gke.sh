@@ -7,15 +7,17 @@
 #   build     builds launch/Dockerfile as --image and pushes it
 #   create    starts the JobSet (kubectl apply)
 #   xpk       starts the same run with xpk, which makes its own JobSet; needs --cluster and --type,
-#             and instead of --claim a storage that is attached to that cluster at /runs
+#             and --workdir or a storage that is attached to that cluster at /runs
 #   tail      follows the log
 #   status    shows the JobSet and its pods
 #   delete    ends the run; the volume claim stays
 #
 # Flags
 #   --name=NAME --image=IMAGE         name of the JobSet (default ares); image of the container
-#   --claim=PVC                       volume claim that is mounted at /runs and holds the run; the
-#                                     same create resumes from it after a preemption
+#   --workdir=gs://BUCKET/RUN         the run's folder; the same create resumes from it after a
+#                                     preemption. The pods need an account that may write there
+#   --claim=PVC                       instead: a volume claim that is mounted at /runs and holds the
+#                                     run
 #   --accelerator=LABEL --topology=T --chips=N
 #                                     TPUs: e.g. tpu-v5-lite-podslice, 2x4, 8
 #   --gpus=N --accelerator=LABEL      GPUs: e.g. 8, nvidia-h100-80gb
@@ -29,16 +31,16 @@
 #   --dry-run                         prints every command, starts nothing
 #
 # Several slices are a replicated job with one replica and one node pool for each slice. If a slice has
-# several machines, GKE sets the variables by which the pods find each other (MEGASCALE_*). Several pods
-# need a --claim that all may write (ReadWriteMany). A pod that is taken away gets SIGTERM; all pods
-# save the same step, and the pods of the next restart resume from --claim.
+# several machines, GKE sets the variables by which the pods find each other (MEGASCALE_*). A --claim of
+# several pods must be one that all may write (ReadWriteMany). A pod that is taken away gets SIGTERM;
+# all pods save the same step, and the pods of the next restart resume from there.
 # This script has not run on a cluster. It is tested against a fake kubectl that records its calls.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
 source "$here/common.sh"
 
-name=ares image='' claim='' accelerator='' topology='' chips='' gpus='' restarts=20 hosts=1 slices=1
+name=ares image='' claim='' workdir='' accelerator='' topology='' chips='' gpus='' restarts=20 hosts=1 slices=1
 cluster='' type=''
 words=()
 command=${1:---help}
@@ -53,23 +55,24 @@ while (($#)); do
       words=("$@")
       break
       ;;
-    *) flag "$1" name image claim accelerator topology chips gpus restarts hosts slices cluster type ;;
+    *) flag "$1" name image claim workdir accelerator topology chips gpus restarts hosts slices cluster type ;;
   esac
   shift
 done
 [[ $slices =~ ^[1-9][0-9]*$ ]] || die "--slices=$slices must be a number >= 1"
 [[ $slices == 1 || -z $gpus ]] || die "--slices=$slices: only TPUs have slices; for GPUs use --hosts"
 [[ $hosts =~ ^[1-9][0-9]*$ ]] || die "--hosts=$hosts must be a number >= 1"
+[[ -z $workdir || $workdir == gs://?*/?* ]] || die "--workdir=$workdir must be gs://BUCKET/RUN"
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || die "--name=$name must be lower-case letters, digits, -"
 
 need_train_flags() {
   ((${#words[@]})) || die "give the flags of ares_jax.train after --, e.g. -- --config=configs/aepo_7b.py"
   local word
   for word in "${words[@]}"; do
-    [[ $word != --workdir* ]] || die "the run's folder is /runs/$name; leave out $word"
+    [[ $word != --workdir* ]] || die "give --workdir=gs://BUCKET/RUN before the --; leave out $word"
     [[ $word != --config.mesh.slice* ]] || die "--slices sets this; leave out $word"
   done
-  words+=("--workdir=/runs/$name")
+  words+=("--workdir=${workdir:-/runs/$name}")
   [[ $slices == 1 ]] || words+=("--config.mesh.slice=$slices")
 }
 
@@ -154,7 +157,15 @@ spec:
                   args: [$arguments]$(peers)
                   resources:
                     limits:
-                      $(resources)
+                      $(resources)$(volume)
+EOF
+}
+
+# Mounts --claim at /runs.
+volume() {
+  [[ -n $claim ]] || return 0
+  cat <<EOF
+
                   volumeMounts:
                     - name: runs
                       mountPath: /runs
@@ -178,7 +189,8 @@ create() {
     die "--slices=$slices: GKE connects slices only if each has several hosts; give --hosts=2 or more"
   need_train_flags
   need image
-  need claim
+  [[ -n $claim$workdir ]] || die "give --workdir=gs://BUCKET/RUN or --claim; --help shows how"
+  [[ -z $claim || -z $workdir ]] || die "--workdir and --claim are both the run's folder; give one"
   need accelerator
   [[ -n $gpus ]] || { need chips && need topology; }
   feed "$(jobset)" kubectl apply -f -

@@ -12,19 +12,20 @@
 #   tail      follows the log of worker 0
 #   status    shows the state of the request
 #   up        does create, wait, install, run
-#   resume    after a preemption: deletes the rest, then does up; the run resumes from --bucket
+#   resume    after a preemption: deletes the rest, then does up; the run resumes from --workdir
 #   delete    releases the TPU
 #
 # Flags
 #   --name=NAME --zone=ZONE --type=TYPE   e.g. ares, us-west4-a, v5litepod-8
 #   --project=PROJECT                     default: gcloud's
 #   --version=RUNTIME                     software version; default: the one for TYPE
-#   --bucket=gs://BUCKET/RUN              keeps the run's folder here. Without --bucket or --share a
-#                                         preemption loses the run, and resume starts from step 0
-#   --share=DIR                           folder on a disk that all workers mount (Filestore, NFS).
-#                                         Several hosts need it; the run is in DIR/NAME. New machines
-#                                         have nothing mounted: create, wait, install, mount, run
-#   --every=SECONDS                       time between two copies to the bucket; default 300
+#   --workdir=gs://BUCKET/RUN             the run's folder, for one host or several; the TPU's service
+#                                         account must be able to write there. Without --workdir or
+#                                         --share a preemption loses the run, and resume starts from
+#                                         step 0
+#   --share=DIR                           instead: a folder on a disk that all workers mount
+#                                         (Filestore, NFS); the run is in DIR/NAME. New machines have
+#                                         nothing mounted: create, wait, install, mount, run
 #   --spot=1                              spot capacity: cheaper, but may be taken away
 #   --dry-run                             prints every command, requests nothing
 #
@@ -36,7 +37,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
 source "$here/common.sh"
 
-name='' zone='' type='' project='' version='' bucket='' every=300 spot='' share=''
+name='' zone='' type='' project='' version='' workdir='' spot='' share=''
 words=()
 command=${1:---help}
 [[ $command != --help && $command != -h ]] || help "$0"
@@ -50,7 +51,7 @@ while (($#)); do
       words=("$@")
       break
       ;;
-    *) flag "$1" name zone type project version bucket every spot share ;;
+    *) flag "$1" name zone type project version workdir spot share ;;
   esac
   shift
 done
@@ -59,13 +60,15 @@ need zone
 where=("--zone=$zone")
 [[ -z $project ]] || where+=("--project=$project")
 
+one_host() {
+  [[ $type =~ ^(v5litepod-[148]|v6e-[148]|v4-8|v5p-8)$ ]]
+}
+
 storage() {
   need type
-  [[ -z $bucket || -z $share ]] || die "--bucket copies the folder of one host, --share is a disk that stays; give one of them"
-  case $type in
-    v5litepod-[148] | v6e-[148] | v4-8 | v5p-8) ;;
-    *) [[ -n $share ]] || die "--type=$type has several hosts; give --share=DIR, a folder on a disk that all of them mount" ;;
-  esac
+  [[ -z $workdir || $workdir == gs://?*/?* ]] || die "--workdir=$workdir must be gs://BUCKET/RUN"
+  [[ -z $workdir || -z $share ]] || die "--workdir and --share are both the run's folder; give one of them"
+  [[ -n $workdir$share ]] || one_host || die "--type=$type has several hosts; give --workdir=gs://BUCKET/RUN, or --share=DIR, a folder on a disk that all of them mount"
 }
 
 runtime() {
@@ -156,18 +159,15 @@ run() {
   ((${#words[@]})) || die "give the flags of ares_jax.train after --, e.g. -- --config=configs/aepo_7b.py"
   own_config
   # The workers expand \$HOME and everything else that is escaped here.
-  local word train get='' keep='' folder="\"\$HOME/run\"" cluster=''
-  [[ -z $share ]] || folder=$(quoted "$share/$name") cluster='ARES_CLUSTER=gcetpu '
+  local word train folder="\"\$HOME/run\"" cluster=''
+  [[ -z $workdir ]] || folder=$(quoted "$workdir")
+  [[ -z $share ]] || folder=$(quoted "$share/$name")
+  one_host || cluster='ARES_CLUSTER=gcetpu '
   for word in "${words[@]}"; do
-    [[ $word != --workdir* ]] || die "the run's folder is ~/run on the worker, or in --share; leave out $word"
+    [[ $word != --workdir* ]] || die "give --workdir before the --, and only gs://; leave out $word"
   done
   train="$cluster\"\$HOME/venv/bin/python\" -m ares_jax.train --workdir=$folder $(quoted "${words[@]}")"
-  if [[ -n $bucket ]]; then
-    get="bash launch/sync.sh pull ~/run $(quoted "$bucket") && "
-    keep="bash launch/sync.sh watch ~/run $(quoted "$bucket" "$every") & watch=\$!; "
-    train="$train; code=\$?; kill \$watch; bash launch/sync.sh push ~/run $(quoted "$bucket"); exit \$code"
-  fi
-  on_workers "cd ~/ares_jax && ${get}(nohup bash -c $(quoted "$keep$train") > ~/train.log 2>&1 < /dev/null &)"
+  on_workers "cd ~/ares_jax && (nohup bash -c $(quoted "$train") > ~/train.log 2>&1 < /dev/null &)"
 }
 
 tail_log() {
@@ -203,7 +203,7 @@ case $command in
     ;;
   resume)
     own_disk
-    [[ -n $bucket ]] || echo "no --bucket: the run starts from step 0" >&2
+    [[ -n $workdir ]] || echo "no --workdir: the run starts from step 0" >&2
     if ((DRY)) || [[ -n $(state 2>/dev/null) ]]; then
       delete
     fi

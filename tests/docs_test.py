@@ -143,7 +143,8 @@ def test_commands_exist_with_their_flags_and_config_keys(page, words):
     path = words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1]
     assert words[2] in ("pytest", "venv") or (ROOT / path).is_file() or ".." in path
   else:
-    assert words[0] in ("pip", "hf", "ruff", ".", ".ci/run"), f"{page}: unknown program {words[0]}"
+    assert words[0] in ("pip", "hf", "gcloud", "ruff", ".", ".ci/run"), (
+      f"{page}: unknown program {words[0]}")
 
 
 def check_flags(words, known):

@@ -20,26 +20,18 @@ HARD = "--config.aepo.frozen=(\"vision\", 'a b', $HOME)"  # a flag that a shell 
 
 # Replaces every program of a cloud; `states` holds gcloud's answers about a request, one a call.
 FAKE = """#!{python}
-import json, os, pathlib, shutil, sys
+import json, os, pathlib, sys
 folder = pathlib.Path({folder!r})
 words = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
 text = sys.stdin.read() if words[-1] == "-" or words[0] == "sbatch" or words[-2:-1] == ["-"] else ""
 with open(folder / "calls.jsonl", "a") as file:
   file.write(json.dumps([words, text]) + "\\n")
-bucket = lambda path: path.replace("gs://", str(folder) + "/gs/")
 if "describe" in words:
   states = (folder / "states").read_text().split()
   if not states:
     sys.exit("not found")
   print(states[0])
   (folder / "states").write_text(" ".join(states[1:] or states))
-elif "rsync" in words:
-  shutil.copytree(*map(bucket, words[-2:]), dirs_exist_ok=True)
-elif words[:3] == ["gcloud", "storage", "cat"]:
-  path = pathlib.Path(bucket(words[3]))
-  print(path.read_text().strip()) if path.exists() else sys.exit(1)
-elif words[:3] == ["gcloud", "storage", "cp"]:
-  pathlib.Path(bucket(words[4])).write_text(text)
 """
 
 
@@ -102,7 +94,7 @@ def test_shellcheck_finds_nothing():
 
 
 @pytest.mark.parametrize("script, words", [
-  ("tpu_vm.sh", ["up", *TPU, "--bucket=gs://b/r", "--spot=1", "--", HARD]),
+  ("tpu_vm.sh", ["up", *TPU, "--workdir=gs://b/r", "--spot=1", "--", HARD]),
   ("tpu_vm.sh", ["resume", *TPU, "--", HARD]), ("tpu_vm.sh", ["tail", *TPU]),
   ("gpu.sh", ["slurm", "--partition=gpu", "--", HARD]),
   ("gpu.sh", ["local", "--gpus=2", "--", HARD]), ("gpu.sh", ["install"]),
@@ -185,28 +177,26 @@ def test_a_failed_request_stops_and_resume_starts_anew(cloud):
   cloud.states("FAILED")
   assert "FAILED" in cloud.run("tpu_vm.sh", "wait", *TPU, code=2)
   cloud.states("SUSPENDED", "ACTIVE")
-  cloud.run("tpu_vm.sh", "resume", *TPU, "--bucket=gs://b/r", "--", "--config=c")
+  cloud.run("tpu_vm.sh", "resume", *TPU, "--workdir=gs://b/r", "--", "--config=c")
   assert cloud.verbs()[1:4] == ["queued-resources describe", "queued-resources delete",
                                 "queued-resources create"]
 
 
 def test_the_tpu_worker_gets_the_flags_of_train_unchanged(cloud):
-  cloud.run("tpu_vm.sh", "run", *TPU, "--bucket=gs://b/r", "--", HARD)
+  cloud.run("tpu_vm.sh", "run", *TPU, "--workdir=gs://b/r", "--", HARD)
   home = cloud.folder / "home"
   (home / "ares_jax").mkdir()
-  shutil.copytree(LAUNCH, home / "ares_jax" / "launch")
   python = home / "venv" / "bin" / "python"
   python.parent.mkdir(parents=True)
-  python.write_text(f"#!{sys.executable}\nimport json, os, sys\nos.makedirs('{home}/run')\n"
-                    f"open('{home}/run/words', 'w').write(json.dumps(sys.argv[1:]))\nsys.exit(3)")
+  python.write_text(f"#!{sys.executable}\nimport json, sys\n"
+                    f"open('{home}/words', 'w').write(json.dumps(sys.argv[1:]))\nsys.exit(3)")
   python.chmod(0o755)
   [command] = [word[len("--command="):] for word in cloud.calls[-1][0]
                if word.startswith("--command=")]
   subprocess.run(["bash", "-c", command], env=cloud.environment, check=True, timeout=60)
-  kept = cloud.folder / "gs" / "b" / "r"
-  _wait_for(kept / "newest")
-  assert json.loads((kept / "a" / "words").read_text()) == [
-    "-m", "ares_jax.train", f"--workdir={home}/run", HARD]
+  _wait_for(home / "words")
+  assert json.loads((home / "words").read_text()) == [
+    "-m", "ares_jax.train", "--workdir=gs://b/r", HARD]
 
 
 def _wait_for(path):
@@ -214,23 +204,13 @@ def _wait_for(path):
   subprocess.run(["bash", "-c", wait, path], check=True)
 
 
-def test_a_push_cut_short_leaves_the_previous_push(cloud):
-  folder, back = cloud.folder / "run", cloud.folder / "back"
-  folder.mkdir()
-  assert "nothing in gs://b/r yet" in cloud.run("sync.sh", "pull", back, "gs://b/r")
-  (cloud.folder / "gs" / "b" / "r").mkdir(parents=True)
-  for text in ("first", "second"):
-    (folder / "file").write_text(text)
-    cloud.run("sync.sh", "push", folder, "gs://b/r")
-  assert (cloud.folder / "gs" / "b" / "r" / "newest").read_text() == "b\n"
-  (cloud.folder / "gs" / "b" / "r" / "a" / "file").write_text("torn")
-  cloud.run("sync.sh", "pull", back, "gs://b/r")
-  assert (back / "file").read_text() == "second"
-
-
 @pytest.mark.parametrize("script, words, message", [
-  ("tpu_vm.sh", ["create", "--name=a", "--zone=z", "--type=v5litepod-16"], "--share=DIR"),
-  ("tpu_vm.sh", ["create", *TPU, "--bucket=gs://b/r", "--share=/s"], "one of them"),
+  ("tpu_vm.sh", ["create", "--name=a", "--zone=z", "--type=v5litepod-16"],
+   "give --workdir=gs://BUCKET/RUN, or --share=DIR"),
+  ("tpu_vm.sh", ["create", *TPU, "--workdir=gs://b/r", "--share=/s"], "one of them"),
+  ("tpu_vm.sh", ["create", *TPU, "--workdir=/disk"], "--workdir=/disk must be gs://BUCKET/RUN"),
+  ("gke.sh", ["create", "--workdir=s3://b/r", "--", "x"], "s3://b/r must be gs://BUCKET/RUN"),
+  ("gke.sh", ["create", "--image=i", "--claim=c", "--workdir=gs://b/r", "--", "x"], "give one"),
   ("tpu_vm.sh", ["up", *TPU, "--share=/s", "--", "x"], "no /s: create, wait, install, mount it"),
   ("tpu_vm.sh", ["resume", *TPU, "--share=/s", "--", "x"], "after a preemption delete first"),
   ("tpu_vm.sh", ["run", *TPU], "flags of ares_jax.train after --"),
@@ -245,7 +225,7 @@ def test_a_push_cut_short_leaves_the_previous_push(cloud):
   ("gke.sh", ["create", "--slices=2", "--", "x"], "if each has several hosts; give --hosts=2"),
   ("gke.sh", ["create", "--slices=2", "--hosts=2", "--", "--config.mesh.slice=4"],
    "leave out --config.mesh.slice=4"),
-  ("gke.sh", ["create", "--image=i", "--", "x"], "--claim is missing"),
+  ("gke.sh", ["create", "--image=i", "--", "x"], "--workdir=gs://BUCKET/RUN or --claim"),
 ])
 def test_mistakes_are_one_line_and_call_nothing(cloud, script, words, message):
   said = cloud.run(script, *words, code=2)
@@ -265,6 +245,15 @@ def test_the_jobset_is_one_pod_with_tpus_and_the_flags_of_train(cloud):
   assert pod["nodeSelector"] == {"cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
                                  "cloud.google.com/gke-tpu-topology": "2x4"}
   assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "c"
+
+
+def test_a_jobset_whose_run_is_in_a_bucket_mounts_nothing(cloud):
+  cloud.run("gke.sh", "create", "--image=i", "--workdir=gs://b/r", "--accelerator=a",
+            "--topology=2x4", "--chips=8", "--", HARD)
+  [job] = yaml.safe_load(cloud.calls[0][1])["spec"]["replicatedJobs"]
+  pod = job["template"]["spec"]["template"]["spec"]
+  assert pod["containers"][0]["args"] == [HARD, "--workdir=gs://b/r"]
+  assert "volumes" not in pod and "volumeMounts" not in pod["containers"][0]
 
 
 def test_slices_are_replicas_in_node_pools_of_their_own(cloud):
@@ -301,6 +290,9 @@ def test_several_hosts_get_the_variables_to_find_each_other(cloud):
   command = cloud.run("tpu_vm.sh", "run", "--dry-run", *TPU[:2], "--type=v5litepod-16",
                       "--share=/share", "--", HARD)
   assert "ARES_CLUSTER=gcetpu" in command and "--workdir=/share/ares" in command
+  cloud.run("tpu_vm.sh", "up", *TPU[:2], "--type=v5litepod-16", "--workdir=gs://b/r", "--", HARD)
+  assert "ARES_CLUSTER=gcetpu" in cloud.calls[-1][0][-1]
+  assert "--workdir=gs://b/r" in cloud.calls[-1][0][-1]
 
 
 def test_a_slurm_job_that_is_stopped_saves_and_queues_itself_again(cloud):
