@@ -159,12 +159,19 @@ class Round:
       text = file.read()
     return other == 0 and (code == 0 or code in (3, 130) and "was taken over by" in text)
 
+  def steps(self):
+    """The steps of the checkpoints that are complete, oldest first."""
+    return sorted(int(path.parent.name) for path in self.folder.glob("toy/*/commit_success.txt")
+                  if path.parent.name.isdigit())
+
   def damaged(self):
     """Changes an object of the newest of two checkpoints, while no run is there."""
-    while len(steps := sorted(int(path.name) for path in self.folder.glob("toy/*") if path.name
-                              .isdigit() and (path / "commit_success.txt").exists())) < 2:
-      self.killed()
-    files = [path for path in (self.folder / "toy" / str(steps[-1])).rglob("*")
+    pid = self.start()
+    while len(self.steps()) < 2:
+      time.sleep(0.05)
+    os.kill(pid, signal.SIGKILL)
+    ended(pid)
+    files = [path for path in (self.folder / "toy" / str(self.steps()[-1])).rglob("*")
              if path.is_file() and path.stat().st_size]
     path = self.rng.choice(sorted(files))
     data = bytearray(path.read_bytes())
