@@ -159,15 +159,22 @@ class _Reader:
 
   def check(self):
     """Raises ValueError where images are missing, or most rows cannot be used."""
-    read = len(self.rows) + len(self.skipped)
-    for bad, fault in (([row for row in self.skipped if row.code == "image_missing"],
-                        "lack an image"), (self.skipped, "cannot be used")):
-      if bad and (fault == "lack an image" or len(bad) > len(self.rows)):
-        raise ValueError(f"{len(bad)} of {read} rows of {self.name!r} {fault}; the first: {bad[0]}")
+    missing = [error for error in self.skipped if error.code == "image_missing"]
+    if missing:
+      raise ValueError(f"{self._count(missing)} lack an image; the first: {missing[0]}")
+    if len(self.skipped) > len(self.rows):
+      raise ValueError(f"{self._count(self.skipped)} cannot be used; the first: {self.skipped[0]}"
+                       + "".join(f"; the published {name} belongs beside the file"
+                                 for name in self.schema.get("join", ())))
+
+  def _count(self, rows):
+    return f"{len(rows)} of {len(self.rows) + len(self.skipped)} rows of {self.name!r}"
 
   def _prepare(self, record, file):
     """The record with the columns that the schema derives from others."""
-    schema, record = self.schema, {"_folder": file.parent.name} | record
+    schema = self.schema
+    if "_folder" in schema["columns"].get("source", ()):
+      record = record | {"_folder": file.parent.name}
     for column in schema.get("lists", ()):
       record[column] = list_in(record.get(column))
     for column, template in schema.get("derive", {}).items():

@@ -137,7 +137,8 @@ def check_groups(rows, metric):
   steps = {}
   for row in rows:
     if row["group"] is None:
-      raise ValueError(f"problem {row['id']} has no group; the metric {metric!r} needs one")
+      raise ValueError(f"problem {row['id']} has no group; the metric {metric!r} needs one: a "
+                       "column of ids that all variants of a problem share")
     steps.setdefault(row["group"], []).append(_is_whole(row["step"]))
   bad = [name for name, whole in steps.items() if whole.count(True) != 1 or len(whole) < 2]
   if metric == "strict" and bad:

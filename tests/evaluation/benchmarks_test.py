@@ -370,6 +370,9 @@ def test_mathvista_as_published_has_its_queries_in_a_second_file(tmp_path):
   (tmp_path / "images").mkdir()
   (tmp_path / "images" / "1.jpg").write_bytes(png())
   (tmp_path / "testmini.json").write_text(json.dumps({"1": record}))
+  with pytest.raises(ValueError, match="1 of 1 rows of 'mathvista' cannot be used; the first: row t"
+                     r".*; the published query\*.json belongs beside the file"):
+    open_benchmark("mathvista", str(tmp_path))
   (tmp_path / "query.json").write_text(json.dumps({"1": query, "2": "another"}))
   for path in (tmp_path, tmp_path / "testmini.json"):
     (row,) = open_benchmark("mathvista", str(path)).rows
