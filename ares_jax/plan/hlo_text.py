@@ -130,15 +130,23 @@ def channel(item):
 
 
 def group_size(attributes):
-  """Number of devices in one group of a collective."""
-  lists = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
+  """Number of devices in one group of a collective; 1 if it names pairs of devices instead.
+
+  Raises ValueError if the groups are written in a way that is not known here.
+  """
+  if "replica_groups=" not in attributes:
+    return 1
+  lists = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
   if lists:
     return len(lists[1].split(","))
   iota = re.search(r"replica_groups=\[\d+,(\d+)\]", attributes)
   if iota:
     return int(iota[1])
-  mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
+  mesh = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]* \{([^}]*)\}", attributes)
   if mesh:
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
-    return math.prod(sizes[name] for name in re.findall(r"'([^']+)'", mesh[2]))
-  return 1
+    # 'data':(2)4 is a part of the axis: 4 devices, of which 2 such groups stand one after another.
+    return math.prod(int(part or sizes[name]) for name, part in re.findall(
+      r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2]))
+  written = attributes[attributes.index("replica_groups="):][:100]
+  raise ValueError(f"cannot read how many devices a collective has: {written}")

@@ -89,7 +89,8 @@ def test_elements_of_a_tuple_may_be_written_where_they_are_used():
 
 @pytest.mark.parametrize("groups, size", [
   ("{{0,1},{2,3}}", 2), ("[2,4]<=[8]", 4), ("mesh['a'=2,'b'=4] {'a'}", 2),
-  ("mesh['a'=2,'b'=4] {'a','b'}", 8)])
+  ("mesh['a'=2,'b'=4] {'a','b'}", 8), ("mesh['a'=2,'b'=4] {'a','b':(1)2}", 4),
+  ("mesh['a'=2,'b'=4], device_ids=([2,4]T(1,0)) {'b':(2)2}", 2)])
 @pytest.mark.parametrize("kind, share", [
   ("all-reduce", lambda n: 2 * (n - 1) / n), ("reduce-scatter", lambda n: (n - 1) / n),
   ("collective-permute", lambda n: 1)])
@@ -99,6 +100,16 @@ def test_a_collective_counts_the_bytes_that_a_ring_sends(kind, share, groups, si
   ROOT %y = f32[8,4]{{1,0}} {kind}(%x), channel_id=1, replica_groups={groups}, to_apply=%add
 }}"""
   assert hlo_cost(text).sent == {kind: pytest.approx(share(size) * 8 * 4 * 4)}
+
+
+@pytest.mark.parametrize("groups", ["{}", "rows[2,4]"])
+def test_groups_that_cannot_be_read_are_refused(groups):
+  text = f"""ENTRY %main (x: f32[8,4]) -> f32[8,4] {{
+  %x = f32[8,4]{{1,0}} parameter(0)
+  ROOT %y = f32[8,4]{{1,0}} all-reduce(%x), channel_id=1, replica_groups={groups}, to_apply=%add
+}}"""
+  with pytest.raises(ValueError, match="cannot read how many devices a collective has: replica_gr"):
+    hlo_cost(text)
 
 
 # libtpu spreads this gather over three fusions, of which one also multiplies. Each fusion contains

@@ -132,6 +132,17 @@ def test_one_device_and_four_give_the_same_first_step(stepped, slices, model):
   assert meetings and bool(inside) == (slices == 1)
 
 
+@pytest.mark.parametrize("written, groups", [
+  ("[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]), ("{{0,1},{2,3}}", [[0, 1], [2, 3]]),
+  ("mesh['slice'=2,'data'=2] {'data'}", [[0, 1], [2, 3]]),
+  ("mesh['data'=4] {'data':(1)2}", [[0, 2], [1, 3]]),
+  ("mesh['data'=4] {'data':(2)2}", [[0, 1], [2, 3]]),
+  ("mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}", [[0, 2], [1, 3]]),
+  ("mesh['a'=2,'b'=2] {'a','b'}", [[0, 1, 2, 3]])])
+def test_groups_are_read_however_they_are_written(written, groups):
+  assert groups_of(f"all-reduce(%x), replica_groups={written}, metadata={{}}") == groups
+
+
 def between(text):
   """Lines of a program of 4 devices in which the first two meet the others."""
   return [line for line in text.splitlines()
@@ -151,12 +162,18 @@ def groups_of(line):
     return devices_in(*order).reshape(shape).tolist()
   sizes, shape, order, axes = re.search(
     r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? "
-    r"\{([^}:]*)\}", line).groups()
-  sizes = {name: int(size) for name, size in (part.split("=") for part in sizes.split(","))}
-  axes = [list(sizes).index(name) for name in axes.split(",")]
-  devices = devices_in(numbers(shape) or [4], numbers(order)).reshape([*sizes.values()])
-  together = np.prod(np.take(devices.shape, axes))
-  return np.moveaxis(devices, axes, [*range(-len(axes), 0)]).reshape(-1, together).tolist()
+    r"\{([^}]*)\}", line).groups()
+  # 'data':(2)4 is the middle one of 3 axes that "data" is split into, of 2, 4 and the rest.
+  parts = {name: (int(before or 1), size) for name, before, size in re.findall(
+    r"'(\w+)'(?::\((\d+)\)(\d+))?", axes)}
+  split = []
+  for name, whole in re.findall(r"'(\w+)'=(\d+)", sizes):
+    before, size = parts.get(name, (1, 1))
+    split += [before, int(size or whole), int(whole) // before // int(size or whole)]
+  devices = devices_in(numbers(shape) or [4], numbers(order)).reshape(split)
+  together = [*range(1, len(split), 3)]
+  return np.moveaxis(devices, together, range(-len(together), 0)).reshape(
+    -1, np.prod(np.take(split, together))).tolist()
 
 
 def numbers(text):
