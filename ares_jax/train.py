@@ -33,7 +33,7 @@ from ares_jax.diagnose.replay import replay, replay_text
 from ares_jax.evaluation.held_out import StageResults
 from ares_jax.models import lora
 from ares_jax.plan import check
-from ares_jax.run import bucket, identity, wandb
+from ares_jax.run import bucket, identity, starts, wandb
 from ares_jax.run.config import read_config
 from ares_jax.run.files import RENAMED_SETTINGS, write_text
 from ares_jax.run.identity import STAGES
@@ -89,6 +89,8 @@ def main():
         records = {"config.json": settings, "fingerprint.json": identity.fingerprint(parts)}
         hosts.check_same(records["fingerprint.json"], "reads other files")
         hosts.on_process_0(lambda: identity.keep_records(workdir, records, _ALLOW_CHANGE.value))
+        if jax.process_index() == 0:
+          starts.note_start(workdir)
         if shard:
           adacs.curate_shard(parts, workdir, shard)
           return

@@ -149,6 +149,7 @@ install() {
   rm -f "$archive"
   # The TPU images have Python 3.10; uv installs 3.12.
   on_workers 'set -e; mkdir -p ares_jax; tar -xzf ares_jax.tar.gz -C ares_jax; cd ares_jax
+echo '"$(git -C "$root" describe --always --dirty --abbrev=12 --exclude='*')"' > COMMIT
 python3 -m pip install --quiet --user uv
 test -d ~/venv || ~/.local/bin/uv venv --python 3.12 ~/venv
 ~/.local/bin/uv pip install --quiet --python ~/venv/bin/python -r requirements.txt "jax[tpu]"'

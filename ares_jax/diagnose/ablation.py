@@ -8,7 +8,8 @@ by the levels of the data: the lowest level counts as easy, the highest as hard.
 from ares_jax.evaluation.arms import arm_rows, collect_arms, interval_cell, mean_with_interval
 from ares_jax.evaluation.scores import level_order
 from ares_jax.run.files import require_json
-from ares_jax.run.identity import flatten, use_of
+from ares_jax.run.identity import STAGES, flatten, use_of
+from ares_jax.run.starts import read_starts
 from ares_jax.system import figures
 from ares_jax.system.tables import text_table
 
@@ -35,6 +36,7 @@ def measure_ablation(workdirs):
       raise ValueError(f"no run with {arm} among {', '.join(workdirs)}; uniform shaping is "
                        "--config.aepo.reward.easy=1.0 --config.aepo.reward.medium=0.0")
   results = {arm: _results_by_seed(found) for arm, found in by_arm.items()}
+  _check_pairs(by_arm)
   rows = arm_rows(results)
   levels = sorted({level for row in rows for level in row["level"]}, key=level_order)
   if len(levels) < 2:
@@ -87,6 +89,28 @@ def _results_by_seed(workdirs):
   if not found:
     raise ValueError(f"{workdirs[0]}/results.json has no evaluation of stage 2 yet")
   return found
+
+
+def _check_pairs(by_arm):
+  """Raises ValueError where two runs of a seed, one an arm, do not share what came before AEPO."""
+  folders = [{require_json(folder, "config.json")["seed"]: folder for folder in found}
+             for found in by_arm.values()]
+  for seed in sorted(folders[0].keys() & folders[1].keys()):
+    pair = [folder[seed] for folder in folders]
+    first, second = (require_json(folder, "results.json") for folder in pair)
+    for stage in STAGES[:-1]:
+      if stage in first and stage in second and first[stage]["sampled"] != second[stage]["sampled"]:
+        raise ValueError(
+          f"{pair[0]} and {pair[1]} have seed {seed}, but not one cold start: after {stage} they "
+          "were evaluated differently; copy the folder of one run before AEPO, and train AEPO in "
+          "both copies on one machine")
+    machines = [{(start["cpu"], start["device"]) for start in read_starts(folder)}
+                for folder in pair]
+    if all(machines) and machines[0] != machines[1]:
+      told = " and ".join("; ".join(f"{cpu}, {device}" for cpu, device in sorted(one))
+                          for one in machines)
+      raise ValueError(f"{pair[0]} and {pair[1]} have seed {seed}, but ran on different machines, "
+                       f"where sums round differently: {told}; run both on one CPU type")
 
 
 def _arm_summary(row, levels):

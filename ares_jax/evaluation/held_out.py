@@ -54,7 +54,7 @@ class StageResults:
 def stage_seconds(workdir, stage):
   """{phase: seconds} of the stage's steps, over all processes that worked on it."""
   spent = collections.Counter()
-  for line in Lines(os.path.join(workdir, "metrics.jsonl")):
+  for line in Lines(os.path.join(workdir, "metrics.jsonl"), ("stage",)):
     if line["stage"] == stage:
       spent.update({name.removeprefix("seconds/"): value for name, value in line.items()
                     if name.startswith("seconds/")})

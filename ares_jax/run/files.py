@@ -82,11 +82,20 @@ def current_names(value, section=""):
 def read_json(workdir, name):
   """The JSON object in a file of the folder, under `current_names`; {} for a missing file.
 
-  The folder may also be the address of one in a bucket.
+  The folder may also be the address of one in a bucket. ValueError, with the remedy, where the file
+  was cut or changed.
   """
   path = epath.Path(workdir) / name
   with bucket_errors(workdir):
-    return current_names(json.loads(path.read_text("utf-8"))) if path.exists() else {}
+    text = path.read_bytes() if path.exists() else b"{}"
+  try:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+      raise ValueError("it holds no object")
+  except ValueError as error:
+    raise ValueError(f"{path} is damaged ({error}); restore it, or remove it: the run's command "
+                     "writes it anew") from error
+  return current_names(value)
 
 
 def require_json(workdir, name):

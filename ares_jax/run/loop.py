@@ -170,10 +170,11 @@ class _Saver:
 
 def _with_retries(write):
   """Calls `write`; after an OSError again, after each of `_RETRY_PAUSES`."""
-  for pause in _RETRY_PAUSES:
+  for number, pause in enumerate(_RETRY_PAUSES):
     try:
       return write()
     except OSError as error:
-      logging.warning("%s; once more in %d s", error, pause)
+      if number == 0:
+        logging.warning("%s; trying again for %d s", error, sum(_RETRY_PAUSES))
       time.sleep(pause)
   return write()

@@ -2,6 +2,7 @@
 
 import collections.abc
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -22,9 +23,12 @@ class Lines(collections.abc.Sequence):
   stays open, because a run that resumes replaces it by a shorter one.
   """
 
-  def __init__(self, path):
-    """Finds the lines that are complete now; a missing file is treated as empty."""
-    self._path, self._starts = path, [0]
+  def __init__(self, path, keys=()):
+    """Finds the lines that are complete now; a missing file is treated as empty.
+
+    A line that lacks one of the `keys` is refused like one that is not JSON.
+    """
+    self._path, self._keys, self._starts = path, keys, [0]
     if os.path.exists(path):
       self._file = os.open(path, os.O_RDONLY)
       weakref.finalize(self, os.close, self._file)
@@ -40,11 +44,15 @@ class Lines(collections.abc.Sequence):
     number = range(len(self))[number]
     start, end = self._starts[number : number + 2]
     line = os.pread(self._file, end - start, start)
+    where = f"{self._path} line {number + 1}"
     try:
-      return current_names(json.loads(line))
+      found = current_names(json.loads(line))
     except ValueError as error:
-      raise ValueError(
-        f"{self._path} line {number + 1} is not JSON ({error}); repair or move it") from error
+      raise ValueError(f"{where} is not JSON ({error}); repair or move it") from error
+    missing = [key for key in self._keys if not isinstance(found, dict) or key not in found]
+    if missing:
+      raise ValueError(f"{where} is no object with {' and '.join(self._keys)}; remove the line")
+    return found
 
   def drop_last(self):
     """Removes the last line from this object; the file keeps it."""
@@ -63,28 +71,57 @@ class Records:
   results: dict  # results.json; {} before the first stage has been evaluated
 
   def aepo_config(self):
-    """AepoConfig of the run."""
+    """AepoConfig of the run; ValueError where config.json is damaged."""
+    if "aepo" not in self.config:
+      raise ValueError(f"{os.path.join(self.workdir, 'config.json')} has no section aepo; restore "
+                       "it, or remove it: the run's command writes it anew")
     return build(AepoConfig, ConfigDict(self.config["aepo"]), "config.aepo")
 
 
-def read_run(workdir):
+def read_run(workdir, notes=None):
   """Records of the run in a folder; the run may continue meanwhile.
 
+  `notes`, a list, takes a line for each file and line that is damaged, which is then left out.
+
   Raises:
-    ValueError: the folder holds no run, or a line is not JSON.
+    ValueError: the folder holds no run; or a file or a line is damaged and there are no `notes`.
   """
+  def usable(read, otherwise):
+    try:
+      return read()
+    except ValueError as error:
+      if notes is None:
+        raise
+      notes.append(str(error))
+      return otherwise
+
   for path in (os.path.join(workdir, name) for name in ("config.json", "metrics.jsonl")):
     if not os.path.isfile(path):
       raise ValueError(f"{path} does not exist; --workdir is the folder of a run of ares_jax.train")
+  def lines(name):
+    found = Lines(os.path.join(workdir, name), ("stage", "step"))
+    read = (usable(functools.partial(found.__getitem__, number), None)
+            for number in range(len(found)))
+    return (line for line in read if line and line["stage"] in STAGES)
+
   metrics = {stage: {} for stage in STAGES}
-  for line in Lines(os.path.join(workdir, "metrics.jsonl")):
+  for line in lines("metrics.jsonl"):
     metrics[line["stage"]][line["step"]] = line
-  rollouts = Lines(os.path.join(workdir, "rollouts.jsonl"))
+  rollouts = Lines(os.path.join(workdir, "rollouts.jsonl"), ("stage", "step"))
   # A run writes the responses of an iteration before its metrics.
   last = max(metrics["aepo"], default=0)
-  while rollouts and rollouts[-1]["step"] > last:
+  while rollouts and usable(lambda: rollouts[-1]["step"], last + 1) > last:
     rollouts.drop_last()
-  held_out = [line for stage in STAGES
-              for line in Lines(os.path.join(workdir, "held_out", f"{stage}.jsonl"))]
-  return Records(workdir, read_json(workdir, "config.json"), metrics, rollouts, held_out,
-                 read_json(workdir, "results.json"))
+  held_out = [line for stage in STAGES for line in lines(f"held_out/{stage}.jsonl")]
+  return Records(workdir, usable(lambda: read_json(workdir, "config.json"), {}), metrics, rollouts,
+                 held_out, usable(lambda: _results(workdir), {}))
+
+
+def _results(workdir):
+  """results.json; ValueError where it is damaged or holds no evaluations."""
+  results = read_json(workdir, "results.json")
+  for stage, result in results.items():
+    if stage not in STAGES or not isinstance(result, dict) or not {"bucket", "level"} <= {*result}:
+      raise ValueError(f"{os.path.join(workdir, 'results.json')} has no evaluation at {stage!r}; "
+                       "restore it, or remove it: the run's command writes it anew")
+  return results

@@ -13,15 +13,16 @@ def part(accuracy, length):
   return {"n": 4, "accuracy": accuracy, "pass_at_k": 1.0, "format_ok": 1.0, "length": length}
 
 
-def finish(folder, seed, easy, hard, levels=("1", "2", "10"), **changes):
-  """A finished run's folder: accuracies of its lowest and its highest level."""
+def finish(folder, seed, easy, hard, levels=("1", "2", "10"), start=0.5, **changes):
+  """A finished run's folder: accuracies of its lowest and its highest level, and of its start."""
   folder.mkdir()
   (folder / "config.json").write_text(tiny.values(seed=seed, **changes).to_json_best_effort())
   by_level = dict(zip(levels, (part(easy, 5.0), part(0.5, 9.0), part(hard, 20.0)), strict=False))
   whole = part((easy + hard) / 2, 12.0)
   result = {"n": 12, "samples": 2, "greedy": whole, "sampled": whole, "level": by_level,
             "bucket": {name: part(0.5, 9.0) for name in ("easy", "medium", "hard")}}
-  (folder / "results.json").write_text(json.dumps({"adacs": result, "aepo": result}))
+  before = result | {"sampled": part(start, 9.0)}
+  (folder / "results.json").write_text(json.dumps({"adacs": before, "aepo": result}))
   return str(folder)
 
 
@@ -59,6 +60,20 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
       ([flat, none], "fewer than two levels"), ([ours, ours + "/", uniform], "seed 0 is there")):
     with pytest.raises(ValueError, match=message):
       ablation.measure_ablation(folders)
+
+
+def test_runs_of_a_seed_share_their_cold_start_and_their_kind_of_machine(tmp_path):
+  ours, uniform = finish(tmp_path / "d", 0, 1, 1), finish(tmp_path / "u", 0, 1, 1, **UNIFORM)
+  apart = finish(tmp_path / "a", 0, 1, 1, start=0.6, **UNIFORM)
+  with pytest.raises(ValueError, match="seed 0, but not one cold start: after adacs they were"):
+    ablation.measure_ablation([ours, apart])
+  for folder, cpu in (("d", "new"), ("u", "old")):
+    line = json.dumps({"cpu": cpu, "device": "cpu"}) + "\n"
+    (tmp_path / folder / "starts.jsonl").write_text(2 * line)
+  with pytest.raises(ValueError, match="ran on different machines.*: old, cpu and new, cpu; run"):
+    ablation.measure_ablation([ours, uniform])
+  (tmp_path / "u" / "starts.jsonl").write_text((tmp_path / "d" / "starts.jsonl").read_text())
+  assert ablation.measure_ablation([ours, uniform])["shared"] == [0]
 
 
 def test_arms_without_a_common_seed_have_no_difference(tmp_path):

@@ -15,6 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import pytest
+from tensorboardX.event_file_writer import EventsWriter
 
 from ares_jax.run import config, identity, lock, loop, metrics
 
@@ -100,11 +101,13 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.parametrize("left", [0, 8192, 200_000])
-def test_a_full_disk_ends_the_run_with_its_checkpoint_intact(disk, alone, left):
+def test_a_full_disk_ends_the_run_with_its_checkpoint_intact(disk, alone, left, caplog):
   workdir = disk / "run"
   # In the last block of a log, in a log, or in a checkpoint: wherever the disk ends.
   with pytest.raises(OSError, match="No space left|RESOURCE_EXHAUSTED|StatusCode|Error writing"):
     run(workdir, at=3, event=fill(disk, left))
+  # A line or two before the error: what is tried again, and no stack.
+  assert len(caplog.records) <= 3 and not any(one.exc_info for one in caplog.records)
   saved = [name for name in os.listdir(workdir / "stage") if name.isdigit()]
   assert saved and set(saved) <= {"2", "3"}
   os.remove(disk / "filler")
@@ -193,7 +196,7 @@ def test_a_failing_tensorboard_file_does_not_stop_the_run(tmp_path, alone, monke
     raise OSError(28, "No space left on device")
 
   begun = []
-  monkeypatch.setattr(metrics.EventsWriter, "_write_serialized_event",
+  monkeypatch.setattr(EventsWriter, "_write_serialized_event",
                       lambda self, event: fail(self, event) if begun else None)
   assert (run(tmp_path, at=1, event=lambda: begun.append(1), steps=6).weights
           == alone.weights).all()

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import re
 
 from ares_jax.run.checkpoint import digest
 from ares_jax.system.config import one_line
@@ -80,8 +81,8 @@ def check_match(targets, leaves, where):
 
 
 @contextlib.contextmanager
-def damage_of_step(step):
-  """Turns the errors of reading a broken file of checkpoint `step` into DamagedError."""
+def damage_of_step(step, path=""):
+  """Turns errors of reading a broken file of checkpoint `step`, below `path`, into DamagedError."""
   try:
     yield
   except (DamagedError, MemoryError, PermissionError):
@@ -92,12 +93,21 @@ def damage_of_step(step):
       raise
     if is_refusal(error):
       raise OSError(f"reading checkpoint {step} failed: {describe(error)}") from error
-    raise DamagedError(f"checkpoint {step} is damaged: {describe(error)}") from error
+    where = f" in {path}" if str(path) not in describe(error) else ""
+    raise DamagedError(f"checkpoint {step} is damaged{where}: {describe(error)}") from error
 
 
 def describe(error):
-  """The type and the beginning of the message of an exception, on one line."""
-  return f"{type(error).__name__}: {one_line(error)[:300]}"
+  """What went wrong, on one line of at most 400 letters; a file that cannot be used is named."""
+  while "TensorStore details" in str(error) and error.__cause__ is not None:
+    error = error.__cause__  # the reason, which Orbax's own message leaves out
+  text = one_line(error)
+  file = re.findall(r'local file "([^"]+)"', text)
+  if "No space left on device" in text:
+    return f"no space left on the disk{f' of {file[-1]}' if file else ''} (No space left on device)"
+  if file and (status := re.match("NOT_FOUND|OUT_OF_RANGE|DATA_LOSS", text)):
+    return f"{file[-1]} is missing or damaged ({status[0]})"
+  return f"{type(error).__name__}: {text[:300]}"
 
 
 def _sha256(record):

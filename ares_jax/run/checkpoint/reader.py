@@ -16,8 +16,11 @@ from etils import epath
 from ares_jax.run.checkpoint import digest, manifest
 from ares_jax.run.checkpoint.digest import flatten
 from ares_jax.run.checkpoint.manifest import DamagedError
+from ares_jax.run.checkpoint.quiet import silence_orbax
 from ares_jax.system import heartbeat, hosts
 from ares_jax.system.gcs import bucket_errors
+
+silence_orbax()
 
 _READ_AT_ONCE = 1 << 30  # bytes read at a time, unless a leaf is larger
 _ATTEMPTS = 5  # at reading from a run that replaces its checkpoints meanwhile
@@ -118,7 +121,7 @@ def _read_on_all(read):
 def read_record(directory, step):
   """The record of a checkpoint's leaves, see manifest.py."""
   path = folder_of(directory) / str(step) / "extra"
-  with manifest.damage_of_step(step), _reader(ocp.JsonCheckpointHandler()) as reader:
+  with manifest.damage_of_step(step, path), _reader(ocp.JsonCheckpointHandler()) as reader:
     stored = reader.restore(path, args=ocp.args.JsonRestore())
   return manifest.verify(stored, step)
 
@@ -157,7 +160,7 @@ def _portions(leaves):
 def _read_portion(directory, step, targets):
   """{name: array} of some leaves: on devices or in numpy, as `targets` are."""
   path = folder_of(directory) / str(step) / "state"
-  with manifest.damage_of_step(step), _reader(ocp.PyTreeCheckpointHandler()) as reader:
+  with manifest.damage_of_step(step, path), _reader(ocp.PyTreeCheckpointHandler()) as reader:
     return reader.restore(path, args=ocp.args.PyTreeRestore(
       item=targets, restore_args=ocp.checkpoint_utils.construct_restore_args(targets),
       partial_restore=True))
