@@ -3,6 +3,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -71,18 +72,30 @@ def test_without_a_stop_request_heartbeats_pass_and_handlers_are_restored():
 
 
 def test_a_run_without_heartbeats_writes_its_stacks_and_ends(tmp_path, monkeypatch):
-  ended = []
+  ended, kept = [], []
   monkeypatch.setattr(heartbeat.os, "_exit", ended.append)
   # The timer of faulthandler would end this very process.
   monkeypatch.setattr(heartbeat.faulthandler, "dump_traceback_later", lambda *_, **__: None)
-  with heartbeat.watchdog(str(tmp_path / "stacks.txt"), minutes=0.5 / 60):
+  path = tmp_path / "stacks.txt"
+  with heartbeat.watchdog(str(path), 0.5 / 60, lambda: kept.append(path.read_text())):
     for _ in range(8):  # heartbeats keep it alive, however long it runs
       time.sleep(0.1)
       heartbeat.heartbeat()
     assert not ended
     hang_here(ended)
-  stacks = (tmp_path / "stacks.txt").read_text()
+  stacks = path.read_text()
   assert ended[0] == 1 and "no heartbeat for" in stacks and "in hang_here" in stacks
+  assert kept and stacks.startswith(kept[0]) and "in hang_here" in kept[0]
+
+
+def test_a_watchdog_waits_for_what_is_kept_but_not_for_ever(tmp_path, monkeypatch):
+  ended = []
+  monkeypatch.setattr(heartbeat, "_KEEP", 0.1)
+  monkeypatch.setattr(heartbeat.os, "_exit", ended.append)
+  monkeypatch.setattr(heartbeat.faulthandler, "dump_traceback_later", lambda *_, **__: None)
+  with heartbeat.watchdog(str(tmp_path / "stacks.txt"), 0.2 / 60, threading.Event().wait):
+    hang_here(ended)
+  assert ended
 
 
 def hang_here(ended):
