@@ -125,9 +125,9 @@ class _Lease:
   def _write(self, text):
     """Whether the object could be replaced: it still had the generation known here."""
     files = file_system()
-    body = b"\r\n".join((
-      b"--part", b"Content-Type: application/json", b"", json.dumps({"name": self._name}).encode(),
-      b"--part", b"Content-Type: application/json", b"", text, b"--part--"))
+    about = json.dumps({"name": self._name, "cacheControl": "no-store"}).encode()
+    kind = b"Content-Type: application/json"
+    body = b"\r\n".join((b"--part", kind, b"", about, b"--part", kind, b"", text, b"--part--"))
     with bucket_errors(self._workdir):
       try:
         found = files.call(
