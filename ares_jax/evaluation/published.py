@@ -9,7 +9,17 @@ _LONGEST_LIST = 10_000  # characters of a list that stands in a text
 _LETTERS = "ABCDEFGHIJ"
 _OPTION = re.compile(r"(?:^|(?<=[\s;,:]))\(?([A-J])[).:]\s*")  # "A. 12", "(A) 12", "A: 12", "A) 12"
 _MATHS = re.compile(r"\$\$?([^$]*)\$\$?")
-_DEGREES = r"(?:°|\^\s*\{?\s*\\circ\s*\}?)"
+_REWRITES = (
+  (re.compile(r"\{\}(?=\^)"), ""),  # 30{}^\circ
+  (re.compile(r"^\{(\d+)\}\{(\d+)\}"), r"\\frac{\1}{\2}"),  # a lost \frac
+  (re.compile(r"^(\$?)\s*=\s*"), r"\1"),
+  (re.compile(r"^\$(\\\$[^$]*)\$$"), r"\1"),  # $\$20$
+  # A true bearing, 315°T.
+  (re.compile(r"(\d\s*(?:°|\^\s*\{?\s*\\circ\s*\}?))\s*T$"), r"\1"),
+  (re.compile(r"^(?:about|approx(?:imately|\.)?|around)\s+(?=[-$\\\d])", re.IGNORECASE), ""),
+  (re.compile(r"(?<=\S)\s*\((?:approx|rounded|to the nearest)[^()]*\)$"), ""),
+  (re.compile(r"^The [a-z ]{1,60} (?:is|are) (?=[-$\\(\[\d])"), ""),
+)
 # Text in UTF-8 that was read in another encoding: "°" as "掳" (Chinese) or "Â°" (Western).
 _WRONG_ENCODINGS = ("gbk", "cp1252")
 _SIGNS = "°′″²×±≤≥√π−–"
@@ -32,9 +42,9 @@ def options_in(text):
 def accepted_truths(text):
   """A published truth and, where it is written in a way that no model would, what it says.
 
-  Text that was decoded wrongly is restored. The others are added, so the truth itself stays right:
-  without mathematics in the middle of a text, "Area $=9$"; without "=" before it; lines as a list;
-  "315°T" (a true bearing) as "315°"; "8.75 (or fill in 35/4)" as both.
+  Signs that were decoded wrongly are restored. The others are added, so the truth itself stays
+  right: see `_REWRITES`; mathematics in the middle of a text, "Area $=9$", without delimiters;
+  lines as a list; "8.75 (or fill in 35/4)" as both.
   """
   text = _decoded(text).strip()
   first, _, second = text.partition("(or")
@@ -44,12 +54,10 @@ def accepted_truths(text):
   plain = text
   if plain.count("$") % 2 == 0 and not re.fullmatch(r"\$[^$]*\$|\$\$[^$]*\$\$", plain):
     plain = _MATHS.sub(r"\1", plain)
-  plain = plain.replace("{}^", "^")
-  plain = re.sub(r"^\{(\d+)\}\{(\d+)\}", r"\\frac{\1}{\2}", plain)  # a lost \frac
-  plain = re.sub(r"^\$?\s*=\s*", lambda match: "$" if match[0][0] == "$" else "", plain)
-  plain = re.sub(rf"(?<=\d)(\s*{_DEGREES})\s*T$", r"\1", plain)
+  for pattern, replacement in _REWRITES:
+    plain = pattern.sub(replacement, plain)
   plain = ", ".join(line.strip() for line in plain.splitlines() if line.strip())
-  return [text] if plain == text else [text, plain]
+  return [text, plain] if plain != text and re.search(r"\w", plain) else [text]
 
 
 def _decoded(text):

@@ -26,6 +26,8 @@ def test_options_stand_behind_letters_in_order(text, options):
   (r"$90^{\circ}$,$60^{\circ}$", [r"90^{\circ},60^{\circ}"]),
   ("35/4 (or fill in $$8.75$$)", ["35/4", "$$8.75$$"]), ("5 (or 6)", ["5", "6"]),
   ("30${}^\\circ $", [r"30^\circ"]),
+  ("The area is $12$", ["12"]), ("12 cm² (approx.)", ["12 cm²"]), ("About $5.2$", ["5.2"]),
+  (r"$\$20$", [r"\$20"]), ("The answer is unknown", []), ("about time", []), ("$=", []),
   ("x + y", []), ("$x$", []), ("$$x$$", []), ("$20", []), ("AT", []), ("Choose one (or none", []),
 ])
 def test_a_truth_is_also_accepted_as_it_would_be_written(published, accepted):
