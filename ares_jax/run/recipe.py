@@ -55,7 +55,7 @@ def recipe():
   c.aepo.reward = dict(
     kind="aepo", easy=0.75, medium=0.375, rule="signed", target="ema", target_scale=(0.8, 1.0, 1.2),
     target_decay=0.9, var_floor=1.0, cap=0.5, penalize="wrong", alpha_rate=0.05, token_bonus=0.0,
-    bonus_sign="plus")
+    bonus_sign="plus", placebo=False)
   c.aepo.loss = dict(advantage="std", equal_groups="zero", clip_low=0.2, clip_high=0.3,
                      clip_dual=3.0, average="token", importance_cap=2.0)
   # beta, rho and the controller's numbers are ours: the paper does not print them.

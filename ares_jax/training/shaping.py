@@ -59,6 +59,9 @@ class RewardConfig:
   # The bonus is paid in all buckets, as printed; or it is charged in the easy bucket, paid in the
   # hard one, and 0 in between.
   bonus_sign: Literal["plus", "bucket"] = optional("plus")
+  # A control for experiments: the entropy terms of a batch are dealt at random among its right
+  # answers, and among its wrong ones.
+  placebo: bool = optional(False)
 
   def __post_init__(self):
     if not 0 <= self.medium <= self.easy <= 1:
@@ -122,6 +125,9 @@ def shape_rewards(entropy, reward, controllers, batch, trigger_V, *, group):
   buckets = _compare_with_targets(reward, controllers, count_B, bucket_B)
 
   reward_B = _rewards(reward, controllers, batch.correct, count_B, bucket_B, buckets)
+  if reward.placebo:
+    key = jax.random.key(batch.tokens.sum())  # another one every batch; a repeated run has the same
+    reward_B = batch.correct + _dealt(reward_B - batch.correct, batch.correct, key)
   bonus_BT = jnp.zeros_like(batch.entropy)
   if reward.token_bonus:
     sign_3 = jnp.float32([-1, 0, 1]) if reward.bonus_sign == "bucket" else jnp.ones(3)
@@ -175,7 +181,7 @@ def _compare_with_targets(reward, controllers, count_B, bucket_B):
     ema_3 = jnp.where(jnp.isnan(ema_3), ema_3, jnp.nanmean(ema_3))
   target_3 = ema_3 * jnp.float32(reward.target_scale)
   if reward.target == "batch":
-    target_3 = mean_3
+    target_3 = jnp.round(mean_3) if reward.kind == "release" else mean_3
   multiplier_3 = ops.hwe_multiplier(mean_3, var_3, size_3, target_3, rule=reward.rule,
                                     var_floor=reward.var_floor)
   # An empty bucket keeps its multiplier.
@@ -195,6 +201,12 @@ def _rewards(reward, controllers, correct_B, count_B, bucket_B, buckets):
     alpha_B = controllers.alpha[bucket_B]
     return ops.release_reward(correct_B, count_B, bucket_B, target_B, alpha_B)[0]
   return correct_B
+
+
+def _dealt(value_B, class_B, key):
+  """The values in a random order among the rows of each class."""
+  shuffled_B = jnp.lexsort((jax.random.uniform(key, value_B.shape), class_B))
+  return jnp.zeros_like(value_B).at[jnp.argsort(class_B)].set(value_B[shuffled_B])
 
 
 def _metrics(batch, windows, count_B, buckets, shaping):

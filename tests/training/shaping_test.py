@@ -192,6 +192,21 @@ def test_the_token_bonus_may_have_the_sign_of_its_bucket():
   np.testing.assert_array_equal(signed[4:], plus[4:])
 
 
+def test_a_placebo_deals_the_same_penalties_among_answers_equally_right():
+  rng = np.random.default_rng(0)
+  correct, rows = [1, 0, 0, 1, 0, 0, 1, 0] * 4, rng.uniform(0, 4, (32, 6))
+  controllers = FRESH.replace(hwe_target=jnp.float32([1, 1, 4]))
+  options = dict(penalize="all", cap=9.0)
+  plain, dealt, again = (
+    np.asarray(shaped(correct, rows, controllers, placebo=placebo, **options)[0].reward)
+    for placebo in (False, True, True))
+  assert (plain != dealt).sum() > 8
+  for right in (0, 1):
+    of = np.float32(correct) == right
+    np.testing.assert_array_equal(np.sort(plain[of]), np.sort(dealt[of]))
+  np.testing.assert_array_equal(dealt, again)
+
+
 def test_what_the_entropy_term_changes_in_the_advantages():
   metrics = shaped_metrics(advantage_B=np.float32([1, -1, 0.5, -0.5, 0, 0]),
                            accuracy_B=np.float32([1, -1, 1, -1, 0, 0]),

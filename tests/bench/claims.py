@@ -1,0 +1,189 @@
+"""Experiments on the method's claims; benchmarks.md registers them before they run.
+
+    python -m tests.bench.claims a --seeds=0,1,2,3,4,5,6,7,8,9 --jobs=2
+    python -m tests.bench.claims a --table
+
+Every arm of a seed starts from the same warm-up and cold start (WORKDIR/start/SEED). Each run is on
+one core. A run that was stopped goes on where it was; finished ones are not repeated. --table
+prints what is finished.
+"""
+
+import argparse
+import concurrent.futures
+import functools
+import json
+import os
+import pathlib
+import queue
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+from scipy import stats
+
+from ares_jax.run.recipe import PRESETS
+from ares_jax.system.tables import markdown_table
+
+GRPO = PRESETS["grpo"]
+ALL = {"aepo.reward.penalize": "all", "aepo.loss.equal_groups": "normalize"}
+RELEASE = {"aepo.reward.kind": "release", "aepo.reward.target": "batch",
+           "aepo.reward.target_scale": (1.0, 1.0, 1.0), "aepo.loss.equal_groups": "normalize"}
+FILTERED = {"aepo.filter.batches": 20}
+WATCH = {"aepo.entropy.watch": 0.3}  # nats; near tau of the first iterations
+
+
+def filtered(arms):
+  """The arms, and each with groups filtered by what its advantages come from."""
+  return arms | {
+    f"{name}, filtered": arm | FILTERED | (
+      {"aepo.filter.key": "reward"} if "aepo.loss.equal_groups" in arm else {})
+    for name, arm in arms.items()}
+
+
+def kl_arms():
+  arms = {}
+  for beta in (0.01, 0.1, 0.5):
+    for name, changes in (("fixed", {"aepo.kl.dynamic": False}), ("rho 1", {"aepo.kl.rho": 1.0}),
+                          ("rho 0.5", {"aepo.kl.rho": 0.5}), ("rho 0", {"aepo.kl.rho": 0.0})):
+      arms[f"beta {beta}, {name}"] = {"aepo.reward.kind": "accuracy", "aepo.minibatch": 64,
+                                      "aepo.kl.beta": (beta,) * 3} | changes
+  return arms
+
+
+# {experiment: (name of the arm that the others are compared with, {arm: settings})}
+EXPERIMENTS = {
+  "a": ("GRPO", filtered({
+    "GRPO": GRPO, "AEPO": {}, "AEPO, no std": {"aepo.loss.advantage": "none"},
+    "penalize all": ALL, "placebo": ALL | {"aepo.reward.placebo": True},
+    "penalize all, first tau": ALL | {"aepo.entropy.decay": 1.0}, "release": RELEASE})),
+  "c": ("beta 0.01, fixed", kl_arms())}
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("experiment", choices=EXPERIMENTS)
+  parser.add_argument("--config", default="configs/ares_tiny.py")
+  parser.add_argument("--workdir", type=pathlib.Path, default="runs/claims")
+  parser.add_argument("--seeds", default="0,1,2,3,4,5,6,7,8,9")
+  parser.add_argument("--arms", help="names, with ';' between them; default all")
+  parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on a core")
+  parser.add_argument("--table", action="store_true", help="print what is finished; run nothing")
+  options = parser.parse_args()
+  reference, arms = EXPERIMENTS[options.experiment]
+  chosen = options.arms.split(";") if options.arms else list(arms)
+  unknown = set(chosen) - set(arms)
+  if unknown:
+    parser.error(f"no arm {', '.join(sorted(unknown))}; there are {'; '.join(arms)}")
+  seeds = [int(seed) for seed in options.seeds.split(",")]
+  if options.table:
+    print(tables(options, reference, chosen, seeds))
+    return
+
+  cores = queue.SimpleQueue()
+  for core in sorted(os.sched_getaffinity(0))[:options.jobs]:
+    cores.put(core)
+
+  def run(seed, arm):
+    core = cores.get()
+    try:
+      folder = options.workdir / options.experiment / str(seed) / folder_name(arm)
+      train(options.config, folder, seed, arms[arm] | WATCH, core,
+            start=options.workdir / "start" / str(seed))
+    finally:
+      cores.put(core)
+
+  with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+    # A seed's arms run before the next seed's, so that what is finished can be compared.
+    for seed in seeds:
+      core = cores.get()
+      train(options.config, options.workdir / "start" / str(seed), seed, {"aepo.steps": 0}, core)
+      cores.put(core)
+      for future in [pool.submit(run, seed, arm) for arm in chosen]:
+        future.result()
+
+
+def folder_name(arm):
+  return arm.replace(", ", "-").replace(" ", "_")
+
+
+def train(config, workdir, seed, settings, core, start=None):
+  """A finished run in `workdir` on one core, from the stages in `start`."""
+  done = workdir / "done.json"
+  if done.exists():
+    return
+  if start and not (workdir / "results.json").exists():
+    shutil.rmtree(workdir, ignore_errors=True)  # a copy that was cut off
+    workdir.mkdir(parents=True)
+    for name in ("warmup", "adacs"):
+      shutil.copytree(start / name, workdir / name)
+    for name in ("curation.json", "results.json"):
+      shutil.copy(start / name, workdir / name)
+  command = [sys.executable, "-m", "ares_jax.train", f"--config={config}",
+             f"--workdir={workdir}", f"--config.seed={seed}",
+             *[f"--config.{name}={value}" for name, value in settings.items()]]
+  print(f"{workdir} on core {core}", file=sys.stderr, flush=True)
+  workdir.parent.mkdir(parents=True, exist_ok=True)
+  with open(f"{workdir}.log", "ab") as log:
+    subprocess.run(command, check=True, stdout=log, stderr=log,
+                   preexec_fn=lambda: os.sched_setaffinity(0, {core}))
+  shutil.copy(workdir / "results.json", done)
+
+
+def tables(options, reference, arms, seeds):
+  """Two Markdown tables of the finished seeds: in all, and by level."""
+  finished = {}
+  for arm in dict.fromkeys((reference, *arms)):
+    folders = {seed: options.workdir / options.experiment / str(seed) / folder_name(arm)
+               for seed in seeds}
+    finished[arm] = {seed: _result(folder) for seed, folder in folders.items()
+                     if (folder / "done.json").exists()}
+  levels = sorted({level for by_seed in finished.values() for one in by_seed.values()
+                   for level in one["level"]}, key=float)
+  overall = {
+    "temperature 1": lambda one: 100 * one["sampled"]["accuracy"],
+    "greedy": lambda one: 100 * one["greedy"]["accuracy"],
+    "pass@8": lambda one: 100 * one["sampled"]["pass_at_k"],
+    "tokens": lambda one: one["sampled"]["length"],
+    "shaped, %": lambda one: 100 * one["shaped"]}
+  by_level = {f"{name}, {level}": functools.partial(value, level) for level in levels
+              for name, value in {
+    "right": lambda level, one: 100 * one["level"][level]["accuracy"],
+    "tokens": lambda level, one: one["level"][level]["length"],
+    "direct": lambda level, one: 100 * one["level"][level]["modes"].get("direct", 0),
+    "check": lambda level, one: 100 * one["level"][level]["modes"].get("check", 0)}.items()}
+  text = []
+  for columns in (overall, by_level):
+    rows = [[arm, len(by_seed), *(_cell(value, by_seed, finished[reference], arm == reference)
+                                  for value in columns.values())]
+            for arm, by_seed in finished.items()]
+    text += [*markdown_table(["arm", "seeds", *columns], rows), ""]
+  return "\n".join(text) + (
+    f"Means over seeds; in brackets the difference to {reference}, paired by seed, with its 95% "
+    "t-interval.\n\"shaped\" is the mean change of the advantages by the entropy term, over their "
+    "mean size without it.")
+
+
+def _result(folder):
+  """The evaluation after AEPO, and "shaped", the mean of a metric over its iterations."""
+  lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+  sizes = [line["reward/shaped_size"] for line in lines if "reward/shaped_size" in line]
+  return json.loads((folder / "done.json").read_text())["aepo"] | {
+    "shaped": np.mean([size for size in sizes if size is not None])}
+
+
+def _cell(value, by_seed, reference, is_reference):
+  if not by_seed:
+    return "-"
+  text = f"{np.mean([value(one) for one in by_seed.values()]):.1f}"
+  differences = [value(one) - value(reference[seed]) for seed, one in by_seed.items()
+                 if seed in reference]
+  if len(differences) > 1 and not is_reference:
+    half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
+    text += f" ({np.mean(differences):+.1f} ± {half:.1f})"
+  return text
+
+
+if __name__ == "__main__":
+  main()
