@@ -51,13 +51,13 @@ def kl_arms():
   return arms
 
 
-# {experiment: (name of the arm that the others are compared with, {arm: settings})}
+# {experiment: (arm -> name of the arm it is compared with, {arm: settings})}
 EXPERIMENTS = {
-  "a": ("GRPO", filtered({
+  "a": (lambda arm: "GRPO", filtered({
     "GRPO": GRPO, "AEPO": {}, "AEPO, no std": {"aepo.loss.advantage": "none"},
     "penalize all": ALL, "placebo": ALL | {"aepo.reward.placebo": True},
     "penalize all, first tau": ALL | {"aepo.entropy.decay": 1.0}, "release": RELEASE})),
-  "c": ("beta 0.01, fixed", kl_arms())}
+  "c": (lambda arm: arm.partition(",")[0] + ", fixed", kl_arms())}
 
 
 def main():
@@ -134,7 +134,7 @@ def train(config, workdir, seed, settings, core, start=None):
 def tables(options, reference, arms, seeds):
   """Two Markdown tables of the finished seeds: in all, and by level."""
   finished = {}
-  for arm in dict.fromkeys((reference, *arms)):
+  for arm in dict.fromkeys((*map(reference, arms), *arms)):
     folders = {seed: options.workdir / options.experiment / str(seed) / folder_name(arm)
                for seed in seeds}
     finished[arm] = {seed: _result(folder) for seed, folder in folders.items()
@@ -155,13 +155,13 @@ def tables(options, reference, arms, seeds):
     "check": lambda level, one: 100 * one["level"][level]["modes"].get("check", 0)}.items()}
   text = []
   for columns in (overall, by_level):
-    rows = [[arm, len(by_seed), *(_cell(value, by_seed, finished[reference], arm == reference)
+    rows = [[arm, len(by_seed), *(_cell(value, by_seed, finished[reference(arm)])
                                   for value in columns.values())]
             for arm, by_seed in finished.items()]
     text += [*markdown_table(["arm", "seeds", *columns], rows), ""]
   return "\n".join(text) + (
-    f"Means over seeds; in brackets the difference to {reference}, paired by seed, with its 95% "
-    "t-interval.\n\"shaped\" is the mean change of the advantages by the entropy term, over their "
+    "Means over seeds; in brackets the difference to the experiment's baseline, paired by seed, "
+    "with its 95% t-interval.\n\"shaped\" is the mean change of the advantages by the entropy term, over their "
     "mean size without it.")
 
 
@@ -173,13 +173,13 @@ def _result(folder):
     "shaped": np.mean([size for size in sizes if size is not None])}
 
 
-def _cell(value, by_seed, reference, is_reference):
+def _cell(value, by_seed, reference):
   if not by_seed:
     return "-"
   text = f"{np.mean([value(one) for one in by_seed.values()]):.1f}"
   differences = [value(one) - value(reference[seed]) for seed, one in by_seed.items()
                  if seed in reference]
-  if len(differences) > 1 and not is_reference:
+  if len(differences) > 1 and by_seed is not reference:
     half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
     text += f" ({np.mean(differences):+.1f} ± {half:.1f})"
   return text
