@@ -161,8 +161,8 @@ def tables(options, reference, arms, seeds):
     text += [*markdown_table(["arm", "seeds", *columns], rows), ""]
   return "\n".join(text) + (
     "Means over seeds; in brackets the difference to the experiment's baseline, paired by seed, "
-    "with its 95% t-interval.\n\"shaped\" is the mean change of the advantages by the entropy term, over their "
-    "mean size without it.")
+    "with its 95% t-interval.\n\"shaped\" is the mean change of the advantages by the entropy "
+    "term, over their mean size without it.")
 
 
 def _result(folder):
