@@ -15,12 +15,14 @@ from ares_jax.system.heartbeat import heartbeat
 
 _CHUNK = 1024  # rows checked together; of a good one only id, truths and measures are kept
 _TAG = re.compile(r"</?(?:answer|think|thinking|solution|reasoning|result|response|output|box)\b"
-                  r"[^<>]*>", re.I)
-_SENTENCE = re.compile(
-  r"\W*(?:(?:so|thus|hence|therefore|then)\b,? *)?"
-  r"(?:(?:the|our|my|final|correct|right) +)*(?:answer|solution|result) *(?:is\b|are\b|was\b|:|=)"
-  r"|(?:it|there|they|he|she|we|this|that|so|thus|hence|therefore)\b[^\\]*"
-  r"\b(?:is|are|was|were|has|have|had|equals?)\b[^\\]*\d", re.I)
+                  r"[^<>]*>|</\w+>|<\|[^<>|]+\|>", re.I)
+_OPTION = re.compile(r"(?:option|choice) +\(?[a-z]\)?\.?", re.I)
+_LABEL = re.compile(r"\W*(?:\\text\{)?(?:(?:so|thus|hence|therefore|then|finally)\b[,:]? *)?"
+                    r"(?:(?:the|our|my|final|correct|right) +)*"
+                    r"(?:(?:answer|solution|result) *(?:is\b|are\b|was\b|:|=)|答案)", re.I)
+_CONCLUSION = re.compile(r"(?:so|thus|hence|therefore|finally)\b[^\\\d]*\d", re.I)
+_STATEMENT = re.compile(r"(?:it|there|they|he|she|we|this|that)\b[^\\\d]*"
+                        r"\b(?:is|are|was|were|has|have|had|equals?)\b[^\\\d]*\d", re.I)
 
 
 def check_rl_row(encoder, row):
@@ -58,15 +60,20 @@ def check_responses(encoder, row, responses, *, row_tokens, row_windows):
 
 def no_answer(truth):
   """Why no answer in a box can be this truth, a text; None where one can."""
-  if found := _TAG.search(truth):
-    return f"has the tag {found[0]}"
-  if "####" in truth:
-    return "has ####, which the schema gsm8k reads"
-  if "\n" in truth.strip() and "\\begin" not in truth:
-    return "has several lines"
-  if _SENTENCE.match(truth):
-    return "is a sentence around a value"
-  return None
+  truth = truth.strip()
+  reasons = {
+    "has a tag": _TAG.search(truth),
+    "has ####, which the schema gsm8k reads": "####" in truth,
+    "has a box inside a text, which the schema math reads":
+      "\\boxed" in truth and not truth.lstrip("$ ").startswith("\\boxed"),
+    "has several lines": "\n" in truth and "\\begin" not in truth,
+    "is a text that holds an object or a list": truth[:2] in ('{"', '["', "['", "{'"),
+    "has signs around the value": truth[:1] in ("=", "`"),
+    "names an option in words; give its letter": _OPTION.fullmatch(truth),
+    "is a sentence around a value":
+      any(pattern.match(truth) for pattern in (_LABEL, _CONCLUSION, _STATEMENT)),
+  }
+  return next((reason for reason, found in reasons.items() if found), None)
 
 
 def bad_truths(rows, grader):

@@ -77,7 +77,7 @@ def test_a_truth_that_no_answer_meets_cannot_be_used(tmp_path):
   rows = source(tmp_path, [{"question": "red", "answer": truth} for truth in truths + fine])
   found = summarize(rows, 0)
   assert [(code, count) for (code, _), count in found.bad.items()] == [("truth", 5)]
-  assert "has the tag <answer>; give the value alone" in next(iter(found.bad))[1]
+  assert "has a tag; give the value alone" in next(iter(found.bad))[1]
 
 
 def test_a_stage_without_a_row_to_use_ends_with_an_error(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import csv
 import io
 import itertools
 import json
+import os
 import threading
 
 import numpy as np
@@ -31,6 +32,8 @@ def open_file(file, values=False):
   `values` allows a JSON object of texts or numbers, {"1": "Which?"}: records with the column KEY
   and one that is named as the file.
   """
+  if not ("://" in str(file) or os.path.isfile(file)):  # to read a pipe would wait for ever
+    raise ValueError(f"data file {file} is no regular file")
   if file.suffix == ".parquet":
     return _Parquet(file)
   if file.suffix == ".arrow":

@@ -19,6 +19,8 @@ _IMAGE_COLUMN = re.compile(rf"((decoded|raw|input)_)?(image|img|picture|pic){_CO
 _VIDEO_COLUMN = re.compile(rf"(video|audio){_COUNTED}", re.I)
 _VIDEO_MARK = re.compile("<(?:video|audio)>")
 _IMAGE_FILE = re.compile(r"[^\n]{1,400}\.(png|jpe?g|webp|bmp|gif|tiff?|ppm|avif|svg)", re.I)
+_VIDEO_FILE = re.compile(r"[^\n]{1,400}\.(mp4|avi|mov|mkv|webm|wav|mp3|flac|ogg)", re.I)
+_HOLDS_IMAGE = ("bytes", "path", "url")  # keys of an object that is one image
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 # The beginning of PNG, JPEG, GIF and WebP files in base 64.
 _BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
@@ -57,33 +59,49 @@ def _is_blank(value):
 
 def _check_unread(record, images):
   for name, value in record.unread().items():
-    if _VIDEO_COLUMN.fullmatch(name):
+    if _VIDEO_COLUMN.fullmatch(name) or _names_file(value, _VIDEO_FILE):
       raise record.bad("video", f"its column {name!r} holds video or sound, which is not supported")
-    if not images and _looks_like_images(name, value):
-      raise record.bad("unread", f"no image is read, but the column {name!r} looks like images; "
-                       f"name it: columns=dict(images={name!r})")
+    if not images and (column := _image_column(name, value)):
+      raise record.bad("unread", f"no image is read, but the column {column!r} looks like images; "
+                       f"name it: columns=dict(images={column!r})")
     record.left_out.append(f"column {name!r}")
+
+
+def _image_column(name, value):
+  """The name of the column that looks like images, "a.b" for one inside of an object; or None."""
+  if isinstance(value, dict) and not any(key in value for key in _HOLDS_IMAGE):
+    inside = (_image_column(f"{name}.{key}", item) for key, item in value.items()
+              if not is_empty(item))
+    return next(filter(None, inside), None)
+  return name if _looks_like_images(name.rpartition(".")[2], value) else None
 
 
 def _looks_like_images(name, value):
   named = bool(_IMAGE_COLUMN.fullmatch(name))
   if isinstance(value, str):
-    return named or value.startswith("data:image/") or bool(_IMAGE_FILE.fullmatch(value)) or (
+    return named or value.startswith("data:image/") or _names_file(value, _IMAGE_FILE) or (
       value.startswith(_BASE64) and len(value) > _LONGEST_NAME)
   if isinstance(value, bytes):
     return named or value.startswith(_MAGIC)
   if isinstance(value, dict):
-    return any(_looks_like_images(key, item) for key, item in value.items())
+    return any(_looks_like_images(key, item) for key, item in value.items() if item is not None)
   if isinstance(value, np.ndarray) and value.dtype != object:
     return named or value.dtype == np.uint8 and value.ndim == 3
   return is_list(value) and any(
     _looks_like_images(name, item) for item in value if not is_empty(item))
 
 
+def _names_file(value, pattern):
+  """Whether a value is a file name of a pattern, or a list of some."""
+  if is_list(value) and len(value) and isinstance(value[0], str):
+    value = value[0]
+  return isinstance(value, str) and bool(pattern.fullmatch(value))
+
+
 def _image(record, value):
   """Pixels, encoded bytes, or the path of a file inside the folder."""
   if isinstance(value, dict):
-    value = next((value[key] for key in ("bytes", "path", "url") if value.get(key)), None)
+    value = next((value[key] for key in _HOLDS_IMAGE if value.get(key)), None)
     if isinstance(value, str) and value.startswith("base64,"):
       return base64.b64decode(value[7:])
   if isinstance(value, bytes | np.ndarray):

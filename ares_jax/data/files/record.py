@@ -1,6 +1,7 @@
 """A record of a file, and the values of its columns by the fields of a row."""
 
 import dataclasses
+import decimal
 import math
 
 import numpy as np
@@ -50,12 +51,16 @@ class Record:
       value = ", ".join(self.scalar(field, item) for item in value)
     if value is None or isinstance(value, float) and math.isnan(value):
       value = default
+    if isinstance(value, bool):
+      value = str(value)
     return None if value is None else printable(self.scalar(field, value), limit)
 
   def scalar(self, field, value):
     """The text of a text or a number; BadRow where the value is neither."""
     if isinstance(value, np.generic):
       value = value.item()
+    if isinstance(value, decimal.Decimal) and value.is_finite():
+      value = str(value)
     if isinstance(value, bool) or not isinstance(value, str | bytes | int | float) or (
         isinstance(value, float) and not math.isfinite(value)):
       code = field if field in ("question", "answer", "response") else "record"
@@ -64,12 +69,22 @@ class Record:
     return to_text(value)
 
   def unread(self):
-    """{name: value} of the columns that hold something and belong to no field."""
+    """{name: value} of the columns that hold something and belong to no field.
+
+    A column of which only fields are read, "a.b", counts by its other fields.
+    """
     read = [name for columns in self.schema["columns"].values() for column in columns
             for name in ([column] if isinstance(column, str) else column)]
-    known = {*read, *(name.partition(".")[0] for name in read)}
-    return {name: value for name, value in self.values.items()
-            if name not in known and name not in _DERIVED and not is_empty(value)}
+    known = {".".join(parts[:end]) for parts in (name.split(".") for name in read)
+             for end in range(1, 1 + len(parts))} | {*read}
+    found = {}
+    for name, value in self.values.items():
+      inside = value if isinstance(value, dict) and name in known and name not in read else {}
+      found |= {f"{name}.{key}": item for key, item in inside.items()}
+      if name not in known and name not in _DERIVED:
+        found[name] = value
+    return {name: value for name, value in found.items()
+            if name not in known and not is_empty(value)}
 
   def bad(self, code, reason):
     """The BadRow of this record."""

@@ -15,7 +15,6 @@ row group, so writers that embed images should keep groups small (`row_group_siz
 import bisect
 import itertools
 import json
-import os
 import re
 
 from etils import epath
@@ -53,8 +52,6 @@ def _open(path, split, values=False):
     if not path.is_dir():
       if path.suffix not in SUFFIXES + TABLES:
         raise ValueError(f"data file {path} is not one of {', '.join(SUFFIXES + TABLES)}")
-      if not ("://" in str(path) or os.path.isfile(path)):
-        raise ValueError(f"data file {path} is no regular file")
       return Records([path], path.parent, values)
     if (path / "features.json").exists():
       return TfdsRecords(path, split)

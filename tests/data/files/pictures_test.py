@@ -30,13 +30,24 @@ def read(schema="plain", **values):
   ("decoded_image", {"bytes": PNG, "path": None}), ("picture", b"x"), ("image_0", "x"),
   ("ImageFile", "x"), ("img_url", "http://x/y"), ("figure", "plots/a.JPG"), ("file", "a.webp"),
   ("data", PNG), ("scan", {"path": "a.jpeg", "bytes": None}), ("x", [{"bytes": PNG}]),
-  ("extra_info", {"images": ["a.png"]}), ("x", np.zeros((4, 4, 3), np.uint8)),
+  ("x", np.zeros((4, 4, 3), np.uint8)),
   ("x", f"data:image/png;base64,{TEXT}"), ("x", TEXT * 40)])
 def test_an_unread_column_of_images_is_a_bad_row(column, value):
   with pytest.raises(BadRow, match=f"the column '{column}' looks like images; name it") as error:
     read(**{column: value})
   assert error.value.code == "unread"
   assert read(**{column: value}, image="b.png")["left_out"] == [f"column {column!r}"]
+
+
+@pytest.mark.parametrize("value", [
+  {"images": ["a.png"]}, {"n": 1, "images": [{"bytes": PNG}]}, {"images": "a"}])
+def test_images_inside_of_an_object_are_named_with_its_column(value):
+  with pytest.raises(BadRow, match="'x.images' looks like images.*dict.images='x.images'"):
+    read(x=value)
+  schema = read_schemas()["plain"]
+  named = schema | {"columns": schema["columns"] | {"images": ["x.images"]}}
+  row = read(named, x=value | {"other": 3})
+  assert len(row["images"]) == 1 and "column 'x.other'" in row["left_out"]
 
 
 @pytest.mark.parametrize("column, value", [
@@ -50,7 +61,8 @@ def test_a_column_of_other_things_is_none(column, value):
 
 
 @pytest.mark.parametrize("column, value", [
-  ("video", "a.mp4"), ("videos", ["a.mp4"]), ("video_path", "a"), ("audios", ["a.wav"])])
+  ("video", "a.mp4"), ("videos", ["a.mp4"]), ("clip", "x/a.MP4"), ("clips", ["a.webm"]),
+  ("video_path", "a"), ("audios", ["a.wav"])])
 def test_video_and_sound_are_refused(column, value):
   for images in ([], ["a.png"]):
     with pytest.raises(BadRow, match=f"its column '{column}' holds video or sound") as error:

@@ -137,8 +137,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
   os.mkfifo(tmp_path / "d.jsonl")
-  with pytest.raises(ValueError, match="d.jsonl is no regular file"):
-    open_records(tmp_path / "d.jsonl")
+  for path in (tmp_path, tmp_path / "d.jsonl"):
+    with pytest.raises(ValueError, match="d.jsonl is no regular file"):
+      open_records(path)
 
 
 def test_files_are_joined_by_the_keys_of_their_objects(tmp_path):
