@@ -85,8 +85,10 @@ def same_answer(answer, truth, symbolic=None):
     return False
   if answer.strip() in map(str.strip, texts):
     return True
-  if without_hidden(answer) != answer:
+  # An option may be copied with its hidden characters, and is compared with the others.
+  if without_hidden(answer) != answer and not truth.options:
     return False
+  answer = without_hidden(answer)
   if _plain(answer) in [_plain(text) for text in texts if len(text) > MAX_LENGTH]:
     return True
   if len(answer) > MAX_LENGTH:

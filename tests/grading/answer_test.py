@@ -174,6 +174,13 @@ def test_an_option_is_no_restatement_of_the_question_that_shows_it(said):
   assert answer.same_answer("60", area, symbolic=refuse)  # its power is no part of the number
 
 
+def test_an_option_may_be_copied_with_its_hidden_characters():
+  truth = answer.Truth(("B", "2 units"), options=("1 unit", "2 \u200bunits"))
+  for said, same in (("B. 2 \u200bunits", True), ("2 \u200bunits", True),
+                     ("A. 2 \u200bunits", False)):
+    assert answer.same_answer(said, truth, symbolic=refuse) is same
+
+
 def test_a_long_truth_is_right_in_other_case_and_spacing_alone():
   truth = ", ".join(f"Word{number}" for number in range(60))
   assert len(truth) > answer.MAX_LENGTH
