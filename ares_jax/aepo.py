@@ -122,7 +122,9 @@ def pack_rollout(rollout, config, encoder):
 
 def _note(metrics, config):
   """The text beside the progress bar: the main metrics, and warnings about two of them."""
-  note = (f"accuracy {metrics['reward/accuracy']:.2f} "
+  drawn = ("" if "rollout/accuracy" not in metrics else
+           f"(of all drawn {metrics['rollout/accuracy']:.2f}) ")
+  note = (f"accuracy {metrics['reward/accuracy']:.2f} {drawn}"
           f"tokens {metrics['response/tokens']:.1f} hwe {metrics['hwe/share']:.1%}")
   # Outside this band windows say nothing about when to explore (section 3.2.1).
   if not HWE_SHARE[0] <= metrics["hwe/share"] <= HWE_SHARE[1]:

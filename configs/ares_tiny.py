@@ -7,7 +7,8 @@ A tiny model of the true Qwen2.5-VL architecture (0.55 M parameters) first learn
 7B model. No data are needed: docs/digits.md describes the problem.
 Baselines: --config=configs/ares_tiny.py:grpo and :dapo (ares_jax/run/recipe.py).
 Hardware: 2 CPU cores, 2 GiB.
-Hours: 0.11 (6.6 minutes) with an empty compilation cache; README.md says when that was measured.
+Hours: 0.11 to 0.21 (6.6 and 12.4 minutes) with an empty compilation cache, on two types of CPU
+(README.md).
 Expected score: 88.4 ± 4.2% right at temperature 1 over seeds 0 to 4 (README.md).
 """
 

@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 import contextlib
 import os
+import sys
 
 import jax
 from absl import flags
@@ -43,10 +44,14 @@ def main():
   jax.config.update("jax_platforms", "cpu")
   folders = [_WORKDIR.value, *(folder for word in _COMPARE.value for folder in word.split(","))]
   with contextlib.ExitStack() as stack:
-    records, *others = (read_run(stack.enter_context(open_folder(folder))) for folder in folders)
+    notes = []
+    records, *others = (read_run(stack.enter_context(open_folder(folder)), notes)
+                        for folder in folders)
     out = _OUT.value or os.path.join(records.workdir, "report.html")
-    text = report_page(records, others)
+    text = report_page(records, others, notes)
     write_text(out, text)
+    for note in notes:
+      print(f"left out: {note}", file=sys.stderr)
     shown = _OUT.value or f"{records.workdir}/report.html"
     print(f"wrote {shown}: {len(text.encode()) / 1e6:.1f} MB, {len(records.rollouts)} rollouts, "
           f"{len(records.held_out)} held-out answers")

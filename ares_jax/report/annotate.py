@@ -4,6 +4,7 @@ It calls the ops of training with the logged numbers of each iteration. Suffixes
 tokens; `_3` holds one value for each bucket.
 """
 
+import collections
 import dataclasses
 
 import numpy as np
@@ -31,6 +32,7 @@ class Annotated:
   trigger: np.ndarray  # bool [T], in V_sem
   mean: np.ndarray  # float32 [T], window means in nats; nan if no complete window starts
   reward: dict | None  # terms of the reward; None for held-out answers, which get none
+  advantage: float | None = None  # within its group; None where not all of the group was logged
 
 
 def annotate(lines, metrics, config, *, held_out=False):
@@ -51,7 +53,27 @@ def annotate(lines, metrics, config, *, held_out=False):
       raise ValueError(f"rollouts.jsonl has iterations that metrics.jsonl lacks: {unknown[:5]}; "
                        "give the folder of a single run")
     found += _annotate(batch, steps, metrics, config, held_out)
-  return [found[index] for index in np.argsort(order)]
+  found = [found[index] for index in np.argsort(order)]
+  return found if held_out else _with_advantages(found, config)
+
+
+def _with_advantages(rows, config):
+  """The rows of rollouts with their advantages, where all answers of a group are among them."""
+  groups = collections.defaultdict(list)
+  for index, row in enumerate(rows):
+    groups[row.line["step"], row.line["id"]].append(index)
+  whole = [index for group in groups.values() if len(group) == config.group for index in group]
+  if not whole:
+    return rows
+  correct_B = np.float32([rows[index].line["correct"] for index in whole])
+  advantage_B = ops.group_advantage(
+    np.float32([rows[index].reward["total"] for index in whole]), group=config.group,
+    normalize=config.loss.advantage,
+    correct_B=correct_B if config.loss.equal_groups == "zero" else None)
+  rows = list(rows)
+  for index, advantage in zip(whole, np.asarray(advantage_B), strict=True):
+    rows[index] = dataclasses.replace(rows[index], advantage=float(advantage))
+  return rows
 
 
 def _annotate(batch, steps, metrics, config, held_out):

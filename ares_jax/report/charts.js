@@ -50,10 +50,12 @@ function frame(xs, ys, label) {
   };
   let [x0, x1] = bounds(xs), [y0, y1] = bounds(ys);
   if (x0 === x1) [x0, x1] = [x0 - 0.5, x1 + 0.5];
+  // Rounding errors around 0 are drawn as 0.
+  if (Math.max(Math.abs(y0), Math.abs(y1)) < 1e-7) [y0, y1] = [0, 1];
   // A constant gets an axis of its own size, so that no rounding errors are drawn.
   if (y1 - y0 < 1e-6 * Math.max(Math.abs(y0), Math.abs(y1), 1e-3)) {
     const room = 0.1 * Math.abs(y1);
-    [y0, y1] = Math.abs(y1) < 1e-9 ? [0, 1] : [y0 - room, y1 + room];
+    [y0, y1] = [y0 - room, y1 + room];
   } else {
     // From zero where that costs little of the height.
     if (y0 > 0 && y0 < y1 / 2) y0 = 0;
@@ -68,7 +70,7 @@ function frame(xs, ys, label) {
   }
   // x counts steps or tokens, so that its ticks are whole.
   for (const value of ticks(x0, x1, 5, 1)) {
-    svg.append(shape("text", {x: x(value), y: HEIGHT - bottom + 16, "text-anchor": "middle"}, number(value)));
+    svg.append(shape("text", {x: x(value), y: HEIGHT - bottom + 16, "text-anchor": "middle"}, String(value)));
   }
   svg.append(shape("line", {x1: left, x2: WIDTH - right, y1: HEIGHT - bottom, y2: HEIGHT - bottom,
     stroke: "#52606d"}),

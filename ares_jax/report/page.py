@@ -11,6 +11,7 @@ import numpy as np
 from ares_jax.ops.difficulty import BUCKETS
 from ares_jax.report import statistics
 from ares_jax.report.annotate import annotate
+from ares_jax.report.overview import overview
 from ares_jax.run.bucket import absolute
 
 # Bytes of logged responses on a page. A browser on a phone opens 12 MB in a few seconds.
@@ -18,14 +19,17 @@ LIMIT = 12_000_000
 _SCRIPTS = ("charts.js", "curves.js", "viewer.js", "report.js")
 
 
-def report_page(records, others):
-  """The page of a run's Records as HTML text, with the curves of `others`, Records of more runs."""
+def report_page(records, others, notes=()):
+  """The page of a run's Records as HTML text, with the curves of `others`, Records of more runs.
+
+  `notes` are texts about what is damaged; the page has them, and those about what it leaves out.
+  """
   files = importlib.resources.files("ares_jax.report")
   html, style, *scripts = ((files / name).read_text("utf-8")
                            for name in ("report.html", "report.css", *_SCRIPTS))
   # The data come last, so that a placeholder's name inside a response is not replaced.
   return html.replace("/*STYLE*/", style).replace("/*SCRIPT*/", "\n".join(scripts)).replace(
-    "/*DATA*/", script_json(page_data(records, others)))
+    "/*DATA*/", script_json(page_data(records, others, notes)))
 
 
 def panels():
@@ -44,30 +48,46 @@ def script_json(value):
   return text
 
 
-def page_data(records, others):
+def page_data(records, others, notes=()):
   """The data of the page, as a dict for JSON."""
-  chosen = thin_lines(records.rollouts, LIMIT)
-  rows, scale = [], 1.0
-  if chosen or records.held_out:
-    config, metrics = records.aepo_config(), records.metrics["aepo"]
-    rows = annotate(chosen, metrics, config)
-    rows += annotate(records.held_out, metrics, config, held_out=True)
+  notes = list(notes)
+  rows, scale = _annotated(records, notes), 1.0
   if rows:
     # Entropy at the tint's full strength, which 2% of the tokens exceed.
     values = np.concatenate([row.entropy[np.isfinite(row.entropy)] for row in rows])
     scale = max(0.1, float(np.quantile(values, 0.98))) if len(values) else 1.0
-  problems, images = page_problems(records.workdir, rows)
+  problems, images = page_problems(records.workdir, rows, notes)
   runs = [records, *others]
   return {
     "runs": [{"name": name, "stages": statistics.curves(run),
               "results": statistics.lengths(run.results)}
              for name, run in zip(short_names(runs), runs, strict=True)],
+    "overview": overview(records), "notes": notes,
     "panels": panels(), "buckets": BUCKETS, "scale": scale,
-    "window": records.config["aepo"]["entropy"]["window"], "problems": problems, "images": images,
+    "window": records.config.get("aepo", {}).get("entropy", {}).get("window", 0),
+    "problems": problems, "images": images,
     "responses": [page_response(row) for row in rows],
     "logged": len(records.rollouts) + len(records.held_out),
     "scatter": statistics.length_against_count(rows),
     "difficulty": statistics.entropy_by_bucket(rows)}
+
+
+def _annotated(records, notes):
+  """The annotated responses of the page; what cannot be shown is noted."""
+  held_out, metrics = records.held_out, records.metrics["aepo"]
+  try:
+    chosen = thin_lines(records.rollouts, LIMIT)
+    unknown = sorted({line["step"] for line in chosen} - metrics.keys())
+    if unknown and metrics:  # their lines of metrics.jsonl are damaged
+      notes.append(f"responses of steps {unknown[:5]}, which metrics.jsonl lacks")
+      chosen = [line for line in chosen if line["step"] in metrics]
+    if not (chosen or held_out):
+      return []
+    config = records.aepo_config()
+    return annotate(chosen, metrics, config) + annotate(held_out, metrics, config, held_out=True)
+  except ValueError as error:
+    notes.append(f"all responses: {error}")
+    return []
 
 
 def short_names(runs):
@@ -101,21 +121,33 @@ def _size(line):
   return 200 + sum(len(text) for text in line["tokens"]) + 8 * len(line["tokens"])
 
 
-def page_problems(workdir, rows):
-  """({id: dict of question, answer and indices of images}, list of images as data URIs)."""
-  indices, images, found = {}, [], {}
+def page_problems(workdir, rows, notes):
+  """({id: dict of question, answer and indices of images}, list of images as data URIs).
+
+  The index of an image that cannot be read is null; it is noted.
+  """
+  indices, images, found, missing = {}, [], {}, []
   for row in rows:
     line = row.line
     if line["id"] in found:
       continue
     for path in line["images"]:
-      if path not in indices:
-        indices[path] = len(images)
+      if path in indices:
+        continue
+      try:
         with open(os.path.join(workdir, path), "rb") as file:
           jpeg = base64.b64encode(file.read()).decode("ascii")
-        images.append(f"data:image/jpeg;base64,{jpeg}")
+      except OSError:
+        indices[path] = None
+        missing.append(path)
+        continue
+      indices[path] = len(images)
+      images.append(f"data:image/jpeg;base64,{jpeg}")
     found[line["id"]] = {"question": line["question"], "answer": line["answer"],
                          "images": [indices[path] for path in line["images"]]}
+  if missing:
+    notes.append(f"{len(missing)} images that cannot be read, for example {missing[0]}; copy them "
+                 "from where the run was made")
   return found, images
 
 
@@ -127,7 +159,7 @@ def page_response(row):
     "held_out": row.held_out, "stage": line["stage"], "step": line["step"], "id": line["id"],
     "sample": line["sample"], "correct": line["correct"], "format_ok": line["format_ok"],
     "rate": line["pass_rate"], "bucket": row.bucket, "tau": row.threshold, "count": row.count,
-    "reward": row.reward, "tokens": line["tokens"],
+    "reward": row.reward, "advantage": row.advantage, "tokens": line["tokens"],
     "entropy": _thousandths(row.entropy), "mean": _thousandths(row.mean),
     "marks": "".join(map(str, marks))}
 

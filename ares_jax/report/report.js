@@ -8,7 +8,8 @@ function options(select, pairs) {
 }
 
 function begin() {
-  at("name").textContent = `Report of ${data.runs.map((run) => run.name).join(", ")}`;
+  document.title = at("name").textContent = `Report of ${data.runs.map((run) => run.name).join(", ")}`;
+  beginOverview();
   const shown = data.responses.length;
   at("summary").textContent = `${shown} of ${data.logged} logged responses are on this page` +
     (shown < data.logged ? "; they come from evenly spaced iterations, so that the file stays small." : ".");
@@ -16,6 +17,34 @@ function begin() {
   beginPictures();
   beginPair();
   beginResponses();
+}
+
+function beginOverview() {
+  const {results, facts, settings} = data.overview;
+  if (results.length) at("overview").append(table(results));
+  const list = element("dl", {});
+  for (const [name, text] of facts) list.append(element("dt", {}, name), element("dd", {}, text));
+  at("overview").append(list);
+  if (settings.length) at("settings").querySelector("div").append(table(settings));
+  at("notes").append(...data.notes.map((note) => element("li", {}, `Left out: ${note}`)));
+}
+
+// The first row is the head if the table has more than two columns.
+function table(rows) {
+  const head = rows[0].length > 2 ? 1 : 0;
+  return element("table", {}, ...rows.map((row, index) => element("tr", {},
+    ...row.map((text) => element(index < head ? "th" : "td", {}, text)))));
+}
+
+// Pictures below their titles, which fold them; on a phone only the first one is open.
+const PHONE = window.matchMedia("(max-width: 720px)").matches;
+function folds(figures) {
+  return figures.map((figure, index) => {
+    const fold = element("details", PHONE && index ? {} : {open: ""},
+      element("summary", {}, figure.querySelector("h3")));
+    fold.append(figure);
+    return fold;
+  });
 }
 
 function beginCurves() {
@@ -26,7 +55,7 @@ function beginCurves() {
       element("span", {}, sample(COLOURS[index % COLOURS.length], ""), ` ${run.name}`)));
   }
   const draw = () => at("panels").replaceChildren(
-    ...drawCurves(data.runs, data.panels, at("stage").value, Number(at("smooth").value)));
+    ...folds(drawCurves(data.runs, data.panels, at("stage").value, Number(at("smooth").value))));
   at("curve-form").addEventListener("change", draw);
   if (stages.length) draw();
 }
@@ -49,6 +78,7 @@ function beginPictures() {
         `Tokens by ${what} after each stage, held out` + (data.runs.length > 1 ? `, ${run.name}` : ""), groups));
     }
   }
+  box.replaceChildren(...folds([...box.children]));
   if (!box.children.length) box.append(element("p", {class: "note"}, "There are no responses yet."));
 }
 
@@ -73,17 +103,34 @@ function beginPair() {
       `${one.held_out ? "after " + one.stage : `${one.stage} step ${one.step}`}, sample ${one.sample}`]);
     options(at("left"), names);
     options(at("right"), names);
-    // At first: the same sample at the first and at the last time.
-    const last = answers.map(when).indexOf(when(answers[answers.length - 1]));
-    at("right").value = String(last);
+    const [left, right] = chosenPair(answers, when);
+    at("left").value = String(left);
+    at("right").value = String(right);
     draw();
   };
   const draw = () => at("pair").replaceChildren(...["left", "right"].map(
     (side) => card(times.get(at("problem").value)[Number(at(side).value)], data)));
+  // It opens on a problem that was wrong at first and right at last.
+  const learnt = several.find((id) => {
+    const [left, right] = chosenPair(times.get(id), when).map((index) => times.get(id)[index]);
+    return !left.correct && right.correct;
+  });
+  if (learnt !== undefined) at("problem").value = learnt;
   at("problem").addEventListener("change", choose);
   at("left").addEventListener("change", draw);
   at("right").addEventListener("change", draw);
   choose();
+}
+
+// Two answers of a problem, by index: one of the first time and one of the last, wrong and right if
+// there are such, of the same sample if possible.
+function chosenPair(answers, when) {
+  const of = (time) => answers.map((one, index) => index).filter((index) => when(answers[index]) === time);
+  const first = of(when(answers[0])), last = of(when(answers[answers.length - 1]));
+  const pairs = first.flatMap((left) => last.map((right) => [left, right]));
+  const score = ([left, right]) => 2 * (!answers[left].correct && answers[right].correct) +
+    (answers[left].sample === answers[right].sample);
+  return pairs.reduce((best, pair) => score(pair) > score(best) ? pair : best);
 }
 
 function beginResponses() {

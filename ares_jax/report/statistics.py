@@ -18,7 +18,7 @@ def curves(records):
     lines = [by_step[step] for step in sorted(by_step)]
     names = sorted({name for line in lines for name in line} - {"stage", "step"})
     values = {name: np.float64([line.get(name) for line in lines]) for name in names}
-    if stage == "aepo":
+    if stage == "aepo" and "aepo" in records.config:
       config = records.config["aepo"]
       # Tokens of answers per second, while sampling and over the complete iteration.
       tokens = values["response/tokens"] * config["prompts"] * config["group"]

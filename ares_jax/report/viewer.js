@@ -105,11 +105,26 @@ function facts(response, data) {
     rows.push(["target", number(reward.target)], ["lambda", number(reward.multiplier)],
       ["reward", `${number(reward.total)} = accuracy ${number(reward.accuracy)} ` +
         `${reward.shaping < 0 ? "−" : "+"} shaping ${number(Math.abs(reward.shaping))}`],
+      ["advantage", response.advantage === null ? "its group was not logged as a whole" : number(response.advantage)],
       ["KL weight", `${number(reward.kl_outside)} outside windows, ${number(reward.kl_inside)} inside`]);
   }
   const list = element("dl", {});
   for (const [name, value] of rows) list.append(element("dt", {}, name), element("dd", {}, value));
   return list;
+}
+
+// The answers of a rollout's group side by side: verdict, reward, advantage, length.
+function groupTable(response, data) {
+  const group = data.responses.filter((one) => !one.held_out && !response.held_out &&
+    one.step === response.step && one.id === response.id);
+  if (group.length < 2) return [];
+  const cells = (name, text) => element("tr", {}, element("th", {}, name), ...group.map((one) =>
+    element("td", one === response ? {class: "this"} : {}, text(one))));
+  return [element("div", {class: "group"}, element("table", {},
+    cells("sample", (one) => String(one.sample)), cells("answer", (one) => one.correct ? "✓" : "✗"),
+    cells("reward", (one) => number(one.reward.total)),
+    cells("advantage", (one) => number(one.advantage)),
+    cells("tokens", (one) => String(one.tokens.length))))];
 }
 
 function card(response, data) {
@@ -121,11 +136,13 @@ function card(response, data) {
     element("span", {}, data.buckets[response.bucket]),
     element("span", {class: "note"}, `${response.id}, sample ${response.sample}`));
   const question = element("div", {class: "question"});
-  problem.images.forEach((image, index) => question.append(
-    element("img", {src: data.images[image], alt: `Image ${index + 1} of the problem`})));
+  problem.images.forEach((image, index) => question.append(image === null
+    ? element("div", {class: "note"}, `image ${index + 1} is missing`)
+    : element("img", {src: data.images[image], alt: `Image ${index + 1} of the problem`})));
   question.append(element("div", {}, problem.question,
     element("div", {class: "note"}, `answer: ${problem.answer}`)));
   return element("article", {class: "card"}, title, element("div", {class: "body"},
-    element("div", {}, question, ...tokenBox(response, data.scale), strip(response, data.scale)),
+    element("div", {}, question, ...tokenBox(response, data.scale), strip(response, data.scale),
+      ...groupTable(response, data)),
     facts(response, data)));
 }

@@ -300,8 +300,8 @@ def _pointless_settings(config):
       yield (f"aepo.entropy.window = {aepo.entropy.window} tokens is longer than any answer: "
              f"aepo.sampling.max_tokens = {sampling.max_tokens}; lower it")
     band = aepo.filter
-    if band.batches > 1 and not any(band.low <= right / group <= band.high
-                                    for right in range(1, group)):
+    in_band = any(band.low <= right / group <= band.high for right in range(1, group))
+    if band.batches > 1 and band.key == "accuracy" and not in_band:
       yield (f"aepo.filter.low = {band.low}, high = {band.high}: every group of {group} answers "
              f"would be dropped, or has no advantage; let at least 1/{group} lie in between")
   if evaluate.temperature == 0 and evaluate.samples > 1:

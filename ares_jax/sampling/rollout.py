@@ -212,6 +212,7 @@ def collect(generator, params, batches, key, *, group, order, sampling, config, 
     mean_P = value_B.reshape(-1, group).mean(1)
     in_band_P = (config.low <= mean_P) & (mean_P <= config.high)
     totals.update(batches=1, timed_out=grades.timed_out, in_band=in_band_P.sum(),
+                  correct=float(grades.correct.mean()),
                   tokens=int(samples.mask.sum() - samples.fork.sum()),
                   flops=_rollout_flops(generator.model, prompts, samples))
     _select(kept, dropped, functools.partial(_group, prompts, samples, grades, group),
@@ -223,6 +224,9 @@ def collect(generator, params, batches, key, *, group, order, sampling, config, 
              "rollout/batches": totals["batches"], "rollout/timed_out": totals["timed_out"],
              "rollout/useful": float(totals["in_band"] / (totals["batches"] * wanted)),
              "rollout/filled": (wanted - len(kept)) / wanted}
+  if config.batches > 1:
+    # reward/accuracy is that of the groups in the rollout, near 0.5 whatever the policy can do.
+    metrics["rollout/accuracy"] = float(totals["correct"] / totals["batches"])
   groups = kept + dropped
   lengths_PG = [each.prompt.length[0] + each.samples.mask.sum(1) for each in groups]
   groups = [groups[index] for index in order(np.stack(lengths_PG))]

@@ -56,6 +56,56 @@ def test_an_entropy_that_was_not_finite_is_left_out(tmp_path):
   assert sum(part["n"] for part in data["difficulty"]) == 12
 
 
+def test_the_page_begins_with_results_and_what_the_run_was_made_with(tmp_path):
+  workdir = write(tmp_path / "mine", seed=7)
+  part = {"accuracy": 0.5, "interval": 0.25, "pass_at_k": 0.75, "length": 5.0}
+  result = {"bucket": {}, "level": {}, "n": 4, "samples": 2, "greedy": part, "sampled": part}
+  (tmp_path / "mine" / "results.json").write_text(json.dumps({"aepo": result}))
+  (tmp_path / "mine" / "starts.jsonl").write_text(json.dumps({
+    "time": "2026-01-02 03:04:05 +0000", "command": ["train", "--config=configs/ares_tiny.py"],
+    "commit": "abc123", "jax": "0.1", "device": "cpu", "devices": 2, "cpu": "Fast One"}) + "\n")
+  data = page_lib.page_data(read_run(workdir), [])
+  assert data["overview"]["results"] == [
+    ["stage", "greedy", "sampled", "pass@k", "tokens", "problems x k"],
+    ["aepo", "50.0% ±25.0", "50.0% ±25.0", "75.0%", "5.0", "4 x 2"]]
+  facts = dict(data["overview"]["facts"])
+  assert (facts["config"], facts["seed"]) == ("configs/ares_tiny.py", "7")
+  assert facts["commit"] == "abc123"
+  assert facts["started"] == "2026-01-02 03:04:05 +0000" and facts["steps"].endswith("aepo 3 of 3")
+  assert ["aepo.group", "8"] in data["overview"]["settings"]
+  assert data["runs"][0]["name"] == "mine"
+
+
+def test_an_advantage_is_that_of_training_and_needs_the_whole_group(tmp_path):
+  lines = [line(1, sample, float(sample < 6), 6 / 8) for sample in range(8)]
+  lines += [line(2, sample, 1.0, 3 / 8) for sample in range(3)]
+  workdir = write(tmp_path / "run")
+  (tmp_path / "run" / "rollouts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+  rows = [one for one in page_lib.page_data(read_run(workdir), [])["responses"]
+          if not one["held_out"]]
+  rewards = np.float32([one["reward"]["total"] for one in rows[:8]])
+  expected = (rewards - rewards.mean()) / rewards.std(ddof=1)
+  np.testing.assert_allclose([one["advantage"] for one in rows[:8]], expected, rtol=1e-4)
+  assert [one["advantage"] for one in rows[8:]] == [None] * 3
+
+
+@pytest.mark.parametrize("damage, note", [
+  (lambda run: next((run / "images").iterdir()).unlink(), "1 images that cannot be read"),
+  (lambda run: (run / "config.json").write_text("{"), "config.json is damaged"),
+  (lambda run: (run / "results.json").write_text("{"), "results.json is damaged"),
+  (lambda run: (run / "metrics.jsonl").write_text('{"foo": 1}\n'), "metrics.jsonl line 1 is no"),
+  (lambda run: (run / "rollouts.jsonl").write_text("3\n"), "rollouts.jsonl line 1 is no object")])
+def test_a_damaged_run_has_a_page_that_says_what_is_left_out(tmp_path, damage, note):
+  workdir = write(tmp_path / "run")
+  damage(tmp_path / "run")
+  notes = []
+  text = page_lib.report_page(read_run(workdir, notes), [], notes)
+  data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+  assert any(note in one for one in data["notes"])
+  if "images" in note:
+    assert len(data["responses"]) == 16 and data["problems"]["p1"]["images"] == [None]
+
+
 def test_runs_are_told_apart_by_their_folders(tmp_path):
   (tmp_path / "a" / "run").mkdir(parents=True)
   (tmp_path / "b" / "run").mkdir(parents=True)
@@ -131,9 +181,35 @@ def test_keys_read_tokens_and_curves(opened):
   assert "other" in text(opened, "#panels .readout") and "0.25" in text(opened, "#panels .readout")
 
 
-def test_the_same_problem_stands_early_and_late(opened):
-  titles = opened.run("[...document.querySelectorAll('#pair h3')].map((one) => one.textContent)")
+def test_the_same_problem_stands_early_and_late_from_wrong_to_right(opened):
+  cards = "[...document.querySelectorAll('#pair .card')]"
+  titles = opened.run(f"{cards}.map((one) => one.querySelector('h3').textContent)")
   assert titles == ["held out, after adacs", "held out, after aepo"]
+  verdicts = opened.run(f"{cards}.map((one) => one.querySelector('.verdict').textContent)")
+  assert verdicts == ["wrong", "correct"]
+
+
+def test_the_answers_of_a_group_stand_side_by_side(opened):
+  cells = "[...document.querySelectorAll('#cards .card .group')][0].querySelectorAll('tr')"
+  rows = opened.run(f"[...{cells}].map((row) => [...row.children].map((one) => one.textContent))")
+  assert rows[:2] == [["sample", "0", "1", "2", "3"], ["answer", "✓", "✓", "✓", "✓"]]
+  assert [row[0] for row in rows[2:]] == ["reward", "advantage", "tokens"]
+
+
+def test_pictures_fold_on_a_phone(opened):
+  closed = "[...document.querySelectorAll('#panels details')].map((one) => one.open)"
+  first, *others = opened.run(closed)
+  assert first and others and not any(others)
+  assert text(opened, "title") == text(opened, "h1") and text(opened, "h1").startswith("Report of")
+
+
+def test_rounding_errors_have_no_axis_of_their_own(opened):
+  ticks = opened.run("""[...lineChart("x", "", [{name: "a", colour: "#000", dash: "", x: [1, 2],
+    y: [1e-9, -1e-9]}]).querySelectorAll("svg text")].map((one) => one.textContent)""")
+  assert "0" in ticks and not any("e-" in tick for tick in ticks)
+  ticks = opened.run("""[...lineChart("x", "", [{name: "a", colour: "#000", dash: "",
+    x: [1, 123456], y: [1, 2]}]).querySelectorAll("svg text")].map((one) => one.textContent)""")
+  assert "100000" in ticks
 
 
 def test_the_picture_of_the_readme_is_made_from_a_run(opened, tmp_path):

@@ -67,6 +67,8 @@ def test_filtering_samples_until_enough_groups_are_useful():
   assert rollout.texts == ["1", "1", "4", "4"]
   np.testing.assert_array_equal(rollout.correct, [1, 0, 1, 0])
   assert rollout.batches == 3 and rollout.metrics["rollout/filled"] == 0
+  # Of all drawn: 2 groups all right, 2 half, 2 none; those kept are half right whatever is drawn.
+  assert rollout.metrics["rollout/accuracy"] == pytest.approx(0.5)
   assert rollout.metrics["rollout/timed_out"] == 3
 
 
@@ -85,6 +87,11 @@ def test_dropped_groups_fill_up_when_the_limit_is_reached():
   rollout = gather([ALL, HALF, NONE, ALL, ALL, NONE], FilterConfig(2, 0.01, 0.99))
   assert [row["id"] for row in rollout.prompts.rows] == [1, 0]
   assert rollout.batches == 2 and rollout.metrics["rollout/filled"] == 0.5
+  assert rollout.metrics["rollout/accuracy"] == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+
+
+def test_without_a_filter_there_is_one_accuracy():
+  assert "rollout/accuracy" not in gather([ALL, HALF], FilterConfig(1, 0.01, 0.99)).metrics
 
 
 def test_work_counts_every_sampled_token_once():
