@@ -14,6 +14,8 @@ from ares_jax.data.chat import Chat
 from ares_jax.data.positions import mrope_positions
 from ares_jax.system.config import optional
 
+LETTERS_A_TOKEN = 256  # more than any token of Qwen's vocabulary has, 128 spaces
+
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
@@ -133,6 +135,9 @@ class Encoder:
       return self.chat.order(row["question"], len(row["images"]), row.get("history", ()))
 
   def _pieces(self, row, grids):
+    letters = sum(map(len, [row["question"], *(
+      turn["content"] for turn in row.get("history", ()))]))
+    check_letters(row, letters, self.config.max_tokens[-1])
     units = [int(np.prod(grid)) // self.merge**2 for grid in grids]
     with _named(row, "question"):
       return self.chat.pieces(row["question"], units, row.get("history", ()))
@@ -186,6 +191,13 @@ class Encoder:
                                  max_pixels=self.config.max_pixels, factor=self.patch * self.merge,
                                  turn=self.config.turn_images)
     return images.patchify(pixels, patch=self.patch, merge=self.merge)
+
+
+def check_letters(row, letters, tokens):
+  """BadRow where so many letters are more than so many tokens; a text of 100 MB takes minutes."""
+  if letters > LETTERS_A_TOKEN * tokens:
+    raise BadRow(row["id"], "length", f"a text has {letters} letters, the limit is {tokens} tokens "
+                 f"of at most {LETTERS_A_TOKEN} letters")
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import numpy as np
 
 from ares_jax.data.bad_row import BadRow, printable
 from ares_jax.data.curation.pass_rates import candidate_responses, column_passes
+from ares_jax.data.prompts import check_letters
 from ares_jax.data.sources import Mixture, Subset
 from ares_jax.data.traces import add_response, check_size
 from ares_jax.system.heartbeat import heartbeat
@@ -51,6 +52,7 @@ def check_responses(encoder, row, responses, *, row_tokens, row_windows):
   """The EncodedPrompt of `row`; BadRow where a response is missing or does not fit a packed row."""
   if not all(isinstance(text, str) and text.strip() for text in responses):
     raise BadRow(row["id"], "response", "a response is missing or empty")
+  check_letters(row, max(map(len, responses)), max(row_tokens))
   longest = max(responses, key=lambda text: len(encoder.chat.response(text)))
   prompt = encoder.encode(row)
   check_size(encoder, row, add_response(encoder, prompt, longest), row_tokens=row_tokens,

@@ -29,6 +29,13 @@ def shape(batch):
   return batch.tokens.shape[1], batch.vision["image"].shape[1]
 
 
+def test_a_text_of_too_many_letters_is_not_split_into_tokens(monkeypatch):
+  ours = encoder()
+  monkeypatch.setattr(Chat, "pieces", None)
+  with pytest.raises(ValueError, match="a text has 1000000 letters, the limit is .* tokens"):
+    ours.encode(row(0, question="x" * 10**6))
+
+
 def test_a_batch_takes_the_first_shape_that_holds_it():
   small, wide, large = row(0, (28, 28)), row(1, (28, 448)), row(2, (112, 224))
   text = row(3, question=" the" * 70)

@@ -69,14 +69,20 @@ class Record:
     return to_text(value)
 
   def unread(self):
-    """{name: value} of the columns that hold something and belong to no field.
+    """{name: value} of the columns that hold something and that no field reads.
 
     A column of which only fields are read, "a.b", counts by its other fields.
     """
-    read = [name for columns in self.schema["columns"].values() for column in columns
-            for name in ([column] if isinstance(column, str) else column)]
+    read = set()
+    for field, columns in self.schema["columns"].items():
+      filled = [column for column in columns if not is_empty(self.value(field, column))]
+      # Of other names for the same only the first is read; image_1, image_2 ... are different ones.
+      some = [column for column in filled[1:] if field == "wrong" or
+              field == "images" and column[-1].isdigit()]
+      for column in (*filled[:1], *some):
+        read |= {column} if isinstance(column, str) else set(column)
     known = {".".join(parts[:end]) for parts in (name.split(".") for name in read)
-             for end in range(1, 1 + len(parts))} | {*read}
+             for end in range(1, 1 + len(parts))} | read
     found = {}
     for name, value in self.values.items():
       inside = value if isinstance(value, dict) and name in known and name not in read else {}

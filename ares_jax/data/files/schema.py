@@ -81,6 +81,8 @@ def _question(record):
     question = record.first("question")
   else:
     question = schema["prompt"]
+  if isinstance(question, str) and question.lstrip().startswith("[{"):
+    question = _messages_in(question)
   if is_list(question):
     dialogue = read_dialogue(record, question, system)
     question, history, images = dialogue.question, dialogue.history, dialogue.images
@@ -97,6 +99,16 @@ def _question(record):
   if not question.strip():
     raise record.bad("question", "the question is empty")
   return question, response, history, images
+
+
+def _messages_in(text):
+  """The list of messages that a text holds as JSON, as some tables have it; or the text itself."""
+  try:
+    messages = json.loads(text)
+  except (ValueError, RecursionError):
+    return text
+  return messages if all(isinstance(message, dict) and ("role" in message or "from" in message)
+                         for message in messages) else text
 
 
 def _numbered_question(record):

@@ -29,6 +29,11 @@ def test_a_dialogue_keeps_its_turns():
   assert "history" not in read([USER, ANSWER]) and "response" not in read([USER])
 
 
+def test_messages_may_be_json_in_a_text():
+  assert read(json.dumps([USER, ANSWER])) == read([USER, ANSWER])
+  assert read('[{"a": 1}]', schema="ares_coldstart")["question"] == '[{"a": 1}]'
+
+
 def test_an_answer_without_a_box_is_no_truth():
   with pytest.raises(BadRow, match="has no .boxed.*Only data.files.warmup learns answers"):
     read([USER, ANSWER], truth=True)

@@ -21,7 +21,8 @@ PUBLISHED = {"columns": {"question": ["question"], "answer": ["answer"],
 def read(schema="plain", **values):
   if isinstance(schema, str):
     schema = read_schemas()[schema]
-  return read_row(schema, {"question": "q", "problem": "q", "answer": "3"} | values,
+  asked = "question" if "question" in schema["columns"]["question"] else "problem"
+  return read_row(schema, {asked: "q", "answer": "3"} | values,
                   location="d.jsonl:0", name="d", folder="/f")
 
 
@@ -124,7 +125,7 @@ def test_marks_choose_among_published_images_and_the_others_are_counted():
              image_3="3")
   assert row["question"] == "<image> or <image>, <image>?"
   assert row["images"] == ["/f/2", "/f/1", "/f/2"]
-  assert row["left_out"] == ["column 'problem'", "image 3, which no mark names"]
+  assert row["left_out"] == ["image 3, which no mark names"]
   assert read(PUBLISHED, image="", question="no picture")["images"] == []
 
 

@@ -69,6 +69,12 @@ def test_options_in_a_text_are_bounded(text):
   assert time.process_time() - start < 2
 
 
+def test_a_second_name_of_a_field_is_not_read_and_counted():
+  row = read(answer="3", problem="Given x.", image="b.png", images=["a.png"], id=1)
+  assert row["question"] == "q" and row["images"] == ["f/a.png"]
+  assert row["left_out"] == ["column 'problem'", "column 'image'"]
+
+
 def test_a_list_of_labels_is_joined():
   row = read(answer="3", source=["algebra", "geometry"], level=4, id=7)
   assert [row["source"], row["level"], row["id"]] == ["algebra, geometry", "4", "7"]
