@@ -9,6 +9,7 @@ killed loses lines of steps after its newest checkpoint, and writes them again.
 import concurrent.futures
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -29,7 +30,7 @@ def absolute(workdir):
   """The absolute path of a folder, or its address in a bucket; ValueError for other stores."""
   if not in_bucket(workdir):
     return os.path.abspath(workdir)
-  if not workdir.startswith("gs://") or not workdir.removeprefix("gs://").strip("/"):
+  if not re.match("gs://[^/]+/[^/]", workdir):
     raise ValueError(f"{workdir} is neither a folder on a disk nor gs://BUCKET/RUN")
   return workdir.rstrip("/")
 
@@ -48,24 +49,27 @@ def open_folder(workdir, confirm=lambda: None):
   if not in_bucket(workdir):
     yield workdir
     return
-  copy = tempfile.mkdtemp(prefix="ares_jax-")
-  folder = BucketFolder(absolute(workdir), copy, confirm)
+  address, copy = absolute(workdir), tempfile.mkdtemp(prefix="ares_jax-")
+  folder = BucketFolder(address, copy, confirm)
   over = threading.Event()
   uploads = threading.Thread(target=_upload_often, args=(folder, over), daemon=True, name="bucket")
   failed = True
   try:
     folder.fetch()
+  except BaseException:
+    shutil.rmtree(copy, ignore_errors=True)
+    raise
+  try:
     uploads.start()
     yield folder
     failed = False
   except ValueError as error:
     if copy not in str(error):
       raise
-    raise type(error)(str(error).replace(copy, str(folder))) from error
+    raise type(error)(str(error).replace(copy, address)) from error
   finally:
     over.set()
-    if uploads.ident:
-      uploads.join()
+    uploads.join()
     try:
       folder.upload()
       shutil.rmtree(copy, ignore_errors=True)

@@ -36,7 +36,7 @@ def test_a_folder_on_a_disk_is_used_as_it_is(tmp_path):
   assert bucket.absolute("runs/a") == os.path.abspath("runs/a")
 
 
-@pytest.mark.parametrize("address", ["s3://a/b", "gs://", "gs:///"])
+@pytest.mark.parametrize("address", ["s3://a/b", "gs://", "gs:///", "gs://a", "gs://a/"])
 def test_other_stores_are_refused(address):
   with pytest.raises(ValueError, match=f"{address} is neither a folder on a disk nor gs://BUCKET"):
     bucket.absolute(address)
