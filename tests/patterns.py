@@ -5,6 +5,8 @@ and before something that ends in failure. `attacks` makes such texts from the p
 """
 
 import ast
+import builtins
+import collections
 import contextlib
 import functools
 import importlib
@@ -30,16 +32,17 @@ class Slow(Exception):
 def of_module(name, **local):
   """{source text: pattern} of all calls `re.f(pattern, ...)` in a module.
 
-  `local` gives values to names of functions that patterns are made of; NameError where one lacks.
+  `local` gives values to names inside functions that patterns are made of; others are "x".
   """
   module = importlib.import_module(name)
+  names = collections.defaultdict(lambda: "x", vars(builtins) | vars(module) | local)
   found = {}
   for node in ast.walk(ast.parse(inspect.getsource(module))):
     if (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
         and isinstance(node.func.value, ast.Name) and node.func.value.id == "re"
         and node.func.attr not in ("escape", "Pattern")):
       expression = ast.Expression(node.args[0])
-      value = eval(compile(expression, name, "eval"), vars(module) | local)
+      value = eval(compile(expression, name, "eval"), {}, names)
       if isinstance(value, str):
         flags = re.IGNORECASE if "IGNORECASE" in ast.unparse(node) else 0
         found[f"{name}: {ast.unparse(node.args[0])}"] = re.compile(value, flags)
@@ -147,7 +150,8 @@ def _characters(code, value):
   if code in (op.LITERAL, op.NOT_LITERAL):
     return chr(value) if code is op.LITERAL else "ab"["a" == chr(value)]
   likely = itertools.chain(" a1,.({A-xB=\\", filter(str.isprintable, map(chr, range(33, 0x2500))))
-  return list(itertools.islice(filter(functools.partial(_takes, value), likely), 6))
+  found = list(itertools.islice(filter(functools.partial(_takes, value), likely), 6))
+  return found or [chr(value[0][1][0] if value[0][0] is op.RANGE else value[0][1])]
 
 
 def _takes(items, letter):

@@ -32,16 +32,6 @@ _ARITHMETIC = re.compile(
 # 1/2x is x/2 to some and 1/(2x) to others; "2 10^3" is not a number.
 _AMBIGUOUS = re.compile(r"/ ?[0-9]+ ?[A-Za-z\\]|(?<![_^0-9])[0-9]+ +[0-9]")
 
-_I = r"(?<![A-Za-z\\])i(?![A-Za-z])"
-_COMPLEX = re.compile(r"(?:[0-9+\-., (){}/i]|\\(?:frac|sqrt|pi)(?![a-z]))+")
-# Powers, products and quotients of terms with i, but not \frac{1+i}{2} and \frac{1}{i}.
-_COMPLEX_ARITHMETIC = re.compile(
-  rf"[)}}i] ?\^|\^ ?\{{[^}}]*{_I}|\) ?(?:\*|\\cdot|\\times)? ?\("
-  rf"|i ?(?:\*|\\cdot|\\times)? ?[0-9]*{_I}"
-  rf"|/ ?\([^)]*{_I}"
-  rf"|\}} ?\{{(?=(?:[^{{}}]|\{{[^{{}}]*\}})*[+-])(?:[^{{}}]|\{{[^{{}}]*\}})*{_I}"
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
@@ -200,6 +190,8 @@ def _same(pair):
     if verdict is not None:
       return verdict
   answer, truth = rewrite.to_common_form(pair.answer, pair.truth, is_complete=pair.depth == 0)
+  if answer and tight(answer) == tight(truth):
+    return True
   return _first_verdict(_RULES, pair.part(answer, truth, pair.depth))
 
 
@@ -256,17 +248,11 @@ def _same_quantity(pair):
   return quantity.same_quantity(answer, truth) if answer and truth else None
 
 
-def _restates_question(pair):
-  """False for "4+4" where the truth is 8, and for i^2 or (1+i)^2 where it is a + bi; else None.
-
-  A truth like "3-1" is a score or a range: only itself is right.
-  """
+def _leaves_arithmetic(pair):
+  """False for "4+4" where the truth is 8; else None. A truth like "3-1" is a score or a range."""
   if pair.quantities[1] and _ARITHMETIC.search(pair.answer):
     return False
-  if re.fullmatch(r"[0-9]+( ?- ?[0-9]+)+", pair.truth):
-    return False
-  has_i = re.search(_I, pair.answer) and _COMPLEX.fullmatch(pair.truth)
-  return False if has_i and _COMPLEX_ARITHMETIC.search(pair.answer) else None
+  return False if re.fullmatch(r"[0-9]+( ?- ?[0-9]+)+", pair.truth) else None
 
 
 def _same_collection(pair):
@@ -314,7 +300,10 @@ def _same_formula(pair):
   truth, truth_unit = _cut_unit(pair.truth, pair.answer_factors)
   if answer_unit and truth_unit and answer_unit != truth_unit:
     return False
-  if not (is_safe(answer) and is_safe(truth)) or answer.count("=") != truth.count("="):
+  if not (is_safe(answer) and is_safe(truth)):
+    return False
+  if answer.count("=") != truth.count("=") or any(
+      (sign in answer) != (sign in truth) for sign in ("!", "\\sum")):
     return False
   if _AMBIGUOUS.search(answer) or _AMBIGUOUS.search(truth):
     return False
@@ -340,4 +329,4 @@ def _cut_unit(text, other):
 
 # Each rule takes a _Pair and returns True, False, or None where it does not apply.
 _RULES_FOR_COMPLETE_TEXTS = (_same_letters, _same_behind_letter, _same_yes_no, _same_in_base)
-_RULES = (_same_quantity, _restates_question, _same_collection, _same_words, _same_formula)
+_RULES = (_same_quantity, _leaves_arithmetic, _same_collection, _same_words, _same_formula)

@@ -5,9 +5,10 @@ import re
 _MATRIX = re.compile(r"\\begin\{([pb]?matrix|vmatrix)\}(.*)\\end\{\1\}")
 _RELATION = r" ?(<|>|\\le(?![a-z])|\\ge(?![a-z])) ?"
 _BOUND = r"[^<>,;=]+?"
-_CHAIN = re.compile(rf"({_BOUND}){_RELATION}([A-Za-z]|\\theta|\\alpha){_RELATION}({_BOUND})")
-_ONE_SIDED = re.compile(rf"([A-Za-z]|\\theta|\\alpha){_RELATION}({_BOUND})")
-_ONE_SIDED_BACKWARD = re.compile(rf"({_BOUND}){_RELATION}([A-Za-z]|\\theta|\\alpha)")
+_UNKNOWN = r"([A-Za-z](?: ?\([a-z]\))?|\\theta|\\alpha)"  # x, f(x)
+_CHAIN = re.compile(rf"({_BOUND}){_RELATION}{_UNKNOWN}{_RELATION}({_BOUND})")
+_ONE_SIDED = re.compile(rf"{_UNKNOWN}{_RELATION}({_BOUND})")
+_ONE_SIDED_BACKWARD = re.compile(rf"({_BOUND}){_RELATION}{_UNKNOWN}")
 _MIRROR = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 
 

@@ -5,15 +5,19 @@ import logging
 import re
 
 FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "pi", "infty"}
-_COMMANDS = FUNCTIONS | {
+_LETTERS = set(
+  "alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma tau "
+  "phi varphi chi psi omega hbar ell Delta Theta Lambda Sigma Phi Psi Omega".split())
+_COMMANDS = FUNCTIONS | _LETTERS | {
   "frac", "binom", "cdot", "times", "div", "pm", "mp", "arcsin", "arccos", "arctan", "sinh", "cosh",
-  "tanh", "cup", "cap", "in", "le", "ge", "leq", "geq", "ne", "neq", "lt", "gt", "Omega", "alpha",
-  "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "omega", "sigma", "rho", "varphi",
-  "emptyset",
+  "tanh", "cup", "cap", "in", "le", "ge", "leq", "geq", "ne", "neq", "lt", "gt", "emptyset", "sum",
+  "max", "min",
 }  # fmt: skip
-_FUNCTION = re.compile(r"\\[A-Za-z]+|" + "|".join(sorted(FUNCTIONS, key=len, reverse=True)))
-# Letters that no text has: none of these commands is in _COMMANDS.
-_SPARE = tuple(f"\\{name} " for name in "zeta xi eta psi kappa tau nu chi".split())
+# A letter with its subscript and primes is a name, unless it belongs to a command or a function.
+_NAME = re.compile(
+  r"(\\[A-Za-z]+|" + "|".join(sorted(FUNCTIONS, key=len, reverse=True)) + r"|[A-Za-z])"
+  r"(?: ?_ ?(?:\{([^{}]*)\}|([A-Za-z0-9]|\\[A-Za-z]+)))?('*)"
+)
 _UNSAFE_POWER = re.compile(
   r"\^ ?\{? ?[+-]? ?[0-9]{4,}"  # x^{1000}
   r"|\^ ?\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\^"  # a power of a power
@@ -25,6 +29,11 @@ _UNSAFE_POWER = re.compile(
 # Binomials of letters and of numbers below 100: 10^9 over 5 10^8 has 300 million digits.
 _BINOMIAL = re.compile(
   r"\\binom ?" + 2 * r"\{(?:[A-Za-z+\- ]|(?<![0-9])[0-9]{1,2}(?![0-9]))*\}"
+)
+# Factorials and sums of letters and of numbers below 100.
+_UNSAFE_RANGE = re.compile(
+  r"[0-9]{3}!|!!|[^A-Za-z0-9)]!|\([^()]*(?:[0-9]{3}|[\^!])[^()]*\)!|\)\)!"
+  r"|\\sum ?_ ?\{[^{}]*[0-9]{3}|\\sum ?_ ?\{[^{}]*\} ?\^ ?\{[^{}]*[0-9]{3}"
 )
 
 
@@ -40,30 +49,42 @@ def same_formula(answer, truth):
   if verdict is not None:
     return verdict
   # Rounded at 6 digits, its default, 1.414214 would be the square root of 2.
-  return bool(verify(*parsed, float_rounding=12, timeout_seconds=None))
+  return bool(verify(*parsed, float_rounding=15, timeout_seconds=None))
 
 
 def _compare_values(truth, answer):
-  """False where the values of two expressions differ at one point; None where that decides nothing.
+  """Whether two expressions have the same values, to 30 digits; None where that decides nothing.
 
-  This takes 1 ms for a wrong answer, where simplifying the difference takes 8. Infinite values are
-  compared as written: sympy's verdict on them is left to chance.
+  Decimals are exact: 3.14159265359 is not pi. The values are those at a point of positive numbers
+  and, where both are real there, at one of negative numbers. Infinite values are compared as
+  written: sympy's verdict on them is left to chance.
   """
   import sympy
 
   if not (isinstance(truth, sympy.Expr) and isinstance(answer, sympy.Expr)):
     return None
-  names = sorted(truth.free_symbols | answer.free_symbols, key=str)
-  point = {name: sympy.Float(0.37 + 0.29 * index) for index, name in enumerate(names)}
-  try:
-    values = [side.subs(point).evalf(15) for side in (truth, answer)]
-    if any(value.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan) for value in values):
-      return truth == answer
-    first, second = map(complex, values)
-    apart = abs(first - second) > 1e-6 * max(abs(first), abs(second), 1e-3)
-  except (TypeError, ValueError, ArithmeticError):  # 6^{999} is too large for a float
-    return None
-  return False if apart else None
+  sides = [side.xreplace({value: sympy.Rational(str(value)) for value in side.atoms(sympy.Float)})
+           for side in (truth, answer)]
+  names = sorted(sides[0].free_symbols | sides[1].free_symbols, key=str)
+  points = [[37 + 29 * index for index in range(len(names))],
+            [-113 - 71 * index for index in range(len(names))]]
+  for number, point in enumerate(points if names else points[:1]):
+    point = {name: sympy.Rational(value, 100) for name, value in zip(names, point, strict=True)}
+    try:
+      values = [side.subs(point).evalf(30) for side in sides]
+      if any(value.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan) for value in values):
+        return truth == answer if number == 0 else True
+      parts = [value.as_real_imag() for value in values]
+      if number and any(imaginary for _, imaginary in parts):
+        return True
+      largest = max(abs(part) for pair in parts for part in pair)
+      if 0 < largest < 1e-60:  # digits may be lost
+        return sympy.simplify(sides[0] - sides[1]) == 0
+      if any(abs(first - second) > 1e-20 * largest for first, second in zip(*parts, strict=True)):
+        return False
+    except (TypeError, ValueError, ArithmeticError, AttributeError):  # no number
+      return None
+  return True
 
 
 # A truth is compared with every sample of its prompt, and parsing it is half of a comparison.
@@ -78,17 +99,30 @@ def _parse(text):
   # cut before; math-verify would drop the h of 2h as an hour.
   cleaning = NormalizationConfig(units=False, malformed_operators=True, nits=True)
   config = [LatexExtractionConfig(boxed_match_priority=-1, normalization_config=cleaning)]
-  parsed = parse(f"${_without_capitals(text)}$", config, fallback_mode="no_fallback",
+  parsed = parse(f"${_NAME.sub(_plain_name, text)}$", config, fallback_mode="no_fallback",
                  parsing_timeout=None)
   return [_with_imaginary_unit(expression) for expression in parsed]
 
 
-def _without_capitals(text):
-  """ "R - r" with another letter for R: math-verify reads both as r, E as e and I as i."""
-  names = variables(text) | {"e", "i"}
-  capitals = sorted(name for name in names if name.isupper() and name.lower() in names)
-  spare = dict(zip(capitals, _SPARE, strict=False))
-  return re.sub(r"\\[A-Za-z]+|[A-Z]", lambda found: spare.get(found[0], found[0]), text)
+def _plain_name(match):
+  """ "R_{\\max}'" as "x_{rcapmaxprime}": math-verify takes R for r, E for e and drops primes."""
+  letter, _, _, primes = match.groups()
+  below = _below(match)
+  if not _is_name(letter) or (letter in ("e", "i") and not below and not primes):
+    return match[0]
+  tail = "cap" * letter.removeprefix("\\")[0].isupper() + below + "prime" * len(primes)
+  tail = re.sub("[A-Z]", lambda capital: "cap" + capital[0].lower(), tail)
+  return f"x_{{{letter.lower().removeprefix(chr(92))}{tail}}} " if tail else match[0]
+
+
+def _below(match):
+  """Letters and digits of a name's subscript; + and - as letters, so that n-k is not nk."""
+  text = (match[2] or match[3] or "").replace("-", "minus").replace("+", "plus")
+  return re.sub(r"[^A-Za-z0-9]", "", text)
+
+
+def _is_name(letter):
+  return letter[1:] in _LETTERS if letter[0] == "\\" else letter not in FUNCTIONS
 
 
 def _with_imaginary_unit(expression):
@@ -102,13 +136,16 @@ def _with_imaginary_unit(expression):
 
 def is_safe(text):
   """Whether the symbolic parser may see `text`: short, known commands, small powers."""
-  if not re.fullmatch(r"[A-Za-z0-9+\-*/^_()\[\]{},.=<>|\\ '°%]+", text):
+  if not re.fullmatch(r"[A-Za-z0-9+\-*/^_()\[\]{},.=<>|\\ '!°%]+", text):
     return False
-  if any(command not in _COMMANDS for command in re.findall(r"\\([A-Za-z]*)", text)):
+  without_names = _NAME.sub(lambda name: name[1] if _is_name(name[1]) else name[0], text)
+  if any(command not in _COMMANDS for command in re.findall(r"\\([A-Za-z]*)", without_names)):
     return False
-  if text.count("\\binom") != len(_BINOMIAL.findall(text)):
+  if text.count("\\binom") != len(_BINOMIAL.findall(text)) or "'" in without_names:
     return False
-  if re.search(r"[0-9]{21,}", text) or _UNSAFE_POWER.search(text):
+  if re.search(r"[0-9]{21,}|[0-9]_", text) or _UNSAFE_POWER.search(text):
+    return False
+  if _UNSAFE_RANGE.search(text):
     return False
   depth = deepest = 0
   for letter in text:
@@ -120,5 +157,6 @@ def is_safe(text):
 
 
 def variables(text):
-  """Letters of `text` that are neither a function's nor a constant's."""
-  return set(re.findall(r"[A-Za-z]", _FUNCTION.sub(" ", text))) - {"e", "i"}
+  """Names in `text`, with subscripts and primes, but for functions and constants."""
+  return {(match[1], _below(match), match[4]) for match in _NAME.finditer(text)
+          if _is_name(match[1])} - {("e", "", ""), ("i", "", "")}

@@ -18,11 +18,15 @@ _CHARACTERS |= str.maketrans({
   "ω": "\\omega ",
 })  # fmt: skip
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+_ARGUMENT = r"(?:\{[^{}]*\}|[0-9A-Za-z])"
 _TEXT = re.compile(
   r"\\(?:text|textbf|textit|textrm|textsf|mathrm|mathbf|mathit|mathsf|mbox|operatorname)"
   r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
+# Between values: or, and, a comma.
+_CHINESE_WORD = re.compile(r" ?(?:(或者?)|(以?及|和|与)|、) ?")
 _CLOCK = re.compile(r"^([0-9]{1,2}:[0-9]{2}) *([APap])\.? ?[Mm]$")
+_ELLIPSIS = re.compile(r" ?(?:\.{3,}|…|\\[lcv]?dots(?![a-z])|\betc\b\.?|, ?and so on\b)")
 # Sets and values that are also written in words or other symbols.
 _WRITTEN_OUT = (
   (re.compile(r"\\varnothing|\\\{\s*\\\}|∅|no solutions?", re.IGNORECASE), r"\emptyset"),
@@ -37,6 +41,11 @@ _WRITTEN_OUT = (
 def normalise(text):
   """`text` in one notation: without math delimiters, spacing and text commands."""
   text = with_plain_characters(text).strip()
+  text = _CHINESE_WORD.sub(
+    lambda word: " or " if word[1] else " and " if word[2] else ", ", text)
+  if "\\begin" not in text and not re.search(r"(?<!\\)\\[A-Za-z]", text):
+    text = text.replace("\\\\", "\\")  # \\frac where a file escapes twice
+  text = _ELLIPSIS.sub(r" \\dots ", text)
   for _ in range(4):  # \boxed inside $...$ inside \text: a few layers occur
     before = text = text.rstrip(" .,;") or text
     for left, right in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
@@ -51,7 +60,7 @@ def normalise(text):
   text = re.sub(r"\\[dtc]?(frac|binom)(?![a-zA-Z])", r"\\\1", text)
   text = re.sub(r"\\frac ?([0-9])", r"\\frac{\1}", text)  # \frac12
   text = re.sub(r"(\\frac ?\{[^{}]*\}) ?([0-9])", r"\1{\2}", text)
-  text = re.sub(r"\\(?:left|right|displaystyle|big|Big)(?![a-zA-Z])", "", text)
+  text = re.sub(r"\\(?:left|right|displaystyle|big|Big|rm|bf)(?![a-zA-Z])", "", text)
   text = re.sub(r"(?<=[0-9]),\\! *(?=[0-9]{3}(?![0-9]))", ",", text)  # MATH's 10,\!236
   text = re.sub(r"(?<=[0-9])(?:\\[,!]|\{,\}(?=[0-9]))+(?=[0-9])", _join_digits, text)
   if match := re.match(r"[+-]?[0-9]{1,3}(?: [0-9]{3})+(?! ?[0-9/])", text):  # 12 000
@@ -59,6 +68,10 @@ def normalise(text):
   text = re.sub(r"(?<!\\)\\[,;:! ]|\\quad\b|\\qquad\b|~", " ", text)
   text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b|\\textdegree\b", "°", text)
   text = re.sub(r"\\([%$#&])", r"\1", text)
+  text = re.sub(r"\^ ?(?:\{ ?\\prime ?\}|\\prime(?![a-z]))", "'", text)
+  text = re.sub(r"(?<![\\^_}\]A-Za-z])(?<!_[0-9])\{ ?([A-Za-z]+) ?\}", r" \1", text)  # 4{cm}
+  text = re.sub(rf"(\^{_ARGUMENT})(_{_ARGUMENT})", r"\2\1", text)  # v^2_0
+  text = re.sub(r"(?<=[)\]]) ?(or|and) ?(?=[(\[])", r" \1 ", text)
   text = re.sub(r"\\(l|g)e(?:q|qslant)\b", r"\\\1e", text)
   text = text.replace("<=", "\\le ").replace(">=", "\\ge ")
   text = _CLOCK.sub(lambda match: f"{match[1]} {match[2].lower()}m", text)

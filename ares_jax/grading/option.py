@@ -16,7 +16,8 @@ _OPTION = re.compile(
 # yes, B: yes", "A. no, C") or takes the first one back.
 _ANOTHER = re.compile(
   r"[(\[{][A-J][)\]}]|(?<![A-Za-z])[A-J][.:)](?!\w)|^[A-J]$|^\(?(?:or|and|nor|not|but|no)\b|^[&/]"
-  r"|(?:[,;:/&]|\b(?:or|but|not|is)\b) ?[A-J]$|\b(?:wrong|incorrect|instead|rather)\b"
+  r"|(?:[,;:/&]|\b(?:or|but|not|is)\b) ?[A-J]$|\b[A-J] is (?:right|correct)\b"
+  r"|\b(?:wrong|incorrect|instead|rather|actually|maybe|perhaps)\b"
 )
 ANNOUNCED = re.compile(
   r"(?:the\s+|my\s+)?(?:final\s+|correct\s+|right\s+)?(?:answer|option|choice) ?(?:is|:|=) ?:? ?"

@@ -49,36 +49,32 @@ _SIZES = {
 _UNITS = {name: (dimension, Fraction(size)) for dimension, units in _SIZES.items()
           for name, size in (unit.split("=") for unit in units.split())}
 _SPELLINGS = {word: name for name, words in {
-  "m": "meter metre", "cm": "centimeter centimetre", "mm": "millimeter millimetre",
-  "km": "kilometer kilometre", "in": "inch inches", "ft": "foot feet", "yd": "yard", "mi": "mile",
-  "g": "gram", "kg": "kilogram", "mg": "milligram", "t": "tonne", "lb": "pound", "oz": "ounce",
-  "s": "second sec", "ms": "millisecond", "min": "minute", "h": "hour hr", "year": "yr",
-  "l": "liter litre L", "ml": "milliliter millilitre", "°": "degree", "rad": "radian",
-  "K": "kelvin", "mol": "mole", "N": "newton", "J": "joule", "kj": "kilojoule", "W": "watt",
-  "kw": "kilowatt", "V": "volt", "A": "ampere amp", "hz": "hertz", "pa": "pascal",
-  "\\omega": "ohm", "C": "coulomb", "%": "percent percents", "dollar": "usd $", "€": "euro",
-  "¥": "yen",
+  "m": "meter metre 米", "cm": "centimeter centimetre 厘米", "mm": "millimeter millimetre 毫米",
+  "km": "kilometer kilometre 千米 公里", "in": "inch inches", "ft": "foot feet", "yd": "yard",
+  "mi": "mile", "g": "gram 克", "kg": "kilogram 千克 公斤", "mg": "milligram", "t": "tonne 吨",
+  "lb": "pound", "oz": "ounce", "s": "second sec 秒", "ms": "millisecond", "min": "minute 分钟",
+  "h": "hour hr 小时", "year": "yr 岁 年", "l": "liter litre L 升",
+  "ml": "milliliter millilitre 毫升", "°": "degree 度", "rad": "radian", "K": "kelvin",
+  "mol": "mole", "N": "newton", "J": "joule", "kj": "kilojoule", "W": "watt", "kw": "kilowatt",
+  "V": "volt", "A": "ampere amp", "hz": "hertz", "pa": "pascal", "\\omega": "ohm",
+  "C": "coulomb", "%": "percent percents pct percentage", "dollar": "usd $", "€": "euro",
+  "¥": "yen", "day": "天", "dm": "分米",
 }.items() for word in words.split()}  # fmt: skip
 # Words that are not counted things: "5 thirds" is not 5, and "-ths" is refused too. Other plurals
 # are counted things.
 _NOT_COUNTED = set((
-  "thirds halves quarters hundreds thousands millions billions trillions dozens pairs scores times "
-  "plus minus less roots powers has is was its this thus does versus perhaps always lots guess "
-  "unless").split())
-_COUNTED = {"people", "children", "men", "women", "fish", "sheep", "mice", "person", "feet"}
+  "thirds halves halfs quarters tens twenties hundreds thousands dozens pairs couples scores gross "
+  "lakhs crores grands myriads kilos megas ones twos threes fours fives sixes sevens eights nines "
+  "times plus minus less roots powers factorials negatives inverses logs has is was its this thus "
+  "does versus perhaps always lots guess unless").split())
+_COUNTED = set("people children men women fish sheep mice person feet 个 人 只 条 本 元".split())
 _UNIT_PART = re.compile(
-  r"([kM]?\\Omega|\\mu ?[mgsLlAFC](?![A-Za-z])|° ?[CF]\b|[A-Za-z]+|[%°$€£¥])"
+  r"([kM]?\\Omega|\\mu ?[mgsLlAFC](?![A-Za-z])|° ?[CF]\b|[A-Za-z]+|[一-鿿]+|[%°$€£¥])"
   r" ?(?:\^ ?\{? ?(-?[1-9]) ?\}?)?"
 )
 _BETWEEN_UNITS = re.compile(r" ?(/|per\b) ?| ?(?:\\cdot|\*|·) ?|\s+")
-# "20 cups of feed" are 20 cups; 5 minutes of arc are not a time, and 3 rows of five are not 3.
-_OF = re.compile(
-  r"(?!(?:row|group|set|order|degree)s? )([a-z]+) of (?!arc$)([a-z]+(?: [a-z]+){,2})"
-)
-_COMPOUND = re.compile(r"([0-9]+ ?[A-Za-z]+) (and )?([0-9.]+ ?[A-Za-z]+)")
-# Units with "and" within one quantity (2 hours and 5 minutes); 5 m and 3 cm are two quantities.
-_SPOKEN = ("time", "month", "dollar")
-_SPOKEN_PARTS = [_UNITS[name][1] for name in ("in", "ft", "oz")]
+_MEASURED = re.compile(  # 89 years old
+  r"(?<=[a-z]) (?:old|long|tall|wide|high|deep|thick|away|apart|ago|later|left|each|in total)$")
 _UNIT_WORDS = {"squared": 2, "cubed": 3}
 
 
@@ -90,13 +86,10 @@ class Quantity:
   unit: tuple | None  # sorted ((dimension, power), ...); None = none written
   size: Fraction  # of the unit in base units
   glued: bool  # "5m", "5 \\mu m": a unit or variables
-  counted: str | None  # "feed" of "20 cups of feed"
 
 
 def parse_quantity(text):
   """The Quantity that a complete, normalised `text` spells, or None."""
-  if match := _COMPOUND.fullmatch(text):
-    return _compound(parse_quantity(match[1]), parse_quantity(match[3]), spoken=bool(match[2]))
   match = _SIGN.match(text)
   first, currency, second = match.groups()
   number, end = _read_number(text, match.end())
@@ -107,12 +100,12 @@ def parse_quantity(text):
   if word and word[0] in _MULTIPLIERS:
     number *= _MULTIPLIERS[word[0]]
     rest = rest[word.end() :].strip()
-  of = _OF.fullmatch(rest)
-  unit = _read_unit(f"{currency} {of[1] if of else rest}".strip())
+  rest = _MEASURED.sub("", rest)
+  unit = _read_unit(f"{currency} {rest}".strip())
   if unit is None:
     return None
   glued = bool(re.match(r"[A-Za-z](?![A-Za-z])| ?\\mu", text[end:]))
-  return Quantity(-number if "-" in (first, second) else number, *unit, glued, of and of[2])
+  return Quantity(-number if "-" in (first, second) else number, *unit, glued)
 
 
 def same_quantity(answer, truth):
@@ -122,8 +115,6 @@ def same_quantity(answer, truth):
   without a sign is read as a percentage only above 1.
   """
   percent = (("percent", 1),)
-  if None not in (answer.counted, truth.counted) and answer.counted != truth.counted:
-    return False
   if answer.unit == truth.unit:
     return answer.number * answer.size == truth.number * truth.size
   if answer.unit is None and truth.unit == percent:
@@ -133,16 +124,6 @@ def same_quantity(answer, truth):
     return omitted or answer.number / 100 == truth.number
   one_has_none = answer.unit is None or truth.unit is None
   return one_has_none and answer.number == truth.number and not (answer.glued or truth.glued)
-
-
-def _compound(large, small, *, spoken):
-  """The sum of "2 hours and 30 minutes": one dimension, the second less than one of the first."""
-  if None in (large, small) or large.unit is None or large.unit != small.unit:
-    return None
-  if spoken and large.unit[0][0] not in _SPOKEN and small.size not in _SPOKEN_PARTS:
-    return None
-  part = small.number * small.size / large.size
-  return dataclasses.replace(large, number=large.number + part) if part < 1 else None
 
 
 def _read_number(text, start):
@@ -184,6 +165,7 @@ def _read_unit(text):
   """(unit, size) of a unit's text; (None, 1) where it is empty, None where it is not a unit."""
   if not text:
     return None, Fraction(1)
+  text = text.replace("平方", "square ").replace("立方", "cubic ")
   text = re.sub(r"\bmph\b", "mi/h", text, flags=re.IGNORECASE)
   powers, size = {}, Fraction(1)  # dimension -> power; of the unit in base units
   sign = 1  # -1 behind "/" and "per"
@@ -228,7 +210,5 @@ def _find_unit(name):
     word = _SPELLINGS.get(word, word)
     if word in _UNITS:
       return _UNITS[word]
-  counted = name.endswith("s") and len(name) >= 4 and name.isascii() and name.isalpha()
-  if name in _COUNTED or (counted and name not in _NOT_COUNTED and not name.endswith("ths")):
-    return name, Fraction(1)
-  return None
+  counted = re.fullmatch(r"[A-Za-z]{3,}s", name) and not name.endswith(("ths", "illions"))
+  return (name, Fraction(1)) if name in _COUNTED or counted and name not in _NOT_COUNTED else None

@@ -1,21 +1,27 @@
-"""Brings an answer and its truth to one form: tuples, intervals, numbers, values without names."""
+"""Brings an answer and its truth to one form: intervals, numbers, ratios, values without names."""
 
 import math
 import re
 
-from ares_jax.grading import quantity, words
-from ares_jax.grading.collection import parse_inequality, split_items
+from ares_jax.grading import words
+from ares_jax.grading.collection import parse_inequality
 
 # A label in words: "Surface area = 9 cm^2", "domain: [0, 1]".
 _WORDS = r"(?:[A-Za-z.]{3,}|[A-Z]\.(?:[A-Z]\.)+)(?: [A-Za-z.]+)*"
 _NO_LABEL = re.compile(r"\b(?:not|no|nor|never|except|unless|if|when|or|and)\b", re.IGNORECASE)
-# x, x_1, \theta, f(x), segments and angles (AB, m\angle ABC), sums asked for (m + n), labels.
+# x, x_1, I_{\max}, \theta', AB, \overline{AB}, m\angle ABC, \Delta p
+_SYMBOL = (r"(?:(?:m ?)?\\angle ?|\\(?:Delta|triangle) ?)?"
+           r"(?:\\overline ?\{[A-Z]{2}\}|[A-Z]{2,4}|[A-Za-z]|(?<=angle )[0-9]"
+           r"|\\(?!no?t|ne|frac|sqrt|pm|mp|log|ln|sin|cos|tan)[A-Za-z]+)"
+           r"(?: ?_ ?(?:\{[^{}]*\}|\\?\w+))?'*")
+# The same, f(x, y), |AB|, V_1:V_2, \frac{AB}{CD}, (x, y), labels.
 _NAMED = re.compile(
-  r"([A-Za-z](?:_\{?\w\}?)?|\\(?!no?t|ne)[a-z]+|\([a-z](?:, ?[a-z])+\)|[A-Za-z]\([a-z]\)"
-  r"|(?:m ?)?\\angle ?[A-Z0-9]{1,3}"
-  r"|[A-Z]{2,3}|\\overline ?\{[A-Z]{2}\}|[a-z](?: ?[+-] ?[a-z])+"
-  rf"|{_WORDS}) ?(?:=|\\in\b) ?(.+)"
+  rf"({_SYMBOL}|{_SYMBOL} ?\([a-z](?:, ?[a-z])*\)|\| ?{_SYMBOL} ?\||{_SYMBOL} ?: ?{_SYMBOL}"
+  rf"|\\frac ?\{{{_SYMBOL}\}} ?\{{{_SYMBOL}\}}|\([a-z](?:, ?[a-z])+\)|{_WORDS})"
+  r" ?(?:=|\\in\b|\\approx(?![a-z])|≈) ?(.+)"
 )
+_SUM = re.compile(r"([a-z](?: ?[+-] ?[a-z])+) ?= ?(.+)")  # m + n, asked for as one number
+_RATIO = re.compile(r"([0-9.]+|[0-9]*\\sqrt\{[0-9]+\}) ?(?::|to) ?([0-9.]+|[0-9]*\\sqrt\{[0-9]+\})")
 _TITLED = re.compile(rf"({_WORDS}): (.+)")
 _INTERVAL = re.compile(r"(?:[A-Za-z] ?\\in ?)?[(\[].*,.*[)\]]")
 
@@ -26,34 +32,15 @@ def to_common_form(answer, truth, *, is_complete):
   Less is changed of items of collections, which are not `is_complete`.
   """
   if is_complete:
-    answer = _as_tuple(answer, truth)
     answer, truth = _as_intervals(answer, truth)
   answer, truth = words.spell_numbers(answer), words.spell_numbers(truth)
   if re.fullmatch(r"[0-9]{1,2}!", truth):  # in a truth alone: "6!" for 720 restates the question
     truth = str(math.factorial(int(truth[:-1])))
-  said, wanted = _without_indices(answer), _without_indices(truth)
-  if is_complete and (said is None) != (wanted is None):  # only one side has indices
-    answer, truth = said or answer, wanted or truth
-  return _without_name(answer, truth, is_complete)
-
-
-def _as_tuple(answer, truth):
-  """Answer "y = -1, x = 2" to a tuple, in the order of the truth's names or of x, y, z.
-
-  A truth without names that may be an interval, (1, 2), is left alone.
-  """
-  wanted = re.fullmatch(r"(?:\(([a-z](?:, ?[a-z])+)\) ?= ?)?\((.+,.+)\)", truth)
-  if wanted is None or answer.count("=") < 2:
-    return answer
-  ends = [quantity.parse_quantity(item) for item in split_items(wanted[2], (",",))]
-  if not wanted[1] and len(ends) == 2 and (None in ends or ends[0].number < ends[1].number):
-    return answer
-  parts = [part.partition("=") for part in split_items(answer, (",", ";", " and "))]
-  said = {name.strip(): value.strip() for name, _, value in parts}
-  names = re.findall("[a-z]", wanted[1] or "xyz")[: len(parts)]
-  if len(said) < len(parts) or said.keys() != set(names):
-    return answer
-  return f"({', '.join(said[name] for name in names)})"
+  answer, truth = _without_name(answer, truth, is_complete)
+  ratio = _RATIO.fullmatch(truth)
+  if ratio and re.search(r"/|\\frac", answer):
+    return answer, f"\\frac{{{ratio[1]}}}{{{ratio[2]}}}"
+  return (answer.replace(" to ", ":"), ratio[0].replace(" to ", ":")) if ratio else (answer, truth)
 
 
 def _as_intervals(answer, truth):
@@ -68,17 +55,11 @@ def _as_intervals(answer, truth):
   return answer, truth
 
 
-def _without_indices(text):
-  """ "x_1 = 2, x_2 = 5" -> "x = 2, x = 5"; None where these are not the values of one unknown."""
-  found = re.findall(r"([xyzt])_\{?([1-9])\}? ?=", text)
-  if len(found) < 2 or found != [(found[0][0], str(i + 1)) for i in range(text.count("="))]:
-    return None
-  return re.sub(r"_\{?[1-9]\}?(?= ?=)", "", text)
-
-
 def _without_name(answer, truth, is_complete):
   """Drops "x =" where both sides have the same name, or only one has one and neither is a list."""
   said, wanted = _named(answer), _named(truth)
+  if not said and not wanted:
+    said = _SUM.fullmatch(answer)  # not of the truth: x + y = 5 may be a line
   if not said and not wanted:  # "Answer: answer: 5" is not 5, so both must have a title
     said, wanted = _TITLED.fullmatch(answer), _TITLED.fullmatch(truth)
     is_complete = False
@@ -112,4 +93,4 @@ def _named(text):
 
 def _values(match):
   """ "x = 1 or x = 2" -> "1 or 2"."""
-  return re.sub(rf"(?<![A-Za-z\\]){re.escape(match[1])} ?= ?", "", match[2])
+  return re.sub(rf"(?<![A-Za-z\\]){re.escape(match[1])} ?(?:=|\\approx|≈) ?", "", match[2])

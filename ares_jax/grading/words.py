@@ -23,18 +23,8 @@ _SPELLED = re.compile(
 _SHORT = re.compile(
   r"(?<=[\w)}] )(?:by|of|to|in|is|at|on|as|if|no)(?= [\w(\\$])|(?<=[0-9])(?:by|of|to)(?=[0-9])"
 )
-# "third" without a number before it is an ordinal.
-_FRACTIONS = {
-  "half": "1/2", "a half": "1/2", "one half": "1/2", "a third": "1/3", "one third": "1/3",
-  "two thirds": "2/3", "a quarter": "1/4", "one quarter": "1/4", "three quarters": "3/4",
-}  # fmt: skip
-
-
 def spell_numbers(text):
   """ "seventy-two dollars" -> "72 dollars", "4 = n" -> "n = 4"; drops a leading "\\approx"."""
-  fraction = text.lower().replace("-", " ")
-  if fraction in _FRACTIONS:
-    return _FRACTIONS[fraction]
   if match := _SPELLED.match(text):
     text = f"{_NUMBER_WORDS[match[1].lower()]}{text[match.end() :]}"
   text = re.sub(r"^([^=A-Za-z\\]+?)\s*=\s*([A-Za-z])$", r"\2 = \1", text)

@@ -23,14 +23,15 @@ def refuse(*_):
   raise AssertionError("the symbolic parser was asked")
 
 
-def test_the_tables_have_no_false_accept_and_14_false_rejects():
+def test_the_tables_have_no_false_accept_and_10_false_rejects():
   assert len(PAIRS) >= 2600
   wrong = {True: [], False: []}
   for pair in PAIRS:
-    if answer.same_answer(pair["answer"], pair["truth"]) != pair["same"]:
+    truth = answer.Truth.of({"answer": pair["truth"], "question": pair.get("question")})
+    if answer.same_answer(pair["answer"], truth) != pair["same"]:
       wrong[pair["same"]].append((pair.get("form", pair.get("set")), pair["answer"], pair["truth"]))
   assert wrong[False] == []  # false accepts
-  assert len(wrong[True]) <= 14, wrong[True]
+  assert len(wrong[True]) <= 10, wrong[True]
 
 
 def test_every_truth_of_the_tables_equals_itself():
@@ -62,7 +63,7 @@ def test_a_truth_that_is_not_a_text_is_an_error(truth):
   ("Center = (20,10)", "(20, 10)", True), ("Center = (20,10)", "(10, 20)", False),
   ("Domain: [-4,0), Range: (-3,1]", "domain: [-4, 0) and range: (-3, 1]", True),
   ("domain: (-3,1], range: [-4,0)", "domain: [-4, 0) and range: (-3, 1]", False),
-  ("AB:CD = 1:2", "1:2", False),
+  ("AB:CD = 1:2", "1:2", True),
 ])  # fmt: skip
 def test_a_label_in_words_is_no_part_of_the_value(said, truth, same):
   assert answer.same_answer(said, truth, symbolic=refuse) is same
@@ -190,6 +191,37 @@ def test_a_long_truth_is_right_in_other_case_and_spacing_alone():
     assert answer.same_answer(said, truth, symbolic=refuse) is same
 
 
+def test_no_wrong_answer_of_a_known_kind_is_accepted():
+  with open(os.path.join(os.path.dirname(__file__), "attacks.jsonl"), encoding="utf-8") as lines:
+    attacks = [json.loads(line) for line in lines]
+  assert len(attacks) > 140
+  for attack in attacks:
+    truth = answer.Truth.of({"options": attack.get("options"), **attack, "answer": attack["truth"]})
+    assert not answer.same_answer(attack["answer"], truth), attack
+
+
+@pytest.mark.parametrize("truth, right", [
+  (r"\hbar/2", [r"\frac{\hbar}{2}", r"\frac12\hbar"]), (r"2\Phi+1", [r"1+2\Phi"]),
+  (r"I_{\max}=\frac{q_0}{\sqrt{2LC}}", [r"q_0/\sqrt{2LC}", r"\frac{q_{0}}{\sqrt{2CL}}"]),
+  (r"\sum_{k=0}^{n} a_k b_k", [r"\sum_{k=0}^n b_k a_k"]), ("n!", ["n(n-1)!", r"n \cdot (n-1)!"]),
+  (r"2f'(x)", [r"f^{\prime}(x) \cdot 2"]), ("|AB|=1", ["1", "|AB| = 1"]),
+  ("V_1:V_2=11:21", ["11:21", "11 : 21", r"V_{1}:V_{2}=11:21"]), ("3:4", ["3 to 4", "3/4"]),
+  (r"\frac{AB}{CD}=2", ["2"]), (r"S_{\triangle ABC}=8", ["8"]), (r"m\angle 1 = 145", ["145"]),
+  ("0<f(x)<1", ["(0,1)", "1>f(x)>0"]), ("(0, 1)", ["0<f(x)<1", "0 < x < 1"]),
+  ("11", [r"x\approx 11", "x ≈ 11", "x=11", "m+n = 11", "11 years old", "11 apples each"]),
+  ("odd", ["{odd}", r"\text{odd}"]), ("4 cm", ["4{cm}", r"4{\rm cm}", "4厘米", "4 厘米"]),
+  ("3平方厘米", ["3 cm^2", "3 square centimeters", "3"]), ("60°", ["60度", "60"]),
+  ("2, 3", ["2或3", "2、3", "2和3", "x=2或x=3", "3, 2"]),
+  ("B", ["选B", "故选B", "答案是B", "答案:B"]),
+  (r"\left(\frac{1}{2}, 3\right)", [r"\\left( \\frac{1}{2}, 3 \\right)"]),
+  ("(1,2) or (3,4)", ["(1,2)or(3,4)", "(3,4), (1,2)"]), ("v_0^2/2", ["\\frac{v^2_0}{2}"]),
+  ("50%", ["50 pct", "50 percentage"]),
+])  # fmt: skip
+def test_right_answers_in_other_words_are_accepted(truth, right):
+  for said in right:
+    assert answer.same_answer(said, truth), said
+
+
 def test_only_formulas_reach_the_symbolic_parser():
   for said, truth in [("8", "3"), ("pairs", "Paris"), ("B", "C"), ("yes", "no"), ("5 cm", "5 m"),
                       ("(1, 2)", "(1, 3)"), ("1, 2", "2, 3"), ("4+4", "8")]:  # fmt: skip
@@ -291,9 +323,8 @@ def test_no_trick_is_accepted(said):
 def test_units_convert_exactly():
   read = quantity.parse_quantity("36 km/h")
   assert read.number * read.size == 10 and read.unit == (("length", 1), ("time", -1))
-  assert quantity.parse_quantity("2 hours and 30 minutes").number == Fraction(5, 2)
-  assert quantity.parse_quantity("2 hours 90 minutes") is None and quantity.parse_quantity(
-    "2 hours 3 meters") is None
+  assert quantity.parse_quantity("2.5 hours").number == Fraction(5, 2)
+  assert quantity.parse_quantity("2 hours 3 meters") is None
   assert quantity.parse_quantity("5 bananas").unit == (("bananas", 1),)
   assert quantity.parse_quantity("5 thirds") is None and quantity.parse_quantity("5 x") is None
 
