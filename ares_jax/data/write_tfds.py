@@ -26,7 +26,7 @@ from ares_jax.data.sources import FileSource, SourceConfig
 from ares_jax.system.command import UsageError, run
 
 _TEXTS = ("id", "source", "question", "level", "response")
-_LISTS = ("answer", "responses")
+_LISTS = ("answer", "responses", "shown_options")
 _RATE = "pass_rate"
 
 
@@ -37,7 +37,7 @@ class Ares(tfds.core.GeneratorBasedBuilder):
 
   def __init__(self, source, folder, version):
     self._source, self.VERSION = source, tfds.core.Version(version)  # of str, "1.0.0"
-    self._fields = _present(source[0])  # all rows of a source must have the same fields
+    self._fields = _present(_shown(source[0]))  # all rows of a source must have the same fields
     super().__init__(data_dir=folder, file_format="array_record")
 
   def _info(self):
@@ -54,7 +54,7 @@ class Ares(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self):
     for number in range(len(self._source)):
-      row = self._source[number]
+      row = _shown(self._source[number])
       # Another field is an error: it is neither left out nor an empty text in training.
       extra = sorted(set(_present(row)) - set(self._fields))
       if extra:
@@ -66,6 +66,11 @@ class Ares(tfds.core.GeneratorBasedBuilder):
       row = {_RATE: -1.0} | row  # -1: not measured
       yield number, {field: row[field] for field in self._fields} | {
         "images": [_encoded(image) for image in row["images"]]}
+
+
+def _shown(row):
+  """The row with its options under the name of those that its question shows."""
+  return row | {"shown_options": row["options"]}
 
 
 def _present(row):

@@ -32,6 +32,22 @@ def test_a_written_set_gives_the_same_rows_by_number(tmp_path):
     open_records(folder, "test")
 
 
+def test_options_are_written_once(tmp_path):
+  before = source(files.jsonl(tmp_path / "d.jsonl", [
+    {"question": "q", "answer": "B", "options": ["one", "two"]}, {"question": "r", "answer": "3"}]))
+  after = source(build(before, str(tmp_path / "out"), "1.0.0"))
+  assert [after[number] for number in (0, 1)] == [before[number] for number in (0, 1)]
+  assert after[0]["options"] == ["one", "two"] and after[0]["question"] == "q\nA. one\nB. two"
+
+
+def test_turns_before_a_question_are_refused(tmp_path):
+  config = SourceConfig(files.jsonl(tmp_path / "d.jsonl", [{"messages": [
+    {"role": "system", "content": "s"}, {"role": "user", "content": "q"},
+    {"role": "assistant", "content": "\\boxed{3}"}]}]), "sharegpt", "", 1.0)
+  with pytest.raises(ValueError, match="row d.jsonl:0 has turns before its question"):
+    build(FileSource(config), str(tmp_path / "out"), "1.0.0")
+
+
 def test_pixels_of_a_tfds_image_are_read_as_an_image(tmp_path):
   pixels = np.zeros((4, 4, 3), np.uint8)
   record = {"question": b"q", "answer": b"1", "image": pixels}

@@ -50,7 +50,7 @@ def _role(record, message):
     raise record.bad("question", f"a message is {message!r} ({type(message).__name__}); an object "
                      "with a role and a content is needed")
   role = message.get("role") or message.get("from")
-  if role not in _ROLES:
+  if not isinstance(role, str) or role not in _ROLES:
     raise record.bad("question", f"a turn of the role {role!r} is not read; the roles are "
                      f"{', '.join(_ROLES)}")
   for key, value in message.items():

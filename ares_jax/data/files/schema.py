@@ -56,6 +56,8 @@ def _read_row(record, truth):
     if truth or error.code != "answer":
       raise
     answer = []
+  shown = record.first("shown_options")
+  options = options or [record.scalar("option", text) for text in ([] if shown is None else shown)]
   row = {"id": record.label("id", record.values.get(KEY, record.location)),
          "source": record.label("source", record.name),
          "question": text, "answer": answer, "options": options, "images": images,

@@ -68,6 +68,7 @@ def test_a_part_may_stand_for_the_next_image_of_the_column():
   ([USER, {"role": "assistant", "content": ""}, USER], "question", "a turn before .* is empty"),
   ([{"role": "tool", "content": "3"}], "question", "of the role 'tool' is not read"),
   ([{"content": "3"}], "question", "of the role None"),
+  ([{"role": {"a": 1}, "content": "3"}], "question", "of the role {'a': 1}"),
   (["q"], "question", "a message is 'q' .str."),
   ([{"role": "user", "content": None}], "question", "content of a turn is None"),
   ([USER, ANSWER | {"tool_calls": [{"id": 1}]}], "question", "calls of tools are not read"),
