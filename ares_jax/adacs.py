@@ -59,7 +59,7 @@ def fine_tune(params, source, config, context, *, stage):
       with generator.phases("update"), generator.phases("device"):
         state, metrics = sft_step(generator.model, config, state, batch, base)
         metrics = jax.device_get(metrics) | epochs(source, int(state.step) * config.batch)
-      image = flops.vision_flops(generator.model.vision, examples.vision["image"])
+      image = flops.vision_flops(generator.model.images, examples.vision["image"])
       metrics["work/tokens"] = (examples.segment > 0).sum()  # prompts included
       metrics["work/flops"] = flops.sft_flops(
         config, generator.model, examples.segment, examples.loss_mask.sum(), image,

@@ -87,7 +87,7 @@ def train_aepo(params, source, config, context, *, trigger_V):
       metrics |= rollout.metrics | packing | epochs(source, int(state.batches) * config.prompts)
       metrics["work/flops"] += flops.update_flops(
         config, model, prompts=rollout.prompts.length, answers=rollout.samples.mask.sum(1),
-        image=flops.vision_flops(model.vision, rollout.prompts.vision["image"]),
+        image=flops.vision_flops(model.images, rollout.prompts.vision["image"]),
         adapters=base is not None)
       return state, metrics, _note(metrics, config)
 

@@ -4,7 +4,7 @@
     python -m ares_jax.generate --model=FOLDER --image=a.png --image=b.png --temperature=1 \\
       --question="Is <image 2> larger than <image 1>?" --json
 
-FOLDER is a Hugging Face Qwen2.5-VL folder, published or written by ares_jax.export. A model trained
+FOLDER is a Hugging Face folder, published or written by ares_jax.export. A model trained
 with prompt.suffix needs the same text here: --suffix=" First think, ...".
 """
 
@@ -72,15 +72,19 @@ def load(folder, *, dtype, suffix, max_pixels=None):
   question. `max_pixels` is the largest area of an image; None is the folder's.
 
   Raises:
-    ValueError: the folder is no Qwen2.5-VL model.
+    ValueError: the folder is no model of an architecture in models/families.py.
   """
   opened = open_model(ModelSection(
     path=folder, sizes=None, compute_dtype=dtype, remat="none", unroll=1,
     lora=lora.LoraConfig(rank=0, alpha=1.0, targets=tuple(lora.TARGETS))))
-  lowest, highest = hf_processor.pixel_limits(folder, opened.config.vision)
+  tokens, windows = zip(*SHAPES, strict=True)
+  lowest, highest = 1, 1
+  if opened.config.vision:
+    lowest, highest = hf_processor.pixel_limits(folder, opened.config.vision)
+  else:
+    windows = (0,) * len(tokens)
   if max_pixels is not None:
     highest = max_pixels
-  tokens, windows = zip(*SHAPES, strict=True)
   prompt = PromptConfig(suffix, tokens, windows, min(lowest, highest), highest)
   return opened.generator(prompt, ENGINE), hf.from_hf(
     folder, opened.config, jax.sharding.get_mesh(), jnp.dtype(dtype))

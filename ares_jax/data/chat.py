@@ -21,7 +21,7 @@ class Chat:
 
   tokenizer: object  # a `transformers` fast tokenizer with a chat template
   suffix: str  # appended to the question, e.g. how to format the answer; "" for none
-  image_token: int  # id of `<|image_pad|>`
+  image_token: int | None  # id of `<|image_pad|>`; None where the model takes texts only
 
   def order(self, question, images, history=()):
     """Numbers (from 0) of as many `images`, in their order in the prompt.
@@ -37,8 +37,10 @@ class Chat:
     Raises:
       ValueError: there are marks, but not one for each image, or the template takes texts.
     """
-    if images and not self.template.takes_parts:
-      raise ValueError(f"the question has {images} images, but the chat template takes texts only")
+    if images and (self.image_token is None or not self.template.takes_parts):
+      raise ValueError(f"the question has {images} images, but the "
+                       f"{'model' if self.image_token is None else 'chat template'} takes texts "
+                       "only")
     marks = [mark.group(1) for text in self._questions(question, history)
              for mark in IMAGE_MARK.finditer(text)]
     if not marks:

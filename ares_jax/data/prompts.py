@@ -27,7 +27,7 @@ class PromptConfig:
 
   suffix: str  # appended to every question
   max_tokens: tuple[int, ...]  # T of each shape, ascending; a longer prompt is an error
-  windows: tuple[int, ...]  # W of each shape, as many as max_tokens and ascending too
+  windows: tuple[int, ...]  # W of each shape, as many as max_tokens, ascending; 0 for texts alone
   min_pixels: int  # images are resized to an area within these bounds (HF's rule)
   max_pixels: int
   # Whether images are turned as their EXIF orientation says, as servers do; the release does not.
@@ -39,8 +39,9 @@ class PromptConfig:
                        "same number of sizes, at least one: shape i has the i-th of both")
     for name in ("max_tokens", "windows"):
       sizes = getattr(self, name)
-      if min(sizes) < 1 or list(sizes) != sorted(sizes):
-        raise ValueError(f"{name} = {sizes} must be >= 1 and ascending")
+      least = 1 if name == "max_tokens" else 0
+      if min(sizes) < least or list(sizes) != sorted(sizes):
+        raise ValueError(f"{name} = {sizes} must be >= {least} and ascending")
     if not 0 < self.min_pixels <= self.max_pixels:
       raise ValueError(f"min_pixels = {self.min_pixels}, max_pixels = {self.max_pixels}: "
                        "0 < min_pixels <= max_pixels is needed")

@@ -69,6 +69,11 @@ class VisionConfig:
     return (self.window // self.patch) ** 2
 
 
+# A text model's batches have the arrays of images too, with no window in them.
+_NO_TOWER = VisionConfig(depth=1, hidden=4, heads=1, mlp=1, patch=14, temporal_patch=2, merge=2,
+                         window=28, full_attention=(), out=1)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """The text decoder, and the vision tower where there is one."""
@@ -111,6 +116,11 @@ class ModelConfig:
              "replace token embeddings")
     _require(0 <= self.image_token < self.vocab,
              f"image_token {self.image_token} is outside the vocabulary of {self.vocab}")
+
+  @property
+  def images(self) -> VisionConfig:
+    """The sizes of the arrays that hold a batch's images, which a text model's batches have too."""
+    return self.vision or _NO_TOWER
 
 
 def _published(embed, layers, heads, kv_heads, mlp, vocab, tied):

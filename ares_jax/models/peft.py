@@ -35,10 +35,10 @@ def to_peft(adapters: Params, config: ModelConfig, lora: LoraConfig, folder: hf_
   Raises:
     ValueError: the folder exists.
   """
-  tensors, modules = {}, []
+  tensors, modules, decoder = {}, [], "model.language_model." if config.vision else "model."
   for target, pair in adapters.items():
-    # transformers in memory nests the decoder one level deeper than the files do.
-    rule = hf_files.RULES[f"blocks/{target}"].name.replace("model.", "model.language_model.", 1)
+    # In memory transformers nests the decoder of a model with images deeper than the files do.
+    rule = hf_files.RULES[f"blocks/{target}"].name.replace("model.", decoder, 1)
     modules.append(rule.removesuffix(".weight").partition("{layer}.")[2])
     for layer in range(config.layers):
       a, b = (hf.fetch_tensor(pair[part], layer) for part in ("a", "b"))
@@ -49,7 +49,7 @@ def to_peft(adapters: Params, config: ModelConfig, lora: LoraConfig, folder: hf_
   either = "|".join(map(re.escape, modules))
   fields = {"peft_type": "LORA", "base_model_name_or_path": str(base), "r": lora.rank,
             "lora_alpha": lora.alpha, "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
-            "target_modules": rf".*language_model\.layers\.\d+\.({either})"}
+            "target_modules": rf".*{re.escape(decoder)}layers\.\d+\.({either})"}
   with hf.atomic_folder(folder) as partial:
     if partial:
       save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})

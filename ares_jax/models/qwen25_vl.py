@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: text tokens and image features in, hidden states out.
+"""The model: text tokens and image features in, hidden states out.
 
     features = vision_features(config, params, vision)            # [R, U, D]
     embeds = embed(config, params, tokens, unit, features)        # [B, T, D]

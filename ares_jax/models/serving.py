@@ -30,7 +30,7 @@ class Serving:
   max_pixels: int  # largest area of an image
   max_tokens: int  # longest prompt and answer together
 
-  def write(self, folder: pathlib.Path, vision: VisionConfig) -> None:
+  def write(self, folder: pathlib.Path, vision: VisionConfig | None) -> None:
     """Writes generation_config.json and the limits of images into a folder of Hugging Face form.
 
     Of a generation_config.json that is there, only the ids of tokens stay: its sampling settings,
@@ -46,8 +46,9 @@ class Serving:
       # Servers differ on whether 0 or -1 keeps the whole vocabulary, and transformers' default is
       # 50; all of them understand the size.
       "top_k": self.top_k or self.vocab})
-    hf_processor.write_limits(folder, vision, min_pixels=self.min_pixels,
-                              max_pixels=self.max_pixels)
+    if vision:
+      hf_processor.write_limits(folder, vision, min_pixels=self.min_pixels,
+                                max_pixels=self.max_pixels)
 
 
 def is_kept(path: pathlib.Path) -> bool:

@@ -115,7 +115,7 @@ def aepo_programs(config, model, end=(0,)):
             held_in_rollouts + device_bytes(decoding_slots)),
     # decode does not get the vision tower, which rollouts still hold.
     Program("decode", decode_rounds * -(-tokens // config.engine.chunk), decode,
-            held_in_rollouts + device_bytes(rollout_weights["vision"])),
+            held_in_rollouts + device_bytes(rollout_weights.get("vision", {}))),
     Program("aepo_step", 1, update, 0.0))
 
 
@@ -156,7 +156,7 @@ def needed_flops(config, model):
 
   Every prompt, image and answer counts as the longest that the config allows.
   """
-  settings, size = config.aepo, model.vision
+  settings, size = config.aepo, model.images
   patches = config.prompt.windows[-1] * size.window_patches
   sizes = dict(
     prompts=np.full(settings.prompts, config.prompt.max_tokens[-1]),

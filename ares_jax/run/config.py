@@ -169,8 +169,8 @@ class SftConfig:
     if self.steps < 0 or self.batch < 1 or self.microbatch < 1:
       raise ValueError(f"steps = {self.steps} must be >= 0, batch = {self.batch} and "
                        f"microbatch = {self.microbatch} >= 1")
-    if min(self.row_windows, *self.row_tokens, len(self.row_tokens)) < 1:
-      raise ValueError(f"row_windows = {self.row_windows} must be >= 1, row_tokens = "
+    if self.row_windows < 0 or min(*self.row_tokens, len(self.row_tokens)) < 1:
+      raise ValueError(f"row_windows = {self.row_windows} must be >= 0, row_tokens = "
                        f"{self.row_tokens} one size or more, >= 1")
 
 
@@ -278,7 +278,7 @@ def read_config(values, *, new=True):
       raise ConfigError(f"config.{problem}")
   if config.model.path and not os.path.isdir(config.model.path):
     raise ConfigError(f"config.model.path {config.model.path!r} is no folder; give the folder of a "
-                      "Hugging Face Qwen2.5-VL model")
+                      "Hugging Face model")
   return config
 
 

@@ -26,8 +26,7 @@ class OpenModel:
 
   def generator(self, prompt, engine, grader=None):
     """Generator that answers prompts with this model; grader None where no answer is graded."""
-    vision = self.config.vision
-    tokens = self.tokens
+    vision, tokens = self.config.images, self.tokens
     encoder = Encoder(Chat(tokens.tokenizer, prompt.suffix, self.config.image_token), prompt,
                       vision.window, vision.patch, vision.merge)
     return Generator(self.config, encoder, tokens.allowed, tokens.end, engine, grader,
@@ -38,14 +37,13 @@ def open_model(section):
   """OpenModel of a ModelSection. Every command that samples or trains opens its model here.
 
   Raises:
-    ValueError: the section's folder does not exist or is no Qwen2.5-VL model, or its tokenizer is
-      not that of the model.
+    ValueError: the section's folder does not exist or holds no model of models/families.py, or its
+      tokenizer is not that of the model.
   """
   if section.path and not os.path.isdir(section.path):
-    raise ValueError(f"{section.path} is no folder; give the folder of a Hugging Face Qwen2.5-VL "
-                     "model")
+    raise ValueError(f"{section.path} is no folder; give the folder of a Hugging Face model")
   config = model_config(section)
-  if section.path:
+  if section.path and config.vision:
     hf_processor.check_processor(section.path, config.vision)
   tokenizer = open_tokenizer(section.path) if section.path else digits.tokenizer()
   return OpenModel(config, check_tokens(config, tokenizer, section.path))
@@ -59,7 +57,7 @@ def model_config(section):
       a published model, for which no file is needed, or is "" for a fresh model of `sizes`.
 
   Raises:
-    ValueError: the path is none of these, or the folder is no Qwen2.5-VL model.
+    ValueError: the path is none of these, or the folder holds no model of models/families.py.
   """
   run = dict(compute_dtype=section.compute_dtype, remat=section.remat, unroll=section.unroll)
   if not section.path:
@@ -69,11 +67,7 @@ def model_config(section):
       image_token=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
       vocab=-(-len(tokenizer) // 8) * 8)  # rounded up, so that 8 devices divide the embedding
   if os.path.isdir(section.path):
-    config = hf_config.model_config(section.path, **run)
-    if config.vision is None:
-      raise ValueError(f"{section.path} is a text model; sampling and training of models without a "
-                       "vision tower are not implemented yet")
-    return config
+    return hf_config.model_config(section.path, **run)
   name = os.path.basename(section.path)
   if name not in PUBLISHED_SIZES:
     raise ValueError(f"model.path = {section.path!r} is no folder and ends in no name whose sizes "

@@ -118,7 +118,7 @@ def _check_data(run, stages):
 def _check_frozen_parts(run, stages):
   parts = weights.weight_table(run.model)
   for stage, section in stages.items():
-    unknown = sorted(set(section.frozen) - set(parts))
+    unknown = sorted({*section.frozen} - {*parts, "vision"})  # a text model has no tower
     if unknown:
       raise ValueError(f"config.{stage}.frozen names {', '.join(unknown)}, no part of the model; "
                        f"its parts are {', '.join(parts)}")
@@ -131,7 +131,7 @@ def _check_sizes(run, stages):
   if "aepo" in stages:
     aepo = stages["aepo"]
     rows["aepo.prompts"] = batches["aepo.prompts"] = aepo.prompts
-    if not run.config.model.lora.rank and "vision" not in aepo.frozen:
+    if run.model.vision and not run.config.model.lora.rank and "vision" not in aepo.frozen:
       # A trained vision tower runs over a minibatch's images, each prompt's on one device.
       rows["aepo.minibatch / aepo.group"] = aepo.minibatch // aepo.group
   _check_divide(rows, mesh.size(*mesh.ROWS),

@@ -111,7 +111,7 @@ def _check_ids(config: ModelConfig, template: Template) -> None:
   if token >= config.vocab:
     raise ValueError(f"the tokenizer has ids up to {token} ({last!r}), but the model's vocabulary "
                      f"has {config.vocab}; take the tokenizer and config.json from one model")
-  if not template.takes_parts:
+  if config.image_token is None or not template.takes_parts:
     return
   text = template.prompt([{"type": "image"}, {"type": "text", "text": "user"}])
   ids = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -265,6 +265,6 @@ def _group(prompts, samples, grades, size, index):
 
 
 def _rollout_flops(model, prompts, samples):
-  image = flops_lib.vision_flops(model.vision, prompts.vision["image"])
+  image = flops_lib.vision_flops(model.images, prompts.vision["image"])
   return sum(flops_lib.rollout_flops(model, prompts=prompts.length, answers=samples.mask.sum(1),
                                      shared=samples.fork, image=image).values())

@@ -128,7 +128,7 @@ def abstract_prompts(model, prompts, tokens, windows):
   one = abstract(jnp.int32, (prompts,), ROWS)
   return dict(tokens=ints, unit=ints, length=one, prompt_id=one,
               positions=abstract(jnp.int32, (3, prompts, tokens), None, ROWS),
-              vision=VisionInput.abstract(model.vision, prompts, windows))
+              vision=VisionInput.abstract(model.images, prompts, windows))
 
 
 def kv_axis(model):

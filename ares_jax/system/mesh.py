@@ -102,8 +102,8 @@ def sum_of_slices(function, axes):
 
   def split(argument, axis):
     return jax.tree.map(
-      lambda x: shard(x.reshape(*x.shape[:axis], slices, -1, *x.shape[axis + 1 :]),
-                      *[None] * axis, *ROWS), argument)
+      lambda x: shard(x.reshape(*x.shape[:axis], slices, x.shape[axis] // slices,
+                                *x.shape[axis + 1 :]), *[None] * axis, *ROWS), argument)
 
   def on_all_slices(*arguments):
     # Not jax.shard_map: with two axes left to XLA, its partitioner crashes on a gather inside.

@@ -141,7 +141,7 @@ def update_signal(config, controllers, batch, trigger_V):
 def update_minibatches(model, config, policy, batch, base):
   """Minibatch with a leading axis [N]; `policy` are the weights before the first update."""
   count = len(batch.rows.used)
-  if policy_gradient.tower_is_frozen(config, base):
+  if policy_gradient.tower_is_frozen(model, config, base):
     images = policy_gradient.frozen_features(model, policy, batch.vision, minibatches=count)
   else:
     images = split_minibatches(batch.vision, count)

@@ -82,7 +82,7 @@ class RolloutBatch:
                                       for dtype in (np.int32, bool, np.float32))
     return cls(
       tokens_BT, mask_BT, entropy_BT, correct=grade, format_ok=grade,
-      vision=VisionInput.abstract(model.vision, config.prompts, windows),
+      vision=VisionInput.abstract(model.images, config.prompts, windows),
       rows=PackedRows.abstract(count // config.minibatch, capacity, config.microbatch, longest))
 
   def to_device(self):
@@ -222,4 +222,5 @@ def _padded_tokens(rows, microbatch, row_tokens):
 
 def split_minibatches(tree, parts):
   """Splits [P, ...] into [parts, P / parts, ...]; part n has rows n, n + parts, ..."""
-  return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), tree)
+  return jax.tree.map(
+    lambda x: x.reshape(len(x) // parts, parts, *x.shape[1:]).swapaxes(0, 1), tree)

@@ -75,7 +75,7 @@ def stage_optimizer(config, params, base=None):
     ValueError: the config freezes a part that the weights do not have.
   """
   frozen = lora.trained_frozen(base, config.frozen)
-  unknown = sorted(set(frozen) - set(params))
+  unknown = sorted({*frozen} - {*params, "vision"})  # a text model has no tower to freeze
   if unknown:
     raise ValueError(f"frozen parts {unknown} are not in the params; known: {', '.join(params)}")
   trained = {name: jax.tree.map(lambda _, on=name not in frozen: on, part)

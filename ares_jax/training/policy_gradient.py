@@ -98,19 +98,23 @@ class Minibatch:
   """The sequences of one optimizer update; with a leading axis [N], those of all updates."""
 
   rows: PackedRows
-  images: VisionInput | jax.Array  # of Q prompts; features [Q, U, D] where the tower is frozen
+  # Of Q prompts; features [Q, U, D] where the tower is frozen, None for a text model.
+  images: VisionInput | jax.Array | None
 
 
-def tower_is_frozen(config, base):
-  """Whether no weight of the vision tower is trained: the config freezes it, or adapters are."""
-  return base is not None or "vision" in config.frozen
+def tower_is_frozen(model, config, base):
+  """Whether no weight of a vision tower is trained: frozen, under adapters, or none there."""
+  return model.vision is None or base is not None or "vision" in config.frozen
 
 
 def frozen_features(model, params, vision, *, minibatches):
   """Features [N, Q, U, D] of a batch's VisionInput, computed once because the tower is frozen.
 
   They have the compute dtype and are split over "data" along D; of `params` only "vision" is read.
+  None for a text model.
   """
+  if model.vision is None:
+    return None
   prompts = len(vision.image)
   # A pass takes a minibatch's prompts, or one a device if devices are more; each device must get
   # equally many.
@@ -162,7 +166,7 @@ def gradient(model, config, params, reference, minibatch, signal, base=None):
       _score(model, config, reference, part, reference_features)[0])
     return microbatch_loss(config, signal, divisors, part, logprob_RC, entropy_RC, reference_RC)
 
-  if tower_is_frozen(config, base):  # so policy and reference have the same features
+  if tower_is_frozen(model, config, base):  # so policy and reference have the same features
     grads, sums = _accumulate(lambda decoder, part: loss(decoder, reference_features, part),
                               decoder, start, rows)
     return zeros | grads, sums
@@ -268,6 +272,8 @@ def microbatch_loss(config, signal, divisors, rows, logprob_RC, entropy_RC, refe
 
 def _features(model, params, images):
   """Features [Q * U, D] that all rows of a minibatch pick from; `images` as in Minibatch."""
+  if images is None:
+    return None
   if isinstance(images, VisionInput):
     images = _tower(model, params, images)
   return mesh.shard(images.reshape(-1, images.shape[-1]))

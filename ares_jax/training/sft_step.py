@@ -48,7 +48,7 @@ def abstract_batch(model, config):
   return dict(tokens=ints, segment=ints, unit=ints,
               loss_mask=mesh.abstract(bool, shape, mesh.ROWS),
               positions=mesh.abstract(jnp.int32, (3, *shape), None, mesh.ROWS),
-              vision=VisionInput.abstract(model.vision, rows, config.row_windows))
+              vision=VisionInput.abstract(model.images, rows, config.row_windows))
 
 
 @compiling.Announced
@@ -65,7 +65,8 @@ def sft_step(model, config, state, batch, base=None):
 
   def loss_fn(params, rows):
     rows = jax.tree.map(lambda x: mesh.shard(x, mesh.ROWS), rows)
-    params = params | {name: jax.lax.stop_gradient(params[name]) for name in frozen}
+    params = params | {name: jax.lax.stop_gradient(params[name])
+                       for name in frozen if name in params}
     params = lora.join(base, params)
     features = qwen25_vl.vision_features(model, params, rows["vision"])
     mask = rows["loss_mask"]
@@ -84,7 +85,8 @@ def sft_step(model, config, state, batch, base=None):
 
   # Positions become [R, 3, T] for the split of the rows.
   split = batch | {"positions": jnp.moveaxis(batch["positions"], -2, 0)}
-  split = jax.tree.map(lambda x: x.reshape(-1, config.microbatch, *x.shape[1:]), split)
+  split = jax.tree.map(lambda x: x.reshape(len(x) // config.microbatch, config.microbatch,
+                                           *x.shape[1:]), split)
   (grads, loss, entropy), _ = mesh.sum_of_slices(total, (1,))(split)
   rate = optimizer.learning_rate(config.optimizer, state.step, config.steps)
   tx = optimizer.stage_optimizer(config, state.params, base)
