@@ -79,7 +79,8 @@ def test_a_damaged_file_is_named_with_its_row(tmp_path):
 
 
 @pytest.mark.parametrize("max_tokens, windows", [
-  ((8, 9), (1,)), ((), ()), ((9, 8), (1, 2)), ((8, 9), (2, 1)), ((0, 8), (1, 2))])
+  ((8, 9), (1,)), ((), ()), ((9, 8), (1, 2)), ((8, 9), (2, 1)), ((0, 8), (1, 2)),
+  ((8, 9), (-1, 2))])
 def test_shapes_are_pairs_in_ascending_order(max_tokens, windows):
   with pytest.raises(ValueError, match="max_tokens|windows"):
     PromptConfig("", max_tokens, windows, 1, 1)
