@@ -145,7 +145,7 @@ class _Reader:
     record = {}
     try:
       record = self._prepare(records[number], records.files[0])
-      if all(record.get(key) == value for key, value in self.schema.get("where", {}).items()):
+      if _has(record, self.schema.get("where", {})):
         self.rows.append(self._read_row(part, record, records, records.location(number)))
     except BadRow as error:
       if self.name == OWN:
@@ -197,7 +197,8 @@ class _Reader:
       row["id"] += f"#{self._ids[row['id']]}"
     row["images"] = [self._find(image, records.folder, location) for image in row["images"]]
     columns = part["columns"].get("images")
-    if columns and not row["images"] and not self.schema.get("text_rows"):
+    is_text = "text_rows" in self.schema and _has(record, self.schema["text_rows"])
+    if columns and not row["images"] and not is_text:
       raise BadRow(location, "image_missing", f"it has no image in the columns {columns}")
     return row
 
@@ -212,6 +213,11 @@ class _Reader:
       raise BadRow(location, "image_missing", f"image {name!r} is in none of the folders "
                    f"{', '.join(map(str, places))}; give its folder as --images=FOLDER")
     return str(found / name)
+
+
+def _has(record, values):
+  """Whether a record has all `values`, {column: value}."""
+  return all(record.get(column) == value for column, value in values.items())
 
 
 def _in_part(column, number, each):

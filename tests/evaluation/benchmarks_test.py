@@ -322,6 +322,9 @@ def test_a_missing_image_is_an_error_that_names_its_row(tmp_path):
 @pytest.mark.parametrize("image", ["", None])
 def test_only_benchmarks_with_rows_of_text_do_without_images(tmp_path, image):
   verse = OPEN["mathverse"] | {"question": "x?", "query_cot": "x?", "image": image}
+  with pytest.raises(ValueError, match="1 of 1 rows of 'mathverse' lack an image"):
+    open_benchmark("mathverse", jsonl(tmp_path / "a.jsonl", verse))
+  verse["problem_version"] = "Text Only"
   assert open_benchmark("mathverse", jsonl(tmp_path / "a.jsonl", verse)).rows[0]["images"] == []
   with pytest.raises(ValueError, match="1 of 1 rows of 'mmstar' lack an image; the first: row "
                                        "b.jsonl:0: it has no image in the columns"):
