@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from ares_jax.models import lora
-from ares_jax.system import mesh
+from ares_jax.system import compiling, mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,9 @@ def _moments(config):
 
 def init_opt_state(tx, params):
   """First state of `tx`, sharded like the weights, which are on a mesh."""
-  return _sharded_init(tx, params)(params)
+  init = _sharded_init(tx, params)
+  with compiling.announced("the optimizer's first state"):
+    return init(params)
 
 
 def abstract_opt_state(tx, params):

@@ -232,6 +232,20 @@ def test_a_store_that_does_not_answer_is_not_damaged(error, kind):
     raise error
 
 
+@pytest.mark.parametrize("damage", [os.remove, lambda path: os.truncate(path, 10)])
+def test_a_missing_or_cut_file_is_named(tmp_path, damage):
+  state = {"a": jnp.arange(4096.0)}
+  with manager.Checkpoints(str(tmp_path), keep=1) as saved:
+    saved.save(1, state, {})
+    saved.wait()
+    for path in (tmp_path / "1" / "state" / "d").iterdir():
+      damage(path)
+    with pytest.raises(manifest.DamagedError, match="remove the folder to begin") as error:
+      saved.restore(manager.abstract_like(state))
+  assert f"{tmp_path}/1/state/d/" in str(error.value) and "bound method" not in str(error.value)
+  assert "is missing or damaged" in str(error.value)
+
+
 def test_a_checkpoint_replaced_while_it_is_read_is_not_called_damaged(tmp_path, monkeypatch):
   state = {"params": {"a": jnp.zeros(3)}}
   with manager.Checkpoints(str(tmp_path), keep=1) as saved:
