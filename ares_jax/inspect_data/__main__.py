@@ -79,7 +79,8 @@ def _section(parts, out, name, rows):
     page.histogram_png(found.tokens, path, title=f"{name}: prompt tokens")
     shown.append(page.picture_html(path, f"histogram of prompt tokens of {name}"))
   numbers = summary.spread(len(source), min(_EXAMPLES, len(source)))
-  shown += [page.example_html(source, encoder, number) for number in numbers]
+  shown += [page.example_html(example, encoder)
+            for example in parts.data.examine(name, numbers, lambda row, prompt: (row, prompt))]
   return name, text, shown, len(found.tokens)
 
 

@@ -10,7 +10,6 @@ import json
 
 from PIL import Image
 
-from ares_jax.data.bad_row import BadRow
 from ares_jax.data.images import load_image
 from ares_jax.system import figures
 
@@ -23,14 +22,15 @@ img { max-width: 100%; margin: .3rem .6rem .3rem 0; border: 1px solid #bbb }
 _SHOWN = 4000  # characters shown of a text
 
 
-def example_html(source, encoder, number):
-  """One row as HTML, or the reason why it cannot be used."""
-  try:
-    row = source[number]
-    prompt = encoder.encode(row)
-    pictures = [_picture(encoder, image) for image in row["images"]]
-  except BadRow as error:
-    return f'<article><p class="bad">row {number} cannot be used: {_escape(error)}</p></article>'
+def example_html(found, encoder):
+  """One row as HTML, or the reason why it cannot be used.
+
+  `found` is a validation.Examined; (row, EncodedPrompt) was measured of a good row.
+  """
+  if found.bad:
+    return f'<article><p class="bad">cannot be used: {_escape(found.bad)}</p></article>'
+  row, prompt = found.measured
+  pictures = [_picture(encoder, image) for image in row["images"]]
   windows = encoder.count_windows(prompt)
   parts = [f"<h3>{_escape(row['id'])}</h3><p>source {_escape(row['source'])}; "
            f"{len(prompt.tokens)} prompt tokens, {windows} vision windows</p>",
@@ -39,7 +39,7 @@ def example_html(source, encoder, number):
            f"<pre>{_escape(row['question'] + encoder.chat.suffix)}</pre>"]
   answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
   accepted = " or ".join(f"<code>{_escape(text)}</code>" for text in answers)
-  parts.append(f"<p>accepted: {accepted}</p>")
+  parts += [f"<p>accepted: {accepted}</p>"] if answers else []
   for text in row.get("responses") or [row[field] for field in ("response",) if field in row]:
     parts.append(f"<p>response, {len(encoder.chat.response(text))} tokens:</p>"
                  f"<pre>{_escape(text)}</pre>")

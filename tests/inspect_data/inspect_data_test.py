@@ -33,11 +33,18 @@ class Truths:
     return []
 
 
+def examine(rows, numbers, measure):
+  return validation.examine(rows, numbers=numbers, measure=measure, check=ENCODER.encode,
+                            grader=Truths(), threads=2)
+
+
 def summarize(rows, count):
-  examine = functools.partial(
-    validation.examine, rows, check=ENCODER.encode, grader=Truths(), threads=2)
-  return summary.summarize(rows, ENCODER, rows=count, examine=lambda numbers, measure: examine(
-    numbers=numbers, measure=measure))
+  return summary.summarize(rows, ENCODER, rows=count, examine=functools.partial(examine, rows))
+
+
+def example(rows):
+  found, = examine(rows, [0], lambda row, prompt: (row, prompt))
+  return page.example_html(found, ENCODER)
 
 
 def source(folder, records):
@@ -106,8 +113,7 @@ def test_bars_have_the_counts_of_their_range():
 @pytest.mark.parametrize("field", ["question", "answer", "id", "source", "response"])
 def test_text_of_rows_is_escaped(tmp_path, field):
   record = {"question": "red", "answer": "3", "response": "r"} | {field: EVIL}
-  shown = page.inspect_html({}, [(EVIL, EVIL, [page.example_html(source(tmp_path, [record]),
-                                                                 ENCODER, 0)])])
+  shown = page.inspect_html({}, [(EVIL, EVIL, [example(source(tmp_path, [record]))])])
   assert "<script" not in shown and "onerror=alert(1)&gt;" in shown
   assert set(re.findall(r"<(/?\w+)", shown)) <= {
     "html", "/html", "meta", "title", "/title", "style", "/style", "h1", "/h1", "h2", "/h2", "h3",
@@ -115,9 +121,9 @@ def test_text_of_rows_is_escaped(tmp_path, field):
 
 
 def test_a_bad_row_is_shown_with_its_reason(tmp_path):
-  shown = page.example_html(source(tmp_path, [{"question": "red", "answer": EVIL,
-                                               "images": ["b.png"]}]), ENCODER, 0)
-  assert "row 0 cannot be used" in shown and "b.png" in shown and "<script" not in shown
+  shown = example(source(tmp_path, [{"question": "red", "answer": EVIL, "images": ["b.png"]}]))
+  assert "cannot be used: row d.jsonl:0" in shown
+  assert "b.png" in shown and "<script" not in shown
 
 
 def test_the_command_shows_every_stage(tmp_path, capsys):
