@@ -74,8 +74,8 @@ def test_loss_of_packed_rows_is_torchs():
   cases = {name: make_golden.case(name) for name in golden_batch.NAMES}
   starts = {name: make_golden.response_start(tokens) for name, (tokens, _) in cases.items()}
   chat = types.SimpleNamespace(
-    image_token=make_golden.IMAGE, order=lambda name, images: range(images),
-    prompt=lambda name, _: cases[name][0][: starts[name]],
+    image_token=make_golden.IMAGE, order=lambda name, images, history: range(images),
+    pieces=lambda name, _, history: [(cases[name][0][: starts[name]].tolist(), False)],
     response=lambda name: cases[name][0][starts[name] :])
   encoder = Encoder(chat, PromptConfig("", (88,), (23,), 784, 10**6), window=56, patch=14, merge=2)
   rows = [{"id": name, "question": name, "images": pictures, "response": name}
