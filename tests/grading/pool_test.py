@@ -133,6 +133,16 @@ def test_a_worker_has_no_jax_no_main_module_and_no_environment(pool):
   assert pool._pool.schedule(_environment, timeout=10).result() == ([], "")
 
 
+def test_a_new_worker_is_a_copy_of_a_process_that_has_the_parsers(pool):
+  pool.grade([box("x+4")], ["4+x"])
+  before = pool._pool.schedule(_fork, timeout=10).result()
+  for _ in range(2):  # both workers
+    assert pool._pool.schedule(time.sleep, args=[60], timeout=0.1).exception() is not None
+  after = pool._pool.schedule(_fork, timeout=10).result()
+  # The server is neither this process nor started anew; a start takes seconds, this takes 0.2 s.
+  assert before[0] == after[0] != os.getpid() and after[1]
+
+
 @pytest.mark.parametrize("failure", ["_hang", "_die", "_eat"])
 def test_a_worker_that_hangs_dies_or_eats_memory_is_replaced(pool, monkeypatch, failure):
   monkeypatch.setattr(pool_lib, "_same_in_worker", globals()[failure])
@@ -155,6 +165,10 @@ def test_a_worker_that_hangs_dies_or_eats_memory_is_replaced(pool, monkeypatch, 
 
 def _modules():
   return sorted({name.split(".")[0] for name in sys.modules})
+
+
+def _fork():
+  return os.getppid(), "math_verify" in sys.modules
 
 
 def _environment():
