@@ -1,11 +1,10 @@
 """Reads options, truths, lists and image marks as benchmarks write them inside texts."""
 
-import ast
 import re
 
 from ares_jax.data.chat import IMAGE_MARK
+from ares_jax.data.files import truths
 
-_LONGEST_LIST = 10_000  # characters of a list that stands in a text
 _LETTERS = "ABCDEFGHIJ"
 _OPTION = re.compile(r"(?:^|(?<=[\s;,:]))\(?([A-J])[).:]\s*")  # "A. 12", "(A) 12", "A: 12", "A) 12"
 _MATHS = re.compile(r"\$\$?([^$]*)\$\$?")
@@ -75,11 +74,11 @@ def _decoded(text):
 
 def list_in(value):
   """The list of texts that a text such as "['24/7', '3.429']" holds; another value as it is."""
-  if not isinstance(value, str) or not value.startswith("[") or len(value) > _LONGEST_LIST:
+  if not isinstance(value, str) or not value.startswith("["):
     return value
   try:
-    return [str(item) for item in ast.literal_eval(value)]  # literals only, nothing runs
-  except (SyntaxError, TypeError, ValueError):
+    return [str(item) for item in truths.list_in(value)]
+  except ValueError:
     return value
 
 

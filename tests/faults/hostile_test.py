@@ -34,7 +34,8 @@ RUNS = {"eval", "exec", "compile", "__import__", "system", "popen", "sympify", "
         "literal_eval"}
 LOADS = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "requests", "urllib",
          "http", "ftplib"}
-ALLOWED = {("data/files/truths.py", "literal_eval")}  # literals alone; nothing runs
+ALLOWED = {("data/files/truths.py", "literal_eval"),  # literals alone; nothing runs
+           ("system/gcs.py", "requests")}  # its exceptions, for buckets that a user names
 
 
 def dangers(source):

@@ -48,20 +48,27 @@ def _unpacked(record, options):
     return options
   if not options.strip():
     return None
-  if len(options) > _LONGEST_LIST:
-    raise record.bad("question", f"its options are a text of {len(options)} letters, at most "
-                     f"{_LONGEST_LIST} are read; give a list")
   try:
-    return json.loads(options)
+    return list_in(options)
+  except ValueError as error:
+    raise record.bad("question",
+                     f"its options {options!r} {error}; give a list of texts") from error
+
+
+def list_in(text):
+  """The list or object that a text holds as JSON or as Python prints it, or ValueError."""
+  if len(text) > _LONGEST_LIST:
+    raise ValueError(f"are a text of {len(text)} letters, at most {_LONGEST_LIST} are read")
+  try:
+    return json.loads(text)
   except (ValueError, RecursionError):
     pass
   try:
-    found = ast.literal_eval(options)  # literals only, nothing runs
+    found = ast.literal_eval(text)  # literals only, nothing runs
   except Exception as error:  # also MemoryError and RecursionError
-    raise record.bad("question", f"its options {options!r} are no list: {type(error).__name__}; "
-                     "give a list of texts") from error
-  if _NO_COMMA.search(options):
-    raise record.bad("question", f"its options {options!r} lack commas; give a list of texts")
+    raise ValueError(f"are no list: {type(error).__name__}") from error
+  if _NO_COMMA.search(text):
+    raise ValueError("lack commas")
   return found
 
 
