@@ -16,6 +16,7 @@ from ares_jax.run.identity import check_marks, run_marks, stage_folder
 from ares_jax.run.metrics import MetricWriter
 from ares_jax.run.progress import Progress, speed_metrics, speed_note
 from ares_jax.system import heartbeat, hosts, profiler
+from ares_jax.system.gcs import in_bucket
 from ares_jax.system.profiler import PhaseTimer
 
 NONFINITE = "nonfinite/"  # metrics > 0 that say why an update was skipped
@@ -158,8 +159,9 @@ class _Saver:
   def save_now(self, done, state):
     """Returns when step `done` is on disk; nothing is saved at step 0."""
     def save():
-      # Orbax would recreate a deleted run folder for this checkpoint alone.
-      os.stat(os.path.join(self._workdir, "metrics.jsonl"))
+      if not in_bucket(self._workdir):
+        # Orbax would recreate a deleted run folder for this checkpoint alone.
+        os.stat(os.path.join(self._workdir, "metrics.jsonl"))
       upload(self._workdir)
       if done and self._checkpoints.latest() != done:
         self._checkpoints.save(done, state, self._marks)

@@ -21,7 +21,7 @@ def killed(tmp_path):
   started = []
 
   def run_and_kill(words, folder, file):
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     started[:] = hosts.start([hosts.HERE, *words], tmp_path / "killed", 2, 2)
     while not (folder / file).exists():
       assert all(process.poll() is None for process in started), hosts.log(tmp_path / "killed", 0)
@@ -37,13 +37,18 @@ def killed(tmp_path):
   end()
 
 
+def run_toy(address, steps, name):
+  """The toy run on 2 x 2, to its end."""
+  started = hosts.start([hosts.HERE, "--toy", address, steps], name, 2, 2)
+  assert [process.wait(timeout=300) for process in started] == [0, 0], hosts.log(name, 0)
+
+
 def test_a_killed_run_of_two_processes_goes_on_and_any_layout_resumes_it(
     tmp_path, gcs, gcs_server, killed):
   folder = gcs_server.folder / gcs.removeprefix("gs://")
+  run_toy(gcs, "2", tmp_path / "begun")
   killed(["--toy", gcs, "500"], folder, "toy/4/commit_success.txt")
-  again = hosts.start([hosts.HERE, "--toy", gcs, "12"], tmp_path / "again", 2, 2)
-  assert [process.wait(timeout=300) for process in again] == [0, 0], hosts.log(
-    tmp_path / "again", 0)
+  run_toy(gcs, "12", tmp_path / "again")
   first = hosts.log(tmp_path / "again", 0).partition("step ")[2].split()[0]
   assert int(first) >= 4  # it did not begin anew
   assert (folder / "toy/12/commit_success.txt").exists()
