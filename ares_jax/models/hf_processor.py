@@ -57,9 +57,9 @@ def check_processor(folder: str | os.PathLike, vision: VisionConfig) -> None:
   """Raises ValueError where the folder's model was trained on other pixels than ours."""
   path, fields = _read(pathlib.Path(folder))
   for name, want in processor_fields(vision, min_pixels=0, max_pixels=0).items():
-    if name not in ("size", "image_processor_type") and name in (fields or {}):
-      if not _same(fields[name], want):
-        raise ValueError(f"{path}: {name} is {fields[name]!r}; only {want!r} is implemented")
+    have = (fields or {}).get(name)  # null is transformers' own value, as absent is
+    if name not in ("size", "image_processor_type") and have is not None and not _same(have, want):
+      raise ValueError(f"{path}: {name} is {have!r}; only {want!r} is implemented")
 
 
 def _read(folder: pathlib.Path) -> tuple[pathlib.Path, dict | None]:

@@ -22,6 +22,8 @@ def test_limits_come_in_the_forms_of_both_transformers(tmp_path):
   assert write(tmp_path, size="left out", min_pixels=3136, max_pixels=12845056,
                do_resize="left out", rescale_factor="left out") == (3136, 12845056)
   assert write(tmp_path, max_pixels=1568) == (784, 1568)
+  assert write(tmp_path, do_convert_rgb=None, resample=None, min_pixels=None) == (784, 7840)
+  assert write(tmp_path, max_pixels=1568) == (784, 1568)
   # transformers reads the file of all parts first, if it has one for images.
   assert write(tmp_path, "processor_config.json") == (784, 7840)
   (tmp_path / "processor_config.json").write_text('{"processor_class": "Qwen2_5_VLProcessor"}')
