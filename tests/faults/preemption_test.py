@@ -69,8 +69,8 @@ class Killed:
   def done(self):
     return True
 
-  def result(self):
-    raise pebble.ProcessExpired("killed")
+  def exception(self):
+    return pebble.ProcessExpired("killed")
 
 
 def test_answers_that_a_stop_interrupts_get_no_grade(monkeypatch):
