@@ -4,7 +4,7 @@ import math
 import re
 
 from ares_jax.grading import words
-from ares_jax.grading.collection import parse_inequality
+from ares_jax.grading.collection import parse_inequality, split_items
 
 # A label in words: "Surface area = 9 cm^2", "domain: [0, 1]".
 _WORDS = r"(?:[A-Za-z.]{3,}|[A-Z]\.(?:[A-Z]\.)+)(?: [A-Za-z.]+)*"
@@ -58,6 +58,10 @@ def _as_intervals(answer, truth):
 def _without_name(answer, truth, is_complete):
   """Drops "x =" where both sides have the same name, or only one has one and neither is a list."""
   said, wanted = _named(answer), _named(truth)
+  named = [_NAMED.fullmatch(item) for item in split_items(truth, (",", ";", " and "))]
+  values = is_complete and not wanted and len(named) > 1 and all(named)
+  if values and not re.search("=|[(]", answer):
+    return f"({answer})", f"({', '.join(match[2] for match in named)})"  # AB = 4, CD = 5
   if not said and not wanted:
     said = _SUM.fullmatch(answer)  # not of the truth: x + y = 5 may be a line
   if not said and not wanted:  # "Answer: answer: 5" is not 5, so both must have a title
@@ -88,7 +92,8 @@ def _named(text):
   """Match of "x = ..." where x is the only name in `text`; else None."""
   names = set(re.findall(r"([^\s,;=]+) ?=", text))
   match = _NAMED.fullmatch(text) if len(names) <= 1 else None
-  return None if match is None or _NO_LABEL.search(match[1]) else match
+  is_label = match and re.fullmatch(_WORDS, match[1])
+  return None if is_label and _NO_LABEL.search(match[1]) else match
 
 
 def _values(match):

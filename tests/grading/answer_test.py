@@ -215,7 +215,8 @@ def test_no_wrong_answer_of_a_known_kind_is_accepted():
   ("B", ["选B", "故选B", "答案是B", "答案:B"]),
   (r"\left(\frac{1}{2}, 3\right)", [r"\\left( \\frac{1}{2}, 3 \\right)"]),
   ("(1,2) or (3,4)", ["(1,2)or(3,4)", "(3,4), (1,2)"]), ("v_0^2/2", ["\\frac{v^2_0}{2}"]),
-  ("50%", ["50 pct", "50 percentage"]),
+  ("50%", ["50 pct", "50 percentage"]), (r"\frac{NO}{BO}=\sqrt{6}", [r"\sqrt6"]),
+  ("AB=4,CD=5", ["4, 5", "AB = 4, CD = 5"]), (r"x = -5,\ p = \frac{14}{3}", [r"-5, \frac{14}{3}"]),
 ])  # fmt: skip
 def test_right_answers_in_other_words_are_accepted(truth, right):
   for said in right:
