@@ -10,8 +10,8 @@ import jax
 from ares_jax.evaluation.graded import EvaluationSettings, answer_batch, prompt_batches
 from ares_jax.evaluation.scores import percent, split_problems, summarize
 from ares_jax.ops.difficulty import BUCKETS
-from ares_jax.run.files import read_json, write_json
-from ares_jax.run.records import Lines
+from ares_jax.run.files import write_json
+from ares_jax.run.records import Lines, read_results
 from ares_jax.run.responses import write_held_out
 from ares_jax.system import hosts
 from ares_jax.system.tables import text_table
@@ -25,7 +25,7 @@ class StageResults:
   def __init__(self, parts, workdir):
     """Reads the results that are already there; `parts` is the setup.Run of the workdir."""
     self._parts, self._workdir = parts, workdir
-    self._results = hosts.on_process_0(lambda: read_json(workdir, "results.json"))
+    self._results = hosts.on_process_0(lambda: read_results(workdir))
 
   def add(self, stage, params):
     """Evaluates `params` unless the results of the stage are already there."""

@@ -114,14 +114,14 @@ def read_run(workdir, notes=None):
     rollouts.drop_last()
   held_out = [line for stage in STAGES for line in lines(f"held_out/{stage}.jsonl")]
   return Records(workdir, usable(lambda: read_json(workdir, "config.json"), {}), metrics, rollouts,
-                 held_out, usable(lambda: _results(workdir), {}))
+                 held_out, usable(lambda: read_results(workdir, ("bucket", "level")), {}))
 
 
-def _results(workdir):
-  """results.json; ValueError where it is damaged or holds no evaluations."""
+def read_results(workdir, keys=()):
+  """results.json; ValueError where it is damaged, or no evaluation of a stage with the `keys`."""
   results = read_json(workdir, "results.json")
   for stage, result in results.items():
-    if stage not in STAGES or not isinstance(result, dict) or not {"bucket", "level"} <= {*result}:
+    if stage not in STAGES or not isinstance(result, dict) or {*keys} - {*result}:
       raise ValueError(f"{os.path.join(workdir, 'results.json')} has no evaluation at {stage!r}; "
                        "restore it, or remove it: the run's command writes it anew")
   return results
