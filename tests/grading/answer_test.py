@@ -204,6 +204,7 @@ def test_no_wrong_answer_of_a_known_kind_is_accepted():
   (r"\hbar/2", [r"\frac{\hbar}{2}", r"\frac12\hbar"]), (r"2\Phi+1", [r"1+2\Phi"]),
   (r"I_{\max}=\frac{q_0}{\sqrt{2LC}}", [r"q_0/\sqrt{2LC}", r"\frac{q_{0}}{\sqrt{2CL}}"]),
   (r"\sum_{k=0}^{n} a_k b_k", [r"\sum_{k=0}^n b_k a_k"]), ("n!", ["n(n-1)!", r"n \cdot (n-1)!"]),
+  (r"\binom{n}{2}", [r"\frac{n!}{2!(n-2)!}", r"\frac{n(n-1)}{2}"]),
   (r"2f'(x)", [r"f^{\prime}(x) \cdot 2"]), ("|AB|=1", ["1", "|AB| = 1"]),
   ("V_1:V_2=11:21", ["11:21", "11 : 21", r"V_{1}:V_{2}=11:21"]), ("3:4", ["3 to 4", "3/4"]),
   (r"\frac{AB}{CD}=2", ["2"]), (r"S_{\triangle ABC}=8", ["8"]), (r"m\angle 1 = 145", ["145"]),
