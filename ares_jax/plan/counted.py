@@ -45,7 +45,7 @@ def count(traced, text, chip):
   moved = known.moved
   if known.flops != KNOWN_FLOPS:
     found = _without(found, "flops", f"{known.flops} FLOPs instead of {KNOWN_FLOPS}")
-  if not moved or moved.sent != KNOWN_SENT or not low <= moved.memory <= high:
+  if known.missing or moved.sent != KNOWN_SENT or not low <= moved.memory <= high:
     found = _without(found, "moved", f"{moved or known.missing} instead of {KNOWN_SENT} sent and "
                      f"{low:g} to {high:g} bytes of memory")
   return found
@@ -65,6 +65,9 @@ def _count(traced, text):
     except Exception as error:  # whatever another version's jaxpr or text leads to
       values.append(None)
       missing.append(f"{name}: {type(error).__name__}: {one_line(error)[:300]}")
+  if values[1]:
+    missing += [f"bytes of all but one round of {loop}, a loop of unknown length "
+                f"({size / 1e6:.4g} MB a round)" for loop, size in values[1].unbounded.items()]
   return Counted(*values, tuple(missing))
 
 

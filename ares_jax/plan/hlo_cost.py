@@ -38,6 +38,7 @@ class HloCost:
   sent: dict  # {kind of collective: bytes sent to other devices over links}
   across: float  # bytes sent to other slices over the data-centre network
   memory: float  # bytes read from and written to device memory
+  unbounded: dict  # {loop counted once, because the text does not show its length: bytes a round}
 
 
 def hlo_cost(text):
@@ -48,7 +49,7 @@ def hlo_cost(text):
   and results, not the values inside it or those it passes on unchanged. On-chip memory is free. A
   slice counts its own size. A kernel counts its operands and results once.
   `text` is the optimised program, such as `compiled.as_text()` returns. Raises ValueError if it is
-  None or has no entry computation, a loop whose length it does not show, or a transfer to other
+  None or has no entry computation, groups of devices that cannot be read, or a transfer to other
   slices without its kind.
   """
   if text is None:
@@ -60,12 +61,12 @@ def hlo_cost(text):
   sent = dict(walk.total(entry))
   memory = sent.pop(_MEMORY, 0.0)
   across = sum(sent.pop(kind) for kind in list(sent) if kind.startswith(_ACROSS))
-  return HloCost(sent, across, memory)
+  return HloCost(sent, across, memory, walk.unbounded)
 
 
 class _Walk:
   def __init__(self, computations):
-    self.computations, self.totals = computations, {}
+    self.computations, self.totals, self.unbounded = computations, {}, {}
     items = [(where, item) for where, table in computations.items() for item in table.values()]
     # Names of computations that are the body of a fusion.
     self.fused = {called for _, item in items if item.opcode == "fusion"
@@ -106,9 +107,11 @@ class _Walk:
     for item in self.computations[name].values():
       if item.opcode == "while":
         (body,), (condition,) = item.called("body"), item.called("condition")
+        round_ = self.total(body) + self.total(condition)
         trips = self._trips(name, item, condition, body)
-        for part in (self.total(body), self.total(condition)):
-          total.update({kind: trips * size for kind, size in part.items()})
+        if trips is None:
+          self.unbounded[item.name], trips = round_.total(), 1
+        total.update({kind: trips * size for kind, size in round_.items()})
       elif item.opcode == "conditional":
         branches = map(self.total, item.called(
           "branch_computations", "true_computation", "false_computation"))
@@ -222,7 +225,7 @@ class _Walk:
     return bytes_of(shape, device=True)
 
   def _trips(self, where, item, condition, body):
-    """How often a loop runs, from the compiler or from its counter's start, step and limit."""
+    """How often a loop runs, from the compiler or its counter's start, step and limit, or None."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', item.attributes)
     if known:
       return int(known[1])
@@ -234,7 +237,7 @@ class _Walk:
       step = self._added(body, result.operands[index]) if result.opcode == "tuple" else None
       if start is not None and step:
         return max(0, -(-(most - start) // step))
-    raise ValueError(f"the loop {item.name} has no visible bound")
+    return None
 
   def _limit(self, where, name, outer=None):
     """(index of the counter in the loop's tuple, its limit) of `counter < limit`, or None.

@@ -96,7 +96,8 @@ def _plan_program(program, chip, devices, model_flops):
   else:
     memory = _compiled_memory(compiled.memory_analysis(), program, chip)
   cost = count(traced, text, chip)
-  sent, across, moved = dataclasses.astuple(cost.moved) if cost.moved else (None, None, None)
+  sent, across, moved = ((cost.moved.sent, cost.moved.across, cost.moved.memory) if cost.moved
+                         else (None, None, None))
   # The floor assumes that everything overlaps which can.
   seconds = {"compute": (cost.flops or 0.0) / devices / chip.flops,
              "memory": (moved or 0.0) / chip.memory_rate,

@@ -51,6 +51,23 @@ def test_flops_are_not_counted_if_those_of_the_known_program_are_wrong(count_aga
                           f"instead of {counted.KNOWN_FLOPS}",)
 
 
+def test_a_loop_of_unknown_length_says_what_a_round_moves():
+  text = TEXT.replace("ENTRY %main", "%body") + """
+%more (x: f32[8,8]) -> pred[] {
+  %x = f32[8,8]{1,0} parameter(0)
+  ROOT %again = pred[] custom-call(), custom_call_target="again"
+}
+
+ENTRY %main (x: f32[8,8]) -> f32[8,8] {
+  %x = f32[8,8]{1,0} parameter(0)
+  ROOT %loop = f32[8,8]{1,0} while(%x), condition=%more, body=%body
+}"""
+  cost = counted.count(PRODUCT, text, chips.CHIPS["v5e"])
+  assert cost.moved.memory == 3 * 8 * 8 * 4 + 1
+  assert cost.missing == ("bytes of all but one round of loop, a loop of unknown length "
+                          "(0.000769 MB a round)",)
+
+
 def test_a_program_that_cannot_be_read_says_why():
   endless = jax.jit(lambda x: jax.lax.while_loop(lambda x: x.sum() > 0, lambda x: x @ x, x))
   cost = counted.count(endless.trace(jax.ShapeDtypeStruct((8, 8), jnp.float32)), None,

@@ -67,10 +67,11 @@ def test_a_loop_counts_as_often_as_its_condition_lets_it_run(start, trips):
   assert cost.memory == trips * (2 * 8 * 2 + 4 * 4 + (4 + 4) + 3 * 4 + (2 * 4 + 1))
 
 
-def test_a_loop_without_a_limit_is_refused():
+def test_a_loop_without_a_limit_is_named_and_counted_once():
   text = LOOP.replace("START", "0").replace("direction=LT", "direction=NE")
-  with pytest.raises(ValueError, match="the loop loop has no visible bound"):
-    hlo_cost(text)
+  cost = hlo_cost(text)
+  assert cost.sent == {"all-gather": 3 / 4 * 8 * 8 * 2}
+  assert cost.unbounded == {"loop": cost.memory + cost.sent["all-gather"]}
 
 
 def test_elements_of_a_tuple_may_be_written_where_they_are_used():
