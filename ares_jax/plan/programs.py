@@ -52,71 +52,83 @@ def aepo_programs(config, model, end=(0,)):
     if count % devices:
       raise ValueError(f"config.aepo.{key} = {count} does not divide over {devices} devices of the "
                        "\"slice\" and \"data\" axes; change it or config.mesh")
-  prompt_tokens, windows = config.prompt.max_tokens[-1], config.prompt.windows[-1]
-  prompts, tokens, group = settings.prompts, settings.sampling.max_tokens, settings.group
-  rows = prompts * group
-  try:
-    cache = scheduler.plan_cache(model, config.engine, prompts=prompts, tokens=tokens,
-                                 prompt_tokens=prompt_tokens, group=group)
-  except ValueError as error:
-    raise ValueError(f"config.aepo.prompts = {prompts}: {error}") from error
-
   policy = abstract_policy(config.model.lora, model)
   state = aepo_step.abstract_state(settings, policy.params, policy.base)
-  shardings = sampler.rollout_shardings(model, policy.weights)
-  rollout_weights = jax.tree.map(
-    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, model.compute_dtype, sharding=sharding),
-    policy.weights, shardings)
-  token_set = mesh.abstract(bool, (model.vocab,))
-  prompt_slots = slots.abstract_slots(model, jax.eval_shape(functools.partial(
-    slots.empty_prompt_slots, model, prompts=prompts, prompt_slots=cache.prompt_slots * devices,
-    tokens=prompt_tokens)))
-  decoding_slots = slots.abstract_slots(model, jax.eval_shape(functools.partial(
-    slots.idle_slots, model, rows=rows, slots=cache.slots * devices, tokens=tokens, group=group,
-    branches=settings.branches)))
+  rollout = _Rollout(config, model, policy, end)
 
-  # With a single device of "data", rollouts read the base's own weights.
-  shares_base = policy.base is not None and mesh.size("data") == 1
+  def update():
+    batch = RolloutBatch.abstract(model, settings, config.prompt.max_tokens[-1],
+                                  config.prompt.windows[-1])
+    return aepo_step.aepo_step.trace(model, settings, state, policy.params, batch,
+                                     mesh.abstract(bool, (model.vocab,)), policy.base)
 
-  def reshard():
-    cast = functools.partial(jax.tree.map, lambda x: x.astype(model.compute_dtype))
-    if shares_base:
-      return jax.jit(cast).trace(policy.params)
-    return jax.jit(cast, out_shardings=shardings).trace(policy.weights)
+  held = device_bytes((state, policy.params, policy.base))
+  return (*rollout.programs(held), Program("aepo_step", 1, update, 0.0))
 
-  def prefill():
-    count = cache.read * devices
+
+class _Rollout:
+  """The programs of an iteration's rollout, and what they get, in shapes."""
+
+  def __init__(self, config, model, policy, end):
+    self.config, self.model, self.policy, self.end = config, model, policy, end
+    settings, self.devices = config.aepo, mesh.size(*mesh.ROWS)
+    self.prompts, self.rows = settings.prompts, settings.prompts * settings.group
+    self.tokens, self.prompt_tokens = settings.sampling.max_tokens, config.prompt.max_tokens[-1]
+    try:
+      self.cache = scheduler.plan_cache(model, config.engine, prompts=self.prompts,
+                                        tokens=self.tokens, prompt_tokens=self.prompt_tokens,
+                                        group=settings.group)
+    except ValueError as error:
+      raise ValueError(f"config.aepo.prompts = {self.prompts}: {error}") from error
+    self.shardings = sampler.rollout_shardings(model, policy.weights)
+    self.weights = jax.tree.map(
+      lambda x, sharding: jax.ShapeDtypeStruct(x.shape, model.compute_dtype, sharding=sharding),
+      policy.weights, self.shardings)
+    # With a single device of "data", rollouts read the base's own weights.
+    self.shares_base = policy.base is not None and mesh.size("data") == 1
+    self.prompt_slots = slots.abstract_slots(model, jax.eval_shape(functools.partial(
+      slots.empty_prompt_slots, model, prompts=self.prompts, tokens=self.prompt_tokens,
+      prompt_slots=self.cache.prompt_slots * self.devices)))
+    self.slots = slots.abstract_slots(model, jax.eval_shape(functools.partial(
+      slots.idle_slots, model, rows=self.rows, slots=self.cache.slots * self.devices,
+      tokens=self.tokens, group=settings.group, branches=settings.branches)))
+
+  def programs(self, held):
+    """The Programs of a rollout beside which the run holds `held` bytes of a device."""
+    policy, cache = self.policy, self.cache
+    resharded = policy.params if self.shares_base else policy.weights
+    in_rollouts = held - (device_bytes(policy.base) if self.shares_base else 0.0)
+    reads = -(-self.prompts // (cache.read * self.devices))
+    rounds = -(-self.rows // (cache.slots * self.devices))
+    return (
+      Program("reshard", 1, self._reshard, held - device_bytes(resharded)),
+      Program("prefill", reads, self._prefill, in_rollouts + device_bytes(self.slots)),
+      # decode does not get the vision tower, which rollouts still hold.
+      Program("decode", rounds * -(-self.tokens // self.config.engine.chunk), self._decode,
+              in_rollouts + device_bytes(self.weights.get("vision", {}))))
+
+  def _reshard(self):
+    cast = functools.partial(jax.tree.map, lambda x: x.astype(self.model.compute_dtype))
+    if self.shares_base:
+      return jax.jit(cast).trace(self.policy.params)
+    return jax.jit(cast, out_shardings=self.shardings).trace(self.policy.weights)
+
+  def _prefill(self):
+    count = self.cache.read * self.devices
     number = mesh.abstract(jnp.int32, (count,), mesh.ROWS)
-    return slots.read_prompts.trace(
-      model, rollout_weights, prompt_slots,
-      slots.abstract_prompts(model, count, prompt_tokens, windows), number, number)
+    prompts = slots.abstract_prompts(self.model, count, self.prompt_tokens,
+                                     self.config.prompt.windows[-1])
+    return slots.read_prompts.trace(self.model, self.weights, self.prompt_slots, prompts, number,
+                                    number)
 
-  def decode():
-    key = jax.eval_shape(lambda: jax.random.key(0))
+  def _decode(self):
+    settings, key = self.config.aepo, jax.eval_shape(lambda: jax.random.key(0))
     branching = Branching(mesh.abstract(jnp.float32, ()), settings.branches,
                           settings.entropy.window) if settings.branches else None
     return slots.decode.trace(
-      model, rollout_weights, prompt_slots, decoding_slots, mesh.abstract(key.dtype, key.shape),
-      token_set, branching, group=group, sampling=settings.sampling, end=end,
-      steps=config.engine.chunk, live=tokens)
-
-  def update():
-    batch = RolloutBatch.abstract(model, settings, prompt_tokens, windows)
-    return aepo_step.aepo_step.trace(model, settings, state, policy.params, batch, token_set,
-                                     policy.base)
-
-  held = device_bytes((state, policy.params, policy.base))
-  held_in_rollouts = held - (device_bytes(policy.base) if shares_base else 0.0)
-  decode_rounds = -(-rows // (cache.slots * devices))
-  return (
-    Program("reshard", 1, reshard,
-            held - device_bytes(policy.params if shares_base else policy.weights)),
-    Program("prefill", -(-prompts // (cache.read * devices)), prefill,
-            held_in_rollouts + device_bytes(decoding_slots)),
-    # decode does not get the vision tower, which rollouts still hold.
-    Program("decode", decode_rounds * -(-tokens // config.engine.chunk), decode,
-            held_in_rollouts + device_bytes(rollout_weights.get("vision", {}))),
-    Program("aepo_step", 1, update, 0.0))
+      self.model, self.weights, self.prompt_slots, self.slots, mesh.abstract(key.dtype, key.shape),
+      mesh.abstract(bool, (self.model.vocab,)), branching, group=settings.group,
+      sampling=settings.sampling, end=self.end, steps=self.config.engine.chunk, live=self.tokens)
 
 
 def sft_program(config, model, stage):
