@@ -169,7 +169,7 @@ class SftConfig:
     if self.steps < 0 or self.batch < 1 or self.microbatch < 1:
       raise ValueError(f"steps = {self.steps} must be >= 0, batch = {self.batch} and "
                        f"microbatch = {self.microbatch} >= 1")
-    if self.row_windows < 0 or min(*self.row_tokens, len(self.row_tokens)) < 1:
+    if self.row_windows < 0 or min((*self.row_tokens, len(self.row_tokens))) < 1:
       raise ValueError(f"row_windows = {self.row_windows} must be >= 0, row_tokens = "
                        f"{self.row_tokens} one size or more, >= 1")
 

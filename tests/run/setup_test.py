@@ -28,7 +28,7 @@ NO_FILES = dict(warmup=(), sft=(), rl=(), eval=())
   ({"model.sizes.vision.temporal_patch": 1}, "vision.temporal_patch is 1; only 2"),
   ({"aepo.steps": True}, "config.aepo.steps is True"),
   ({"curate.count": 9}, "count = 9 responses from problems = 8"),
-  ({"adacs.row_tokens": ()}, "config.adacs.row_windows = 24 must be >= 1, row_tokens = ()"),
+  ({"adacs.row_tokens": ()}, "config.adacs.row_windows = 24 must be >= 0, row_tokens = ()"),
   ({"curate.pass_rates": "colum"}, "config.curate.pass_rates is 'colum', not one of its values; "
                                    "did you mean 'column'"),
   ({"data.digits.problem.levels": 9}, "levels = 9"),
