@@ -33,6 +33,7 @@ def finished(tmp_path_factory):
   return workdir, run(workdir)
 
 
+@pytest.mark.slow
 def test_all_stages_leave_their_records(finished):
   workdir, params = finished
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -66,6 +67,7 @@ def test_all_stages_leave_their_records(finished):
   assert len(curation["chosen"]) == 8 and sum(curation["bracket_problems"]) == 8
 
 
+@pytest.mark.slow
 def test_a_run_cut_off_in_an_update_ends_like_one_that_was_not(finished, tmp_path, monkeypatch):
   straight, params = finished
   step, calls = aepo.aepo_step, []

@@ -177,6 +177,7 @@ def over_mesh(data, model, heads, kv_heads, rows=8, tokens=attention_lib.KERNEL_
 
 # Kv heads that divide over "model", one for two devices, and three query heads a device that
 # belong to two of them.
+@pytest.mark.slow
 @pytest.mark.parametrize("data, model, heads, kv_heads",
                          [(2, 1, 4, 2), (2, 2, 4, 2), (1, 4, 8, 2), (1, 4, 12, 3)])
 def test_over_2_and_4_devices_equals_one(data, model, heads, kv_heads):

@@ -64,6 +64,7 @@ def loss(config, params, tokens, positions, segment):
                              axis=2).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_equal_torch(family):
   config, params = load(family)

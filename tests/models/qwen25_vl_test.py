@@ -64,6 +64,7 @@ def test_features_and_logits_equal_transformers(variant):
         np.testing.assert_allclose(got, reference[f"{name}/features"], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_equal_torch(variant):
   config, batch = golden_batch.config(variant), golden_batch.batch()

@@ -160,6 +160,7 @@ def test_statistics_of_forks_equal_a_full_forward_pass(run, forked):
   np.testing.assert_allclose(forked.entropy[at], -np.sum(np.exp(logp) * logp, -1)[mask], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_slots_prompt_slots_and_devices_change_no_fork(run, forked, threshold, monkeypatch):
   # One prompt slot. Above, an idle slot takes over every fork; here slots mostly return to their
   # own.

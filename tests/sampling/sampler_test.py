@@ -39,6 +39,7 @@ def test_refuses_impossible_engines(bad):
     dataclasses.replace(ENGINE, **bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", make_golden.VARIANTS)
 def test_greedy_decoding_of_64_tokens_equals_transformers(variant):
   names = ("text", "image", "images")
@@ -121,6 +122,7 @@ def test_a_sample_depends_on_key_prompt_and_number_alone(run):
   assert (whole.tokens[0] != whole.tokens[1]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slices, data, model, factor, engine", [
   (1, 1, 1, 1, EngineConfig(slots=3, read=1, chunk=5, cache_gib=1.0)),
   (1, 2, 2, 0, EngineConfig(slots=4, read=2, chunk=16, cache_gib=1.0)),

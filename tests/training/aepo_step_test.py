@@ -126,6 +126,7 @@ def assert_same(first, second):
                                err_msg=name)
 
 
+@pytest.mark.slow
 def test_neither_packing_nor_microbatches_change_the_update(prepared, one_update, monkeypatch):
   config, *packed = one_update
   with jax.set_mesh(mesh_of(1)):
@@ -139,6 +140,7 @@ def test_neither_packing_nor_microbatches_change_the_update(prepared, one_update
   assert packed[1]["loss/ratio_max"] >= 1
 
 
+@pytest.mark.slow
 def test_recomputed_log_probabilities_are_those_before_the_first_minibatch(prepared, halves):
   config = replace(prepared.config.aepo, loss__old_logprob="recompute")
   state, metrics = prepared.step(config, reference=far(prepared))
@@ -148,6 +150,7 @@ def test_recomputed_log_probabilities_are_those_before_the_first_minibatch(prepa
   assert metrics["loss/ratio_max"] > 1.001
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", ["sampler", "recompute"])
 def test_how_far_the_policy_moves_is_no_gap_to_the_sampler(prepared, old):
   # Rates of 10 and 100 thousand times the recipes' move the second minibatch's policy afar.
@@ -158,6 +161,7 @@ def test_how_far_the_policy_moves_is_no_gap_to_the_sampler(prepared, old):
   assert metrics["loss/sampler_gap"] < 1e-4 and metrics["update/skipped"] == 0
 
 
+@pytest.mark.slow
 def test_sequence_average_weighs_responses_not_tokens(prepared, one_update):
   config = replace(one_update[0], microbatch=4, loss__average="sequence")
   _, metrics = prepared.step(config)
@@ -172,6 +176,7 @@ def test_sequence_average_weighs_responses_not_tokens(prepared, one_update):
 
 
 # Devices, slices and the "model" axis.
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [(2, 1, 1), (4, 1, 1), (4, 2, 1), (4, 2, 2)])
 def test_several_devices_give_the_same_step(prepared, one_update, layout):
   config, *one = one_update
@@ -231,6 +236,7 @@ def terms_with_targets(model, config, state, *others):
                                        *others)
 
 
+@pytest.mark.slow
 def test_the_terms_of_the_gradient_are_those_of_steps_with_one_term(prepared, one_update):
   # Without a cap: penalties that are all equal change no advantage.
   config, reference = replace(one_update[0], reward__cap=math.inf), far(prepared)
@@ -248,6 +254,7 @@ def test_the_terms_of_the_gradient_are_those_of_steps_with_one_term(prepared, on
   np.testing.assert_allclose(grpo["gradient/cosine_to_grpo"], 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_minibatches_do_not_change_the_terms_of_the_gradient(prepared, one_update):
   one, two = (prepared.step(replace(config, reward__cap=math.inf), reference=far(prepared),
                             step=terms_with_targets)
@@ -266,6 +273,7 @@ def test_kl_controller_moves_towards_its_target(prepared, one_update):
   assert (share > 0).sum() >= 2 and (np.abs(kappa[share > 0] - 1) > 1e-3).all()
 
 
+@pytest.mark.slow
 def test_without_dynamic_kl_the_coefficient_stays_and_windows_get_no_relief(prepared, one_update):
   state, metrics = prepared.step(replace(one_update[0], kl__dynamic=False), reference=far(prepared))
   assert (np.asarray(state.controllers.kappa) == 1).all()
@@ -312,6 +320,7 @@ def rename_arrays(path, names):
   np.savez_compressed(path, **arrays)
 
 
+@pytest.mark.slow
 def test_a_dumped_batch_is_replayed_and_its_term_named(prepared, tmp_path):
   config, run = prepared.config.aepo, prepared.run
   path = str(tmp_path / "nonfinite" / "aepo-7.npz")
@@ -343,6 +352,7 @@ def test_a_dumped_batch_is_replayed_and_its_term_named(prepared, tmp_path):
     replay.replay(run, str(tmp_path), "x.npz")
 
 
+@pytest.mark.slow
 def test_rewarded_answers_become_more_probable(prepared, one_update):
   state, _ = prepared.step(replace(one_update[0], kl__beta=(0.0, 0.0, 0.0)))
   model = prepared.run.model
@@ -359,6 +369,7 @@ def test_rewarded_answers_become_more_probable(prepared, one_update):
   assert change[right].mean() > change[~right].mean() + 1e-3
 
 
+@pytest.mark.slow
 def test_the_trainer_scores_the_policy_that_sampled(prepared):
   """At another temperature than 1 too; an answer is as probable to both."""
   config = replace(prepared.config.aepo, sampling__temperature=0.5)

@@ -70,6 +70,7 @@ def test_loss_is_the_mean_over_response_tokens_of_the_whole_batch(prepared, step
   assert metrics["tokens"] == len(nll) > 50
 
 
+@pytest.mark.slow
 def test_loss_of_packed_rows_is_torchs():
   cases = {name: make_golden.case(name) for name in golden_batch.NAMES}
   starts = {name: make_golden.response_start(tokens) for name, (tokens, _) in cases.items()}
@@ -98,6 +99,7 @@ def test_loss_of_packed_rows_is_torchs():
   np.testing.assert_allclose(metrics["loss"], np.mean(nll), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_microbatches_do_not_change_the_gradient(prepared, stepped):
   state, metrics = prepared.step(microbatch=8)
   np.testing.assert_allclose(metrics["grad_norm"], stepped[1]["grad_norm"], rtol=1e-4)
@@ -106,12 +108,14 @@ def test_microbatches_do_not_change_the_gradient(prepared, stepped):
     np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_frozen_parts_stay(prepared):
   state, _ = prepared.step(frozen=("vision",))
   jax.tree.map(np.testing.assert_array_equal, state.params["vision"], prepared.params["vision"])
   assert (state.params["embed"] != prepared.params["embed"]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slices, model", [(1, 1), (2, 1), (2, 2)])
 def test_one_device_and_four_give_the_same_first_step(stepped, slices, model):
   traced = []
