@@ -16,7 +16,7 @@ from ares_jax.training.aepo_step import update_minibatches, update_signal
 def gradient_terms(model, config, state, reference, batch, trigger_V, base=None):
   """{metric: float32 []} of the gradient of a RolloutBatch at the weights that sampled it.
 
-  The arguments are those of `aepo_step`, which measures nothing of this; the state is not donated.
+  The arguments are those of `aepo_step`; the state is not donated.
   At these weights every ratio is 1 and nothing is clipped, so the gradient is the sum of its
   terms: that of advantages of accuracy alone, that of the reward's entropy term, and that of the
   KL penalty. GRPO's is the first plus a KL penalty of fixed weight, the same in all tokens.
