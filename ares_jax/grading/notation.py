@@ -104,8 +104,9 @@ def tight(text):
 
 def without_hidden(text):
   """`text` without control characters and invisible ones, which make it look like another."""
-  return "".join(c for c in text
-                 if c in "\n\t\r" or unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs"))
+  hidden = [c for c in set(text) - set("\n\t\r")
+            if unicodedata.category(c) in ("Cc", "Cf", "Co", "Cs")]
+  return text.translate(str.maketrans("", "", "".join(hidden))) if hidden else text
 
 
 def _unbox(text):
