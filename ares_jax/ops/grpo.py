@@ -5,6 +5,7 @@ P prompts, G rollouts of each, B = P*G rows with b = p*G + g, T tokens.
 
 import math
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -132,31 +133,40 @@ def importance_weight(old_logprob_BT, sampler_logprob_BT, mask_BT, *, cap):
   return lax.stop_gradient(jnp.where(mask_BT, weight_BT, 1))
 
 
-@op(static=("clip_low", "clip_high", "clip_dual", "average"))
+@op(static=("clip_low", "clip_high", "clip_dual", "average", "ratio", "clip"))
 def policy_loss(logprob_BT, old_logprob_BT, advantage_BT, mask_BT, *, clip_low, clip_high,
-                clip_dual, average="token", weight_BT=None, total=None):
+                clip_dual, average="token", weight_BT=None, total=None, ratio="token",
+                clip="loss", segment_BT=None):
   """Clipped policy loss, to be minimised (paper eq. 2, algorithm 1 lines 16-22).
 
   -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = exp(logprob - old_logprob) with the
-  exponent clamped to +-20; where A < 0 at most -clip_dual A (dual clip).
+  exponent clamped to +-20; where A < 0 at most -clip_dual A (dual clip). `ratio` and `clip` make
+  it the loss of GSPO (arXiv 2507.18071, eq. 5-7) or CISPO (arXiv 2506.13585, eq. 4-5).
 
   Args:
     logprob_BT, old_logprob_BT: floating, nats.
     advantage_BT: floating; `jnp.broadcast_to(advantage_B[:, None], mask_BT.shape)`.
     mask_BT: bool, True on response tokens.
-    clip_low: in [0, 1); 0.2. clip_high: >= 0; 0.3 (clip-higher).
+    clip_low: in [0, 1]; 0.2; 1 for no lower bound. clip_high: >= 0; 0.3 (clip-higher).
     clip_dual: > 1; 3.0; math.inf for none. All three are Python numbers.
     average, total: see `average_loss`.
     weight_BT: importance weights that multiply the loss, or None.
+    ratio: "token"; "sequence": all tokens of a response have its ratio, the exponential of the mean
+      of logprob - old_logprob over its tokens (GSPO).
+    clip: "loss" as above; "weight": the loss is -clip(r) A logprob, in which clip(r) has no
+      gradient, so that no token's gradient is cut (CISPO); clip_dual is not used.
+    segment_BT: int, for ratio="sequence": which response of its row a token belongs to, in [0, T];
+      None where a row is one response.
 
   Returns:
     loss: float32 scalar.
     metrics: float32 scalars, means over the masked tokens, without gradient: ratio; clipped_low,
-      clipped_high, clipped_dual (shares of tokens whose gradient is cut); policy_kl (k1 from old
-      to new). And ratio_max.
+      clipped_high, clipped_dual (shares of tokens whose gradient is cut, or whose weight is); and
+      policy_kl (k1 from old to new). And ratio_max.
 
   Raises:
-    ValueError: shapes that differ, wrong dtypes, clip bounds out of range, unknown `average`.
+    ValueError: shapes that differ, wrong dtypes, clip bounds out of range, unknown `average`,
+      `ratio` or `clip`.
 
   >>> import numpy as np
   >>> old_BT, mask_BT = np.zeros((1, 2), np.float32), np.ones((1, 2), bool)
@@ -168,32 +178,58 @@ def policy_loss(logprob_BT, old_logprob_BT, advantage_BT, mask_BT, *, clip_low, 
   """
   _check_tokens(mask_BT, logprob_BT=logprob_BT, old_logprob_BT=old_logprob_BT,
                 advantage_BT=advantage_BT)
-  if not 0 <= clip_low < 1 or not clip_high >= 0 or not clip_dual > 1:
-    raise ValueError(f"clip_low = {clip_low} must be in [0, 1), clip_high = {clip_high} >= 0, "
+  if not 0 <= clip_low <= 1 or not clip_high >= 0 or not clip_dual > 1:
+    raise ValueError(f"clip_low = {clip_low} must be in [0, 1], clip_high = {clip_high} >= 0, "
                      f"clip_dual = {clip_dual} > 1 (math.inf for none)")
+  if ratio not in ("token", "sequence") or clip not in ("loss", "weight"):
+    raise ValueError(f'ratio = {ratio!r} must be "token" or "sequence", clip = {clip!r} "loss" or '
+                     '"weight"')
   # Outside the mask log-probabilities may be nan or inf, whose gradient times 0 is nan.
   gap_BT = jnp.where(mask_BT, logprob_BT.astype(jnp.float32) - old_logprob_BT, 0)
   advantage_BT = jnp.where(mask_BT, advantage_BT.astype(jnp.float32), 0)
+  token_gap_BT = gap_BT
+  if ratio == "sequence":
+    gap_BT = _response_means(gap_BT, mask_BT, segment_BT)
   ratio_BT = jnp.exp(jnp.clip(gap_BT, -20, 20))
-  plain_BT = -advantage_BT * ratio_BT
-  clipped_BT = -advantage_BT * jnp.clip(ratio_BT, 1 - clip_low, 1 + clip_high)
-  loss_BT = jnp.maximum(plain_BT, clipped_BT)
-  negative_BT = advantage_BT < 0
-  if math.isfinite(clip_dual):
-    loss_BT = jnp.where(negative_BT, jnp.minimum(loss_BT, -advantage_BT * clip_dual), loss_BT)
+  clipped_ratio_BT = jnp.clip(ratio_BT, 1 - clip_low, 1 + clip_high)
+  if clip == "loss":
+    loss_BT = jnp.maximum(-advantage_BT * ratio_BT, -advantage_BT * clipped_ratio_BT)
+    negative_BT, positive_BT = advantage_BT < 0, advantage_BT > 0
+    dual_BT = negative_BT & (ratio_BT > clip_dual)
+    if math.isfinite(clip_dual):
+      loss_BT = jnp.where(negative_BT, jnp.minimum(loss_BT, -advantage_BT * clip_dual), loss_BT)
+  else:
+    loss_BT = -advantage_BT * lax.stop_gradient(clipped_ratio_BT) * jnp.where(
+      mask_BT, logprob_BT.astype(jnp.float32), 0)
+    negative_BT = positive_BT = mask_BT
+    dual_BT = jnp.zeros_like(mask_BT)
   if weight_BT is not None:
     _check_tokens(mask_BT, weight_BT=weight_BT)
     loss_BT = loss_BT * weight_BT.astype(jnp.float32)
   loss = average_loss(loss_BT, mask_BT, average=average, total=total)
   metrics = {"ratio": ratio_BT,
              "clipped_low": negative_BT & (ratio_BT < 1 - clip_low),
-             "clipped_high": (advantage_BT > 0) & (ratio_BT > 1 + clip_high),
-             "clipped_dual": negative_BT & (ratio_BT > clip_dual),
-             "policy_kl": -gap_BT}
+             "clipped_high": positive_BT & (ratio_BT > 1 + clip_high),
+             "clipped_dual": dual_BT,
+             "policy_kl": -token_gap_BT}
   metrics = {name: average_loss(value_BT.astype(jnp.float32), mask_BT, average="token")
              for name, value_BT in metrics.items()}
   metrics["ratio_max"] = jnp.where(mask_BT, ratio_BT, 0).max(initial=0)
   return loss, lax.stop_gradient(metrics)
+
+
+def _response_means(value_BT, mask_BT, segment_BT):
+  """The mean over its response at every token of a row that may hold several responses."""
+  if segment_BT is None:
+    segment_BT = jnp.zeros(mask_BT.shape, jnp.int32)
+
+  def of_row(value_T, mask_T, segment_T):
+    def total(x_T):
+      return jax.ops.segment_sum(x_T.astype(jnp.float32), segment_T, len(x_T) + 1)
+
+    return (total(value_T) / jnp.maximum(total(mask_T), 1))[segment_T]
+
+  return jnp.where(mask_BT, jax.vmap(of_row)(value_BT, mask_BT, segment_BT), 0)
 
 
 @op(static=("average",))

@@ -4,6 +4,7 @@ A config starts from `recipe()` and sets its own numbers; a key that neither set
 recipe is a module of the package, so that a copy of a config works in any folder.
 """
 
+import math
 import os
 import pathlib
 
@@ -15,6 +16,9 @@ _ADAM = dict(b1=0.9, eps=1e-8, clip=1.0, moments="float32")
 # AEPO without its two parts: accuracy as the reward, one fixed weight of the KL term.
 _GRPO = {"aepo.reward.kind": "accuracy", "aepo.kl.dynamic": False}
 
+_UNCLIPPED = {"aepo.loss.clip_low": 1.0, "aepo.loss.clip_high": math.inf,
+              "aepo.loss.clip_dual": math.inf}
+
 # The settings in which AEPO's baselines differ from it, by the name that follows --config=FILE:
 PRESETS = {
   "aepo": {},
@@ -25,6 +29,24 @@ PRESETS = {
     "aepo.kl.beta": (0.0, 0.0, 0.0), "aepo.loss.clip_low": 0.2, "aepo.loss.clip_high": 0.28,
     "aepo.loss.average": "token", "aepo.filter.batches": 20, "aepo.filter.low": 0.01,
     "aepo.filter.high": 0.99},
+  # Dr. GRPO, arXiv 2503.20783: advantages are not divided by the deviation, nor an answer's loss by
+  # its length, but by the longest one's. No KL term.
+  "drgrpo": _GRPO | {
+    "aepo.kl.beta": (0.0, 0.0, 0.0), "aepo.loss.advantage": "none", "aepo.loss.clip_low": 0.2,
+    "aepo.loss.clip_high": 0.2, "aepo.loss.clip_dual": math.inf, "aepo.loss.average": "constant"},
+  # RLOO, arXiv 2402.14740: REINFORCE of whole answers, the mean reward of a group's others as the
+  # baseline. The k2 estimator's gradient is that of a KL term in the reward, token by token.
+  "rloo": _GRPO | _UNCLIPPED | {
+    "aepo.kl.estimator": "k2", "aepo.loss.advantage": "leave_one_out", "aepo.loss.average": "sum"},
+  # GSPO, arXiv 2507.18071: one ratio for an answer, clipped as in section 5.1. No KL term.
+  "gspo": _GRPO | {
+    "aepo.kl.beta": (0.0, 0.0, 0.0), "aepo.loss.ratio": "sequence", "aepo.loss.clip_low": 3e-4,
+    "aepo.loss.clip_high": 4e-4, "aepo.loss.clip_dual": math.inf, "aepo.loss.average": "sequence"},
+  # CISPO, arXiv 2506.13585: the weight is clipped from above, no token's gradient is cut. No KL
+  # term. The paper prints no bound: 5 is ours.
+  "cispo": _GRPO | _UNCLIPPED | {
+    "aepo.kl.beta": (0.0, 0.0, 0.0), "aepo.loss.clip": "weight", "aepo.loss.clip_high": 4.0,
+    "aepo.loss.average": "token"},
 }
 
 
@@ -57,7 +79,8 @@ def recipe():
     target_decay=0.9, var_floor=1.0, cap=0.5, penalize="wrong", alpha_rate=0.05, token_bonus=0.0,
     bonus_sign="plus", placebo=False)
   c.aepo.loss = dict(advantage="std", equal_groups="zero", clip_low=0.2, clip_high=0.3,
-                     clip_dual=3.0, average="token", importance_cap=2.0)
+                     clip_dual=3.0, average="token", importance_cap=2.0, ratio="token",
+                     clip="loss")
   # beta, rho and the controller's numbers are ours: the paper does not print them.
   c.aepo.kl = dict(estimator="k3", dynamic=True, start=(1.0, 1.0, 1.0), beta=(0.01, 0.01, 0.01),
                    rho=0.5, rate=0.1, low=0.1, high=10.0)

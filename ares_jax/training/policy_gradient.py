@@ -16,6 +16,7 @@ from ares_jax import ops
 from ares_jax.models import lora, qwen25_vl
 from ares_jax.models.vision import VisionInput
 from ares_jax.system import mesh
+from ares_jax.system.config import optional
 from ares_jax.training.batch import PackedRows, split_minibatches
 
 
@@ -28,17 +29,22 @@ class LossConfig:
   clip_low: float
   clip_high: float
   clip_dual: float
-  average: Literal["token", "sequence"]
+  # Tokens equal; sequences equal; or the sum over a sequence's tokens, averaged over sequences
+  # ("sum"), and also divided by the longest answer ("constant", arXiv 2503.20783).
+  average: Literal["token", "sequence", "sum", "constant"]
   old_logprob: Literal["sampler", "recompute"]
   importance_cap: float  # of min(exp(old - sampler), cap); used where old_logprob is recomputed
   # Mean |log-probability of the trainer - of the sampler|, both before the iteration's first
   # update, nats a token: beyond the first the progress bar warns, beyond the second the update is
   # skipped. inf = never.
   sampler_gap: tuple[float, float]
+  ratio: Literal["token", "sequence"] = optional("token")  # sequence: one for a whole answer (GSPO)
+  # What is clipped: the objective, or the weight of the log-probability's gradient (CISPO).
+  clip: Literal["loss", "weight"] = optional("loss")
 
   def __post_init__(self):
-    if not 0 <= self.clip_low < 1 or self.clip_high < 0 or self.clip_dual <= 1:
-      raise ValueError(f"clip_low = {self.clip_low} must be in [0, 1), clip_high = "
+    if not 0 <= self.clip_low <= 1 or self.clip_high < 0 or self.clip_dual <= 1:
+      raise ValueError(f"clip_low = {self.clip_low} must be in [0, 1], clip_high = "
                        f"{self.clip_high} >= 0, clip_dual = {self.clip_dual} > 1")
     if self.importance_cap <= 0:
       raise ValueError(f"importance_cap = {self.importance_cap} must be > 0")
@@ -207,7 +213,7 @@ class Divisors:
   # length (batch.balance_minibatches), and one may hold twice the tokens of another: divided by
   # its number, a token of a short answer would weigh twice as much as one of a long answer.
   tokens: jax.Array
-  loss: jax.Array  # `tokens`, or sequences if the config averages over sequences
+  loss: jax.Array  # `tokens`, or sequences, or sequences times the longest answer: config.average
   minibatch_tokens: jax.Array  # response tokens of this minibatch
   length: jax.Array  # int32 [B]: response tokens of each sequence, at least 1
 
@@ -216,9 +222,11 @@ def minibatch_divisors(config, rows, signal):
   """Divisors of the minibatch of packed `rows`."""
   tokens = signal.length.sum() * (config.minibatch / len(signal.length))
   loss, length_B = tokens, jnp.maximum(signal.length, 1)
-  if config.loss.average == "sequence":
+  if config.loss.average != "token":
     # Every sequence in the rows counts 1, spread over its tokens.
     loss = (rows.response_mask / length_B[rows.sequence]).sum()
+  if config.loss.average == "constant":
+    loss *= config.sampling.max_tokens
   return Divisors(tokens, loss, rows.response_mask.sum(), length_B)
 
 
@@ -243,7 +251,8 @@ def microbatch_loss(config, signal, divisors, rows, logprob_RC, entropy_RC, refe
     weight_RC *= ops.importance_weight(old_RC, sampler_RC, mask_RC, cap=loss.importance_cap)
   policy, ratios = ops.policy_loss(
     logprob_RC, old_RC, advantage_RC, mask_RC, clip_low=loss.clip_low, clip_high=loss.clip_high,
-    clip_dual=loss.clip_dual, weight_BT=weight_RC, total=divisors.loss)
+    clip_dual=loss.clip_dual, weight_BT=weight_RC, total=divisors.loss, ratio=loss.ratio,
+    clip=loss.clip, segment_BT=rows.segment if loss.ratio == "sequence" else None)
   ratio_max = ratios.pop("ratio_max")
 
   # KL to the reference, relaxed inside HWE windows.

@@ -154,6 +154,55 @@ def test_loss_of_single_tokens_by_hand():
       assert metrics[name] == (name == clipped)
 
 
+def policy_gradient(ratio_T, advantage_T, **how):
+  """(loss, its gradient in the log-probabilities) of a row of tokens with these ratios."""
+  logprob_BT, advantage_BT = np.log(np.float32([ratio_T])), np.float32([advantage_T])
+  return jax.value_and_grad(lambda now_BT: policy_loss(
+    now_BT, 0 * logprob_BT, advantage_BT, np.ones_like(logprob_BT, bool),
+    **{"clip_dual": math.inf} | how)[0])(logprob_BT)
+
+
+def test_gspo_has_one_ratio_for_an_answer_by_hand():
+  # Two answers in one packed row: ratios 4 and 1, whose geometric mean is 2, and 1/2. Each answer
+  # counts 1, spread over its tokens: -min(2, 1.3) and +max(1/2, 0.8).
+  how = dict(ratio="sequence", clip_low=0.2, total=2, segment_BT=np.int32([[1, 1, 2]]),
+             weight_BT=np.float32([[0.5, 0.5, 1]]))
+  loss, slope_BT = policy_gradient([4, 1, 0.5], [1, 1, -1], clip_high=0.3, **how)
+  np.testing.assert_allclose(loss, (-1.3 + 0.8) / 2, rtol=1e-6)
+  np.testing.assert_array_equal(slope_BT, [[0, 0, 0]])  # both are clipped, whole
+  # Within the bounds every token of an answer has the slope -s A / |o|, s = 2.
+  _, slope_BT = policy_gradient([4, 1, 0.5], [1, 1, 1], clip_high=1.5, **how)
+  np.testing.assert_allclose(slope_BT, np.float32([[-1, -1, -0.5]]) / 2, rtol=1e-6)
+
+
+def test_cispo_clips_the_weight_and_cuts_no_gradient_by_hand():
+  how = dict(clip="weight", clip_low=1.0, clip_high=4.0, total=1)
+  loss, slope_BT = policy_gradient([8, 0.5, 8], [1, 1, -1], **how)
+  np.testing.assert_allclose(slope_BT, [[-5, -0.5, 5]], rtol=1e-6)
+  np.testing.assert_allclose(loss, -5 * np.log(8) - 0.5 * np.log(0.5) + 5 * np.log(8), rtol=1e-6)
+
+
+def test_dr_grpo_divides_neither_by_deviation_nor_by_length_by_hand():
+  # Two answers of 1 and 3 tokens, at most 4: rewards 1 and 0, advantages 1/2 and -1/2.
+  advantage_B = group_advantage(np.float32([1, 0]), group=2, normalize="none")
+  mask_BT = np.arange(4) < np.int32([[1], [3]])
+  zeros_BT = np.zeros((2, 4), np.float32)
+  advantage_BT = jnp.broadcast_to(advantage_B[:, None], (2, 4))
+  loss, _ = policy_loss(zeros_BT, zeros_BT, advantage_BT, mask_BT, total=2 * 4, **CLIP)
+  np.testing.assert_allclose(loss, -(0.5 * 1 - 0.5 * 3) / (2 * 4))
+
+
+def test_rloo_is_reinforce_with_the_others_mean_as_the_baseline_by_hand():
+  # Rewards 1, 0, 0: baselines 0, 1/2, 1/2. The slope of every token is -advantage / answers.
+  advantage_B = group_advantage(np.float32([1, 0, 0]), group=3, normalize="leave_one_out")
+  np.testing.assert_allclose(advantage_B, [1, -0.5, -0.5], rtol=1e-6)
+  _, slope_BT = policy_gradient([1, 1, 1], advantage_B, clip_low=1.0, clip_high=math.inf, total=3)
+  np.testing.assert_allclose(slope_BT, -advantage_B[None] / 3, rtol=1e-6)
+  # Nothing is clipped, however far the policy is.
+  _, slope_BT = policy_gradient([9, 0.1], [1, -1], clip_low=1.0, clip_high=math.inf, total=1)
+  np.testing.assert_allclose(slope_BT, [[-9, 0.1]], rtol=1e-6)
+
+
 def test_no_dual_clip_and_bounded_log_ratio():
   logprob_BT, mask_BT = np.float32([[100.0]]), np.bool_([[1]])
   loss, _ = policy_loss(
@@ -321,6 +370,8 @@ def loss(old_BT, advantage_BT, mask_BT, **change):
     (lambda: loss(ARRAY, ARRAY, MASK, clip_low=1.2), "clip_low = 1.2"),
     (lambda: loss(ARRAY, ARRAY, MASK, clip_dual=0.5), "clip_dual = 0.5"),
     (lambda: loss(ARRAY, ARRAY, MASK, average="mean"), "average = 'mean'"),
+    (lambda: loss(ARRAY, ARRAY, MASK, ratio="answer"), "ratio = 'answer'"),
+    (lambda: loss(ARRAY, ARRAY, MASK, clip="advantage"), "clip = 'advantage'"),
     (lambda: average_loss(ARRAY, MASK, total=np.ones(2)), r"total has shape \(2,\)"),
     (lambda: importance_weight(ARRAY, ARRAY, MASK, cap=0.0), "cap = 0.0 must be > 0"),
     (lambda: token_bonus(ARRAY, ARRAY, MASK, 1.0, np.ones(2)), "flag_BT is float32"),

@@ -1,5 +1,6 @@
 """Algorithms by name, through the flags of the real command."""
 
+import math
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,19 @@ def test_dapo_clips_higher_filters_and_has_no_kl():
   assert changed("ares_tiny.py", "dapo") == expected | {"aepo.filter.batches": 20}
 
 
-@pytest.mark.parametrize("algorithm", ["aepo", "grpo", "dapo"])
+@pytest.mark.parametrize("algorithm, parts", [
+  ("drgrpo", {"advantage": "none", "average": "constant", "clip_high": 0.2}),
+  ("rloo", {"advantage": "leave_one_out", "average": "sum", "clip_high": math.inf}),
+  ("gspo", {"average": "sequence", "ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4}),
+  ("cispo", {"clip": "weight", "clip_low": 1.0, "clip_high": 4.0})])
+def test_other_baselines_change_the_loss_and_the_kl_alone(algorithm, parts):
+  found = changed("aepo_7b.py", algorithm)
+  assert found.items() >= {f"aepo.loss.{key}": value for key, value in parts.items()}.items()
+  others = {key for key in found if not key.startswith(("aepo.loss.", "aepo.kl."))}
+  assert others == {"aepo.reward.kind"}
+
+
+@pytest.mark.parametrize("algorithm", list(recipe.PRESETS))
 def test_every_algorithm_is_a_config_of_a_run(algorithm):
   values = config_lib.load(str(tiny.ROOT / "configs" / f"ares_tiny.py:{algorithm}"))
   assert run_config.read_config(values).aepo.reward.kind == (

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -173,6 +174,18 @@ def test_sequence_average_weighs_responses_not_tokens(prepared, one_update):
   np.testing.assert_allclose(metrics["loss/policy"], 0, atol=1e-5)
   np.testing.assert_allclose(one_update[2]["loss/policy"], -by_token, atol=1e-5)
   assert abs(by_token) > 1e-3
+
+
+def test_averages_divide_by_tokens_sequences_or_the_longest_answer():
+  # A minibatch of two answers of the four, of 1 and 3 tokens; the longest may have 4.
+  rows = types.SimpleNamespace(response_mask=np.bool_([[[1, 1, 1, 1, 0]]]),
+                               sequence=np.int32([[[0, 1, 1, 1, 0]]]))
+  signal = types.SimpleNamespace(length=np.int32([1, 3, 2, 2]))
+  config = types.SimpleNamespace(minibatch=2, sampling=types.SimpleNamespace(max_tokens=4))
+  for average, divisor in (("token", 4), ("sequence", 2), ("sum", 2), ("constant", 8)):
+    config.loss = types.SimpleNamespace(average=average)
+    found = policy_gradient.minibatch_divisors(config, rows, signal)
+    np.testing.assert_allclose(found.loss, divisor)
 
 
 # Devices, slices and the "model" axis.
