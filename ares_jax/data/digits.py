@@ -5,9 +5,11 @@ Recognition of Handwritten Digits"), drawn as coloured cells of one picture. A c
 one visual token of Qwen2.5-VL. A question is a chain over cells, "Compute red + blue + green,
 modulo 10"; a chain of k cells is level k. A response is `<think> ... </think> \\boxed{8}`.
 
-A teacher, which may slip and correct itself after "wait", writes three kinds of traces (`KINDS`):
-direct without working; stepwise with every digit read and every partial sum; and check, which is
-stepwise and then a second pass after "wait check".
+With `smudge`, a second look pays, and only on hard problems. Some cells show two digits over each
+other, of which one is true: more of them the higher the level, none at level 1. Below the cells is
+a clean copy of them in another hand, in white frames. It is in cipher: it shows each digit plus a
+key, modulo 10. The question ends in the key: "modulo 10 check3". To read a copy takes a subtraction
+that a model has to write down.
 """
 
 import dataclasses
@@ -15,11 +17,13 @@ import functools
 
 import numpy as np
 
+from ares_jax.system.config import optional
+
 CELL = 28
 COLOURS = {"red": (200, 40, 40), "green": (30, 140, 60), "blue": (40, 70, 200),
            "orange": (225, 125, 20), "purple": (130, 50, 160), "teal": (20, 140, 150),
            "brown": (120, 75, 35), "grey": (110, 110, 110)}  # fmt: skip
-KINDS = ("direct", "stepwise", "check")
+KINDS = ("direct", "stepwise", "check")  # of responses
 SPLITS = ("train", "test")
 _TEST_FRACTION = 0.2
 
@@ -33,6 +37,8 @@ class DigitsConfig:
   levels: int  # chains have 1..levels cells
   operators: tuple[str, ...]  # ("+",), or ("+", "-") for harder problems
   noise: float  # standard deviation of the pixel noise, where white is 1
+  # Share of smudged cells at the highest level, falling to none at level 1; 0 draws no copy either.
+  smudge: float = optional(0.0)
 
   def __post_init__(self):
     if not 1 <= self.rows * self.columns <= len(COLOURS):
@@ -42,6 +48,8 @@ class DigitsConfig:
       raise ValueError(f"levels = {self.levels} is outside 1..8")
     if not self.operators or set(self.operators) - {"+", "-"}:
       raise ValueError(f"operators = {self.operators} must be chosen from '+' and '-'")
+    if not 0 <= self.smudge <= 1:
+      raise ValueError(f"smudge = {self.smudge} is not a share in 0..1")
 
 
 @functools.cache
@@ -65,7 +73,8 @@ class DigitsSource:
   """Random access to problems: row i depends on (config, split, seed, i) alone.
 
   A row is a dict as in sources.py: id, source, question, answer, images (uint8 [H, W, 3]), level;
-  and colours, digits and operators of the chain, and all cells.
+  and colours, digits and operators of the chain, and all cells. With `smudge` also the key, and
+  smudges, {colour: the other digit that its cell shows}.
   """
 
   config: DigitsConfig
@@ -89,12 +98,23 @@ class DigitsSource:
     operators = ["+"] + [str(op) for op in rng.choice(list(config.operators), level - 1)]
     chain_digits = [int(digits[cell]) for cell in chain]
     chain_names = [names[cell] for cell in chain]
-    return {
+    key, smudges = None, {}
+    if config.smudge:
+      key = int(rng.integers(0, 10))
+      share = config.smudge * (level - 1) / max(config.levels - 1, 1)
+      smudges = {name: int((digit + rng.integers(1, 10)) % 10)
+                 for name, digit in zip(names, digits, strict=True) if rng.random() < share}
+    drawn = [_Cell(name, (digit, *([smudges[name]] if name in smudges else [])))
+             for name, digit in zip(names, digits, strict=True)]
+    if key is not None:
+      drawn += [_Cell(name, (encipher(digit, key),), framed=True)
+                for name, digit in zip(names, digits, strict=True)]
+    return ({"key": key, "smudges": smudges} if config.smudge else {}) | {
       "id": f"digits-{self.split}-{self.seed}-{index}",
       "source": "digits",
-      "question": question(chain_names, operators),
+      "question": question(chain_names, operators, key),
       "answer": str(partial_sums(chain_digits, operators)[-1]),
-      "images": [_draw(config, names, digits, handwriting(self.split), rng)],
+      "images": [_draw(config, drawn, handwriting(self.split), rng)],
       "level": level,
       "colours": chain_names,
       "digits": chain_digits,
@@ -111,90 +131,17 @@ class DigitsSource:
     return "check" if "wait check" in working else "stepwise"
 
 
-@dataclasses.dataclass(frozen=True)
-class TeacherConfig:
-  """How the teacher writes traces; triples are shares of direct, stepwise and check traces."""
-
-  slip: float  # probability that a partial sum is first written wrong
-  responses: int  # traces of each problem, for AdaCS to select from
-  first_level: tuple[float, float, float]  # of kinds at level 1
-  last_level: tuple[float, float, float]  # at the highest level; levels between are interpolated
-  first_warmup: tuple[float, float, float]  # the same in the warm-up
-  last_warmup: tuple[float, float, float]
-  captions: tuple[float, float]  # share of warm-up rows that name the cells; at the start, the end
-  drills: tuple[float, float]  # share of the others without a picture, digits in the question
-
-  def __post_init__(self):
-    for name in ("first_level", "last_level", "first_warmup", "last_warmup"):
-      shares = getattr(self, name)
-      if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-        raise ValueError(f"{name} = {shares}: shares of {KINDS} must be >= 0 and add up to 1")
-    shares = (self.slip, *self.captions, *self.drills)
-    if self.responses < 1 or not all(0 <= share <= 1 for share in shares):
-      raise ValueError(f"responses = {self.responses} must be >= 1, slip = {self.slip}, captions = "
-                       f"{self.captions} and drills = {self.drills} in 0..1")
-
-
-@dataclasses.dataclass(frozen=True)
-class WarmupSource:
-  """Rows that teach an untrained model to read and to add; their order matters.
-
-  Captions, which name four digits each, and drills, which hold four sums each, become fewer and
-  traces more. In this order reading was learnt in about 150 steps of 64 rows; with a quarter of
-  captions throughout, one run had not learnt it after 1,200 steps of 32. Without drills some seeds
-  did not learn sums.
-  """
-
-  problems: DigitsSource
-  teacher: TeacherConfig
-
-  def __len__(self):
-    return len(self.problems)
-
-  def __getitem__(self, index):
-    row, rng = self.problems[index], np.random.default_rng([self.problems.seed, 2, index])
-    teacher, progress = self.teacher, index / max(len(self) - 1, 1)
-    if rng.random() < np.interp(progress, [0, 1], teacher.captions):
-      text, response = caption(row, rng)
-      return row | {"question": text, "response": response}
-    if rng.random() < np.interp(progress, [0, 1], teacher.drills):
-      text, response = drill(row, self.problems.config, teacher.slip, rng)
-      return row | {"question": text, "images": [], "response": response}
-    shares = _shares(teacher.first_warmup, teacher.last_warmup, row, self.problems)
-    kind = KINDS[rng.choice(3, p=shares)]
-    return row | {"response": trace(row, kind, slip=teacher.slip, rng=rng)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Teacher:
-  """Rows with `responses`, traces for AdaCS to select from."""
-
-  problems: DigitsSource
-  teacher: TeacherConfig
-
-  def __len__(self):
-    return len(self.problems)
-
-  def __getitem__(self, index):
-    row, rng = self.problems[index], np.random.default_rng([self.problems.seed, 3, index])
-    shares = _shares(self.teacher.first_level, self.teacher.last_level, row, self.problems)
-    kinds = rng.choice(3, self.teacher.responses, p=shares)
-    return row | {"responses": [trace(row, KINDS[kind], slip=self.teacher.slip, rng=rng)
-                                for kind in kinds]}
-
-
-def _shares(first, last, row, problems):
-  """Shares of KINDS at the level of a row, between those of the first and the last level."""
-  height = (row["level"] - 1) / max(problems.config.levels - 1, 1)
-  return (1 - height) * np.array(first) + height * np.array(last)
-
-
-def question(colours, operators):
-  """The question's text; the first operator is not written."""
+def question(colours, operators, key=None):
+  """The question's text; the first operator is not written, nor a key that is None."""
   terms = [colours[0]]
   for operator, colour in zip(operators[1:], colours[1:], strict=True):
     terms += [operator, colour]
-  return f"Compute {' '.join(terms)}, modulo 10"
+  return f"Compute {' '.join(terms)}, modulo 10" + ("" if key is None else f" check{key}")
+
+
+def encipher(digit, key):
+  """The digit that the copy of a cell shows."""
+  return int(digit + key) % 10
 
 
 def partial_sums(digits, operators):
@@ -206,59 +153,26 @@ def partial_sums(digits, operators):
   return sums
 
 
-def _draw(config, names, digits, pools, rng):
-  image = np.zeros((config.rows * CELL, config.columns * CELL, 3), np.float32)
-  for cell, (name, digit) in enumerate(zip(names, digits, strict=True)):
-    top, left = CELL * (cell // config.columns), CELL * (cell % config.columns)
-    stroke = pools[digit][rng.integers(len(pools[digit]))].astype(np.float32) / 16
+@dataclasses.dataclass(frozen=True)
+class _Cell:
+  colour: str
+  digits: tuple[int, ...]  # over each other
+  framed: bool = False
+
+
+def _draw(config, cells, pools, rng):
+  image = np.zeros((len(cells) // config.columns * CELL, config.columns * CELL, 3), np.float32)
+  for number, cell in enumerate(cells):
+    top, left = CELL * (number // config.columns), CELL * (number % config.columns)
+    strokes = [pools[digit][rng.integers(len(pools[digit]))] for digit in cell.digits]
+    stroke = np.mean(strokes, 0, np.float32) / 16
     ink = np.zeros((CELL, CELL, 1), np.float32)
+    ink[[0, -1]] = ink[:, [0, -1]] = cell.framed
     ink[2:-2, 2:-2, 0] = stroke.repeat(3, 0).repeat(3, 1)  # 8 px -> 24 px, a border of 2
-    paper = np.float32(COLOURS[name]) / 255
+    paper = np.float32(COLOURS[cell.colour]) / 255
     image[top : top + CELL, left : left + CELL] = paper * (1 - ink) + ink
   image += rng.normal(0, config.noise, image.shape).astype(np.float32)
   return np.uint8(np.clip(np.round(image * 255), 0, 255))
-
-
-def trace(row, kind, *, slip, rng):
-  """A teacher's response to `row`, of one of KINDS, whose final answer is right.
-
-  `slip` is the probability that a partial sum is first written wrong, then corrected.
-  """
-  if kind not in KINDS:
-    raise ValueError(f"kind {kind!r} is not one of {KINDS}")
-  working = "" if kind == "direct" else _steps(row, slip, rng)
-  if kind == "check":
-    working += " wait check" + _steps(row, slip, rng)
-  return f"<think>{working} </think> \\boxed{{{row['answer']}}}"
-
-
-def _steps(row, slip, rng):
-  text = f" {row['colours'][0]}{row['digits'][0]}"
-  sums = partial_sums(row["digits"], row["operators"])
-  for step in range(1, len(sums)):
-    text += f" {row['operators'][step]} {row['colours'][step]}{row['digits'][step]} ="
-    if rng.random() < slip:
-      text += f"{(sums[step] + rng.integers(1, 10)) % 10} wait"
-    text += f"{sums[step]}"
-  return text
-
-
-def caption(row, rng):
-  """(question, response) that names every cell in random order."""
-  order = rng.permutation(len(row["cells"]))
-  cells = [f" {row['cells'][cell][0]}{row['cells'][cell][1]}" for cell in order]
-  return "Describe", f"<think>{''.join(cells)} </think>"
-
-
-def drill(row, config, slip, rng):
-  """(question, response) of a chain of full length without a picture: "Compute red5 + blue4"."""
-  chain = [row["cells"][cell] for cell in rng.integers(0, len(row["cells"]), config.levels)]
-  colours, digits = zip(*chain, strict=True)
-  operators = ["+"] + [str(op) for op in rng.choice(list(config.operators), config.levels - 1)]
-  problem = {"colours": colours, "digits": digits, "operators": operators,
-             "answer": str(partial_sums(digits, operators)[-1])}
-  terms = [f"{colour}{digit}" for colour, digit in chain]
-  return question(terms, operators), trace(problem, "stepwise", slip=slip, rng=rng)
 
 
 def tokenizer():

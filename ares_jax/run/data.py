@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Literal
 
-from ares_jax.data import digits, validation
+from ares_jax.data import digits, digits_teacher, validation
 from ares_jax.data.bad_row import printable
 from ares_jax.data.sources import SourceConfig, open_sources
 from ares_jax.run.files import RENAMED_DATA, write_text
@@ -25,7 +25,7 @@ class DigitsData:
   """The embedded problem. Rows of each kind; the warm-up's follow from its steps and batch."""
 
   problem: digits.DigitsConfig
-  teacher: digits.TeacherConfig
+  teacher: digits_teacher.TeacherConfig
   sft: int = setting(first_read_by="adacs")
   rl: int = setting(first_read_by="aepo")
   eval: int
@@ -106,8 +106,8 @@ class RunData:
     seed = 10 * config.seed + tuple(STAGE_OF).index(kind)
     problems = digits.DigitsSource(data.problem, "train", seed, sizes[kind])
     if kind == "warmup":
-      return digits.WarmupSource(problems, data.teacher)
-    return digits.Teacher(problems, data.teacher) if kind == "sft" else problems
+      return digits_teacher.WarmupSource(problems, data.teacher)
+    return digits_teacher.Teacher(problems, data.teacher) if kind == "sft" else problems
 
   def _open_files(self, kind):
     sources = getattr(self._config.data.files, kind)

@@ -3,13 +3,14 @@
     python -m tests.bench.claims a --seeds=0,1,2,3,4,5,6,7,8,9 --jobs=2
     python -m tests.bench.claims a --table
 
-Every arm of a seed starts from the same warm-up and cold start (WORKDIR/start/SEED). Each run is on
-one core. A run that was stopped goes on where it was; finished ones are not repeated. --table
-prints what is finished.
+Every arm of a seed starts from the same warm-up and cold start (WORKDIR/start/SEED; those of b,
+whose problem differs, are in WORKDIR/second_look/SEED). Each run is on one core. A run that was
+stopped goes on where it was; finished ones are not repeated. --table prints what is finished.
 """
 
 import argparse
 import concurrent.futures
+import dataclasses
 import functools
 import json
 import os
@@ -51,13 +52,47 @@ def kl_arms():
   return arms
 
 
-# {experiment: (arm -> name of the arm it is compared with, {arm: settings})}
+def parts():
+  """The parts of the method, and two readings under which a penalty reaches the advantages."""
+  arms = {"GRPO": GRPO, "dynamic KL": {"aepo.reward.kind": "accuracy"},
+          "shaping": {"aepo.kl.dynamic": False}, "AEPO": {}}
+  return filtered(arms) | {"penalize all": ALL, "placebo": ALL | {"aepo.reward.placebo": True},
+                           "penalize all, first tau": ALL | {"aepo.entropy.decay": 1.0}}
+
+
+# Longer chains with smudged cells, whose copies a second pass reads (docs/digits.md). All kinds of
+# traces are frequent at all levels, so that stage 2 can choose between them.
+SECOND_LOOK = {
+  "data.digits.problem.levels": 8, "data.digits.problem.operators": ("+", "-"),
+  "data.digits.problem.smudge": 0.3,
+  "data.digits.teacher.first_level": (0.4, 0.3, 0.3),
+  "data.digits.teacher.last_level": (0.2, 0.4, 0.4),
+  "data.digits.teacher.first_warmup": (0.5, 0.25, 0.25),
+  "data.digits.teacher.last_warmup": (0.4, 0.3, 0.3),
+  "prompt.max_tokens": (38,), "prompt.windows": (8,),
+  "warmup.row_tokens": (300,), "warmup.row_windows": 56, "warmup.microbatch": 2,
+  "adacs.row_tokens": (300,), "adacs.row_windows": 56, "adacs.microbatch": 2,
+  "aepo.sampling.max_tokens": 120, "aepo.row_tokens": (320,), "aepo.microbatch": 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """Arms that are compared."""
+
+  arms: dict  # {name: settings}
+  baseline: object  # function from an arm's name to that of the arm it is compared with
+  problem: dict = dataclasses.field(default_factory=dict)  # settings of all arms and of the start
+  start: str = "start"  # folder of the warm-ups and cold starts
+
+
 EXPERIMENTS = {
-  "a": (lambda arm: "GRPO", filtered({
+  "a": Experiment(filtered({
     "GRPO": GRPO, "AEPO": {}, "AEPO, no std": {"aepo.loss.advantage": "none"},
     "penalize all": ALL, "placebo": ALL | {"aepo.reward.placebo": True},
-    "penalize all, first tau": ALL | {"aepo.entropy.decay": 1.0}, "release": RELEASE})),
-  "c": (lambda arm: arm.partition(",")[0] + ", fixed", kl_arms())}
+    "penalize all, first tau": ALL | {"aepo.entropy.decay": 1.0}, "release": RELEASE}),
+    lambda arm: "GRPO"),
+  "b": Experiment(parts(), lambda arm: "GRPO", SECOND_LOOK, "second_look"),
+  "c": Experiment(kl_arms(), lambda arm: arm.partition(",")[0] + ", fixed")}
 
 
 def main():
@@ -71,26 +106,28 @@ def main():
   parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on a core")
   parser.add_argument("--table", action="store_true", help="print what is finished; run nothing")
   options = parser.parse_args()
-  reference, arms = EXPERIMENTS[options.experiment]
-  chosen = options.arms.split(";") if options.arms else list(arms)
-  unknown = set(chosen) - set(arms)
+  experiment = EXPERIMENTS[options.experiment]
+  chosen = options.arms.split(";") if options.arms else list(experiment.arms)
+  unknown = set(chosen) - set(experiment.arms)
   if unknown:
-    parser.error(f"no arm {', '.join(sorted(unknown))}; there are {'; '.join(arms)}")
+    parser.error(f"no arm {', '.join(sorted(unknown))}; there are {'; '.join(experiment.arms)}")
   seeds = [int(seed) for seed in options.seeds.split(",")]
   if options.table:
-    print(tables(options, reference, chosen, seeds))
+    print(tables(options, experiment.baseline, chosen, seeds))
     return
 
   cores = queue.SimpleQueue()
   for core in sorted(os.sched_getaffinity(0))[:options.jobs]:
     cores.put(core)
 
+  starts = options.workdir / experiment.start
+
   def run(seed, arm):
     core = cores.get()
     try:
       folder = options.workdir / options.experiment / str(seed) / folder_name(arm)
-      train(options.config, folder, seed, arms[arm] | WATCH, core,
-            start=options.workdir / "start" / str(seed))
+      train(options.config, folder, seed, experiment.problem | experiment.arms[arm] | WATCH, core,
+            start=starts / str(seed))
     finally:
       cores.put(core)
 
@@ -98,7 +135,7 @@ def main():
     # A seed's arms run before the next seed's, so that what is finished can be compared.
     for seed in seeds:
       core = cores.get()
-      train(options.config, options.workdir / "start" / str(seed), seed, {"aepo.steps": 0}, core)
+      train(options.config, starts / str(seed), seed, experiment.problem | {"aepo.steps": 0}, core)
       cores.put(core)
       for future in [pool.submit(run, seed, arm) for arm in chosen]:
         future.result()
@@ -131,10 +168,10 @@ def train(config, workdir, seed, settings, core, start=None):
   shutil.copy(workdir / "results.json", done)
 
 
-def tables(options, reference, arms, seeds):
+def tables(options, baseline, arms, seeds):
   """Two Markdown tables of the finished seeds: in all, and by level."""
   finished = {}
-  for arm in dict.fromkeys((*map(reference, arms), *arms)):
+  for arm in dict.fromkeys((*map(baseline, arms), *arms)):
     folders = {seed: options.workdir / options.experiment / str(seed) / folder_name(arm)
                for seed in seeds}
     finished[arm] = {seed: _result(folder) for seed, folder in folders.items()
@@ -155,7 +192,7 @@ def tables(options, reference, arms, seeds):
     "check": lambda level, one: 100 * one["level"][level]["modes"].get("check", 0)}.items()}
   text = []
   for columns in (overall, by_level):
-    rows = [[arm, len(by_seed), *(_cell(value, by_seed, finished[reference(arm)])
+    rows = [[arm, len(by_seed), *(_cell(value, by_seed, finished[baseline(arm)])
                                   for value in columns.values())]
             for arm, by_seed in finished.items()]
     text += [*markdown_table(["arm", "seeds", *columns], rows), ""]

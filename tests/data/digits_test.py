@@ -3,10 +3,10 @@ import re
 import numpy as np
 import pytest
 
-from ares_jax.data import digits
+from ares_jax.data import digits, digits_teacher
 
 PROBLEM = digits.DigitsConfig(rows=2, columns=2, levels=5, operators=("+",), noise=0.02)
-TEACHER = digits.TeacherConfig(slip=0.2, responses=3, first_level=(1.0, 0.0, 0.0),
+TEACHER = digits_teacher.TeacherConfig(slip=0.2, responses=3, first_level=(1.0, 0.0, 0.0),
                                last_level=(0.0, 0.0, 1.0), first_warmup=(0.2, 0.7, 0.1),
                                last_warmup=(0.0, 0.0, 1.0), captions=(0.6, 0.0),
                                drills=(0.8, 0.0))
@@ -59,7 +59,7 @@ def test_handwriting_is_split_by_image():
 
 def test_traces_have_their_lengths_and_end_in_the_answer():
   row, rng = source()[4], np.random.default_rng(0)
-  texts = {kind: digits.trace(row, kind, slip=0.0, rng=rng) for kind in digits.KINDS}
+  texts = {kind: digits_teacher.trace(row, kind, slip=0.0, rng=rng) for kind in digits.KINDS}
   assert all(digits.DigitsSource.mode_of(text) == kind for kind, text in texts.items())
   assert texts["direct"] == f"<think> </think> \\boxed{{{row['answer']}}}"
   assert len(texts["direct"]) < len(texts["stepwise"]) < len(texts["check"])
@@ -70,7 +70,7 @@ def test_traces_have_their_lengths_and_end_in_the_answer():
 
 def test_slips_are_corrected():
   row = source()[4]
-  text = digits.trace(row, "stepwise", slip=1.0, rng=np.random.default_rng(0))
+  text = digits_teacher.trace(row, "stepwise", slip=1.0, rng=np.random.default_rng(0))
   assert text.count(" wait") == 4  # every partial sum of a chain of five
   sums = digits.partial_sums(row["digits"], row["operators"])
   for number, step in zip(sums[1:], text.split(" wait")[1:], strict=True):
@@ -80,8 +80,10 @@ def test_slips_are_corrected():
 def test_tokenizer_gives_texts_back():
   tokenizer, rng = digits.tokenizer(), np.random.default_rng(0)
   rows = [source(operators=("+", "-"))[index] for index in range(30)]
-  texts = [digits.trace(row, kind, slip=0.3, rng=rng) for row in rows for kind in digits.KINDS]
-  texts += [row["question"] for row in rows] + [digits.caption(row, rng)[1] for row in rows]
+  texts = [digits_teacher.trace(row, kind, slip=0.3, rng=rng)
+           for row in rows for kind in digits.KINDS]
+  texts += [row["question"] for row in rows]
+  texts += [digits_teacher.caption(row, rng)[1] for row in rows]
   for text in texts:
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.unk_token_id not in ids
@@ -90,13 +92,13 @@ def test_tokenizer_gives_texts_back():
 
 
 def test_teacher_writes_longer_traces_at_higher_levels():
-  rows = digits.Teacher(source(), TEACHER)
+  rows = digits_teacher.Teacher(source(), TEACHER)
   assert all("> </think>" in text for text in rows[0]["responses"])  # level 1: direct
   assert all("wait check" in text for text in rows[4]["responses"])  # level 5: check
 
 
 def test_captions_and_drills_become_fewer_and_traces_more():
-  warmup = digits.WarmupSource(source(), TEACHER)
+  warmup = digits_teacher.WarmupSource(source(), TEACHER)
   rows = [warmup[index] for index in range(len(warmup))]
   described = np.array([row["question"] == "Describe" for row in rows])
   assert 0.45 < described[:100].mean() < 0.65 and described[-100:].mean() < 0.15
@@ -109,7 +111,7 @@ def test_captions_and_drills_become_fewer_and_traces_more():
 def test_a_drill_has_its_digits_in_the_question_and_their_sums_in_the_response():
   rows, rng = source(operators=("+", "-")), np.random.default_rng(0)
   for row in (rows[index] for index in range(20)):
-    text, response = digits.drill(row, rows.config, 0.0, rng)
+    text, response = digits_teacher.drill(row, rows.config, 0.0, rng)
     terms = re.findall(r"([+-]|Compute) ([a-z]+)(\d)", text)
     assert len(terms) == 5  # the longest chain
     assert {(name, int(digit)) for _, name, digit in terms} <= set(row["cells"])
@@ -118,9 +120,88 @@ def test_a_drill_has_its_digits_in_the_question_and_their_sums_in_the_response()
     assert text.endswith(", modulo 10")
 
 
+def smudged(**changes):
+  return source(levels=8, operators=("+", "-"), noise=0.0, smudge=0.5, **changes)
+
+
+def test_harder_problems_have_more_smudged_cells_and_easy_ones_none():
+  rows = [smudged()[index] for index in range(500)]
+  shares = [np.mean([len(row["smudges"]) / 4 for row in rows if row["level"] == level])
+            for level in (1, 4, 8)]
+  assert shares[0] == 0 and abs(shares[1] - 0.5 * 3 / 7) < 0.1 and abs(shares[2] - 0.5) < 0.1
+  for row in rows:
+    cells = dict(row["cells"])
+    assert all(cells[colour] != other for colour, other in row["smudges"].items())
+
+
+def test_below_the_cells_is_a_framed_copy_in_cipher():
+  row = smudged()[7]
+  assert row["question"].endswith(f"check{row['key']}")
+  assert row["images"][0].shape == (112, 56, 3)
+  for cell, (name, digit) in enumerate(row["cells"]):
+    top, left = 56 + 28 * (cell // 2), 28 * (cell % 2)
+    patch = row["images"][0][top : top + 28, left : left + 28]
+    assert (patch[[0, -1]] == 255).all() and (patch[:, [0, -1]] == 255).all()
+    ink = (patch[2:-2:3, 2:-2:3].astype(float) - digits.COLOURS[name]) / (
+      255 - np.array(digits.COLOURS[name]))
+    shown = digits.handwriting("train")[(digit + row["key"]) % 10]
+    assert any(np.abs(np.round(ink.mean(-1) * 16) - image).max() <= 1 for image in shown)
+
+
+def test_a_smudged_cell_shows_two_digits_over_each_other():
+  row = next(row for row in map(smudged().__getitem__, range(7, 100, 8)) if row["smudges"])
+  colour, other = next(iter(row["smudges"].items()))
+  cell = [name for name, _ in row["cells"]].index(colour)
+  top, left = 28 * (cell // 2), 28 * (cell % 2)
+  patch = row["images"][0][top : top + 28, left : left + 28][2:-2:3, 2:-2:3].astype(float)
+  ink = ((patch - digits.COLOURS[colour]) / (255 - np.array(digits.COLOURS[colour]))).mean(-1) * 16
+  pools = digits.handwriting("train")
+  left_over = 2 * ink - pools[dict(row["cells"])[colour]]  # [writers, 8, 8]: the other digit
+  nearest = min(np.abs(image - rest).max() for rest in left_over for image in pools[other])
+  assert nearest < 0.5  # of 16 grey levels; rounding to 8 bits
+
+
+def test_the_first_pass_guesses_smudged_cells_and_the_second_reads_the_copies():
+  rng, guesses = np.random.default_rng(0), []
+  for row in map(smudged().__getitem__, range(7, 500, 8)):
+    text = digits_teacher.trace(row, "check", slip=0.0, rng=rng)
+    first, _, second = text.partition(" wait check")
+    cells = dict(row["cells"])
+    for colour, digit in re.findall(r"([a-z]+)(\d)", first):
+      assert int(digit) in (cells[colour], row["smudges"].get(colour))
+      if colour in row["smudges"]:
+        guesses.append(int(digit) == cells[colour])
+    assert all(int(shown) == (cells[colour] + row["key"]) % 10 and int(read) == cells[colour]
+               for colour, shown, read in re.findall(r"([a-z]+)(\d) =(\d)", second))
+    assert second.endswith(f"\\boxed{{{row['answer']}}}")
+  assert 0.4 < np.mean(guesses) < 0.6
+
+
+def test_an_answer_at_first_look_may_be_wrong_and_follows_its_working():
+  rng, right = np.random.default_rng(0), []
+  for row in map(smudged().__getitem__, range(7, 500, 8)):
+    text = digits_teacher.trace(row, "stepwise", slip=0.0, rng=rng)
+    assert re.search(r"=(\d) </think> \\boxed\{(\d)\}", text).expand(r"\1") == text[-2]
+    right.append(text[-2] == row["answer"])
+  assert 0.2 < np.mean(right) < 0.8
+
+
+def test_drills_and_captions_of_a_problem_with_copies_have_both_passes():
+  rng = np.random.default_rng(0)
+  tokenizer, row, drills = digits.tokenizer(), smudged()[7], []
+  text, response = digits_teacher.caption(row, rng)
+  assert text == f"Describe check{row['key']}" and response.count(" =") == len(row["cells"])
+  for _ in range(20):
+    text, response = digits_teacher.drill(row, smudged().config, 0.0, rng)
+    assert ("check" in text) == ("wait check" in response)
+    assert tokenizer.decode(tokenizer(response)["input_ids"]) == response
+    drills.append("check" in text)
+  assert 0 < sum(drills) < 20
+
+
 @pytest.mark.parametrize("changes, word", [
   ({"rows": 3, "columns": 3}, "colours"), ({"levels": 9}, "levels"),
-  ({"operators": ("*",)}, "operators"),
+  ({"operators": ("*",)}, "operators"), ({"smudge": 1.5}, "smudge"),
 ])
 def test_a_config_that_cannot_be_drawn_is_refused(changes, word):
   with pytest.raises(ValueError, match=word):

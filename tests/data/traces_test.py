@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ares_jax.data import digits
+from ares_jax.data import digits, digits_teacher
 from ares_jax.data.chat import Chat
 from ares_jax.data.prompts import Encoder, PromptConfig
 from ares_jax.data.traces import encode_example, trace_batch
@@ -17,9 +17,10 @@ def encoder(max_tokens=26):
 
 def rows(count):
   config = digits.DigitsConfig(rows=2, columns=2, levels=5, operators=("+",), noise=0.0)
-  teacher = digits.TeacherConfig(0.1, 1, (1, 0, 0), (0, 1, 0), (0.3, 0.4, 0.3), (0.3, 0.4, 0.3),
-                                 (0.2, 0.2), (0.2, 0.2))
-  warmup = digits.WarmupSource(digits.DigitsSource(config, "train", 0, count), teacher)
+  shares = (0.3, 0.4, 0.3)
+  teacher = digits_teacher.TeacherConfig(0.1, 1, (1, 0, 0), (0, 1, 0), shares, shares,
+                                         (0.2, 0.2), (0.2, 0.2))
+  warmup = digits_teacher.WarmupSource(digits.DigitsSource(config, "train", 0, count), teacher)
   return [warmup[index] for index in range(count)]
 
 

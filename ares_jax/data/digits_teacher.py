@@ -1,0 +1,165 @@
+"""The teacher of the digits problem: its traces, and the rows of the warm-up and of the cold start.
+
+The teacher writes three kinds of traces (digits.KINDS): direct, without working; stepwise, with
+every digit read and every partial sum; and check, which is stepwise and then a second pass after
+"wait check". It may slip in a sum and correct itself after "wait".
+
+Where cells are smudged, it takes one of the two digits at random, so direct and stepwise traces may
+end in a wrong answer. The second pass reads the copies of the cells and takes the key off:
+"red8 =5" with the key 3. Its answer is right.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from ares_jax.data.digits import KINDS, DigitsSource, encipher, partial_sums, question
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+  """How the teacher writes traces; triples are shares of direct, stepwise and check traces."""
+
+  slip: float  # probability that a partial sum is first written wrong
+  responses: int  # traces of each problem, for AdaCS to select from
+  first_level: tuple[float, float, float]  # of kinds at level 1
+  last_level: tuple[float, float, float]  # at the highest level; levels between are interpolated
+  first_warmup: tuple[float, float, float]  # the same in the warm-up
+  last_warmup: tuple[float, float, float]
+  captions: tuple[float, float]  # share of warm-up rows that name the cells; at the start, the end
+  drills: tuple[float, float]  # share of the others without a picture, digits in the question
+
+  def __post_init__(self):
+    for name in ("first_level", "last_level", "first_warmup", "last_warmup"):
+      shares = getattr(self, name)
+      if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"{name} = {shares}: shares of {KINDS} must be >= 0 and add up to 1")
+    shares = (self.slip, *self.captions, *self.drills)
+    if self.responses < 1 or not all(0 <= share <= 1 for share in shares):
+      raise ValueError(f"responses = {self.responses} must be >= 1, slip = {self.slip}, captions = "
+                       f"{self.captions} and drills = {self.drills} in 0..1")
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmupSource:
+  """Rows that teach an untrained model to read and to add; their order matters.
+
+  Captions, which name four digits each, and drills, which hold four sums each, become fewer and
+  traces more. In this order reading was learnt in about 150 steps of 64 rows; with a quarter of
+  captions throughout, one run had not learnt it after 1,200 steps of 32. Without drills some seeds
+  did not learn sums.
+  """
+
+  problems: DigitsSource
+  teacher: TeacherConfig
+
+  def __len__(self):
+    return len(self.problems)
+
+  def __getitem__(self, index):
+    row, rng = self.problems[index], np.random.default_rng([self.problems.seed, 2, index])
+    teacher, progress = self.teacher, index / max(len(self) - 1, 1)
+    if rng.random() < np.interp(progress, [0, 1], teacher.captions):
+      text, response = caption(row, rng)
+      return row | {"question": text, "response": response}
+    if rng.random() < np.interp(progress, [0, 1], teacher.drills):
+      text, response = drill(row, self.problems.config, teacher.slip, rng)
+      return row | {"question": text, "images": [], "response": response}
+    shares = _shares(teacher.first_warmup, teacher.last_warmup, row, self.problems)
+    kind = KINDS[rng.choice(3, p=shares)]
+    return row | {"response": trace(row, kind, slip=teacher.slip, rng=rng)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """Rows with `responses`, traces for AdaCS to select from."""
+
+  problems: DigitsSource
+  teacher: TeacherConfig
+
+  def __len__(self):
+    return len(self.problems)
+
+  def __getitem__(self, index):
+    row, rng = self.problems[index], np.random.default_rng([self.problems.seed, 3, index])
+    shares = _shares(self.teacher.first_level, self.teacher.last_level, row, self.problems)
+    kinds = rng.choice(3, self.teacher.responses, p=shares)
+    return row | {"responses": [trace(row, KINDS[kind], slip=self.teacher.slip, rng=rng)
+                                for kind in kinds]}
+
+
+def _shares(first, last, row, problems):
+  """Shares of KINDS at the level of a row, between those of the first and the last level."""
+  height = (row["level"] - 1) / max(problems.config.levels - 1, 1)
+  return (1 - height) * np.array(first) + height * np.array(last)
+
+
+def trace(row, kind, *, slip, rng):
+  """A teacher's response to `row`, of one of KINDS.
+
+  `slip` is the probability that a partial sum is first written wrong, then corrected.
+  """
+  if kind not in KINDS:
+    raise ValueError(f"kind {kind!r} is not one of {KINDS}")
+  seen = _first_look(row, rng)
+  seen = [seen.get(colour, digit)
+          for colour, digit in zip(row["colours"], row["digits"], strict=True)]
+  working, answer = "", str(partial_sums(seen, row["operators"])[-1])
+  if kind != "direct":
+    working += _steps(row, seen, slip, rng)
+  if kind == "check":
+    working += " wait check" + _steps(row, row["digits"], slip, rng, row.get("key"))
+    answer = row["answer"]
+  return f"<think>{working} </think> \\boxed{{{answer}}}"
+
+
+def _first_look(row, rng):
+  """{colour: digit} of the smudged cells, as one looks first."""
+  cells = dict(row["cells"])
+  return {colour: cells[colour] if rng.random() < 0.5 else other
+          for colour, other in row.get("smudges", {}).items()}
+
+
+def _steps(row, digits, slip, rng, key=None):
+  """All readings and partial sums; with a key the readings of the copies."""
+  terms = [_reading(*term, key) for term in zip(row["colours"], digits, strict=True)]
+  sums = partial_sums(digits, row["operators"])
+  text = terms[0]
+  for step in range(1, len(sums)):
+    text += f" {row['operators'][step]}{terms[step]} ="
+    if rng.random() < slip:
+      text += f"{(sums[step] + rng.integers(1, 10)) % 10} wait"
+    text += f"{sums[step]}"
+  return text
+
+
+def _reading(colour, digit, key):
+  return f" {colour}{digit}" if key is None else f" {colour}{encipher(digit, key)} ={digit}"
+
+
+def caption(row, rng):
+  """(question, response) that names every cell in random order, and then the copies if any."""
+  cells = [row["cells"][cell] for cell in rng.permutation(len(row["cells"]))]
+  seen, key = _first_look(row, rng), row.get("key")
+  text = "".join(_reading(name, seen.get(name, digit), None) for name, digit in cells)
+  if key is None:
+    return "Describe", f"<think>{text} </think>"
+  text += " wait check" + "".join(_reading(name, digit, key) for name, digit in cells)
+  return f"Describe check{key}", f"<think>{text} </think>"
+
+
+def drill(row, config, slip, rng):
+  """(question, response) of a chain of full length without a picture: "Compute red5 + blue4".
+
+  With a key, half of the drills are in cipher and the response is a second pass.
+  """
+  chain = [row["cells"][cell] for cell in rng.integers(0, len(row["cells"]), config.levels)]
+  colours, digits = zip(*chain, strict=True)
+  operators = ["+"] + [str(op) for op in rng.choice(list(config.operators), config.levels - 1)]
+  in_cipher = row.get("key") is not None and rng.random() < 0.5
+  key = row["key"] if in_cipher else None
+  terms = [f"{colour}{encipher(digit, key or 0)}" for colour, digit in chain]
+  problem = {"colours": colours, "operators": operators}
+  working = " wait check" * in_cipher + _steps(problem, digits, slip, rng, key)
+  answer = partial_sums(digits, operators)[-1]
+  return question(terms, operators, key), f"<think>{working} </think> \\boxed{{{answer}}}"
