@@ -2,6 +2,7 @@
 
     python -m ares_jax.diagnose hwe --workdir=runs/ares_tiny [--labels=FILE]
     python -m ares_jax.diagnose kl --workdir=runs/ares_tiny
+    python -m ares_jax.diagnose terms --workdir=runs/ares_tiny
     python -m ares_jax.diagnose passk --workdir=runs/ares_tiny
     python -m ares_jax.diagnose ablation --workdir=runs/ares_tiny --compare=runs/uniform
 
@@ -9,6 +10,7 @@ hwe: do windows of high entropy find the words that mark a turn in the reasoning
 holds JSON lines with step, id, sample and triggers, the indices of labelled tokens; without it the
 words of V_sem count as triggers.
 kl: does the controller hold the KL outside windows at its target, and would it at other rates?
+terms: how much of the updates comes from the entropy term and from the KL term?
 passk: how often do 2, 4, 8 or 16 samples put a problem into another bucket than 64 do?
 ablation: compares finished runs that shape all problems alike (--config.aepo.reward.easy=1.0
 --config.aepo.reward.medium=0.0) with runs that shape by difficulty, on easy and on hard problems.
@@ -27,7 +29,7 @@ import sys
 import jax
 from absl import flags
 
-from ares_jax.diagnose import ablation, hwe, kl, passk
+from ares_jax.diagnose import ablation, hwe, kl, passk, terms
 from ares_jax.run.bucket import open_folder
 from ares_jax.run.records import read_run
 from ares_jax.system import figures
@@ -56,6 +58,8 @@ def _measure_ablation(_):
 CHECKS = {
   "hwe": (_measure_hwe, hwe.hwe_text, hwe.hwe_pictures),
   "kl": (lambda workdir: kl.measure_kl(read_run(workdir)), kl.kl_text, kl.kl_pictures),
+  "terms": (lambda workdir: terms.measure_terms(read_run(workdir)), terms.terms_text,
+            terms.terms_pictures),
   "passk": (lambda workdir: passk.measure_passk(read_run(workdir)), passk.passk_text,
             passk.passk_pictures),
   "ablation": (_measure_ablation, ablation.ablation_text, ablation.ablation_pictures),

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from small_run import HOSTILE, line, write
 
-from ares_jax.diagnose import hwe, kl, passk
+from ares_jax.diagnose import hwe, kl, passk, terms
 from ares_jax.run.records import read_run
 from ares_jax.system import figures
 
@@ -127,6 +127,31 @@ def test_more_samples_find_the_true_bucket_more_often(records):
     assert np.trace(row["confusion"]) == pytest.approx(row["right"], abs=1e-3)
   change = [row["reward"] for row in result["groups"]]
   assert change[0] > change[-1] > 0 and "true bucket: 64 samples" in passk.passk_text(result)
+
+
+def test_terms_are_averaged_over_each_third_of_the_run(records):
+  shares = [0.1, 0.3, None, 0.5, 0.02, 0.04]
+  lines = {step: {"step": step, "reward/shaped_size": share, "reward/shaped_size/hard": 2.0,
+                  "gradient/accuracy": 4.0 if step > 4 else None,
+                  "gradient/kl": 1.0 if step > 4 else None}
+           for step, share in enumerate(shares, start=1)}
+  run = dataclasses.replace(records, metrics=records.metrics | {"aepo": lines})
+  result = terms.measure_terms(run)
+  means = {(row["name"], row["bucket"]): row["thirds"] for row in result["rows"]}
+  assert means["entropy term / accuracy, in advantages", None] == pytest.approx([0.2, 0.5, 0.03])
+  assert means["entropy term / accuracy, in advantages", "hard"] == [2, 2, 2]
+  assert means["gradient of the KL term", None] == [None, None, 1]
+  text = terms.terms_text(result)
+  assert "by 3% of their size, so the run is nearly one of accuracy alone" in text
+  assert "The KL term's gradient is 25% of that of accuracy." in text
+  assert list(terms.terms_pictures(result)) == ["terms_shaped"]
+
+
+def test_terms_that_were_not_measured_are_said_to_be_missing(records):
+  lines = {1: {"step": 1, "hwe/threshold": 0.2}}
+  text = terms.terms_text(terms.measure_terms(
+    dataclasses.replace(records, metrics=records.metrics | {"aepo": lines})))
+  assert "was not logged" in text and "config.aepo.terms_every > 0" in text
 
 
 def test_checks_are_drawn(records, tmp_path, monkeypatch):
