@@ -18,6 +18,9 @@ _NAME = re.compile(
   r"(\\[A-Za-z]+|" + "|".join(sorted(FUNCTIONS, key=len, reverse=True)) + r"|[A-Za-z])"
   r"(?: ?_ ?(?:\{([^{}]*)\}|([A-Za-z0-9]|\\[A-Za-z]+)))?('*)"
 )
+_BRACKET = re.compile(r" ?(?:\^ ?(?:\{[^{}]*\}|[0-9]) ?)?\(")  # f(x), f^2(x)
+# A name that may be an argument, as in \frac ab or \sqrt\alpha, needs braces.
+_ARGUMENT = re.compile(r"(?<=[A-Za-z}]) ?(\\variable\{(?:[^{}]|\{[^{}]*\})*\})")
 _UNSAFE_POWER = re.compile(
   r"\^ ?\{? ?[+-]? ?[0-9]{4,}"  # x^{1000}
   r"|\^ ?\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\^"  # a power of a power
@@ -45,11 +48,32 @@ def same_formula(answer, truth):
   parsed = [_parse(text) for text in (truth, answer)]
   if not all(parsed):
     return False
-  verdict = _compare_values(parsed[0][0], parsed[1][0])
+  pair = parsed[0][0], parsed[1][0]
+  verdict = _compare_equations(*pair) if "=" in answer else _compare_values(*pair)
   if verdict is not None:
     return verdict
   # Rounded at 6 digits, its default, 1.414214 would be the square root of 2.
   return bool(verify(*parsed, float_rounding=15, timeout_seconds=None))
+
+
+def _compare_equations(truth, answer):
+  """Whether one equation is a multiple of the other; None where that decides nothing.
+
+  Polynomials that are no multiples of each other are zero at other points.
+  """
+  import sympy
+
+  if not (isinstance(truth, sympy.Eq) and isinstance(answer, sympy.Eq)):
+    return None
+  sides = [_exact(equation.lhs - equation.rhs) for equation in (truth, answer)]
+  if sides[0] == sides[1]:
+    return True
+  point = _point(sides, start=53, step=31)
+  values = [side.subs(point) for side in sides]
+  if not all(values):
+    return None
+  same = _compare_values(sides[0] * values[1], sides[1] * values[0])
+  return same if same or all(side.is_polynomial() for side in sides) else None
 
 
 def _compare_values(truth, answer):
@@ -63,17 +87,20 @@ def _compare_values(truth, answer):
 
   if not (isinstance(truth, sympy.Expr) and isinstance(answer, sympy.Expr)):
     return None
-  sides = [side.xreplace({value: sympy.Rational(str(value)) for value in side.atoms(sympy.Float)})
-           for side in (truth, answer)]
-  names = sorted(sides[0].free_symbols | sides[1].free_symbols, key=str)
-  points = [[37 + 29 * index for index in range(len(names))],
-            [-113 - 71 * index for index in range(len(names))]]
+  if truth == answer:
+    return True
+  sides = [_exact(side) for side in (truth, answer)]
+  if any(map(_is_infinite, sides)):
+    return False
+  if sides[0] == sides[1]:
+    return True
+  names = sides[0].free_symbols | sides[1].free_symbols
+  points = [_point(sides, start=37, step=29), _point(sides, start=-113, step=-71)]
   for number, point in enumerate(points if names else points[:1]):
-    point = {name: sympy.Rational(value, 100) for name, value in zip(names, point, strict=True)}
     try:
       values = [side.subs(point).evalf(30) for side in sides]
-      if any(value.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan) for value in values):
-        return truth == answer if number == 0 else True
+      if any(map(_is_infinite, values)):
+        return number > 0
       parts = [value.as_real_imag() for value in values]
       if number and any(imaginary for _, imaginary in parts):
         return True
@@ -85,6 +112,34 @@ def _compare_values(truth, answer):
     except (TypeError, ValueError, ArithmeticError, AttributeError):  # no number
       return None
   return True
+
+
+def _point(sides, *, start, step):
+  """{name: value} of the names of both sides, with values start/100, (start + step)/100 ..."""
+  import sympy
+
+  names = sorted(sides[0].free_symbols | sides[1].free_symbols, key=str)
+  return {name: sympy.Rational(start + step * index, 100) for index, name in enumerate(names)}
+
+
+def _is_infinite(expression):
+  import sympy
+
+  return expression.has(sympy.oo, -sympy.oo, sympy.zoo, sympy.nan)
+
+
+def _exact(expression):
+  """`expression` in sympy's own order, with fractions for its decimals and a name for each f(x)."""
+  import sympy
+
+  def rebuild(part):
+    if isinstance(part, sympy.Float):
+      return sympy.Rational(str(part))
+    if isinstance(part, sympy.core.function.AppliedUndef):
+      return sympy.Symbol(str(part), real=True)
+    return part.func(*part.args) if part.args else part
+
+  return sympy.bottom_up(expression, rebuild, atoms=True)
 
 
 # A truth is compared with every sample of its prompt, and parsing it is half of a comparison.
@@ -99,20 +154,28 @@ def _parse(text):
   # cut before; math-verify would drop the h of 2h as an hour.
   cleaning = NormalizationConfig(units=False, malformed_operators=True, nits=True)
   config = [LatexExtractionConfig(boxed_match_priority=-1, normalization_config=cleaning)]
-  parsed = parse(f"${_NAME.sub(_plain_name, text)}$", config, fallback_mode="no_fallback",
-                 parsing_timeout=None)
+  text = _ARGUMENT.sub(r"{\1}", _NAME.sub(_plain_name, text))
+  parsed = parse(f"${text}$", config, fallback_mode="no_fallback", parsing_timeout=None)
   return [_with_imaginary_unit(expression) for expression in parsed]
 
 
 def _plain_name(match):
-  """ "R_{\\max}'" as "x_{rcapmaxprime}": math-verify takes R for r, E for e and drops primes."""
+  """ "R_{\\max}'" as "\\variable{x_{rcapmaxprime}}", which is one token to math-verify.
+
+  It takes R for r and E for e, drops primes, and reads a subscript for 10 ms. A name before a
+  bracket may be that of a function, for which its grammar has no such token.
+  """
   letter, _, _, primes = match.groups()
   below = _below(match)
   if not _is_name(letter) or (letter in ("e", "i") and not below and not primes):
     return match[0]
-  tail = "cap" * letter.removeprefix("\\")[0].isupper() + below + "prime" * len(primes)
+  plain = letter.removeprefix("\\")
+  tail = "cap" * plain[0].isupper() + below + "prime" * len(primes)
   tail = re.sub("[A-Z]", lambda capital: "cap" + capital[0].lower(), tail)
-  return f"x_{{{letter.lower().removeprefix(chr(92))}{tail}}} " if tail else match[0]
+  name = f"x_{{{plain.lower()}{tail}}}" if tail else plain
+  if not _BRACKET.match(match.string, match.end()):
+    return f"\\variable{{{name}}}"
+  return f"{name} " if tail else letter
 
 
 def _below(match):

@@ -224,6 +224,28 @@ def test_right_answers_in_other_words_are_accepted(truth, right):
     assert answer.same_answer(said, truth), said
 
 
+@pytest.mark.parametrize("said, truth, same", [
+  ("2x+4y-3=0", r"y=-\frac{1}{2}x+\frac{3}{4}", True), ("2x+4y-5=0", "x+2y-2=0", False),
+  ("x^2-y^2=1", "x^2+y^2=1", False), ("ma=F", "F=ma", True), ("xy=1", r"y=\frac{1}{x}", True),
+  ("0.5x=y", "x=2y", True), ("0.501x=y", "x=2y", False),
+  (r"F_n=\sum_{k=1}^{n} F_{n-k} G_k", r"F_n=\sum_{k=1}^{n} G_k F_{n-k}", True),
+  (r"\Phi(x, y)=\frac{x}{2y}+\frac{1}{2y}", r"\Phi(x,y)=\frac{x+1}{2y}", True),
+  ("f(x)=2x", "f(x)=2x+0", True), ("f(x)=2x", "f(x)=x", False), ("f(y)=2x", "f(x)=2y", False),
+])  # fmt: skip
+def test_equations_are_equal_where_one_is_a_multiple_of_the_other(said, truth, same):
+  assert answer.same_answer(said, truth) is same
+
+
+@pytest.mark.parametrize("said, truth, same", [
+  (r"\frac RT+1", r"1+\frac{R}{T}", True), (r"\sqrt\alpha+1", r"1+\sqrt{\alpha}", True),
+  (r"\frac\lambda\mu+1", r"1+\lambda/\mu", True), (r"x_1^2+x_2", r"x_2+x_1^{2}", True),
+  ("f^2(x)+1", "1+(f(x))^2", True), ("f(2x)", "2f(x)", False), ("R^2r+1", "1+r^2R", False),
+  (r"\frac{m_1m_2}{R}", r"m_{1}\cdot m_{2}/R", True), ("x'+x", "2x", False),
+])  # fmt: skip
+def test_a_name_is_read_whole_where_it_stands(said, truth, same):
+  assert answer.same_answer(said, truth) is same
+
+
 def test_only_formulas_reach_the_symbolic_parser():
   for said, truth in [("8", "3"), ("pairs", "Paris"), ("B", "C"), ("yes", "no"), ("5 cm", "5 m"),
                       ("(1, 2)", "(1, 3)"), ("1, 2", "2, 3"), ("4+4", "8")]:  # fmt: skip
