@@ -59,6 +59,7 @@ class ColumnsConfig:
   images: Names = optional(())
   options: Names = optional(())
   level: Names = optional(())
+  group: Names = optional(())  # variants of one problem, which intervals count as one
   response: Names = optional(())
   responses: Names = optional(())
   pass_rate: Names = optional(())
