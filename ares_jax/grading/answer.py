@@ -112,11 +112,9 @@ def _plain(text):
 
 
 def as_truth(truth):
-  """A Truth of one, of the row of data that has it, or of its `accepted`."""
+  """A Truth of one, or of its `accepted`."""
   if isinstance(truth, Truth):
     return truth
-  if isinstance(truth, dict):
-    return Truth.of(truth)
   return Truth(tuple(truth) if isinstance(truth, list | tuple) else truth)
 
 
@@ -245,6 +243,15 @@ def _same_in_base(pair):
   return (said or {1: pair.answer})[1] == wanted[1] and (said is None or said[2] == wanted[2])
 
 
+def _same_chain(pair):
+  """True for "x = 9 + 9 = 18" where the truth is 18 and so is every step; else None."""
+  *steps, last = (part.strip() for part in pair.answer.split("="))
+  steps = [step for step in steps if not re.fullmatch("[A-Za-z]", step)]
+  if not steps or last in steps or "=" in pair.truth or not _same(pair.part(last, pair.truth)):
+    return None
+  return all(_same_formula(pair.part(step, pair.truth)) for step in steps) or None
+
+
 def _same_quantity(pair):
   answer, truth = pair.quantities
   return quantity.same_quantity(answer, truth) if answer and truth else None
@@ -331,5 +338,6 @@ def _cut_unit(text, other):
 
 
 # Each rule takes a _Pair and returns True, False, or None where it does not apply.
-_RULES_FOR_COMPLETE_TEXTS = (_same_letters, _same_behind_letter, _same_yes_no, _same_in_base)
+_RULES_FOR_COMPLETE_TEXTS = (_same_letters, _same_behind_letter, _same_yes_no, _same_in_base,
+                            _same_chain)
 _RULES = (_same_quantity, _leaves_arithmetic, _same_collection, _same_words, _same_formula)

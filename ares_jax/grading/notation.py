@@ -43,9 +43,10 @@ def normalise(text):
   text = with_plain_characters(text).strip()
   text = _CHINESE_WORD.sub(
     lambda word: " or " if word[1] else " and " if word[2] else ", ", text)
-  if "\\begin" not in text and not re.search(r"(?<!\\)\\[A-Za-z]", text):
-    text = text.replace("\\\\", "\\")  # \\frac where a file escapes twice
+  if "\\begin" not in text:
+    text = re.sub(r"\\\\(?=[A-Za-z]{2}|[^\w\s])", r"\\", text)  # \\frac: a file escapes twice
   text = _ELLIPSIS.sub(r" \\dots ", text)
+  text = _said_once(text)
   for _ in range(4):  # \boxed inside $...$ inside \text: a few layers occur
     before = text = text.rstrip(" .,;") or text
     for left, right in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
@@ -116,6 +117,18 @@ def _unbox(text):
   # Some data sets lost the closing brace of their answer's box.
   match = re.fullmatch(r"\\boxed\s*\{([^{}]*)", text)
   return match[1].strip() if match else text
+
+
+def _said_once(text):
+  """The x of "x}. The answer is x", a response cut from its first box to its last brace."""
+  depth = 0
+  for match in re.finditer(r"\\.|[{}]", text):
+    depth += (match[0] == "{") - (match[0] == "}")
+    if depth < 0:
+      once, rest = text[: match.start()], text[match.end() :] + "}"
+      again = re.fullmatch(rf"[A-Za-z .,:;{{\\$]*{re.escape(once)}\}}?", rest)
+      return once if again and re.search(r"[0-9\\]", once) else text
+  return text
 
 
 def _lower(match):

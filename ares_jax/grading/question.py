@@ -32,12 +32,13 @@ def restates(answer, truths, question):
     answer, truths: normalised texts; the answer says the same as one of the truths.
     question: as it was asked; "" where it is not known.
   """
-  said, wanted = _tokens(answer), [_tokens(truth) for truth in truths]
+  wanted = [_tokens(truth) for truth in truths]
+  is_whole = any(len(each) == 1 and each[0].isdigit() for each in wanted)
+  said = _tokens(answer.rpartition("=")[2] if is_whole else answer)  # 9 + 9 = 18 says 18
   if not question or any(_written_alike(said, each) for each in wanted):
     return False
   asked = _tokens(question[:_LONGEST])
   operations = _OPERATIONS & set(said)
-  is_whole = any(len(each) == 1 and each[0].isdigit() for each in wanted)
   if is_whole and operations and not _SCIENTIFIC.fullmatch(answer):
     if operations <= set(asked) | {_SPOKEN.get(token) for token in asked}:
       return True

@@ -37,10 +37,12 @@ def to_common_form(answer, truth, *, is_complete):
   if re.fullmatch(r"[0-9]{1,2}!", truth):  # in a truth alone: "6!" for 720 restates the question
     truth = str(math.factorial(int(truth[:-1])))
   answer, truth = _without_name(answer, truth, is_complete)
-  ratio = _RATIO.fullmatch(truth)
-  if ratio and re.search(r"/|\\frac", answer):
-    return answer, f"\\frac{{{ratio[1]}}}{{{ratio[2]}}}"
-  return (answer.replace(" to ", ":"), ratio[0].replace(" to ", ":")) if ratio else (answer, truth)
+  said, wanted = _RATIO.fullmatch(answer), _RATIO.fullmatch(truth)
+  if said and re.fullmatch("[0-9]+", truth):  # 3:1 for 3; 1:2 may be odds, which are not 1/2
+    return f"\\frac{{{said[1]}}}{{{said[2]}}}", truth
+  if wanted and re.search(r"/|\\frac", answer):
+    return answer, f"\\frac{{{wanted[1]}}}{{{wanted[2]}}}"
+  return (answer.replace(" to ", ":"), truth.replace(" to ", ":")) if wanted else (answer, truth)
 
 
 def _as_intervals(answer, truth):
@@ -69,7 +71,7 @@ def _without_name(answer, truth, is_complete):
     is_complete = False
   if said and wanted:
     same = _same_name(said[1], wanted[1], is_complete)
-    return (_values(said), _values(wanted)) if same else (answer, truth)
+    return (_product(_values(said)), _product(_values(wanted))) if same else (answer, truth)
   if not is_complete or not (said or wanted):
     return answer, truth
   if re.search(r"=|<|>|\\le\b|\\ge\b", truth if said else answer):
@@ -99,3 +101,8 @@ def _named(text):
 def _values(match):
   """ "x = 1 or x = 2" -> "1 or 2"."""
   return re.sub(rf"(?<![A-Za-z\\]){re.escape(match[1])} ?(?:=|\\approx|≈) ?", "", match[2])
+
+
+def _product(text):
+  """ "ma" -> "m \\cdot a": two letters that a name is equal to are no word."""
+  return re.sub("^([A-Za-z]) ?([A-Za-z])$", r"\1 \\cdot \2", text)

@@ -23,7 +23,7 @@ def refuse(*_):
   raise AssertionError("the symbolic parser was asked")
 
 
-def test_the_tables_have_no_false_accept_and_10_false_rejects():
+def test_the_tables_have_no_false_accept_and_9_false_rejects():
   assert len(PAIRS) >= 2600
   wrong = {True: [], False: []}
   for pair in PAIRS:
@@ -31,7 +31,7 @@ def test_the_tables_have_no_false_accept_and_10_false_rejects():
     if answer.same_answer(pair["answer"], truth) != pair["same"]:
       wrong[pair["same"]].append((pair.get("form", pair.get("set")), pair["answer"], pair["truth"]))
   assert wrong[False] == []  # false accepts
-  assert len(wrong[True]) <= 10, wrong[True]
+  assert len(wrong[True]) <= 9, wrong[True]
 
 
 def test_every_truth_of_the_tables_equals_itself():
@@ -222,6 +222,36 @@ def test_no_wrong_answer_of_a_known_kind_is_accepted():
 def test_right_answers_in_other_words_are_accepted(truth, right):
   for said in right:
     assert answer.same_answer(said, truth), said
+
+
+@pytest.mark.parametrize("said, truth, same", [
+  ("9 + 9 = 18", "18", True), (r"x = 3 \cdot 2 \cdot 1 = 6", "6", True),
+  ("18 = 9 + 9", "18", False), ("9 + 8 = 18", "18", False), ("5=5", "5", False),
+  ("x = 4+1 = 6 = 5", "5", False),
+  ("2*5 cm = 10 cm", "10 cm", True), ("x + 13 = 18", "18", False), (r"\frac{12}{6}=2", "2", True),
+])  # fmt: skip
+def test_worked_steps_may_stand_before_a_value_that_they_equal(said, truth, same):
+  assert answer.same_answer(said, truth) is same
+  assert answer.same_answer(said, answer.Truth(truth, question="What is 9 + 9?")) is same
+
+
+@pytest.mark.parametrize("said, truth, same", [
+  ("1:1", "1", True), ("3 : 1", "3", True), ("1:3", "3", False), ("1:2", r"\frac{1}{2}", False),
+  ("3:00", "3", False), (r"\Phi = A B", r"\Phi = BA", True), ("F=ma", "F = a m", True),
+  ("F = ma", "F = mb", False), ("AB", r"\Phi = B A", False), ("BA", r"\Phi = B A", True),
+  (r"\frac{1}{2} + \frac1{72}", r"\\dfrac{1}{2} + \frac{1}{72}", True),
+])  # fmt: skip
+def test_ratios_and_products_have_several_forms(said, truth, same):
+  assert answer.same_answer(said, truth) is same
+
+
+@pytest.mark.parametrize("said, same", [
+  (r"\frac{1}{2}}. The answer is: \frac{1}{2", True), (r"0.5}. So \boxed{0.5", True),
+  (r"\frac{1}{2}}{3", False), ("0.5}. It is -0.5", False), ("0.5}. It is 10.5", False),
+  ("0.5}{0.6", False), (r"\frac{1}{2}}. The answer is: \frac{1}{3", False), ("0.5}", False),
+])  # fmt: skip
+def test_an_answer_cut_at_the_last_brace_counts_where_it_is_said_twice(said, same):
+  assert answer.same_answer(said, "1/2") is same
 
 
 @pytest.mark.parametrize("said, truth, same", [
