@@ -18,7 +18,6 @@ from ares_jax.data.curation import page, pass_rates
 from ares_jax.data.curation import select as curation
 from ares_jax.data.sources import epochs
 from ares_jax.data.traces import encode_example, trace_batch
-from ares_jax.grading.answer import Truth
 from ares_jax.models import flops
 from ares_jax.models.weights import Params
 from ares_jax.run import bucket
@@ -223,7 +222,7 @@ def _measure_batch(probe, source, config, context, numbers, start):
 def _right_lengths(rows, responses, generator):
   """Tokens of each row's responses; None for a wrong response."""
   texts = [text for of_row in responses for text in of_row]
-  truths = [Truth.of(row) for row, of_row in zip(rows, responses, strict=True) for _ in of_row]
-  correct = iter(generator.judge(texts, truths).correct)
+  asked = [row for row, of_row in zip(rows, responses, strict=True) for _ in of_row]
+  correct = iter(generator.judge(texts, asked).correct)
   return [[len(generator.encoder.chat.response(text)) if next(correct) else None
            for text in of_row] for of_row in responses]

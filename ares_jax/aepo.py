@@ -25,7 +25,7 @@ from ares_jax.sampling.rollout import collect
 from ares_jax.sampling.sampler import stage_key
 from ares_jax.system import hosts, mesh
 from ares_jax.training.aepo_step import aepo_step, init_state
-from ares_jax.training.batch import RolloutBatch, balance_minibatches, pack
+from ares_jax.training.batch import AnswerScores, RolloutBatch, balance_minibatches, pack
 from ares_jax.training.gradient_terms import gradient_terms
 from ares_jax.training.shaping import shape_rewards
 
@@ -67,7 +67,7 @@ def train_aepo(params, source, config, context, *, trigger_V):
                         rewards=functools.partial(drawn_rewards, config, state.controllers,
                                                   trigger_V))
       responses = GradedResponses(rollout.prompts.rows, rollout.samples, rollout.texts,
-                                  rollout.correct, rollout.format_ok, config.group)
+                                  rollout.correct, rollout.format_ok, config.group, rollout.scores)
       hosts.on_process_0(functools.partial(
         write_rollouts, workdir, int(state.step) + 1, responses, encoder.chat,
         count=config.log_responses))
@@ -101,7 +101,8 @@ def drawn_rewards(config, controllers, trigger_V, samples, grades):
   """float32 [B]: rewards of Samples and their Grades, as drawn, before groups are filtered."""
   batch = RolloutBatch(
     tokens=samples.tokens, response_mask=samples.mask, entropy=samples.entropy,
-    correct=grades.correct, format_ok=grades.format_ok, vision=None, rows=None)
+    correct=grades.correct, format_ok=grades.format_ok, vision=None, rows=None,
+    scores=AnswerScores.of(grades.scores))
   return mesh.fetch(_rewards(config, controllers, mesh.put(batch), trigger_V))
 
 

@@ -9,11 +9,15 @@ the same workdir resumes where the last one stopped. configs/ares_tiny.py needs 
 The probe of stage 1 can answer its problems in shards on several machines: --curate=3/8 runs the
 fourth of eight and leaves its lines in WORKDIR/curation/, which the run itself then uses.
 --curate=all stops after the curation's report.
+
+With --restarts=5 a supervisor starts the run again when its process, or that of another host, is
+lost or hangs, at most 5 times.
 """
 
 if __name__ == "__main__":
-  from ares_jax.system import command
+  from ares_jax.system import command, supervisor
 
+  supervisor.supervise_if_asked()
   command.begin("train", needs_config=True)
 
 import contextlib
@@ -57,6 +61,10 @@ _PROFILE = flags.DEFINE_string(
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of the run, on a disk or gs://BUCKET/RUN; default runs/CONFIG_NAME.")
 _CURATE = flags.DEFINE_string("curate", "", "all: stop after curation; 3/8: only this shard of it.")
+# system/supervisor.py reads this flag, before jax is imported.
+flags.DEFINE_integer(
+  "restarts", 0, "How often the run is started again when its process, or that of another host, is "
+  "lost or hangs.", lower_bound=0)
 
 
 def main():

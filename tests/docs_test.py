@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from ares_jax import ops
+from ares_jax.grading import functions
 from ares_jax.run import config as run_config
 from ares_jax.run.identity import flatten
 from ares_jax.system import config, figures
@@ -210,15 +211,23 @@ def test_picture_is_what_the_script_draws(picture):
   assert (difference > 32).mean() < 0.01
 
 
-def test_the_grader_of_the_reward_page_grades_what_the_tiny_run_writes():
+def test_the_three_functions_of_the_reward_page_run_as_they_are(tmp_path):
   text = (ROOT / "docs" / "reward.md").read_text(encoding="utf-8")
-  found = {}
-  exec(text.split("```python\n")[1].split("```")[0], found)
-  same_word = found["same_word"]
-  assert same_word("<think> 3 + 4 = 7 </think> \\boxed{7}", "7")
-  assert not same_word("<think> 3 + 4 = 7 </think> \\boxed{8}", "7") and not same_word("", "7")
-  # As rows from files have it.
-  assert same_word("\\boxed{Seven}", ["7", "seven"]) and not same_word("\\boxed{8}", ["7", "9"])
+  row = {"id": "a", "question": "3 + 4?", "level": "1", "images": []}
+  answers = [{"response": f"<think> 3 + 4 </think> \\boxed{{{said}}}", "truth": ["7"],
+              "tokens": [1, 2], "entropies": None, "row": row,
+              "columns": {"solution": "7", "answer": "7"}} for said in (7, 8)]
+  for block in text.split("```python\n")[1:4]:
+    name = block.split(".py")[0].removeprefix("# ")
+    (tmp_path / f"{name}.py").write_text(block.split("```")[0])
+    attribute = re.search(r"def (\w+)", block)[1]
+    function, = functions.read_functions(f"{tmp_path / name}.py:{attribute}")
+    assert function.form == {"ours": "answer"}.get(name, name)
+    batches = [answers] if function.takes_batch else [answers[:1], answers[1:]]
+    right, wrong = (result for batch in batches
+                    for result in functions.call_function(function, batch))
+    key = "accuracy_reward" if name == "trl" else "accuracy"
+    assert (right[key], wrong[key]) == (1, 0), (right, wrong)
 
 
 def test_the_config_of_the_data_page_is_valid():

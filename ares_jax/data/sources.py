@@ -15,6 +15,8 @@ A row is a dict:
   pass_rate float, share of a probe's answers that were right, where the data have it, for AdaCS
   left_out  list of texts: columns, images and keys of messages that the record has and no field
             shows; `inspect_data` counts them
+  columns   dict of the record's columns as the file has them, without its images; for reward
+            functions of a user, and only where a run has one
   level, group, step, tolerance   as in evaluation/benchmarks.py; None, and 0, where not given
 
 files/records.py reads JSONL, JSON, Parquet, Hugging Face folders (saved by `datasets`, or as on the
@@ -32,7 +34,7 @@ import numpy as np
 
 from ares_jax.data.bad_row import BadRow
 from ares_jax.data.files.formats import SUFFIXES, TABLES
-from ares_jax.data.files.record import has_column
+from ares_jax.data.files.record import has_column, plain_columns
 from ares_jax.data.files.records import open_records
 from ares_jax.data.files.schema import read_row, read_schemas, with_columns
 from ares_jax.system.config import optional, suggest
@@ -59,6 +61,7 @@ class ColumnsConfig:
   images: Names = optional(())
   options: Names = optional(())
   level: Names = optional(())
+  group: Names = optional(())  # variants of one problem, which intervals count as one
   response: Names = optional(())
   responses: Names = optional(())
   pass_rate: Names = optional(())
@@ -104,12 +107,12 @@ class SourceConfig:
 class FileSource:
   """The rows of one data set by number; `name` is that of rows that name no source."""
 
-  def __init__(self, config, truths=True):
+  def __init__(self, config, truths=True, columns=False):
     """Opens the files of a SourceConfig; ValueError where there are none or they have no rows.
 
-    `truths` is as for `open_sources`.
+    `truths` and `columns` are as for `open_sources`.
     """
-    self._truths = truths
+    self._truths, self._columns = truths, columns
     self._records = open_records(config.path, config.split, join=config.join, key=config.key,
                                  images=config.images)
     self.files = self._records.files
@@ -142,8 +145,10 @@ class FileSource:
     return len(self._records)
 
   def __getitem__(self, index):
-    return read_row(self._schema, self._records[index], location=self.location(index),
-                    name=self.name, folder=self._records.folder, truth=self._truths)
+    record = self._records[index]
+    row = read_row(self._schema, record, location=self.location(index), name=self.name,
+                   folder=self._records.folder, truth=self._truths)
+    return row | {"columns": plain_columns(self._schema, record)} if self._columns else row
 
   def location(self, index):
     """File and number of row `index`: "train.parquet:17"."""
@@ -201,15 +206,15 @@ class Mixture:
     return self.parts[part][int(index) - (self._ends[part - 1] if part else 0)]
 
 
-def open_sources(configs, kind, truths=True):
+def open_sources(configs, kind, truths=True, columns=False):
   """Mixture of a list of SourceConfig; ValueError where it is empty or a file cannot be read.
 
   `kind`, of data, is part of every row's id. `truths` says whether a row without a truth is bad;
-  else its "answer" is [].
+  else its "answer" is []. `columns` says whether a row keeps its record's columns.
   """
   if not configs:
     raise ValueError("no data source is given; name files in config.data.files")
-  return Mixture([Named(FileSource(config, truths), kind, part)
+  return Mixture([Named(FileSource(config, truths, columns), kind, part)
                   for part, config in enumerate(configs)],
                  [config.weight for config in configs])
 

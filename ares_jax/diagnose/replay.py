@@ -27,7 +27,7 @@ from ares_jax.run.loop import NONFINITE
 from ares_jax.system import hosts, mesh
 from ares_jax.system.gcs import bucket_errors
 from ares_jax.training import aepo_step, sft_step
-from ares_jax.training.batch import PackedRows, RolloutBatch
+from ares_jax.training.batch import AnswerScores, PackedRows, RolloutBatch
 from ares_jax.training.shaping import Controllers
 
 # Terms that a step counts, in the order in which it computes them.
@@ -127,6 +127,11 @@ def _not_finite(name, tree):
 
 def _rollout(batch):
   arrays = {name: array for name, array in batch.items() if "/" not in name}
+  scores = _under(batch, "scores")
+  if scores:
+    scores = {name: array for name, array in scores.items() if "/" not in name} | {
+      "components": _under(scores, "components")}
   return RolloutBatch(vision=VisionInput(**_under(batch, "vision")),
-                      rows=PackedRows(**_under(batch, "rows")), **arrays).to_device()
+                      rows=PackedRows(**_under(batch, "rows")),
+                      scores=AnswerScores(**scores) if scores else None, **arrays).to_device()
 

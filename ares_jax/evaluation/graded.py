@@ -151,7 +151,7 @@ def verdicts(name, answered):
   items = [{"id": row["id"], "question": row["question"],
             "truths": [row["answer"]] if isinstance(row["answer"], str) else list(row["answer"]),
             "response": text, "answer": extract_boxed(text)} for row, text in answered]
-  function = sandbox.load_grader(name, "judge")
+  function = sandbox.load_function(name, "judge")
   try:
     with heartbeat.without_watchdog():
       returned = list(function(items))

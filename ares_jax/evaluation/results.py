@@ -34,7 +34,7 @@ def evaluate_benchmark(parts, params, benchmark, *, folder, model, compare="", j
   # Both are read before anything is answered, so that a wrong name costs no time.
   other = earlier_result(compare, benchmark) if compare else None
   if judge:
-    sandbox.load_grader(judge, "judge")
+    sandbox.load_function(judge, "judge")
   config = parts.config.evaluate
   sampling = config.sampling(parts.config.aepo.sampling.max_tokens, greedy=benchmark.n == 1)
   os.makedirs(folder, exist_ok=True)

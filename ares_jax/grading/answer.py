@@ -112,9 +112,11 @@ def _plain(text):
 
 
 def as_truth(truth):
-  """A Truth of one, or of its `accepted`."""
+  """A Truth of one, of the row of data that has it, or of its `accepted`."""
   if isinstance(truth, Truth):
     return truth
+  if isinstance(truth, dict):
+    return Truth.of(truth)
   return Truth(tuple(truth) if isinstance(truth, list | tuple) else truth)
 
 

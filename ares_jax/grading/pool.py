@@ -52,7 +52,7 @@ class GradingPool:
       raise ValueError("grader 'release' needs the package mathruler: pip install mathruler "
                        "pylatexenc, or use grader 'layered'")
     if grader not in ("layered", "release"):
-      sandbox.load_grader(grader, "grader")
+      sandbox.load_function(grader, "grader")
     self.name = grader
     self._timeout, self._timeout_share = timeout, timeout_share
     self._pool = None
@@ -144,7 +144,7 @@ class GradingPool:
       module, task, arguments = "mathruler.grader", sandbox.release_grader, (
         response, pair[1].texts)
     else:
-      module, task = self.name.partition(":")[0], sandbox.call_grader
+      module, task = self.name.rpartition(":")[0], sandbox.call_grader
       arguments = self.name, response, accepted if isinstance(accepted, str) else list(accepted)
     if self._pool is None:
       self._pool = sandbox.make_pool(self._workers, module)
@@ -201,12 +201,13 @@ class Grading:
     self._verdicts = {}  # pair -> 0 or 1, None = timed out
     self._waiting = collections.OrderedDict()  # pair -> future, in a worker
 
-  def add(self, index, text, truth):
+  def add(self, index, text, truth, tokens=()):
     """Grades the response `text`, or sends it to a worker without waiting.
 
-    `index` is its index in the result; `truth` is a Truth, or a text or several accepted ones.
-    Raises ValueError where it is not, GraderError where the user's grader failed on a response that
-    was added before.
+    `index` is its index in the result; `truth` is a Truth, or the row that has it, or a text or
+    several accepted ones. Raises ValueError where it is not, GraderError where the user's grader
+    failed on a response that was added before. The ids `tokens` are for scoring.Scoring, which
+    takes the place of this class.
     """
     pair = (extract_boxed(text) if self._pool.name == "layered" else text, as_truth(truth))
     self._pairs[index], self._format_ok[index] = pair, well_formed(text)
@@ -218,8 +219,8 @@ class Grading:
            and not local_stop_requested()):
       self._wait_for_first()
 
-  def finish(self):
-    """Waits for the workers; returns and raises as `GradingPool.grade`."""
+  def finish(self, entropies=None):
+    """Waits for the workers; returns and raises as `GradingPool.grade`; entropies are not used."""
     while self._waiting:
       _heartbeat()
       self._wait_for_first()

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import importlib
+import importlib.util
 import multiprocessing.forkserver
 import os
 import pathlib
@@ -19,30 +20,33 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SEARCHED = 20_000  # last characters of a response searched for the box
 
 
-def make_pool(workers, module):
+def make_pool(workers, *modules):
   """A pebble.ProcessPool whose workers import neither jax nor the program that made it.
 
-  They are forked from a server that has imported the `module` of this name, so a worker that was
-  ended is replaced in milliseconds: importing math-verify takes 6 to 9 s on a busy machine.
+  They are forked from a server that has imported the `modules` of these names, so a worker that was
+  ended is replaced in milliseconds: importing math-verify takes 6 to 9 s on a busy machine. A
+  module may be a file, "FOLDER/NAME.py", which every worker imports itself.
   """
   context = _Context()
-  # Where the server runs already, workers import the module themselves.
-  context.set_forkserver_preload(["ares_jax.grading.pool", module])
-  return pebble.ProcessPool(max_workers=workers, initializer=_prepare, initargs=[module],
+  # Where the server runs already, workers import the modules themselves.
+  context.set_forkserver_preload(
+    ["ares_jax.grading.pool", *(name for name in modules if not name.endswith(".py"))])
+  return pebble.ProcessPool(max_workers=workers, initializer=_prepare, initargs=modules,
                             context=context)
 
 
-def load_grader(name, kind):
-  """The user's function "package.module:function"; ValueError where there is none.
+def load_function(name, kind):
+  """The user's function "package.module:function" or "FILE.py:function"; ValueError without one.
 
-  `kind`, "grader" or "judge", is for errors.
+  `kind`, "grader", "judge" or "reward function", is for errors.
   """
-  module, _, attribute = name.partition(":")
+  module, _, attribute = name.rpartition(":")
   if not module or not attribute:
     built_in = "neither 'layered' nor 'release' nor" if kind == "grader" else "not"
-    raise ValueError(f"{kind} {name!r} is {built_in} of the form 'package.module:function'")
+    raise ValueError(f"{kind} {name!r} is {built_in} of the form 'package.module:function' or "
+                     "'FILE.py:function'")
   try:
-    found = getattr(importlib.import_module(module), attribute)
+    found = getattr(import_module(module), attribute)
   except BaseException as error:  # sys.exit() and KeyboardInterrupt too: it is the user's module
     raise ValueError(f"{kind} {name!r} does not load: {describe(error)}") from error
   if not callable(found):
@@ -50,10 +54,27 @@ def load_grader(name, kind):
   return found
 
 
+def import_module(name):
+  """The module "package.module", or that of a file "FOLDER/NAME.py", which is read once."""
+  if not name.endswith(".py"):
+    return importlib.import_module(name)
+  path = os.path.abspath(name)
+  if path not in sys.modules:
+    # Under its path, so that files of one name in two folders are two modules.
+    spec = importlib.util.spec_from_file_location(path, path)
+    module = sys.modules[path] = importlib.util.module_from_spec(spec)
+    try:
+      spec.loader.exec_module(module)
+    except BaseException:
+      del sys.modules[path]
+      raise
+  return sys.modules[path]
+
+
 def call_grader(name, response, truth):
   """The verdict of the user's grader on a response, 0 or 1, or a text that says how it failed."""
   try:
-    value = load_grader(name, "grader")(response, truth)
+    value = load_function(name, "grader")(response, truth)
     verdict = zero_or_one(value)
     return f"returns {value!r}"[:300] + ", neither 0 nor 1" if verdict is None else verdict
   except MemoryError:
@@ -98,12 +119,13 @@ def has_release_grader():
   return True
 
 
-def _prepare(module):
+def _prepare(*modules):
   # A worker in an endless formula must not outlive a killed trainer: the server ends with the last
   # process that holds this end of a pipe, and a worker with the server.
   os.close(multiprocessing.forkserver._forkserver._forkserver_alive_fd)
   ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-  importlib.import_module(module)
+  for module in modules:
+    import_module(module)
   os.environ.clear()
   _wipe_environment()
   resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))

@@ -3,8 +3,6 @@
 B = P*G rows, row b = p*G + g. Buckets are int32: 0 easy, 1 medium, 2 hard.
 """
 
-import math
-
 import jax.numpy as jnp
 
 from ares_jax.ops.op import op
@@ -17,7 +15,7 @@ def difficulty(correct_B, *, group, easy=0.75, medium=0.375):
   """Bucket of every row from the pass rate of its group (paper eq. 9, 10).
 
   Args:
-    correct_B: bool or number, 0 or 1.
+    correct_B: bool or number, 0 or 1, or an accuracy in between.
     group: G, rollouts a prompt, an integer; divides B.
     easy, medium: Python numbers, lowest pass rates of the easy and the medium bucket,
       0 <= medium <= easy <= 1; of 8 rollouts 6 correct are easy, 3 medium, 2 hard.
@@ -44,8 +42,10 @@ def difficulty(correct_B, *, group, easy=0.75, medium=0.375):
 
 
 def bucket_of(right_P, *, samples, easy, medium):
-  """int32 [P]: buckets of prompts with `right_P` correct answers of `samples`; numpy or jax."""
+  """int32 [P]: buckets of prompts with `right_P` correct answers of `samples`; numpy or jax.
+
+  Of accuracies between 0 and 1, right_P is their sum.
+  """
   # Count answers, do not divide: 3 of 8 must reach 0.375 however a division rounds.
-  easy_count = math.ceil(easy * samples - 1e-6)
-  medium_count = math.ceil(medium * samples - 1e-6)
+  easy_count, medium_count = easy * samples - 1e-6, medium * samples - 1e-6
   return (right_P < easy_count).astype("int32") + (right_P < medium_count)

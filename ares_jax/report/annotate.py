@@ -65,7 +65,7 @@ def _with_advantages(rows, config):
   whole = [index for group in groups.values() if len(group) == config.group for index in group]
   if not whole:
     return rows
-  correct_B = np.float32([rows[index].line["correct"] for index in whole])
+  correct_B = np.float32([_base_reward(rows[index].line) for index in whole])
   advantage_B = ops.group_advantage(
     np.float32([rows[index].reward["total"] for index in whole]), group=config.group,
     normalize=config.loss.advantage,
@@ -97,7 +97,9 @@ def _annotate(batch, steps, metrics, config, held_out):
                            window=window if config.entropy.cover == "window" else 1)
   mean_BT = np.where(complete_BT, mean_BT, np.nan)
   flag_BT, cover_BT = np.asarray(flag_BT), np.asarray(cover_BT)
-  right_B = np.round([line["pass_rate"] * config.group for line in batch]).astype(int)
+  right_B = np.float64([line["pass_rate"] * config.group for line in batch])
+  if not any("accuracy" in line for line in batch):
+    right_B = np.round(right_B)
   bucket_B = bucket_of(right_B, samples=config.group, easy=config.reward.easy,
                        medium=config.reward.medium)
   found = []
@@ -111,6 +113,11 @@ def _annotate(batch, steps, metrics, config, held_out):
         ("entropy", entropy_BT), ("flag", flag_BT), ("cover", cover_BT), ("trigger", trigger_BT),
         ("mean", mean_BT))}))
   return found
+
+
+def _base_reward(line):
+  """What a logged response is worth before AEPO shapes its reward."""
+  return line.get("reward", line["correct"])
 
 
 def _reward_terms(line, bucket, count, metrics, config):
@@ -133,6 +140,8 @@ def _reward_terms(line, bucket, count, metrics, config):
   weight = np.asarray(ops.kl_weight(
     bucket_B, np.bool_([[False, True]]), beta_3=np.float32(config.kl.beta) * kappa_3,
     rho=config.kl.rho if config.kl.dynamic else 1.0))[0]
-  return {"accuracy": line["correct"], "shaping": float(total_B[0] - correct_B[0]),
-          "total": float(total_B[0]), "target": target, "multiplier": multiplier,
-          "kl_outside": float(weight[0]), "kl_inside": float(weight[1])}
+  base, shaping = _base_reward(line), float(total_B[0] - correct_B[0])
+  return {"accuracy": base, "shaping": shaping,
+          "total": base + shaping if "reward" in line else float(total_B[0]),
+          "target": target, "multiplier": multiplier, "kl_outside": float(weight[0]),
+          "kl_inside": float(weight[1])}

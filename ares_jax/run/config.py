@@ -7,6 +7,7 @@ import os
 from typing import Literal
 
 from ares_jax.data.prompts import PromptConfig
+from ares_jax.grading.scoring import ScoreConfig
 from ares_jax.models import lora
 from ares_jax.models.config import VisionConfig
 from ares_jax.run.data import DataConfig
@@ -73,7 +74,7 @@ class GradeConfig:
   timeout: float = setting(free=True, per_host=True)  # seconds per answer
   # Share of a batch's answers that may time out; a larger one stops the run.
   timeout_share: float = setting(free=True)
-  # "layered", "release" (mathruler) or "package.module:function".
+  # "layered", "release" (mathruler), "package.module:function" or "FILE.py:function".
   grader: str = setting(curation=True)
 
   def __post_init__(self):
@@ -240,6 +241,7 @@ class TrainConfig:
   aepo: AepoConfig = setting(first_read_by="aepo")
   evaluate: EvaluateConfig = setting(first_read_by="warmup")
   wandb: WandbConfig = setting(free=True)
+  reward: ScoreConfig = optional(ScoreConfig(), first_read_by="warmup")
 
   def __post_init__(self):
     if not 0 <= self.seed < 2**32:  # jax ignores the bits above

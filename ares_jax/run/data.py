@@ -114,7 +114,8 @@ class RunData:
     if not sources:
       leave_out = f", or set {STAGE_OF[kind]}.steps = 0" if kind in STAGE_OF else ""
       raise ValueError(f"data.files.{kind} is empty; name files there{leave_out}")
-    mixture = open_sources(sources, kind, truths=kind not in _LEARNT)
+    mixture = open_sources(sources, kind, truths=kind not in _LEARNT,
+                           columns=bool(self._config.reward.function))
     if self._config.data.bad_rows == "error":
       return mixture
     return validation.without_bad_rows(

@@ -23,9 +23,11 @@ _UNCLIPPED = {"aepo.loss.clip_low": 1.0, "aepo.loss.clip_high": math.inf,
 PRESETS = {
   "aepo": {},
   "grpo": _GRPO,
-  # DAPO, arXiv 2503.14476: clip-higher, token average, dynamic sampling, no KL term. Its penalty
-  # on overlong answers is not implemented.
+  # DAPO, arXiv 2503.14476: clip-higher, token average, dynamic sampling, no KL term, a penalty on
+  # overlong answers. Its accuracy is 1 or -1, ours 1 or 0, so its penalty counts half; the last
+  # fifth of an answer is its 4,096 of 20,480 tokens.
   "dapo": _GRPO | {
+    "reward.weights": "accuracy=1, overlong=0.5", "reward.overlong": 0.2,
     "aepo.kl.beta": (0.0, 0.0, 0.0), "aepo.loss.clip_low": 0.2, "aepo.loss.clip_high": 0.28,
     "aepo.loss.average": "token", "aepo.filter.batches": 20, "aepo.filter.low": 0.01,
     "aepo.filter.high": 0.99},
@@ -62,6 +64,8 @@ def recipe():
                            targets=("q", "k", "v", "o", "gate", "up", "down")))
   c.data = dict(bad_rows="error")
   c.grade = dict(timeout=2.0, timeout_share=0.1, grader="layered")  # s an answer
+  c.reward = dict(function="", arguments="", weights="", accuracy="", threshold=0.5, overlong=0.2,
+                  failure="stop", timeout=60.0)  # s a batch
   loop = dict(strict=False, max_skipped=5)
 
   c.warmup = dict(loop=loop, optimizer=dict(schedule="cosine", **_ADAM))

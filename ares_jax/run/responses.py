@@ -28,6 +28,7 @@ class GradedResponses:
   correct: np.ndarray  # 0 or 1
   format_ok: np.ndarray  # 0 or 1
   group: int  # G, responses a prompt
+  scores: object = None  # scoring.Scores; None where right is 1 and wrong 0
 
 
 def write_rollouts(workdir, step, responses, chat, *, count):
@@ -56,17 +57,23 @@ def write_held_out(workdir, stage, step, responses, chat, *, problems, kept):
 def _lines(workdir, stage, step, responses, chat, indices):
   """Lines of JSON of the responses at `indices`; writes the images of their prompts."""
   samples, images, lines = responses.samples, {}, []
-  rate = np.asarray(responses.correct).reshape(-1, responses.group).mean(1)
+  scores = responses.scores
+  accuracy = np.asarray(responses.correct if scores is None else scores.accuracy)
+  rate = accuracy.reshape(-1, responses.group).mean(1)
   for index in indices:
     prompt, mask = index // responses.group, samples.mask[index]
     row = responses.rows[prompt]
     if prompt not in images:
       images[prompt] = [save_image(workdir, image) for image in row["images"]]
+    own = {} if scores is None else {
+      "accuracy": float(scores.accuracy[index]), "reward": float(scores.reward[index]),
+      "components": {name: float(values[index]) for name, values in scores.components.items()
+                     if np.isfinite(values[index])}}
     lines.append(json.dumps({
       "stage": stage, "step": int(step), "id": row["id"], "sample": index % responses.group,
       "question": _shown(row), "answer": row["answer"], "images": images[prompt],
       "response": responses.texts[index], "correct": float(responses.correct[index]),
-      "format_ok": float(responses.format_ok[index]), "parent": int(samples.parent[index]),
+      "format_ok": float(responses.format_ok[index]), **own, "parent": int(samples.parent[index]),
       "fork": int(samples.fork[index]),
       "pass_rate": float(rate[prompt]),  # of the whole group, written or not
       "tokens": chat.tokenizer.batch_decode([[token] for token in samples.tokens[index][mask]]),

@@ -9,6 +9,7 @@ import numpy as np
 
 from ares_jax.data.trigger_words import trigger_table
 from ares_jax.grading.pool import GradingPool
+from ares_jax.grading.scoring import Scorer
 from ares_jax.models import lora, weights
 from ares_jax.models.config import ModelConfig
 from ares_jax.run.config import TrainConfig
@@ -19,6 +20,8 @@ from ares_jax.sampling.rollout import Generator
 from ares_jax.sampling.scheduler import plan_cache
 from ares_jax.system import hosts, mesh
 from ares_jax.system.cluster import check_cluster
+
+_TRIED = 4  # rows of each kind of data that reward functions are tried on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +74,8 @@ def open_run(config, *, workdir=None, check=True):
     check: whether data and sizes must fit the mesh, as a run that trains needs.
   """
   check_cluster()
-  opened, grade = open_model(config.model), config.grade
-  with GradingPool(grade.workers, grade.timeout, grader=grade.grader,
-                   timeout_share=grade.timeout_share) as grader:
+  opened = open_model(config.model)
+  with _grader(config) as grader:
     generator = opened.generator(config.prompt, config.engine, grader)
     run = Run(config, opened.config, opened.tokens.tokenizer, generator,
               trigger_table(opened.tokens.tokenizer, opened.config.vocab),
@@ -81,6 +83,20 @@ def open_run(config, *, workdir=None, check=True):
     if check:
       check_run(run)
     yield run
+
+
+@contextlib.contextmanager
+def _grader(config):
+  """The GradingPool of a TrainConfig, or the Scorer that its section `reward` asks for."""
+  grade, reward = config.grade, config.reward
+  with GradingPool(grade.workers, grade.timeout, grader=grade.grader,
+                   timeout_share=grade.timeout_share) as grader:
+    if reward.is_default:
+      yield grader
+      return
+    with Scorer(reward, grader, workers=grade.workers, timeout=grade.timeout,
+                max_tokens=config.aepo.sampling.max_tokens) as scorer:
+      yield scorer
 
 
 def check_run(run):
@@ -113,6 +129,10 @@ def _check_data(run, stages):
                        f"lower it or give more data")
   for kind in sorted({*kinds} - {"warmup"}):
     hosts.on_process_0(functools.partial(run.data.check_truths, kind))
+    if isinstance(run.generator.grader, Scorer):
+      source = run.source(kind)
+      rows = [source[index] for index in range(min(_TRIED, len(source)))]
+      hosts.on_process_0(functools.partial(run.generator.grader.try_out, rows))
 
 
 def _check_frozen_parts(run, stages):

@@ -13,13 +13,14 @@ import numpy as np
 from flax import serialization
 
 from ares_jax.data.prompts import PromptBatch
-from ares_jax.grading.answer import Truth
+from ares_jax.grading.pool import GraderError
+from ares_jax.grading.scoring import Scores
 from ares_jax.models import flops as flops_lib
 from ares_jax.models.vision import VisionInput
 from ares_jax.sampling.sampler import EngineConfig, Samples, sample
 from ares_jax.system import heartbeat, hosts, mesh
 from ares_jax.system.config import optional
-from ares_jax.training.batch import RolloutBatch
+from ares_jax.training.batch import AnswerScores, RolloutBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,13 @@ class Grades:
   texts: list  # B responses
   correct: np.ndarray  # float32 [B], 0 or 1
   format_ok: np.ndarray  # float32 [B], 0 or 1
-  timed_out: int  # responses whose grading timed out; they count as wrong
+  timed_out: int  # responses whose grading timed out or failed; they count as wrong
+  scores: Scores | None = None  # of a scoring.Scorer; None where right is 1 and wrong 0
+
+  @property
+  def accuracy(self):
+    """float32 [B] in [0, 1]."""
+    return self.correct if self.scores is None else self.scores.accuracy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +69,7 @@ class Generator:
   allowed: np.ndarray  # bool [V], tokens that may be sampled
   end: tuple  # end-of-turn token ids
   engine: EngineConfig
-  grader: object  # grading.pool.GradingPool
+  grader: object  # grading.pool.GradingPool, or grading.scoring.Scorer in its place
   phases: object  # system.profiler.PhaseTimer
 
   def sample(self, params, prompts, key, *, group, sampling, branching=None, finished=None):
@@ -87,15 +94,15 @@ class Generator:
 
   def answer(self, params, prompts, key, *, group, sampling, branching=None):
     """(Samples, Grades) of responses, each one graded while others are still decoded."""
-    truths = [Truth.of(row) for row in prompts.rows for _ in range(group)]
-    local_rows, texts, errors = hosts.local_shard(range(len(truths))), {}, []
+    rows = [row for row in prompts.rows for _ in range(group)]
+    local_rows, texts, errors = hosts.local_shard(range(len(rows))), {}, []
     grading = self.grader.begin()
 
     def add(row, tokens):
       # Rows that are not local belong to padding or to another process.
       if row in local_rows and row not in texts:
         texts[row] = self.encoder.chat.text(tokens)
-        grading.add(row, texts[row], truths[row])
+        grading.add(row, texts[row], rows[row], tokens)
 
     def finished(row, tokens):
       with self.phases("grading_meanwhile"):
@@ -111,18 +118,25 @@ class Generator:
         raise error
       for row in local_rows:
         add(row, samples.tokens[row][samples.mask[row]])
-      return Grades([texts[row] for row in local_rows], *grading.finish())
+      entropies = {row: samples.entropy[row][samples.mask[row]] for row in local_rows}
+      return Grades([texts[row] for row in local_rows], *grading.finish(entropies))
 
     samples = self.sample(params, prompts, key, group=group, sampling=sampling,
                           branching=branching, finished=finished)
     with self.phases("grading"):
       return samples, grade_sharded(finish)
 
-  def judge(self, texts, truths):
-    """Grades of given responses."""
+  def judge(self, texts, rows):
+    """Grades of given responses to rows."""
     local = hosts.local_shard(texts)
-    return grade_sharded(
-      lambda: Grades(local, *self.grader.grade(local, hosts.local_shard(truths))))
+
+    def grade():
+      grading = self.grader.begin()
+      for index, (text, row) in enumerate(zip(local, hosts.local_shard(rows), strict=True)):
+        grading.add(index, text, row, self.encoder.chat.response(text))
+      return Grades(local, *grading.finish())
+
+    return grade_sharded(grade)
 
 
 def grade_sharded(grade):
@@ -143,11 +157,18 @@ def grade_sharded(grade):
   messages = hosts.allgather(message)
   if not all(messages):
     heartbeat.heartbeat(collective=True)  # one process was asked to stop, so all stop
-  shards = [Grades(**serialization.msgpack_restore(data)) for data in messages]
+  shards = [_restore_grades(serialization.msgpack_restore(data)) for data in messages]
+  scores = [shard.scores for shard in shards]
   return Grades(hosts.join_shards([shard.texts for shard in shards]),
                 np.float32(hosts.join_shards([shard.correct for shard in shards])),
                 np.float32(hosts.join_shards([shard.format_ok for shard in shards])),
-                sum(shard.timed_out for shard in shards))
+                sum(shard.timed_out for shard in shards),
+                None if scores[0] is None else Scores.join(scores, hosts.join_shards))
+
+
+def _restore_grades(values):
+  scores = values.pop("scores")
+  return Grades(**values, scores=None if scores is None else Scores(**scores))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,13 +182,14 @@ class Rollout:
   texts: list  # B responses
   batches: int  # prompt batches sampled
   metrics: dict
+  scores: Scores | None = None
 
   def batch(self, rows):
     """RolloutBatch of numpy arrays; `rows` are the samples as `training.batch.pack` packs them."""
     return RolloutBatch(
       tokens=self.samples.tokens, response_mask=self.samples.mask, entropy=self.samples.entropy,
       correct=self.correct, format_ok=self.format_ok, vision=VisionInput(**self.prompts.vision),
-      rows=rows)
+      rows=rows, scores=AnswerScores.of(self.scores))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +201,7 @@ class Group:
   texts: list
   correct: np.ndarray  # float32 [G]
   format_ok: np.ndarray  # float32 [G]
+  scores: Scores | None
 
 
 def collect(generator, params, batches, key, *, group, order, sampling, config, branching=None,
@@ -187,6 +210,7 @@ def collect(generator, params, batches, key, *, group, order, sampling, config, 
 
   Groups outside the filter's band are replaced by groups of further batches. If too few groups are
   left after `config.batches` batches, dropped groups fill the rollout, so that its shape is fixed.
+  Groups on which a reward function failed are never taken; where others are too few, these repeat.
 
   Args:
     generator, sampling, config: Generator, SamplingConfig, FilterConfig.
@@ -201,6 +225,9 @@ def collect(generator, params, batches, key, *, group, order, sampling, config, 
 
   Returns:
     Rollout; its metrics "work/tokens" and "work/flops" count dropped groups too.
+
+  Raises:
+    GraderError: a reward function failed on every group.
   """
   kept, dropped, totals = [], [], collections.Counter()
   while totals["batches"] < config.batches:
@@ -208,15 +235,17 @@ def collect(generator, params, batches, key, *, group, order, sampling, config, 
       prompts = next(batches)
     samples, grades = generator.answer(params, prompts, key, group=group, sampling=sampling,
                                        branching=branching)
-    value_B = grades.correct if config.key == "accuracy" else rewards(samples, grades)
+    value_B = grades.accuracy if config.key == "accuracy" else rewards(samples, grades)
     mean_P = value_B.reshape(-1, group).mean(1)
-    in_band_P = (config.low <= mean_P) & (mean_P <= config.high)
+    failed_P = np.zeros(mean_P.shape, bool) if grades.scores is None else (
+      grades.scores.failed.reshape(-1, group).any(1))
+    in_band_P = (config.low <= mean_P) & (mean_P <= config.high) & ~failed_P
     totals.update(batches=1, timed_out=grades.timed_out, in_band=in_band_P.sum(),
-                  correct=float(grades.correct.mean()),
+                  correct=float(grades.accuracy.mean()), failed=failed_P.sum(),
                   tokens=int(samples.mask.sum() - samples.fork.sum()),
                   flops=_rollout_flops(generator.model, prompts, samples))
     _select(kept, dropped, functools.partial(_group, prompts, samples, grades, group),
-            in_band_P | (config.batches == 1))
+            in_band_P | (config.batches == 1) & ~failed_P, failed_P)
     wanted = len(prompts.rows)
     if len(kept) == wanted:
       break
@@ -228,6 +257,11 @@ def collect(generator, params, batches, key, *, group, order, sampling, config, 
     # reward/accuracy is that of the groups in the rollout, near 0.5 whatever the policy can do.
     metrics["rollout/accuracy"] = float(totals["correct"] / totals["batches"])
   groups = kept + dropped
+  if not groups:
+    raise GraderError(f"all {totals['failed']} groups failed, the first: {grades.scores.failure}")
+  if grades.scores is not None:
+    metrics["rollout/failed_groups"] = totals["failed"]
+    groups = [groups[index % len(groups)] for index in range(wanted)]
   lengths_PG = [each.prompt.length[0] + each.samples.mask.sum(1) for each in groups]
   groups = [groups[index] for index in order(np.stack(lengths_PG))]
   samples = jax.tree.map(lambda *parts: np.concatenate(parts), *[each.samples for each in groups])
@@ -239,21 +273,22 @@ def collect(generator, params, batches, key, *, group, order, sampling, config, 
     correct=np.concatenate([each.correct for each in groups]),
     format_ok=np.concatenate([each.format_ok for each in groups]),
     texts=[text for each in groups for text in each.texts],
-    batches=totals["batches"], metrics=metrics)
+    batches=totals["batches"], metrics=metrics,
+    scores=None if grades.scores is None else Scores.join([each.scores for each in groups]))
 
 
-def _select(kept, dropped, group, useful_P):
+def _select(kept, dropped, group, useful_P, failed_P):
   """Adds the groups of one batch to `kept` and `dropped`, which hold P groups together at most.
 
-  `group` returns a copy of the Group with a given index. Groups that are not needed are not copied:
-  the images of a batch may be gigabytes.
+  Those that failed are in neither. `group` returns a copy of the Group with a given index. Groups
+  that are not needed are not copied: the images of a batch may be gigabytes.
   """
   for index, useful in enumerate(useful_P):
     if len(kept) == len(useful_P):
       break
     if useful:
       kept.append(group(index))
-    elif len(kept) + len(dropped) < len(useful_P):
+    elif not failed_P[index] and len(kept) + len(dropped) < len(useful_P):
       dropped.append(group(index))
   del dropped[len(useful_P) - len(kept):]
 
@@ -261,7 +296,8 @@ def _select(kept, dropped, group, useful_P):
 def _group(prompts, samples, grades, size, index):
   rows = slice(index * size, (index + 1) * size)
   return Group(prompts.take([index]), jax.tree.map(lambda x: x[rows].copy(), samples),
-               grades.texts[rows], grades.correct[rows], grades.format_ok[rows])
+               grades.texts[rows], grades.correct[rows], grades.format_ok[rows],
+               None if grades.scores is None else grades.scores.take(rows))
 
 
 def _rollout_flops(model, prompts, samples):

@@ -15,9 +15,11 @@ from absl import logging
 
 from ares_jax.system import heartbeat as heartbeat_lib
 from ares_jax.system import hosts
+from ares_jax.system.command import exit_code
 from ares_jax.system.private_jax import coordination_client, coordinator_address
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_LEAVE = 5.0  # seconds in which a process ends after an error
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
 
 
@@ -130,7 +132,7 @@ def _connect(found, config):
     # After its own timeout jax would end the process with a stack trace.
     if not joined.wait(config.join):
       _exit_with(f"after {config.join:g} s (hosts.join) not all processes have come to {address}: "
-                 f"{_missing(found)}; start the same command on every host")
+                 f"{_missing(found)}; start the same command on every host", os.EX_TEMPFAIL)
 
   threading.Thread(target=limit_wait, daemon=True, name="join").start()
   jax.config.update("jax_enable_preemption_service", False)  # heartbeat.py handles SIGTERM
@@ -203,19 +205,20 @@ class _Peers:
     jax.distributed.shutdown()
 
   def fail(self, error):
-    """Tells the others which error ended this process."""
-    if isinstance(error, jax.errors.JaxRuntimeError):
+    """Tells the others which error ended this process, and the exit code with which all end."""
+    code = exit_code(error)
+    if code == os.EX_TEMPFAIL:
       # Probably another process has died; then the threads find out which and end this process.
       time.sleep(self._heartbeat + 5)
     hosts.left.set()
     text = " ".join(str(error).split())[:500] or type(error).__name__
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process may have set it
-      self._client.key_value_set("ares/ended", f"{self._name} ended: {text}")
+      self._client.key_value_set("ares/ended", f"{code} {self._name} ended: {text}")
     if jax.process_index() == 0:
       time.sleep(2 * self._pause)  # the store ends with this process; let the others read it
     # On a normal exit jax, or a running save, would wait for processes that do not come.
-    atexit.register(_flush_and_exit)
-    timer = threading.Timer(5, _flush_and_exit)
+    atexit.register(_flush_and_exit, code)
+    timer = threading.Timer(_LEAVE, _flush_and_exit, (code,))
     timer.daemon = True
     timer.start()
 
@@ -234,17 +237,18 @@ class _Peers:
         if quiet and not hosts.left.is_set():
           text = (f"{quiet[0].partition(' ')[2]} has given no sign for {self._heartbeat:g} s "
                   "(hosts.heartbeat): the run ends; the same command on all hosts continues it")
-          self._client.key_value_set("ares/ended", text)
+          self._client.key_value_set("ares/ended", f"{os.EX_TEMPFAIL} {text}")
           time.sleep(2 * self._pause)  # let the others read it
-          _exit_with(text)
+          _exit_with(text, os.EX_TEMPFAIL)
       if hosts.left.wait(self._pause):
         return
 
   def _wait_for_end(self):
     while not hosts.left.is_set():
-      text = ""
+      code, text = os.EX_TEMPFAIL, ""
       try:
-        text = self._client.blocking_key_value_get("ares/ended", int(1000 * self._pause))
+        code, _, text = self._client.blocking_key_value_get(
+          "ares/ended", int(1000 * self._pause)).partition(" ")
       except jax.errors.JaxRuntimeError as error:
         if "DEADLINE_EXCEEDED" not in str(error):
           text = f"process 0 at {self._address} is gone: the run ends"
@@ -252,15 +256,18 @@ class _Peers:
         text = (f"process 0 at {self._address} has not answered for {self._heartbeat:g} s "
                 "(hosts.heartbeat): the run ends")
       if text and not hosts.left.is_set():
-        _exit_with(text)
+        if jax.process_index() == 0:
+          # The store ends with this process, and jax then aborts those that have not ended.
+          time.sleep(_LEAVE + 1)
+        _exit_with(text, int(code))
 
 
-def _exit_with(text):
+def _exit_with(text, code):
   os.write(2, f"error: {text}\n".encode())
-  os._exit(1)
+  os._exit(code)
 
 
-def _flush_and_exit():
+def _flush_and_exit(code):
   sys.stdout.flush()
   sys.stderr.flush()
-  os._exit(1)
+  os._exit(code)

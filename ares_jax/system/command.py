@@ -1,15 +1,22 @@
 """Runs a command: parses flags, and turns errors into one line and an exit code.
 
-Exit codes: 0 success, 1 a mistake in a config, an input or a file, 2 wrong usage, 130 Ctrl-C.
+Exit codes: 0 success, 1 a mistake in a config, an input or a file, or a bug, 2 wrong usage, 75 a
+host or device was lost or the run hung (EX_TEMPFAIL: the same command may go on), 130 stopped.
 """
 
 import os
+import re
 import sys
 import traceback
 
 from absl import flags, logging
 
 from ares_jax.system import config as config_lib
+
+# Faults of chips, connections and servers, as jax and tensorstore word them, in errors of several
+# classes: a lost peer can be a plain "ValueError: UNKNOWN: Gloo AllGather failed".
+_LOST = re.compile(
+  r"\b(ABORTED|CANCELLED|DATA_LOSS|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): ")
 
 
 class UsageError(config_lib.ConfigError):
@@ -56,6 +63,15 @@ def run(main, *, positional=(), argv=None, renamed=None):
   sys.exit(0)
 
 
+def exit_code(error):
+  """The exit code of a command that an exception ended."""
+  if isinstance(error, KeyboardInterrupt):
+    return 130
+  if isinstance(error, UsageError):
+    return 2
+  return os.EX_TEMPFAIL if _LOST.search(str(error)) else 1
+
+
 def _call_or_exit(call):
   """Calls `call`; an error that is no bug becomes one line on stderr and an exit code."""
   try:
@@ -69,7 +85,12 @@ def _call_or_exit(call):
     if "ARES_TRACEBACK" in os.environ:
       traceback.print_exc()
       hint = ""
-    _exit(f"error: {config_lib.one_line(error)}{hint}", 1)
+    _exit(f"error: {config_lib.one_line(error)}{hint}", exit_code(error))
+  except Exception as error:
+    if exit_code(error) == 1:
+      raise
+    traceback.print_exc()
+    sys.exit(exit_code(error))
 
 
 def require_config(config):

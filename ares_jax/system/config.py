@@ -57,10 +57,13 @@ def setting_marks(cls, prefix="", inherited=None):
 
 
 def setting_defaults(cls, prefix=""):
-  """{dotted key: default} of the `optional` settings of `cls` and of its sections."""
+  """{dotted key: default} of the `optional` settings of `cls` and of its sections.
+
+  All settings of an optional section are optional themselves.
+  """
   found = {}
   for field, sections in _fields(cls):
-    if _OPTIONAL in field.metadata:
+    if _OPTIONAL in field.metadata and not sections:
       found[prefix + field.name] = field.default
     for section in sections:
       found |= setting_defaults(section, f"{prefix}{field.name}.")

@@ -2,7 +2,8 @@
 
 Long work calls `heartbeat()` where it is safe to stop: every step, every chunk of decoding, every
 graded formula. SIGINT and SIGTERM request a stop, and the next heartbeat raises `StopRequested`. A
-second signal ends the process at once. `watchdog` ends a process that has hung.
+second signal ends the process at once. `watchdog` ends a process that has hung, with the exit code
+EX_TEMPFAIL: the same command may go on.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import time
 import types
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_TWICE = 0.5  # seconds in which a terminal and a supervisor may send the same signal
 _KEEP = 60.0  # seconds for what is done before the watchdog ends the process
 
 # State of the process, like its signal handlers.
@@ -101,21 +103,21 @@ def stop_signals():
 
 
 def _listen(read):
-  told = False  # not _stop, which the handler in the main thread sets for the same signal
+  told = 0.0  # when; not _stop, which the handler in the main thread sets for the same signal
   while number := os.read(read, 1):
-    if number[0] not in SIGNALS:
+    if number[0] not in SIGNALS or time.monotonic() - told < _TWICE:
       continue
     if told:
       _print("ended at once; the run goes on from its last checkpoint")
       os._exit(130)
-    told = True
+    told = time.monotonic()
     _stop.set()
     _print(f"stopping {_process.stops}; once more ends at once")
 
 
 @contextlib.contextmanager
 def watchdog(path, minutes, keep=lambda: None):
-  """Ends the process with exit code 1 after `minutes` without a heartbeat; stacks go to `path`.
+  """Ends the process after `minutes` without a heartbeat; stacks go to `path`.
 
   `keep` is called then, for at most a minute: it brings `path` to where it outlives the machine.
   """
@@ -129,14 +131,14 @@ def watchdog(path, minutes, keep=lambda: None):
   finally:
     over.set()
     watcher.join()
-    faulthandler.cancel_dump_traceback_later()
+    _disarm()
 
 
 @contextlib.contextmanager
 def without_watchdog():
   """Pauses the watchdog around a call that may take long without a heartbeat."""
   _paused.set()
-  faulthandler.cancel_dump_traceback_later()
+  _disarm()
   try:
     yield
   finally:
@@ -147,22 +149,26 @@ def without_watchdog():
 def _watch(over, path, seconds, keep=lambda: None):
   """The watchdog's thread.
 
-  faulthandler's timer covers the case in which this thread does not run: C code that hangs while it
-  holds Python's global lock. The timer prints no message, and its stacks go to stderr.
+  Timers of the system cover the case in which this thread does not run: C code that hangs while it
+  holds Python's global lock. They print no message; faulthandler's stacks go to stderr.
   """
   pause = min(10.0, seconds / 4)
   while not over.wait(pause):
     # Read in this order: `without_watchdog` sets the heartbeat before it clears the pause.
     paused, quiet = _paused.is_set(), time.monotonic() - _process.last_heartbeat
     if paused:
-      faulthandler.cancel_dump_traceback_later()
+      _disarm()
       continue
     if quiet < seconds:
       # The system's timer takes no endless time: a year stands for it.
-      faulthandler.dump_traceback_later(min(seconds - quiet + 2 * pause, 3e7), file=2, exit=True)
+      later = min(seconds - quiet + 2 * pause, 3e7)
+      faulthandler.dump_traceback_later(later, file=2)
+      signal.setitimer(signal.ITIMER_REAL, later + 1)  # SIGALRM ends the process
       if _paused.is_set():  # since it was read above
-        faulthandler.cancel_dump_traceback_later()
+        _disarm()
       continue
+    faulthandler.cancel_dump_traceback_later()
+    signal.setitimer(signal.ITIMER_REAL, 2 * _KEEP)
     _print(f"nothing has happened for {quiet:.0f} s (stall_minutes): ended; stacks in {path}")
     # The process ends even if the run's folder is gone.
     with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
@@ -171,7 +177,12 @@ def _watch(over, path, seconds, keep=lambda: None):
     keeping = threading.Thread(target=keep, daemon=True)
     keeping.start()
     keeping.join(_KEEP)
-    os._exit(1)
+    os._exit(os.EX_TEMPFAIL)
+
+
+def _disarm():
+  faulthandler.cancel_dump_traceback_later()
+  signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _print(text):

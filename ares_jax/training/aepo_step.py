@@ -127,10 +127,10 @@ def update_signal(config, controllers, batch, trigger_V):
                                           trigger_V, group=config.group)
   advantage = functools.partial(
     ops.group_advantage, group=config.group, normalize=config.loss.advantage,
-    correct_B=batch.correct if config.loss.equal_groups == "zero" else None)
+    correct_B=batch.reward if config.loss.equal_groups == "zero" else None)
   advantage_B = advantage(shaping.reward)
   metrics["reward/no_signal"] = (advantage_B == 0).mean()
-  metrics |= shaped_metrics(advantage_B, advantage(batch.correct), shaping.bucket)
+  metrics |= shaped_metrics(advantage_B, advantage(batch.reward), shaping.bucket)
   signal = jax.tree.map(mesh.shard, Signal(
     advantage=advantage_B, bonus=shaping.bonus if config.reward.token_bonus else None,
     cover=shaping.cover, bucket=shaping.bucket, length=batch.response_mask.sum(1),

@@ -54,6 +54,20 @@ class PackedRows:
 
 
 @flax.struct.dataclass
+class AnswerScores:
+  """What B responses are worth, where it is more than right or wrong (grading/scoring.py)."""
+
+  accuracy: jax.Array  # float32 [B], in [0, 1]
+  reward: jax.Array  # float32 [B], weighted sum of the components
+  components: dict  # {name: float32 [B]}, NaN where a response has none
+
+  @classmethod
+  def of(cls, scores):
+    """The fields of a scoring.Scores; None of None."""
+    return scores and cls(scores.accuracy, scores.reward, scores.components)
+
+
+@flax.struct.dataclass
 class RolloutBatch:
   """B graded responses, and their packed rows.
 
@@ -67,6 +81,17 @@ class RolloutBatch:
   format_ok: jax.Array  # float32 [B], 0 or 1
   vision: VisionInput  # of the P prompts
   rows: PackedRows
+  scores: AnswerScores | None = None  # None: the accuracy and the reward are `correct`
+
+  @property
+  def accuracy(self):
+    """float32 [B] in [0, 1], whose mean over a group decides its difficulty."""
+    return self.correct if self.scores is None else self.scores.accuracy
+
+  @property
+  def reward(self):
+    """float32 [B], before the reward is shaped."""
+    return self.correct if self.scores is None else self.scores.reward
 
   @classmethod
   def abstract(cls, model, config, prompt_tokens, windows):

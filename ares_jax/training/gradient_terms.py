@@ -24,7 +24,7 @@ def gradient_terms(model, config, state, reference, batch, trigger_V, base=None)
   Memory: five gradients in float32 beside the state.
   """
   full, *_ = update_signal(config, state.controllers, batch, trigger_V)
-  accuracy_B = ops.group_advantage(batch.correct, group=config.group,
+  accuracy_B = ops.group_advantage(batch.reward, group=config.group,
                                    normalize=config.loss.advantage)
   none_B, none_3 = jnp.zeros_like(accuracy_B), jnp.zeros(3)
   fixed_3 = jnp.float32(config.kl.beta) * jnp.float32(config.kl.start)

@@ -121,13 +121,15 @@ def shape_rewards(entropy, reward, controllers, batch, trigger_V, *, group):
   cover_BT = ops.hwe_cover(windows.start, mask_BT,
                            window=entropy.window if entropy.cover == "window" else 1)
   count_B = windows.flag.sum(1).astype(jnp.float32)
-  bucket_B = ops.difficulty(batch.correct, group=group, easy=reward.easy, medium=reward.medium)
+  bucket_B = ops.difficulty(batch.accuracy, group=group, easy=reward.easy, medium=reward.medium)
   buckets = _compare_with_targets(reward, controllers, count_B, bucket_B)
 
   reward_B = _rewards(reward, controllers, batch.correct, count_B, bucket_B, buckets)
+  if batch.scores is not None:
+    reward_B = batch.reward + (reward_B - batch.correct)
   if reward.placebo:
     key = jax.random.key(batch.tokens.sum())  # another one every batch; a repeated run has the same
-    reward_B = batch.correct + _dealt(reward_B - batch.correct, batch.correct, key)
+    reward_B = batch.reward + _dealt(reward_B - batch.reward, batch.correct, key)
   bonus_BT = jnp.zeros_like(batch.entropy)
   if reward.token_bonus:
     sign_3 = jnp.float32([-1, 0, 1]) if reward.bonus_sign == "bucket" else jnp.ones(3)
@@ -215,13 +217,18 @@ def _metrics(batch, windows, count_B, buckets, shaping):
   member_3B = shaping.bucket == jnp.arange(3)[:, None]
   tokens_3 = (member_3B * tokens_B).sum(1)
   metrics = {
-    "reward/accuracy": batch.correct.mean(), "reward/format_ok": batch.format_ok.mean(),
+    "reward/accuracy": batch.accuracy.mean(), "reward/format_ok": batch.format_ok.mean(),
     "reward/mean": shaping.reward.mean(), "reward/std": shaping.reward.std(),
-    "reward/shaping": (shaping.reward - batch.correct).mean(),
+    "reward/shaping": (shaping.reward - batch.reward).mean(),
     "response/tokens": tokens_B.mean(),
     "response/entropy": (batch.entropy * batch.response_mask).sum() / tokens,
     "hwe/threshold": windows.threshold, "hwe/batch_threshold": windows.batch_threshold,
     "hwe/share": windows.flag.sum() / tokens, "hwe/cover": shaping.cover.sum() / tokens}
+  for name, value_B in ({} if batch.scores is None else batch.scores.components).items():
+    given_B = jnp.isfinite(value_B)
+    metrics[f"component/{name}"] = jnp.nanmean(value_B)
+    metrics |= _bucket_means(f"component/{name}", jnp.where(given_B, value_B, 0), shaping.bucket,
+                             over_B=given_B)
   metrics |= by_bucket("bucket/share", member_3B.mean(1))
   metrics |= by_bucket("bucket/tokens", tokens_3 / buckets.size)
   metrics |= _bucket_means("hwe/count", count_B, shaping.bucket)

@@ -69,20 +69,28 @@ def test_reads_a_line_of_every_schema(tmp_path, schema, record, write):
 def test_a_source_names_its_columns(tmp_path):
   path = files.jsonl(tmp_path / "d.jsonl", [
     {"Body": "A bag has 3 cells.", "Question": "How many?", "Answer": 3.0, "A": "2", "B": "3",
-     "meta": {"kind": "count", "tags": ["easy", "new"]}, "pics": ["a.png"], "pic2": "b.png"},
+     "meta": {"kind": "count", "seed": 7, "tags": ["easy", "new"]}, "pics": ["a.png"],
+     "pic2": "b.png"},
     {"Body": None, "Question": "Why?", "Answer": "B", "A": "up", "B": "down",
      "pics": [], "meta": {}}])
   columns = dict(question=("Body", "Question"), answer="Answer", options=["A", "B"],
-                 level="meta.tags.0", source=("meta.kind", "meta.tags.1"), images=("pics", "pic2"))
+                 level="meta.tags.0", group="meta.seed", source=("meta.kind", "meta.tags.1"),
+                 images=("pics", "pic2"))
   source = FileSource(config(path, columns=columns, images=str(tmp_path / "pictures")))
   assert source[0] == {
-    "id": "d.jsonl:0", "source": "count/new", "level": "easy", "group": None, "step": None,
+    "id": "d.jsonl:0", "source": "count/new", "level": "easy", "group": "7", "step": None,
     "question": "A bag has 3 cells.\nHow many?\nA. 2\nB. 3", "answer": ["3.0"],
     "options": ["2", "3"], "tolerance": 0.0,
     "images": [str(tmp_path / "pictures" / name) for name in ("a.png", "b.png")],
     "left_out": []}
   assert source[1]["question"] == "Why?\nA. up\nB. down" and source[1]["answer"] == ["B", "down"]
   assert source[1]["source"] == "d"
+
+
+def test_a_row_names_the_group_of_its_variants(tmp_path):
+  path = files.jsonl(tmp_path / "d.jsonl", [{"question": "q", "answer": "3", "group": "bags"}])
+  row = FileSource(config(path))[0]
+  assert row["group"] == "bags" and row["left_out"] == []
 
 
 def test_a_column_that_no_record_has_is_an_error(tmp_path):

@@ -143,6 +143,14 @@ def endless(response, truth):
   time.sleep(600)
 
 
+def supervised(restarts, *words):
+  """A supervisor, as train has it, of a process of this script."""
+  sys.path[:0] = [str(ROOT)]
+  from ares_jax.system import supervisor
+
+  sys.exit(supervisor.supervise([sys.executable, str(HERE), *words], int(restarts), pause=1.0))
+
+
 def grading(folder):
   """Grades by workers: process 0 three answers, process 1 one; then one that never ends."""
   sys.path[:0] = [str(ROOT)]
@@ -285,7 +293,8 @@ def main(folder, steps=30):
 
 
 if __name__ == "__main__":
-  modes = {"--child": child, "--waiting": waiting, "--toy": toy, "--grading": grading}
+  modes = {"--child": child, "--waiting": waiting, "--toy": toy, "--grading": grading,
+           "--supervised": supervised}
   try:
     modes.get(sys.argv[1], main)(*sys.argv[2 if sys.argv[1] in modes else 1:])
   except KeyboardInterrupt as stop:

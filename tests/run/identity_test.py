@@ -245,16 +245,18 @@ def test_a_disk_that_refuses_a_file_keeps_the_old_one_and_nothing_besides(tmp_pa
 # Every setting of a config, by hand: the records must say the same (run/config.py, run/data.py).
 FREE = ("threads", "hosts.", "mesh.", "engine.", "grade.workers", "grade.timeout",
         "grade.timeout_share", "stall_minutes", "wandb.", "warmup.loop.", "adacs.loop.",
-        "aepo.loop.", "aepo.terms_every")
+        "aepo.loop.", "aepo.terms_every", "reward.failure", "reward.timeout")
 PER_HOST = ("threads", "grade.workers", "grade.timeout", "stall_minutes")
 FIRST_IN_STAGE_1 = ("adacs.", "curate.", "aepo.sampling.max_tokens", "data.sft",
                     "data.files.sft", "data.digits.sft")
-FIRST_IN_STAGE_2 = ("aepo.", "data.rl", "data.files.rl", "data.digits.rl")
+FIRST_IN_STAGE_2 = ("aepo.", "data.rl", "data.files.rl", "data.digits.rl", "reward.weights",
+                    "reward.overlong")
 DECIDE_CURATION = (
   "seed", "model.", "data.digits", "data.digits.", "data.bad_rows", "prompt.", "grade.grader",
   "warmup.steps", "tokenizer", "template", "weights", "curate.pass_rates", "curate.problems",
   "curate.samples", "aepo.sampling.max_tokens", "data.sft", "data.files.sft",
-  "data.digits.sft")
+  "data.digits.sft", "reward.function", "reward.arguments", "reward.accuracy",
+  "reward.threshold")
 DIGESTS = ("tokenizer", "template", "weights", "data.warmup", "data.sft", "data.rl",
            "data.eval", "base.final_norm", "base.blocks/q")
 

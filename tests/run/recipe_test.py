@@ -35,7 +35,8 @@ def test_grpo_is_aepo_without_its_two_parts():
 
 def test_dapo_clips_higher_filters_and_has_no_kl():
   expected = {"aepo.reward.kind": "accuracy", "aepo.kl.dynamic": False,
-              "aepo.kl.beta": (0.0, 0.0, 0.0), "aepo.loss.clip_high": 0.28}
+              "aepo.kl.beta": (0.0, 0.0, 0.0), "aepo.loss.clip_high": 0.28,
+              "reward.weights": "accuracy=1, overlong=0.5"}
   assert changed("aepo_7b.py", "dapo") == expected
   assert changed("ares_tiny.py", "dapo") == expected | {"aepo.filter.batches": 20}
 

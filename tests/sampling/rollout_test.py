@@ -6,6 +6,8 @@ import pytest
 import tiny
 
 from ares_jax.data.prompts import PromptBatch
+from ares_jax.grading.pool import GraderError
+from ares_jax.grading.scoring import Scores
 from ares_jax.models import flops
 from ares_jax.run import model as model_lib
 from ares_jax.sampling.rollout import FilterConfig, Grades, collect
@@ -113,6 +115,36 @@ def test_work_counts_every_sampled_token_once():
   pairs = [(3, 2), (3, 1), (2, 2), (2, 1)], [(3, 1), (3, 2), (2, 1), (3, 1)]
   drawing = sum(flops.decoding_flops(model, *pair) for batch in pairs for pair in batch)
   np.testing.assert_allclose(metrics["work/flops"], reading + drawing)
+
+
+class Failing(Fake):
+  """A generator with reward functions that fail on the answers to some prompts."""
+
+  def __init__(self, right, failed):
+    super().__init__(right)
+    self.failed = failed
+
+  def answer(self, params, batch, key, **options):
+    drawn, grades = super().answer(params, batch, key, **options)
+    failed = np.repeat([row["id"] in self.failed for row in batch.rows], 2)
+    return drawn, dataclasses.replace(grades, scores=Scores(
+      grades.correct, 2 * grades.correct, {"a": grades.correct}, failed, "f raises"))
+
+
+def test_a_group_on_which_a_reward_function_failed_is_dropped_and_counted():
+  def take(failed, config):
+    return collect(Failing([ALL, HALF, NONE, HALF], failed), None, iter([prompts(0), prompts(2)]),
+                   jax.random.key(0), group=2, order=as_drawn, sampling=None, config=config)
+
+  # The others of its batch repeat; with a filter, further batches replace it.
+  rollout = take({0}, FilterConfig(1, 0.01, 0.99))
+  assert [row["id"] for row in rollout.prompts.rows] == [1, 1]
+  assert rollout.metrics["rollout/failed_groups"] == 1
+  np.testing.assert_array_equal(rollout.scores.reward, [2, 0, 2, 0])
+  rollout = take({0}, FilterConfig(2, 0.01, 0.99))
+  assert [row["id"] for row in rollout.prompts.rows] == [1, 3]
+  with pytest.raises(GraderError, match="all 2 groups failed, the first: f raises"):
+    take({0, 1}, FilterConfig(1, 0.01, 0.99))
 
 
 def test_one_batch_means_no_filtering():

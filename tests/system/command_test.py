@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from ares_jax.system.command import UsageError, exit_code
+
 COMMAND = '''
 """Trains a little.
 
@@ -115,6 +117,18 @@ def test_the_line_says_how_to_get_a_traceback_unless_the_config_is_wrong(folder)
 def test_a_bug_keeps_its_traceback(folder):
   code, _, err = call(folder, "--config=c.py", "--kind=bug")
   assert code == 1 and "Traceback" in err and "KeyError: 'bug'" in err
+
+
+@pytest.mark.parametrize("error, code", [
+  (ValueError("rows 3 do not divide"), 1), (OSError(28, "No space left on device"), 1),
+  (KeyError("bug"), 1), (UsageError("a stray word"), 2), (KeyboardInterrupt(), 130),
+  (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), 75),
+  (RuntimeError("INTERNAL: Core halted unexpectedly; aepo is saved at step 3 of 9"), 75),
+  (ValueError("saving checkpoint 2 failed: UNAVAILABLE: HTTP response code: 503"), 75),
+  (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), 1),
+  (RuntimeError("INVALID_ARGUMENT: Mosaic failed to compile"), 1)])
+def test_the_exit_code_says_whether_another_try_may_go_on(error, code):
+  assert exit_code(error) == code
 
 
 def test_help_shows_the_example_and_the_flags(folder):

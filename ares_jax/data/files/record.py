@@ -1,7 +1,9 @@
 """A record of a file, and the values of its columns by the fields of a row."""
 
+import contextlib
 import dataclasses
 import decimal
+import json
 import math
 
 import numpy as np
@@ -95,6 +97,21 @@ class Record:
   def bad(self, code, reason):
     """The BadRow of this record."""
     return BadRow(self.location, code, reason)
+
+
+def plain_columns(schema, record):
+  """{name: value} of the columns of a record that hold texts, numbers, and lists or dicts of them.
+
+  Columns of images, by the schema, are left out.
+  """
+  images = {name for column in schema["columns"].get("images", ())
+            for name in ([column] if isinstance(column, str) else column)}
+  found = {}
+  for name, value in record.items():
+    if name not in _DERIVED and name.partition(".")[0] not in images:
+      with contextlib.suppress(TypeError, ValueError):  # bytes, dates: no JSON value
+        found[name] = json.loads(json.dumps(to_plain(value)))
+  return found
 
 
 def value_at(record, column):

@@ -1,0 +1,217 @@
+"""Calls users' reward functions: ours, EasyR1's and TRL's forms, each as its trainer calls it.
+
+An answer is a dict: "response" (text), "truth" (as the data have it), "tokens" (ids of the
+response), "entropies" (nats, one a token; None before decoding ends), "row" (the row of
+data/sources.py) and "columns" (the record as the file has it).
+"""
+
+import ast
+import collections.abc
+import dataclasses
+import inspect
+import math
+import sys
+
+from ares_jax.grading.sandbox import describe, load_function
+
+FORMS = ("answer", "batch", "easyr1", "trl", "trl_text")
+_JUDGE = "judge"
+_TEXTS = ("list[str]", "List[str]", "typing.List[str]")  # annotations of TRL's plain texts
+_NOT_COLUMNS = ("prompt", "completion", "completion_ids")  # TRL keeps these names to itself
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardFunction:
+  """A user's function, and how it is called."""
+
+  target: str  # "FILE.py:NAME" or "package.module:NAME"
+  form: str  # one of FORMS
+  arguments: tuple = ()  # pairs (name, value), keyword arguments of every call
+  is_judge: bool = False  # runs in this process: it is async, or the user says so
+
+  @property
+  def name(self):
+    """The function's own name, that of its component where it returns a number."""
+    return self.target.rpartition(":")[2]
+
+  @property
+  def takes_batch(self):
+    """Whether one call gets all answers."""
+    return self.form != "answer"
+
+  @property
+  def wants_entropies(self):
+    """Whether its signature names the entropies, which are known after decoding."""
+    function = load_function(self.target, "reward function")
+    return "entropies" in inspect.signature(function).parameters
+
+
+def read_functions(text, arguments=""):
+  """RewardFunctions of "[FORM:]FILE.py:NAME", or of several such texts with commas.
+
+  FORM is one of FORMS, or "judge"; without it the signature decides. `arguments` are keyword
+  arguments as in a call, "max_length=2048, scale=0.5".
+
+  Raises:
+    ValueError: a function does not load, or the arguments are not of this form.
+  """
+  pairs = tuple(_read_arguments(arguments).items())
+  functions = []
+  for part in filter(None, map(str.strip, text.split(","))):
+    words, forms = part.split(":"), []
+    while words[0] in (*FORMS, _JUDGE):
+      forms.append(words.pop(0))
+    target = ":".join(words)
+    function = load_function(target, "reward function")
+    form = next((form for form in forms if form != _JUDGE), None) or _form_of(function)
+    functions.append(RewardFunction(target, form, pairs, _JUDGE in forms or _is_async(function)))
+  names = [function.name for function in functions]
+  if len({*names}) < len(names):
+    raise ValueError(f"reward.function = {text!r}: two functions have one name, under which their "
+                     "values would be logged; rename one")
+  return functions
+
+
+def _read_arguments(text):
+  try:
+    call = ast.parse(f"f({text})", mode="eval").body
+    if call.args:
+      raise ValueError(f"{ast.unparse(call.args[0])} has no name")
+    return {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+  except (ValueError, SyntaxError) as error:
+    raise ValueError(f"reward.arguments = {text!r} are not of the form \"name=2048, "
+                     f"other=0.5\": {error}") from error
+
+
+def _form_of(function):
+  """The form that a signature shows."""
+  parameters = inspect.signature(function).parameters
+  first = next(iter(parameters), "")
+  if first in ("reward_inputs", "reward_input"):
+    return "easyr1"
+  if "completions" in parameters or "completion_ids" in parameters:
+    completions = parameters.get("completions")
+    hint = completions.annotation if completions else ""
+    hint = hint if isinstance(hint, str) else inspect.formatannotation(hint)
+    return "trl_text" if hint in _TEXTS else "trl"
+  return "batch" if first == "responses" else "answer"
+
+
+def _is_async(function):
+  return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+    type(function).__call__)  # an object that is called like a function
+
+
+def call_function(function, answers):
+  """The results of a RewardFunction, one an answer: a dict of components, or how it failed, a text.
+
+  A component is a finite float, or None where the function has no value for the answer.
+  """
+  try:
+    return results(function, answers, prepare_call(function, answers)())
+  except MemoryError:
+    raise
+  except BaseException as error:  # sys.exit() too; a signal ends a worker without an exception
+    return [f"raises {describe(error)}"] * len(answers)
+
+
+def prepare_call(function, answers):
+  """A function without arguments that calls the user's with these answers, as its form has it."""
+  user = load_function(function.target, "reward function")
+  extra = dict(function.arguments)
+  if function.form == "answer":
+    answer, = answers
+    named = {key: values[0] for key, values in _columns(answers).items()}
+    return lambda: user(answer["response"], answer["truth"], **_named(user, named, 2), **extra)
+  columns = _columns(answers)
+  responses, truths = ([answer[key] for answer in answers] for key in ("response", "truth"))
+  if function.form == "batch":
+    return lambda: user(responses, truths, **_named(user, columns, 2), **extra)
+  if function.form == "easyr1":
+    inputs = [{key: values[index] for key, values in columns.items()} | {
+      "response": answer["response"], "response_length": len(answer["tokens"]),
+      "ground_truth": _ground_truth(answer)} for index, answer in enumerate(answers)]
+    if _takes_one(user):
+      return lambda: [user(one, **extra) for one in inputs]
+    return lambda: user(inputs, **extra)
+  texts = function.form == "trl_text"
+  columns = {key: values for key, values in columns.items() if key not in _NOT_COLUMNS} | {
+    "prompts": [answer["row"]["question"] if texts else _dialogue(answer["row"])
+                for answer in answers],
+    "completions": responses if texts else [[{"role": "assistant", "content": response}]
+                                            for response in responses],
+    "completion_ids": [answer["tokens"] for answer in answers],
+    "trainer_state": None, "log_extra": lambda *_: None, "log_metric": lambda *_: None}
+  return lambda: user(**_named(user, columns), **extra)
+
+
+def _columns(answers):
+  """{name: values} of all that is known of the answers besides response and truth.
+
+  A column of the file goes before a field of the row that has the same name.
+  """
+  found = [answer["row"] | answer["columns"] | {
+    "tokens": answer["tokens"], "entropies": answer["entropies"]} for answer in answers]
+  names = dict.fromkeys(name for each in found for name in each)
+  return {name: [each.get(name) for each in found] for name in names}
+
+
+def _named(function, values, given=0):
+  """The `values` that the signature names, or all where it takes any; the first are given."""
+  parameters = list(inspect.signature(function).parameters.values())
+  if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
+    taken = {parameter.name for parameter in parameters[:given]}
+    return {name: value for name, value in values.items() if name not in taken}
+  return {parameter.name: values[parameter.name] for parameter in parameters[given:]
+          if parameter.name in values}
+
+
+def _ground_truth(answer):
+  """EasyR1's ground truth: the file's own column, or the first truth that is accepted."""
+  for name in ("answer", "ground_truth"):
+    if isinstance(answer["columns"].get(name), str):
+      return answer["columns"][name]
+  return answer["truth"] if isinstance(answer["truth"], str) else answer["truth"][0]
+
+
+def _takes_one(function):
+  """Whether EasyR1 calls this function answer by answer: its parameter or its file says so."""
+  first = next(iter(inspect.signature(function).parameters), "")
+  kind = getattr(sys.modules.get(getattr(function, "__module__", "")), "REWARD_TYPE", "")
+  return first == "reward_input" or first != "reward_inputs" and kind == "sequential"
+
+
+def _dialogue(row):
+  return [*row.get("history", ()), {"role": "user", "content": row["question"]}]
+
+
+def results(function, answers, returned):
+  """What `call_function` returns, of what the user's function returned."""
+  if not function.takes_batch:
+    return [_components(function.name, returned)]
+  if not isinstance(returned, collections.abc.Iterable) or isinstance(returned, dict | str):
+    return [f"returns {_shown(returned)}, no list of scores"] * len(answers)
+  found = list(returned)
+  if len(found) != len(answers):
+    return [f"returns {len(found)} scores for {len(answers)} answers"] * len(answers)
+  return [_components(function.name, value) for value in found]
+
+
+def _components(name, value):
+  """{component: float or None}, or a text that says what is wrong with the value."""
+  values = value if isinstance(value, collections.abc.Mapping) else {name: value}
+  found = {}
+  for key, each in values.items():
+    try:
+      if isinstance(each, str | bytes):
+        raise TypeError
+      found[str(key)] = None if each is None else float(each)
+    except Exception:  # a value of any class of the user's
+      return f"returns {_shown(value)}, neither a number nor a dict of numbers"
+    if each is not None and not math.isfinite(found[str(key)]):
+      return f"returns {_shown(value)}, which is not finite"
+  return found if found else "returns an empty dict"
+
+
+def _shown(value):
+  return repr(value)[:200]
