@@ -2,6 +2,7 @@
 # shellcheck shell=bash
 
 DRY=0
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)  # of the checkout
 
 # Prints words as one line for a shell, with quotes only where they are needed.
 quoted() {
@@ -44,6 +45,23 @@ die() {
 help() {
   sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$1"
   exit 0
+}
+
+# `need_config FLAGS OF TRAIN`: sets `config` to the file that --config names, a path in the checkout.
+need_config() {
+  local word
+  (($#)) || die "give the flags of ares_jax.train after --, e.g. -- --config=configs/aepo_7b.py"
+  config=''
+  for word in "$@"; do
+    [[ $word != --config ]] || die "give --config=FILE as one word"
+    [[ $word != --config=* ]] || config=${word#--config=}
+    [[ $word != --workdir* ]] || die "give --workdir=gs://BUCKET/RUN before the --; leave out $word"
+    [[ $word != --restarts* ]] || die "give --restarts before the --; leave out $word"
+  done
+  [[ -n $config ]] || die "--config=FILE is missing after the --, e.g. --config=configs/aepo_7b.py"
+  config=${config%%:*}
+  [[ $config != /* && $config != *..* && -f $root/$config ]] ||
+    die "--config=$config is not the path of a file in this checkout, such as configs/aepo_7b.py"
 }
 
 need() {

@@ -5,9 +5,10 @@
 #
 # Commands
 #   build     builds launch/Dockerfile as --image and pushes it
-#   create    starts the JobSet (kubectl apply)
+#   create    starts the JobSet (kubectl apply), with the files of configs/ as they are here
 #   xpk       starts the same run with xpk, which makes its own JobSet; needs --cluster and --type,
-#             and --workdir or a storage that is attached to that cluster at /runs
+#             and --workdir or a storage that is attached to that cluster at /runs. The config is
+#             that of the image, so one that is not committed is refused
 #   tail      follows the log
 #   status    shows the JobSet and its pods
 #   delete    ends the run; the volume claim stays
@@ -21,7 +22,8 @@
 #   --accelerator=LABEL --topology=T --chips=N
 #                                     TPUs: e.g. tpu-v5-lite-podslice, 2x4, 8
 #   --gpus=N --accelerator=LABEL      GPUs: e.g. 8, nvidia-h100-80gb
-#   --restarts=N                      restarts after failures and preemptions; default 20
+#   --restarts=N                      restarts of the JobSet after preemptions and lost hosts; default
+#                                     20. A mistake in a config or file (exit code 1 or 2) ends it
 #   --hosts=N                         pods of the run; default 1. A TPU slice has one for each of its
 #                                     machines: 4x8 of v5e with --chips=4 has 8
 #   --slices=N                        TPU slices of --hosts pods each; default 1. Gradients are summed
@@ -61,15 +63,16 @@ while (($#)); do
 done
 [[ $slices =~ ^[1-9][0-9]*$ ]] || die "--slices=$slices must be a number >= 1"
 [[ $slices == 1 || -z $gpus ]] || die "--slices=$slices: only TPUs have slices; for GPUs use --hosts"
+[[ $restarts =~ ^[0-9]+$ ]] || die "--restarts=$restarts must be a number"
 [[ $hosts =~ ^[1-9][0-9]*$ ]] || die "--hosts=$hosts must be a number >= 1"
 [[ -z $workdir || $workdir == gs://?*/?* ]] || die "--workdir=$workdir must be gs://BUCKET/RUN"
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || die "--name=$name must be lower-case letters, digits, -"
 
 need_train_flags() {
-  ((${#words[@]})) || die "give the flags of ares_jax.train after --, e.g. -- --config=configs/aepo_7b.py"
   local word
+  need_config "${words[@]}"
+  [[ $config =~ ^configs/[^/]+$ ]] || die "$config is not taken to the pods; move it to configs/"
   for word in "${words[@]}"; do
-    [[ $word != --workdir* ]] || die "give --workdir=gs://BUCKET/RUN before the --; leave out $word"
     [[ $word != --config.mesh.slice* ]] || die "--slices sets this; leave out $word"
   done
   words+=("--workdir=${workdir:-/runs/$name}")
@@ -136,6 +139,9 @@ metadata:
 spec:
   failurePolicy:
     maxRestarts: $restarts
+    rules:
+      - action: FailJobSet
+        onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
     - name: train
       replicas: $slices
@@ -145,6 +151,10 @@ spec:
           completions: $hosts
           completionMode: Indexed
           backoffLimit: 0
+          podFailurePolicy:
+            rules:
+              - action: FailJob
+                onExitCodes: {containerName: train, operator: In, values: [1, 2]}
           template:
             spec:
               restartPolicy: Never
@@ -157,19 +167,24 @@ spec:
                   args: [$arguments]$(peers)
                   resources:
                     limits:
-                      $(resources)$(volume)
+                      $(resources)
+                  volumeMounts:
+                    - name: configs
+                      mountPath: /app/configs$([[ -z $claim ]] || claim_mount)
+              volumes:
+                - name: configs
+                  configMap:
+                    name: $name-configs$([[ -z $claim ]] || claim_volume)
 EOF
 }
 
-# Mounts --claim at /runs.
-volume() {
-  [[ -n $claim ]] || return 0
+claim_mount() {
+  printf '\n                    - name: runs\n                      mountPath: /runs'
+}
+
+claim_volume() {
   cat <<EOF
 
-                  volumeMounts:
-                    - name: runs
-                      mountPath: /runs
-              volumes:
                 - name: runs
                   persistentVolumeClaim:
                     claimName: $claim
@@ -180,7 +195,7 @@ build() {
   need image
   local extra=tpu
   [[ -z $gpus ]] || extra=cuda12
-  call docker build --build-arg "JAX_EXTRA=$extra" -f "$here/Dockerfile" -t "$image" "$here/.."
+  call docker build --build-arg "JAX_EXTRA=$extra" --build-arg "COMMIT=$(git -C "$root" describe --always --dirty --abbrev=12 --exclude='*')" -f "$here/Dockerfile" -t "$image" "$here/.."
   call docker push "$image"
 }
 
@@ -193,6 +208,8 @@ create() {
   [[ -z $claim || -z $workdir ]] || die "--workdir and --claim are both the run's folder; give one"
   need accelerator
   [[ -n $gpus ]] || { need chips && need topology; }
+  # The pods get configs/ as it is here, committed or not, and built into the image or not.
+  call bash -c "cd $(quoted "$root") && kubectl create configmap $name-configs --from-file=configs --dry-run=client -o yaml | kubectl apply -f -"
   feed "$(jobset)" kubectl apply -f -
 }
 
@@ -201,8 +218,10 @@ xpk_run() {
   need image
   need cluster
   need type
+  [[ -z $(git -C "$root" status --porcelain -- "$config" 2>&1) ]] ||
+    die "$config is not committed, and xpk takes it from the image: commit it and build, or use create"
   call xpk workload create "--cluster=$cluster" "--workload=$name" "--tpu-type=$type" \
-    "--num-slices=$slices" "--docker-image=$image" "--max-restarts=$restarts" \
+    "--num-slices=$slices" "--docker-image=$image" "--max-restarts=$restarts" --restart-on-exit-codes=75 \
     "--command=$(quoted python -m ares_jax.train "${words[@]}")"
 }
 
@@ -214,6 +233,9 @@ case $command in
     call kubectl get jobset "$name"
     call kubectl get pods -l "jobset.sigs.k8s.io/jobset-name=$name"
     ;;
-  delete) call kubectl delete jobset "$name" ;;
+  delete)
+    call kubectl delete jobset "$name"
+    call kubectl delete configmap "$name-configs" --ignore-not-found
+    ;;
   *) die "unknown command $command; --help lists the commands" ;;
 esac

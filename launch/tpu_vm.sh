@@ -7,12 +7,13 @@
 #   create    requests the TPU
 #   wait      waits until the TPU is ready
 #   install   copies this checkout to all workers: tracked files as they are now, and new .py and .json
-#             files that git does not ignore; installs Python 3.12 and the requirements
+#             files that git does not ignore; installs Python 3.12 and the requirements; does --setup
 #   run       starts training on all workers and returns; flags after -- go to ares_jax.train
 #   tail      follows the log of worker 0
 #   status    shows the state of the request
 #   up        does create, wait, install, run
 #   resume    after a preemption: deletes the rest, then does up; the run resumes from --workdir
+#   watch     waits until the run has ended; does resume after each preemption. The same flags as up
 #   delete    releases the TPU
 #
 # Flags
@@ -24,24 +25,30 @@
 #                                         --share a preemption loses the run, and resume starts from
 #                                         step 0
 #   --share=DIR                           instead: a folder on a disk that all workers mount
-#                                         (Filestore, NFS); the run is in DIR/NAME. New machines have
-#                                         nothing mounted: create, wait, install, mount, run
+#                                         (Filestore, NFS); the run is in DIR/NAME
+#   --setup=COMMAND                       done on all workers after install, in the checkout's folder:
+#                                         downloads the model and data, mounts --share
+#   --restarts=N                          default 10: how often train starts a run again if a process
+#                                         is lost, and how often watch does resume
 #   --spot=1                              spot capacity: cheaper, but may be taken away
 #   --dry-run                             prints every command, requests nothing
 #
 # v5litepod-1, -4, -8, v6e-1, -4, -8, v4-8 and v5p-8 have one host, so "all workers" is one machine.
-# Other types have several; their processes find each other (ARES_CLUSTER=gcetpu). This script has not
-# run on a TPU. It is tested against a fake gcloud that records its calls.
+# Other types have several; their processes find each other (ARES_CLUSTER=gcetpu). A worker that is
+# rebooted starts train again (cron), and the supervisors of the others wait for it. A worker's output
+# is in train.log, the exit code of a run that has ended in train.code. This script has not run on a
+# TPU. It is tested against a fake gcloud that records its calls.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
 source "$here/common.sh"
 
-name='' zone='' type='' project='' version='' workdir='' spot='' share=''
+name='' zone='' type='' project='' version='' workdir='' spot='' share='' setup='' restarts=10
 words=()
 command=${1:---help}
 [[ $command != --help && $command != -h ]] || help "$0"
 shift
+given=("$@")
 while (($#)); do
   case $1 in
     --help | -h) help "$0" ;;
@@ -51,12 +58,13 @@ while (($#)); do
       words=("$@")
       break
       ;;
-    *) flag "$1" name zone type project version workdir spot share ;;
+    *) flag "$1" name zone type project version workdir spot share setup restarts ;;
   esac
   shift
 done
 need name
 need zone
+[[ $restarts =~ ^[0-9]+$ ]] || die "--restarts=$restarts must be a number"
 where=("--zone=$zone")
 [[ -z $project ]] || where+=("--project=$project")
 
@@ -120,18 +128,11 @@ wait_for() {
 # New files of these kinds are copied like those that git tracks.
 new=(--others --exclude-standard -- '*.py' '*.json')
 
-# Stops if a config that exists here would not be on the workers.
+# Stops unless the workers get the config.
 own_config() {
-  local word file
-  for word in "${words[@]}"; do
-    [[ $word == --config=* ]] || continue
-    file=${word#--config=}
-    file=${file%%:*}
-    [[ ! -e $file || $file -ef $here/../$file ]] ||
-      die "$file is outside this checkout, so it is not copied to the workers; move it to configs/"
-    [[ ! -e $here/../$file || -n $(cd "$here/.." && git ls-files "$file" && git ls-files "${new[@]}" | grep -Fx "$file") ]] ||
-      die "$file is not copied to the workers, because git ignores it; move it to configs/"
-  done
+  need_config "${words[@]}"
+  [[ -n $(cd "$root" && git ls-files "$config" && git ls-files "${new[@]}" | grep -Fx "$config") ]] ||
+    die "$config is not copied to the workers, because git ignores it; move it to configs/"
 }
 
 on_workers() {
@@ -139,7 +140,7 @@ on_workers() {
 }
 
 install() {
-  local archive changed root=${here%/*}
+  local archive changed
   archive=$(mktemp --suffix=.tar.gz)
   changed=$(git -C "$root" ls-files --modified && git -C "$root" ls-files "${new[@]}")
   [[ -z $changed ]] || echo "copied as they are, not committed: ${changed//$'\n'/ }" >&2
@@ -153,38 +154,71 @@ echo '"$(git -C "$root" describe --always --dirty --abbrev=12 --exclude='*')"' >
 python3 -m pip install --quiet --user uv
 test -d ~/venv || ~/.local/bin/uv venv --python 3.12 ~/venv
 ~/.local/bin/uv pip install --quiet --python ~/venv/bin/python -r requirements.txt "jax[tpu]"'
+  [[ -z $setup ]] || on_workers "cd ~/ares_jax && PATH=~/venv/bin:\$PATH && $setup"
 }
 
 run() {
   storage
-  ((${#words[@]})) || die "give the flags of ares_jax.train after --, e.g. -- --config=configs/aepo_7b.py"
   own_config
   # The workers expand \$HOME and everything else that is escaped here.
-  local word train folder="\"\$HOME/run\"" cluster=''
+  local train folder="\"\$HOME/run\"" cluster=''
   [[ -z $workdir ]] || folder=$(quoted "$workdir")
   [[ -z $share ]] || folder=$(quoted "$share/$name")
   one_host || cluster='ARES_CLUSTER=gcetpu '
-  for word in "${words[@]}"; do
-    [[ $word != --workdir* ]] || die "give --workdir before the --, and only gs://; leave out $word"
-  done
-  train="$cluster\"\$HOME/venv/bin/python\" -m ares_jax.train --workdir=$folder $(quoted "${words[@]}")"
-  on_workers "cd ~/ares_jax && (nohup bash -c $(quoted "$train") > ~/train.log 2>&1 < /dev/null &)"
+  train="cd ~/ares_jax && rm -f ~/train.code
+$cluster\"\$HOME/venv/bin/python\" -m ares_jax.train --restarts=$restarts --workdir=$folder $(quoted "${words[@]}")
+echo \$? > ~/train.code"
+  on_workers "cd && echo $(quoted "$train") > train.sh
+echo '@reboot [ -e ~/train.code ] || bash ~/train.sh >> ~/train.log 2>&1' | crontab -
+(nohup bash train.sh >> train.log 2>&1 < /dev/null &)"
 }
 
 tail_log() {
   call gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=0 '--command=tail -n 100 -F train.log'
 }
 
-# Checks for up and resume, which start on new machines.
+# Checks for up, resume and watch, which start on new machines.
 own_disk() {
   storage
-  [[ -z $share ]] || die "new machines have no $share: create, wait, install, mount it on all workers, run; after a preemption delete first"
-  ((${#words[@]})) || die "give the flags of ares_jax.train after --, e.g. -- --config=configs/aepo_7b.py"
+  [[ -z $share || -n $setup ]] || die "new machines have no $share: give --setup=COMMAND that mounts it"
   own_config
 }
 
 delete() {
   call gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
+}
+
+# Prints the exit code of the run; nothing while it runs, or if worker 0 does not answer.
+exit_code() {
+  gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=0 '--command=cat train.code' 2>/dev/null || true
+}
+
+# Does resume on a new TPU, at most --restarts times in all.
+again() {
+  ((restarts > 0)) || die "$name: --restarts are used up"
+  restarts=$((restarts - 1))
+  "$here/tpu_vm.sh" resume "${given[@]}"
+}
+
+watch() {
+  local now code stopped=0
+  while true; do
+    now=$(state || echo UNKNOWN)
+    code=''
+    [[ $now != ACTIVE ]] || code=$(exit_code)
+    echo "$(date '+%F %T') $name: $now${code:+, the run ended with exit code $code}"
+    case $now$code in
+      ACTIVE0) return ;;
+      # Stopped and saved, as before a preemption; if none follows, somebody has stopped it.
+      ACTIVE130) ((++stopped < 20)) || die "the run was stopped; run continues it" ;;
+      ACTIVE?*) die "the run ended with exit code $code; tail shows why" ;;
+      FAILED | SUSPENDED | SUSPENDING)
+        until again; do sleep "${ARES_POLL:-30}"; done
+        stopped=0
+        ;;
+    esac
+    sleep "${ARES_POLL:-30}"
+  done
 }
 
 up() {
@@ -201,6 +235,11 @@ case $command in
   up)
     own_disk
     up
+    ;;
+  watch)
+    own_disk
+    [[ -n $workdir$share ]] || die "without --workdir=gs://BUCKET/RUN a preemption loses the run"
+    if ((DRY)); then status; else watch; fi
     ;;
   resume)
     own_disk
