@@ -17,7 +17,7 @@ from ares_jax.data.sharded import sharded_stream
 from ares_jax.data.sources import epochs
 from ares_jax.models import flops, lora
 from ares_jax.run.files import dump_batch
-from ares_jax.run.loop import run_stage
+from ares_jax.run.loop import Validation, run_stage
 from ares_jax.run.metrics import truncate_lines
 from ares_jax.run.responses import GradedResponses, write_rollouts
 from ares_jax.sampling.branching import Branching
@@ -33,11 +33,12 @@ from ares_jax.training.shaping import shape_rewards
 HWE_SHARE = (0.001, 0.2)
 
 
-def train_aepo(params, source, config, context, *, trigger_V):
+def train_aepo(params, source, config, context, *, trigger_V, validation=None):
   """AEPO on the rows of a source, as a resumable stage; returns the trained parameters.
 
   `params` are weights, or adapters of `context.base`. They are the frozen reference policy too, so
   after a cold start the reference has its adapters. trigger_V, bool, marks the tokens of V_sem.
+  `validation`, an evaluation.validate.Validation or None, measures the weights meanwhile.
   """
   generator, workdir, base = context.generator, context.workdir, context.base
   model, encoder = generator.model, generator.encoder
@@ -50,6 +51,9 @@ def train_aepo(params, source, config, context, *, trigger_V):
 
   def collate(rows, encoded, number):
     return encoder.batch(rows, number * config.prompts + np.arange(config.prompts), encoded)
+
+  def measure(state):
+    return validation.measure(lora.join(base, state.params))
 
   def begin(state):
     hosts.on_process_0(lambda: truncate_lines(os.path.join(workdir, "rollouts.jsonl"), "aepo",
@@ -94,7 +98,8 @@ def train_aepo(params, source, config, context, *, trigger_V):
     return step
 
   return run_stage("aepo", state, begin, steps=config.steps, workdir=workdir, config=config.loop,
-                   phases=generator.phases).params
+                   phases=generator.phases,
+                   validation=validation and Validation(validation.every, measure)).params
 
 
 def drawn_rewards(config, controllers, trigger_V, samples, grades):

@@ -4,12 +4,12 @@
     python -m ares_jax.export --workdir=runs/ares_tiny --out=FOLDER --stage=adacs
     python -m ares_jax.export --workdir=runs/aepo_3b_lora_colab --out=FOLDER --adapter
 
-Uses the newest checkpoint of --stage, by default of the last stage that has one; the run may go on
-meanwhile. A model that came from a Hugging Face folder keeps its tensor names, files, dtypes,
-tokenizer, processor and licence; a model trained from scratch is written in float32. Image limits,
-ends of answers and sampling settings are those of the run. Adapters are merged into their matrices.
-With --adapter they are written alone, as a folder that peft loads onto the model that they were
-trained on.
+Uses the newest checkpoint of --stage, by default of the last stage that has one, or with --best the
+one that loop.keep_best kept; the run may go on meanwhile. A model that came from a Hugging Face
+folder keeps its tensor names, files, dtypes, tokenizer, processor and licence; a model trained from
+scratch is written in float32. Image limits, ends of answers and sampling settings are those of the
+run. Adapters are merged into their matrices. With --adapter they are written alone, as a folder
+that peft loads onto the model that they were trained on.
 """
 
 if __name__ == "__main__":
@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from ares_jax.models import hf, lora, peft, weights
 from ares_jax.models.serving import Serving
 from ares_jax.run import restore
+from ares_jax.run.best import best_step
 from ares_jax.run.config import read_config
 from ares_jax.run.files import require_json
 from ares_jax.run.identity import STAGES, latest_stage
@@ -39,6 +40,7 @@ from ares_jax.system.command import UsageError, run
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", allow_override=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist yet.")
 _STAGE = flags.DEFINE_enum("stage", None, STAGES, "Stage to export; default the last one saved.")
+_BEST = flags.DEFINE_bool("best", False, "Export the best checkpoint, by loop.keep_best.")
 _ADAPTER = flags.DEFINE_bool("adapter", False, "Write the adapters alone, in peft's format.")
 _DTYPE = flags.DEFINE_enum("weights_dtype", None, ["float32", "bfloat16"],
                            "Of the weights; default that of the model's folder.")
@@ -50,15 +52,16 @@ def main():
     raise UsageError("pass --workdir=DIR, a run's folder, and --out=FOLDER, where to write")
   with jax.set_mesh(mesh.make_mesh(-1, 1)):
     result = export(_WORKDIR.value, _OUT.value, _STAGE.value, adapter=_ADAPTER.value,
-                    dtype=_DTYPE.value)
+                    dtype=_DTYPE.value, best=_BEST.value)
   print(json.dumps(result) if _JSON.value else
         "wrote {folder}: {stage} at step {step}, {parameters:,} parameters".format(**result))
 
 
-def export(workdir, out, stage=None, *, adapter=False, dtype=None):
+def export(workdir, out, stage=None, *, adapter=False, dtype=None, best=False):
   """Writes the weights of one stage of a run to the new folder `out`, on the current mesh.
 
-  `stage` None is the last one that has a checkpoint. With `adapter` the adapters are written alone,
+  `stage` None is the last one that has a checkpoint; `best` is the step that its loop.keep_best
+  kept, not the newest. With `adapter` the adapters are written alone,
   not merged. `dtype` is "float32" or "bfloat16", None for that of the model's folder; adapters are
   float32.
 
@@ -81,7 +84,8 @@ def export(workdir, out, stage=None, *, adapter=False, dtype=None):
   stage = stage or latest_stage(workdir)
   opened = open_model(config.model)
   model = opened.config
-  step, params, base = restore.restore_params(workdir, stage, config, model)
+  step = best_step(workdir, stage, getattr(config, stage).loop) if best else None
+  step, params, base = restore.restore_params(workdir, stage, config, model, step=step)
   count = weights.count(model)
   if adapter:
     count = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -35,6 +35,7 @@ from ares_jax import adacs, aepo
 from ares_jax.data.curation import pass_rates
 from ares_jax.diagnose.replay import replay, replay_text
 from ares_jax.evaluation.held_out import StageResults
+from ares_jax.evaluation.validate import Validation
 from ares_jax.models import lora
 from ares_jax.plan import check
 from ares_jax.run import bucket, identity, starts, wandb
@@ -145,7 +146,8 @@ def train(parts, workdir, until="end", allow=()):
     results.add("adacs", lora.join(base, params))
   if config.aepo.steps:
     params = aepo.train_aepo(params, parts.source("rl"), config.aepo, context,
-                             trigger_V=parts.trigger_V)
+                             trigger_V=parts.trigger_V,
+                             validation=Validation(parts) if config.aepo.validate[0] else None)
     results.add("aepo", lora.join(base, params))
   results.show()
   return params

@@ -20,8 +20,10 @@ function drawCurves(runs, panels, stage, width) {
         const curve = run.stages[stage], y = curve.values[metric];
         if (!y || y.every((value) => value === null)) continue;
         const single = runs.length === 1;
-        series.push({name: single ? label : `${run.name} ${label}`, x: curve.step,
-          y: smoothed(y, width), dash: DASHES[which],
+        // Validations are steps apart; a line joins them.
+        const shown = (value, index) => !metric.startsWith("validate/") || y[index] !== null;
+        series.push({name: single ? label : `${run.name} ${label}`, x: curve.step.filter(shown),
+          y: smoothed(y.filter(shown), width), dash: DASHES[which],
           colour: COLOURS[(single ? which : runs.indexOf(run)) % COLOURS.length]});
       }
     });

@@ -15,7 +15,8 @@ def curves(records):
   for stage, by_step in records.metrics.items():
     if not by_step:
       continue
-    lines = [by_step[step] for step in sorted(by_step)]
+    first = [records.first[stage]] if stage in records.first else []
+    lines = first + [by_step[step] for step in sorted(by_step)]
     names = sorted({name for line in lines for name in line} - {"stage", "step"})
     values = {name: np.float64([line.get(name) for line in lines]) for name in names}
     if stage == "aepo" and "aepo" in records.config:

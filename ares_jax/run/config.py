@@ -94,11 +94,18 @@ class LoopConfig:
   keep: int  # newest checkpoints kept; with 1 none is left when that one is damaged
   strict: bool  # refuse a damaged checkpoint, do not resume from an older one
   max_skipped: int  # skipped updates in a row; one more stops the run
+  # Metric whose best step is saved and kept beside the newest checkpoints, such as
+  # "validate/accuracy"; "-METRIC" where less is better; "" = none.
+  keep_best: str = optional("")
+  patience: int = optional(0)  # values of keep_best without a new best that end the stage; 0 = none
 
   def __post_init__(self):
     if self.save_every < 1 or self.keep < 1 or self.max_skipped < 0:
       raise ValueError(f"save_every = {self.save_every} and keep = {self.keep} must be >= 1, "
                        f"max_skipped = {self.max_skipped} >= 0")
+    if self.patience < 0 or self.patience and not self.keep_best:
+      raise ValueError(f"patience = {self.patience} must be >= 0, and needs keep_best, the metric "
+                       "that ends the stage")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +134,21 @@ class AepoConfig:
   # Iterations between two measurements of the loss's terms (gradient/...), each of four gradients
   # of the batch; 0 = none.
   terms_every: int = optional(0, free=True)
+  # Iterations between two validations, held-out problems, answers to each (1: greedy), also before
+  # the first iteration and after the last; 0 iterations = none.
+  validate: tuple[int, int, int] = optional((0, 64, 1), free=True)
+  # Benchmarks, "NAME:PATH", and files of your own that are validated on too.
+  validate_on: tuple[str, ...] = optional((), free=True)
 
   def __post_init__(self):
     rows = self.prompts * self.group
+    every, problems, samples = self.validate
+    if every < 0 or min(problems, samples) < 1:
+      raise ValueError(f"validate = {self.validate} must be iterations >= 0 (0 = no validation), "
+                       "problems >= 1 and answers >= 1")
+    if not every and (self.validate_on or self.loop.keep_best.lstrip("-").startswith("validate/")):
+      raise ValueError("validate_on and loop.keep_best need validate = (ITERATIONS, PROBLEMS, "
+                       "ANSWERS) with iterations > 0")
     if self.terms_every < 0:
       raise ValueError(f"terms_every = {self.terms_every} must be >= 0 (0 = never)")
     if self.steps < 0 or self.prompts < 1 or self.log_responses < 0:

@@ -4,12 +4,15 @@ The state of a stage holds everything that changes during a run, also the number
 (`step`), so saving the state saves the run.
 """
 
+import dataclasses
 import os
 import time
+from collections.abc import Callable
 
 import jax
 from absl import logging
 
+from ares_jax.run.best import Best, lines_of
 from ares_jax.run.bucket import upload
 from ares_jax.run.checkpoint.manager import Checkpoints, abstract_like
 from ares_jax.run.identity import check_marks, run_marks, stage_folder
@@ -25,7 +28,22 @@ _BARRIER_SECONDS = 60  # that processes wait for each other after the same error
 _RETRY_PAUSES = (2, 10)  # seconds before a write that failed is tried again
 
 
-def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
+@dataclasses.dataclass(frozen=True)
+class Validation:
+  """When a stage's weights are measured; the metrics are a line of their own at their step.
+
+  That is before the first step, every `every` steps and after the last.
+  """
+
+  every: int
+  measure: Callable  # function of the state; returns metrics and a note for the progress bar
+
+  def is_due(self, done, steps, best):
+    """Whether the weights after `done` steps are to be measured, and were not by Best."""
+    return best.validated != done and (done % self.every == 0 or done == steps)
+
+
+def run_stage(name, state, begin, *, steps, workdir, config, phases=None, validation=None):
   """Runs a stage to its last step, from its newest checkpoint if there is one.
 
   Args:
@@ -36,6 +54,7 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
     steps: total number of steps; the state after them is returned.
     workdir, config: folder and LoopConfig of the run.
     phases: PhaseTimer of the phases inside `step`, or None.
+    validation: Validation, or None. A stage ends early where `config.patience` says so.
 
   Raises:
     KeyboardInterrupt: Ctrl-C or SIGTERM came. The state is saved up to the last finished step.
@@ -51,14 +70,44 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
     if done > steps:
       raise ValueError(f"{checkpoints.directory} is at step {done}, beyond the {steps} steps of "
                        f"{name}; raise its steps or use another workdir")
-    if done == steps:
+    lines = [] if not (validation or config.keep_best) else (
+      hosts.on_process_0(lambda: lines_of(config, workdir, name, done)))
+    best = Best(config, lines)
+    checkpoints.kept_step = best.step
+    due = validation and validation.is_due(done, steps, best)
+    if best.ends_stage or done == steps and not due:
       return state
     skipped = 0  # updates in a row; a resumed run starts again from 0
     with MetricWriter(workdir, name, step=done) as writer, heartbeat.stop_signals():
       progress = Progress(steps, name, start=done)
       phases.take()  # the time between two stages belongs to none of their steps
+
+      def save_and_raise(error):
+        if not _all_failed(error, f"{name}/{done}"):
+          raise error
+        saver.save_now(done, state)
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"{error}; {name} is saved at step {done} of {steps}") from error
+
+      def validate():
+        """Whether the weights were validated and are the best; a stopped run validates later."""
+        if not (validation and validation.is_due(done, steps, best)):
+          return False
+        try:
+          metrics, note = validation.measure(state)
+          is_best = best.see(done, metrics)
+        except heartbeat.StopRequested:
+          return False
+        except (ValueError, OSError) as error:
+          save_and_raise(error)
+        _write(writer, name, done, metrics | phases.take())
+        progress.say(f"{name} {done}/{steps}  {', '.join(filter(None, (note, best.note())))}")
+        return is_best
+
       step = begin(state)
-      while done < steps:
+      if validate():  # of a checkpoint that was saved when a stop came before its validation
+        checkpoints.kept_step = done
+      while done < steps and not best.ends_stage:
         profiler.profile_step(name, done)
         try:
           with phases("step"):
@@ -68,15 +117,13 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None):
         except heartbeat.StopRequested:
           break  # the step had not reached its update: `state` is that of the last finished step
         except (ValueError, OSError) as error:
-          if not _all_failed(error, f"{name}/{done}"):
-            raise
-          saver.save_now(done, state)
-          kind = OSError if isinstance(error, OSError) else ValueError
-          raise kind(f"{error}; {name} is saved at step {done} of {steps}") from error
+          save_and_raise(error)
         done += 1
         reasons = _record(name, writer, progress, done, metrics, note, phases.take())
         skipped = skipped + 1 if reasons else 0
-        saver.save_if_due(done, state, config.save_every, phases)
+        is_best = best.see(done, metrics)
+        is_best |= validate()
+        saver.save_if_due(done, state, config.save_every, phases, is_best)
         if skipped > config.max_skipped:
           saver.save_now(done, state)
           raise ValueError(
@@ -120,14 +167,19 @@ def _record(name, writer, progress, done, metrics, note, seconds):
                     reasons)
   speed = speed_metrics(metrics, seconds["seconds/step"])
   metrics = {key: x for key, x in metrics.items() if x or not key.startswith(NONFINITE)}
+  _write(writer, name, done, metrics | seconds | speed)
+  progress.update(done, ", ".join(filter(None, (note, speed_note(speed)))))
+  return reasons
+
+
+def _write(writer, name, done, metrics):
+  """Writes a line of metrics.jsonl."""
   try:
-    _with_retries(lambda: writer.write_scalars(done, metrics | seconds | speed))
+    _with_retries(lambda: writer.write_scalars(done, metrics))
   except OSError as error:
     # The step is not saved: a checkpoint of it would leave its line missing from the log for good.
     raise OSError(f"step {done} of {name} cannot be logged: {error}; the run goes on from "
                   "its newest checkpoint when the folder can be written") from error
-  progress.update(done, ", ".join(filter(None, (note, speed_note(speed)))))
-  return reasons
 
 
 def _skip_reasons(metrics):
@@ -144,19 +196,19 @@ class _Saver:
   def __init__(self, checkpoints, workdir, marks):
     self._checkpoints, self._workdir, self._marks = checkpoints, workdir, marks
 
-  def save_if_due(self, done, state, save_every, phases):
-    """Starts a save every `save_every` steps; replaces an earlier save that failed."""
+  def save_if_due(self, done, state, save_every, phases, is_best):
+    """Starts a save every `save_every` steps and of the best; replaces one that failed before."""
     try:
       self._checkpoints.check()
-      if done % save_every == 0:
+      if done % save_every == 0 or is_best:
         with phases("save"):
           upload(self._workdir)  # the log of these steps first: they are never done again
-          self._checkpoints.save(done, state, self._marks)
+          self._checkpoints.save(done, state, self._marks, is_best=is_best)
     except OSError as error:
       logging.warning("%s; saving step %d instead", error, done)
-      self.save_now(done, state)
+      self.save_now(done, state, is_best)
 
-  def save_now(self, done, state):
+  def save_now(self, done, state, is_best=False):
     """Returns when step `done` is on disk; nothing is saved at step 0."""
     def save():
       if not in_bucket(self._workdir):
@@ -164,7 +216,7 @@ class _Saver:
         os.stat(os.path.join(self._workdir, "metrics.jsonl"))
       upload(self._workdir)
       if done and self._checkpoints.latest() != done:
-        self._checkpoints.save(done, state, self._marks)
+        self._checkpoints.save(done, state, self._marks, is_best=is_best)
       self._checkpoints.wait()
 
     _with_retries(save)

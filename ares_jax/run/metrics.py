@@ -2,7 +2,8 @@
 
 WORKDIR/metrics.jsonl has one object per step: "stage", "step", then the metrics by name; a value
 that is not finite is null. `step` counts finished steps: a checkpoint at step s holds the work of
-lines 1..s of its stage. TensorBoard's files are in WORKDIR/tensorboard/STAGE.
+lines 1..s of its stage. A validation has an object of its own, at step 0 before the first step.
+TensorBoard's files are in WORKDIR/tensorboard/STAGE.
 """
 
 import contextlib
@@ -59,7 +60,7 @@ class MetricWriter:
       self.close()
 
   def write_scalars(self, step, scalars):
-    """Writes the line of finished step `step`, >= 1, with {name: number or array of one element}.
+    """Writes a line of finished step `step`, with {name: number or array of one element}.
 
     After an OSError (the disk is full, or the file is gone) the call may be repeated.
     """

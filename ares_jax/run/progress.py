@@ -61,6 +61,12 @@ class Progress:
       self._write(line + "\n")
       self._written = now
 
+  def say(self, text):
+    """Writes a line that stays."""
+    if not self._silent:
+      self._write("\r" * bool(self._width) + text.ljust(self._width) + "\n")
+      self._width = 0
+
   def close(self):
     """Ends the line of the bar."""
     if self._width:

@@ -65,10 +65,11 @@ class Records:
 
   workdir: str | os.PathLike  # the folder; of a run in a bucket a BucketFolder
   config: dict  # config.json
-  metrics: dict  # {stage: {step: line of metrics.jsonl}}
+  metrics: dict  # {stage: {step: line of metrics.jsonl, with that of the step's validation}}
   rollouts: Lines  # of rollouts.jsonl, for the iterations in metrics.jsonl
   held_out: list  # lines of held_out/STAGE.jsonl, stage after stage
   results: dict  # results.json; {} before the first stage has been evaluated
+  first: dict = dataclasses.field(default_factory=dict)  # {stage: validation before its first step}
 
   def aepo_config(self):
     """AepoConfig of the run; ValueError where config.json is damaged."""
@@ -104,9 +105,13 @@ def read_run(workdir, notes=None):
             for number in range(len(found)))
     return (line for line in read if line and line["stage"] in STAGES)
 
-  metrics = {stage: {} for stage in STAGES}
+  metrics, first = {stage: {} for stage in STAGES}, {}
   for line in lines("metrics.jsonl"):
-    metrics[line["stage"]][line["step"]] = line
+    stage, step = line["stage"], line["step"]
+    if step == 0:
+      first[stage] = line
+    else:
+      metrics[stage][step] = metrics[stage].get(step, {}) | line
   rollouts = Lines(os.path.join(workdir, "rollouts.jsonl"), ("stage", "step"))
   # A run writes the responses of an iteration before its metrics.
   last = max(metrics["aepo"], default=0)
@@ -114,7 +119,7 @@ def read_run(workdir, notes=None):
     rollouts.drop_last()
   held_out = [line for stage in STAGES for line in lines(f"held_out/{stage}.jsonl")]
   return Records(workdir, usable(lambda: read_json(workdir, "config.json"), {}), metrics, rollouts,
-                 held_out, usable(lambda: read_results(workdir, ("bucket", "level")), {}))
+                 held_out, usable(lambda: read_results(workdir, ("bucket", "level")), {}), first)
 
 
 def read_results(workdir, keys=()):

@@ -18,8 +18,8 @@ from ares_jax.run.identity import flatten, stage_folder
 from ares_jax.run.model import first_weights
 
 
-def restore_params(workdir, stage, config, model):
-  """Reads the newest checkpoint of a stage of a run onto the current mesh.
+def restore_params(workdir, stage, config, model, *, step=None):
+  """Reads the newest checkpoint of a stage of a run, or that of `step`, onto the current mesh.
 
   Returns:
     (step, params, base): number of the checkpoint; weights and None, or adapters and their
@@ -34,8 +34,8 @@ def restore_params(workdir, stage, config, model):
   _check_lora(workdir, section)
   if not section.rank:
     shapes = weights.abstract(weights.weight_table(model), devices, jnp.float32)
-    return *read_part(folder, "params", shapes), None
-  step, adapters = read_part(folder, "params", lora.abstract(model, section, devices))
+    return *read_part(folder, "params", shapes, step), None
+  step, adapters = read_part(folder, "params", lora.abstract(model, section, devices), step)
   base = first_weights(config, model)
   record = read_json(workdir, "base.json")
   if not record:

@@ -164,6 +164,9 @@ def _check_cache(run, stages):
   """Raises ValueError if the largest prompts and their answers do not fit into the cache."""
   config, devices = run.config, mesh.size(*mesh.ROWS)
   batches = {"evaluate.batch": (config.evaluate.batch, config.evaluate.samples)}
+  if "aepo" in stages and config.aepo.validate[0]:
+    _, problems, samples = config.aepo.validate
+    batches["aepo.validate"] = min(config.evaluate.batch, problems), samples
   if "adacs" in stages and config.curate.pass_rates == "probe":
     batches["curate.batch"] = (config.curate.batch, config.curate.samples)
   if "aepo" in stages:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ares_jax.run import identity, loop
+from ares_jax.run import best, identity, loop
 from ares_jax.run.checkpoint import reader
 from ares_jax.run.config import LoopConfig
 from ares_jax.run.loop import run_stage
@@ -46,6 +47,79 @@ def begin_adding(log, stop_at=None, fail_at=None):
 def run(workdir, steps=5, log=None, save_every=2, **events):
   return run_stage("aepo", fresh(), begin_adding([] if log is None else log, **events),
                    steps=steps, workdir=str(workdir), config=LoopConfig(save_every, 1, False, 2))
+
+
+def validated(workdir, values, steps=6, every=2, keep_best="validate/accuracy", patience=0,
+              stop_at=None, save_every=3):
+  """A stage whose validation at step s gives values[s]; a stop comes in the validation there."""
+  asked = []
+
+  def measure(state):
+    step = int(state.step)
+    asked.append(step)
+    if step == stop_at:
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(0.05)
+      raise heartbeat.StopRequested
+    return {"validate/accuracy": values[step]}, f"validated: {values[step]}"
+
+  config = LoopConfig(save_every, 1, False, 2, keep_best=keep_best, patience=patience)
+  state = run_stage("aepo", fresh(), begin_adding([]), steps=steps, workdir=str(workdir),
+                    config=config, validation=loop.Validation(every, measure))
+  return state, asked
+
+
+RISES_AND_FALLS = {0: 0.1, 2: 0.5, 4: 0.4, 6: 0.3}
+
+
+def test_validation_comes_before_the_first_step_and_after_the_last(tmp_path, capsys):
+  state, asked = validated(tmp_path, RISES_AND_FALLS | {5: 0.2}, steps=5)
+  assert asked == [0, 2, 4, 5] and state.total == 10
+  assert lines(tmp_path) == [0, 1, 2, 2, 3, 4, 4, 5, 5]
+  assert "aepo 4/5  validated: 0.4, best 0.5 at 2" in capsys.readouterr().err
+  assert validated(tmp_path, {}, steps=5)[1] == []  # a second run does nothing
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path):
+  validated(tmp_path, RISES_AND_FALLS)
+  folder = str(tmp_path / "aepo")
+  assert reader.all_steps(folder) == [2, 6]
+  config = LoopConfig(3, 1, False, 2, keep_best="validate/accuracy")
+  assert best.best_step(str(tmp_path), "aepo", config) == 2
+  less = dataclasses.replace(config, keep_best="-validate/accuracy")
+  with pytest.raises(ValueError, match=r"no checkpoint of aepo at step 0, .*there are \[2, 6\]"):
+    best.best_step(str(tmp_path), "aepo", less)
+  with pytest.raises(ValueError, match="keep_best was not set"):
+    best.best_step(str(tmp_path), "aepo", dataclasses.replace(config, keep_best=""))
+
+
+@pytest.mark.parametrize("stop_at", [0, 2, 4, 6])
+def test_a_stop_during_a_validation_loses_nothing(tmp_path, stop_at):
+  straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+  validated(straight, RISES_AND_FALLS)
+  with pytest.raises(KeyboardInterrupt, match=f"saved at step {stop_at} of 6"):
+    validated(stopped, RISES_AND_FALLS, stop_at=stop_at)
+  state, asked = validated(stopped, RISES_AND_FALLS)
+  assert asked[0] == stop_at and state.total == 15
+
+  def untimed(folder):
+    return [{name: value for name, value in json.loads(line).items() if "seconds/" not in name}
+            for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+  assert untimed(stopped) == untimed(straight)
+  assert reader.all_steps(str(stopped / "aepo")) == [2, 6]
+
+
+def test_a_stage_ends_when_no_value_is_the_best_for_long_enough(tmp_path):
+  state, asked = validated(tmp_path, RISES_AND_FALLS, steps=20, patience=2)
+  assert asked == [0, 2, 4, 6] and int(state.step) == 6
+  state, asked = validated(tmp_path, {}, steps=20, patience=2)  # it has ended for good
+  assert asked == [] and int(state.step) == 6
+
+
+def test_a_metric_that_no_validation_measures_is_named(tmp_path):
+  with pytest.raises(ValueError, match="names 'validate/acuracy'.*mean 'validate/accuracy'"):
+    validated(tmp_path, RISES_AND_FALLS, keep_best="validate/acuracy")
 
 
 def lines(workdir):

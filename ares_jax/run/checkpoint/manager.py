@@ -21,7 +21,7 @@ from ares_jax.system.gcs import bucket_errors
 
 
 class Checkpoints:
-  """The newest `keep` checkpoints of a directory; saving does not block training.
+  """The newest `keep` checkpoints of a directory, and the best; saving does not block training.
 
   A save is written, read back and verified in the background; only then are older ones deleted.
   Every process of a run makes an instance, with the same arguments; one per directory at a time.
@@ -33,6 +33,7 @@ class Checkpoints:
       raise ValueError(f"keep is {keep}; must be >= 1 or no checkpoint survives")
     self.directory = str(reader.folder_of(directory))
     self._keep = keep
+    self.kept_step = None  # the best step, which is not deleted
     with bucket_errors(self.directory):
       hosts.on_process_0(lambda: reader.folder_of(directory).mkdir(parents=True, exist_ok=True))
       self._manager = self._open()
@@ -71,13 +72,16 @@ class Checkpoints:
     """All steps in the directory, oldest first."""
     return sorted(self._manager.all_steps())
 
-  def save(self, step, state, extra):
+  def save(self, step, state, extra, *, is_best=False):
     """Starts a save; returns when the arrays are copied and may be donated.
 
-    Raises ValueError if `step` is not larger than every saved step, `state` is no pytree of jax or
-    numpy arrays, or `extra` is not JSON; OSError if the save before this one failed.
+    Where it `is_best`, it is kept until a better one is on disk. Raises ValueError if `step` is not
+    larger than every saved step, `state` is no pytree of jax or numpy arrays, or `extra` is not
+    JSON; OSError if the save before this one failed.
     """
     self.wait()
+    if is_best:
+      self.kept_step = step
     newest = self.latest()
     if newest is not None and step <= newest:
       raise ValueError(f"step {step} is not after the newest checkpoint {newest} in "
@@ -127,7 +131,7 @@ class Checkpoints:
       hosts.gather_errors(f"{self.directory}/{self._ended}/removed", "")
       self._manager = self._open()
       raise self._failure(step, next(filter(None, errors))) from error
-    for old in self.steps()[:-self._keep]:
+    for old in set(self.steps()[:-self._keep]) - {self.kept_step}:
       try:
         self._manager.delete(old)
       except Exception as error:

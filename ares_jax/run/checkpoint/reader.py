@@ -44,8 +44,8 @@ def folder_of(directory):
   return epath.Path(directory if "://" in directory else os.path.abspath(directory))
 
 
-def read_part(directory, part, abstract):
-  """Reads one part of the state from the newest checkpoint in which that part is intact.
+def read_part(directory, part, abstract, step=None):
+  """Reads one part of the state from the newest checkpoint in which it is intact, or from `step`.
 
   `part` is a field of the state, e.g. "params", and `abstract` its pytree, as for
   `Checkpoints.restore`. Returns (step, the part). Raises DamagedError if the part is intact in no
@@ -57,14 +57,15 @@ def read_part(directory, part, abstract):
     if not steps:
       raise ValueError(f"there is no checkpoint in {directory}")
     try:
-      step, (arrays, _), _ = newest_intact(directory, steps, targets, prefix=f"{part}/")
+      found, (arrays, _), _ = newest_intact(directory, steps if step is None else [step], targets,
+                                            prefix=f"{part}/")
       break
     except DamagedError:
       # Not damage if a run has replaced the checkpoint meanwhile.
       if hosts.on_process_0(lambda: all_steps(directory)) == steps or attempt == _ATTEMPTS - 1:
         raise
   leaves = [arrays[name] for name in targets]
-  return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+  return found, jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
 def newest_intact(directory, steps, targets, *, prefix="", strict=False):
