@@ -45,7 +45,8 @@ class StageResults:
     if jax.process_index():
       return
     print(stage_table(self._results))
-    print(level_table(self._results))
+    if levels := level_table(self._results):
+      print(levels)
     for stage, result in self._results.items():
       spent = ", ".join(f"{name} {seconds:.0f}" for name, seconds in result["seconds"].items())
       print(f"{stage} seconds in its steps: {spent}")
@@ -132,7 +133,12 @@ def stage_table(results):
 
 
 def level_table(results):
-  """Text table of accuracy, tokens and share of answers with working by level, one row a stage."""
+  """Text table of accuracy, tokens and share of answers with working by level, one row a stage.
+
+  "" where the data have no levels.
+  """
+  if not any(result["level"] for result in results.values()):
+    return ""
   text = "stage / level: sampled accuracy, tokens, answers with working"
   for stage, result in results.items():
     text += f"\n{stage}  " + "   ".join(

@@ -94,6 +94,7 @@ def test_tables_hold_every_stage():
   assert "± is 1.96 standard errors over 5 problems" in text
   assert "60.0%" in text and "2 / 45.0" in text
   assert "1: 75.0% 20.0" in level_table({"adacs": result()})
+  assert level_table({"adacs": result() | {"level": {}}}) == ""
 
 
 def test_the_first_sampled_batch_is_shown():
