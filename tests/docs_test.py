@@ -21,7 +21,8 @@ from ares_jax.system import config, figures
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")),
+         *sorted((ROOT / "examples").glob("*/README.md")))
 # Pages whose commands are not checked: tables of past measurements, and names that are gone.
 LINKED = (*PAGES, ROOT / "benchmarks.md", ROOT / "CHANGELOG.md", ROOT / "ares_jax" / "README.md")
 
@@ -143,6 +144,8 @@ def test_commands_exist_with_their_flags_and_config_keys(page, words):
   elif words[0] == "python":
     path = words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1]
     assert words[2] in ("pytest", "venv") or (ROOT / path).is_file() or ".." in path
+  elif words[0] == "bash":
+    assert (ROOT / words[1]).is_file()
   else:
     assert words[0] in ("pip", "hf", "gcloud", "ruff", ".", ".ci/run"), (
       f"{page}: unknown program {words[0]}")
