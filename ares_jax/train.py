@@ -88,6 +88,7 @@ def main():
         workdir, {"config.json": settings}, _ALLOW_CHANGE.value))
     devices = mesh.make_mesh(config.mesh.data, config.mesh.model, slices=config.mesh.slice)
     with jax.set_mesh(devices), open_run(config, workdir=workdir, check=not shard) as parts:
+      config = parts.config  # with the steps that its epochs make
       if _CHECK.value:
         checked = check.check_programs(config, parts.model, parts.generator.end)
         _print(check.memory_table(checked))

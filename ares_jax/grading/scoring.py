@@ -14,6 +14,7 @@ import numpy as np
 import pebble
 
 from ares_jax.grading import functions, sandbox
+from ares_jax.grading.judge import JudgeConfig
 from ares_jax.grading.pool import GraderError
 from ares_jax.grading.response import well_formed
 from ares_jax.system.config import optional, suggest
@@ -44,6 +45,7 @@ class ScoreConfig:
   # A function that fails on an answer stops the run, or its group is dropped and counted.
   failure: Literal["stop", "drop"] = optional("stop", free=True)
   timeout: float = optional(60.0, free=True)  # seconds a call with a batch of answers
+  judge: JudgeConfig = optional(JudgeConfig(), free=True)
 
   def __post_init__(self):
     self.read_weights()

@@ -108,6 +108,15 @@ class LoopConfig:
                        "that ends the stage")
 
 
+def check_epochs(section):
+  """Raises ValueError where a stage's epochs are out of range, or the stage is left out."""
+  if not 0 <= section.epochs < float("inf"):
+    raise ValueError(f"epochs = {section.epochs} must be >= 0 (0 = `steps` counts) and finite")
+  if section.epochs and not section.steps:
+    raise ValueError(f"epochs = {section.epochs} but steps = 0, which leaves the stage out; set "
+                     "steps to 1, the epochs count")
+
+
 @dataclasses.dataclass(frozen=True)
 class AepoConfig:
   """Stage 2, reinforcement learning (section 3.2)."""
@@ -139,9 +148,13 @@ class AepoConfig:
   validate: tuple[int, int, int] = optional((0, 64, 1), free=True)
   # Benchmarks, "NAME:PATH", and files of your own that are validated on too.
   validate_on: tuple[str, ...] = optional((), free=True)
+  # Passes over the rows, in place of `steps`, where above 0; a filter that draws more batches an
+  # iteration passes more often.
+  epochs: float = optional(0.0)
 
   def __post_init__(self):
     rows = self.prompts * self.group
+    check_epochs(self)
     every, problems, samples = self.validate
     if every < 0 or min(problems, samples) < 1:
       raise ValueError(f"validate = {self.validate} must be iterations >= 0 (0 = no validation), "
@@ -184,8 +197,10 @@ class SftConfig:
   frozen: tuple[str, ...]  # parts of the weights that are not trained, e.g. ("vision",); LoRA: all
   optimizer: OptimizerConfig
   loop: LoopConfig = setting(free=True)
+  epochs: float = optional(0.0)  # passes over the rows, in place of `steps`, where above 0
 
   def __post_init__(self):
+    check_epochs(self)
     if self.steps < 0 or self.batch < 1 or self.microbatch < 1:
       raise ValueError(f"steps = {self.steps} must be >= 0, batch = {self.batch} and "
                        f"microbatch = {self.microbatch} >= 1")

@@ -65,16 +65,17 @@ def recipe():
   c.data = dict(bad_rows="error")
   c.grade = dict(timeout=2.0, timeout_share=0.1, grader="layered")  # s an answer
   c.reward = dict(function="", arguments="", weights="", accuracy="", threshold=0.5, overlong=0.2,
-                  failure="stop", timeout=60.0)  # s a batch
+                  failure="stop", timeout=60.0,  # s a batch
+                  judge=dict(concurrency=16, timeout=60.0, retries=3, budget=0))
   loop = dict(strict=False, max_skipped=5, keep_best="", patience=0)
 
-  c.warmup = dict(loop=loop, optimizer=dict(schedule="cosine", **_ADAM))
+  c.warmup = dict(epochs=0.0, loop=loop, optimizer=dict(schedule="cosine", **_ADAM))
   # pass_rates="column" takes each row's own "pass_rate", in eighths, instead of asking a probe.
   c.curate = dict(selection="adacs", pass_rates="probe", samples=8)
-  c.adacs = dict(shuffle=True, loop=loop, optimizer=dict(schedule="cosine", **_ADAM))
+  c.adacs = dict(shuffle=True, epochs=0.0, loop=loop, optimizer=dict(schedule="cosine", **_ADAM))
 
   c.aepo = dict(group=8, branches=0, frozen=("vision",), loop=loop, terms_every=0,
-                validate=(0, 64, 1), validate_on=())
+                validate=(0, 64, 1), validate_on=(), epochs=0.0)
   c.aepo.sampling = dict(temperature=1.0, top_k=0, min_tokens=0)
   c.aepo.filter = dict(low=0.01, high=0.99, key="accuracy")
   c.aepo.entropy = dict(window=4, quantile=0.95, quantile_of="window", reduce="mean", decay=0.9,

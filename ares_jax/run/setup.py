@@ -3,11 +3,15 @@
 import contextlib
 import dataclasses
 import functools
+import glob
+import math
+import os
 
 import jax
 import numpy as np
 
 from ares_jax.data.trigger_words import trigger_table
+from ares_jax.grading.judge import Judge
 from ares_jax.grading.pool import GradingPool
 from ares_jax.grading.scoring import Scorer
 from ares_jax.models import lora, weights
@@ -75,27 +79,52 @@ def open_run(config, *, workdir=None, check=True):
   """
   check_cluster()
   opened = open_model(config.model)
-  with _grader(config) as grader:
+  with _grader(config, workdir) as grader:
     generator = opened.generator(config.prompt, config.engine, grader)
     run = Run(config, opened.config, opened.tokens.tokenizer, generator,
               trigger_table(opened.tokens.tokenizer, opened.config.vocab),
               RunData(config, generator.encoder, grader, workdir))
+    run = _with_steps(run)
     if check:
       check_run(run)
     yield run
 
 
+def _with_steps(run):
+  """The Run with the steps of stages whose length is given in epochs."""
+  config, steps = run.config, {}
+  for stage, kind, batch in (("warmup", "warmup", config.warmup.batch),
+                             ("adacs", "", config.adacs.batch),
+                             ("aepo", "rl", config.aepo.prompts)):
+    section = getattr(config, stage)
+    if section.steps and section.epochs:
+      if stage == "warmup" and config.data.digits is not None:
+        raise ValueError("config.warmup.epochs: the digits problem makes as many rows as the "
+                         "warm-up's steps take; set warmup.steps")
+      rows = len(run.source(kind)) if kind else config.curate.count
+      steps[stage] = dataclasses.replace(section, steps=math.ceil(section.epochs * rows / batch))
+  return dataclasses.replace(run, config=dataclasses.replace(config, **steps)) if steps else run
+
+
 @contextlib.contextmanager
-def _grader(config):
-  """The GradingPool of a TrainConfig, or the Scorer that its section `reward` asks for."""
+def _grader(config, workdir):
+  """The GradingPool of a TrainConfig, or the Scorer that its section `reward` asks for.
+
+  Judges keep their results in the folder `workdir`, if any.
+  """
   grade, reward = config.grade, config.reward
   with GradingPool(grade.workers, grade.timeout, grader=grade.grader,
                    timeout_share=grade.timeout_share) as grader:
     if reward.is_default:
       yield grader
       return
-    with Scorer(reward, grader, workers=grade.workers, timeout=grade.timeout,
-                max_tokens=config.aepo.sampling.max_tokens) as scorer:
+    path, others = None, ()
+    if workdir is not None:
+      path = os.path.join(workdir, hosts.local_name("judge.jsonl"))
+      others = sorted(glob.glob(os.path.join(glob.escape(workdir), "judge.jsonl*")))
+    with Judge(reward.judge, path, others) as judge, Scorer(
+        reward, grader, workers=grade.workers, timeout=grade.timeout,
+        max_tokens=config.aepo.sampling.max_tokens, judge=judge) as scorer:
       yield scorer
 
 

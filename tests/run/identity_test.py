@@ -246,7 +246,7 @@ def test_a_disk_that_refuses_a_file_keeps_the_old_one_and_nothing_besides(tmp_pa
 FREE = ("threads", "hosts.", "mesh.", "engine.", "grade.workers", "grade.timeout",
         "grade.timeout_share", "stall_minutes", "wandb.", "warmup.loop.", "adacs.loop.",
         "aepo.loop.", "aepo.terms_every", "aepo.validate",
-        "aepo.validate_on", "reward.failure", "reward.timeout")
+        "aepo.validate_on", "reward.failure", "reward.timeout", "reward.judge.")
 PER_HOST = ("threads", "grade.workers", "grade.timeout", "stall_minutes")
 FIRST_IN_STAGE_1 = ("adacs.", "curate.", "aepo.sampling.max_tokens", "data.sft",
                     "data.files.sft", "data.digits.sft")
