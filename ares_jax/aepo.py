@@ -27,7 +27,7 @@ from ares_jax.system import hosts, mesh
 from ares_jax.training.aepo_step import aepo_step, init_state
 from ares_jax.training.batch import AnswerScores, RolloutBatch, balance_minibatches, pack
 from ares_jax.training.gradient_terms import gradient_terms
-from ares_jax.training.shaping import shape_rewards
+from ares_jax.training.shaping import component_metrics, shape_rewards
 
 # Share of high-window-entropy tokens below which AEPO is GRPO, above which it relaxes everything.
 HWE_SHARE = (0.001, 0.2)
@@ -89,6 +89,8 @@ def train_aepo(params, source, config, context, *, trigger_V, validation=None):
         dump_batch(workdir, "aepo", int(state.step),
                    {"batch": batch, "controllers": state.controllers})
       metrics |= rollout.metrics | packing | epochs(source, int(state.batches) * config.prompts)
+      if rollout.scores is not None:
+        metrics |= component_metrics(config.reward, rollout.scores, group=config.group)
       metrics["work/flops"] += flops.update_flops(
         config, model, prompts=rollout.prompts.length, answers=rollout.samples.mask.sum(1),
         image=flops.vision_flops(model.images, rollout.prompts.vision["image"]),

@@ -128,9 +128,6 @@ def _not_finite(name, tree):
 def _rollout(batch):
   arrays = {name: array for name, array in batch.items() if "/" not in name}
   scores = _under(batch, "scores")
-  if scores:
-    scores = {name: array for name, array in scores.items() if "/" not in name} | {
-      "components": _under(scores, "components")}
   return RolloutBatch(vision=VisionInput(**_under(batch, "vision")),
                       rows=PackedRows(**_under(batch, "rows")),
                       scores=AnswerScores(**scores) if scores else None, **arrays).to_device()

@@ -8,6 +8,7 @@ data/sources.py) and "columns" (the record as the file has it).
 import ast
 import collections.abc
 import dataclasses
+import functools
 import inspect
 import math
 import sys
@@ -44,6 +45,15 @@ class RewardFunction:
     """Whether its signature names the entropies, which are known after decoding."""
     function = load_function(self.target, "reward function")
     return "entropies" in inspect.signature(function).parameters
+
+  @functools.cached_property
+  def wants_images(self):
+    """Whether the text of its module speaks of images, which are large: no other one gets them."""
+    try:
+      module = inspect.getmodule(load_function(self.target, "reward function"))
+      return "image" in inspect.getsource(module)
+    except (OSError, TypeError):  # there is no text
+      return True
 
 
 def read_functions(text, arguments=""):

@@ -174,6 +174,8 @@ class Scorer:
     """A future of functions.call_function."""
     if function.is_judge:
       return self.judge.submit(function, answers)
+    if not function.wants_images:
+      answers = [answer | {"row": answer["row"] | {"images": []}} for answer in answers]
     if self._pool is None:
       modules = {each.target.rpartition(":")[0] for each in self.functions if not each.is_judge}
       self._pool = sandbox.make_pool(self._workers, "ares_jax.grading.functions", *sorted(modules))

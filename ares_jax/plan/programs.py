@@ -58,7 +58,8 @@ def aepo_programs(config, model, end=(0,)):
 
   def update():
     batch = RolloutBatch.abstract(model, settings, config.prompt.max_tokens[-1],
-                                  config.prompt.windows[-1])
+                                  config.prompt.windows[-1],
+                                  scores=not config.reward.is_default)
     return aepo_step.aepo_step.trace(model, settings, state, policy.params, batch,
                                      mesh.abstract(bool, (model.vocab,)), policy.base)
 

@@ -59,12 +59,11 @@ class AnswerScores:
 
   accuracy: jax.Array  # float32 [B], in [0, 1]
   reward: jax.Array  # float32 [B], weighted sum of the components
-  components: dict  # {name: float32 [B]}, NaN where a response has none
 
   @classmethod
   def of(cls, scores):
     """The fields of a scoring.Scores; None of None."""
-    return scores and cls(scores.accuracy, scores.reward, scores.components)
+    return scores and cls(scores.accuracy, scores.reward)
 
 
 @flax.struct.dataclass
@@ -94,10 +93,11 @@ class RolloutBatch:
     return self.correct if self.scores is None else self.scores.reward
 
   @classmethod
-  def abstract(cls, model, config, prompt_tokens, windows):
+  def abstract(cls, model, config, prompt_tokens, windows, *, scores=False):
     """The largest shapes of an AepoConfig's batch on the current mesh.
 
-    `prompt_tokens` and vision `windows` are those of a prompt.
+    `prompt_tokens` and vision `windows` are those of a prompt; `scores` says whether responses have
+    AnswerScores.
     """
     count, tokens = config.prompts * config.group, config.sampling.max_tokens
     longest = max(config.row_tokens)
@@ -108,7 +108,8 @@ class RolloutBatch:
     return cls(
       tokens_BT, mask_BT, entropy_BT, correct=grade, format_ok=grade,
       vision=VisionInput.abstract(model.images, config.prompts, windows),
-      rows=PackedRows.abstract(count // config.minibatch, capacity, config.microbatch, longest))
+      rows=PackedRows.abstract(count // config.minibatch, capacity, config.microbatch, longest),
+      scores=AnswerScores(grade, grade) if scores else None)
 
   def to_device(self):
     """The batch on the current mesh, sequences and packed rows split over mesh.ROWS."""

@@ -10,9 +10,10 @@ from typing import Literal, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ares_jax import ops
-from ares_jax.ops.difficulty import BUCKETS
+from ares_jax.ops.difficulty import BUCKETS, bucket_of
 from ares_jax.system.config import optional
 
 
@@ -224,17 +225,31 @@ def _metrics(batch, windows, count_B, buckets, shaping):
     "response/entropy": (batch.entropy * batch.response_mask).sum() / tokens,
     "hwe/threshold": windows.threshold, "hwe/batch_threshold": windows.batch_threshold,
     "hwe/share": windows.flag.sum() / tokens, "hwe/cover": shaping.cover.sum() / tokens}
-  for name, value_B in ({} if batch.scores is None else batch.scores.components).items():
-    given_B = jnp.isfinite(value_B)
-    metrics[f"component/{name}"] = jnp.nanmean(value_B)
-    metrics |= _bucket_means(f"component/{name}", jnp.where(given_B, value_B, 0), shaping.bucket,
-                             over_B=given_B)
   metrics |= by_bucket("bucket/share", member_3B.mean(1))
   metrics |= by_bucket("bucket/tokens", tokens_3 / buckets.size)
   metrics |= _bucket_means("hwe/count", count_B, shaping.bucket)
   metrics |= by_bucket("hwe/share", (member_3B * count_B).sum(1) / tokens_3)
   metrics |= by_bucket("hwe/target", buckets.target)
   return metrics | by_bucket("hwe/multiplier", buckets.multiplier)
+
+
+def component_metrics(reward, scores, *, group):
+  """{"component/NAME": mean, "component/NAME/easy": mean of easy prompts, ...} of scoring.Scores.
+
+  They are computed on the host: which components there are may differ from batch to batch. NaN
+  where no response has the component.
+  """
+  metrics = {}
+  bucket_P = bucket_of(scores.accuracy.reshape(-1, group).sum(1), samples=group, easy=reward.easy,
+                       medium=reward.medium)
+  bucket_B = np.repeat(bucket_P, group)
+  for name, value_B in scores.components.items():
+    known_B = np.isfinite(value_B)
+    parts = {"": known_B} | {f"/{bucket}": known_B & (bucket_B == number)
+                             for number, bucket in enumerate(BUCKETS)}
+    metrics |= {f"component/{name}{part}": value_B[member_B].mean() if member_B.any() else np.nan
+                for part, member_B in parts.items()}
+  return metrics
 
 
 def shaped_metrics(advantage_B, accuracy_B, bucket_B):

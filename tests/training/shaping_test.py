@@ -4,11 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ares_jax.grading.scoring import Scores
 from ares_jax.training.batch import AnswerScores, RolloutBatch
 from ares_jax.training.shaping import (
   Controllers,
   EntropyConfig,
   RewardConfig,
+  component_metrics,
   shape_rewards,
   shaped_metrics,
 )
@@ -73,19 +75,20 @@ def test_later_batches_penalise_wrong_answers_that_miss_the_target():
 def test_scores_replace_right_and_wrong_where_a_run_has_them():
   # Accuracies of the groups are 0.4 and 0.8 on average: medium and easy. The answers that count as
   # right (from 0.5 on) lose nothing; the reward is that of the components.
-  scores = AnswerScores(np.float32([0.3, 0.5, 0.7, 0.9]), np.float32([7, 8, 9, 1]),
-                        {"format": np.float32([1, np.nan, 0, 1])})
+  accuracy, reward = np.float32([0.3, 0.5, 0.7, 0.9]), np.float32([7, 8, 9, 1])
   controllers = FRESH.replace(threshold=jnp.float32(1.75), hwe_target=jnp.float32([0, 3, 1]))
   shaping, _, metrics = shape_rewards(
-    ENTROPY, REWARD, controllers, batch([0, 1, 1, 1], ROWS).replace(scores=scores),
-    np.bool_([False]), group=2)
+    ENTROPY, REWARD, controllers, batch([0, 1, 1, 1], ROWS).replace(scores=AnswerScores(
+      accuracy, reward)), np.bool_([False]), group=2)
   np.testing.assert_array_equal(shaping.bucket, [1, 1, 0, 0])
   np.testing.assert_allclose(shaping.reward, [6.5, 8, 9, 1])  # 3 below the target: the cap
   np.testing.assert_allclose(metrics["reward/accuracy"], 0.6, rtol=1e-6)
+  np.testing.assert_allclose(metrics["reward/shaping"], -0.5 / 4)
+  metrics = component_metrics(REWARD, Scores(accuracy, reward, {
+    "format": np.float32([1, np.nan, 0, 1])}, np.zeros(4, bool)), group=2)
   np.testing.assert_allclose(metrics["component/format"], 2 / 3, rtol=1e-6)
   np.testing.assert_allclose([metrics[f"component/format/{name}"] for name in
                               ("easy", "medium", "hard")], [0.5, 1, np.nan])
-  np.testing.assert_allclose(metrics["reward/shaping"], -0.5 / 4)
 
 
 def test_targets_are_scaled_by_bucket():
