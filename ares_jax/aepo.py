@@ -73,7 +73,7 @@ def train_aepo(params, source, config, context, *, trigger_V, validation=None):
       responses = GradedResponses(rollout.prompts.rows, rollout.samples, rollout.texts,
                                   rollout.correct, rollout.format_ok, config.group, rollout.scores)
       hosts.on_process_0(functools.partial(
-        write_rollouts, workdir, int(state.step) + 1, responses, encoder.chat,
+        write_rollouts, workdir, int(state.step) + 1, responses, encoder,
         count=config.log_responses))
       with generator.phases("packing"):
         batch, packing = pack_rollout(rollout, config, encoder)

@@ -10,6 +10,7 @@
 Without --benchmark, the problems are the config's own held-out data. --benchmark is a name in
 ares_jax/evaluation/benchmarks.json, with its file or folder as --data, or a file of your own.
 --images is the folder of its images, where they are not beside the file or in its parent folder.
+--columns=question=Body+Question,answer=Answer names the columns of your file, as a source does.
 Results go to WORKDIR/evaluate/BENCHMARK, or to --out: give each checkpoint of a run a folder of its
 own. The same command resumes an evaluation that was stopped. --ablation answers nothing: it
 compares finished runs by what they were trained with, as the paper's tables 4 and 5 do.
@@ -32,6 +33,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
+from ares_jax.data.sources import ColumnsConfig
 from ares_jax.evaluation import arms, arms_figure, paper
 from ares_jax.evaluation.benchmarks import (
   OWN,
@@ -51,6 +53,7 @@ from ares_jax.run.setup import open_run
 from ares_jax.system import heartbeat, hosts, mesh
 from ares_jax.system.cluster import join_cluster
 from ares_jax.system.command import UsageError, require_config, run
+from ares_jax.system.config import build
 from ares_jax.system.gcs import bucket_errors, file_system, in_bucket
 
 
@@ -69,7 +72,7 @@ def main():
                          config.stall_minutes, functools.partial(bucket.upload, workdir)), \
       jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model, slices=config.mesh.slice)), \
       open_run(config, workdir=workdir, check=False) as parts:
-    benchmark = choose_benchmark(parts, words.benchmark, words.data, words.images)
+    benchmark = choose_benchmark(parts, words.benchmark, words.data, words.images, words.columns)
     if words.benchmark and jax.process_index() == 0:
       print(benchmark.summary(), file=sys.stderr)
     if words.model:
@@ -114,8 +117,8 @@ def _config(words):
   return read_config(values, new=False)
 
 
-def choose_benchmark(parts, name, path, images=""):
-  """The Benchmark of --benchmark=`name`, --data=`path`, --images=`images`; `parts` is a setup.Run.
+def choose_benchmark(parts, name, path, images="", columns=""):
+  """The Benchmark that flags name; `parts` is a setup.Run.
 
   All its prompts are encoded once, so that nothing is found wrong after hours of answering.
 
@@ -132,8 +135,11 @@ def choose_benchmark(parts, name, path, images=""):
   if known and not path:
     raise ValueError(f"--benchmark={name} needs --data=FILE, its published file or folder")
   own = not known and os.path.exists(name)
+  if columns and not own:
+    raise UsageError("--columns names the columns of a file of your own: --benchmark=FILE")
   # An unknown name raises an error that suggests the right one.
-  benchmark = open_benchmark(*((OWN, name) if own else (name, path)), images)
+  benchmark = open_benchmark(*((OWN, name) if own else (name, path)), images,
+                             build(ColumnsConfig, columns, "columns"))
   benchmark = check_prompts(benchmark, parts.generator.encoder, parts.config.threads)
   if not own:
     return benchmark
@@ -159,6 +165,8 @@ def define_flags():
   flags.DEFINE_string("benchmark", "", "Name of a benchmark, or a file of your own.")
   flags.DEFINE_string("data", "", "File or folder of the named benchmark.")
   flags.DEFINE_string("images", "", "Folder of the benchmark's images; default beside its file.")
+  flags.DEFINE_string("columns", "", "Columns of a file of your own, where they have other names: "
+                      "question=Body+Question,answer=Answer")
   flags.DEFINE_string("model", "", "Hugging Face folder; default the newest checkpoint.")
   flags.DEFINE_string("out", "", "Folder of the results; default WORKDIR/evaluate/BENCHMARK.")
   flags.DEFINE_string("compare", "", "results.json of an earlier evaluation, or paper:MODEL.")

@@ -66,6 +66,12 @@ class ColumnsConfig:
   responses: Names = optional(())
   pass_rate: Names = optional(())
 
+  @staticmethod
+  def from_text(text):
+    """The fields that a command line names: "question=Body+Question, answer=Answer"."""
+    parts = [part.partition("=") for part in text.split(",") if part.strip()]
+    return {field.strip(): tuple(map(str.strip, names.split("+"))) for field, _, names in parts}
+
   def named(self):
     """{field: names of its columns} of the fields that name any."""
     fields = {field: (names,) if isinstance(names, str) else names
@@ -122,24 +128,7 @@ class FileSource:
     self.name = next((last.removesuffix(end) for end in ends if last.endswith(end)), last)
     if not len(self._records):
       raise ValueError(f"data file {config.path} has no rows")
-    self._check_columns(config)
-
-  def _check_columns(self, config):
-    """Raises ValueError where no record has a column that the config names."""
-    missing = [name for names in config.columns.named().values() for name in names]
-    known = set()
-    for index in range(min(_SEARCHED, len(self._records)) if missing else 0):
-      try:
-        record = self._records[index]
-      except BadRow:
-        continue
-      known |= record.keys()
-      missing = [name for name in missing if not has_column(record, name)]
-      if not missing:
-        return
-    if missing:
-      raise ValueError(f"{config.path} has no column {missing[0]!r}, which columns names"
-                       f"{suggest(missing[0], sorted(known))}")
+    check_columns(self._records, config.columns, config.path)
 
   def __len__(self):
     return len(self._records)
@@ -153,6 +142,22 @@ class FileSource:
   def location(self, index):
     """File and number of row `index`: "train.parquet:17"."""
     return self._records.location(index)
+
+
+def check_columns(records, columns, path):
+  """Raises ValueError where none of the records has a column that a ColumnsConfig names."""
+  missing = [name for names in columns.named().values() for name in names]
+  known = set()
+  for index in range(min(_SEARCHED, len(records)) if missing else 0):
+    try:
+      record = records[index]
+    except BadRow:
+      continue
+    known |= record.keys()
+    missing = [name for name in missing if not has_column(record, name)]
+  if missing:
+    raise ValueError(f"{path} has no column {missing[0]!r}, which columns names"
+                     f"{suggest(missing[0], sorted(known))}")
 
 
 class Named:

@@ -25,7 +25,7 @@ from ares_jax.data.files.schema import read_schemas
 from ares_jax.data.sources import FileSource, SourceConfig
 from ares_jax.system.command import UsageError, run
 
-_TEXTS = ("id", "source", "question", "level", "response")
+_TEXTS = ("id", "source", "question", "level", "group", "response")
 _LISTS = ("answer", "responses", "shown_options")
 _RATE = "pass_rate"
 

@@ -18,7 +18,8 @@ from etils import epath
 
 from ares_jax.data.bad_row import BadRow
 from ares_jax.data.files.records import open_records
-from ares_jax.data.files.schema import read_row, read_schemas
+from ares_jax.data.files.schema import read_row, read_schemas, with_columns
+from ares_jax.data.sources import ColumnsConfig, check_columns
 from ares_jax.evaluation.published import (
   accepted_truths,
   list_in,
@@ -61,7 +62,7 @@ def benchmark_schemas():
   return read_schemas("evaluation/benchmarks.json")
 
 
-def open_benchmark(name, path, images=""):
+def open_benchmark(name, path, images="", columns=None):
   """Reads the Benchmark `name` of benchmarks.json; "generic" is for a file of one's own.
 
   Args:
@@ -69,6 +70,7 @@ def open_benchmark(name, path, images=""):
     path: file or folder as published, of a format that data/files/records.py reads.
     images: folder of the images that rows name. "" looks beside the file, in its parent folder and
       in `images/` in both.
+    columns: a ColumnsConfig, whose columns replace those of benchmarks.json; None replaces none.
 
   Raises:
     ValueError: there is no such benchmark or file; images are missing; most rows cannot be used, or
@@ -76,8 +78,10 @@ def open_benchmark(name, path, images=""):
   """
   if name not in benchmark_schemas():
     raise ValueError(f"there is no benchmark {name!r}{suggest(name, list(benchmark_schemas()))}")
-  reader = _Reader(name, benchmark_schemas()[name], images)
+  columns = columns or ColumnsConfig()
+  reader = _Reader(name, with_columns(benchmark_schemas()[name], columns.named()), images)
   for records in _open_files(reader.schema, path):
+    check_columns(records, columns, path)
     reader.read(records)
   reader.check()
   schema = reader.schema

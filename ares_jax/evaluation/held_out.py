@@ -33,7 +33,7 @@ class StageResults:
     if self._results.get(stage, {}).get("steps") == steps:
       return
     show = functools.partial(write_held_out, self._workdir, stage, steps,
-                             chat=self._parts.generator.encoder.chat, **_SHOWN)
+                             encoder=self._parts.generator.encoder, **_SHOWN)
     result = evaluate_stage(self._parts, params, show if jax.process_index() == 0 else None)
     seconds = hosts.on_process_0(lambda: stage_seconds(self._workdir, stage))
     self._results[stage] = result | {"steps": steps, "seconds": seconds}

@@ -31,17 +31,17 @@ class GradedResponses:
   scores: object = None  # scoring.Scores; None where right is 1 and wrong 0
 
 
-def write_rollouts(workdir, step, responses, chat, *, count):
+def write_rollouts(workdir, step, responses, encoder, *, count):
   """Appends the first `count` GradedResponses of iteration `step` to WORKDIR/rollouts.jsonl.
 
-  The iterations count from 1. `chat` is a data.chat.Chat, whose tokenizer gives a token's text.
+  The iterations count from 1. `encoder` is the prompts.Encoder of the rows.
   """
   indices = range(min(count, len(responses.texts)))
   with open(os.path.join(workdir, "rollouts.jsonl"), "a", encoding="utf-8") as file:
-    file.writelines(_lines(workdir, "aepo", step, responses, chat, indices))
+    file.writelines(_lines(workdir, "aepo", step, responses, encoder, indices))
 
 
-def write_held_out(workdir, stage, step, responses, chat, *, problems, kept):
+def write_held_out(workdir, stage, step, responses, encoder, *, problems, kept):
   """Writes WORKDIR/held_out/STAGE.jsonl: `kept` responses to each of the first `problems` problems.
 
   `step` is the stage's last. Every stage answers the same problems, so that its answers can be
@@ -51,12 +51,13 @@ def write_held_out(workdir, stage, step, responses, chat, *, problems, kept):
   indices = [index for index in range(count) if index % responses.group < kept]
   os.makedirs(os.path.join(workdir, "held_out"), exist_ok=True)
   write_text(os.path.join(workdir, "held_out", f"{stage}.jsonl"),
-             "".join(_lines(workdir, stage, step, responses, chat, indices)))
+             "".join(_lines(workdir, stage, step, responses, encoder, indices)))
 
 
-def _lines(workdir, stage, step, responses, chat, indices):
+def _lines(workdir, stage, step, responses, encoder, indices):
   """Lines of JSON of the responses at `indices`; writes the images of their prompts."""
   samples, images, lines = responses.samples, {}, []
+  decode = encoder.chat.tokenizer.batch_decode
   scores = responses.scores
   accuracy = np.asarray(responses.correct if scores is None else scores.accuracy)
   rate = accuracy.reshape(-1, responses.group).mean(1)
@@ -64,7 +65,8 @@ def _lines(workdir, stage, step, responses, chat, indices):
     prompt, mask = index // responses.group, samples.mask[index]
     row = responses.rows[prompt]
     if prompt not in images:
-      images[prompt] = [save_image(workdir, image) for image in row["images"]]
+      images[prompt] = [save_image(workdir, image, turn=encoder.config.turn_images)
+                        for image in row["images"]]
     own = {} if scores is None else {
       "accuracy": float(scores.accuracy[index]), "reward": float(scores.reward[index]),
       "components": {name: float(values[index]) for name, values in scores.components.items()
@@ -76,7 +78,7 @@ def _lines(workdir, stage, step, responses, chat, indices):
       "format_ok": float(responses.format_ok[index]), **own, "parent": int(samples.parent[index]),
       "fork": int(samples.fork[index]),
       "pass_rate": float(rate[prompt]),  # of the whole group, written or not
-      "tokens": chat.tokenizer.batch_decode([[token] for token in samples.tokens[index][mask]]),
+      "tokens": decode([[token] for token in samples.tokens[index][mask]]),
       # 1e-4 nats is a tenth of what a reader of the report can tell apart; null is not finite.
       "entropy": [round(float(nats), 4) if np.isfinite(nats) else None
                   for nats in samples.entropy[index][mask]]}, allow_nan=False) + "\n")
@@ -89,9 +91,12 @@ def _shown(row):
                       row["question"]])
 
 
-def save_image(workdir, image):
-  """Writes an image once, under the digest of its pixels; returns its path inside `workdir`."""
-  pixels = load_image(image, min_pixels=28 * 28, max_pixels=MAX_PIXELS)
+def save_image(workdir, image, turn=True):
+  """Writes an image once, under the digest of its pixels; returns its path inside `workdir`.
+
+  `turn` is whether its EXIF orientation is followed, as it is where the model is shown it.
+  """
+  pixels = load_image(image, min_pixels=28 * 28, max_pixels=MAX_PIXELS, turn=turn)
   name = f"images/{hashlib.sha256(pixels.tobytes()).hexdigest()[:20]}.jpg"
   path = os.path.join(workdir, name)
   if not os.path.exists(path):

@@ -33,7 +33,9 @@ SOURCES = (
       id="pid", question="query_testmini", options="choices", images="image"))),
   ("DynaMath", "dynamath/dataset.json", dict(schema="plain", columns=dict(source="subject"))),
   ("CharXiv", "charxiv/reasoning_val.json", dict(schema="plain", columns=dict(question="query"))),
-  ("CharXiv", "charxiv/reasoning_val.json", dict(
+  ("CharXiv, images by figure_id", "charxiv/reasoning_val.json", dict(
+    schema="plain", columns=dict(question="query", images="figure_id"))),
+  ("CharXiv, images by figure_path", "charxiv/reasoning_val.json", dict(
     schema="plain", join=("charxiv/image_metadata_val.json",), columns=dict(
       question="query", images="figure_path", source="category"))),
   ("MMMU-Pro", "mmmu_pro/standard10_text_head.jsonl", dict(schema="plain")),

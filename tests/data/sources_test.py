@@ -121,6 +121,19 @@ def test_published_files_are_read_by_their_columns_and_joined_by_id():
   assert source[0]["images"][0].endswith("figures/overall3.jpg")
 
 
+def test_images_may_be_named_by_number(tmp_path):
+  (tmp_path / "7.png").write_bytes(files.png())
+  path = files.jsonl(tmp_path / "d.jsonl", [
+    {"question": "Which line?", "answer": "1", "figure_id": number} for number in (7, 8)])
+  with pytest.raises(BadRow, match=r"the column 'figure_id' looks like images; name it: "):
+    FileSource(config(path))[0]
+  source = FileSource(config(path, columns=dict(images="figure_id")))
+  assert source[0]["images"] == [str(tmp_path / "7.png")]
+  with pytest.raises(BadRow, match="has no file 8.jpg, .png, .jpeg or .webp; name") as raised:
+    source[1]
+  assert raised.value.code == "image_missing"
+
+
 def test_images_are_in_the_record_or_in_files(tmp_path):
   data = files.png()
   path = files.parquet(tmp_path / "d.parquet", [

@@ -16,7 +16,8 @@ def source(path, split=""):
 def test_a_written_set_gives_the_same_rows_by_number(tmp_path):
   (tmp_path / "a.png").write_bytes(files.png(7))
   records = [{"question": f"<image> {number}", "answer": ["3", "drei"], "level": number,
-              "images": ["a.png"] * (number % 3), "pass_rate": number / 8,
+              "group": f"g{number // 2}", "images": ["a.png"] * (number % 3),
+              "pass_rate": number / 8,
               "responses": ["x", "y\u2028"][: 1 + number % 2]}
              for number in range(5)]
   before = source(files.jsonl(tmp_path / "d.jsonl", records))

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from ares_jax.data.bad_row import CODES, BadRow
+from ares_jax.data.sources import ColumnsConfig
 from ares_jax.evaluation.benchmarks import (
   METRICS,
   benchmark_schemas,
@@ -20,6 +21,7 @@ from ares_jax.evaluation.benchmarks import (
   open_benchmark,
 )
 from ares_jax.grading import answer
+from ares_jax.system.config import build
 
 
 def png(shade=0):
@@ -240,6 +242,18 @@ def test_marks_in_a_file_of_ones_own_are_left_to_the_encoder(tmp_path):
   record = {"question": "<image 1> is what?", "answer": "1", "images": ["a.png", "b.png"]}
   (row,) = open_benchmark("generic", jsonl(tmp_path / "mine.jsonl", record)).rows
   assert row["question"] == "<image 1> is what?" and len(row["images"]) == 2
+
+
+def test_a_file_of_ones_own_may_name_its_columns(tmp_path):
+  path = jsonl(tmp_path / "mine.jsonl",
+               {"Body": "Two.", "Ask": "How many?", "Answer": 2, "n": {"l": 3}})
+  columns = build(ColumnsConfig, "question=Body+Ask, answer=Answer,level=n.l", "columns")
+  (row,) = open_benchmark("generic", path, columns=columns).rows
+  assert (row["question"], row["answer"], row["level"]) == ("Two.\nHow many?", ["2"], "3")
+  for text, words in (("question=Body,answer=Anwser", "no column 'Anwser'.*did you mean 'Answer'"),
+                      ("qestion=Body", "qestion is not a field.*did you mean 'question'")):
+    with pytest.raises(ValueError, match=words):
+      open_benchmark("generic", path, columns=build(ColumnsConfig, text, "columns"))
 
 
 def test_every_accepted_option_counts(tmp_path):

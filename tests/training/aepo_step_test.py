@@ -416,7 +416,7 @@ def test_refuses_sizes_that_do_not_divide(changes, words):
 
 
 def test_all_samples_of_the_first_prompts_are_logged_token_by_token(prepared, tmp_path):
-  rollout, chat = prepared.rollout, prepared.run.generator.encoder.chat
+  rollout, encoder = prepared.rollout, prepared.run.generator.encoder
   parent, fork = np.full(16, -1), np.zeros(16, int)
   parent[1], fork[1] = 0, 3
   entropies = rollout.samples.entropy.copy()
@@ -425,7 +425,7 @@ def test_all_samples_of_the_first_prompts_are_logged_token_by_token(prepared, tm
     rollout.samples, parent=parent, fork=fork, entropy=entropies))
   graded = responses.GradedResponses(rollout.prompts.rows, rollout.samples, rollout.texts,
                                      rollout.correct, rollout.format_ok, group=4)
-  responses.write_rollouts(str(tmp_path), 1, graded, chat, count=2)
+  responses.write_rollouts(str(tmp_path), 1, graded, encoder, count=2)
   lines = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
   assert [line["sample"] for line in lines] == [0, 1]
   assert lines[0]["id"] == lines[1]["id"] and lines[0]["response"] == rollout.texts[0]

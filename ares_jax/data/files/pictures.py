@@ -10,12 +10,14 @@ import os
 import re
 
 import numpy as np
+from etils import epath
 
 from ares_jax.data.chat import IMAGE_MARK
 from ares_jax.data.files.record import is_empty, is_list
 
-_COUNTED = r"s?(_?(path|file|filename|url|uri|byte|data|name|list)s?)?(_?\d+)?"
-_IMAGE_COLUMN = re.compile(rf"((decoded|raw|input)_)?(image|img|picture|pic){_COUNTED}", re.I)
+_COUNTED = r"s?(_?(path|file|filename|url|uri|byte|data|name|list|id)s?)?(_?\d+)?"
+_IMAGE_COLUMN = re.compile(
+  rf"((decoded|raw|input)_)?(image|img|picture|pic){_COUNTED}|fig(ure)?_?(path|file|id)s?", re.I)
 _VIDEO_COLUMN = re.compile(rf"(video|audio){_COUNTED}", re.I)
 _VIDEO_MARK = re.compile("<(?:video|audio)>")
 _IMAGE_FILE = re.compile(r"[^\n]{1,400}\.(png|jpe?g|webp|bmp|gif|tiff?|ppm|avif|svg)", re.I)
@@ -24,6 +26,7 @@ _HOLDS_IMAGE = ("bytes", "path", "url")  # keys of an object that is one image
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 # The beginning of PNG, JPEG, GIF and WebP files in base 64.
 _BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
+_ENDS = (".jpg", ".png", ".jpeg", ".webp")  # of the file of a numbered image
 _LONGEST_NAME = 1024  # letters of a file name
 
 
@@ -78,6 +81,8 @@ def _image_column(name, value):
 
 def _looks_like_images(name, value):
   named = bool(_IMAGE_COLUMN.fullmatch(name))
+  if isinstance(value, int):  # CharXiv's figures are numbered
+    return named and not isinstance(value, bool)
   if isinstance(value, str):
     return named or value.startswith("data:image/") or _names_file(value, _IMAGE_FILE) or (
       value.startswith(_BASE64) and len(value) > _LONGEST_NAME)
@@ -106,11 +111,23 @@ def _image(record, value):
       return base64.b64decode(value[7:])
   if isinstance(value, bytes | np.ndarray):
     return value
+  if isinstance(value, int | np.integer) and not isinstance(value, bool):
+    return _numbered(record, value)
   if not isinstance(value, str):
     raise record.bad("image_missing", f"an image is {value!r}; bytes or a file name are needed")
   if value.startswith("data:") or value.startswith(_BASE64) and len(value) > _LONGEST_NAME:
     return _decoded(record, value)
   return _path(record, value)
+
+
+def _numbered(record, number):
+  """The path of the image file NUMBER.jpg, or of another format, in the folder."""
+  paths = [_path(record, f"{number}{end}") for end in _ENDS]
+  found = next((path for path in paths if epath.Path(path).exists()), None)
+  if found is None:
+    raise record.bad("image_missing", f"{record.folder} has no file {number}.jpg, .png, .jpeg or "
+                     ".webp; name the folder that has: images=FOLDER")
+  return found
 
 
 def _decoded(record, value):
