@@ -1,4 +1,4 @@
-"""Calls users' reward functions: ours, EasyR1's and TRL's forms, each as its trainer calls it.
+"""Calls users' reward functions: ours, EasyR1's, TRL's and verl's, each as its trainer calls it.
 
 An answer is a dict: "response" (text), "truth" (as the data have it), "tokens" (ids of the
 response), "entropies" (nats, one a token; None before decoding ends), "row" (the row of
@@ -15,7 +15,7 @@ import sys
 
 from ares_jax.grading.sandbox import describe, load_function
 
-FORMS = ("answer", "batch", "easyr1", "trl", "trl_text")
+FORMS = ("answer", "batch", "easyr1", "trl", "trl_text", "verl")
 _JUDGE = "judge"
 _TEXTS = ("list[str]", "List[str]", "typing.List[str]")  # annotations of TRL's plain texts
 _NOT_COLUMNS = ("prompt", "completion", "completion_ids")  # TRL keeps these names to itself
@@ -38,7 +38,7 @@ class RewardFunction:
   @property
   def takes_batch(self):
     """Whether one call gets all answers."""
-    return self.form != "answer"
+    return self.form not in ("answer", "verl")
 
   @property
   def wants_entropies(self):
@@ -104,6 +104,8 @@ def _form_of(function):
     hint = completions.annotation if completions else ""
     hint = hint if isinstance(hint, str) else inspect.formatannotation(hint)
     return "trl_text" if hint in _TEXTS else "trl"
+  if "solution_str" in parameters:
+    return "verl"
   return "batch" if first == "responses" else "answer"
 
 
@@ -122,7 +124,16 @@ def call_function(function, answers):
   except MemoryError:
     raise
   except BaseException as error:  # sys.exit() too; a signal ends a worker without an exception
-    return [f"raises {describe(error)}"] * len(answers)
+    return [how_it_failed(function, error)] * len(answers)
+
+
+def how_it_failed(function, error):
+  """The exception of a user's function in words; for TRL's forms with what may help."""
+  other = {"trl": "plain texts, write trl_text", "trl_text": "messages, write trl"}
+  hint = ""
+  if function.form in other and isinstance(error, TypeError | AttributeError):
+    hint = f" (if it expects {other[function.form]}: before it)"
+  return f"raises {describe(error)}{hint}"
 
 
 def prepare_call(function, answers):
@@ -133,6 +144,12 @@ def prepare_call(function, answers):
     answer, = answers
     named = {key: values[0] for key, values in _columns(answers).items()}
     return lambda: user(answer["response"], answer["truth"], **_named(user, named, 2), **extra)
+  if function.form == "verl":
+    answer, = answers
+    named = {"data_source": answer["row"].get("source"), "solution_str": answer["response"],
+             "ground_truth": _ground_truth(answer),
+             "extra_info": {key: values[0] for key, values in _columns(answers).items()}}
+    return lambda: user(**_named(user, named), **extra)
   columns = _columns(answers)
   responses, truths = ([answer[key] for answer in answers] for key in ("response", "truth"))
   if function.form == "batch":
@@ -177,7 +194,7 @@ def _named(function, values, given=0):
 
 
 def _ground_truth(answer):
-  """EasyR1's ground truth: the file's own column, or the first truth that is accepted."""
+  """EasyR1's and verl's ground truth: the file's own column, or the first accepted truth."""
   for name in ("answer", "ground_truth"):
     if isinstance(answer["columns"].get(name), str):
       return answer["columns"][name]
@@ -198,7 +215,10 @@ def _dialogue(row):
 def results(function, answers, returned):
   """What `call_function` returns, of what the user's function returned."""
   if not function.takes_batch:
-    return [_components(function.name, returned)]
+    found = _components(function.name, returned)
+    if function.form == "verl" and isinstance(found, dict):  # verl takes "score" for the reward
+      found = {"overall" if key == "score" else key: value for key, value in found.items()}
+    return [found]
   if not isinstance(returned, collections.abc.Iterable) or isinstance(returned, dict | str):
     return [f"returns {_shown(returned)}, no list of scores"] * len(answers)
   found = list(returned)

@@ -17,7 +17,6 @@ import time
 
 from ares_jax.grading import functions
 from ares_jax.grading.pool import GraderError
-from ares_jax.grading.sandbox import describe
 from ares_jax.system.config import optional
 
 _PAUSE = 1.0  # seconds before the first retry; each next one waits twice as long
@@ -132,7 +131,7 @@ class Judge:
     except BaseException as error:  # sys.exit() too: it must not end the run unseen
       if limit.expired():
         return [f"takes longer than reward.judge.timeout = {self._config.timeout} s"] * len(answers)
-      return [f"raises {describe(error)}"] * len(answers)
+      return [functions.how_it_failed(function, error)] * len(answers)
 
   def _keep(self, line, failure):
     with self._lock:

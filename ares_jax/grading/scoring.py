@@ -36,7 +36,7 @@ class ScoreConfig:
   # function gives one, else the sum of all its components; without a function, the accuracy.
   weights: str = optional("", first_read_by="aepo")
   # Component that is the accuracy, in [0, 1]; "grader" = measured by the grader. "" = the component
-  # "accuracy" where there is one, else the first number of the first function.
+  # "accuracy" or "acc" where there is one, else the first number of the first function.
   accuracy: str = optional("", curation=True)
   threshold: float = optional(0.5, curation=True)  # accuracy from which an answer counts as right
   # Tokens before the longest answer's end, as a share of it, over which DAPO's component "overlong"
@@ -258,8 +258,11 @@ class Scoring:
               for position, (answer, values) in enumerate(zip(answers, found, strict=True))]
     names = dict.fromkeys(name for values in scores if isinstance(values, dict)
                           for name in values["components"])
-    self._check_names(names, scores)
     failed = np.bool_([isinstance(values, str) for values in scores])
+    for name in scorer.weights if names else ():
+      if name not in names:
+        raise GraderError(f"reward.weights names {name!r}, which no function returns"
+                          f"{suggest(name, list(names))}")
     failure = next((values for values in scores if isinstance(values, str)), "")
     if failure and scorer.config.failure == "stop":
       raise GraderError(f"{failure}; mend the function, or set reward.failure=drop")
@@ -306,7 +309,8 @@ class Scoring:
     if graded is not None:
       own["accuracy"] = graded
     name = config.accuracy if config.accuracy not in ("", _GRADER) else "accuracy"
-    value = own.get(name, next(iter(own.values())) if not config.accuracy else None)
+    value = own.get(name) if config.accuracy else (
+      own.get(name, own.get("acc", next(iter(own.values())))))
     if value is None:
       return f"reward function {config.function!r} returns no {name!r} (reward.accuracy) {where}"
     if not 0 <= value <= 1:
@@ -331,14 +335,6 @@ class Scoring:
       found["overlong"] = soft_overlong(len(answer["tokens"]), scorer.max_tokens,
                                         scorer.config.overlong)
     return found
-
-  def _check_names(self, names, scores):
-    if all(isinstance(values, str) for values in scores):
-      return
-    for name in self._scorer.weights:
-      if name not in names:
-        raise GraderError(f"reward.weights names {name!r}, which no function returns"
-                          f"{suggest(name, list(names))}")
 
 
 def soft_overlong(tokens, max_tokens, share):

@@ -93,6 +93,18 @@ def test_an_accuracy_outside_0_and_1_names_the_remedy(grader, workers):
   np.testing.assert_allclose(scores.reward, [0.5, -1.3, 0.8, -1.1], rtol=1e-6)
 
 
+def test_verl_is_called_answer_by_answer_and_its_score_is_the_reward(grader, workers):
+  correct, _, _, scores = score(grader, workers, "@verl.py:compute_score")
+  np.testing.assert_array_equal(scores.reward, [1, -1, 1, -1])
+  np.testing.assert_array_equal(correct, [1, 0, 1, 0])
+  assert {*scores.components} == {"overall", "acc", "level"}
+
+
+def test_a_function_of_texts_that_gets_messages_says_what_to_write(grader, workers):
+  with pytest.raises(GraderError, match="raises TypeError.*expects plain texts, write trl_text:"):
+    score(grader, workers, "trl:@trl.py:task_of_texts")
+
+
 def test_trl_gets_dialogues_columns_and_ids_and_weights_add_up(grader, workers):
   text = "@trl.py:accuracy_reward, @trl.py:short_reward"
   _, _, _, scores = score(grader, workers, text)
@@ -115,6 +127,7 @@ def test_none_of_one_function_leaves_an_answer_to_the_others(grader, workers):
   ("@ours.py:same", "answer", False), ("@ours.py:ranks", "batch", False),
   ("@easyr1.py:compute_score", "easyr1", False), ("@trl.py:accuracy_reward", "trl", False),
   ("@trl.py:task_reward", "trl_text", False), ("trl_text:@trl.py:short_reward", "trl_text", False),
+  ("@verl.py:compute_score", "verl", False),
   ("judge:@ours.py:same", "answer", True), ("@trl.py:slow_reward", "trl", True),
   ("judge:easyr1:@ours.py:same", "easyr1", True)])
 def test_a_prefix_or_the_signature_tells_the_form(text, form, is_judge):

@@ -22,5 +22,9 @@ def task_reward(completions: list[str], solution, task, **kwargs):
           for completion, truth, kind in zip(completions, solution, task, strict=True)]
 
 
+def task_of_texts(completions, **kwargs):
+  return [float(bool(re.search("7", completion))) for completion in completions]
+
+
 async def slow_reward(completions, **kwargs):
   return [0.5 for _ in completions]
