@@ -26,28 +26,31 @@ TEMPLATE = """{% for m in messages %}<|im_start|>{{ m.role }}
 {% endif %}"""
 
 
-def write_model(folder, family):
+def write_model(folder, family, template=TEMPLATE):
   """A folder of random weights with the tokenizer of the tests."""
+  tokenizer = qwen_tokenizer.fresh()
+  tokenizer.chat_template = template
+  tokenizer.save_pretrained(folder)
   fields = json.loads((make_golden.folder(family) / "config.json").read_text())
-  (folder / "config.json").write_text(json.dumps(fields | {"vocab_size": 640}))
+  fields.get("text_config", fields).update(vocab_size=640)
+  fields.update(image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"))
+  (folder / "config.json").write_text(json.dumps(fields))
   model = hf.model_config(folder, compute_dtype="float32", remat="none", unroll=1)
   rng = np.random.default_rng(0)
   save_file({name: np.float32(("norm" in name) + 0.1 * rng.standard_normal(shape))
              for name, shape in hf_files.shapes_of(model).items()
              if not (model.tied and name == hf_files.HEAD)},
             folder / "model.safetensors", metadata={"format": "pt"})
-  tokenizer = qwen_tokenizer.fresh()
-  tokenizer.chat_template = TEMPLATE
-  tokenizer.save_pretrained(folder)
 
 
-def config_of(folder, family, **changes):
-  """TrainConfig of a small run of the text model in `folder`, which is written there."""
+def config_of(folder, family, rows=None, template=TEMPLATE, **changes):
+  """TrainConfig of a small run of the model in `folder`, which is written there, on `rows`."""
   (folder / "model").mkdir()
-  write_model(folder / "model", family)
-  rows = [{"id": str(number), "question": f"What is {number} + 1?", "answer": str(number + 1),
-           "response": f"<think> {number} + 1 </think> \\boxed{{{number + 1}}}"}
-          for number in range(16)]
+  write_model(folder / "model", family, template)
+  rows = rows or [
+    {"id": str(number), "question": f"What is {number} + 1?", "answer": str(number + 1),
+     "response": f"<think> {number} + 1 </think> \\boxed{{{number + 1}}}"}
+    for number in range(16)]
   (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   source = [dict(path=str(folder / "rows.jsonl"), schema="plain", split="", weight=1)]
   changes = {

@@ -1,7 +1,7 @@
 """Turns image files into resized RGB, uint8 patches, and windows of a static size, on the host.
 
-Sizes, pixels and order are equal to those of Hugging Face's Qwen2.5-VL image processor (PIL
-backend), bit for bit, but for images with an EXIF orientation or 16 bits (see `load_image`).
+Sizes, pixels and order are equal to those of Hugging Face's image processor of Qwen2-VL and later
+(PIL backend), bit for bit, but for images with an EXIF orientation or 16 bits (see `load_image`).
 Pixels stay uint8 and are normalised on the device. n patches of an image or of a row,
 C = 3 * temporal_patch * patch^2 values of a patch, R rows, W windows of a row, S patch slots of a
 window.
@@ -18,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ares_jax.models.config import STRETCH
 
 Grid = tuple[int, int, int]  # frames, rows and columns of patches
 Source = str | os.PathLike | bytes | Image.Image | np.ndarray
@@ -123,6 +125,8 @@ def window_layout(grids: Sequence[Grid], *, window: int, patch: int, merge: int)
 
   Each frame is cut into windows of window x window px from its top left corner; the windows at the
   right and bottom edge may be partial. The units of a window fill its first slots in raster order.
+  Without windows (0) all units follow each other in raster order, and the last "window" of the row
+  may be partial.
   """
   side = window // (patch * merge)  # units per side of a window
   unit = merge**2  # patches of a unit
@@ -131,18 +135,22 @@ def window_layout(grids: Sequence[Grid], *, window: int, patch: int, merge: int)
   windows = frames_before = 0
   for frames, rows, columns in grids:
     rows, columns = rows // merge, columns // merge  # units from here on
-    down, across = math.ceil(rows / side), math.ceil(columns / side)
     frame, row, column = np.indices((frames, rows, columns)).reshape(3, -1)
-    window_index = windows + (frame * down + row // side) * across + column // side
-    # Units per row of this window: fewer than `side` at the right edge.
-    width = np.minimum(side, columns - column // side * side)
-    in_window = (row % side) * width + column % side
-    slot = (window_index * side**2 + in_window)[:, None] * unit + np.arange(unit)
-    slots.append(slot.ravel())
+    if window:
+      down, across = math.ceil(rows / side), math.ceil(columns / side)
+      window_index = windows + (frame * down + row // side) * across + column // side
+      # Units per row of this window: fewer than `side` at the right edge.
+      width = np.minimum(side, columns - column // side * side)
+      in_window = (row % side) * width + column % side
+      first = window_index * side**2 + in_window
+      windows += frames * down * across
+    else:
+      first = sum(map(len, hw)) // unit + np.arange(len(frame))
+    slots.append((first[:, None] * unit + np.arange(unit)).ravel())
     hw.append((np.stack([row, column], axis=-1)[:, None] * merge + in_unit).reshape(-1, 2))
     image.append(np.repeat(1 + frames_before + frame, unit))
-    windows += frames * down * across
     frames_before += frames
+  windows = windows or math.ceil(sum(map(len, hw)) / STRETCH)
   arrays = (np.concatenate(parts).astype(np.int32) for parts in (slots, hw, image))
   return WindowLayout(*arrays, windows)
 
@@ -155,7 +163,8 @@ def pack_rows(rows: Sequence[Sequence[tuple[np.ndarray, Grid]]], *, windows: int
   Args:
     rows: for each row its images as (patches [n, C], grid), from `patchify`.
     windows: W, windows in every row.
-    window, patch: px, sides of a window and of a patch.
+    window, patch: px, sides of a window and of a patch. Window 0: windows are stretches of
+      STRETCH patch slots.
     merge: patches per side of a merged unit.
 
   Returns:
@@ -167,7 +176,7 @@ def pack_rows(rows: Sequence[Sequence[tuple[np.ndarray, Grid]]], *, windows: int
   Raises:
     ValueError: a row that needs more than `windows` windows.
   """
-  slots = (window // patch) ** 2
+  slots = (window // patch) ** 2 or STRETCH
   width = next((patches.shape[1] for row in rows for patches, _ in row), 6 * patch**2)
   packed = {
     "patches": np.zeros((len(rows), windows * slots, width), np.uint8),
@@ -179,8 +188,8 @@ def pack_rows(rows: Sequence[Sequence[tuple[np.ndarray, Grid]]], *, windows: int
     grids = [grid for _, grid in row]
     layout = window_layout(grids, window=window, patch=patch, merge=merge)
     if layout.windows > windows:
-      raise ValueError(f"row {index} needs {layout.windows} windows of {window} px, the limit is "
-                       f"{windows}; raise the number of windows or lower max_pixels")
+      raise ValueError(f"row {index} needs {layout.windows} windows of {slots} patches, the limit "
+                       f"is {windows}; raise the number of windows or lower max_pixels")
     for patches, grid in row:
       if patches.shape[0] != math.prod(grid):
         raise ValueError(f"row {index}: {patches.shape[0]} patches do not fill a grid of {grid}")
@@ -197,6 +206,8 @@ def pack_rows(rows: Sequence[Sequence[tuple[np.ndarray, Grid]]], *, windows: int
 
 def count_windows(grids: Sequence[Grid], *, window: int, patch: int, merge: int) -> int:
   """Number of windows that the images of one row need."""
+  if not window:
+    return math.ceil(sum(map(math.prod, grids)) / STRETCH)
   side = window // (patch * merge)
   return sum(frames * math.ceil(rows // merge / side) * math.ceil(columns // merge / side)
              for frames, rows, columns in grids)

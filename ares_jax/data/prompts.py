@@ -1,6 +1,6 @@
 """Encodes rows as prompts: tokens, M-RoPE positions and image patches of fixed shape, on the host.
 
-P prompts, T prompt tokens, W vision windows, S patches a window.
+P prompts, T prompt tokens, W vision windows, S patches a window, C values of a patch.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ class EncodedPrompt:
   tokens: np.ndarray  # int32 [T]
   positions: np.ndarray  # int32 [3, T]
   learnt: np.ndarray  # bool [T]: True on answers, which fine-tuning learns
-  images: list  # (patches uint8 [n, 1176], grid (t, h, w)) an image
+  images: list  # (patches uint8 [n, C], grid (t, h, w)) an image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class PromptBatch:
   length: np.ndarray  # int32 [P]
   positions: np.ndarray  # int32 [3, P, T]
   unit: np.ndarray  # int32 [P, T]: which merged vision unit feeds the token, -1 for text
-  vision: dict  # patches uint8 [P, W, S, 1176], hw int32 [P, W, S, 2], image int32 [P, W, S]
+  vision: dict  # patches uint8 [P, W, S, C], hw int32 [P, W, S, 2], image int32 [P, W, S]
   prompt_id: np.ndarray  # int32 [P]: index in the stream of prompts
   rows: list  # the source's rows, for answers and metadata
 
@@ -109,7 +109,7 @@ class Encoder:
 
   chat: Chat  # the model's tokenizer and template
   config: PromptConfig
-  window: int  # px, side of a window of the vision tower
+  window: int  # px, side of a window of the vision tower; 0 without windows, as in VisionConfig
   patch: int  # px, side of a patch
   merge: int  # patches per side of a merged unit
 

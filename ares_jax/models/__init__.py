@@ -1,1 +1,1 @@
-"""Qwen2.5-VL and text models as plain pytrees of weights and pure functions over them."""
+"""Qwen-VL and text models as plain pytrees of weights and pure functions over them."""

@@ -7,6 +7,12 @@ Hugging Face folder; no field has a default.
 import dataclasses
 from typing import Literal
 
+from ares_jax.models.families import FAMILIES, Tower
+from ares_jax.system.config import optional
+
+# Patch slots that are packed together where a tower has no windows.
+STRETCH = 64
+
 
 def _require(condition: bool, message: str) -> None:
   if not condition:
@@ -26,27 +32,45 @@ class VisionConfig:
   depth: int  # blocks
   hidden: int  # width of the residual stream
   heads: int  # attention heads of a block
-  mlp: int  # width of the gated MLP
+  mlp: int  # width of the MLP
   patch: int  # px, side of a square patch
   temporal_patch: int  # frames per patch; a still image is repeated
   merge: int  # patches per side of the square that becomes one text token
-  window: int  # px, side of an attention window
+  window: int  # px, side of an attention window; 0 = none, every block attends to all of an image
   full_attention: tuple[int, ...]  # blocks that attend to all of an image; others to a window
   out: int  # width of the merged features: the text model's embed
+  family: str = optional("qwen2_5_vl")  # of FAMILIES, whose Tower says what the blocks are like
+  positions: int = optional(0)  # rows and columns of the table of learned positions; 0 = no table
+  # Blocks whose results are merged too: those of the k-th go to the decoder behind its block k.
+  deepstack: tuple[int, ...] = optional(())
 
   def __post_init__(self):
     _positive(self, "depth", "hidden", "heads", "mlp", "patch", "merge", "out")
     _require(self.temporal_patch == 2,
-             f"temporal_patch is {self.temporal_patch}; only 2 is implemented, that of Qwen2.5-VL")
+             f"temporal_patch is {self.temporal_patch}; only 2 is implemented, that of Qwen-VL")
     _require(self.hidden % (4 * self.heads) == 0,
              f"hidden {self.hidden} over heads {self.heads} is not a multiple of 4: the 2-D "
              "rotary embedding needs head sizes 4, 8, 12 ...; change hidden or heads")
-    _require(self.window >= 1 and self.window % (self.patch * self.merge) == 0,
+    _require(self.window >= 0 and self.window % (self.patch * self.merge) == 0,
              f"window {self.window} px is not a multiple of patch * merge = "
              f"{self.patch * self.merge} px; change window")
+    _require(self.window or STRETCH % self.unit == 0,
+             f"merge {self.merge} is not 1, 2, 4 or 8, and there are no windows; change merge")
     _require(all(0 <= layer < self.depth for layer in self.full_attention),
              f"full_attention {self.full_attention} names a block outside 0..{self.depth - 1}; "
              "change full_attention or depth")
+    towers = [name for name, family in FAMILIES.items() if family.tower]
+    _require(self.family in towers, f"family {self.family!r} is not one of {', '.join(towers)}")
+    _require(self.positions >= 0, f"positions is {self.positions}; it must be at least 0")
+    ascending = all(x < y for x, y in zip(self.deepstack, self.deepstack[1:], strict=False))
+    _require(ascending and all(0 <= layer < self.depth for layer in self.deepstack),
+             f"deepstack {self.deepstack} must name blocks of 0..{self.depth - 1} in ascending "
+             "order; change deepstack or depth")
+
+  @property
+  def tower(self) -> Tower:
+    """What the blocks are like."""
+    return FAMILIES[self.family].tower
 
   @property
   def head_dim(self) -> int:
@@ -65,8 +89,8 @@ class VisionConfig:
 
   @property
   def window_patches(self) -> int:
-    """Patches of a window."""
-    return (self.window // self.patch) ** 2
+    """Patch slots of a window, or of a stretch of a row's patches where there are no windows."""
+    return (self.window // self.patch) ** 2 if self.window else STRETCH
 
 
 # A text model's batches have the arrays of images too, with no window in them.
@@ -89,6 +113,7 @@ class ModelConfig:
   mlp: int  # width of the gated MLP
   rope_theta: float  # base of the rotary frequencies
   mrope_sections: tuple[int, int, int]  # rotary frequencies for time, height, width
+  mrope_interleaved: bool  # whether the frequencies of the axes take turns, not one after another
   norm_eps: float  # added to the mean square in RMS norms
   tied: bool  # whether the embedding is also the unembedding
   vision: VisionConfig | None  # the vision tower; None for a text model
@@ -114,6 +139,9 @@ class ModelConfig:
     _require(self.vision.out == self.embed,
              f"vision.out {self.vision.out} differs from embed {self.embed}: image features "
              "replace token embeddings")
+    _require(len(self.vision.deepstack) <= self.layers,
+             f"vision.deepstack {self.vision.deepstack} has more blocks than the decoder, which "
+             f"has {self.layers}; change deepstack or layers")
     _require(0 <= self.image_token < self.vocab,
              f"image_token {self.image_token} is outside the vocabulary of {self.vocab}")
 
@@ -123,16 +151,35 @@ class ModelConfig:
     return self.vision or _NO_TOWER
 
 
-def _published(embed, layers, heads, kv_heads, mlp, vocab, tied):
+def _qwen25_vl(embed, layers, heads, kv_heads, mlp, vocab, tied):
   vision = VisionConfig(depth=32, hidden=1280, heads=16, mlp=3420, patch=14, temporal_patch=2,
                         merge=2, window=112, full_attention=(7, 15, 23, 31), out=embed)
   return ModelConfig(vocab=vocab, embed=embed, layers=layers, heads=heads, kv_heads=kv_heads,
                      head_dim=128, qkv_bias=True, qk_norm=False, mlp=mlp, rope_theta=1e6,
-                     mrope_sections=(16, 24, 24), norm_eps=1e-6, tied=tied, vision=vision,
-                     image_token=151655, compute_dtype="bfloat16", remat="block", unroll=1)
+                     mrope_sections=(16, 24, 24), mrope_interleaved=False, norm_eps=1e-6,
+                     tied=tied, vision=vision, image_token=151655, compute_dtype="bfloat16",
+                     remat="block", unroll=1)
+
+
+def _qwen3_vl(embed, layers, heads, mlp, tied, *, tower):
+  depth, hidden, tower_mlp, deepstack = tower
+  vision = VisionConfig(depth=depth, hidden=hidden, heads=16, mlp=tower_mlp, patch=16,
+                        temporal_patch=2, merge=2, window=0, full_attention=(), out=embed,
+                        family="qwen3_vl", positions=48, deepstack=deepstack)
+  return ModelConfig(vocab=151936, embed=embed, layers=layers, heads=heads, kv_heads=8,
+                     head_dim=128, qkv_bias=False, qk_norm=True, mlp=mlp, rope_theta=5e6,
+                     mrope_sections=(24, 20, 20), mrope_interleaved=True, norm_eps=1e-6,
+                     tied=tied, vision=vision, image_token=151655, compute_dtype="bfloat16",
+                     remat="block", unroll=1)
 
 
 # The published models, whose sizes are known without their files.
-SIZE_3B = _published(2048, 36, 16, 2, 11008, 151936, True)
-SIZE_7B = _published(3584, 28, 28, 4, 18944, 152064, False)
-PUBLISHED_SIZES = {"Qwen2.5-VL-3B-Instruct": SIZE_3B, "Qwen2.5-VL-7B-Instruct": SIZE_7B}
+SIZE_3B = _qwen25_vl(2048, 36, 16, 2, 11008, 151936, True)
+SIZE_7B = _qwen25_vl(3584, 28, 28, 4, 18944, 152064, False)
+_SMALL, _LARGE = (24, 1024, 4096, (5, 11, 17)), (27, 1152, 4304, (8, 16, 24))
+_QWEN3_VL = {"2B": _qwen3_vl(2048, 28, 16, 6144, True, tower=_SMALL),
+             "4B": _qwen3_vl(2560, 36, 32, 9728, True, tower=_SMALL),
+             "8B": _qwen3_vl(4096, 36, 32, 12288, False, tower=_LARGE)}
+PUBLISHED_SIZES = {"Qwen2.5-VL-3B-Instruct": SIZE_3B, "Qwen2.5-VL-7B-Instruct": SIZE_7B} | {
+  f"Qwen3-VL-{size}-{kind}": config for size, config in _QWEN3_VL.items()
+  for kind in ("Instruct", "Thinking")}

@@ -39,7 +39,8 @@ def hidden(config: ModelConfig, params: Params, embeds_BTD, positions_3BT, segme
 
   Args:
     config, params: sizes and weights.
-    embeds_BTD: token embeddings, image features included.
+    embeds_BTD: from `qwen25_vl.embed`, image features included; with DeepStack they are wider, D
+      for the residual stream and D for what is added behind each of the first blocks.
     positions_3BT: int32, M-RoPE positions (time, height, width).
     segment_BT: int32, the sequence of each token in its row, 0 for padding; a token attends to
       earlier tokens of its segment.
@@ -57,7 +58,7 @@ def prefill(config: ModelConfig, params: Params, embeds_PTD, positions_3PT,
 
   Args:
     config, params: sizes and weights.
-    embeds_PTD: embeddings of right-padded prompts.
+    embeds_PTD: embeddings of right-padded prompts, as in `hidden`.
     positions_3PT: int32, M-RoPE positions.
     length_P: int32, tokens of each prompt, 1..T.
 
@@ -135,15 +136,24 @@ def _blocks(config, params, embeds_BTD, positions_3BT, segment_BT, *, keep_kv):
   # A prefill does not split tokens: prompts are short and no activations are kept for a backward
   # pass. For 7B on 16 x 4 chips the plan says that splitting would send 6 times as much.
   between = (lambda x: x) if keep_kv else _split_tokens
+  embeds_BTD, *deep = jnp.split(embeds_BTD, embeds_BTD.shape[-1] // config.embed, axis=-1)
+  # Constants of the scan: a scan of its own for the first blocks would copy the others' weights.
+  deep_nBTD = jnp.stack([between(each) for each in deep]) if deep else None
+  index = np.arange(config.layers) if deep else None
 
-  def block(x_BTD, weights):
+  def block(x_BTD, layer):
+    weights, index = layer
     x_BTD = between(x_BTD)
     q, k, v = _qkv(config, weights, x_BTD, cos_sin)
     mixed = attention(q, k, v, segment_BT=segment_BT, segment_BS=segment_BT, causal=True)
     x_BTD = between(x_BTD + _out(weights, mixed))
-    return between(_mlp(config, weights, x_BTD)), (k, v) if keep_kv else None
+    x_BTD = _mlp(config, weights, x_BTD)
+    if deep:
+      added_BTD = deep_nBTD[jnp.minimum(index, len(deep) - 1)]
+      x_BTD += jnp.where(index < len(deep), added_BTD, 0)
+    return between(x_BTD), (k, v) if keep_kv else None
 
-  return scan_blocks(block, embeds_BTD, params["blocks"], remat=config.remat,
+  return scan_blocks(block, embeds_BTD, (params["blocks"], index), remat=config.remat,
                      unroll=config.unroll)
 
 
@@ -165,6 +175,10 @@ def _mrope(config: ModelConfig, positions_3BT):
   """Rotary angles whose frequencies are split between time, height and width."""
   frequency = config.rope_theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
   axis = np.repeat(np.arange(3), config.mrope_sections)
+  if config.mrope_interleaved:
+    # Frequency i turns with axis i % 3 as long as that axis has frequencies, then with time.
+    index = np.arange(config.head_dim // 2)
+    axis = np.where(index < 3 * np.take(config.mrope_sections, index % 3), index % 3, 0)
   # [B, T, H/2]: each frequency uses the position along its axis.
   position = jnp.moveaxis(positions_3BT, 0, -1)[..., axis].astype(jnp.float32)
   return rotary(position * np.float32(frequency))

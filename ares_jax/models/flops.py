@@ -33,13 +33,14 @@ def vision_flops(size, image):
 
 def tower_flops(size, patches, squares):
   """`vision_flops` of `patches`; `squares` is the sum over images of their squared patch counts."""
-  block = 4 * size.hidden**2 + 3 * size.hidden * size.mlp
-  full = len(size.full_attention)
+  gated = size.tower.activation == "silu"
+  block = 4 * size.hidden**2 + (3 if gated else 2) * size.hidden * size.mlp
+  full = len(size.full_attention) if size.window else size.depth
   keys = full * squares + (size.depth - full) * patches * size.window_patches
   merged = size.unit * size.hidden
   return (2 * patches * (size.depth * block + size.patch_dim * size.hidden)
           + 4 * keys * size.hidden
-          + 2 * patches // size.unit * (merged**2 + merged * size.out))
+          + 2 * patches // size.unit * (1 + len(size.deepstack)) * (merged**2 + merged * size.out))
 
 
 def rollout_flops(model, *, prompts, answers, shared, image):

@@ -6,14 +6,13 @@ transformers 4, which the published folders have, and the one of transformers 5,
 `text_config`.
 """
 
+import math
 import os
 import pathlib
 
 from ares_jax.models.config import ModelConfig, VisionConfig
-from ares_jax.models.families import FAMILIES, REQUIRED, Fields
+from ares_jax.models.families import FAMILIES, REFUSED, REQUIRED, Family, Fields
 from ares_jax.models.hf_files import read_object
-
-_MROPE_SECTION = [16, 24, 24]  # transformers' where the file has none
 
 # Fields that cannot change a forward pass over text and images: bookkeeping, special ids that the
 # tokenizer has too, initialisation, length limits, video timing, window sizes of the text
@@ -69,8 +68,12 @@ def config_fields(config: ModelConfig, tokenizer, *, max_tokens: int, dtype: str
     dtype: of the weights.
 
   Raises:
-    ValueError: embed is not heads * head_dim, which config.json cannot say.
+    ValueError: embed is not heads * head_dim, which config.json cannot say, or the tower is not
+      that of Qwen2.5-VL.
   """
+  if config.vision.family != "qwen2_5_vl":
+    raise ValueError(f"vision.family is {config.vision.family!r}; a model without a base folder is "
+                     "exported as Qwen2.5-VL alone")
   if config.embed != config.heads * config.head_dim:
     raise ValueError(f"embed {config.embed} is not heads {config.heads} * head_dim "
                      f"{config.head_dim}; a Hugging Face Qwen2.5-VL has no other sizes")
@@ -100,7 +103,9 @@ def config_fields(config: ModelConfig, tokenizer, *, max_tokens: int, dtype: str
 def _model_config(outer: dict, **run) -> ModelConfig:
   kind = outer.get("model_type")
   if not isinstance(kind, str) or kind not in FAMILIES:
-    raise ValueError(f"model_type is {kind!r}; implemented are {', '.join(FAMILIES)}")
+    lacks = isinstance(kind, str) and REFUSED.get(kind)
+    raise ValueError(f"model_type is {kind!r}{f', {lacks}' if lacks else ''}; implemented are "
+                     f"{', '.join(FAMILIES)}")
   family = FAMILIES[kind]
   # As in transformers 5, a nested text_config alone describes the text model. Fields outside of it
   # are only checked for unknown ones.
@@ -115,16 +120,16 @@ def _model_config(outer: dict, **run) -> ModelConfig:
     raise ValueError(f"layer_types {kinds}: only full_attention in all {layers} layers is "
                      "implemented")
   head_dim = _head_dim(text, family.free_head_dim)
-  theta, sections = _rope(text, head_dim, images=family.vision is not None)
+  theta, sections = _rope(text, head_dim, family)
   vision, image_token = None, None
-  if family.vision:
-    vision = _vision(_object(outer, "vision_config"), family.vision)
+  if family.tower:
+    vision = _vision(_object(outer, "vision_config"), kind)
     image_token = _integer(family.text.read | outer, "image_token_id")
   return ModelConfig(
     vocab=_integer(text, "vocab_size"), embed=embed, layers=layers, heads=heads, kv_heads=kv_heads,
     head_dim=head_dim, qkv_bias=family.qkv_bias, qk_norm=family.qk_norm,
     mlp=_integer(text, "intermediate_size"), rope_theta=theta, mrope_sections=sections,
-    norm_eps=_number(text, "rms_norm_eps"),
+    mrope_interleaved=family.interleaved, norm_eps=_number(text, "rms_norm_eps"),
     # transformers 4 wrote it inside or outside.
     tied=any(_truth(fields, "tie_word_embeddings") for fields in (text, outer)),
     vision=vision, image_token=image_token, **run)
@@ -142,23 +147,52 @@ def _head_dim(text: dict, free: bool) -> int:
   return embed // heads
 
 
-def _vision(given: dict, known: Fields) -> VisionConfig:
+def _vision(given: dict, kind: str) -> VisionConfig:
+  known = FAMILIES[kind].tower.fields
   _check(given, known, "vision_config.")
   vision = _complete(given, known, "vision_config.")
   rope = vision["rope_parameters"]
   if rope is not None and rope != {"rope_type": "axial", "rope_theta": 10_000}:
     raise ValueError(f"vision_config.rope_parameters {rope}: only axial, 10000 is implemented")
   sizes = {ours: _integer(vision, theirs, "vision_config.") for ours, theirs in (
-    ("depth", "depth"), ("hidden", "hidden_size"), ("heads", "num_heads"),
-    ("mlp", "intermediate_size"), ("patch", "patch_size"),
-    ("temporal_patch", "temporal_patch_size"), ("merge", "spatial_merge_size"),
-    ("window", "window_size"), ("out", "out_hidden_size"))}
+    ("depth", "depth"), ("heads", "num_heads"), ("patch", "patch_size"),
+    ("temporal_patch", "temporal_patch_size"), ("merge", "spatial_merge_size"))}
+  return VisionConfig(family=kind, **sizes, **_TOWERS[kind](vision))
+
+
+def _qwen25_tower(vision: dict) -> dict:
   # Indexes of blocks that are not there select nothing: shortened towers keep those of the base.
   full = _integers(vision, "fullatt_block_indexes", "vision_config.")
-  return VisionConfig(full_attention=tuple(x for x in full if 0 <= x < sizes["depth"]), **sizes)
+  return dict(hidden=_integer(vision, "hidden_size", "vision_config."),
+              mlp=_integer(vision, "intermediate_size", "vision_config."),
+              out=_integer(vision, "out_hidden_size", "vision_config."),
+              window=_integer(vision, "window_size", "vision_config."),
+              full_attention=tuple(x for x in full if 0 <= x < vision["depth"]))
 
 
-def _rope(text: dict, head_dim: int, *, images: bool) -> tuple[float, tuple[int, int, int]]:
+def _qwen2_tower(vision: dict) -> dict:
+  hidden = _integer(vision, "embed_dim", "vision_config.")
+  return dict(hidden=hidden, mlp=hidden * _integer(vision, "mlp_ratio", "vision_config."),
+              out=_integer(vision, "hidden_size", "vision_config."), window=0, full_attention=())
+
+
+def _qwen3_tower(vision: dict) -> dict:
+  number = _integer(vision, "num_position_embeddings", "vision_config.")
+  side = math.isqrt(max(number, 0))
+  if side < 1 or side**2 != number:
+    raise ValueError(f"vision_config.num_position_embeddings is {number}; it must be a square "
+                     "number")
+  return dict(hidden=_integer(vision, "hidden_size", "vision_config."),
+              mlp=_integer(vision, "intermediate_size", "vision_config."),
+              out=_integer(vision, "out_hidden_size", "vision_config."),
+              window=0, full_attention=(), positions=side,
+              deepstack=_integers(vision, "deepstack_visual_indexes", "vision_config."))
+
+
+_TOWERS = {"qwen2_5_vl": _qwen25_tower, "qwen2_vl": _qwen2_tower, "qwen3_vl": _qwen3_tower}
+
+
+def _rope(text: dict, head_dim: int, family: Family) -> tuple[float, tuple[int, int, int]]:
   """(base of the frequencies, how many of them turn with time, height and width)."""
   # As in transformers, rope_scaling (version 4) has precedence over rope_parameters (5), and a
   # rope_theta inside over one outside.
@@ -166,13 +200,18 @@ def _rope(text: dict, head_dim: int, *, images: bool) -> tuple[float, tuple[int,
   rope = _object(text, name) if text[name] else {}
   kind = rope.get("rope_type", rope.get("type", "default"))
   known, fields = ("default",), {"rope_type", "type", "rope_theta"}
-  if images:
+  if family.sections:
     known, fields = ("default", "mrope"), fields | {"mrope_section"}
+  if family.interleaved:
+    fields |= {"mrope_interleaved"}
   if kind not in known or rope.keys() - fields:
     raise ValueError(f"rotary embedding {rope}: only type {' or '.join(known)} without scaling is "
                      "implemented")
-  rope = {"mrope_section": _MROPE_SECTION, "rope_theta": text["rope_theta"]} | rope
-  if not images:  # the positions of a text are the same on all three axes
+  if rope.get("mrope_interleaved", True) is not True:
+    raise ValueError(f"{name}.mrope_interleaved is {rope['mrope_interleaved']!r}; only True is "
+                     "implemented")
+  rope = {"mrope_section": family.sections, "rope_theta": text["rope_theta"]} | rope
+  if not family.sections:  # the positions of a text are the same on all three axes
     return _number(rope, "rope_theta"), (head_dim // 2, 0, 0)
   sections = _integers(rope, "mrope_section", f"{name}.")
   if len(sections) != 3:

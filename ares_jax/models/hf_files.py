@@ -51,6 +51,8 @@ class Rule:
 
 
 _TEXT, _TOWER = "model.layers.{layer}.", "visual.blocks.{layer}."
+_MERGERS = "visual.deepstack_merger_list.{layer}."
+# Some families have other names, `families.Tower.names`, with the same order of values.
 RULES = {
   "embed": Rule("model.embed_tokens.weight", 0),
   "unembed": Rule("lm_head.weight", 0),
@@ -70,12 +72,16 @@ RULES = {
   "blocks/up": Rule(_TEXT + "mlp.up_proj.weight", 1),
   "blocks/down": Rule(_TEXT + "mlp.down_proj.weight", 1),
   "vision/patch": Rule("visual.patch_embed.proj.weight", 1),
+  "vision/patch_bias": Rule("visual.patch_embed.proj.bias", 0),
+  "vision/positions": Rule("visual.pos_embed.weight", 0),
   "vision/blocks/attention_norm": Rule(_TOWER + "norm1.weight", 0),
+  "vision/blocks/attention_norm_bias": Rule(_TOWER + "norm1.bias", 0),
   "vision/blocks/qkv": Rule(_TOWER + "attn.qkv.weight", 1),
   "vision/blocks/qkv_bias": Rule(_TOWER + "attn.qkv.bias", 0),
   "vision/blocks/o": Rule(_TOWER + "attn.proj.weight", 2),
   "vision/blocks/o_bias": Rule(_TOWER + "attn.proj.bias", 0),
   "vision/blocks/mlp_norm": Rule(_TOWER + "norm2.weight", 0),
+  "vision/blocks/mlp_norm_bias": Rule(_TOWER + "norm2.bias", 0),
   "vision/blocks/gate": Rule(_TOWER + "mlp.gate_proj.weight", 1),
   "vision/blocks/gate_bias": Rule(_TOWER + "mlp.gate_proj.bias", 0),
   "vision/blocks/up": Rule(_TOWER + "mlp.up_proj.weight", 1),
@@ -83,26 +89,33 @@ RULES = {
   "vision/blocks/down": Rule(_TOWER + "mlp.down_proj.weight", 1),
   "vision/blocks/down_bias": Rule(_TOWER + "mlp.down_proj.bias", 0),
   "vision/merger/norm": Rule("visual.merger.ln_q.weight", 0),
+  "vision/merger/norm_bias": Rule("visual.merger.ln_q.bias", 0),
   "vision/merger/up": Rule("visual.merger.mlp.0.weight", 1),
   "vision/merger/up_bias": Rule("visual.merger.mlp.0.bias", 0),
   "vision/merger/down": Rule("visual.merger.mlp.2.weight", 1),
   "vision/merger/down_bias": Rule("visual.merger.mlp.2.bias", 0),
+  "vision/deepstack/norm": Rule(_MERGERS + "norm.weight", 0),
+  "vision/deepstack/norm_bias": Rule(_MERGERS + "norm.bias", 0),
+  "vision/deepstack/up": Rule(_MERGERS + "linear_fc1.weight", 1),
+  "vision/deepstack/up_bias": Rule(_MERGERS + "linear_fc1.bias", 0),
+  "vision/deepstack/down": Rule(_MERGERS + "linear_fc2.weight", 1),
+  "vision/deepstack/down_bias": Rule(_MERGERS + "linear_fc2.bias", 0),
 }
-# transformers in memory, and folders of some tools, nest decoder and tower one level deeper.
+# Qwen3-VL, transformers in memory, and some tools nest decoder and tower one level deeper.
 _NESTED = (("model.language_model.", "model."), ("model.visual.", "visual."))
 HEAD = RULES["unembed"].name
 
 
 def sources_of(config: ModelConfig) -> dict[str, tuple[str, int | None]]:
   """Hugging Face name -> our path and block, for every tensor of a model with these sizes."""
-  sources = {}
+  sources, others = {}, config.vision.tower.names if config.vision else {}
   for path, weight in by_name(weight_table(config)).items():
-    rule = RULES[path]
-    if "{layer}" in rule.name:
+    name = others.get(path, RULES[path].name)
+    if "{layer}" in name:
       for layer in range(weight.shape[0]):
-        sources[rule.name.format(layer=layer)] = path, layer
+        sources[name.format(layer=layer)] = path, layer
     else:
-      sources[rule.name] = path, None
+      sources[name] = path, None
   if config.tied:
     # Some tied folders store the matrix twice.
     sources[HEAD] = "embed", None
@@ -211,7 +224,7 @@ def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
       return vision.hidden, 3, vision.temporal_patch, vision.patch, vision.patch
     if inputs:
       return math.prod(shape[inputs:]), math.prod(shape[:inputs])
-    return shape if path in ("embed", "unembed") else (math.prod(shape),)
+    return shape if path in ("embed", "unembed", "vision/positions") else (math.prod(shape),)
 
   return {name: theirs(*source) for name, source in sources_of(config).items()}
 

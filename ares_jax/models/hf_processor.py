@@ -9,13 +9,17 @@ import os
 import pathlib
 
 from ares_jax.models.config import VisionConfig
+from ares_jax.models.families import FAMILIES
 from ares_jax.models.hf_files import read_object, write_object
-from ares_jax.models.vision import MEAN, STD
 
 FILE = "preprocessor_config.json"
 # transformers 5 saves all parts of a processor in one file, and reads that one first.
 _NESTED, _PART = "processor_config.json", "image_processor"
-_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}  # transformers' without a size
+# transformers' image processor where a file leaves a field out, for every family.
+_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
+_CLIP = FAMILIES["qwen2_vl"].tower
+_ABSENT = {"image_mean": list(_CLIP.mean), "image_std": list(_CLIP.std), "patch_size": 14,
+           "merge_size": 2, "temporal_patch_size": 2}
 
 
 def pixel_limits(folder: str | os.PathLike, vision: VisionConfig) -> tuple[int, int]:
@@ -56,9 +60,13 @@ def _limits(path: pathlib.Path, fields: dict) -> tuple[int, int]:
 def check_processor(folder: str | os.PathLike, vision: VisionConfig) -> None:
   """Raises ValueError where the folder's model was trained on other pixels than ours."""
   path, fields = _read(pathlib.Path(folder))
+  if fields is None:
+    return
   for name, want in processor_fields(vision, min_pixels=0, max_pixels=0).items():
-    have = (fields or {}).get(name)  # null is transformers' own value, as absent is
-    if name not in ("size", "image_processor_type") and have is not None and not _same(have, want):
+    have = fields.get(name)
+    if have is None:  # null is transformers' own value, as absent is
+      have = _ABSENT.get(name, want)
+    if name not in ("size", "image_processor_type") and not _same(have, want):
       raise ValueError(f"{path}: {name} is {have!r}; only {want!r} is implemented")
 
 
@@ -113,6 +121,7 @@ def processor_fields(vision: VisionConfig, *, min_pixels: int, max_pixels: int) 
     "image_processor_type": "Qwen2VLImageProcessor", "do_convert_rgb": True, "do_resize": True,
     "resample": 3,  # bicubic
     "size": {"shortest_edge": min_pixels, "longest_edge": max_pixels},
-    "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(MEAN),
-    "image_std": list(STD), "patch_size": vision.patch, "merge_size": vision.merge,
+    "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+    "image_mean": list(vision.tower.mean), "image_std": list(vision.tower.std),
+    "patch_size": vision.patch, "merge_size": vision.merge,
     "temporal_patch_size": vision.temporal_patch}

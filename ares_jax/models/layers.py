@@ -21,6 +21,18 @@ def rms_norm(x: jax.Array, weight_D: jax.Array, eps: float) -> jax.Array:
   return (x32 * scale).astype(x.dtype) * weight_D.astype(x.dtype)
 
 
+def layer_norm(x: jax.Array, weight_D: jax.Array, bias_D: jax.Array, eps: float) -> jax.Array:
+  """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis, in float32.
+
+  The result has x's dtype.
+  """
+  x32 = x.astype(jnp.float32)
+  x32 -= jnp.mean(x32, axis=-1, keepdims=True)
+  scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+  return (x32 * scale * weight_D.astype(jnp.float32)
+          + bias_D.astype(jnp.float32)).astype(x.dtype)
+
+
 def rotary(angle: jax.Array) -> tuple[jax.Array, jax.Array]:
   """cos and sin, float32, of the angles [..., H/2], with an axis for the heads: [..., 1, H/2]."""
   return jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]

@@ -1,7 +1,7 @@
 """The model: text tokens and image features in, hidden states out.
 
-    features = vision_features(config, params, vision)            # [R, U, D]
-    embeds = embed(config, params, tokens, unit, features)        # [B, T, D]
+    features = vision_features(config, params, vision)            # [R, U, Z]
+    embeds = embed(config, params, tokens, unit, features)        # [B, T, Z]
     states = hidden(config, params, embeds, positions, segment)   # [B, T, D]
     logits = states @ unembedding(config, params).T
 
@@ -13,7 +13,8 @@ percentile, on the two random models of 3 layers in tests/models/golden; trained
 measured.
 
 Sampling replaces the last two by `prefill`, `empty_cache` and `decode_step`.
-B rows, T tokens, U image units of a row, D embed, V vocabulary.
+B rows, T tokens, U image units of a row, D embed, V vocabulary, Z = D, or (1 + n) D with DeepStack
+of n blocks (arXiv 2406.04334): D for the embedding, and D for each of the decoder's first n blocks.
 """
 
 import jax
@@ -24,7 +25,7 @@ from ares_jax.models.decoder import KVCache, decode_step, empty_cache, hidden, p
 from ares_jax.models.vision import VisionInput, vision_features
 from ares_jax.models.weights import Params
 from ares_jax.ops import logprob_and_entropy
-from ares_jax.system.mesh import ROWS, shard, unmapped, within_a_slice
+from ares_jax.system.mesh import ROWS, dividing, shard, unmapped, within_a_slice
 
 __all__ = ["KVCache", "VisionInput", "decode_step", "embed", "empty_cache", "hidden", "prefill",
            "score", "unembedding", "vision_features"]
@@ -37,11 +38,11 @@ def embed(config: ModelConfig, params: Params, tokens_BT, unit_BT, features) -> 
     config, params: sizes and weights.
     tokens_BT: int32 ids.
     unit_BT: int32, index of the image unit that feeds a token, -1 for text. None without images.
-    features: from `vision_features`, [B, U, D] if each row of tokens has its own images, [U, D] if
+    features: from `vision_features`, [B, U, Z] if each row of tokens has its own images, [U, Z] if
       all rows use the same; None without images.
 
   Returns:
-    [B, T, D] in the compute dtype.
+    [B, T, Z] in the compute dtype, [B, T, D] without images.
   """
   dtype = jnp.dtype(config.compute_dtype)
   table_VD = params["embed"]
@@ -56,10 +57,16 @@ def embed(config: ModelConfig, params: Params, tokens_BT, unit_BT, features) -> 
   index_BT = jnp.maximum(unit_BT, 0)
   features = features.astype(dtype)
   if features.ndim == 2:
-    image_BTD = features[index_BT]
+    image_BTZ = features[index_BT]
   else:
-    image_BTD = jnp.take_along_axis(features, index_BT[:, :, None], axis=1)
-  return shard(jnp.where(unit_BT[:, :, None] >= 0, image_BTD, embeds_BTD), ROWS)
+    image_BTZ = jnp.take_along_axis(features, index_BT[:, :, None], axis=1)
+  width = image_BTZ.shape[-1]
+  if width == config.embed:
+    return shard(jnp.where(unit_BT[:, :, None] >= 0, image_BTZ, embeds_BTD), ROWS)
+  # Nothing is added to the hidden states of texts.
+  embeds_BTZ = jnp.pad(embeds_BTD, ((0, 0), (0, 0), (0, width - config.embed)))
+  return shard(jnp.where(unit_BT[:, :, None] >= 0, image_BTZ, embeds_BTZ), ROWS, None,
+               dividing(width, "model"))
 
 
 def score(config: ModelConfig, params: Params, features, *, tokens, unit, positions, segment,

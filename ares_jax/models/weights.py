@@ -86,11 +86,10 @@ def _decoder_blocks(config: ModelConfig) -> dict[str, Weight]:
 
 def _vision(config: VisionConfig) -> dict[str, Any]:
   layers, hidden, mlp = config.depth, config.hidden, config.mlp
-  heads, head_dim = config.heads, config.head_dim
-  merged = config.unit * hidden
+  heads, head_dim, tower = config.heads, config.head_dim, config.tower
   depth = (2 * layers) ** -0.5
-  # The gated MLP is not split over "model": its published width, 3420, divides by 4 at most.
-  return {
+  # The MLP is not split over "model": its published widths, 3420 and 4304, divide by 16 at most.
+  weights = {
     "patch": Weight((config.patch_dim, hidden), P(None, "data"), config.patch_dim**-0.5),
     "blocks": {
       "attention_norm": Weight((layers, hidden), P(None, None), "ones"),
@@ -101,21 +100,43 @@ def _vision(config: VisionConfig) -> dict[str, Any]:
                   depth * hidden**-0.5),
       "o_bias": Weight((layers, hidden), P(None, None), "zeros"),
       "mlp_norm": Weight((layers, hidden), P(None, None), "ones"),
-      "gate": Weight((layers, hidden, mlp), P(None, "data", None), hidden**-0.5),
-      "gate_bias": Weight((layers, mlp), P(None, None), "zeros"),
       "up": Weight((layers, hidden, mlp), P(None, "data", None), hidden**-0.5),
       "up_bias": Weight((layers, mlp), P(None, None), "zeros"),
       "down": Weight((layers, mlp, hidden), P(None, None, "data"), depth * mlp**-0.5),
       "down_bias": Weight((layers, hidden), P(None, None), "zeros"),
     },
-    "merger": {
-      "norm": Weight((hidden,), P(None), "ones"),
-      "up": Weight((merged, merged), P("data", "model"), merged**-0.5),
-      "up_bias": Weight((merged,), P("model"), "zeros"),
-      "down": Weight((merged, config.out), P("model", "data"), merged**-0.5),
-      "down_bias": Weight((config.out,), P(None), "zeros"),
-    },
+    "merger": _merger(config, hidden),
   }
+  blocks = weights["blocks"]
+  if tower.activation == "silu":
+    blocks["gate"], blocks["gate_bias"] = blocks["up"], blocks["up_bias"]
+  if tower.layer_norm:
+    for name in ("attention_norm_bias", "mlp_norm_bias"):
+      blocks[name] = Weight((layers, hidden), P(None, None), "zeros")
+  if tower.patch_bias:
+    weights["patch_bias"] = Weight((hidden,), P(None), "zeros")
+  if config.positions:
+    weights["positions"] = Weight((config.positions**2, hidden), P(None, "data"), hidden**-0.5)
+  if config.deepstack:  # their norms stand behind the reshape, so they are as wide as a unit
+    number = len(config.deepstack)
+    weights["deepstack"] = {
+      name: Weight((number, *one.shape), P(None, *one.spec), one.init)
+      for name, one in _merger(config, config.unit * hidden).items()}
+  return weights
+
+
+def _merger(config: VisionConfig, norm: int) -> dict[str, Weight]:
+  merged = config.unit * config.hidden
+  weights = {
+    "norm": Weight((norm,), P(None), "ones"),
+    "up": Weight((merged, merged), P("data", "model"), merged**-0.5),
+    "up_bias": Weight((merged,), P("model"), "zeros"),
+    "down": Weight((merged, config.out), P("model", "data"), merged**-0.5),
+    "down_bias": Weight((config.out,), P(None), "zeros"),
+  }
+  if config.tower.layer_norm:
+    weights["norm_bias"] = Weight((norm,), P(None), "zeros")
+  return weights
 
 
 def init(weights: dict[str, Any], key: jax.Array, dtype: jnp.dtype = jnp.float32) -> Params:

@@ -63,7 +63,7 @@ def model_config(section):
   if not section.path:
     tokenizer = digits.tokenizer()
     return ModelConfig(
-      **vars(section.sizes), **run, qkv_bias=True, qk_norm=False,
+      **vars(section.sizes), **run, qkv_bias=True, qk_norm=False, mrope_interleaved=False,
       image_token=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
       vocab=-(-len(tokenizer) // 8) * 8)  # rounded up, so that 8 devices divide the embedding
   if os.path.isdir(section.path):

@@ -80,6 +80,12 @@ def unmapped(axes):
   return tuple(axis for axis in axes if axis not in taken) or None
 
 
+def dividing(size, *axes):
+  """`axes` if a mesh is current and they divide `size` together, else ()."""
+  shape = jax.sharding.get_abstract_mesh().shape
+  return axes if axes[0] in shape and size % math.prod(shape[axis] for axis in axes) == 0 else ()
+
+
 def within_a_slice():
   """Whether the code being traced runs inside `sum_of_slices`, on the rows of one slice."""
   try:

@@ -37,7 +37,8 @@ LAYERS, EMBED, MLP, HEADS, KV_HEADS, HEAD_DIM = 4, 256, 768, 8, 2, 32
 # Text alone: the vision tower is as small as can be.
 MODEL = ModelConfig(
   embed=EMBED, layers=LAYERS, heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM, mlp=MLP,
-  qkv_bias=True, qk_norm=False, rope_theta=1e6, mrope_sections=(4, 6, 6), norm_eps=1e-6, tied=True,
+  qkv_bias=True, qk_norm=False, rope_theta=1e6, mrope_sections=(4, 6, 6),
+  mrope_interleaved=False, norm_eps=1e-6, tied=True,
   vocab=VOCAB, image_token=0, compute_dtype="float32", remat="none", unroll=LAYERS,
   vision=VisionConfig(depth=1, hidden=8, heads=1, mlp=8, patch=14, temporal_patch=2, merge=2,
                       window=28, full_attention=(), out=EMBED))

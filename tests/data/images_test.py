@@ -79,20 +79,24 @@ def sources():
 SOURCES = sources()
 
 
+@pytest.mark.parametrize("family, patch", [("qwen2_5_vl", 14), ("qwen3_vl", 16)])
 @pytest.mark.parametrize("kind", SOURCES)
-def test_pixels_grid_and_order_are_bit_identical_with_transformers(kind):
+def test_pixels_grid_and_order_are_bit_identical_with_transformers(kind, family, patch):
   from transformers import Qwen2VLImageProcessorPil
 
-  from ares_jax.models import vision
+  from ares_jax.models.families import FAMILIES
 
-  processor = Qwen2VLImageProcessorPil(size={"shortest_edge": LIMITS["min_pixels"],
-                                             "longest_edge": LIMITS["max_pixels"]})
+  tower = FAMILIES[family].tower
+  processor = Qwen2VLImageProcessorPil(
+    size={"shortest_edge": LIMITS["min_pixels"], "longest_edge": LIMITS["max_pixels"]},
+    patch_size=patch, image_mean=tower.mean, image_std=tower.std)
   want = processor(images=[Image.open(io.BytesIO(SOURCES[kind]))], return_tensors="np")
-  patches, grid = images.patchify(images.load_image(SOURCES[kind], **LIMITS, turn=False))
+  patches, grid = images.patchify(
+    images.load_image(SOURCES[kind], **LIMITS, factor=2 * patch, turn=False), patch=patch)
   assert grid == tuple(want["image_grid_thw"][0])
   level = (np.arange(256) * (1 / 255)).astype(np.float32)
-  table = (level[:, None] - np.float32(vision.MEAN)) / np.float32(vision.STD)
-  got = table[patches, np.repeat(np.arange(3), 392)]
+  table = (level[:, None] - np.float32(tower.mean)) / np.float32(tower.std)
+  got = table[patches, np.repeat(np.arange(3), 2 * patch**2)]
   np.testing.assert_array_equal(got.view(np.int32), want["pixel_values"].view(np.int32))
 
 
@@ -245,7 +249,7 @@ def test_pack_rows_pads_and_maps_units_to_image_tokens():
   np.testing.assert_array_equal((vision["image"][0] > 0).sum(1), [4, 16, 8, 0])
   np.testing.assert_array_equal(vision["patches"][0].reshape(16, 4, 1176)[units[0][1]],
                                 wide[0].reshape(6, 4, 1176))
-  with pytest.raises(ValueError, match="row 1 needs 3 windows of 56 px, the limit is 2"):
+  with pytest.raises(ValueError, match="row 1 needs 3 windows of 16 patches, the limit is 2"):
     images.pack_rows([[small], [small, wide]], windows=2, window=56)
   with pytest.raises(ValueError, match=r"row 0: 4 patches do not fill a grid of \(1, 4, 4\)"):
     images.pack_rows([[(small[0], (1, 4, 4))]], windows=2, window=56)

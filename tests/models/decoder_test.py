@@ -105,6 +105,17 @@ def test_remat_and_unroll_change_no_gradient(change):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), got, want)
 
 
+@pytest.mark.parametrize("remat", ["none", "block"])
+def test_the_features_of_deepstack_are_not_kept_once_a_block(remat):
+  config = dataclasses.replace(golden_batch.config("qwen3_vl"), remat=remat, layers=5)
+  params = jax.eval_shape(
+    functools.partial(weights.init, weights.weight_table(config)), jax.random.key(0))
+  text = str(jax.make_jaxpr(jax.grad(lambda params, embeds: hidden(
+    config, params, embeds, POSITIONS, ONES).sum(), argnums=(0, 1)))(
+      params, np.zeros((B, T, 3 * config.embed), np.float32)))
+  assert f"f32[2,{B},{T},{config.embed}]" in text and f"f32[5,2,{B},{T}" not in text
+
+
 @pytest.mark.slow
 def test_between_blocks_a_rows_tokens_are_split_over_the_model_axis():
   config = dataclasses.replace(golden_batch.config("untied"), remat="block")

@@ -1,9 +1,11 @@
 import types
 
 import numpy as np
+import pytest
 import tiny
+from models import golden_batch, make_golden
 
-from ares_jax.models import flops
+from ares_jax.models import flops, hf_files, weights
 from ares_jax.run import model
 
 MODEL = model.model_config(tiny.read().model)
@@ -33,6 +35,21 @@ def test_images_attend_to_themselves_and_padding_costs_nothing():
   assert two == flops.tower_flops(MODEL.vision, 2 * window, 2 * window**2)
   image[0, 1] = 1  # one image of both windows
   assert flops.vision_flops(MODEL.vision, image) > two
+
+
+@pytest.mark.parametrize("variant", ["tied", *make_golden.FAMILIES])
+def test_a_tower_costs_two_a_weight_of_its_matrices(variant):
+  size = golden_batch.config(variant).vision
+  matrices = {name: int(np.prod(weight.shape)) for name, weight in hf_files.by_name(
+    weights.weight_table(golden_batch.config(variant))["vision"]).items()
+    if "norm" not in name and "bias" not in name and name != "positions"}
+  in_unit = sum(count for name, count in matrices.items() if "merger" in name or "deep" in name)
+  # 8 patches, 2 units. Attention is counted apart.
+  assert flops.tower_flops(size, 8.0, 64.0) - flops.tower_flops(size, 0.0, 64.0) \
+    - 4 * size.hidden * (size.depth - len(size.full_attention)) * 8 * size.window_patches * bool(
+      size.window) == 2 * 8 * (sum(matrices.values()) - in_unit) + 2 * 2 * in_unit
+  full = len(size.full_attention) if size.window else size.depth
+  assert flops.tower_flops(size, 0.0, 64.0) == 4 * 64 * size.hidden * full
 
 
 def test_a_step_of_fine_tuning_is_three_passes_over_its_examples():

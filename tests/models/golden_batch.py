@@ -32,6 +32,11 @@ def config(variant, **changes):
   return hf.model_config(make_golden.folder(variant), **run)
 
 
+def batch_for(config, *arguments, **sizes):
+  """`batch` for the tower of a model."""
+  return batch(*arguments, patch=config.vision.patch, window=config.vision.window, **sizes)
+
+
 def read_hf(folder, config, dtype=jnp.float32):
   """The weights of a folder as numpy arrays."""
   one_device = mesh.make_mesh(1, 1, jax.devices()[:1])
@@ -42,10 +47,11 @@ def references(variant):
   return np.load(make_golden.folder(variant) / "references.npz")
 
 
-def batch(names=NAMES, length=TOKENS, windows=WINDOWS):
-  rows = [make_golden.case(name) for name in names]
-  cut = [[images.patchify(picture) for picture in pictures] for _, pictures in rows]
-  vision, units = images.pack_rows(cut, windows=windows, window=56)
+def batch(names=NAMES, length=TOKENS, windows=WINDOWS, *, patch=14, window=56):
+  """Batch of the cases `names` for a tower with such patches and windows, in px."""
+  rows = [make_golden.case(name, 2 * patch) for name in names]
+  cut = [[images.patchify(picture, patch=patch) for picture in pictures] for _, pictures in rows]
+  vision, units = images.pack_rows(cut, windows=windows, window=window, patch=patch)
   shape = len(rows), length
   out = Batch(np.zeros(shape, np.int32), np.full(shape, -1, np.int32),
               np.zeros((3, *shape), np.int32), np.zeros(shape, np.int32),

@@ -84,6 +84,29 @@ def test_what_is_written_is_transformers_processor(tmp_path):
   assert processor.to_dict() == default.to_dict()
 
 
+def test_the_statistics_of_the_family_are_asked_for(tmp_path):
+  # As published; where transformers would take those of CLIP, the folder is of another model.
+  vision = golden_batch.config("qwen3_vl").vision
+  fields = {"size": {"longest_edge": 16777216, "shortest_edge": 65536}, "patch_size": 16,
+            "temporal_patch_size": 2, "merge_size": 2, "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5], "processor_class": "Qwen3VLProcessor",
+            "image_processor_type": "Qwen2VLImageProcessorFast"}
+  path = tmp_path / hf_processor.FILE
+  path.write_text(json.dumps(fields))
+  assert hf_processor.pixel_limits(tmp_path, vision) == (65536, 16777216)
+  for name, message in (("image_mean", r"image_mean is \[0.48.*only \[0.5"),
+                        ("image_std", "image_std is"), ("patch_size", "patch_size is 14; only 16")):
+    path.write_text(json.dumps({key: value for key, value in fields.items() if key != name}))
+    with pytest.raises(ValueError, match=message):
+      hf_processor.check_processor(tmp_path, vision)
+  with pytest.raises(ValueError, match="image_mean is .*only .0.48"):
+    path.write_text(json.dumps(fields | {"patch_size": 14}))
+    hf_processor.check_processor(tmp_path, VISION)
+  path.unlink()
+  hf_processor.write_limits(tmp_path, vision, min_pixels=1024, max_pixels=2048)
+  assert hf_processor.pixel_limits(tmp_path, vision) == (1024, 2048)
+
+
 def test_a_folder_without_it_is_an_error(tmp_path):
   with pytest.raises(ValueError, match="preprocessor_config.json does not exist"):
     hf_processor.pixel_limits(tmp_path, VISION)

@@ -14,6 +14,7 @@ from ares_jax.models import families, hf, hf_config, hf_files, weights
 from ares_jax.system import mesh as mesh_lib
 
 VL = families.FAMILIES["qwen2_5_vl"]
+WITH_IMAGES = tuple(name for name, family in families.FAMILIES.items() if family.tower)
 TIED, UNTIED = make_golden.folder("tied"), make_golden.folder("untied")
 
 
@@ -24,7 +25,7 @@ def read(folder):
   return out
 
 
-@pytest.mark.parametrize("variant", make_golden.VARIANTS)
+@pytest.mark.parametrize("variant", [*make_golden.VARIANTS, *make_golden.FAMILIES])
 def test_a_round_trip_gives_the_same_bytes_in_the_same_files(tmp_path, variant):
   base, config = make_golden.folder(variant), golden_batch.config(variant)
   hf.to_hf(golden_batch.read_hf(base, config), config, tmp_path / "out", base)
@@ -218,7 +219,8 @@ def test_both_forms_of_config_give_the_same_sizes(tmp_path):
   (dict(hidden_act="gelu"), "hidden_act is 'gelu'; only 'silu' is implemented"),
   (dict(use_sliding_window=True), "use_sliding_window is True"),
   (dict(attention_dropout=0.1), "attention_dropout is 0.1"),
-  (dict(model_type="qwen3_vl"), "model_type is 'qwen3_vl'"),
+  (dict(model_type="qwen3_vl_moe"), "is 'qwen3_vl_moe', a mixture of experts; implemented are qwe"),
+  (dict(model_type="qwen3_5"), "is 'qwen3_5', layers of linear attention; implemented are qwen2_5"),
   (dict(logit_scale=2.0), "logit_scale = 2.0 is unknown"),
   (dict(rope_scaling={"type": "yarn", "factor": 4.0, "mrope_section": [1, 1, 2]}), "rotary .*yarn"),
   (dict(rope_scaling={"type": "mrope", "factor": 4.0, "mrope_section": [1, 1, 2]}), "rotary .*4"),
@@ -286,33 +288,77 @@ def test_full_attention_of_blocks_that_are_not_there_is_left_out(tmp_path):
   assert config_of(tmp_path, TIED, longer).vision.full_attention == (1, 3)
 
 
-def test_absent_fields_have_transformers_values():
-  from transformers.models.qwen2_5_vl import configuration_qwen2_5_vl as theirs
+@pytest.mark.parametrize("kind", WITH_IMAGES)
+def test_absent_fields_have_transformers_values(kind):
+  import transformers
 
-  for table, config in ((VL.text, theirs.Qwen2_5_VLTextConfig()),
-                        (VL.vision, theirs.Qwen2_5_VLVisionConfig()),
-                        (VL.text, theirs.Qwen2_5_VLConfig())):
+  family, whole = families.FAMILIES[kind], transformers.AutoConfig.for_model(kind)
+  for table, config in ((family.text, whole.text_config), (family.text, whole),
+                        (family.tower.fields, whole.vision_config)):
     for name, value in table.read.items():
       if hasattr(config, name) and value not in (families.REQUIRED, None):
         have = getattr(config, name)
         assert (tuple(have) if isinstance(have, list) else have) == value, name
     for name, values in table.fixed.items():
       assert getattr(config, name, values[0]) in values, name
-  assert theirs.Qwen2_5_VLTextConfig().rope_parameters["rope_theta"] == VL.text.read[
-    "rope_theta"]
+  assert whole.text_config.rope_parameters["rope_theta"] == family.text.read["rope_theta"]
 
 
-def test_every_field_of_transformers_config_classes_is_read_fixed_or_known_to_be_irrelevant():
-  from transformers.models.qwen2_5_vl import configuration_qwen2_5_vl as theirs
+@pytest.mark.parametrize("kind", WITH_IMAGES)
+def test_every_field_of_transformers_config_classes_is_read_fixed_or_known_to_be_irrelevant(kind):
+  import transformers
+
+  family, whole = families.FAMILIES[kind], transformers.AutoConfig.for_model(kind)
 
   def known(name, table):
     return name in table.read.keys() | table.fixed.keys() | hf_config._IRRELEVANT
 
-  for name in (*theirs.Qwen2_5_VLConfig.__annotations__,
-               *theirs.Qwen2_5_VLTextConfig.__annotations__):
-    assert known(name, VL.text), name
-  for name in theirs.Qwen2_5_VLVisionConfig.__annotations__:
-    assert known(name, VL.vision), name
+  for config in (whole, whole.text_config):
+    for name in type(config).__annotations__:
+      assert known(name, family.text), name
+  for name in type(whole.vision_config).__annotations__:
+    assert known(name, family.tower.fields), name
+
+
+def qwen3_vl(tmp_path, text=(), vision=(), **outer):
+  """ModelConfig of the golden folder with changed fields of text_config and vision_config."""
+  def change(fields):
+    fields.update(outer)
+    fields["text_config"].update(text)
+    fields["vision_config"].update(vision)
+  return config_of(tmp_path, make_golden.folder("qwen3_vl"), change)
+
+
+def test_qwen3_vl_is_read_as_it_is_published(tmp_path):
+  now = qwen3_vl(tmp_path)
+  # transformers 4: two fields for the rotary embedding, the tower's old model_type.
+  assert now == qwen3_vl(
+    tmp_path, dict(rope_parameters=None, rope_theta=1e6, rope_scaling={
+      "mrope_interleaved": True, "mrope_section": [4, 2, 2], "rope_type": "default"}),
+    dict(model_type="qwen3_vl", rope_parameters=None))
+  assert (now.head_dim, now.qkv_bias, now.qk_norm, now.tied) == (16, False, True, True)
+  assert (now.mrope_sections, now.mrope_interleaved) == ((4, 2, 2), True)
+  assert (now.vision.patch, now.vision.window, now.vision.positions) == (16, 0, 5)
+  assert now.vision.deepstack == (0, 2)
+
+
+@pytest.mark.parametrize("text, vision, message", [
+  (dict(rope_parameters={"rope_theta": 1e6, "mrope_interleaved": False}), {},
+   "rope_parameters.mrope_interleaved is False; only True is implemented"),
+  (dict(rope_scaling={"rope_type": "yarn", "factor": 2.0}), {}, "rotary embedding .*yarn"),
+  (dict(attention_bias=True), {}, "attention_bias is True"),
+  (dict(num_experts=8), {}, "num_experts = 8 is unknown"),
+  ({}, dict(hidden_act="gelu"), "vision_config.hidden_act is 'gelu'; only 'gelu_pytorch_tanh'"),
+  ({}, dict(num_position_embeddings=26), "num_position_embeddings is 26; it must be a square"),
+  ({}, dict(num_position_embeddings=-4), "num_position_embeddings is -4; it must be a square"),
+  ({}, dict(deepstack_visual_indexes=[1, 4]), r"deepstack \(1, 4\) must name blocks of 0..3"),
+  ({}, dict(deepstack_visual_indexes=None), "deepstack_visual_indexes is None; it must be a list"),
+  ({}, dict(window_size=112), "vision_config.window_size = 112 is unknown"),
+  ({}, dict(patch_size=0), "patch is 0; it must be at least 1"),
+])
+def test_fields_of_qwen3_vl_are_refused_by_name(tmp_path, text, vision, message):
+  with pytest.raises(ValueError, match=message):
+    qwen3_vl(tmp_path, text, vision)
 
 
 CHANGES = {
@@ -331,7 +377,7 @@ CHANGES = {
 
 def test_every_field_that_is_read_changes_the_model_or_is_refused(tmp_path):
   assert CHANGES["text"].keys() == VL.text.read.keys()
-  assert CHANGES["vision"].keys() == VL.vision.read.keys()
+  assert CHANGES["vision"].keys() == VL.tower.fields.read.keys()
   before = config_of(tmp_path, TIED, lambda fields: None)
   for part, changes in CHANGES.items():
     for name, value in changes.items():

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from models import golden_batch, make_golden
-from models.qwen25_vl_test import forward, gradient, load
+from models.qwen25_vl_test import VARIANTS, forward, gradient, load
 
 from ares_jax.models import hf, hf_files, weights
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 torch = pytest.importorskip("torch")
 
 
-@pytest.mark.parametrize("variant", make_golden.VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_references_and_all_gradients_are_those_of_transformers(variant):
   want = make_golden.references(variant, golden_batch.NAMES)
   with golden_batch.references(variant) as committed:
@@ -23,7 +23,8 @@ def test_references_and_all_gradients_are_those_of_transformers(variant):
     assert fresh.keys() == set(committed.keys())
     for key, value in fresh.items():
       np.testing.assert_allclose(committed[key], value, rtol=1e-4, atol=1e-4, err_msg=key)
-  config, batch = golden_batch.config(variant), golden_batch.batch().replace(units=())
+  config = golden_batch.config(variant)
+  batch = golden_batch.batch_for(config).replace(units=())
   for b, name in enumerate(golden_batch.NAMES):
     grads = gradient(config, load(variant), np.eye(len(golden_batch.NAMES), dtype=np.float32)[b],
                      batch)
@@ -39,15 +40,17 @@ def test_references_and_all_gradients_are_those_of_transformers(variant):
       assert error <= 1e-3 * np.linalg.norm(theirs) + 1e-6, (name, key, error)
 
 
-def test_transformers_loads_an_export_of_trained_weights_and_agrees(tmp_path):
-  from transformers import Qwen2_5_VLForConditionalGeneration
+@pytest.mark.parametrize("variant", ["tied", *make_golden.FAMILIES])
+def test_transformers_loads_an_export_of_trained_weights_and_agrees(variant, tmp_path):
+  from transformers import AutoModelForImageTextToText
 
-  config, batch = golden_batch.config("tied"), golden_batch.batch()
+  config = golden_batch.config(variant)
+  batch = golden_batch.batch_for(config)
   key = jax.random.key(0)
   params = jax.tree.map(lambda leaf: leaf + 0.05 * jax.random.normal(key, leaf.shape),
-                        load("tied"))
-  hf.to_hf(params, config, tmp_path / "out", make_golden.folder("tied"))
-  model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                        load(variant))
+  hf.to_hf(params, config, tmp_path / "out", make_golden.folder(variant), dtype="float32")
+  model, report = AutoModelForImageTextToText.from_pretrained(
     tmp_path / "out", dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
   assert not any(report.values()), report
   row = golden_batch.NAMES.index("text")

@@ -12,9 +12,8 @@ from ares_jax.models.config import ModelConfig, VisionConfig
 
 SMALL = ModelConfig(
   vocab=8192, embed=256, layers=8, heads=4, kv_heads=2, head_dim=64, mlp=2048, rope_theta=1e4,
-  qkv_bias=True, qk_norm=False,
-  mrope_sections=(8, 12, 12), norm_eps=1e-6, tied=False, image_token=0, compute_dtype="float32",
-  remat="none", unroll=1,
+  qkv_bias=True, qk_norm=False, mrope_interleaved=False, mrope_sections=(8, 12, 12),
+  norm_eps=1e-6, tied=False, image_token=0, compute_dtype="float32", remat="none", unroll=1,
   vision=VisionConfig(depth=2, hidden=64, heads=2, mlp=64, patch=14, temporal_patch=2, merge=2,
                       window=28, full_attention=(1,), out=256))
 

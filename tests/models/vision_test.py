@@ -21,12 +21,14 @@ def pack(rows, windows):
   return vision.VisionInput(**packed), units
 
 
-def test_normalise_is_the_image_processors_float32_bit_for_bit():
-  level = np.repeat(np.arange(256, dtype=np.uint8)[:, None], CONFIG.vision.patch_dim, axis=1)
-  got = np.asarray(jax.jit(functools.partial(vision.normalise, size=CONFIG.vision))(level))
+@pytest.mark.parametrize("variant", ["tied", "qwen3_vl"])
+def test_normalise_is_the_image_processors_float32_bit_for_bit(variant):
+  size = golden_batch.config(variant).vision
+  level = np.repeat(np.arange(256, dtype=np.uint8)[:, None], size.patch_dim, axis=1)
+  got = np.asarray(jax.jit(functools.partial(vision.normalise, size=size))(level))
   rescaled = (level.astype(np.float64) * (1 / 255)).astype(np.float32)
-  channel = np.arange(CONFIG.vision.patch_dim) // (CONFIG.vision.patch_dim // 3)
-  want = (rescaled - np.float32(vision.MEAN)[channel]) / np.float32(vision.STD)[channel]
+  channel = np.arange(size.patch_dim) // (size.patch_dim // 3)
+  want = (rescaled - np.float32(size.tower.mean)[channel]) / np.float32(size.tower.std)[channel]
   np.testing.assert_array_equal(got.view(np.int32), want.view(np.int32))
 
 
@@ -65,7 +67,30 @@ def test_cost_of_window_layers_is_linear_in_the_patches():
 
 
 @pytest.mark.slow
-def test_gradients_are_finite_when_a_row_has_no_image():
-  packed, _ = pack([[], [make_golden.picture(28, 28, 0)]], windows=2)
-  gradient = jax.jit(jax.grad(lambda params: vision.vision_features(CONFIG, params, packed).sum()))
-  assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(PARAMS)))
+@pytest.mark.parametrize("variant", ["tied", "qwen3_vl"])
+def test_gradients_are_finite_when_a_row_has_no_image(variant):
+  config = golden_batch.config(variant)
+  params = weights.init(weights.weight_table(config), jax.random.key(0))
+  packed = golden_batch.batch_for(config, ("text", "unit")).vision
+  gradient = jax.jit(jax.grad(lambda params: vision.vision_features(config, params, packed).sum()))
+  assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(params)))
+
+
+def test_each_block_of_deepstack_adds_features_behind_the_others():
+  config = golden_batch.config("qwen3_vl")
+  params = golden_batch.read_hf(make_golden.folder("qwen3_vl"), config)
+  packed = golden_batch.batch_for(config, ("images",)).vision
+
+  def features(blocks, *mergers):
+    size = dataclasses.replace(config.vision, deepstack=blocks)
+    stack = {name: leaf[list(mergers)] for name, leaf in params["vision"]["deepstack"].items()}
+    return np.asarray(FEATURES(dataclasses.replace(config, vision=size),
+                               {"vision": params["vision"] | {"deepstack": stack}}, packed))
+
+  last = config.vision.depth - 1
+  both, width = features((1, last), 0, 1), config.embed
+  assert both.shape[-1] == 3 * width
+  np.testing.assert_allclose(features((last,), 1), both[..., np.r_[:width, 2 * width:3 * width]],
+                             atol=1e-5)
+  np.testing.assert_allclose(features((1,), 0), both[..., :2 * width], atol=1e-5)
+  assert np.abs(both[..., width:2 * width] - both[..., 2 * width:]).max() > 0.1

@@ -40,18 +40,20 @@ def test_refuses_impossible_engines(bad):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", make_golden.VARIANTS)
+@pytest.mark.parametrize("variant", [*make_golden.VARIANTS, *make_golden.FAMILIES])
 def test_greedy_decoding_of_64_tokens_equals_transformers(variant):
   names = ("text", "image", "images")
   # 78 tokens are those of four images: the prompt is as long as the array allows.
-  model, batch = golden_batch.config(variant), golden_batch.batch(names, length=78)
+  model = golden_batch.config(variant)
+  batch = golden_batch.batch_for(model, names, length=78)
   params = golden_batch.read_hf(make_golden.folder(variant), model)
   prompts = {name: getattr(batch, name)
              for name in ("tokens", "length", "positions", "unit", "vision")}
   with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])):
     got = sampler.sample(
       model, params, prompts | {"prompt_id": np.arange(3)}, jax.random.key(0),
-      np.ones(model.vocab, bool), group=2, end=(-1,), engine=EngineConfig(3, 1, 20, 1.0),
+      np.arange(model.vocab) != model.image_token, group=2, end=(-1,),
+      engine=EngineConfig(3, 1, 20, 1.0),
       sampling=SamplingConfig(0.0, 1.0, 0, 0, make_golden.GREEDY))
   assert got.mask.all()
   with golden_batch.references(variant) as reference:
