@@ -20,6 +20,11 @@ def config(name):
   return flatten(config_lib.load(str(tiny.ROOT / "configs" / name)).to_dict())
 
 
+IMAGES = ["prompt.windows", "warmup.row_windows", "adacs.row_windows"]
+NAMES = ("aepo_7b.py", "aepo_3b.py", "aepo_qwen3vl_8b.py", "aepo_qwen3vl_4b.py",
+         "aepo_3b_lora_colab.py", "ares_tiny.py")
+
+
 def changed(name, algorithm):
   """What an algorithm changes of a config, all else being equal."""
   plain, other = config(name), config(f"{name}:{algorithm}")
@@ -28,7 +33,7 @@ def changed(name, algorithm):
 
 
 def test_grpo_is_aepo_without_its_two_parts():
-  for name in ("aepo_7b.py", "aepo_3b.py", "aepo_3b_lora_colab.py", "ares_tiny.py"):
+  for name in NAMES:
     assert changed(name, "grpo") == {"aepo.reward.kind": "accuracy", "aepo.kl.dynamic": False}
     assert changed(name, "aepo") == {}
 
@@ -60,13 +65,16 @@ def test_every_algorithm_is_a_config_of_a_run(algorithm):
     "aepo" if algorithm == "aepo" else "accuracy")
 
 
-def test_3b_differs_from_7b_by_its_model_alone():
-  seven, three = config("aepo_7b.py"), config("aepo_3b.py")
-  assert [key for key in seven if seven[key] != three[key]] == ["model.path"]
+def test_other_models_differ_from_7b_by_their_model_and_images_alone():
+  seven = config("aepo_7b.py")
+  for name, others in (("aepo_3b.py", []), ("aepo_qwen3vl_8b.py", IMAGES),
+                       ("aepo_qwen3vl_4b.py", IMAGES)):
+    other = config(name)
+    assert sorted(key for key in seven if seven[key] != other[key]) == sorted(
+      ["model.path", *others])
 
 
-@pytest.mark.parametrize("name", ["aepo_7b.py", "aepo_3b.py", "aepo_3b_lora_colab.py",
-                                  "ares_tiny.py"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_copy_of_a_config_alone_in_another_folder_is_the_same_config(tmp_path, name):
   shutil.copy(tiny.ROOT / "configs" / name, tmp_path)
   copy = config_lib.load(f"{tmp_path / name}:grpo").to_dict()
