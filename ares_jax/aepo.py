@@ -63,6 +63,7 @@ def train_aepo(params, source, config, context, *, trigger_V, validation=None):
       start=int(state.batches), threads=context.threads)
 
     def step(state):
+      generator.grader.step = int(state.step)  # for reward functions that ask
       # The threshold of the iterations so far; NaN, at which nothing forks, before the first.
       branching = Branching(state.controllers.threshold, config.branches, config.entropy.window)
       rollout = collect(generator, lora.join(base, state.params), batches, key,

@@ -219,7 +219,7 @@ def test_the_three_functions_of_the_reward_page_run_as_they_are(tmp_path):
   row = {"id": "a", "question": "3 + 4?", "level": "1", "images": []}
   answers = [{"response": f"<think> 3 + 4 </think> \\boxed{{{said}}}", "truth": ["7"],
               "tokens": [1, 2], "entropies": None, "row": row,
-              "columns": {"solution": "7", "answer": "7"}} for said in (7, 8)]
+              "columns": {"solution": "7", "answer": "7"}, "step": 0} for said in (7, 8)]
   for block in text.split("```python\n")[1:4]:
     name = block.split(".py")[0].removeprefix("# ")
     (tmp_path / f"{name}.py").write_text(block.split("```")[0])

@@ -2,7 +2,7 @@
 
 An answer is a dict: "response" (text), "truth" (as the data have it), "tokens" (ids of the
 response), "entropies" (nats, one a token; None before decoding ends), "row" (the row of
-data/sources.py) and "columns" (the record as the file has it).
+data/sources.py), "columns" (the record as the file has it) and "step" (iterations before it).
 """
 
 import ast
@@ -12,6 +12,7 @@ import functools
 import inspect
 import math
 import sys
+import types
 
 from ares_jax.grading.sandbox import describe, load_function
 
@@ -168,7 +169,8 @@ def prepare_call(function, answers):
     "completions": responses if texts else [[{"role": "assistant", "content": response}]
                                             for response in responses],
     "completion_ids": [answer["tokens"] for answer in answers],
-    "trainer_state": None, "log_extra": lambda *_: None, "log_metric": lambda *_: None}
+    "trainer_state": types.SimpleNamespace(global_step=answers[0]["step"]),
+    "log_extra": lambda *_: None, "log_metric": lambda *_: None}
   return lambda: user(**_named(user, columns), **extra)
 
 
@@ -178,7 +180,7 @@ def _columns(answers):
   A column of the file goes before a field of the row that has the same name.
   """
   found = [answer["row"] | answer["columns"] | {
-    "tokens": answer["tokens"], "entropies": answer["entropies"]} for answer in answers]
+    name: answer[name] for name in ("tokens", "entropies", "step")} for answer in answers]
   names = dict.fromkeys(name for each in found for name in each)
   return {name: [each.get(name) for each in found] for name in names}
 

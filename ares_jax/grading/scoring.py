@@ -129,6 +129,7 @@ class Scorer:
     self.functions = functions.read_functions(config.function, config.arguments)
     self.weights, self.max_tokens = config.read_weights(), max_tokens
     self._workers, self._timeout, self._pool = workers, timeout, None
+    self.step = 0  # iterations that are finished, for functions that ask
 
   def __enter__(self):
     return self
@@ -223,7 +224,7 @@ class Scoring:
                             "tokens": [int(token) for token in tokens],
                             "row": {name: value for name, value in row.items()
                                     if name not in ("columns", "answer")},
-                            "columns": row.get("columns", {})}
+                            "columns": row.get("columns", {}), "step": self._scorer.step}
     if self._grading:
       self._grading.add(index, text, row)
     for function in self._early:

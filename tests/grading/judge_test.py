@@ -124,7 +124,7 @@ def test_answers_are_judged_while_others_are_added(tmp_path, service):
   with Judge(JudgeConfig()) as made:
     function, = functions.read_functions(EXAMPLE)
     answer = {"response": "seven", "truth": ["7"], "tokens": [1], "entropies": None,
-              "row": {"id": "a", "question": "a"}, "columns": {}}
+              "row": {"id": "a", "question": "a"}, "columns": {}, "step": 0}
     future = made.submit(function, [answer])
     deadline = time.monotonic() + 5
     while not future.done() and time.monotonic() < deadline:

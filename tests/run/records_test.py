@@ -1,6 +1,9 @@
+import json
+
 import pytest
 from small_run import write
 
+from ares_jax.report.statistics import curves
 from ares_jax.run.files import read_json
 from ares_jax.run.records import read_run
 
@@ -30,3 +33,20 @@ def test_what_is_damaged_is_an_error_or_a_note(tmp_path, name, text, message):
   notes = []
   read_run(workdir, notes)
   assert len(notes) == 1 and message in notes[0]
+
+
+def test_a_validation_belongs_to_its_step_and_may_come_before_the_first(tmp_path):
+  workdir = write(tmp_path / "run")
+  lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+  validations = [json.dumps({"stage": "aepo", "step": step, "validate/accuracy": step / 4})
+                 for step in (0, 2)]
+  (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(
+    [validations[0], *lines[:2], validations[1], *lines[2:]]) + "\n")
+  records = read_run(workdir)
+  assert [*records.metrics["aepo"]] == [1, 2, 3]  # what reads iterations never sees step 0
+  assert records.metrics["aepo"][2].items() >= {"validate/accuracy": 0.5,
+                                                "response/tokens": 5.0}.items()
+  curve = curves(records)["aepo"]
+  assert curve["step"] == [0, 1, 2, 3]
+  assert curve["values"]["validate/accuracy"] == [0, None, 0.5, None]
+  assert curve["values"]["response/tokens"] == [None, 5.0, 5.0, 5.0]

@@ -12,6 +12,7 @@ def accuracy_reward(completions, solution, **kwargs):
 
 def short_reward(prompts, completions, completion_ids, trainer_state, log_metric=None, **kwargs):
   assert all(prompt[-1]["role"] == "user" for prompt in prompts)
+  assert trainer_state.global_step >= 0
   log_metric("short", 1.0)
   return [1.0 - len(ids) / 10 for ids in completion_ids]
 
