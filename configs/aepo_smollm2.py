@@ -33,19 +33,19 @@ def get_config(algorithm="aepo"):
   # 45 KiB of keys and values a token in float32.
   c.engine = dict(slots=64, read=16, chunk=16, cache_gib=2.0)
 
-  # 320 of 500 solutions, 66 tokens in the median and 353 at most; then 128 chosen responses.
-  sft = dict(batch=16, row_tokens=(384, 640), row_windows=0, microbatch=2, frozen=())
+  # 256 of 500 solutions, 66 tokens in the median and 353 at most; then 128 chosen responses.
+  sft = dict(batch=8, row_tokens=(384, 640), row_windows=0, microbatch=1, frozen=())
   adamw = dict(learning_rate=1e-4, final_fraction=0.1, weight_decay=0.0, b2=0.99)
-  c.warmup.update(steps=20, shuffle=True, **sft)
+  c.warmup.update(steps=32, shuffle=True, **sft)
   c.warmup.optimizer.update(warmup_steps=2, **adamw)
-  c.warmup.loop.update(save_every=5, keep=1)
+  c.warmup.loop.update(save_every=4, keep=1)
   c.curate.update(problems=160, count=128, batch=16)
-  c.adacs.update(steps=8, **sft)
+  c.adacs.update(steps=16, **sft)
   c.adacs.optimizer.update(warmup_steps=1, **adamw)
   c.adacs.loop.update(save_every=4, keep=1)
 
   # 216 + 160 tokens, the longest prompt and response.
-  c.aepo.update(steps=60, prompts=8, minibatch=64, microbatch=4, row_tokens=(384,),
+  c.aepo.update(steps=60, prompts=8, minibatch=64, microbatch=2, row_tokens=(384,),
                 log_responses=16)
   c.aepo.sampling.update(top_p=1.0, max_tokens=160)
   c.aepo.filter.batches = 3  # groups that are all right or all wrong teach nothing
