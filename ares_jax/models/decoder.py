@@ -1,18 +1,17 @@
 """The text decoder: complete sequences for training and scoring, prefill and steps for sampling.
 
-P prompts, B rows, T tokens, S cached tokens, L layers, D embed, N query heads, K kv heads, H head
+P prompts, B rows, T tokens, L layers, D embed, N query heads, K kv heads, H head
 size. All functions are pure; jit them at the caller's boundary with the config static.
 """
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ares_jax.models import paged
 from ares_jax.models.attention import attention
 from ares_jax.models.config import ModelConfig
 from ares_jax.models.layers import (
-  MASKED,
   adapted,
   project,
   rms_norm,
@@ -21,17 +20,9 @@ from ares_jax.models.layers import (
   scan_blocks,
   swiglu,
 )
+from ares_jax.models.paged import Pages, Reads
 from ares_jax.models.weights import Params
 from ares_jax.system.mesh import ROWS, shard
-
-
-@flax.struct.dataclass
-class KVCache:
-  """Keys and values of the tokens read so far; the contents from `length` on are undefined."""
-
-  k: jax.Array  # [L, B, S, K, H] compute dtype, rotated
-  v: jax.Array  # [L, B, S, K, H] compute dtype
-  length: jax.Array  # [B] int32, tokens read
 
 
 def hidden(config: ModelConfig, params: Params, embeds_BTD, positions_3BT, segment_BT) -> jax.Array:
@@ -53,7 +44,7 @@ def hidden(config: ModelConfig, params: Params, embeds_BTD, positions_3BT, segme
 
 
 def prefill(config: ModelConfig, params: Params, embeds_PTD, positions_3PT,
-            length_P) -> tuple[jax.Array, KVCache]:
+            length_P) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Reads prompts and returns their keys and values.
 
   Args:
@@ -63,72 +54,52 @@ def prefill(config: ModelConfig, params: Params, embeds_PTD, positions_3PT,
     length_P: int32, tokens of each prompt, 1..T.
 
   Returns:
-    The hidden state of each prompt's last token [P, D], after the final norm, and the cache with
-    S = T.
+    The hidden state of each prompt's last token [P, D], after the final norm, then the rotated keys
+    and the values [L, P, T, K, H], meaningless from `length` on.
   """
   real_PT = jnp.arange(embeds_PTD.shape[1]) < length_P[:, None]
   x, (k, v) = _blocks(config, params, embeds_PTD, positions_3PT, real_PT.astype(jnp.int32),
                       keep_kv=True)
   last = jnp.take_along_axis(x, (length_P - 1)[:, None, None], axis=1)[:, 0]
-  return (rms_norm(last, params["final_norm"], config.norm_eps),
-          KVCache(k=k, v=v, length=length_P.astype(jnp.int32)))
+  return rms_norm(last, params["final_norm"], config.norm_eps), k, v
 
 
-def empty_cache(config: ModelConfig, rows: int, tokens: int) -> KVCache:
-  """A cache with capacity for `tokens` tokens in each of `rows` rows; nothing is read yet."""
-  shape = config.layers, rows, tokens, config.kv_heads, config.head_dim
-  zeros = jnp.zeros(shape, config.compute_dtype)
-  return KVCache(k=zeros, v=zeros, length=jnp.zeros(rows, jnp.int32))
+def decode_step(config: ModelConfig, params: Params, embeds_B1D, positions_3B1, pages: Pages,
+                reads: Reads) -> tuple[jax.Array, Pages]:
+  """Reads one more token per row.
 
-
-def decode_step(config: ModelConfig, params: Params, embeds_B1D, positions_3B1, prompts: KVCache,
-                query_B, cache: KVCache, *, group: int, live: int) -> tuple[jax.Array, KVCache]:
-  """Reads one more token per row, after a prompt that up to G rows share.
-
-  The keys and values of a prompt are stored once, and read once for the queries of all its rows.
-  Each layer writes its new keys and values before it reads the cache. Every read thus precedes the
-  next write, so a `lax.while_loop` that carries the cache updates it in place, without a copy.
+  Each layer writes its new keys and values before it reads the pages. Every read thus precedes the
+  next write, so a `lax.while_loop` that carries the pages updates them in place, without a copy.
 
   Args:
     config, params: sizes and weights.
     embeds_B1D: embeddings of the new tokens.
     positions_3B1: int32, their M-RoPE positions.
-    prompts: the cache that `prefill` returned.
-    query_B: int32, p * G + g for a row that continues prompt p, all different; P * G for an idle
-      row, whose result is meaningless.
-    cache: keys and values of the tokens that each row read after its prompt. A row whose cache is
-      full is not written, and its result is meaningless.
-    group: G.
-    live: cached tokens that are read; the length of every row must be below it.
+    pages: keys and values.
+    reads: which of them each row reads, and where it writes.
 
   Returns:
-    Hidden states [B, D] after the final norm, and the cache with length + 1.
+    Hidden states [B, D] after the final norm, meaningless for idle rows, and the pages.
   """
   cos_sin = _mrope(config, positions_3B1)
   heads = config.kv_heads, config.heads // config.kv_heads, config.head_dim
-  row = jnp.arange(cache.k.shape[1])
-  seen_PS = jnp.arange(prompts.k.shape[2]) < prompts.length[:, None]
-  seen_BS = jnp.arange(live) <= cache.length[:, None]
+  pages_of_layer = pages.k.shape[1] // config.layers
 
   def block(carry, layer):
-    x_B1D, k_LBSKH, v_LBSKH = carry
-    weights, (k_PSKH, v_PSKH), index = layer
+    x_B1D, pages = carry
+    weights, first = layer
     q, k, v = _qkv(config, weights, x_B1D, cos_sin)
-    k_LBSKH = k_LBSKH.at[index, row, cache.length].set(k[:, 0], mode="drop")
-    v_LBSKH = v_LBSKH.at[index, row, cache.length].set(v[:, 0], mode="drop")
+    pages = paged.write_token(pages, reads, first, k[:, 0], v[:, 0])
     q_BKQH = q.reshape(-1, *heads) * config.head_dim**-0.5
-    of_prompt = _attend_prompts(q_BKQH, k_PSKH, v_PSKH, seen_PS, query_B, group)
-    of_response = _attend(q_BKQH, k_LBSKH[index, :, :live], v_LBSKH[index, :, :live], seen_BS)
-    mixed = _combine(of_prompt, of_response).astype(x_B1D.dtype).reshape(q.shape)
+    mixed = paged.attend(q_BKQH, pages, reads, first).astype(x_B1D.dtype).reshape(q.shape)
     x_B1D = _mlp(config, weights, x_B1D + _out(weights, mixed))
-    return (x_B1D, k_LBSKH, v_LBSKH), None
+    return (x_B1D, pages), None
 
-  (x, k, v), _ = scan_blocks(
-    block, (embeds_B1D, cache.k, cache.v),
-    (params["blocks"], (prompts.k, prompts.v), np.arange(config.layers)),
+  (x, pages), _ = scan_blocks(
+    block, (embeds_B1D, pages),
+    (params["blocks"], pages_of_layer * np.arange(config.layers, dtype=np.int32)),
     remat="none", unroll=config.unroll)
-  return (rms_norm(x[:, 0], params["final_norm"], config.norm_eps),
-          KVCache(k=k, v=v, length=cache.length + 1))
+  return rms_norm(x[:, 0], params["final_norm"], config.norm_eps), pages
 
 
 def _blocks(config, params, embeds_BTD, positions_3BT, segment_BT, *, keep_kv):
@@ -204,37 +175,3 @@ def _out(weights, mixed_BTNH):
 
 def _mlp(config, weights, x):
   return x + swiglu(rms_norm(x, weights["mlp_norm"], config.norm_eps), weights)
-
-
-def _attend(q_BKQH, k_BSKH, v_BSKH, seen_BS):
-  """Unnormalised attention to some of the keys: (mixed values, sum of weights, largest score)."""
-  scores = jnp.einsum("bkqh,bskh->bkqs", q_BKQH, k_BSKH, preferred_element_type=jnp.float32)
-  scores = jnp.where(seen_BS[:, None, None], scores, MASKED)
-  largest = scores.max(-1, keepdims=True)
-  weights = jnp.exp(scores - largest)
-  mixed = jnp.einsum("bkqs,bskh->bkqh", weights.astype(v_BSKH.dtype), v_BSKH,
-                     preferred_element_type=jnp.float32)
-  return mixed, weights.sum(-1, keepdims=True), largest
-
-
-def _attend_prompts(q_BKQH, k_PSKH, v_PSKH, seen_PS, query_B, group):
-  """`_attend` of each row to its prompt, in one matmul for all rows of a prompt."""
-  prompts, (_, kv_heads, queries, head_dim) = len(k_PSKH), q_BKQH.shape
-  table = jnp.zeros((prompts * group, *q_BKQH.shape[1:]), q_BKQH.dtype)
-  table = table.at[query_B].set(q_BKQH, mode="drop").reshape(prompts, group, *q_BKQH.shape[1:])
-  q_PKQH = jnp.moveaxis(table, 1, 2).reshape(prompts, kv_heads, group * queries, head_dim)
-
-  def of_rows(x_PKQx):
-    x = x_PKQx.reshape(prompts, kv_heads, group, queries, -1)
-    x_RKQx = jnp.moveaxis(x, 2, 1).reshape(prompts * group, kv_heads, queries, -1)
-    return x_RKQx.at[query_B].get(mode="clip")
-
-  return [of_rows(x) for x in _attend(q_PKQH, k_PSKH, v_PSKH, seen_PS)]
-
-
-def _combine(first, second):
-  """Attention over the keys of two results of `_attend`."""
-  largest = jnp.maximum(first[2], second[2])
-  scale = [jnp.exp(part[2] - largest) for part in (first, second)]
-  mixed, total = (first[index] * scale[0] + second[index] * scale[1] for index in (0, 1))
-  return mixed / total

@@ -12,7 +12,7 @@ log-probability of a token differs from that in float32 by .008 on average and .
 percentile, on the two random models of 3 layers in tests/models/golden; trained weights were not
 measured.
 
-Sampling replaces the last two by `prefill`, `empty_cache` and `decode_step`.
+Sampling replaces the last two by `prefill` and `decode_step`.
 B rows, T tokens, U image units of a row, D embed, V vocabulary, Z = D, or (1 + n) D with DeepStack
 of n blocks (arXiv 2406.04334): D for the embedding, and D for each of the decoder's first n blocks.
 """
@@ -21,14 +21,14 @@ import jax
 import jax.numpy as jnp
 
 from ares_jax.models.config import ModelConfig
-from ares_jax.models.decoder import KVCache, decode_step, empty_cache, hidden, prefill
+from ares_jax.models.decoder import decode_step, hidden, prefill
 from ares_jax.models.vision import VisionInput, vision_features
 from ares_jax.models.weights import Params
 from ares_jax.ops import logprob_and_entropy
 from ares_jax.system.mesh import ROWS, dividing, shard, unmapped, within_a_slice
 
-__all__ = ["KVCache", "VisionInput", "decode_step", "embed", "empty_cache", "hidden", "prefill",
-           "score", "unembedding", "vision_features"]
+__all__ = ["VisionInput", "decode_step", "embed", "hidden", "prefill", "score",
+           "unembedding", "vision_features"]
 
 
 def embed(config: ModelConfig, params: Params, tokens_BT, unit_BT, features) -> jax.Array:

@@ -18,6 +18,7 @@ from ares_jax.plan.jaxpr_cost import traced_flops
 from ares_jax.system import chips, mesh
 from ares_jax.system.config import one_line
 
+LOOP = "a loop of unknown length"  # in the reason why its bytes are not counted
 LAYERS, SIZE, DEVICES = 6, 1024, 4  # of the known program
 KNOWN_FLOPS = LAYERS * 2 * SIZE**3
 # Of each layer's bfloat16 weights every chip holds a quarter, and sends it to three others.
@@ -66,8 +67,8 @@ def _count(traced, text):
       values.append(None)
       missing.append(f"{name}: {type(error).__name__}: {one_line(error)[:300]}")
   if values[1]:
-    missing += [f"bytes of all but one round of {loop}, a loop of unknown length "
-                f"({size / 1e6:.4g} MB a round)" for loop, size in values[1].unbounded.items()]
+    missing += [f"bytes of all but one round of {loop}, {LOOP} ({size / 1e6:.4g} MB a round)"
+                for loop, size in values[1].unbounded.items()]
   return Counted(*values, tuple(missing))
 
 

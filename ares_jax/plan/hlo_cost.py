@@ -27,6 +27,7 @@ FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while
 # Index of the operand that is written into part of operand 0.
 IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}
 SLICES = ("dynamic-slice", "slice", "gather")
+PAGED = "paged_attention"  # prefix of the name of a kernel of paged attention
 _ACROSS = "across "  # prefix of the kind of a collective between slices
 _MEMORY = "memory"  # beside the kinds of collectives: bytes read and written
 
@@ -47,7 +48,8 @@ def hlo_cost(text):
   A loop that may end early is assumed not to. A conditional counts its most expensive branch. A
   collective that is spread over several fusions counts in the first. A fusion counts its operands
   and results, not the values inside it or those it passes on unchanged. On-chip memory is free. A
-  slice counts its own size. A kernel counts its operands and results once.
+  slice counts its own size. A kernel counts its operands and results once, but one of paged
+  attention nothing: how much it reads, lengths say that only a run knows.
   `text` is the optimised program, such as `compiled.as_text()` returns. Raises ValueError if it is
   None or has no entry computation, groups of devices that cannot be read, or a transfer to other
   slices without its kind.
@@ -142,7 +144,7 @@ class _Walk:
     return {kind: SENT[kind](size) * held * (size if kind == "all-gather" else 1)}
 
   def _memory(self, where, item):
-    if item.opcode in FREE or item.opcode.endswith("-done"):
+    if item.opcode in FREE or item.opcode.endswith("-done") or item.name.startswith(PAGED):
       return 0.0
     table = self.computations[where]
     shapes = [table[operand].shape for operand in item.operands]

@@ -7,7 +7,7 @@ import time
 import jax
 
 from ares_jax.plan import programs
-from ares_jax.plan.counted import compile_for_chips, count
+from ares_jax.plan.counted import LOOP, compile_for_chips, count
 from ares_jax.plan.suggestions import suggestions
 from ares_jax.system import chips, mesh
 
@@ -96,17 +96,19 @@ def _plan_program(program, chip, devices, model_flops):
   else:
     memory = _compiled_memory(compiled.memory_analysis(), program, chip)
   cost = count(traced, text, chip)
-  sent, across, moved = ((cost.moved.sent, cost.moved.across, cost.moved.memory) if cost.moved
-                         else (None, None, None))
+  flops = None if cost.flops is None else cost.flops + program.paged[0]
+  sent, across, moved = ((cost.moved.sent, cost.moved.across, cost.moved.memory + program.paged[1])
+                         if cost.moved else (None, None, None))
   # The floor assumes that everything overlaps which can.
-  seconds = {"compute": (cost.flops or 0.0) / devices / chip.flops,
+  seconds = {"compute": (flops or 0.0) / devices / chip.flops,
              "memory": (moved or 0.0) / chip.memory_rate,
              "links": sum((sent or {}).values()) / chip.link_rate}
   limit = max(seconds, key=seconds.get)
   return ProgramPlan(
     name=program.name, calls=program.calls, memory=memory,
-    model_flops=model_flops / program.calls, flops=cost.flops, sent=sent, across=across,
-    memory_bytes=moved, not_counted=cost.missing, floor=seconds[limit],
+    model_flops=model_flops / program.calls, flops=flops, sent=sent, across=across,
+    memory_bytes=moved, floor=seconds[limit],
+    not_counted=tuple(line for line in cost.missing if not (program.rare_loops and LOOP in line)),
     limit=limit if seconds[limit] else "-", compile_seconds=time.perf_counter() - start)
 
 

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ares_jax.models import flops, lora, weights
+from ares_jax.models import flops, lora, paged, weights
 from ares_jax.sampling import sampler, scheduler, slots
 from ares_jax.sampling.branching import Branching
+from ares_jax.sampling.state import Drawing, abstract_state
 from ares_jax.system import mesh
 from ares_jax.training import aepo_step, sft_step
 from ares_jax.training.batch import RolloutBatch
@@ -29,6 +30,10 @@ class Program:
   calls: int  # per iteration
   trace: Callable  # () -> jax.stages.Traced, on the current mesh
   beside: float  # bytes of a device for arrays that the run holds and the program does not get
+  # FLOPs of all devices and bytes of one that kernels of paged attention take: their lengths, which
+  # only a run knows, say how much they read.
+  paged: tuple[float, float] = (0.0, 0.0)
+  rare_loops: bool = False  # whether loops of unknown length hardly ever run
 
 
 class Policy(typing.NamedTuple):
@@ -76,7 +81,7 @@ class _Rollout:
     self.prompts, self.rows = settings.prompts, settings.prompts * settings.group
     self.tokens, self.prompt_tokens = settings.sampling.max_tokens, config.prompt.max_tokens[-1]
     try:
-      self.cache = scheduler.plan_cache(model, config.engine, prompts=self.prompts,
+      self.sizes = scheduler.plan_cache(model, config.engine, prompts=self.prompts,
                                         tokens=self.tokens, prompt_tokens=self.prompt_tokens,
                                         group=settings.group)
     except ValueError as error:
@@ -87,26 +92,34 @@ class _Rollout:
       policy.weights, self.shardings)
     # With a single device of "data", rollouts read the base's own weights.
     self.shares_base = policy.base is not None and mesh.size("data") == 1
-    self.prompt_slots = slots.abstract_slots(model, jax.eval_shape(functools.partial(
-      slots.empty_prompt_slots, model, prompts=self.prompts, tokens=self.prompt_tokens,
-      prompt_slots=self.cache.prompt_slots * self.devices)))
-    self.slots = slots.abstract_slots(model, jax.eval_shape(functools.partial(
-      slots.idle_slots, model, rows=self.rows, slots=self.cache.slots * self.devices,
-      tokens=self.tokens, group=settings.group, branches=settings.branches)))
+    self.state = abstract_state(model, self.sizes, settings.branches)
 
   def programs(self, held):
     """The Programs of a rollout beside which the run holds `held` bytes of a device."""
-    policy, cache = self.policy, self.cache
+    policy, sizes = self.policy, self.sizes
     resharded = policy.params if self.shares_base else policy.weights
     in_rollouts = held - (device_bytes(policy.base) if self.shares_base else 0.0)
-    reads = -(-self.prompts // (cache.read * self.devices))
-    rounds = -(-self.rows // (cache.slots * self.devices))
+    reads = -(-self.prompts // (sizes.read * self.devices))
+    # Of the longest prompts and answers, whose pages are all taken at the end.
+    at_once = sizes.slots_of(self.prompt_tokens, self.tokens)
+    rounds = -(-self.rows // (at_once * self.devices))
     return (
       Program("reshard", 1, self._reshard, held - device_bytes(resharded)),
-      Program("prefill", reads, self._prefill, in_rollouts + device_bytes(self.slots)),
+      Program("prefill", reads, self._prefill, in_rollouts),
       # decode does not get the vision tower, which rollouts still hold.
       Program("decode", rounds * -(-self.tokens // self.config.engine.chunk), self._decode,
-              in_rollouts + device_bytes(self.weights.get("vision", {}))))
+              in_rollouts + device_bytes(self.weights.get("vision", {})), self._paged(), True))
+
+  def _paged(self):
+    """`Program.paged` of a chunk: every step reads all pages of the pool once."""
+    steps, model = self.config.engine.chunk, self.model
+    if not paged.has_kernel("tpu", model.head_dim, self.state.pool.pages.k.dtype,
+                            self.sizes.page_tokens):
+      return 0.0, 0.0
+    tokens = self.sizes.pages * self.sizes.page_tokens
+    flops_of_device = 4 * model.layers * model.heads * model.head_dim * tokens
+    return (float(steps * flops_of_device * self.devices),
+            steps * device_bytes(self.state.pool.pages))
 
   def _reshard(self):
     cast = functools.partial(jax.tree.map, lambda x: x.astype(self.model.compute_dtype))
@@ -115,21 +128,23 @@ class _Rollout:
     return jax.jit(cast, out_shardings=self.shardings).trace(self.policy.weights)
 
   def _prefill(self):
-    count = self.cache.read * self.devices
+    count = self.sizes.read * self.devices
     number = mesh.abstract(jnp.int32, (count,), mesh.ROWS)
     prompts = slots.abstract_prompts(self.model, count, self.prompt_tokens,
                                      self.config.prompt.windows[-1])
-    return slots.read_prompts.trace(self.model, self.weights, self.prompt_slots, prompts, number,
-                                    number)
+    return slots.read_prompts.trace(self.model, self.weights, self.state, prompts, number)
 
   def _decode(self):
     settings, key = self.config.aepo, jax.eval_shape(lambda: jax.random.key(0))
     branching = Branching(mesh.abstract(jnp.float32, ()), settings.branches,
                           settings.entropy.window) if settings.branches else None
+    drawing = Drawing(
+      mesh.abstract(key.dtype, key.shape), mesh.abstract(bool, (self.model.vocab,)), branching,
+      settings.group, settings.sampling, self.end)
     return slots.decode.trace(
-      self.model, self.weights, self.prompt_slots, self.slots, mesh.abstract(key.dtype, key.shape),
-      mesh.abstract(bool, (self.model.vocab,)), branching, group=settings.group,
-      sampling=settings.sampling, end=self.end, steps=self.config.engine.chunk, live=self.tokens)
+      self.model, self.weights, self.state, drawing,
+      mesh.abstract(jnp.int32, (self.devices,), mesh.ROWS), tokens=self.prompt_tokens,
+      steps=self.config.engine.chunk, live=self.tokens)
 
 
 def sft_program(config, model, stage):

@@ -7,7 +7,8 @@ that found no fork starts at the prompt. So a group has G sequences, and none of
 when a slot became free.
 
 Keys and values are not computed twice. When a sequence ends, its slot returns to its last fork and
-continues there; an idle slot without a waiting row takes over a fork and copies its cache.
+continues there; an idle slot without a waiting row takes over a fork and shares the pages before
+it. Where pages run out and a sequence is put back, its forks read the parent's tokens again.
 Functions that take `branching` do nothing where it is None.
 
 G group, B rows (row b = p*G + g), S slots, T response tokens. Sizes are those of one device.
@@ -18,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from ares_jax.sampling import pages
 
 
 @flax.struct.dataclass
@@ -38,25 +41,25 @@ def replay_parent(slots, token_S, group, branching):
   """(int32 [S] tokens to read, bool [S] where they are the parent's instead of the drawn ones).
 
   A slot that returned to a fork reads the parent's last token before it once more, to get its
-  hidden state.
+  hidden state; a fork that was put back reads all of the parent's tokens before it.
   """
   if branching is None:
     return token_S, jnp.zeros_like(slots.row, bool)
   rows = len(slots.tokens)
   row_S = jnp.minimum(slots.row, rows - 1)
-  replayed_S = (slots.row < rows) & (slots.cache.length < slots.fork[row_S])
-  parent_token_S = slots.tokens[_first(row_S, group, branching), slots.cache.length]
+  replayed_S = (slots.row < rows) & (slots.done < slots.fork[row_S])
+  parent_token_S = slots.tokens[_first(row_S, group, branching), slots.done]
   return jnp.where(replayed_S, parent_token_S, token_S), replayed_S
 
 
 def note_forks(slots, group, branching):
   """Notes a fork in slots whose newest token completes a window that rises to the threshold.
 
-  Call it when entropies are written, while `cache.length` is the newest token's index.
+  Call it when entropies are written, while `done` is the newest token's index.
   """
   if branching is None:
     return slots
-  rows, window, last_S = len(slots.tokens), branching.window, slots.cache.length
+  rows, window, last_S = len(slots.tokens), branching.window, slots.done
   row_S = jnp.minimum(slots.row, rows - 1)
   entropy_SW = slots.entropy[row_S[:, None], last_S[:, None] + jnp.arange(-window, 1)]
   rises_S = ((entropy_SW[:, 1:].mean(1) >= branching.threshold)
@@ -83,7 +86,7 @@ def release_slots(slots, ended_S, group, branching):
     child_S = _child(row_S, number, group, branching)
     unused_S = first_S & (number >= slots.forks)
     waiting_B = waiting_B.at[jnp.where(unused_S, child_S, rows)].set(True, mode="drop")
-  back_S = ended_S & (slots.forks > slots.given)
+  back_S = ended_S & (slots.forks > slots.given[_first(row_S, group, branching)])
   # From the last fork to the first: a fork overwrites only tokens behind the forks before it.
   forks_S = slots.forks - back_S
   child_S = _child(row_S, forks_S, group, branching)
@@ -91,37 +94,53 @@ def release_slots(slots, ended_S, group, branching):
   return slots.replace(
     waiting=waiting_B, forks=forks_S,
     row=jnp.where(back_S, child_S, jnp.where(ended_S, rows, slots.row)),
-    cache=slots.cache.replace(length=jnp.where(back_S, length_S, slots.cache.length)))
+    done=jnp.where(back_S, length_S, slots.done))
 
 
-def hand_over_forks(slots, group, branching, live):
-  """Lets idle slots take over forks that wait for the end of another slot's sequence.
+def put_back_forks(slots, put_back_S, group, branching):
+  """Slots whose rows are put back, after their forks that no slot has taken over yet were too.
 
-  The first `live` cached tokens are copied, at least as many as any slot has.
+  A first sequence notes its forks again when it is drawn again.
   """
-  rows = len(slots.tokens)
+  if branching is None:
+    return slots
+  rows, row_S = len(slots.tokens), jnp.minimum(slots.row, len(slots.tokens) - 1)
+  ended_S = put_back_S & (row_S % group >= group - branching.branches)  # the first sequence has
+  waiting_B = slots.waiting
+  for number in range(branching.branches):
+    child_S = _child(row_S, number, group, branching)
+    lost_S = (ended_S & (number < slots.forks)
+              & (number >= slots.given[_first(row_S, group, branching)]))
+    waiting_B = waiting_B.at[jnp.where(lost_S, child_S, rows)].set(True, mode="drop")
+  return slots.replace(waiting=waiting_B, forks=jnp.where(put_back_S, 0, slots.forks))
+
+
+def hand_over_forks(state, group, branching):
+  """Lets idle slots take over forks that wait for the end of another slot's sequence."""
+  rows = len(state.slots.tokens)
 
   def idle_and_waiting(slots):
-    return slots.row >= rows, (slots.row < rows) & (slots.forks > slots.given)
+    given_S = slots.given[_first(jnp.minimum(slots.row, rows - 1), group, branching)]
+    idle_S = slots.row >= rows
+    below_limit = (~idle_S).sum() < slots.limit[0]
+    return idle_S & below_limit, ~idle_S & (slots.forks > given_S)
 
-  def move(slots):
+  def move(state):
+    slots, pool = state.slots, state.pool
     to, source = (jnp.argmax(x) for x in idle_and_waiting(slots))
-    child = _child(slots.row[source], slots.given[source], group, branching)
-
-    def copy(x_LSTKH):
-      layers, _, _, *sizes = x_LSTKH.shape
-      part = lax.dynamic_slice(x_LSTKH, (0, source, 0, 0, 0), (layers, 1, live, *sizes))
-      return lax.dynamic_update_slice(x_LSTKH, part, (0, to, 0, 0, 0))
-
-    cache = slots.cache
-    return slots.replace(
-      row=slots.row.at[to].set(child), given=slots.given.at[source].add(1).at[to].set(0),
-      forks=slots.forks.at[to].set(0),
-      cache=cache.replace(k=copy(cache.k), v=copy(cache.v),
-                          length=cache.length.at[to].set(slots.fork[child] - 1)))
+    row = slots.row[source]
+    first = _first(row, group, branching)
+    child = _child(row, slots.given[first], group, branching)
+    done = slots.fork[child] - 1
+    shared = pages.count(pool.tokens, state.prompts.length[row // group] + done)
+    table_M = pages.first_entries(slots.table[source][None], shared[None], pool)[0]
+    return state.replace(pool=pages.hold(pool, table_M, 1), slots=slots.replace(
+      row=slots.row.at[to].set(child), given=slots.given.at[first].add(1),
+      forks=slots.forks.at[to].set(0), done=slots.done.at[to].set(done),
+      table=slots.table.at[to].set(table_M)))
 
   return lax.while_loop(
-    lambda slots: jnp.all(jnp.stack([x.any() for x in idle_and_waiting(slots)])), move, slots)
+    lambda state: jnp.all(jnp.stack([x.any() for x in idle_and_waiting(state.slots)])), move, state)
 
 
 def join_forks(x_BT, fork_B, group, branches):

@@ -18,6 +18,8 @@ from ares_jax.grading.scoring import Scores
 from ares_jax.models import flops as flops_lib
 from ares_jax.models.vision import VisionInput
 from ares_jax.sampling.sampler import EngineConfig, Samples, sample
+from ares_jax.sampling.scheduler import History
+from ares_jax.sampling.state import Drawing
 from ares_jax.system import heartbeat, hosts, mesh
 from ares_jax.system.config import optional
 from ares_jax.training.batch import AnswerScores, RolloutBatch
@@ -71,6 +73,7 @@ class Generator:
   engine: EngineConfig
   grader: object  # grading.pool.GradingPool, or grading.scoring.Scorer in its place
   phases: object  # system.profiler.PhaseTimer
+  history: History = dataclasses.field(default_factory=History)
 
   def sample(self, params, prompts, key, *, group, sampling, branching=None, finished=None):
     """Samples of a PromptBatch as numpy arrays; pads P to a multiple of the devices of mesh.ROWS.
@@ -86,9 +89,9 @@ class Generator:
               "positions": prompts.positions[:, rows], "unit": prompts.unit[rows],
               "prompt_id": prompts.prompt_id[rows], "vision": vision}
     with self.phases("rollout"):
-      samples = sample(self.model, params, arrays, key, self.allowed, group=group,
-                       sampling=sampling, engine=self.engine, end=self.end, branching=branching,
-                       finished=finished, working=functools.partial(self.phases, "device"))
+      drawing = Drawing(key, self.allowed, branching, group, sampling, tuple(self.end))
+      samples = sample(self.model, params, arrays, drawing, self.engine, finished=finished,
+                       history=self.history, working=functools.partial(self.phases, "device"))
       samples = mesh.fetch(samples)
     return jax.tree.map(lambda array: array[: prompts_P * group], samples)
 
@@ -224,7 +227,8 @@ def collect(generator, params, batches, key, *, group, order, sampling, config, 
     rewards: function of Samples and Grades; float32 [B], what the filter with key="reward" reads.
 
   Returns:
-    Rollout; its metrics "work/tokens" and "work/flops" count dropped groups too.
+    Rollout; its metrics "work/tokens" and "work/flops" count dropped groups too. "rollout/redrawn"
+    is the share of tokens that were drawn twice, because pages ran out.
 
   Raises:
     GraderError: a reward function failed on every group.
@@ -242,6 +246,7 @@ def collect(generator, params, batches, key, *, group, order, sampling, config, 
     in_band_P = (config.low <= mean_P) & (mean_P <= config.high) & ~failed_P
     totals.update(batches=1, timed_out=grades.timed_out, in_band=in_band_P.sum(),
                   correct=float(grades.accuracy.mean()), failed=failed_P.sum(),
+                  redrawn=generator.history.redrawn,
                   tokens=int(samples.mask.sum() - samples.fork.sum()),
                   flops=_rollout_flops(generator.model, prompts, samples))
     _select(kept, dropped, functools.partial(_group, prompts, samples, grades, group),
@@ -251,6 +256,7 @@ def collect(generator, params, batches, key, *, group, order, sampling, config, 
       break
   metrics = {"work/tokens": totals["tokens"], "work/flops": totals["flops"],
              "rollout/batches": totals["batches"], "rollout/timed_out": totals["timed_out"],
+             "rollout/redrawn": float(totals["redrawn"] / totals["batches"]),
              "rollout/useful": float(totals["in_band"] / (totals["batches"] * wanted)),
              "rollout/filled": (wanted - len(kept)) / wanted}
   if config.batches > 1:

@@ -18,11 +18,13 @@ import numpy as np
 from ares_jax.models import lora
 from ares_jax.sampling import branching as branching_lib
 from ares_jax.sampling import slots
-from ares_jax.sampling.scheduler import PromptScheduler, plan_cache
+from ares_jax.sampling.scheduler import History, Scheduler, plan_cache
+from ares_jax.sampling.state import empty_state
 from ares_jax.system import heartbeat, mesh
 
-# Response tokens that attention reads at least; fewer are not worth a program of their own.
-MIN_LIVE_TOKENS = 512
+# Response tokens that attention reads at least where it has no kernel; fewer are not worth a
+# program of their own.
+MIN_LIVE_TOKENS = 64
 FETCH_SIZE = 64  # responses fetched in one transfer for `finished`
 
 
@@ -54,7 +56,7 @@ class SamplingConfig:
 class EngineConfig:
   """How many responses are decoded at once."""
 
-  slots: int  # decoding slots over all devices; 0 = one per row, or as many as cache_gib holds
+  slots: int  # rows over all devices that are decoded at once at most; 0 = as many as fit
   read: int  # prompts over all devices that are read in one call
   chunk: int  # tokens decoded per slot before the host looks for ended rows
   cache_gib: float  # GiB per device for keys and values, prompts and responses together
@@ -91,27 +93,25 @@ def stage_key(seed, stage):
   return jax.random.fold_in(jax.random.key(seed), zlib.crc32(stage.encode()))
 
 
-def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, end, branching=None,
-           finished=None, working=contextlib.nullcontext):
-  """Draws `group` responses to every prompt.
+def sample(model, params, prompts, drawing, engine, *, finished=None, history=None,
+           working=contextlib.nullcontext):
+  """Draws a group of responses to every prompt.
 
   The random number of a token depends on (key, prompt id, sample, position) alone. Responses
-  therefore do not depend on the rest of the batch, nor on how many slots and devices there are.
+  therefore do not depend on the rest of the batch, nor on how many slots, pages and devices there
+  are.
 
   Args:
-    model, sampling, engine: ModelConfig, SamplingConfig, EngineConfig.
+    model, engine: ModelConfig, EngineConfig.
     params: weights, as they are trained.
     prompts: dict of numpy arrays: tokens int32 [P, Tp], length int32 [P], positions int32
       [3, P, Tp], unit int32 [P, Tp], prompt_id int32 [P], vision VisionInput; the devices of
       mesh.ROWS divide P. They are copied to the devices when they are read.
-    key: typed PRNG key.
-    allowed_V: bool, tokens that may be drawn. Statistics are of the policy, over all of V.
-    group: G.
-    end: tuple of end-of-turn token ids.
-    branching: Branching, or None if every response starts at its prompt.
+    drawing: Drawing.
     finished: function of (row, int32 tokens), called with completed responses, in no order, while
       the devices decode others; devices wait for one call at most. It is not called with the
       responses that end last.
+    history: History of earlier rollouts, to which this one is added; None knows of none.
     working: returns a context manager that is open while devices decode.
 
   Returns:
@@ -123,42 +123,45 @@ def sample(model, params, prompts, key, allowed_V, *, group, sampling, engine, e
     Exceptions of `finished`.
   """
   prompts_P, prompt_tokens = prompts["tokens"].shape
-  rows, tokens, devices = prompts_P * group, sampling.max_tokens, mesh.size(*mesh.ROWS)
-  plan = plan_cache(model, engine, prompts=prompts_P, prompt_tokens=prompt_tokens, group=group,
-                    tokens=tokens)
+  group, tokens, devices = drawing.group, drawing.sampling.max_tokens, mesh.size(*mesh.ROWS)
+  history = history or History()
+  sizes = plan_cache(model, engine, prompts=prompts_P, prompt_tokens=prompt_tokens, group=group,
+                     tokens=tokens, history=history)
   params = rollout_weights(model, params)
-  branches = branching.branches if branching else 0
-  state = slots.idle_slots(model, rows=rows, slots=plan.slots * devices, tokens=tokens,
-                           group=group, branches=branches)
-  prompt_slots = slots.empty_prompt_slots(
-    model, prompts=prompts_P, prompt_slots=plan.prompt_slots * devices, tokens=prompt_tokens)
-  scheduler = PromptScheduler(devices, prompts_P // devices, plan)
-  ended_B, longest, to_fetch = np.zeros(rows, bool), 0, collections.deque()
+  state = empty_state(model, sizes, drawing.branches)
+  scheduler, to_fetch = Scheduler(sizes, prompts["length"], history), collections.deque()
+  rows = prompts_P * group
+  ended_B, length_B = np.zeros(rows, bool), np.zeros(rows, int)
+  done_S = np.full(devices * sizes.slots, -1)
   while not ended_B.all():
     heartbeat.heartbeat(collective=True)
-    unfinished_P = group - ended_B.reshape(-1, group).sum(1)
-    while (read := scheduler.next_read(unfinished_P)) is not None:
-      prompt_slots = slots.read_prompts(model, params, prompt_slots, *_read_arrays(prompts, *read))
+    while True:
+      limit_D, prompt_DR = scheduler.next_chunk(ended_B, done_S, length_B)
+      if prompt_DR is None:
+        break
+      state = slots.read_prompts(model, params, state, *_read_arrays(prompts, prompt_DR))
     with working():
-      state, now_ended_B, longest = slots.decode(
-        model, params, prompt_slots, state, key, allowed_V, branching, group=group,
-        sampling=sampling, end=end, steps=engine.chunk,
-        live=_live_tokens(longest + engine.chunk, tokens))
-      while to_fetch and not now_ended_B.is_ready():
+      state, status = slots.decode(
+        model, params, state, drawing, mesh.put(limit_D, mesh.ROWS), tokens=prompt_tokens,
+        steps=engine.chunk, live=_live_tokens(max(done_S.max(), 0) + engine.chunk, tokens))
+      while to_fetch and not status.ended.is_ready():
         row, index, (tokens_RT, length_R) = to_fetch.popleft()
         finished(row, np.asarray(tokens_RT)[index, : np.asarray(length_R)[index]])
-      before_B, ended_B, longest = ended_B, np.asarray(now_ended_B), np.asarray(longest).max()
+      before_B, ended_B = ended_B, np.asarray(status.ended)
+      length_B, done_S = np.asarray(status.length), np.asarray(status.done)
     if finished and not ended_B.all():
-      to_fetch.extend(_responses(state, np.flatnonzero(ended_B & ~before_B), group, branches))
-  return _samples(state, group=group, branches=branches)
+      to_fetch.extend(_responses(state.slots, np.flatnonzero(ended_B & ~before_B), drawing))
+  history.add(sizes, length_B, np.asarray(status.redrawn).sum())
+  return _samples(state.slots, group=group, branches=drawing.branches)
 
 
-def _responses(state, rows, group, branches):
+def _responses(state, rows, drawing):
   """(row, its index in the arrays, arrays on the devices) of rows that have ended."""
   found = []
   for start in range(0, len(rows), FETCH_SIZE):
     part = rows[start : start + FETCH_SIZE]
-    arrays = slots.responses(state, np.resize(part, FETCH_SIZE), group=group, branches=branches)
+    arrays = slots.responses(state, np.resize(part, FETCH_SIZE), group=drawing.group,
+                             branches=drawing.branches)
     found += [(row, index, arrays) for index, row in enumerate(part.tolist())]
   return found
 
@@ -189,15 +192,15 @@ def rollout_shardings(model, params):
                       lora.joined_specs(model, params))
 
 
-def _read_arrays(prompts, prompt_DR, slot_DR):
-  """The prompts, prompt_R and slot_R of `slots.read_prompts`, on the devices."""
+def _read_arrays(prompts, prompt_DR):
+  """The prompts and prompt_R of `slots.read_prompts`, on the devices."""
   devices, of_device = len(prompt_DR), len(prompts["length"]) // len(prompt_DR)
   row = (np.arange(devices)[:, None] * of_device + np.minimum(prompt_DR, of_device - 1)).ravel()
   positions = mesh.put(prompts["positions"][:, row], None, mesh.ROWS)
   arrays = {name: jax.tree.map(lambda x: x[row], array) for name, array in prompts.items()
             if name != "positions"}
-  numbers = mesh.put((prompt_DR.ravel(), slot_DR.ravel()), mesh.ROWS)
-  return mesh.put(arrays, mesh.ROWS) | {"positions": positions}, *numbers
+  return (mesh.put(arrays, mesh.ROWS) | {"positions": positions},
+          mesh.put(prompt_DR.ravel(), mesh.ROWS))
 
 
 def _live_tokens(tokens, limit):

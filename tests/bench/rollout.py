@@ -1,18 +1,20 @@
-"""Rollouts of skewed lengths: slots against batches padded to their longest answer, in one run.
+"""Rollouts at the same cache bytes: pages against slots of the longest answer, in one run.
 
     python -m tests.bench.rollout
-    python -m tests.bench.rollout --prompts=32 --slots=32 --max-tokens=512
+    python -m tests.bench.rollout --prompts=32 --held=16 --max-tokens=512
 
-The model of configs/ares_tiny.py with fresh weights; a response ends where the bench says: lengths
-are lognormal with their median at 0.15 of --max-tokens and their 99th percentile at it, cut there.
-All ways are `sample` with the same slots, prompts and lengths: "slots" gets all prompts at once and
-has prompt slots for a part of them, "all prompts held" for all, "padded" gets as many prompts
-a call as fill the slots, and so waits for the longest of each. Prints a Markdown table of the
-median of `--repeats` rounds, in each of which all run once: wall time, the process's CPU time,
-which a busy machine changes less, and the share of the wall time that no program ran.
+The model of configs/ares_tiny.py with fresh weights; a response ends where the bench says. Lengths
+are skewed, lognormal with their median at 0.15 of --max-tokens and their 99th percentile at it, cut
+there, or all of them are --max-tokens. Both ways are `sample` with the same prompts, lengths and
+`engine.cache_gib`, which holds --held answers of --max-tokens and their prompts. "reserved" decodes
+--held rows at once, as a cache with a slot of --max-tokens for each would; "pages" decodes as many
+as the sampler starts, after the first round as it knows the lengths of earlier ones. Prints a
+Markdown table of the median of `--repeats` rounds, in each of which all run once: wall time, the
+process's CPU time, which a busy machine changes less, and the share of tokens drawn twice.
 """
 
 import argparse
+import dataclasses
 import pathlib
 import time
 from unittest import mock
@@ -23,7 +25,7 @@ import numpy as np
 
 from ares_jax.run import config as run_config
 from ares_jax.run import setup
-from ares_jax.sampling import rollout, sampler, scheduler, slots
+from ares_jax.sampling import sampler, scheduler, slots
 from ares_jax.system import config as config_lib
 from ares_jax.system import mesh
 
@@ -44,88 +46,73 @@ def ending_at(length_B, end):
 
   def draw(state, prompts, *arguments):
     drawn = original(state, prompts, *arguments)
-    prompt_S = prompts.prompt_id[slots._prompt_slot(state, prompts, GROUP)]
+    prompt_S = prompts.prompt_id[slots._prompt(state.row, len(state.tokens), GROUP)]
     row_S = prompt_S * GROUP + state.row % GROUP
-    last_S = state.cache.length + 1 >= jnp.asarray(length_B)[row_S]
+    last_S = state.done + 1 >= jnp.asarray(length_B)[row_S]
     return drawn._replace(token=jnp.where(last_S, end, drawn.token))
 
   return draw
-
-
-def timed(function, spent):
-  """`function`, whose seconds until its results are there are appended to `spent`."""
-
-  def call(*arguments, **options):
-    start = time.perf_counter()
-    result = jax.block_until_ready(function(*arguments, **options))
-    spent.append(time.perf_counter() - start)
-    return result
-
-  return call
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--prompts", type=int, default=64)
-  parser.add_argument("--slots", type=int, default=64)
+  parser.add_argument("--held", type=int, default=16)
   parser.add_argument("--max-tokens", type=int, default=256)
   parser.add_argument("--chunk", type=int, default=16)
   parser.add_argument("--repeats", type=int, default=3)
   options = parser.parse_args()
-  if options.slots % GROUP or options.prompts * GROUP % options.slots:
-    raise ValueError(f"--slots={options.slots} must be a multiple of {GROUP} and divide the "
-                     f"{options.prompts * GROUP} rows")
+  most, rows = options.max_tokens, options.prompts * GROUP
   config = run_config.read_config(config_lib.load(str(TINY)))
   with jax.set_mesh(mesh.make_mesh(-1, 1)), setup.open_run(config) as parts:
     (end,) = parts.generator.end
     params = parts.init_params()
     allowed = parts.generator.allowed.copy()
     allowed[end] = False
-    engine = sampler.EngineConfig(slots=options.slots, read=options.slots // GROUP,
-                                  chunk=options.chunk, cache_gib=8.0)
-    generator = rollout.Generator(parts.model, parts.generator.encoder, allowed, (end,), engine,
-                                  None, parts.generator.phases)
-    rows = [parts.source("eval")[index] for index in range(options.prompts)]
-    prompts = generator.encoder.batch(rows, np.arange(options.prompts))
-    length_B = skewed(options.prompts * GROUP, options.max_tokens)
-    sampling = sampler.SamplingConfig(1.0, 1.0, 0, 0, options.max_tokens)
+    lengths = {"skewed": skewed(rows, most), "equal": np.full(rows, most, np.int32)}
+    encoder, model = parts.generator.encoder, parts.model
+    problems = [parts.source("eval")[index] for index in range(options.prompts)]
+    # A prompt's number tells the length of its answers.
+    number_P = np.arange(options.prompts)
+    prompts = {kind: encoder.batch(problems, which * options.prompts + number_P)
+               for which, kind in enumerate(lengths)}
+    width = prompts["equal"].tokens.shape[1]
+    # Prompts for three times the answers in slots, and those of a read, are held too.
+    read = -(-options.held // GROUP)
+    tokens = options.held * most + 5 * read * width
+    gib = tokens * 2 * model.layers * model.kv_heads * model.head_dim * 4 / 2**30
+    sampling = sampler.SamplingConfig(1.0, 1.0, 0, 0, most)
+    def generator(held):
+      return dataclasses.replace(
+        parts.generator, allowed=allowed, history=scheduler.History(),
+        engine=sampler.EngineConfig(slots=held, read=read, chunk=options.chunk, cache_gib=gib))
 
-    def run(name, part):
-      factor = (options.prompts if name == "all prompts held"
-                else scheduler.PROMPT_SLOT_FACTOR)
-      with mock.patch.object(scheduler, "PROMPT_SLOT_FACTOR", factor):
-        samples = generator.sample(params, part, jax.random.key(0), group=GROUP, sampling=sampling)
-      return samples.mask.sum(1)
-
-    at_once = options.slots // GROUP
-    parts_of = {
-      "padded": [prompts.take(list(range(start, start + at_once)))
-                 for start in range(0, options.prompts, at_once)],
-      "all prompts held": [prompts], "slots": [prompts]}
-    rounds, spent = {name: [] for name in parts_of}, []
-    with (mock.patch.object(slots, "_draw", ending_at(length_B, end)),
-          mock.patch.object(slots, "read_prompts", timed(slots.read_prompts, spent)),
-          mock.patch.object(slots, "decode", timed(slots.decode, spent))):
-      for round_ in range(options.repeats + 1):
-        for name, batches in parts_of.items():
-          spent.clear()
+    ways = {(kind, name): generator(options.held if name == "reserved" else 0)
+            for kind in lengths for name in ("reserved", "pages")}
+    rounds = {way: [] for way in ways}
+    all_lengths = np.concatenate(list(lengths.values()))
+    with mock.patch.object(slots, "_draw", ending_at(all_lengths, end)):
+      for round_ in range(options.repeats + 2):
+        for (kind, name), way in ways.items():
           start = time.perf_counter(), time.process_time()
-          got_B = np.concatenate([run(name, part) for part in batches])
+          samples = way.sample(params, prompts[kind], jax.random.key(0), group=GROUP,
+                               sampling=sampling)
           wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
-          np.testing.assert_array_equal(got_B, length_B)
-          if round_:  # The first round compiles.
-            rounds[name].append((wall, cpu, 1 - sum(spent) / wall))
-  median = {name: np.median(times, 0) for name, times in rounds.items()}
-  print(f"{options.prompts} prompts x {GROUP}, {options.slots} slots, {options.max_tokens} tokens "
-        f"at most, {length_B.mean():.1f} on average, on {jax.devices()[0].device_kind}, jax "
-        f"{jax.__version__}, median of {options.repeats} rounds\n")
-  print("| | wall s | tokens/s | CPU s | times padded's speed, wall | CPU | host alone |\n"
-        "| --- | --- | --- | --- | --- | --- | --- |")
-  for name, (wall, cpu, host) in median.items():
-    ratio = median["padded"] / median[name]
-    print(f"| {name} | {wall:.2f} | {length_B.sum() / wall:.0f} | {cpu:.2f} | {ratio[0]:.2f} | "
-          f"{ratio[1]:.2f} | {host:.1%} |")
+          np.testing.assert_array_equal(samples.mask.sum(1), lengths[kind])
+          if round_ > 1:  # The first two compile: the second knows the lengths.
+            rounds[kind, name].append((wall, cpu, way.history.redrawn))
+  median = {way: np.median(times, 0) for way, times in rounds.items()}
+  print(f"{options.prompts} prompts x {GROUP}, {tokens} tokens of cache, on "
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, median of {options.repeats} "
+        "rounds\n")
+  print("| lengths | | wall s | tokens/s | CPU s | times reserved's speed, wall | CPU | "
+        "drawn twice |\n" + "| --- " * 8 + "|")
+  for (kind, name), (wall, cpu, redrawn) in median.items():
+    ratio = median[kind, "reserved"] / median[kind, name]
+    print(f"| {kind}, {lengths[kind].mean():.1f} on average | {name} | {wall:.2f} | "
+          f"{lengths[kind].sum() / wall:.0f} | {cpu:.2f} | {ratio[0]:.2f} | {ratio[1]:.2f} | "
+          f"{redrawn:.1%} |")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ from tunix.models.qwen2 import model as tunix_qwen2
 from ares_jax.models import weights
 from ares_jax.models.config import ModelConfig, VisionConfig
 from ares_jax.models.vision import VisionInput
-from ares_jax.sampling import sampler, slots
+from ares_jax.sampling import sampler, scheduler, slots
+from ares_jax.sampling.state import Drawing
 from ares_jax.system import mesh
 from tests.bench import rollout
 
@@ -77,12 +78,13 @@ def ours(tokens_PT, new, held, chunk):
       image=np.zeros((prompts, 1, patches), np.int32)))
   params = jax.jit(lambda: weights.init(weights.weight_table(MODEL), jax.random.key(0)))()
   sampling = sampler.SamplingConfig(1.0, 1.0, 0, 0, new)
+  history = scheduler.History()
   engine = sampler.EngineConfig(slots=held, read=held // GROUP, chunk=chunk, cache_gib=8.0)
 
   def run(seed):
-    samples = sampler.sample(
-      MODEL, params, arrays, jax.random.key(seed), np.arange(VOCAB) != END, group=GROUP,
-      sampling=sampling, engine=engine, end=(END,))
+    drawing = Drawing(jax.random.key(seed), np.arange(VOCAB) != END, None, GROUP, sampling,
+                            (END,))
+    samples = sampler.sample(MODEL, params, arrays, drawing, engine, history=history)
     return jax.device_get(samples).mask.sum(1)
 
   return run

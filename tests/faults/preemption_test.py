@@ -9,32 +9,34 @@ import tiny
 
 from ares_jax.grading.pool import GradingPool
 from ares_jax.run import model as model_lib
-from ares_jax.sampling import sampler
+from ares_jax.sampling import sampler, slots
+from ares_jax.sampling.state import Drawing, Status
 from ares_jax.system import heartbeat, mesh
 
 
 def test_a_rollout_stops_between_two_chunks(monkeypatch):
   chunks = []
+  # One row is never done.
+  status = Status(np.zeros(1, bool), *map(np.int32, ([4], [4], [0])))
 
   def decode(*_, **__):
     chunks.append(1)
     if len(chunks) == 3:
       os.kill(os.getpid(), signal.SIGTERM)
-    return None, np.zeros(1, bool), np.int32([4])  # one row is never done
+    return None, status
 
   monkeypatch.setattr(sampler, "_read_arrays", lambda *_: ())
   monkeypatch.setattr(sampler, "rollout_weights", lambda model, params: params)
-  for name, fake in {
-      "idle_slots": lambda *_, **__: None, "empty_prompt_slots": lambda *_, **__: None,
-      "read_prompts": lambda *_: None, "decode": decode}.items():
-    monkeypatch.setattr(sampler.slots, name, fake)
+  monkeypatch.setattr(sampler, "empty_state", lambda *_: None)
+  monkeypatch.setattr(slots, "read_prompts", lambda *_: None)
+  monkeypatch.setattr(slots, "decode", decode)
   model = model_lib.model_config(tiny.read().model)
   with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])), heartbeat.stop_signals(), \
       pytest.raises(heartbeat.StopRequested):
     sampler.sample(
-      model, None, {"tokens": np.zeros((1, 2))}, None, None, group=1, end=(0,),
-      sampling=sampler.SamplingConfig(1.0, 1.0, 0, 0, 64),
-      engine=sampler.EngineConfig(slots=1, read=1, chunk=4, cache_gib=1.0))
+      model, None, {"tokens": np.zeros((1, 2)), "length": np.int32([2])},
+      Drawing(None, None, None, 1, sampler.SamplingConfig(1.0, 1.0, 0, 0, 64), (0,)),
+      sampler.EngineConfig(slots=1, read=1, chunk=4, cache_gib=1.0))
   assert len(chunks) == 3
 
 

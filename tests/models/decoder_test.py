@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend import core as jex
-from models import golden_batch
+from models import golden_batch, paging
 
-from ares_jax.models import weights
-from ares_jax.models.decoder import KVCache, decode_step, empty_cache, hidden, prefill
+from ares_jax.models import paged, weights
+from ares_jax.models.decoder import decode_step, hidden, prefill
 from ares_jax.system import mesh as mesh_lib
 
 CONFIG = golden_batch.config("tied")
@@ -24,69 +24,72 @@ ONES = np.ones((B, T), np.int32)
 HIDDEN = jax.jit(hidden, static_argnums=0)
 
 
+STEP = jax.jit(decode_step, static_argnums=0)
+
+
 def test_prefill_and_single_steps_equal_one_pass_over_the_sequence():
   length = np.int32([4, 1, 7])
   whole = HIDDEN(CONFIG, PARAMS, EMBEDS, POSITIONS, ONES)
-  states, prompts = jax.jit(prefill, static_argnums=0)(
+  states, k, v = jax.jit(prefill, static_argnums=0)(
     CONFIG, PARAMS, EMBEDS[:, :7], POSITIONS[:, :, :7], length)
   np.testing.assert_allclose(states, whole[np.arange(B), length - 1], atol=1e-5)
-  step = jax.jit(decode_step, static_argnums=0, static_argnames=("group", "live"))
   # Four slots, two rows a prompt: the slots' order is free, and one of them has no row.
-  place, cache = np.int32([4, 6, 1, 2]), empty_cache(CONFIG, 4, 5)
+  place = np.int32([4, 6, 1, 2])
+  pages, table_PM, table_BM = paging.lay_out(CONFIG, k, v, length, [2, -1, 0, 1], 5)
   rows = np.minimum(place // 2, 2)
   for count in range(5):
     at = length[rows] + count
-    states, cache = step(CONFIG, PARAMS, EMBEDS[rows, at][:, None],
-                         np.broadcast_to(at[None, :, None], (3, 4, 1)), prompts, place, cache,
-                         group=2, live=5)
+    states, pages = STEP(
+      CONFIG, PARAMS, EMBEDS[rows, at][:, None], np.broadcast_to(at[None, :, None], (3, 4, 1)),
+      pages, paging.reads(table_PM, table_BM, length, place, count, group=2, prompt_tokens=7,
+                          live=5))
     np.testing.assert_allclose(states[place < 6], whole[rows, at][place < 6], atol=1e-5)
-  np.testing.assert_array_equal(cache.length, 5)
 
 
-def test_slots_beyond_live_are_not_read():
-  _, prompts = jax.jit(prefill, static_argnums=0)(
-    CONFIG, PARAMS, EMBEDS[:, :7], POSITIONS[:, :, :7], np.int32([4, 1, 7]))
-  step = jax.jit(decode_step, static_argnums=0, static_argnames=("group", "live"))
-  cache = empty_cache(CONFIG, 3, 6)
-  spoilt = cache.replace(k=cache.k.at[:, :, 2:].set(jnp.nan), v=cache.v.at[:, :, 2:].set(jnp.nan))
-  got, want = (step(CONFIG, PARAMS, EMBEDS[:, 7:8], POSITIONS[:, :, 7:8], prompts, np.arange(3), x,
-                    group=1, live=2)[0] for x in (spoilt, cache))
-  np.testing.assert_array_equal(got, want)
-
-
-def test_a_full_row_is_not_written():
-  cache = KVCache(k=jnp.ones((3, 2, 4, 2, 8)), v=jnp.ones((3, 2, 4, 2, 8)),
-                  length=jnp.array([4, 2]))
-  _, after = jax.jit(decode_step, static_argnums=0, static_argnames=("group", "live"))(
-    CONFIG, PARAMS, EMBEDS[:2, :1], POSITIONS[:, :2, :1], cache, np.int32([0, 1]), cache, group=1,
-    live=4)
-  np.testing.assert_array_equal(after.k[:, 0], 1)
-  assert np.all(after.k[:, 1, 2] != 1) and np.all(after.k[:, 1, 3] == 1)
+def test_pages_of_others_are_not_read_and_not_written():
+  length = np.int32([4, 1, 7])
+  _, k, v = jax.jit(prefill, static_argnums=0)(
+    CONFIG, PARAMS, EMBEDS[:, :7], POSITIONS[:, :, :7], length)
+  pages, table_PM, table_BM = paging.lay_out(CONFIG, k, v, length, [0, 1, -1], 2)
+  read = paging.reads(table_PM, table_BM, length, np.int32([0, 1, 3]), 0, group=1, prompt_tokens=7,
+                      live=2)
+  total = pages.k.shape[1] // CONFIG.layers
+  held = np.unique(np.concatenate([table_PM.ravel(), table_BM.ravel()]))
+  other = np.setdiff1d(np.arange(total), held)
+  assert len(other) > 3
+  other = np.concatenate([other + total * layer for layer in range(CONFIG.layers)])
+  spoilt = paged.Pages(*(x.at[:, other].set(77) for x in (pages.k, pages.v)))
+  inputs = EMBEDS[:, 7:8], POSITIONS[:, :, 7:8]
+  (got, after), (want, _) = (STEP(CONFIG, PARAMS, *inputs, x, read) for x in (spoilt, pages))
+  np.testing.assert_array_equal(got[:2], want[:2])
+  assert (after.k[:, other] == 77).all()
+  # Every layer wrote one token of two rows; the idle one wrote nothing.
+  changed = (after.k != spoilt.k).any((0, 3)).sum()
+  assert changed == 2 * CONFIG.layers
 
 
 @pytest.mark.parametrize("unroll", [1, 3])
-def test_a_loop_of_steps_never_copies_the_cache(unroll):
+def test_a_loop_of_steps_never_copies_the_pages(unroll):
   config = dataclasses.replace(CONFIG, unroll=unroll)
-  rows, slots = 4, 29
-  shape = f"{config.layers},{rows},{slots},{config.kv_heads},{config.head_dim}"
+  total, width = 29, 6
+  shape = f"{config.kv_heads},{config.layers * total},{paging.A},{config.head_dim}"
 
   @functools.partial(jax.jit, donate_argnums=1)
-  def run(params, cache, prompts):
+  def run(params, pages, read):
     def body(carry):
-      count, states, cache = carry
-      states, cache = decode_step(config, params, states[:, None],
-                                  jnp.broadcast_to(cache.length[:, None], (3, rows, 1)),
-                                  prompts, jnp.arange(rows), cache, group=2, live=slots - 1)
-      return count + 1, states, cache
+      count, states, pages = carry
+      states, pages = decode_step(
+        config, params, states[:, None], jnp.broadcast_to(read.length[:, None], (3, 4, 1)), pages,
+        read.replace(length=read.length + count))
+      return count + 1, states, pages
 
-    start = 0, jnp.ones((rows, config.embed)), cache
+    start = 0, jnp.ones((4, config.embed)), pages
     return jax.lax.while_loop(lambda carry: carry[0] < 9, body, start)
 
   like = jax.ShapeDtypeStruct(tuple(map(int, shape.split(","))), jnp.float32)
-  cache = KVCache(k=like, v=like, length=jax.ShapeDtypeStruct((rows,), jnp.int32))
-  like = jax.ShapeDtypeStruct((config.layers, 2, 7, config.kv_heads, config.head_dim), jnp.float32)
-  prompts = KVCache(k=like, v=like, length=jax.ShapeDtypeStruct((2,), jnp.int32))
-  text = run.lower(PARAMS, cache, prompts).compile().as_text()
+  read = paging.reads(np.zeros((2, 2), np.int32), np.zeros((4, width), np.int32), np.int32([5, 7]),
+                      np.arange(4), 0, group=2, prompt_tokens=7, live=12)
+  text = run.lower(PARAMS, paged.Pages(like, like), read).compile().as_text()
   assert re.search(rf"f32\[{shape}\]", text)
   assert not re.findall(rf"= f32\[{shape}\]\S* copy\(.*", text)
 

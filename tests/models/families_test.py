@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import golden_batch, make_golden, make_text_golden
+from models import golden_batch, make_golden, make_text_golden, paging
 
 from ares_jax.models import families, hf, hf_files, qwen25_vl, weights
 from ares_jax.system import mesh as mesh_lib
@@ -93,18 +93,19 @@ def test_greedy_tokens_equal_transformers(family):
   @jax.jit
   def generate(params, tokens, positions, length):
     embeds = qwen25_vl.embed(config, params, tokens, None, None)
-    state, prompts = qwen25_vl.prefill(config, params, embeds, positions, length)
-    cache = qwen25_vl.empty_cache(config, 1, len(want))
+    state, k, v = qwen25_vl.prefill(config, params, embeds, positions, length)
+    pages, *tables = paging.lay_out(config, k, v, np.int32([len(TOKENS)]), [0], len(want))
 
     def step(carry, number):
-      state, cache = carry
+      state, pages = carry
       token = jnp.argmax(state @ qwen25_vl.unembedding(config, params).T, -1).astype(jnp.int32)
       embeds = qwen25_vl.embed(config, params, token[:, None], None, None)
       position = jnp.broadcast_to(length[:, None] + number, (3, 1, 1))
-      return qwen25_vl.decode_step(config, params, embeds, position, prompts, jnp.int32([0]), cache,
-                                   group=1, live=len(want)), token[0]
+      read = paging.reads(*tables, np.int32([len(TOKENS)]), np.int32([0]), number, group=1,
+                          prompt_tokens=embeds.shape[1], live=len(want))
+      return qwen25_vl.decode_step(config, params, embeds, position, pages, read), token[0]
 
-    return jax.lax.scan(step, (state, cache), jnp.arange(len(want)))[1]
+    return jax.lax.scan(step, (state, pages), jnp.arange(len(want)))[1]
 
   tokens, positions, _ = rows(len(TOKENS), width=48)
   np.testing.assert_array_equal(generate(params, tokens, positions, np.int32([len(TOKENS)])), want)

@@ -13,6 +13,7 @@ from bench import compile_7b
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ares_jax.models import paged
 from ares_jax.models.attention import attention
 from ares_jax.models.config import SIZE_7B
 
@@ -48,6 +49,36 @@ def test_attention_of_long_rows_compiles_for_8_chips_in_a_gibibyte(config, part,
   assert program.memory_analysis().temp_size_in_bytes < 2**30
   text = program.as_text()
   assert all(f"splash_mha_{kernel}_segmented" in text for kernel in ("fwd", "dq", "dkv"))
+
+
+@pytest.mark.parametrize("topology, model", [("v5e:2x4", 4), ("v6e:2x4", 4), ("v5p:2x2x1", 1)])
+def test_paged_attention_of_7b_compiles_in_place(topology, model):
+  rows, width, pages, tokens = 128, 320, 100, 64
+  mesh = compile_7b.tpu_mesh(topology, model)
+
+  def array(dtype, shape, *spec):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
+
+  held = array(jnp.bfloat16, (SIZE_7B.kv_heads, SIZE_7B.layers * pages, tokens, 128), "model")
+  row = array(jnp.int32, (rows,))
+  reads = paged.Reads(
+    table=array(jnp.int32, (rows, width)), length=row, active=array(bool, (rows,)),
+    prompt_length=row, prompts=array(jnp.int32, (16, 64)), prompts_length=array(jnp.int32, (16,)),
+    query=row, group=8, prompt_tokens=4096, live=16384)
+  new = array(jnp.bfloat16, (rows, SIZE_7B.kv_heads, 128), None, "model")
+  q = array(jnp.bfloat16, (rows, SIZE_7B.kv_heads, 7, 128), None, "model")
+
+  def layer(pages, q, new, reads):
+    pages = paged.write_token(pages, reads, 100, new, new)
+    return paged.attend(q, pages, reads, 100), pages
+
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    program = jax.jit(layer, donate_argnums=0).lower(
+      paged.Pages(held, held), q, new, reads).compile()
+  memory = program.memory_analysis()
+  assert memory.alias_size_in_bytes == 2 * 2 * 28 * 100 * 64 * 128 * 4 // model
+  # Gathered pages of all rows would be 0.7 GiB.
+  assert memory.temp_size_in_bytes < 2**26
 
 
 def test_7b_gradient_of_packed_rows_holds_each_kernel_once_a_pass_and_no_scores():

@@ -194,7 +194,7 @@ def test_sizes_that_do_not_divide_are_named_before_anything_compiles(changes, me
 def test_the_commands_shown_are_accepted():
   lines = plan_command.__doc__.replace("\\\n", " ").splitlines()
   commands = [line.split()[3:] for line in lines if line.strip().startswith("python -m")]
-  assert len(commands) == 3
+  assert len(commands) == 4
   for words in commands:
     given = dict(word.removeprefix("--").split("=") for word in words if "=" in word)
     config = recipe(**{name.removeprefix("config."): int(value) for name, value in given.items()

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import tiny
 
-from ares_jax.models import qwen25_vl
+from ares_jax.models import paged, qwen25_vl
 from ares_jax.models.vision import VisionInput
 from ares_jax.run import setup
-from ares_jax.sampling import sampler, scheduler, slots
+from ares_jax.sampling import pages, sampler, scheduler
 from ares_jax.sampling.branching import Branching, hand_over_forks, join_forks, parents
 from ares_jax.sampling.sampler import EngineConfig, SamplingConfig
+from ares_jax.sampling.state import Prompts, Slots, State
 from ares_jax.system import mesh
 from ares_jax.training.batch import pack
 
@@ -83,27 +84,32 @@ def test_whom_a_sample_may_fork_from():
   np.testing.assert_array_equal(join_forks(x, fork, 3, 2), [[0, 1, 2], [0, 4, 5], [0, 1, 8]])
 
 
-def test_an_idle_slot_takes_over_the_first_fork_that_waits():
+def test_an_idle_slot_takes_over_the_first_fork_that_waits_and_shares_its_pages():
   # Group of 4: samples 0 and 1 run in slots 0 and 2, slot 1 is idle; 2 and 3 wait to fork from them
-  # at tokens 2 and 3.
-  k_LSTKH = np.arange(60, dtype=np.float32).reshape(2, 3, 5, 1, 2)
-  state = slots.Slots(
-    row=np.int32([0, 4, 1]), hidden=None, cache=qwen25_vl.KVCache(
-      k_LSTKH, k_LSTKH + 0.5, np.int32([4, 0, 3])),
-    waiting=None, ended=None, tokens=np.zeros((4, 5), np.int32), length=None, logprob=None,
-    entropy=None, fork=np.int32([0, 0, 2, 3]), forks=np.int32([1, 7, 1]),
-    given=np.int32([0, 7, 0]))
-  got = jax.jit(lambda state: hand_over_forks(state, 4, Branching(1.0, branches=2, window=2),
-                                              4))(state)
-  np.testing.assert_array_equal(got.row, [0, 2, 1])
+  # at tokens 2 and 3. The prompt has 3 tokens, a page 2: the fork shares tokens 0 .. 3.
+  def state(limit):
+    return State(
+      pool=pages.Pool(paged.Pages(np.zeros((1, 8, 2, 1)), None),
+                      np.int32([2, 1, 1, 2, 1, 1, 0, 0])),
+      prompts=Prompts(None, None, np.int32([3]), None, None, None),
+      slots=Slots(
+        row=np.int32([0, 4, 1]), hidden=None, done=np.int32([4, 0, 3]), waiting=None, ended=None,
+        table=np.int32([[0, 1, 2, 4], [8, 8, 8, 8], [0, 3, 5, 8]]),
+        tokens=np.zeros((4, 5), np.int32), length=None, logprob=None, entropy=None,
+        fork=np.int32([0, 0, 2, 3]), forks=np.int32([1, 7, 1]), given=np.int32([0, 0, 0, 0]),
+        limit=np.int32([limit]), redrawn=None))
+
+  branching = Branching(1.0, branches=2, window=2)
+  got = jax.jit(lambda state: hand_over_forks(state, 4, branching))(state(3))
+  np.testing.assert_array_equal(got.slots.row, [0, 2, 1])
   # Token 1 is read once more: it leads to the fork.
-  np.testing.assert_array_equal(got.cache.length, [4, 1, 3])
-  np.testing.assert_array_equal(got.forks, [1, 0, 1])
-  np.testing.assert_array_equal(got.given, [1, 0, 0])
-  want = k_LSTKH.copy()
-  want[:, 1, :4] = k_LSTKH[:, 0, :4]
-  np.testing.assert_array_equal(got.cache.k, want)
-  np.testing.assert_array_equal(got.cache.v[:, :, :4], want[:, :, :4] + 0.5)
+  np.testing.assert_array_equal(got.slots.done, [4, 1, 3])
+  np.testing.assert_array_equal(got.slots.forks, [1, 0, 1])
+  np.testing.assert_array_equal(got.slots.given, [1, 0, 0, 0])
+  np.testing.assert_array_equal(got.slots.table[1], [0, 1, 8, 8])
+  np.testing.assert_array_equal(got.pool.holders, [3, 2, 1, 2, 1, 1, 0, 0])
+  kept = jax.jit(lambda state: hand_over_forks(state, 4, branching))(state(2))
+  np.testing.assert_array_equal(kept.slots.row, [0, 4, 1])
 
 
 def test_sequences_fork_where_their_windows_rise_to_the_threshold(forked, threshold):
@@ -161,14 +167,24 @@ def test_statistics_of_forks_equal_a_full_forward_pass(run, forked):
 
 
 @pytest.mark.slow
-def test_slots_prompt_slots_and_devices_change_no_fork(run, forked, threshold, monkeypatch):
-  # One prompt slot. Above, an idle slot takes over every fork; here slots mostly return to their
-  # own.
-  monkeypatch.setattr(scheduler, "PROMPT_SLOT_FACTOR", 0)
+@pytest.mark.parametrize("few_pages", [False, True])
+def test_slots_pages_and_devices_change_no_fork(run, forked, threshold, few_pages, monkeypatch):
+  # Above, an idle slot takes over every fork; here slots mostly return to their own, or too many
+  # rows start at once and are put back.
+  engine = EngineConfig(slots=2, read=1, chunk=7, cache_gib=1.0)
   parts, params, prompts = run
+  if few_pages:
+    engine = EngineConfig(slots=8, read=4, chunk=5, cache_gib=1.0)
+    monkeypatch.setattr(scheduler, "rows_that_fit", lambda *_: np.array([100]))
+    plan = scheduler.plan_cache
+    monkeypatch.setattr(sampler, "plan_cache", lambda *arguments, **options: dataclasses.replace(
+      plan(*arguments, **options), pages=4 * 4 + TOKENS // 8 + 3))
+  history = scheduler.History()
+  parts = dataclasses.replace(parts, generator=dataclasses.replace(
+    parts.generator, history=history))
   with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])):
-    got = sample((parts, jax.tree.map(np.asarray, params), prompts), threshold,
-                 EngineConfig(slots=2, read=1, chunk=7, cache_gib=1.0))
+    got = sample((parts, jax.tree.map(np.asarray, params), prompts), threshold, engine)
+  assert (history.redrawn > 0.1) == few_pages
   for name in ("tokens", "mask", "parent", "fork"):
     np.testing.assert_array_equal(getattr(got, name), getattr(forked, name), err_msg=name)
   for name in ("logprob", "entropy"):

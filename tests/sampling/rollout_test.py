@@ -1,4 +1,5 @@
 import dataclasses
+from unittest import mock
 
 import jax
 import numpy as np
@@ -40,6 +41,7 @@ class Fake:
   """A generator whose answers are right for the prompts and samples it is told."""
 
   model = model_lib.model_config(tiny.read().model)
+  history = mock.Mock(redrawn=0.25)
 
   def __init__(self, right):
     self.right, self.phases, self.end = right, PhaseTimer(), (101,)
@@ -66,6 +68,7 @@ ALL, NONE, HALF = [1, 1], [0, 0], [1, 0]
 def test_filtering_samples_until_enough_groups_are_useful():
   rollout = gather([ALL, HALF, NONE, ALL, HALF, NONE], FilterConfig(3, 0.01, 0.99))
   assert [row["id"] for row in rollout.prompts.rows] == [1, 4]
+  assert rollout.metrics["rollout/redrawn"] == 0.25
   assert rollout.texts == ["1", "1", "4", "4"]
   np.testing.assert_array_equal(rollout.correct, [1, 0, 1, 0])
   assert rollout.batches == 3 and rollout.metrics["rollout/filled"] == 0

@@ -1,0 +1,205 @@
+"""Attention of decoding: keys and values in pages, of which each row reads its own.
+
+A pool holds pages of A tokens. A row's table names the pages of its prompt and of what it has read
+since; rows of one prompt name the same pages. Where the device has one, a kernel that is part of
+jax reads a row's pages up to its length and nothing else: on TPUs `pallas.ops.tpu.paged_attention`
+(heads of a multiple of 128, bfloat16), on NVIDIA GPUs `pallas.ops.gpu.paged_attention` (heads of a
+power of 2). Elsewhere plain XLA reads a prompt once for all its rows, and as many tokens of
+every row as the longest row has.
+
+B rows, M pages of a row, C prompts, Z pages of the pool, A tokens of a page, L layers, K kv heads,
+Q query heads of a kv head, H head size.
+"""
+
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from ares_jax.models.layers import MASKED
+
+BLOCK_PAGES = 8  # pages that a step of a kernel takes; tables are as wide as a multiple of it
+
+
+@flax.struct.dataclass
+class Pages:
+  """A device's keys and values; page z of layer l is at l * Z + z, so no layer is ever copied."""
+
+  k: jax.Array  # [K, L * Z, A, H] compute dtype, rotated
+  v: jax.Array  # [K, L * Z, A, H] compute dtype
+
+
+@flax.struct.dataclass
+class Reads:
+  """What the rows of one decoding step read, and where they write."""
+
+  table: jax.Array  # int32 [B, M]: pages of each row, those of its prompt first
+  length: jax.Array  # int32 [B]: tokens of the row before the new one, its prompt's included
+  active: jax.Array  # bool [B]: False for an idle row, which writes nothing
+  prompt_length: jax.Array  # int32 [B]: tokens of the row's prompt
+  # For XLA, which reads a prompt once for its rows:
+  prompts: jax.Array  # int32 [C, pages]: tables of the prompts that rows continue
+  prompts_length: jax.Array  # int32 [C]
+  query: jax.Array  # int32 [B]: c * G + g for row g of prompt c, all different; C * G = idle
+  group: int = flax.struct.field(pytree_node=False)  # G
+  prompt_tokens: int = flax.struct.field(pytree_node=False)  # read of a prompt: the longest's
+  live: int = flax.struct.field(pytree_node=False)  # read of a response, > tokens of the longest
+
+
+def empty_pages(config, pages, tokens):
+  """Pages of a ModelConfig: `pages` of `tokens` tokens in every layer."""
+  zeros = jnp.zeros((config.kv_heads, config.layers * pages, tokens, config.head_dim),
+                    config.compute_dtype)
+  return Pages(zeros, zeros)
+
+
+def of_layers(layers, page, pages):
+  """int [L, ...]: where `page` of each layer is; beyond all pages where it is Z."""
+  total = pages.k.shape[1]
+  first_L = total // layers * jnp.arange(layers).reshape(-1, *[1] * jnp.ndim(page))
+  return jnp.where(page < total // layers, first_L + page, total)
+
+
+def write_prompts(pages, table_CM, k_LCTKH, v_LCTKH):
+  """Pages with the keys and values of prompts; entries of Z in their tables are not written."""
+  tokens = pages.k.shape[2]
+  at_LCM = of_layers(len(k_LCTKH), table_CM, pages)
+
+  def write(x_KXAH, new_LCTKH):
+    layers, prompts, length, heads, head_dim = new_LCTKH.shape
+    padding = table_CM.shape[1] * tokens - length
+    new = jnp.pad(new_LCTKH, ((0, 0), (0, 0), (0, padding), (0, 0), (0, 0)))
+    new = new.reshape(layers, prompts, table_CM.shape[1], tokens, heads, head_dim)
+    return x_KXAH.at[:, at_LCM].set(jnp.moveaxis(new, 4, 0), mode="drop")
+
+  return Pages(write(pages.k, k_LCTKH), write(pages.v, v_LCTKH))
+
+
+def copy_page(pages, layers, source, to):
+  """Pages with page `to` of every layer as page `source`."""
+  # Not slices of an array by layer: then XLA copies all pages first.
+  source_L, to_L = of_layers(layers, source, pages), of_layers(layers, to, pages)
+  return Pages(*(x.at[:, to_L].set(x[:, source_L], mode="drop") for x in (pages.k, pages.v)))
+
+
+def write_token(pages, reads, first, k_BKH, v_BKH):
+  """Pages with a token's keys and values for each row, in the layer whose pages begin at `first`.
+
+  A page that a row writes to must be in no other table.
+  """
+  tokens, total = pages.k.shape[2], pages.k.shape[1]
+  page_B = jnp.take_along_axis(reads.table, (reads.length // tokens)[:, None], 1)[:, 0]
+  at = slice(None), jnp.where(reads.active, first + page_B, total), reads.length % tokens
+  return Pages(*(x_KXAH.at[at].set(jnp.moveaxis(new_BKH, 1, 0), mode="drop")
+                 for x_KXAH, new_BKH in ((pages.k, k_BKH), (pages.v, v_BKH))))
+
+
+def attend(q_BKQH, pages, reads, first):
+  """Attention of a token of each row to its pages, after `write_token`: float32 [B, K, Q, H].
+
+  `q_BKQH` is scaled by 1 / sqrt(H). Results of idle rows are meaningless.
+  """
+  kernels = {
+    platform: functools.partial(_by_kernel, kernel=kernel)
+    for platform, kernel in (("tpu", _tpu), ("cuda", _gpu))
+    if has_kernel(platform, q_BKQH.shape[-1], pages.k.dtype, pages.k.shape[2])}
+  return lax.platform_dependent(q_BKQH, pages, reads, first, **kernels, default=_by_xla)
+
+
+def has_kernel(platform, head_dim, dtype, tokens):
+  """Whether "tpu" or "cuda" has a kernel for such heads and pages of so many tokens."""
+  if platform == "tpu":  # it rounds keys to bfloat16
+    return head_dim % 128 == 0 and dtype == jnp.bfloat16
+  return head_dim >= 16 and head_dim & (head_dim - 1) == 0 and tokens >= 16
+
+
+def _by_kernel(q_BKQH, pages, reads, first, *, kernel):
+  mesh = jax.sharding.get_abstract_mesh()
+  table_BM = jnp.minimum(reads.table + first, pages.k.shape[1] - 1)
+  # An idle row reads one token of some page.
+  length_B = jnp.where(reads.active, reads.length + 1, 1)
+  axes = set(mesh.axis_names) - set(mesh.manual_axes)  # a kernel has to be mapped over all of them
+  if "model" not in axes:
+    return kernel(q_BKQH, pages, table_BM, length_B)
+  axis = None if q_BKQH.shape[1] % mesh.shape["model"] else "model"
+  whole, q_spec, kv_spec = PartitionSpec(), PartitionSpec(None, axis), PartitionSpec(axis)
+  return jax.shard_map(kernel, axis_names=axes, check_vma=False,
+                       in_specs=(q_spec, kv_spec, whole, whole), out_specs=q_spec)(
+                         q_BKQH, pages, table_BM, length_B)
+
+
+def _tpu(q_BKQH, pages, table_BM, length_B):
+  # Imported here because Pallas takes 0.2 s.
+  from jax.experimental.pallas.ops.tpu.paged_attention import paged_attention
+
+  rows, kv_heads, queries, head_dim = q_BKQH.shape
+  out = paged_attention(
+    q_BKQH.reshape(rows, kv_heads * queries, head_dim).astype(jnp.float32), pages.k, pages.v,
+    length_B, table_BM, pages_per_compute_block=BLOCK_PAGES)
+  return out.reshape(q_BKQH.shape)
+
+
+def _gpu(q_BKQH, pages, table_BM, length_B):
+  from jax.experimental.pallas.ops.gpu.paged_attention import paged_attention
+
+  rows, kv_heads, queries, head_dim = q_BKQH.shape
+  out = paged_attention(
+    q_BKQH.reshape(rows, kv_heads * queries, head_dim).astype(pages.k.dtype), pages.k, pages.v,
+    table_BM, length_B, pages_per_compute_block=BLOCK_PAGES,
+    k_splits=table_BM.shape[1] // BLOCK_PAGES)
+  return out.reshape(q_BKQH.shape).astype(jnp.float32)
+
+
+def _by_xla(q_BKQH, pages, reads, first):
+  def of(table_BM, index_BS):
+    """Keys and values [K, B, S, H] of tokens of each row."""
+    tokens = pages.k.shape[2]
+    page_BS = jnp.take_along_axis(table_BM, index_BS // tokens, 1, mode="clip") + first
+    at_BS = page_BS * tokens + index_BS % tokens
+    return [x.reshape(len(x), -1, x.shape[-1]).at[:, at_BS].get(mode="clip")
+            for x in (pages.k, pages.v)]
+
+  index_S, index_T = jnp.arange(reads.live), jnp.arange(reads.prompt_tokens)
+  response = of(reads.table, reads.prompt_length[:, None] + index_S)
+  seen_BS = index_S <= (reads.length - reads.prompt_length)[:, None]
+  prompts = of(reads.prompts, jnp.broadcast_to(index_T, (len(reads.prompts), len(index_T))))
+  seen_CT = index_T < reads.prompts_length[:, None]
+  of_prompt = _attend_prompts(q_BKQH, *prompts, seen_CT, reads.query, reads.group)
+  return _combine(of_prompt, _partial(q_BKQH, *response, seen_BS))
+
+
+def _partial(q_BKQH, k_KBSH, v_KBSH, seen_BS):
+  """Unnormalised attention to some of the keys: (mixed values, sum of weights, largest score)."""
+  scores = jnp.einsum("bkqh,kbsh->bkqs", q_BKQH, k_KBSH, preferred_element_type=jnp.float32)
+  scores = jnp.where(seen_BS[:, None, None], scores, MASKED)
+  largest = scores.max(-1, keepdims=True)
+  weights = jnp.exp(scores - largest)
+  mixed = jnp.einsum("bkqs,kbsh->bkqh", weights.astype(v_KBSH.dtype), v_KBSH,
+                     preferred_element_type=jnp.float32)
+  return mixed, weights.sum(-1, keepdims=True), largest
+
+
+def _attend_prompts(q_BKQH, k_KCTH, v_KCTH, seen_CT, query_B, group):
+  """`_partial` of each row to its prompt, in one matmul for all rows of a prompt."""
+  prompts, (_, kv_heads, queries, head_dim) = len(seen_CT), q_BKQH.shape
+  table = jnp.zeros((prompts * group, *q_BKQH.shape[1:]), q_BKQH.dtype)
+  table = table.at[query_B].set(q_BKQH, mode="drop").reshape(prompts, group, *q_BKQH.shape[1:])
+  q_CKQH = jnp.moveaxis(table, 1, 2).reshape(prompts, kv_heads, group * queries, head_dim)
+
+  def of_rows(x_CKQx):
+    x = x_CKQx.reshape(prompts, kv_heads, group, queries, -1)
+    x_RKQx = jnp.moveaxis(x, 2, 1).reshape(prompts * group, kv_heads, queries, -1)
+    return x_RKQx.at[query_B].get(mode="clip")
+
+  return [of_rows(x) for x in _partial(q_CKQH, k_KCTH, v_KCTH, seen_CT)]
+
+
+def _combine(first, second):
+  """Attention over the keys of two results of `_partial`."""
+  largest = jnp.maximum(first[2], second[2])
+  scale = [jnp.exp(part[2] - largest) for part in (first, second)]
+  mixed, total = (first[index] * scale[0] + second[index] * scale[1] for index in (0, 1))
+  return mixed / total

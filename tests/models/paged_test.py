@@ -1,0 +1,78 @@
+"""The kernels of paged attention against the form in XLA, on CPU, and their programs for chips."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas.ops.gpu import paged_attention as gpu
+from models import paging
+
+from ares_jax.models import paged
+
+HEADS, QUERIES, SIZE, PAGES, TOKENS = 2, 3, 128, 40, 16
+LENGTH_P, PROMPT_TOKENS = np.int32([37, 16]), 37
+# Three rows of prompt 0, one of prompt 1, an idle one; tokens after the prompt before the new one.
+QUERY_B, DONE_B = np.int32([2, 0, 3, 6, 1]), np.int32([0, 40, 11, 0, 26])
+
+
+def inputs(dtype=jnp.bfloat16, first=0):
+  random = np.random.default_rng(0)
+  q = jnp.asarray(random.normal(size=(5, HEADS, QUERIES, SIZE)) * SIZE**-0.5, dtype)
+  pages = paged.Pages(*(jnp.asarray(random.normal(size=(HEADS, 2 * PAGES, TOKENS, SIZE)), dtype)
+                        for _ in range(2)))
+  numbers = iter(random.permutation(PAGES).astype(np.int32))
+  table_PM = np.array([[next(numbers) for _ in range(3)] for _ in LENGTH_P])
+  table_BM = np.full((5, 8), PAGES, np.int32)
+  for row, prompt in enumerate(np.minimum(QUERY_B // 3, 1)):
+    length = LENGTH_P[prompt] + DONE_B[row] + 1
+    shared = LENGTH_P[prompt] // TOKENS
+    table_BM[row, :shared] = table_PM[prompt, :shared]
+    own = -(-length // TOKENS) - shared
+    table_BM[row, shared : shared + own] = [next(numbers) for _ in range(own)]
+    if LENGTH_P[prompt] % TOKENS:  # the last page of a prompt is copied
+      for layer in (0, PAGES):
+        source, to = table_PM[prompt, shared] + layer, table_BM[row, shared] + layer
+        pages = paged.Pages(*(x.at[:, to].set(x[:, source]) for x in (pages.k, pages.v)))
+  reads = paging.reads(table_PM, table_BM, LENGTH_P, QUERY_B, DONE_B, group=3,
+                       prompt_tokens=PROMPT_TOKENS, live=41)
+  return q, pages, reads, first
+
+
+BUSY = QUERY_B < 6
+
+
+def test_xla_reads_a_rows_own_pages_and_its_prompt():
+  q, pages, reads, first = inputs(jnp.float32, PAGES)
+  got = paged._by_xla(q, pages, reads, first)
+  table = np.minimum(reads.table, PAGES - 1)
+  for row in np.flatnonzero(BUSY):
+    k, v = (np.asarray(x)[:, PAGES + table[row]].reshape(HEADS, -1, SIZE) for x in
+            (pages.k, pages.v))
+    k, v = (x[:, : reads.length[row] + 1] for x in (k, v))
+    weights = jax.nn.softmax(jnp.einsum("kqh,ksh->kqs", q[row], k), -1)
+    np.testing.assert_allclose(got[row], jnp.einsum("kqs,ksh->kqh", weights, v), atol=2e-5)
+
+
+@pytest.mark.parametrize("first", [0, PAGES])
+def test_the_tpu_kernel_equals_xla(first):
+  arguments = inputs(first=first)
+  want = paged._by_xla(*arguments)
+  with pltpu.force_tpu_interpret_mode():
+    got = paged._by_kernel(*arguments, kernel=paged._tpu)
+  np.testing.assert_allclose(got[BUSY], want[BUSY], atol=0.02)
+
+
+def test_the_gpu_kernel_equals_xla(monkeypatch):
+  arguments = inputs(jnp.float32, PAGES)
+  kernel = functools.partial(gpu.paged_attention, interpret=True)
+  monkeypatch.setattr(gpu, "paged_attention", kernel)
+  got = paged._by_kernel(*arguments, kernel=paged._gpu)
+  np.testing.assert_allclose(got[BUSY], paged._by_xla(*arguments)[BUSY], atol=1e-4)
+
+
+def test_the_gpu_kernel_is_lowered_for_cuda():
+  lowered = jax.jit(paged.attend).trace(*inputs()).lower(lowering_platforms=("cuda",))
+  assert "triton" in lowered.as_text()
