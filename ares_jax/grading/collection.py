@@ -1,5 +1,6 @@
 """Splits sets, lists, tuples, intervals, unions and matrices into their items, as texts."""
 
+import itertools
 import re
 
 _MATRIX = re.compile(r"\\begin\{([pb]?matrix|vmatrix)\}(.*)\\end\{\1\}")
@@ -95,9 +96,10 @@ def split_items(text, separators):
 
 def closes_at_end(text, left):
   """Whether the bracket that `text` starts with is the one that ends it."""
-  depth = 0
-  for position, letter in enumerate(text):
-    depth += (letter in "([{") - (letter in ")]}")
-    if depth == 0 and position >= len(left) - 1:
-      return position == len(text) - 1
-  return False
+  *inside, end = depths(text)[len(left) - 1 :]
+  return end == 0 and 0 not in inside
+
+
+def depths(text):
+  """How many brackets are open behind each letter of a text."""
+  return list(itertools.accumulate((letter in "([{") - (letter in ")]}") for letter in text))

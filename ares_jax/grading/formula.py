@@ -4,6 +4,8 @@ import functools
 import logging
 import re
 
+from ares_jax.grading.collection import depths
+
 FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "pi", "infty"}
 _LETTERS = set(
   "alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma tau "
@@ -210,13 +212,8 @@ def is_safe(text):
     return False
   if _UNSAFE_RANGE.search(text):
     return False
-  depth = deepest = 0
-  for letter in text:
-    depth += (letter in "({[") - (letter in ")}]")
-    deepest = max(deepest, depth)
-    if depth < 0:
-      return False
-  return depth == 0 and deepest <= 8
+  depth = depths(text)
+  return depth[-1] == 0 <= min(depth) and max(depth) <= 8
 
 
 def variables(text):

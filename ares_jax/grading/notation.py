@@ -60,7 +60,6 @@ def normalise(text):
   text = re.sub(r"^\*\*([^*]+)\*\*$", r"\1", text)
   text = re.sub(r"\\[dtc]?(frac|binom)(?![a-zA-Z])", r"\\\1", text)
   text = re.sub(r"\\frac ?([0-9])", r"\\frac{\1}", text)  # \frac12
-  text = re.sub(r"(\\frac ?\{[^{}]*\}) ?([0-9])", r"\1{\2}", text)
   text = re.sub(r"\\(?:left|right|displaystyle|big|Big|rm|bf)(?![a-zA-Z])", "", text)
   text = re.sub(r"(?<=[0-9]),\\! *(?=[0-9]{3}(?![0-9]))", ",", text)  # MATH's 10,\!236
   text = re.sub(r"(?<=[0-9])(?:\\[,!]|\{,\}(?=[0-9]))+(?=[0-9])", _join_digits, text)

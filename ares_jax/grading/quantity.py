@@ -75,7 +75,6 @@ _UNIT_PART = re.compile(
 _BETWEEN_UNITS = re.compile(r" ?(/|per\b) ?| ?(?:\\cdot|\*|·) ?|\s+")
 _MEASURED = re.compile(  # 89 years old
   r"(?<=[a-z]) (?:old|long|tall|wide|high|deep|thick|away|apart|ago|later|left|each|in total)$")
-_UNIT_WORDS = {"squared": 2, "cubed": 3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,13 +183,6 @@ def _read_unit(text):
     name = name if len(name) == 1 or name in _UNITS else name.lower()
     if name in ("square", "sq", "cubic"):
       prefix = 3 if name == "cubic" else 2
-      continue
-    if name in _UNIT_WORDS and powers:
-      last = list(powers)[-1]
-      if powers[last] != 1:
-        return None
-      powers[last] = _UNIT_WORDS[name]
-      size **= _UNIT_WORDS[name]
       continue
     known = _find_unit(name)
     if known is None:
