@@ -98,7 +98,11 @@ class Generator:
   def answer(self, params, prompts, key, *, group, sampling, branching=None):
     """(Samples, Grades) of responses, each one graded while others are still decoded."""
     rows = [row for row in prompts.rows for _ in range(group)]
-    local_rows, texts, errors = hosts.local_shard(range(len(rows))), {}, []
+    # Whole groups: a reward function of a batch may compare the answers to a prompt.
+    local_rows = {prompt * group + index: None  # in this order
+                  for prompt in hosts.local_shard(range(len(prompts.rows)))
+                  for index in range(group)}
+    texts, errors = {}, []
     grading = self.grader.begin()
 
     def add(row, tokens):
@@ -127,7 +131,7 @@ class Generator:
     samples = self.sample(params, prompts, key, group=group, sampling=sampling,
                           branching=branching, finished=finished)
     with self.phases("grading"):
-      return samples, grade_sharded(finish)
+      return samples, grade_sharded(finish, group)
 
   def judge(self, texts, rows):
     """Grades of given responses to rows."""
@@ -142,8 +146,10 @@ class Generator:
     return grade_sharded(grade)
 
 
-def grade_sharded(grade):
+def grade_sharded(grade, group=1):
   """Grades of all responses; `grade` returns those of this process's `hosts.local_shard`.
+
+  That is of groups of `group` responses.
 
   Raises:
     ValueError, heartbeat.StopRequested: on all processes, if `grade` raises it on one.
@@ -162,11 +168,17 @@ def grade_sharded(grade):
     heartbeat.heartbeat(collective=True)  # one process was asked to stop, so all stop
   shards = [_restore_grades(serialization.msgpack_restore(data)) for data in messages]
   scores = [shard.scores for shard in shards]
-  return Grades(hosts.join_shards([shard.texts for shard in shards]),
-                np.float32(hosts.join_shards([shard.correct for shard in shards])),
-                np.float32(hosts.join_shards([shard.format_ok for shard in shards])),
+
+  def join(parts):
+    groups = [[part[start : start + group] for start in range(0, len(part), group)]
+              for part in parts]
+    return [item for each in hosts.join_shards(groups) for item in each]
+
+  return Grades(join([shard.texts for shard in shards]),
+                np.float32(join([shard.correct for shard in shards])),
+                np.float32(join([shard.format_ok for shard in shards])),
                 sum(shard.timed_out for shard in shards),
-                None if scores[0] is None else Scores.join(scores, hosts.join_shards))
+                None if scores[0] is None else Scores.join(scores, join))
 
 
 def _restore_grades(values):

@@ -73,15 +73,15 @@ def log(name, number):
   return pathlib.Path(f"{name}-{number}.log").read_text()
 
 
-def run(workdir, processes, devices, steps, address=None):
+def run(workdir, processes, devices, steps, address=None, reward=""):
   """Stage 2 to its end, from its newest checkpoint; returns its weights, see `child`.
 
   `workdir` is the run's folder here, or `address` is that of one in a bucket, whose objects are
-  files in `workdir`.
+  files in `workdir`. `reward` is a reward function, if any.
   """
   workdir = str(workdir)
-  started = start([str(HERE), "--child", address or workdir, str(steps)], workdir, processes,
-                  devices)
+  started = start([str(HERE), "--child", address or workdir, str(steps), reward], workdir,
+                  processes, devices)
   codes = [process.wait(timeout=1200) for process in started]
   for number, code in enumerate(codes):
     if code:
@@ -93,7 +93,7 @@ def run(workdir, processes, devices, steps, address=None):
   return np.load(f"{workdir}/weights.npy")
 
 
-def child(workdir, steps):
+def child(workdir, steps, reward=""):
   """One process of a run."""
   sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
   import jax
@@ -104,13 +104,14 @@ def child(workdir, steps):
   from ares_jax.system import cluster, mesh
   from ares_jax.system import heartbeat as heartbeat_lib
 
-  config = tiny.read(**SMALL | {"aepo__steps": int(steps)})
+  scored = {"reward__function": reward, "reward__accuracy": "grader"} if reward else {}
+  config = tiny.read(**SMALL | {"aepo__steps": int(steps)} | scored)
   with cluster.join_cluster(config.hosts), heartbeat_lib.stop_signals(), \
       lock.one_run(workdir) as workdir, jax.set_mesh(mesh.make_mesh(-1, 1)), \
       setup.open_run(config, workdir=workdir) as parts:
     # Fresh weights are never right: let answers of odd length be.
-    parts.generator.grader.name = "odd"
-    parts.generator.grader._grade_here = lambda pair: len(pair[0]) % 2
+    grader = parts.generator.grader.grader if reward else parts.generator.grader
+    grader.name, grader._grade_here = "odd", lambda pair: len(pair[0]) % 2
     context = setup.StageContext(parts.generator, workdir, config.seed, threads=1)
     params = aepo.train_aepo(parts.init_params(), parts.source("rl"), config.aepo, context,
                              trigger_V=parts.trigger_V)

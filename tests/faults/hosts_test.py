@@ -53,6 +53,15 @@ def test_two_processes_train_as_one_with_two_devices(tmp_path):
   assert all(0 < line["reward/accuracy"] < 1 and line["update/grad_norm"] > 0 for line in lines)
 
 
+def test_a_reward_function_that_compares_a_group_sees_all_of_it_on_each_process(tmp_path):
+  reward = f"{PATH.parent.parent}/grading/rewards/ours.py:ranks"
+  two = script.run(tmp_path / "two", 2, 1, 1, reward=reward)
+  assert (script.run(tmp_path / "one", 1, 2, 1, reward=reward) == two).all()
+  one, two = (json.loads((tmp_path / name / "metrics.jsonl").read_text())
+              for name in ("one", "two"))
+  assert one["component/ranks"] == two["component/ranks"] > 0
+
+
 def test_a_stop_of_one_saves_the_same_step_on_all_and_any_layout_resumes(tmp_path, begin):
   started = begin("--toy", tmp_path / "toy", "500", said="step 3 ")
   started[1].send_signal(signal.SIGTERM)
