@@ -128,11 +128,20 @@ wait_for() {
 # New files of these kinds are copied like those that git tracks.
 new=(--others --exclude-standard -- '*.py' '*.json')
 
-# Stops unless the workers get the config.
+# Stops unless the workers get the config and the files of this checkout that other flags name.
 own_config() {
+  local word file
   need_config "${words[@]}"
-  [[ -n $(cd "$root" && git ls-files "$config" && git ls-files "${new[@]}" | grep -Fx "$config") ]] ||
-    die "$config is not copied to the workers, because git ignores it; move it to configs/"
+  for word in "${words[@]}"; do
+    file=${word#*=}
+    file=${file%%:*}
+    [[ -f $root/$file && -z $(cd "$root" && git ls-files "$file" && git ls-files "${new[@]}" | grep -Fx "$file") ]] ||
+      continue
+    [[ $file != "$config" ]] ||
+      die "$file is not copied to the workers, because git ignores it; move it to configs/"
+    [[ -n $setup ]] ||
+      die "$file is not copied to the workers, because git does not track it; give its address at gs://, or fetch it by --setup"
+  done
 }
 
 on_workers() {

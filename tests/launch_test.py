@@ -215,6 +215,15 @@ def test_a_watched_run_is_not_started_again_without_end(cloud):
   assert cloud.verbs().count("queued-resources create") == 2
 
 
+def test_data_that_would_not_be_on_the_tpu_workers_are_refused(cloud, checkout):
+  flags = ["run", *TPU, "--workdir=gs://b/r"]
+  data = ["--", "--config=configs/same.py", "--config.data.files.rl=large.jsonl", "--config.seed=1"]
+  done = tpu_vm(checkout, cloud, *flags, *data)
+  assert done.returncode == 2 and cloud.calls == []
+  assert "large.jsonl is not copied to the workers, because git does not track" in done.stderr
+  assert tpu_vm(checkout, cloud, *flags, "--setup=fetch it", *data).returncode == 0
+
+
 def test_a_failed_request_stops_and_resume_starts_anew(cloud):
   cloud.states("FAILED")
   assert "FAILED" in cloud.run("tpu_vm.sh", "wait", *TPU, code=2)

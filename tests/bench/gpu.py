@@ -35,6 +35,7 @@ GIB = 2**30
 class Size(typing.NamedTuple):
   """How large everything is."""
 
+  small: bool  # a small model in the place of 3B
   product: int  # side of the matrices
   stream: float  # GiB read and written
   tokens: int  # of a row of attention, and N of the fused log-probability
@@ -46,8 +47,8 @@ class Size(typing.NamedTuple):
   microbatch: int  # rows of an update
 
 
-SIZES = {"3b": Size(16384, 4.0, 2048, 151936, 32, 8, 512, 512, 8),
-         "tiny": Size(256, 0.01, 256, 1024, 2, 2, 64, 16, 2)}
+SIZES = {"3b": Size(False, 16384, 4.0, 2048, 151936, 32, 8, 512, 512, 8),
+         "tiny": Size(True, 256, 0.01, 256, 1024, 2, 2, 64, 16, 2)}
 
 
 class Part(typing.NamedTuple):
@@ -59,17 +60,17 @@ class Part(typing.NamedTuple):
   about: str
 
 
-def model_of(size, **changes):
+def model_of(size):
   """ModelConfig of 3B, or of the same architecture in small."""
   from ares_jax.models.config import SIZE_3B
 
-  if size is SIZES["tiny"]:
+  if size.small:
     vision = dataclasses.replace(SIZE_3B.vision, depth=2, hidden=64, heads=2, mlp=64, out=64,
                                  full_attention=(1,))
     small = dict(vocab=size.vocab, embed=64, layers=2, heads=4, kv_heads=2, head_dim=16, mlp=128,
                  mrope_sections=(2, 3, 3), image_token=5, vision=vision)
-    return dataclasses.replace(SIZE_3B, **small | changes)
-  return dataclasses.replace(SIZE_3B, **changes)
+    return dataclasses.replace(SIZE_3B, **small)
+  return SIZE_3B
 
 
 def best(call, *arguments, repeats=5):
