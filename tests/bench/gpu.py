@@ -23,7 +23,6 @@ import pathlib
 import subprocess
 import sys
 import time
-import traceback
 import typing
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -591,8 +590,4 @@ def importable(name):
 
 
 if __name__ == "__main__":
-  try:
-    main()
-  except Exception:
-    traceback.print_exc()
-    sys.exit(1)
+  main()

@@ -25,31 +25,42 @@ LAST = 7  # a final exit code of the second start
 CRASHES = [-signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGALRM, os.EX_TEMPFAIL]
 
 
+# Not in the process of the tests, which has jax's threads and cannot safely fork.
+SUPERVISOR = """
+import sys
+from ares_jax.system import supervisor
+restarts, pause, *words = sys.argv[1:]
+sys.exit(supervisor.supervise([sys.executable, "-c", *words], int(restarts), float(pause)))
+"""
+
+
 def supervise(tmp_path, first, later, restarts=1):
-  """(exit code, starts) of a command."""
-  command = [sys.executable, "-c", CHILD, str(tmp_path / "starts"), str(first), str(later)]
-  code = supervisor.supervise(command, restarts, pause=0.0)
-  return code, len((tmp_path / "starts").read_text())
+  """(exit code, starts) of a command, and what the supervisor said."""
+  words = [str(restarts), "0", CHILD, tmp_path / "starts", str(first), str(later)]
+  done = subprocess.run([sys.executable, "-c", SUPERVISOR, *words], cwd=ROOT, text=True,
+                        capture_output=True)
+  return (done.returncode, len((tmp_path / "starts").read_text())), done.stderr
 
 
 @pytest.mark.parametrize("first", CRASHES)
-def test_a_lost_process_is_started_again(tmp_path, capfd, first):
-  assert supervise(tmp_path, first, LAST) == (LAST, 2)
+def test_a_lost_process_is_started_again(tmp_path, first):
+  ended, said = supervise(tmp_path, first, LAST)
+  assert ended == (LAST, 2)
   reason = (f"the process was ended by {signal.Signals(-first).name}" if first < 0 else
             "a host or a device was lost, or the run hung")
-  assert capfd.readouterr().err.endswith(f" restart 1 of 1 in 0 s: {reason}\n")
+  assert said.endswith(f" restart 1 of 1 in 0 s: {reason}\n")
 
 
 @pytest.mark.parametrize("first", [0, 1, 2, 130, -signal.SIGTERM, -signal.SIGINT])
-def test_what_is_finished_refused_or_stopped_is_not_started_again(tmp_path, capfd, first):
-  assert supervise(tmp_path, first, LAST) == (first if first >= 0 else 128 - first, 1)
-  assert "restart" not in capfd.readouterr().err
+def test_what_is_finished_refused_or_stopped_is_not_started_again(tmp_path, first):
+  ended, said = supervise(tmp_path, first, LAST)
+  assert ended == (first if first >= 0 else 128 - first, 1) and "restart" not in said
 
 
-def test_restarts_end_at_their_number(tmp_path, capfd):
-  assert supervise(tmp_path, -signal.SIGKILL, -signal.SIGKILL, restarts=2) == (137, 3)
-  said = capfd.readouterr().err.splitlines()
-  assert len(said) == 3 and said[-1].endswith(
+def test_restarts_end_at_their_number(tmp_path):
+  ended, said = supervise(tmp_path, -signal.SIGKILL, -signal.SIGKILL, restarts=2)
+  said = said.splitlines()
+  assert ended == (137, 3) and len(said) == 3 and said[-1].endswith(
     " the process was ended by SIGKILL; --restarts=2 are used up: the same command continues the "
     "run")
 
@@ -60,11 +71,6 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
 print("ready", flush=True)
 time.sleep(60)
 """
-SUPERVISOR = """
-import sys
-from ares_jax.system import supervisor
-sys.exit(supervisor.supervise([sys.executable, "-c", *sys.argv[1:]], 3, pause=60.0))
-"""
 
 
 @pytest.fixture
@@ -74,8 +80,8 @@ def begin():
 
   def start(*words):
     started.append(subprocess.Popen(
-      [sys.executable, "-c", SUPERVISOR, *words], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE))
+      [sys.executable, "-c", SUPERVISOR, "3", "60", *words], cwd=ROOT, text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     return started[-1]
 
   yield start
