@@ -32,7 +32,7 @@ from ares_jax.system.command import UsageError, run
 # (tokens, windows) of a prompt: powers of two, so that a compilation cache has most programs.
 SHAPES = tuple((2**power, 2 ** (power - 3)) for power in range(7, 16))
 # 8 GiB hold the keys and values of 150,000 tokens of a 7B model in bfloat16.
-ENGINE = EngineConfig(slots=0, read=1, chunk=32, cache_gib=8.0)
+ENGINE = EngineConfig(cache_gib=8.0)
 
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face folder of the model.")
 _IMAGE = flags.DEFINE_multi_string("image", [], "File of an image; may be given several times.")

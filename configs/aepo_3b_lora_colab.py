@@ -28,7 +28,7 @@ def get_config(algorithm="aepo"):
   # 200704 px are 256 tokens and 16 windows of a square; long images have partial windows as well.
   c.prompt.update(max_tokens=(512,), windows=(32,), min_pixels=50176, max_pixels=200704)
   c.grade.workers = 2
-  c.engine.update(read=4, cache_gib=4.0)  # 36 KiB a token: 103 answers at once
+  c.engine.update(cache_gib=4.0)  # 36 KiB a token
 
   c.aepo.update(prompts=16, minibatch=128, microbatch=1, row_tokens=(3072,), log_responses=16)
   c.aepo.sampling.max_tokens = 1024

@@ -41,8 +41,7 @@ def get_config(algorithm="aepo"):
     max_tokens=(1024, 2048, 4096), windows=(96, 192, 384),
     min_pixels=262144, max_pixels=4194304)
   c.grade.workers = 8
-  # As many rows at once as 6 GiB of keys and values a device hold; prompts read a call.
-  c.engine = dict(slots=0, read=8, chunk=64, cache_gib=6.0)
+  c.engine = dict(cache_gib=6.0)  # keys and values of a device
 
   # The 256 examples of a step are some 40 rows, and microbatches are complete: rows are shortened
   # so that 94% of the tokens are real, not 89% (benchmarks.md). Each size is compiled when it first

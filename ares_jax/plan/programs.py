@@ -107,12 +107,12 @@ class _Rollout:
       Program("reshard", 1, self._reshard, held - device_bytes(resharded)),
       Program("prefill", reads, self._prefill, in_rollouts),
       # decode does not get the vision tower, which rollouts still hold.
-      Program("decode", rounds * -(-self.tokens // self.config.engine.chunk), self._decode,
+      Program("decode", rounds * -(-self.tokens // sizes.chunk), self._decode,
               in_rollouts + device_bytes(self.weights.get("vision", {})), self._paged(), True))
 
   def _paged(self):
     """`Program.paged` of a chunk: every step reads all pages of the pool once."""
-    steps, model = self.config.engine.chunk, self.model
+    steps, model = self.sizes.chunk, self.model
     if not paged.has_kernel("tpu", model.head_dim, self.state.pool.pages.k.dtype,
                             self.sizes.page_tokens):
       return 0.0, 0.0
@@ -144,7 +144,7 @@ class _Rollout:
     return slots.decode.trace(
       self.model, self.weights, self.state, drawing,
       mesh.abstract(jnp.int32, (self.devices,), mesh.ROWS), tokens=self.prompt_tokens,
-      steps=self.config.engine.chunk, live=self.tokens)
+      steps=self.sizes.chunk, live=self.tokens)
 
 
 def sft_program(config, model, stage):

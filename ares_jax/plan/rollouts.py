@@ -85,7 +85,7 @@ def rollout_table(config, model, topology, words):
       sizes = scheduler_lib.plan_cache(
         model, config.engine, prompts=settings.prompts, group=settings.group, history=history,
         prompt_tokens=config.prompt.max_tokens[-1], tokens=settings.sampling.max_tokens)
-      found = simulate(sizes, prompt_P, length_B, chunk=config.engine.chunk, history=history)
+      found = simulate(sizes, prompt_P, length_B, history=history)
     parts = mesh.size("model")
   longest_PG = length_B.reshape(-1, settings.group)
   ideal_read = (length_B.astype(float)**2).sum() / 2 + (prompt_P * longest_PG.max(1)).sum()
@@ -111,7 +111,7 @@ def rollout_table(config, model, topology, words):
     line("ideal", int(length_B.max()), length_B.sum(), ideal_read)])
 
 
-def simulate(sizes, prompt_P, length_B, *, chunk, history):
+def simulate(sizes, prompt_P, length_B, *, history):
   """Rollout of one device with a CachePlan, tokens of its prompts, lengths of their responses."""
   scheduler = scheduler_lib.Scheduler(sizes, prompt_P, history)
   slots = _Slots(sizes, np.asarray(prompt_P), np.asarray(length_B))
@@ -123,7 +123,7 @@ def simulate(sizes, prompt_P, length_B, *, chunk, history):
         break
       slots.read(read[read < sizes.prompts])
     slots.limit = limit_D[0]
-    for _ in range(chunk):
+    for _ in range(sizes.chunk):
       if not slots.step():
         break
     slots.release_prompts()

@@ -20,8 +20,9 @@ def suggestions(names, config, model, devices):
     found.append(f"--config.engine.cache_gib={config.engine.cache_gib / 2:g} (fewer answers at "
                  "once; takes more time)")
   if "prefill" in names:
-    found.append(f"--config.engine.read={max(1, config.engine.read // 2)} (prompts a call), or a "
-                 "smaller prompt.max_pixels with smaller prompt.windows")
+    read = max(devices // config.mesh.model, config.engine.read // 2)
+    found.append(f"--config.engine.read={read} (prompts a call), or a smaller prompt.max_pixels "
+                 "with smaller prompt.windows")
   if "aepo_step" in names:
     found += _for_the_update(config, model, devices // config.mesh.model, wider)
   if names:

@@ -21,6 +21,7 @@ from ares_jax.sampling import slots
 from ares_jax.sampling.scheduler import History, Scheduler, plan_cache
 from ares_jax.sampling.state import empty_state
 from ares_jax.system import heartbeat, mesh
+from ares_jax.system.config import optional
 
 # Response tokens that attention reads at least where it has no kernel; fewer are not worth a
 # program of their own.
@@ -54,18 +55,17 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
-  """How many responses are decoded at once."""
+  """How many responses are decoded at once; 0 = follows from the sizes (scheduler.plan_cache)."""
 
-  slots: int  # rows over all devices that are decoded at once at most; 0 = as many as fit
-  read: int  # prompts over all devices that are read in one call
-  chunk: int  # tokens decoded per slot before the host looks for ended rows
   cache_gib: float  # GiB per device for keys and values, prompts and responses together
+  slots: int = optional(0)  # rows over all devices that are decoded at once at most
+  read: int = optional(0)  # prompts over all devices that are read in one call
+  chunk: int = optional(0)  # tokens decoded per slot before the host looks for ended rows
 
   def __post_init__(self):
-    if self.slots < 0:
-      raise ValueError(f"slots = {self.slots} must be >= 0 (0 = as many as fit)")
-    if self.read < 1 or self.chunk < 1:
-      raise ValueError(f"read = {self.read} and chunk = {self.chunk} must be >= 1")
+    if min(self.slots, self.read, self.chunk) < 0:
+      raise ValueError(f"slots = {self.slots}, read = {self.read} and chunk = {self.chunk} must be "
+                       ">= 0 (0 = follows from the sizes)")
     if self.cache_gib <= 0:
       raise ValueError(f"cache_gib = {self.cache_gib} must be > 0")
 
@@ -143,7 +143,7 @@ def sample(model, params, prompts, drawing, engine, *, finished=None, history=No
     with working():
       state, status = slots.decode(
         model, params, state, drawing, mesh.put(limit_D, mesh.ROWS), tokens=prompt_tokens,
-        steps=engine.chunk, live=_live_tokens(max(done_S.max(), 0) + engine.chunk, tokens))
+        steps=sizes.chunk, live=_live_tokens(max(done_S.max(), 0) + sizes.chunk, tokens))
       while to_fetch and not status.ended.is_ready():
         row, index, (tokens_RT, length_R) = to_fetch.popleft()
         finished(row, np.asarray(tokens_RT)[index, : np.asarray(length_R)[index]])

@@ -23,6 +23,8 @@ from ares_jax.system import mesh
 # All devices read together. Reads wait until every device has rows to start, so that there are few
 # of them, unless one lacks more than this share of the rows that it could decode.
 MAX_IDLE_SHARE = 0.25
+# Tokens of prompts that a device reads in one call at most, unless a single prompt has more.
+READ_TOKENS = 4096
 # Before any response has ended: lognormal lengths with this median and their 99th percentile at 1,
 # in max_tokens, count as much as this many responses.
 MEDIAN, PRIOR_ROWS = 0.15, 8
@@ -44,6 +46,7 @@ class CachePlan:
   pages: int  # of the pool
   slots: int  # S
   read: int  # R, prompts in one read
+  chunk: int  # tokens decoded in a slot before the host looks for ended rows
 
   @property
   def prompt_pages(self):
@@ -150,11 +153,13 @@ def plan_cache(model, engine, *, prompts, prompt_tokens, group, tokens, history=
   """
   devices = mesh.size(*mesh.ROWS)
   prompts //= devices
-  read = min(prompts, -(-engine.read // devices))
+  read = -(-engine.read // devices) if engine.read else max(1, READ_TOKENS // prompt_tokens)
+  read = min(prompts, read)
+  chunk = engine.chunk or min(64, max(8, tokens // 64))
   page_tokens = min(64, max(8, 2 ** round(np.log2(tokens / 16))))
   room = engine.cache_gib * 2**30 / token_bytes(model) - read * prompt_tokens
   sizes = CachePlan(prompts, group, prompt_tokens, tokens, page_tokens, int(room // page_tokens),
-                    0, read)
+                    0, read, chunk)
   response = pages_lib.count(page_tokens, tokens) + 1
   if sizes.pages < sizes.prompt_pages + response:
     needed = (sizes.prompt_pages + response) * page_tokens + read * prompt_tokens
@@ -163,7 +168,7 @@ def plan_cache(model, engine, *, prompts, prompt_tokens, group, tokens, history=
       f"keys and values of 1 + {read} prompts x {prompt_tokens} tokens and of a response of "
       f"{tokens} need {needed / 2**30:.3g} GiB on each device, more than engine.cache_gib = "
       f"{engine.cache_gib}; raise engine.cache_gib, or lower the tokens of a prompt, max_tokens or "
-      f"engine.read = {engine.read}")
+      "engine.read")
   slots = (-(-engine.slots // devices) if engine.slots else
            _slots(sizes, (history or History()).survival(response - 1), history))
   slots = min(slots, prompts * group)

@@ -7,12 +7,12 @@ from ares_jax.plan.rollouts import lengths, simulate
 from ares_jax.sampling.scheduler import CachePlan, History
 
 SIZES = CachePlan(prompts=2, group=2, prompt_tokens=8, tokens=16, page_tokens=8, pages=40, slots=4,
-                  read=2)
+                  read=2, chunk=4)
 PROMPT_P, LENGTH_B = [5, 8], [3, 16, 1, 2]
 
 
 def test_steps_and_cached_tokens_are_those_by_hand():
-  found = simulate(SIZES, PROMPT_P, LENGTH_B, chunk=4, history=History())
+  found = simulate(SIZES, PROMPT_P, LENGTH_B, history=History())
   assert (found.steps, found.tokens, found.redrawn, found.most_busy) == (16, 22, 0, 4)
   # A row of 3 tokens after a prompt of 5 reads 6, 7 and 8.
   read = sum(sum(prompt + done for done in range(1, length + 1))
@@ -26,11 +26,11 @@ def test_rows_are_put_back_where_pages_run_out_and_all_end():
   # Equal answers that the first guess takes for short ones: a prompt, and 3 pages a row at the end.
   sizes = dataclasses.replace(SIZES, prompts=4, prompt_tokens=5, pages=10, slots=8)
   history = History()
-  found = simulate(sizes, [5] * 4, [16] * 8, chunk=4, history=history)
+  found = simulate(sizes, [5] * 4, [16] * 8, history=history)
   assert found.redrawn > 0 and found.tokens == 8 * 16 + found.redrawn
   assert history.redrawn == found.redrawn / found.tokens
   # With what was learnt, rows start only as their pages fit.
-  assert simulate(sizes, [5] * 4, [16] * 8, chunk=4, history=history).redrawn < found.redrawn
+  assert simulate(sizes, [5] * 4, [16] * 8, history=history).redrawn < found.redrawn
 
 
 def test_lengths_are_those_that_words_describe(tmp_path):

@@ -67,7 +67,7 @@ def test_forks_are_given_to_finished_with_their_parents_tokens(run, forked, thre
   parts, params, prompts = run
   handed = {}
   with mock.patch.object(sampler, "FETCH_SIZE", 4):
-    dataclasses.replace(parts.generator, engine=EngineConfig(4, 4, 2, 1.0)).sample(
+    dataclasses.replace(parts.generator, engine=EngineConfig(1.0, 4, 4, 2)).sample(
       params, prompts, jax.random.key(7), group=GROUP, sampling=SAMPLING,
       branching=Branching(jnp.float32(threshold), BRANCHES, WINDOW),
       finished=lambda row, tokens: handed.setdefault(row, tokens))

@@ -33,7 +33,8 @@ def test_refuses_impossible_settings(bad):
     dataclasses.replace(PLAIN, **bad)
 
 
-@pytest.mark.parametrize("bad", [dict(slots=-1), dict(read=0), dict(chunk=0), dict(cache_gib=0.0)])
+@pytest.mark.parametrize("bad", [
+  dict(slots=-1), dict(read=-1), dict(chunk=-1), dict(cache_gib=0.0)])
 def test_refuses_impossible_engines(bad):
   with pytest.raises(ValueError, match=next(iter(bad))):
     dataclasses.replace(ENGINE, **bad)
@@ -53,7 +54,7 @@ def test_greedy_decoding_of_64_tokens_equals_transformers(variant):
     drawing = Drawing(jax.random.key(0), np.arange(model.vocab) != model.image_token, None, 2,
                       SamplingConfig(0.0, 1.0, 0, 0, make_golden.GREEDY), (-1,))
     got = sampler.sample(model, params, prompts | {"prompt_id": np.arange(3)}, drawing,
-                         EngineConfig(3, 1, 20, 1.0))
+                         EngineConfig(1.0, 3, 1, 20))
   assert got.mask.all()
   with golden_batch.references(variant) as reference:
     for b, name in enumerate(names):
@@ -248,12 +249,12 @@ def test_a_grader_that_fails_stops_decoding(run, monkeypatch):
 
 def test_the_end_may_come_at_the_first_token_or_never(run):
   end = run[0].generator.end[0]
-  samples = sample(run, run[2], allowed=only(run), engine=EngineConfig(4, 4, 16, 1.0))
+  samples = sample(run, run[2], allowed=only(run), engine=EngineConfig(1.0, 4, 4, 16))
   np.testing.assert_array_equal(samples.tokens[:, 0], end)
   np.testing.assert_array_equal(samples.mask.sum(1), 1)
   no_end = run[0].generator.allowed.copy()
   no_end[end] = False
-  assert sample(run, run[2], allowed=no_end, engine=EngineConfig(4, 4, 16, 1.0)).mask.all()
+  assert sample(run, run[2], allowed=no_end, engine=EngineConfig(1.0, 4, 4, 16)).mask.all()
 
 
 def test_the_end_never_comes_before_min_tokens(run):
@@ -270,7 +271,7 @@ def test_a_slot_takes_the_next_row_within_a_chunk(run):
     arrays = dict(tokens=prompts.tokens, length=prompts.length, positions=prompts.positions,
                   unit=prompts.unit, prompt_id=prompts.prompt_id,
                   vision=qwen25_vl.VisionInput(**prompts.vision))
-    sizes = scheduler.plan_cache(model, EngineConfig(3, 4, 2, 1.0), prompts=4, group=2, tokens=8,
+    sizes = scheduler.plan_cache(model, EngineConfig(1.0, 3, 4, 2), prompts=4, group=2, tokens=8,
                                  prompt_tokens=prompts.tokens.shape[1])
     state = empty_state(model, sizes, 0)
     # The last prompt is not read: its answers have to wait.
@@ -290,7 +291,7 @@ def test_a_slot_takes_the_next_row_within_a_chunk(run):
 def test_a_chunk_is_one_program_that_never_copies_the_pages_nor_asks_the_host(branching):
   model = golden_batch.config("tied")
   sizes = scheduler.CachePlan(prompts=2, group=2, prompt_tokens=40, tokens=29, page_tokens=8,
-                              pages=23, slots=3, read=2)
+                              pages=23, slots=3, read=2, chunk=16)
   with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])):
     params = weights.abstract(weights.weight_table(model), jax.sharding.get_mesh(), jnp.float32)
     state = abstract_state(model, sizes, 1 if branching else 0)
@@ -307,7 +308,7 @@ def test_a_chunk_is_one_program_that_never_copies_the_pages_nor_asks_the_host(br
 
 def test_the_chunks_of_a_batch_share_one_program_of_each_kind(run, capfd):
   # 5 chunks, 2 calls that read; no other test decodes 3 slots.
-  sample(run, run[2], group=3, engine=EngineConfig(3, 2, 3, 1.0), max_tokens=7)
+  sample(run, run[2], group=3, engine=EngineConfig(1.0, 3, 2, 3), max_tokens=7)
   told = capfd.readouterr().err
   assert told.count("compiling decode") == 1 and told.count("compiling read_prompts") <= 1
 

@@ -24,11 +24,16 @@ def test_plans_as_many_pages_as_cache_gib_holds():
 
   def plan(tokens=10**6, slots=0, **changes):
     with jax.set_mesh(mesh.make_mesh(4, 1)):
-      return plan_cache(model, EngineConfig(slots, 4, 16, tokens * 256 / 2**30), **sizes | changes)
+      return plan_cache(model, EngineConfig(tokens * 256 / 2**30, slots, 4, 16), **sizes | changes)
 
   # Beside the read of one prompt of 32 tokens; a page has 8.
   assert plan(32 + 25 * 8, 12) == CachePlan(
-    prompts=100, group=4, prompt_tokens=32, tokens=64, page_tokens=8, pages=25, slots=3, read=1)
+    prompts=100, group=4, prompt_tokens=32, tokens=64, page_tokens=8, pages=25, slots=3, read=1,
+    chunk=16)
+  # What the engine does not say follows from the sizes.
+  with jax.set_mesh(mesh.make_mesh(4, 1)):
+    derived = plan_cache(model, EngineConfig(1.0), **sizes | {"tokens": 1000})
+  assert (derived.read, derived.chunk, derived.page_tokens) == (100, 15, 64)
   # The largest prompts and answers of two prompts: 2 x 4 pages, 8 x (8 + 1).
   assert plan(prompts=8, slots=100).pages == 2 * 4 + 8 * 9
   # By the first guess, fewer slots where lengths are not known to be equal.
@@ -43,7 +48,7 @@ def test_plans_as_many_pages_as_cache_gib_holds():
 
 def test_survival_counts_responses_that_go_on_as_long_as_they_last():
   history = History()
-  history.add(CachePlan(1, 1, 1, 8, 2, 1, 1, 1), np.int32([2, 2, 8, 8]), 0)
+  history.add(CachePlan(1, 1, 1, 8, 2, 1, 1, 1, 1), np.int32([2, 2, 8, 8]), 0)
   got = history.survival(4)
   np.testing.assert_allclose(got, [1, 0.5, 0.5, 0.5, 0], atol=0.02)
   # Many that end at once, and many that are known to last three pages.
@@ -66,7 +71,7 @@ def test_rows_start_as_long_as_their_pages_are_expected_to_fit():
 
 
 SIZES = CachePlan(prompts=3, group=2, prompt_tokens=8, tokens=16, page_tokens=8, pages=30, slots=4,
-                  read=1)
+                  read=1, chunk=8)
 
 
 def chunk(scheduler, rows=12, ended=(), idle=()):
