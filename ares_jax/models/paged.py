@@ -1,11 +1,10 @@
 """Attention of decoding: keys and values in pages, of which each row reads its own.
 
 A pool holds pages of A tokens. A row's table names the pages of its prompt and of what it has read
-since; rows of one prompt name the same pages. Where the device has one, a kernel that is part of
-jax reads a row's pages up to its length and nothing else: on TPUs `pallas.ops.tpu.paged_attention`
-(heads of a multiple of 128, bfloat16), on NVIDIA GPUs `pallas.ops.gpu.paged_attention` (heads of a
-power of 2). Elsewhere plain XLA reads a prompt once for all its rows, and as many tokens of
-every row as the longest row has.
+since; rows of one prompt name the same pages. In bfloat16 a kernel that is part of jax reads a
+row's pages up to its length and nothing else: on TPUs `pallas.ops.tpu.paged_attention` (heads of a
+multiple of 128), on NVIDIA GPUs `pallas.ops.gpu.paged_attention` (heads of a power of 2). Elsewhere
+plain XLA reads a prompt once for all its rows, and as many tokens of every row as the longest has.
 
 B rows, M pages of a row, C prompts, Z pages of the pool, A tokens of a page, L layers, K kv heads,
 Q query heads of a kv head, H head size.
@@ -21,6 +20,7 @@ from jax.sharding import PartitionSpec
 
 from ares_jax.models.layers import MASKED
 
+TABLE_BYTES = 2**19  # of the tables of one call: a TPU keeps them in scalar memory, of 1 MiB
 BLOCK_PAGES = 8  # pages that a step of a kernel takes; tables are as wide as a multiple of it
 
 
@@ -111,8 +111,10 @@ def attend(q_BKQH, pages, reads, first):
 
 def has_kernel(platform, head_dim, dtype, tokens):
   """Whether "tpu" or "cuda" has a kernel for such heads and pages of so many tokens."""
-  if platform == "tpu":  # it rounds keys to bfloat16
-    return head_dim % 128 == 0 and dtype == jnp.bfloat16
+  if dtype != jnp.bfloat16:  # the one rounds keys to it, the other float32 to tf32
+    return False
+  if platform == "tpu":
+    return head_dim % 128 == 0
   return head_dim >= 16 and head_dim & (head_dim - 1) == 0 and tokens >= 16
 
 
@@ -136,10 +138,12 @@ def _tpu(q_BKQH, pages, table_BM, length_B):
   from jax.experimental.pallas.ops.tpu.paged_attention import paged_attention
 
   rows, kv_heads, queries, head_dim = q_BKQH.shape
-  out = paged_attention(
-    q_BKQH.reshape(rows, kv_heads * queries, head_dim).astype(jnp.float32), pages.k, pages.v,
-    length_B, table_BM, pages_per_compute_block=BLOCK_PAGES)
-  return out.reshape(q_BKQH.shape)
+  q_BNH = q_BKQH.reshape(rows, kv_heads * queries, head_dim).astype(jnp.float32)
+  calls = -(-4 * table_BM.size // TABLE_BYTES)
+  parts = zip(*(jnp.array_split(x, calls) for x in (q_BNH, length_B, table_BM)), strict=True)
+  return jnp.concatenate([
+    paged_attention(q, pages.k, pages.v, length, table, pages_per_compute_block=BLOCK_PAGES)
+    for q, length, table in parts]).reshape(q_BKQH.shape)
 
 
 def _gpu(q_BKQH, pages, table_BM, length_B):

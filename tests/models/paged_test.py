@@ -56,6 +56,7 @@ def test_xla_reads_a_rows_own_pages_and_its_prompt():
     np.testing.assert_allclose(got[row], jnp.einsum("kqs,ksh->kqh", weights, v), atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, PAGES])
 def test_the_tpu_kernel_equals_xla(first):
   arguments = inputs(first=first)
@@ -65,6 +66,15 @@ def test_the_tpu_kernel_equals_xla(first):
   np.testing.assert_allclose(got[BUSY], want[BUSY], atol=0.02)
 
 
+@pytest.mark.slow
+def test_the_tpu_kernel_takes_rows_in_parts_whose_tables_fit(monkeypatch):
+  monkeypatch.setattr(paged, "TABLE_BYTES", 2 * 8 * 4)
+  with pltpu.force_tpu_interpret_mode():
+    got = paged._by_kernel(*inputs(), kernel=paged._tpu)
+  np.testing.assert_allclose(got[BUSY], paged._by_xla(*inputs())[BUSY], atol=0.02)
+
+
+@pytest.mark.slow
 def test_the_gpu_kernel_equals_xla(monkeypatch):
   arguments = inputs(jnp.float32, PAGES)
   kernel = functools.partial(gpu.paged_attention, interpret=True)

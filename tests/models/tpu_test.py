@@ -53,7 +53,7 @@ def test_attention_of_long_rows_compiles_for_8_chips_in_a_gibibyte(config, part,
 
 @pytest.mark.parametrize("topology, model", [("v5e:2x4", 4), ("v6e:2x4", 4), ("v5p:2x2x1", 1)])
 def test_paged_attention_of_7b_compiles_in_place(topology, model):
-  rows, width, pages, tokens = 128, 320, 100, 64
+  rows, width, pages, tokens = 512, 320, 100, 64  # tables of 640 KiB: two calls
   mesh = compile_7b.tpu_mesh(topology, model)
 
   def array(dtype, shape, *spec):
@@ -77,8 +77,8 @@ def test_paged_attention_of_7b_compiles_in_place(topology, model):
       paged.Pages(held, held), q, new, reads).compile()
   memory = program.memory_analysis()
   assert memory.alias_size_in_bytes == 2 * 2 * 28 * 100 * 64 * 128 * 4 // model
-  # Gathered pages of all rows would be 0.7 GiB.
-  assert memory.temp_size_in_bytes < 2**26
+  # Gathered pages of all rows would be 2.5 GiB a kv head.
+  assert memory.temp_size_in_bytes < 2**27
 
 
 def test_7b_gradient_of_packed_rows_holds_each_kernel_once_a_pass_and_no_scores():
