@@ -4,7 +4,8 @@ A pool holds pages of A tokens. A row's table names the pages of its prompt and 
 since; rows of one prompt name the same pages. In bfloat16 a kernel that is part of jax reads a
 row's pages up to its length and nothing else: on TPUs `pallas.ops.tpu.paged_attention` (heads of a
 multiple of 128), on NVIDIA GPUs `pallas.ops.gpu.paged_attention` (heads of a power of 2). Elsewhere
-plain XLA reads a prompt once for all its rows, and as many tokens of every row as the longest has.
+plain XLA reads a prompt once for all its rows, and of responses either as many tokens of every row
+as the longest has, or all pages of the pool, whichever are fewer.
 
 B rows, M pages of a row, C prompts, Z pages of the pool, A tokens of a page, L layers, K kv heads,
 Q query heads of a kv head, H head size.
@@ -40,6 +41,7 @@ class Reads:
   length: jax.Array  # int32 [B]: tokens of the row before the new one, its prompt's included
   active: jax.Array  # bool [B]: False for an idle row, which writes nothing
   prompt_length: jax.Array  # int32 [B]: tokens of the row's prompt
+  own: tuple | None  # from `own_pages`, for XLA; None: it reads as many tokens of all rows
   # For XLA, which reads a prompt once for its rows:
   prompts: jax.Array  # int32 [C, pages]: tables of the prompts that rows continue
   prompts_length: jax.Array  # int32 [C]
@@ -158,21 +160,60 @@ def _gpu(q_BKQH, pages, table_BM, length_B):
 
 
 def _by_xla(q_BKQH, pages, reads, first):
-  def of(table_BM, index_BS):
-    """Keys and values [K, B, S, H] of tokens of each row."""
-    tokens = pages.k.shape[2]
-    page_BS = jnp.take_along_axis(table_BM, index_BS // tokens, 1, mode="clip") + first
-    at_BS = page_BS * tokens + index_BS % tokens
-    return [x.reshape(len(x), -1, x.shape[-1]).at[:, at_BS].get(mode="clip")
-            for x in (pages.k, pages.v)]
-
-  index_S, index_T = jnp.arange(reads.live), jnp.arange(reads.prompt_tokens)
-  response = of(reads.table, reads.prompt_length[:, None] + index_S)
-  seen_BS = index_S <= (reads.length - reads.prompt_length)[:, None]
-  prompts = of(reads.prompts, jnp.broadcast_to(index_T, (len(reads.prompts), len(index_T))))
-  seen_CT = index_T < reads.prompts_length[:, None]
+  own = _own_pages if reads.own is not None else _own_tokens
+  prompts = _tokens(pages, reads.prompts, first, jnp.arange(reads.prompt_tokens)[None])
+  seen_CT = jnp.arange(reads.prompt_tokens) < reads.prompts_length[:, None]
   of_prompt = _attend_prompts(q_BKQH, *prompts, seen_CT, reads.query, reads.group)
-  return _combine(of_prompt, _partial(q_BKQH, *response, seen_BS))
+  return _combine(of_prompt, own(q_BKQH, pages, reads, first))
+
+
+def _own_tokens(q_BKQH, pages, reads, first):
+  """`_partial` of each row to its response, as long as the longest."""
+  index_S = jnp.arange(reads.live)
+  response = _tokens(pages, reads.table, first, reads.prompt_length[:, None] + index_S)
+  seen_BS = index_S <= (reads.length - reads.prompt_length)[:, None]
+  return _partial(q_BKQH, *response, seen_BS)
+
+
+def _own_pages(q_BKQH, pages, reads, first):
+  """The same by pages: all of the pool are read once, and no others."""
+  (row_Z, index_Z), rows = reads.own, len(q_BKQH)
+  k_KZAH, v_KZAH = (lax.dynamic_slice_in_dim(x, first, len(row_Z), axis=1)
+                    for x in (pages.k, pages.v))
+  row_Z, held_Z = jnp.minimum(row_Z, rows - 1), row_Z < rows
+  index_ZA = index_Z[:, None] * k_KZAH.shape[2] + jnp.arange(k_KZAH.shape[2])
+  seen_ZA = ((index_ZA >= reads.prompt_length[row_Z][:, None])
+             & (index_ZA <= reads.length[row_Z][:, None]) & held_Z[:, None])
+  mixed, total, largest = _partial(q_BKQH[row_Z], k_KZAH, v_KZAH, seen_ZA)
+  largest_B = jnp.full((rows, *largest.shape[1:]), MASKED, largest.dtype).at[row_Z].max(
+    jnp.where(held_Z[:, None, None, None], largest, MASKED))
+  scale = jnp.where(held_Z[:, None, None, None], jnp.exp(largest - largest_B[row_Z]), 0)
+  mixed, total = (jnp.zeros((rows, *x.shape[1:]), x.dtype).at[row_Z].add(x * scale)
+                  for x in (mixed, total))
+  return mixed, total, largest_B
+
+
+def own_pages(table_BM, length_B, prompt_length_B, active_B, pages, tokens):
+  """(int32 [Z], int32 [Z]): the row whose own page each one is, B = none, and its place there.
+
+  Pages that rows share hold tokens of a prompt alone, unless there are forks.
+  """
+  rows, index_M = jnp.arange(len(table_BM))[:, None], jnp.arange(table_BM.shape[1])
+  own_BM = (active_B[:, None] & (index_M >= (prompt_length_B // tokens)[:, None])
+            & (index_M <= (length_B // tokens)[:, None]))
+  at_BM = jnp.where(own_BM, table_BM, pages)
+  row_Z = jnp.full(pages, len(table_BM), jnp.int32).at[at_BM].set(rows, mode="drop")
+  return row_Z, jnp.zeros(pages, jnp.int32).at[at_BM].set(index_M, mode="drop")
+
+
+def _tokens(pages, table_BM, first, index_BS):
+  """Keys and values [K, B, S, H] of tokens of each row."""
+  tokens = pages.k.shape[2]
+  index_BS = jnp.broadcast_to(index_BS, (len(table_BM), index_BS.shape[1]))
+  page_BS = jnp.take_along_axis(table_BM, index_BS // tokens, 1, mode="clip") + first
+  at_BS = page_BS * tokens + index_BS % tokens
+  return [x.reshape(len(x), -1, x.shape[-1]).at[:, at_BS].get(mode="clip")
+          for x in (pages.k, pages.v)]
 
 
 def _partial(q_BKQH, k_KBSH, v_KBSH, seen_BS):

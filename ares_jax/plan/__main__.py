@@ -5,7 +5,7 @@
     python -m ares_jax.plan --config=configs/aepo_7b.py --topology=v5p:4x4x4 --only=decode --json \\
       --config.mesh.model=4 --config.aepo.microbatch=16
     python -m ares_jax.plan --config=configs/aepo_7b.py --topology=v5e:8x8 --config.mesh.model=4 \\
-      --lengths=lognormal:0.15
+      --config.aepo.microbatch=16 --lengths=lognormal:0.15
     python -m ares_jax.plan --config=configs/aepo_7b.py --topology=2xv5e:8x8 \\
       --config.mesh.slice=2 --config.mesh.model=4 --config.aepo.microbatch=32
 

@@ -113,7 +113,8 @@ def _decode(model, params, state, drawing, *, tokens, steps, live):
     slots = branching_lib.note_forks(slots, group, branching)
     at_limit_S = slots.done + 1 >= drawing.sampling.max_tokens
     ended_S = (at_limit_S | jnp.isin(token_S, jnp.array(drawing.end))) & (slots.row < rows)
-    state = _read_tokens(model, params, state.replace(slots=slots), token_S, group, tokens, live)
+    state = _read_tokens(model, params, state.replace(slots=slots), token_S, group, tokens, live,
+                         branching is not None)
     return _release(state, ended_S, group, branching)
 
   def busy(state):
@@ -285,19 +286,19 @@ def _record(slots, token_S, drawn, replayed_S):
     logprob=write(slots.logprob, drawn.logprob), entropy=write(slots.entropy, drawn.entropy))
 
 
-def _read_tokens(model, params, state, token_S, group, tokens, live):
+def _read_tokens(model, params, state, token_S, group, tokens, live, forks):
   """State whose model has read one more token in each slot."""
   slots, prompts = state.slots, state.prompts
   embeds = qwen25_vl.embed(model, params, token_S[:, None], None, None)
   position_S = prompts.position[_prompt(slots.row, len(slots.tokens), group)] + slots.done
   positions = jnp.broadcast_to(position_S[:, None], (3, len(position_S), 1))
   hidden, held = qwen25_vl.decode_step(model, params, embeds, positions, state.pool.pages,
-                                       _reads(state, group, tokens, live))
+                                       _reads(state, group, tokens, live, forks))
   return state.replace(pool=state.pool.replace(pages=held),
                        slots=slots.replace(hidden=hidden, done=slots.done + 1))
 
 
-def _reads(state, group, tokens, live):
+def _reads(state, group, tokens, live, forks):
   slots, prompts = state.slots, state.prompts
   active_S = slots.row < len(slots.tokens)
   prompt_S = _prompt(slots.row, len(slots.tokens), group)
@@ -310,8 +311,14 @@ def _reads(state, group, tokens, live):
     (used_C,) = jnp.nonzero(used_P, size=count, fill_value=0)
     tables, lengths = tables[used_C], lengths[used_C]
     among_S = (jnp.cumsum(used_P) - 1)[prompt_S]
+  length_S, prompt_length_S = _cached(state, group), prompts.length[prompt_S]
+  held, page_tokens = len(state.pool.holders), state.pool.tokens
+  # Forks share pages that no single slot owns.
+  by_pages = not forks and held * page_tokens < len(slots.row) * live
+  own = paged.own_pages(slots.table, length_S, prompt_length_S, active_S, held,
+                        page_tokens) if by_pages else None
   return paged.Reads(
-    table=slots.table, length=_cached(state, group), active=active_S,
-    prompt_length=prompts.length[prompt_S], prompts=tables, prompts_length=lengths,
+    table=slots.table, length=length_S, active=active_S, own=own,
+    prompt_length=prompt_length_S, prompts=tables, prompts_length=lengths,
     query=jnp.where(active_S, among_S * group + slots.row % group, count * group), group=group,
     prompt_tokens=tokens, live=live)

@@ -56,6 +56,16 @@ def test_xla_reads_a_rows_own_pages_and_its_prompt():
     np.testing.assert_allclose(got[row], jnp.einsum("kqs,ksh->kqh", weights, v), atol=2e-5)
 
 
+@pytest.mark.parametrize("first", [0, PAGES])
+def test_reading_the_pool_by_pages_equals_reading_rows_by_tokens(first):
+  q, pages, reads, _ = inputs(jnp.float32)
+  own = paged.own_pages(reads.table, reads.length, reads.prompt_length, reads.active, PAGES, TOKENS)
+  # Copies of a prompt's last page are a row's own; an idle row has none.
+  np.testing.assert_array_equal(np.bincount(own[0], minlength=6)[:5] > 0, BUSY)
+  got = paged._by_xla(q, pages, reads.replace(own=own), first)
+  np.testing.assert_allclose(got[BUSY], paged._by_xla(q, pages, reads, first)[BUSY], atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [0, PAGES])
 def test_the_tpu_kernel_equals_xla(first):

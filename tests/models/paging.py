@@ -39,6 +39,6 @@ def reads(table_PM, table_BM, length_P, query_B, done, *, group, prompt_tokens, 
   length_B = length_P[np.minimum(query_B // group, len(length_P) - 1)]
   return paged.Reads(
     table=jnp.asarray(table_BM), length=jnp.asarray(length_B + done), active=jnp.asarray(active_B),
-    prompt_length=jnp.asarray(length_B), prompts=jnp.asarray(table_PM),
+    own=None, prompt_length=jnp.asarray(length_B), prompts=jnp.asarray(table_PM),
     prompts_length=jnp.asarray(length_P), query=jnp.asarray(query_B), group=group,
     prompt_tokens=prompt_tokens, live=live)

@@ -62,7 +62,7 @@ def test_paged_attention_of_7b_compiles_in_place(topology, model):
   held = array(jnp.bfloat16, (SIZE_7B.kv_heads, SIZE_7B.layers * pages, tokens, 128), "model")
   row = array(jnp.int32, (rows,))
   reads = paged.Reads(
-    table=array(jnp.int32, (rows, width)), length=row, active=array(bool, (rows,)),
+    table=array(jnp.int32, (rows, width)), length=row, active=array(bool, (rows,)), own=None,
     prompt_length=row, prompts=array(jnp.int32, (16, 64)), prompts_length=array(jnp.int32, (16,)),
     query=row, group=8, prompt_tokens=4096, live=16384)
   new = array(jnp.bfloat16, (rows, SIZE_7B.kv_heads, 128), None, "model")
