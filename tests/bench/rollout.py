@@ -109,7 +109,7 @@ def main():
   print("| lengths | | wall s | tokens/s | CPU s | times reserved's speed, wall | CPU | "
         "drawn twice |\n" + "| --- " * 8 + "|")
   for (kind, name), (wall, cpu, redrawn) in median.items():
-    ratio = median[kind, "reserved"] / median[kind, name]
+    ratio = median[kind, "reserved"][:2] / median[kind, name][:2]
     print(f"| {kind}, {lengths[kind].mean():.1f} on average | {name} | {wall:.2f} | "
           f"{lengths[kind].sum() / wall:.0f} | {cpu:.2f} | {ratio[0]:.2f} | {ratio[1]:.2f} | "
           f"{redrawn:.1%} |")
