@@ -17,7 +17,7 @@ from ares_jax.data import sharded
 from ares_jax.data.curation import page, pass_rates
 from ares_jax.data.curation import select as curation
 from ares_jax.data.sources import epochs
-from ares_jax.data.traces import encode_example, trace_batch
+from ares_jax.data.traces import encode_example
 from ares_jax.models import flops
 from ares_jax.models.weights import Params
 from ares_jax.run import bucket
@@ -40,29 +40,25 @@ def fine_tune(params, source, config, context, *, stage):
   """
   generator, base = context.generator, context.base
 
-  def collate(rows, examples, _):
-    return trace_batch(generator.encoder, rows, row_tokens=config.row_tokens,
-                       row_windows=config.row_windows, row_multiple=config.microbatch,
-                       examples=examples)
+  limits = dict(row_tokens=config.row_tokens, row_windows=config.row_windows)
 
   def begin(state):
-    batches = sharded.sharded_stream(
-      source, batch=config.batch, seed=context.seed, collate=collate, start=int(state.step),
-      encode=functools.partial(encode_example, generator.encoder), threads=context.threads,
-      shuffle=config.shuffle)
+    parts = sharded.sharded_stream(
+      source, batch=config.batch, seed=context.seed, start=int(state.step),
+      encode=functools.partial(encode_example, generator.encoder, **limits),
+      threads=context.threads, shuffle=config.shuffle)
 
     def step(state):
       with generator.phases("data"):
-        examples = next(batches)
+        examples = next(parts).traces(generator.encoder, row_multiple=config.microbatch, **limits)
         batch = to_device(examples)
       with generator.phases("update"), generator.phases("device"):
         state, metrics = sft_step(generator.model, config, state, batch, base)
         metrics = jax.device_get(metrics) | epochs(source, int(state.step) * config.batch)
-      image = flops.vision_flops(generator.model.images, examples.vision["image"])
-      metrics["work/tokens"] = (examples.segment > 0).sum()  # prompts included
-      metrics["work/flops"] = flops.sft_flops(
-        config, generator.model, examples.segment, examples.loss_mask.sum(), image,
-        adapters=base is not None)
+      image = flops.vision_flops(generator.model.images, examples.sizes[:, 2:])
+      metrics["work/tokens"] = examples.sizes[:, 0].sum()  # prompts included
+      metrics["work/flops"] = flops.sft_flops(config, generator.model, examples.sizes[:, 0],
+                                              examples.learnt, image, adapters=base is not None)
       if metrics["skipped"]:
         dump_batch(context.workdir, stage, int(state.step), {"batch": batch})
       return state, metrics, f"loss {metrics['loss']:.3f}"
@@ -205,24 +201,33 @@ def _measure_batch(probe, source, config, context, numbers, start):
   def read(row):
     # Responses first: a row without any is refused as that, not as a row that cannot be encoded.
     responses = pass_rates.candidate_responses(row)
-    return responses, generator.encoder.encode(row) if use_probe else None
+    return responses, (generator.encoder.encode(row) if use_probe else
+                       pass_rates.column_passes(row, config.samples))
 
-  rows, found = sharded.read_sharded(source, numbers, read)
+  part = sharded.read_sharded(source, numbers, read)
+  share, passes = part.share, [second for _, second in part.encoded]
   if use_probe:
-    prompts = generator.encoder.batch(rows, np.array(numbers), [encoded for _, encoded in found])
-    passes = probe.passes(prompts, config, context)
-  else:
-    passes = [pass_rates.column_passes(row, config.samples) for row in rows]
-  lengths = _right_lengths(rows[:size], [texts for texts, _ in found[:size]], generator)
-  return [{"problem": number, "id": row["id"], "source": row["source"], "passes": int(count),
-           "tokens": tokens}
-          for number, row, count, tokens in zip(numbers, rows, passes, lengths, strict=False)]
+    prompts = dataclasses.replace(part, encoded=passes).prompts(generator.encoder, numbers)
+    passes = probe.passes(prompts, config, context)[share.held]
+  # Each process grades the responses of the problems that it owns.
+  own = [(index, row, int(count), texts) for index, row, count, (texts, _) in zip(
+    share.held.tolist(), part.rows, passes, part.encoded, strict=True)
+    if index < size and share.owner[index] == jax.process_index()]
+
+  def measure():
+    lengths = _right_lengths([(row, texts) for _, row, _, texts in own], generator)
+    return [(index, {"problem": numbers[index], "id": row["id"], "source": row["source"],
+                     "passes": count, "tokens": tokens})
+            for (index, row, count, _), tokens in zip(own, lengths, strict=True)]
+
+  parts = hosts.allgather(lambda: json.dumps(measure()).encode())
+  return [line for _, line in sorted((line for part in parts for line in json.loads(part)),
+                                     key=lambda line: line[0])]
 
 
-def _right_lengths(rows, responses, generator):
-  """Tokens of each row's responses; None for a wrong response."""
-  texts = [text for of_row in responses for text in of_row]
-  asked = [row for row, of_row in zip(rows, responses, strict=True) for _ in of_row]
-  correct = iter(generator.judge(texts, asked).correct)
+def _right_lengths(answered, generator):
+  """Tokens of the responses to each row, of (row, responses); None for a wrong response."""
+  texts = [text for _, of_row in answered for text in of_row]
+  correct = iter(generator.judge(texts, [row for row, of_row in answered for _ in of_row]))
   return [[len(generator.encoder.chat.response(text)) if next(correct) else None
-           for text in of_row] for of_row in responses]
+           for text in of_row] for _, of_row in answered]

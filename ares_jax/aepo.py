@@ -7,6 +7,7 @@ minibatches, with an optimizer update each, and loops over each one's microbatch
 """
 
 import functools
+import itertools
 import os
 
 import jax
@@ -23,7 +24,7 @@ from ares_jax.run.responses import GradedResponses, write_rollouts
 from ares_jax.sampling.branching import Branching
 from ares_jax.sampling.rollout import collect
 from ares_jax.sampling.sampler import stage_key
-from ares_jax.system import hosts, mesh
+from ares_jax.system import hosts, mesh, shares
 from ares_jax.training.aepo_step import aepo_step, init_state
 from ares_jax.training.batch import AnswerScores, RolloutBatch, balance_minibatches, pack
 from ares_jax.training.gradient_terms import gradient_terms
@@ -49,18 +50,18 @@ def train_aepo(params, source, config, context, *, trigger_V, validation=None):
   order = functools.partial(balance_minibatches, minibatch=config.minibatch,
                             microbatch=config.microbatch, row_tokens=config.row_tokens)
 
-  def collate(rows, encoded, number):
-    return encoder.batch(rows, number * config.prompts + np.arange(config.prompts), encoded)
-
   def measure(state):
     return validation.measure(lora.join(base, state.params))
 
   def begin(state):
     hosts.on_process_0(lambda: truncate_lines(os.path.join(workdir, "rollouts.jsonl"), "aepo",
                                               int(state.step)))
-    batches = sharded_stream(
-      source, batch=config.prompts, seed=context.seed, encode=encoder.encode, collate=collate,
-      start=int(state.batches), threads=context.threads)
+    first, numbers = int(state.batches), np.arange(config.prompts)
+    parts = sharded_stream(source, batch=config.prompts, seed=context.seed, start=first,
+                           encode=encoder.encode, threads=context.threads)
+    # Unlike a loop's variable, `map` does not keep the last part, with its images, alive.
+    batches = map(lambda number, part: part.prompts(encoder, number * config.prompts + numbers),
+                  itertools.count(first), parts)
 
     def step(state):
       generator.grader.step = int(state.step)  # for reward functions that ask
@@ -71,11 +72,11 @@ def train_aepo(params, source, config, context, *, trigger_V, validation=None):
                         config=config.filter, branching=branching if config.branches else None,
                         rewards=functools.partial(drawn_rewards, config, state.controllers,
                                                   trigger_V))
-      responses = GradedResponses(rollout.prompts.rows, rollout.samples, rollout.texts,
-                                  rollout.correct, rollout.format_ok, config.group, rollout.scores)
-      hosts.on_process_0(functools.partial(
-        write_rollouts, workdir, int(state.step) + 1, responses, encoder,
-        count=config.log_responses))
+      responses = GradedResponses(rollout.prompts.rows, rollout.prompts.held, rollout.samples,
+                                  rollout.texts, rollout.correct, rollout.format_ok, config.group,
+                                  rollout.scores)
+      write_rollouts(workdir, int(state.step) + 1, responses, encoder,
+                     count=config.log_responses)
       with generator.phases("packing"):
         batch, packing = pack_rollout(rollout, config, encoder)
       with generator.phases("update"), generator.phases("device"):
@@ -93,8 +94,8 @@ def train_aepo(params, source, config, context, *, trigger_V, validation=None):
       if rollout.scores is not None:
         metrics |= component_metrics(config.reward, rollout.scores, group=config.group)
       metrics["work/flops"] += flops.update_flops(
-        config, model, prompts=rollout.prompts.length, answers=rollout.samples.mask.sum(1),
-        image=flops.vision_flops(model.images, rollout.prompts.vision["image"]),
+        config, model, prompts=rollout.prompts.sizes[:, 0], answers=rollout.lengths,
+        image=flops.vision_flops(model.images, rollout.prompts.sizes[:, 2:]),
         adapters=base is not None)
       return state, metrics, _note(metrics, config)
 
@@ -107,15 +108,17 @@ def train_aepo(params, source, config, context, *, trigger_V, validation=None):
 
 def drawn_rewards(config, controllers, trigger_V, samples, grades):
   """float32 [B]: rewards of Samples and their Grades, as drawn, before groups are filtered."""
-  batch = RolloutBatch(
-    tokens=samples.tokens, response_mask=samples.mask, entropy=samples.entropy,
-    correct=grades.correct, format_ok=grades.format_ok, vision=None, rows=None,
-    scores=AnswerScores.of(grades.scores))
-  return mesh.fetch(_rewards(config, controllers, mesh.put(batch), trigger_V))
+  parts = shares.put_rows((samples.tokens, samples.mask, samples.entropy), len(grades.correct),
+                          mesh.ROWS)
+  correct, format_ok, scores = mesh.put(
+    (grades.correct, grades.format_ok, AnswerScores.of(grades.scores)), mesh.ROWS)
+  batch = RolloutBatch(*parts, correct, format_ok, vision=None, rows=None, scores=scores)
+  return mesh.fetch(_rewards(config, controllers, batch, trigger_V))
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def _rewards(config, controllers, batch, trigger_V):
+  batch = jax.tree.map(mesh.shard, batch)
   return shape_rewards(config.entropy, config.reward, controllers, batch, trigger_V,
                        group=config.group)[0].reward
 
@@ -123,10 +126,10 @@ def _rewards(config, controllers, batch, trigger_V):
 def pack_rollout(rollout, config, encoder):
   """RolloutBatch of a Rollout on the devices, and metrics of its packing."""
   rows, metrics = pack(
-    rollout.prompts, rollout.samples, group=config.group, merge=encoder.merge,
+    rollout.prompts, rollout.samples, rollout.lengths, group=config.group,
     minibatch=config.minibatch, microbatch=config.microbatch, row_tokens=config.row_tokens,
     longest=encoder.config.max_tokens[-1] + config.sampling.max_tokens)
-  return rollout.batch(rows).to_device(), metrics
+  return rollout.batch(rows).to_device(config.prompts, config.microbatch), metrics
 
 
 def _note(metrics, config):

@@ -102,7 +102,7 @@ def test_transformers_loads_the_export_and_gives_our_logits(run, exported):
   source = digits.DigitsSource(config.data.digits.problem, "test", 0, 4)
   rows = [source[index] for index in range(2)]
   batch = encoder.batch(rows, np.arange(2))
-  vision = qwen25_vl.VisionInput(**batch.vision)
+  vision = qwen25_vl.VisionInput(**batch.vision())
   features = qwen25_vl.vision_features(model, run[1], vision)
   embeds = qwen25_vl.embed(model, run[1], batch.tokens, batch.unit, features)
   segment = (np.arange(batch.tokens.shape[1]) < batch.length[:, None]).astype(np.int32)

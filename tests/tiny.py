@@ -2,8 +2,11 @@
 
 import pathlib
 
+from ares_jax.data.sharded import Part
+from ares_jax.data.traces import encode_example
 from ares_jax.run import config as run_config
 from ares_jax.system import config as config_lib
+from ares_jax.system import shares
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -40,3 +43,10 @@ def get_config():
 def read(**changes):
   """TrainConfig of `values(**changes)`."""
   return run_config.read_config(values(**changes))
+
+
+def trace_batch(encoder, rows, *, row_multiple, **limits):
+  """The TraceBatch of rows with a "response", as fine-tuning packs them."""
+  examples = [encode_example(encoder, row, **limits) for row in rows]
+  return Part(shares.share(len(rows)), rows, examples).traces(encoder, row_multiple=row_multiple,
+                                                              **limits)

@@ -8,6 +8,7 @@ window.
 """
 
 import contextlib
+import dataclasses
 import io
 import math
 import os
@@ -39,6 +40,25 @@ class WindowLayout(NamedTuple):
   hw: np.ndarray  # [n, 2] int32, row and column of the patch in its image
   image: np.ndarray  # [n] int32, 1 + index of the frame in the row
   windows: int  # windows in use
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionShape:
+  """The static shape of a row's images, see `pack_rows`."""
+
+  windows: int  # W
+  window: int  # px, side of a window; 0 without windows
+  patch: int  # px, side of a patch
+  merge: int  # patches per side of a merged unit
+
+  @property
+  def units(self):
+    """U, merged units of a row."""
+    return self.windows * ((self.window // self.patch) ** 2 or STRETCH) // self.merge**2
+
+  def pack(self, rows):
+    """`pack_rows` of these rows: the fields of `models.vision.VisionInput`, and the units."""
+    return pack_rows(rows, **dataclasses.asdict(self))
 
 
 def resize_size(height: int, width: int, *, min_pixels: int, max_pixels: int,
@@ -204,6 +224,12 @@ def pack_rows(rows: Sequence[Sequence[tuple[np.ndarray, Grid]]], *, windows: int
           for name, array in packed.items()}, units
 
 
+def token_units(grids: Sequence[Grid], *, window: int, patch: int, merge: int) -> np.ndarray:
+  """int32: the unit that feeds each image token of a row, in token order."""
+  layout = window_layout(grids, window=window, patch=patch, merge=merge)
+  return layout.slot[:: merge**2] // merge**2
+
+
 def count_windows(grids: Sequence[Grid], *, window: int, patch: int, merge: int) -> int:
   """Number of windows that the images of one row need."""
   if not window:
@@ -211,6 +237,12 @@ def count_windows(grids: Sequence[Grid], *, window: int, patch: int, merge: int)
   side = window // (patch * merge)
   return sum(frames * math.ceil(rows // merge / side) * math.ceil(columns // merge / side)
              for frames, rows, columns in grids)
+
+
+def count_patches(grids: Sequence[Grid]) -> tuple[int, int]:
+  """The patches of all frames, and the sum over the frames of their number squared."""
+  return (sum(math.prod(grid) for grid in grids),
+          sum(frames * (rows * columns) ** 2 for frames, rows, columns in grids))
 
 
 @contextlib.contextmanager

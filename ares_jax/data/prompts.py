@@ -59,48 +59,60 @@ class EncodedPrompt:
 
 @dataclasses.dataclass(frozen=True)
 class PromptBatch:
-  """P prompts of one shape, right-padded, with their images and the rows they came from."""
+  """P prompts of one shape; H of them, right-padded, are with this process (all P, if it is alone).
 
-  tokens: np.ndarray  # int32 [P, T]
-  length: np.ndarray  # int32 [P]
-  positions: np.ndarray  # int32 [3, P, T]
-  unit: np.ndarray  # int32 [P, T]: which merged vision unit feeds the token, -1 for text
-  vision: dict  # patches uint8 [P, W, S, C], hw int32 [P, W, S, 2], image int32 [P, W, S]
-  prompt_id: np.ndarray  # int32 [P]: index in the stream of prompts
-  rows: list  # the source's rows, for answers and metadata
+  Images are not padded: `vision` makes the arrays of those that are asked for.
+  """
+
+  tokens: np.ndarray  # int32 [H, T]
+  length: np.ndarray  # int32 [H]
+  positions: np.ndarray  # int32 [3, H, T]
+  unit: np.ndarray  # int32 [H, T]: which merged vision unit feeds the token, -1 for text
+  images: list  # H lists of images, as in EncodedPrompt
+  shape: images.VisionShape  # of the arrays of `vision`
+  prompt_id: np.ndarray  # int32 [H]: index in the stream of prompts
+  rows: list  # H of the source's rows, for answers and metadata
+  held: np.ndarray  # int [H]: their numbers among the P prompts
+  sizes: np.ndarray  # int64 [P, 4], of all P prompts: `Encoder.sizes`
+
+  def vision(self, indices=None):
+    """Patches uint8 [R, W, S, C], hw int32 [R, W, S, 2], image int32 [R, W, S] of R prompts.
+
+    They are the held prompts at `indices`; None: all that are held.
+    """
+    chosen = self.images if indices is None else [self.images[index] for index in indices]
+    return self.shape.pack(chosen)[0]
 
   def take(self, indices):
-    """The prompts at `indices`, a list of int."""
-    vision = {name: array[indices] for name, array in self.vision.items()}
-    return PromptBatch(self.tokens[indices], self.length[indices], self.positions[:, indices],
-                       self.unit[indices], vision, self.prompt_id[indices],
-                       [self.rows[index] for index in indices])
+    """The held prompts at `indices`, a list of int, as a batch of their own."""
+    return dataclasses.replace(
+      self, tokens=self.tokens[indices], length=self.length[indices],
+      positions=self.positions[:, indices], unit=self.unit[indices],
+      images=[self.images[index] for index in indices], prompt_id=self.prompt_id[indices],
+      rows=[self.rows[index] for index in indices], held=np.arange(len(indices)),
+      sizes=self.sizes[self.held[indices]])
 
   @classmethod
-  def join(cls, batches):
-    """One batch of several; smaller shapes are padded to the largest."""
-    tokens = max(batch.tokens.shape[1] for batch in batches)
-    windows = max(batch.vision["image"].shape[1] for batch in batches)
-    batches = [batch._padded(tokens, windows) for batch in batches]
+  def join(cls, batches, tokens, windows):
+    """One batch of several complete ones, of T tokens and W windows, at least those of each."""
+    shape = dataclasses.replace(batches[0].shape, windows=windows)
+    batches = [batch._padded(tokens) for batch in batches]
 
     def stack(field, axis=0):
       return np.concatenate([getattr(batch, field) for batch in batches], axis)
 
-    vision = {name: np.concatenate([batch.vision[name] for batch in batches])
-              for name in batches[0].vision}
-    return cls(stack("tokens"), stack("length"), stack("positions", 1), stack("unit"), vision,
-               stack("prompt_id"), [row for batch in batches for row in batch.rows])
+    return cls(stack("tokens"), stack("length"), stack("positions", 1), stack("unit"),
+               [images for batch in batches for images in batch.images], shape,
+               stack("prompt_id"), [row for batch in batches for row in batch.rows],
+               np.arange(sum(len(batch.rows) for batch in batches)), stack("sizes"))
 
-  def _padded(self, tokens, windows):
-    def pad(array, axis, size, value=0):
-      more = size - array.shape[axis]
-      widths = [(0, more if dimension == axis else 0) for dimension in range(array.ndim)]
-      return np.pad(array, widths, constant_values=value) if more else array
+  def _padded(self, tokens):
+    def pad(array, value=0):
+      widths = [(0, 0)] * (array.ndim - 1) + [(0, tokens - array.shape[-1])]
+      return np.pad(array, widths, constant_values=value)
 
-    vision = {name: pad(array, 1, windows) for name, array in self.vision.items()}
-    return dataclasses.replace(
-      self, tokens=pad(self.tokens, 1, tokens), positions=pad(self.positions, 2, tokens),
-      unit=pad(self.unit, 1, tokens, -1), vision=vision)
+    return dataclasses.replace(self, tokens=pad(self.tokens), positions=pad(self.positions),
+                               unit=pad(self.unit, -1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,43 +160,53 @@ class Encoder:
     return images.count_windows([grid for _, grid in prompt.images], window=self.window,
                                 patch=self.patch, merge=self.merge)
 
-  def batch(self, rows, prompt_id, encoded=None):
+  def sizes(self, encoded):
+    """int64 [P, 4] of EncodedPrompts: tokens, vision windows, and patches as in `count_patches`."""
+    return np.array([(len(prompt.tokens), self.count_windows(prompt),
+                      *images.count_patches([grid for _, grid in prompt.images]))
+                     for prompt in encoded], np.int64).reshape(-1, 4)
+
+  def batch(self, rows, prompt_id, encoded=None, *, held=None, sizes=None):
     """PromptBatch of `rows`, at indices `prompt_id` of the stream, in the first shape that fits.
 
-    `encoded` has the EncodedPrompt of each row; None: computed here.
+    `encoded` has the EncodedPrompt of each row; None: computed here. If other processes hold
+    further rows of the batch, `held` and `sizes` are as in PromptBatch; None: there are none.
     """
     encoded = [self.encode(row) for row in rows] if encoded is None else encoded
-    need = (max(len(prompt.tokens) for prompt in encoded),
-            max(self.count_windows(prompt) for prompt in encoded))
-    shapes = list(zip(self.config.max_tokens, self.config.windows, strict=True))
-    shape = next(shape for shape in shapes if need[0] <= shape[0] and need[1] <= shape[1])
-    tokens, positions, unit, vision = self.pack([[prompt] for prompt in encoded], *shape)
-    return PromptBatch(tokens, np.int32([len(prompt.tokens) for prompt in encoded]), positions,
-                       unit, vision, np.int32(prompt_id), list(rows))
+    if held is None:
+      held, sizes = np.arange(len(rows)), self.sizes(encoded)
+    shapes = zip(self.config.max_tokens, self.config.windows, strict=True)
+    tokens, windows = next(shape for shape in shapes if (sizes[:, :2].max(0) <= shape).all())
+    return PromptBatch(
+      *self.pack_texts([[prompt] for prompt in encoded], tokens),
+      images=[prompt.images for prompt in encoded], shape=self.vision_shape(windows),
+      prompt_id=np.int32(prompt_id), rows=list(rows), held=held, sizes=sizes)
 
-  def pack(self, rows, length, windows):
+  def vision_shape(self, windows):
+    """VisionShape of rows of `windows`."""
+    return images.VisionShape(windows, self.window, self.patch, self.merge)
+
+  def pack_texts(self, rows, length):
     """Packs R lists of EncodedPrompt, each one after the other, into rows of T = `length` tokens.
 
     Returns:
-      tokens int32 [R, T], positions int32 [3, R, T], unit int32 [R, T], vision dict; zeros (unit
-      -1) where padded.
+      tokens int32 [R, T], tokens in each row int32 [R], positions int32 [3, R, T], unit int32
+      [R, T]; zeros (unit -1) where padded.
     """
     tokens = np.zeros((len(rows), length), np.int32)
     positions = np.zeros((3, len(rows), length), np.int32)
     unit = np.full((len(rows), length), -1, np.int32)
-    vision, units = images.pack_rows(
-      [[picture for prompt in row for picture in prompt.images] for row in rows],
-      windows=windows, window=self.window, patch=self.patch, merge=self.merge)
+    ends = np.zeros(len(rows), np.int32)
     for index, row in enumerate(rows):
-      start = 0
       for prompt in row:
-        end = start + len(prompt.tokens)
-        tokens[index, start:end] = prompt.tokens
-        positions[:, index, start:end] = prompt.positions
-        start = end
-      if units[index]:
-        unit[index, tokens[index] == self.chat.image_token] = np.concatenate(units[index])
-    return tokens, positions, unit, vision
+        start, ends[index] = ends[index], ends[index] + len(prompt.tokens)
+        tokens[index, start:ends[index]] = prompt.tokens
+        positions[:, index, start:ends[index]] = prompt.positions
+      grids = [grid for prompt in row for _, grid in prompt.images]
+      if grids:
+        unit[index, tokens[index] == self.chat.image_token] = images.token_units(
+          grids, window=self.window, patch=self.patch, merge=self.merge)
+    return tokens, ends, positions, unit
 
   def _picture(self, row, image):
     with _named(row, "image"):

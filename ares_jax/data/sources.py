@@ -224,28 +224,29 @@ def open_sources(configs, kind, truths=True, columns=False):
                  [config.weight for config in configs])
 
 
-def stream(source, *, batch, seed, collate, start, threads, shuffle=True, shard=(0, 1)):
+def stream(source, *, batch, seed, encode, start, threads, shuffle=True, held=None):
   """Endless batches; batch number n depends on (source, seed, n) alone.
 
   Each source of a mixture has its own epochs, with every row once an epoch; the order of the
-  sources depends on the weights alone. Shards split each batch, and their union is the batch that
-  one host would have. So a run may resume with another number of hosts.
+  sources depends on the weights alone. A host reads the rows of each batch that it holds, and all
+  hosts together the batch that one host would have. So a run may resume with another number of
+  hosts. While a batch is used, the rows of the next one are read.
 
   Args:
     source: random access to rows (`__len__`, `__getitem__`), or a Mixture.
-    batch: rows in a batch, of all shards together.
+    batch: rows in a batch, of all hosts together.
     seed: of the shuffle; every epoch has another order.
-    collate: function of (list of rows, batch number), called in the reading threads; the iterator
-      yields its results.
+    encode: function of a row, called in the reading threads; the iterator yields lists of its
+      results.
     start: number of the first batch: 0, or the step a run resumes at.
     threads: number of reading threads. Worker processes would change the order, threads do not.
     shuffle: False keeps the order of the sources.
-    shard: (number of this host, number of hosts); it reads every hosts-th row of a batch.
+    held: the rows of a batch that are read, numbers from 0 to batch - 1; None is all.
   """
-  host, hosts = shard
-  if not 0 <= host < hosts or batch % hosts:
-    raise ValueError(f"shard = {shard}: the host's number must be below the number of hosts, which "
-                     f"must divide batch = {batch}")
+  held = range(batch) if held is None else [int(number) for number in held]
+  if batch < 1 or not set(held) <= set(range(batch)):
+    raise ValueError(f"held = {list(held)}: the numbers of rows must be between 0 and batch = "
+                     f"{batch}, exclusive")
   parts, weights = ((source.parts, source.weights) if isinstance(source, Mixture)
                     else ((source,), (1.0,)))
   if any(len(part) < 1 for part in parts):
@@ -255,12 +256,28 @@ def stream(source, *, batch, seed, collate, start, threads, shuffle=True, shard=
     order = grain.MapDataset.source(part).seed(seed + number)
     orders.append((order.shuffle() if shuffle else order).repeat())
   rows = orders[0] if len(orders) == 1 else grain.MapDataset.mix(orders, weights)
-  batches = rows[host::hosts].batch(batch // hosts, batch_fn=list).map_with_index(
-    lambda number, rows: collate(rows, number))
-  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-  iterator = iter(batches.to_iter_dataset(options))
-  iterator.set_state({"next_index": start})
-  return iterator
+  if not held:
+    return itertools.repeat([])
+  options = grain.ReadOptions(num_threads=threads,
+                              prefetch_buffer_size=max(2 * threads, len(held)))
+  iterator = iter(grain.MapDataset.source(_Held(rows, batch, held)).map(encode).to_iter_dataset(
+    options, allow_nones=True))
+  iterator.set_state({"next_index": start * len(held)})
+  return ([next(iterator) for _ in held] for _ in itertools.count())
+
+
+class _Held:
+  """The rows of batches with the numbers in `held`, one after the other."""
+
+  def __init__(self, rows, batch, held):
+    self._rows, self._batch, self._held = rows, batch, held
+
+  def __len__(self):
+    return len(self._rows) // self._batch * len(self._held)
+
+  def __getitem__(self, index):
+    number, place = divmod(index, len(self._held))
+    return self._rows[number * self._batch + self._held[place]]
 
 
 def epochs(source, rows):

@@ -8,13 +8,13 @@ import dataclasses
 import numpy as np
 
 from ares_jax.data.bad_row import BadRow
-from ares_jax.data.packing import first_fit, lay_out
+from ares_jax.data.packing import first_fit
 from ares_jax.data.prompts import EncodedPrompt
 
 
 @dataclasses.dataclass(frozen=True)
 class TraceBatch:
-  """Packed examples."""
+  """Packed examples; of the R rows this process has those that its devices compute with."""
 
   tokens: np.ndarray  # int32 [R, T]
   segment: np.ndarray  # int32 [R, T]: 0 = padding, else 1 + index of the example in its row
@@ -22,11 +22,19 @@ class TraceBatch:
   positions: np.ndarray  # int32 [3, R, T]
   unit: np.ndarray  # int32 [R, T]
   vision: dict
+  rows: int  # R over all processes
+  sizes: np.ndarray  # int64 [examples, 4], of all processes: `Encoder.sizes`
+  learnt: int  # tokens of all answers
 
 
-def encode_example(encoder, row):
-  """EncodedPrompt of a row with its "response"; all answers of a dialogue are learnt."""
-  return add_response(encoder, encoder.encode(row), row["response"])
+def encode_example(encoder, row, *, row_tokens, row_windows):
+  """EncodedPrompt of a row with its "response"; all answers of a dialogue are learnt.
+
+  BadRow where no packed row holds it, see `check_size`.
+  """
+  example = add_response(encoder, encoder.encode(row), row["response"])
+  check_size(encoder, row, example, row_tokens=row_tokens, row_windows=row_windows)
+  return example
 
 
 def add_response(encoder, prompt, text):
@@ -48,33 +56,35 @@ def check_size(encoder, row, example, *, row_tokens, row_windows):
   return tokens, windows
 
 
-def trace_batch(encoder, rows, *, row_tokens, row_windows, row_multiple, examples=None):
-  """Packs rows with a "response" by first-fit-decreasing; BadRow where one alone does not fit.
+def choose_rows(sizes, *, row_tokens, row_windows, row_multiple):
+  """Packed rows of examples by first-fit-decreasing: T, and lists of indices of examples.
 
   Args:
+    sizes: int [examples, 2], tokens and vision windows of each.
     row_tokens: allowed values of T; the one with the fewest tokens in all is taken.
     row_windows: vision windows of a packed row.
     row_multiple: the number of rows is rounded up to a multiple, so that few shapes occur and
       devices divide it.
-    examples: `encode_example` of each row; None: computed here.
   """
-  if examples is None:
-    examples = [encode_example(encoder, row) for row in rows]
-  sizes = [check_size(encoder, row, example, row_tokens=row_tokens, row_windows=row_windows)
-           for row, example in zip(rows, examples, strict=True)]
-
   def packed_rows(length):
     rows = first_fit(sizes, (length, row_windows))
     return rows + [[] for _ in range(-len(rows) % row_multiple)]
 
-  longest = max(tokens for tokens, _ in sizes)
-  packings = [(length, packed_rows(length)) for length in row_tokens if length >= longest]
-  length, packed = min(packings, key=lambda packing: packing[0] * len(packing[1]))
-  tokens, positions, unit, vision = encoder.pack(
-    [[examples[index] for index in row] for row in packed], length, row_windows)
-  lengths = [tokens for tokens, _ in sizes]
-  layout = lay_out(packed, lengths, length)
-  starts = np.cumsum([0, *lengths[:-1]])
-  learnt = np.concatenate([example.learnt for example in examples])
-  loss_mask = (layout.segment > 0) & learnt[starts[layout.sequence] + layout.index]
-  return TraceBatch(tokens, layout.segment, loss_mask, positions, unit, vision)
+  packings = [(length, packed_rows(length)) for length in row_tokens if length >= sizes[:, 0].max()]
+  return min(packings, key=lambda packing: packing[0] * len(packing[1]))
+
+
+def pack_rows(encoder, rows, length, row_windows):
+  """The arrays of a TraceBatch of rows of T = `length` tokens, R lists of EncodedPrompt."""
+  tokens, _, positions, unit = encoder.pack_texts(rows, length)
+  vision, _ = encoder.vision_shape(row_windows).pack(
+    [[image for example in row for image in example.images] for row in rows])
+  segment, learnt = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
+  for index, row in enumerate(rows):
+    start = 0
+    for order, example in enumerate(row, start=1):
+      end = start + len(example.tokens)
+      segment[index, start:end], learnt[index, start:end] = order, example.learnt
+      start = end
+  return dict(tokens=tokens, segment=segment, loss_mask=learnt, positions=positions, unit=unit,
+              vision=vision)

@@ -24,7 +24,7 @@ from ares_jax.run.checkpoint.reader import newest_step, read_part
 from ares_jax.run.files import current_names
 from ares_jax.run.identity import STAGES, stage_folder
 from ares_jax.run.loop import NONFINITE
-from ares_jax.system import hosts, mesh
+from ares_jax.system import hosts, mesh, shares
 from ares_jax.system.gcs import bucket_errors
 from ares_jax.training import aepo_step, sft_step
 from ares_jax.training.batch import AnswerScores, PackedRows, RolloutBatch
@@ -68,9 +68,9 @@ def replay(parts, workdir, path):
     _, metrics = aepo_step.aepo_step(parts.generator.model, config, state, first, _rollout(batch),
                                      mesh.put(parts.trigger_V), base)
   else:
-    rows = types.SimpleNamespace(**batch, vision=_under(batch, "vision"))
-    _, metrics = sft_step.sft_step(parts.generator.model, config, state, sft_step.to_device(rows),
-                                   base)
+    rows = types.SimpleNamespace(**batch, vision=_under(batch, "vision"), rows=len(batch["tokens"]))
+    _, metrics = sft_step.sft_step(parts.generator.model, config, state,
+                                   sft_step.to_device(rows, shares.put_complete), base)
   metrics = jax.device_get(metrics)
   terms |= {name: int(metrics[NONFINITE + name]) for name in TERMS
             if metrics.get(NONFINITE + name, 0)}
@@ -128,7 +128,8 @@ def _not_finite(name, tree):
 def _rollout(batch):
   arrays = {name: array for name, array in batch.items() if "/" not in name}
   scores = _under(batch, "scores")
-  return RolloutBatch(vision=VisionInput(**_under(batch, "vision")),
-                      rows=PackedRows(**_under(batch, "rows")),
-                      scores=AnswerScores(**scores) if scores else None, **arrays).to_device()
+  batch = RolloutBatch(vision=VisionInput(**_under(batch, "vision")),
+                       rows=PackedRows(**_under(batch, "rows")),
+                       scores=AnswerScores(**scores) if scores else None, **arrays)
+  return batch.to_device(len(batch.vision.image), batch.rows.tokens.shape[2], shares.put_complete)
 

@@ -19,7 +19,7 @@ from ares_jax.grading.response import extract_boxed, shows_work, well_formed
 from ares_jax.run.responses import GradedResponses
 from ares_jax.sampling.rollout import Grades
 from ares_jax.sampling.sampler import SamplingConfig, stage_key
-from ares_jax.system import heartbeat, hosts
+from ares_jax.system import heartbeat, hosts, shares
 
 SEED = 0  # of the samples, the same for runs of all seeds
 
@@ -75,8 +75,8 @@ def prompt_batches(generator, source, problems, batch, *, done=()):
     numbers = np.arange(start, start + batch) % problems
     indices = numbers[:problems - start]
     if not all(index in done for index in indices):
-      rows, encoded = sharded.read_sharded(source, numbers, generator.encoder.encode)
-      yield indices, generator.encoder.batch(rows, numbers, encoded)
+      part = sharded.read_sharded(source, numbers, generator.encoder.encode)
+      yield indices, part.prompts(generator.encoder, numbers)
 
 
 def require_rows(source, problems):
@@ -96,24 +96,30 @@ def answer_batch(generator, params, indices, prompts, settings):
     ValueError: the judge fails.
     heartbeat.StopRequested: the process was asked to stop.
   """
-  group, rows = settings.samples, prompts.rows[:len(indices)]
+  group, share = settings.samples, shares.share(len(prompts.sizes))
   began = time.perf_counter()
   answer = functools.partial(_answer_ungraded, generator) if settings.judge else generator.answer
   samples, grades = answer(params, prompts, stage_key(SEED, "evaluate"), group=group,
                            sampling=settings.sampling)
-  seconds = (time.perf_counter() - began) / len(rows)
+  seconds = (time.perf_counter() - began) / len(indices)
 
-  texts = grades.texts[:len(rows) * group]
+  # Every process learns all rows and texts, but no image.
+  local = zip([row | {"images": []} for row in prompts.rows], *(
+    [list(values[start:start + group]) for start in range(0, len(values), group)]
+    for values in (grades.texts, samples.mask.sum(1).tolist(),
+                   samples.ends_with(generator.end).tolist())), strict=True)
+  rows, *of_rows = zip(*sharded.gather(share, list(local))[:len(indices)], strict=True)
+  texts, tokens_B, complete_B = (sum(values, []) for values in of_rows)
   answered = [(rows[b // group], text) for b, text in enumerate(texts)]
   if settings.judge:
     correct = hosts.on_process_0(lambda: verdicts(settings.judge, answered))
+    format_ok = [float(well_formed(text)) for text in texts]
   else:
     correct = [float(grade == 1 or within_tolerance(row, text))
                for grade, (row, text) in zip(grades.correct, answered, strict=False)]
+    format_ok = grades.format_ok[:len(texts)]
 
-  tokens_B = samples.mask.sum(1)
-  complete_B = samples.ends_with(generator.end)
-  graded = [GradedSample(correct=correct[b], format_ok=float(grades.format_ok[b]),
+  graded = [GradedSample(correct=correct[b], format_ok=float(format_ok[b]),
                          truncated=float(not complete_B[b]), tokens=int(tokens_B[b]),
                          shows_work=float(shows_work(text)), response=text)
             for b, text in enumerate(texts)]
@@ -125,15 +131,16 @@ def answer_batch(generator, params, indices, prompts, settings):
       level=None if level is None else str(level), group=row.get("group"), step=row.get("step"),
       answer=row["answer"], seconds=seconds, timed_out=0 if number else grades.timed_out,
       samples=graded[number * group:(number + 1) * group]))
-  return problems, GradedResponses(rows, samples, texts, correct, grades.format_ok, group)
+  return problems, GradedResponses(prompts.rows, prompts.held, samples, grades.texts, correct,
+                                   format_ok, group)
 
 
 def _answer_ungraded(generator, params, prompts, key, *, group, sampling):
-  """(Samples, Grades) with `correct` None: a judge decides later."""
+  """(Samples, Grades) without grades: a judge decides later."""
   samples = generator.sample(params, prompts, key, group=group, sampling=sampling)
   texts = [generator.encoder.chat.text(tokens[mask])
            for tokens, mask in zip(samples.tokens, samples.mask, strict=True)]
-  return samples, Grades(texts, None, [well_formed(text) for text in texts], timed_out=0)
+  return samples, Grades(texts, None, None, timed_out=0)
 
 
 def verdicts(name, answered):

@@ -34,7 +34,7 @@ class StageResults:
       return
     show = functools.partial(write_held_out, self._workdir, stage, steps,
                              encoder=self._parts.generator.encoder, **_SHOWN)
-    result = evaluate_stage(self._parts, params, show if jax.process_index() == 0 else None)
+    result = evaluate_stage(self._parts, params, show)
     seconds = hosts.on_process_0(lambda: stage_seconds(self._workdir, stage))
     self._results[stage] = result | {"steps": steps, "seconds": seconds}
     hosts.on_process_0(

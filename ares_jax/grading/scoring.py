@@ -95,17 +95,17 @@ class Scores:
       components={name: values[rows] for name, values in self.components.items()})
 
   @classmethod
-  def join(cls, parts, join=np.concatenate):
-    """The Scores of several lists of answers; `join` makes one array of several."""
+  def join(cls, parts):
+    """The Scores of several lists of answers."""
     names = dict.fromkeys(name for part in parts for name in part.components)
     def of(part, name):
       return part.components.get(name, np.full(len(part.reward), np.nan, np.float32))
 
-    return cls(*(np.asarray(join([getattr(part, field) for part in parts]))
-                 for field in ("accuracy", "reward")),
-               {name: np.asarray(join([of(part, name) for part in parts])) for name in names},
-               np.asarray(join([part.failed for part in parts])),
-               next((part.failure for part in parts if part.failure), ""))
+    accuracy, reward, failed = (np.concatenate([getattr(part, field) for part in parts])
+                                for field in ("accuracy", "reward", "failed"))
+    return cls(accuracy, reward,
+               {name: np.concatenate([of(part, name) for part in parts]) for name in names},
+               failed, next((part.failure for part in parts if part.failure), ""))
 
 
 class Scorer:

@@ -19,20 +19,17 @@ def decoding_flops(model, prompts, answers):
   return (_token(model) + _head(model)) * np.sum(answers) + _score(model) * np.sum(pairs)
 
 
-def vision_flops(size, image):
-  """Forward pass of the vision tower of a VisionConfig over images.
+def vision_flops(size, counts):
+  """Forward pass of the vision tower of a VisionConfig over the images of rows.
 
-  `image` int [R, W, S] is the image in its row of each patch of R rows, 0 for padding.
+  `counts` int [R, 2] are each row's patches, and the sum over its images of their squared number.
   """
-  patches = np.sum(image > 0)
-  # In a full-attention block a patch attends to all patches of its image.
-  squares = sum(float(np.square(np.bincount(row.reshape(-1))[1:], dtype=float).sum())
-                for row in image)
-  return tower_flops(size, float(patches), squares)
+  return tower_flops(size, *counts.sum(0).astype(float).tolist())
 
 
 def tower_flops(size, patches, squares):
   """`vision_flops` of `patches`; `squares` is the sum over images of their squared patch counts."""
+  # In a full-attention block a patch attends to all patches of its image.
   gated = size.tower.activation == "silu"
   block = 4 * size.hidden**2 + (3 if gated else 2) * size.hidden * size.mlp
   full = len(size.full_attention) if size.window else size.depth
@@ -76,17 +73,16 @@ def update_flops(config, model, *, prompts, answers, image, adapters):
                + (passes + 2) * _scores(model, lengths) + towers * image)
 
 
-def sft_flops(config, model, segment, learned, image, *, adapters):
+def sft_flops(config, model, lengths, learned, image, *, adapters):
   """FLOPs of a step of supervised training.
 
   Args:
     config, model: SftConfig, ModelConfig.
-    segment: int [R, T], the example in its packed row of each token, 0 for padding.
+    lengths: tokens of each example.
     learned: tokens whose log-probability is needed.
-    image: FLOPs of a forward pass over the rows' images.
+    image: FLOPs of a forward pass over the examples' images.
     adapters: as in `update_flops`.
   """
-  lengths = np.concatenate([np.bincount(row)[1:] for row in segment])
   towers = 1 if adapters or "vision" in config.frozen else 3
   return float((1 + _back(adapters)) * _products(model, lengths, learned)
                + 3 * _scores(model, lengths) + towers * image)

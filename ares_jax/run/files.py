@@ -1,17 +1,19 @@
 """Files in the folder of a run: atomic writes, dumped batches, names that older runs used."""
 
+import collections
 import contextlib
 import glob
 import json
 import os
 import re
+import zipfile
 
 import jax
 import numpy as np
 from absl import logging
 from etils import epath
 
-from ares_jax.system import mesh
+from ares_jax.system import shares
 from ares_jax.system.gcs import bucket_errors
 
 _BATCHES = 3  # dumped batches kept
@@ -112,16 +114,23 @@ def dump_batch(workdir, stage, step, batch):
 
   Only the newest three files are kept. A batch that cannot be written is dropped with a warning.
   """
-  arrays = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-            for path, leaf in jax.tree_util.tree_leaves_with_path(mesh.fetch(batch))}
+  # Process 0 holds one array at a time, the others none.
+  arrays = ((jax.tree_util.keystr(path, simple=True, separator="/"),
+             shares.fetch_on_process_0(leaf))
+            for path, leaf in jax.tree_util.tree_leaves_with_path(batch))
   if jax.process_index():
+    collections.deque(arrays, maxlen=0)
     return
   folder = os.path.join(workdir, "nonfinite")
   try:
     os.makedirs(folder, exist_ok=True)
-    with atomic_write(f"{folder}/{stage}-{step}.npz") as path, open(path, "wb") as file:
-      np.savez_compressed(file, **arrays)
+    with atomic_write(f"{folder}/{stage}-{step}.npz") as path, \
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+      for name, array in arrays:
+        with file.open(f"{name}.npy", "w", force_zip64=True) as member:
+          np.lib.format.write_array(member, array, allow_pickle=False)
   except OSError as error:
+    collections.deque(arrays, maxlen=0)  # the other processes send the rest
     # A full disk shall not end the run.
     logging.warning("the batch of %s step %d was not written: %s", stage, step, error)
   for old in sorted(glob.glob(os.path.join(folder, "*.npz")), key=os.path.getmtime)[:-_BATCHES]:

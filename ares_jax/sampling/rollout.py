@@ -6,13 +6,13 @@ P prompts, G responses to each (a group), B = P*G rows.
 import collections
 import dataclasses
 import functools
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
-from flax import serialization
 
 from ares_jax.data.prompts import PromptBatch
+from ares_jax.data.sharded import deliver, from_bytes, to_bytes
 from ares_jax.grading.pool import GraderError
 from ares_jax.grading.scoring import Scores
 from ares_jax.models import flops as flops_lib
@@ -20,7 +20,7 @@ from ares_jax.models.vision import VisionInput
 from ares_jax.sampling.sampler import EngineConfig, Samples, sample
 from ares_jax.sampling.scheduler import History
 from ares_jax.sampling.state import Drawing
-from ares_jax.system import heartbeat, hosts, mesh
+from ares_jax.system import heartbeat, hosts, mesh, shares
 from ares_jax.system.config import optional
 from ares_jax.training.batch import AnswerScores, RolloutBatch
 
@@ -48,9 +48,9 @@ class FilterConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Grades:
-  """Responses and their grades, all of them on every process."""
+  """Grades of the B responses to P prompts, and the texts of those that this process holds."""
 
-  texts: list  # B responses
+  texts: list  # of the H * G responses to the prompts held
   correct: np.ndarray  # float32 [B], 0 or 1
   format_ok: np.ndarray  # float32 [B], 0 or 1
   timed_out: int  # responses whose grading timed out or failed; they count as wrong
@@ -76,40 +76,43 @@ class Generator:
   history: History = dataclasses.field(default_factory=History)
 
   def sample(self, params, prompts, key, *, group, sampling, branching=None, finished=None):
-    """Samples of a PromptBatch as numpy arrays; pads P to a multiple of the devices of mesh.ROWS.
+    """Samples of the H prompts of a PromptBatch that this process holds, as numpy arrays.
 
-    `finished` receives (row, tokens) of completed responses while others are decoded, see
-    `sampler.sample`.
+    P is padded to a multiple of the devices of mesh.ROWS. `finished` receives (row, tokens) of
+    completed responses to any of the P prompts while others are decoded, see `sampler.sample`.
     """
-    prompts_P = len(prompts.length)
-    pad = -prompts_P % mesh.size(*mesh.ROWS)
-    rows = np.arange(prompts_P + pad) % prompts_P
-    vision = VisionInput(**{name: array[rows] for name, array in prompts.vision.items()})
-    arrays = {"tokens": prompts.tokens[rows], "length": prompts.length[rows],
-              "positions": prompts.positions[:, rows], "unit": prompts.unit[rows],
-              "prompt_id": prompts.prompt_id[rows], "vision": vision}
+    prompts_P, shards = len(prompts.sizes), shares.local_shards()
+    devices = mesh.size(*mesh.ROWS)
+    of_device = -(-prompts_P // devices)
+    place = (shards[:, None] * of_device + np.arange(of_device)).ravel() % prompts_P
+    here = dataclasses.replace(prompts.take(np.searchsorted(prompts.held, place)),
+                               sizes=prompts.sizes[np.arange(devices * of_device) % prompts_P])
     with self.phases("rollout"):
       drawing = Drawing(key, self.allowed, branching, group, sampling, tuple(self.end))
-      samples = sample(self.model, params, arrays, drawing, self.engine, finished=finished,
+      samples = sample(self.model, params, here, drawing, self.engine, finished=finished,
                        history=self.history, working=functools.partial(self.phases, "device"))
-      samples = mesh.fetch(samples)
-    return jax.tree.map(lambda array: array[: prompts_P * group], samples)
+      samples = shares.fetch_rows(samples)
+    if np.array_equal(place, prompts.held):
+      return samples
+    _, first = np.unique(place, return_index=True)  # prompts that fill up come again, or first
+    rows = (first[:, None] * group + np.arange(group)).ravel()
+    return jax.tree.map(lambda array: array[rows], samples)
 
   def answer(self, params, prompts, key, *, group, sampling, branching=None):
     """(Samples, Grades) of responses, each one graded while others are still decoded."""
-    rows = [row for row in prompts.rows for _ in range(group)]
-    # Whole groups: a reward function of a batch may compare the answers to a prompt.
-    local_rows = {prompt * group + index: None  # in this order
-                  for prompt in hosts.local_shard(range(len(prompts.rows)))
-                  for index in range(group)}
-    texts, errors = {}, []
-    grading = self.grader.begin()
+    share = shares.share(len(prompts.sizes))
+    number_of = {prompt * group + sample: index * group + sample  # of a row, among those held
+                 for index, prompt in enumerate(prompts.held) for sample in range(group)}
+    asked = {prompt * group + sample: row  # of responses to the prompts that this process owns
+             for prompt, row in zip(prompts.held, prompts.rows, strict=True)
+             if share.owner[prompt] == jax.process_index() for sample in range(group)}
+    texts, errors, grading = {}, [], self.grader.begin()
 
     def add(row, tokens):
-      # Rows that are not local belong to padding or to another process.
-      if row in local_rows and row not in texts:
+      # Other rows belong to padding or to another process.
+      if row in asked and row not in texts:
         texts[row] = self.encoder.chat.text(tokens)
-        grading.add(row, texts[row], rows[row], tokens)
+        grading.add(row, texts[row], asked[row], tokens)
 
     def finished(row, tokens):
       with self.phases("grading_meanwhile"):
@@ -120,34 +123,36 @@ class Generator:
             raise
           errors.append(error)  # the other processes hear of it after decoding, in `grade_sharded`
 
+    def of(values, row):
+      return values[number_of[row]][samples.mask[number_of[row]]]
+
     def finish():
       for error in errors:
         raise error
-      for row in local_rows:
-        add(row, samples.tokens[row][samples.mask[row]])
-      entropies = {row: samples.entropy[row][samples.mask[row]] for row in local_rows}
-      return Grades([texts[row] for row in local_rows], *grading.finish(entropies))
+      for row in asked:
+        add(row, of(samples.tokens, row))
+      return grading.finish({row: of(samples.entropy, row) for row in asked})
 
     samples = self.sample(params, prompts, key, group=group, sampling=sampling,
                           branching=branching, finished=finished)
     with self.phases("grading"):
-      return samples, grade_sharded(finish, group)
+      graded = grade_sharded(finish, share, group)
+    return samples, Grades([texts[row] if row in texts else
+                            self.encoder.chat.text(of(samples.tokens, row))
+                            for row in number_of], *graded)
 
   def judge(self, texts, rows):
-    """Grades of given responses to rows."""
-    local = hosts.local_shard(texts)
-
-    def grade():
-      grading = self.grader.begin()
-      for index, (text, row) in enumerate(zip(local, hosts.local_shard(rows), strict=True)):
-        grading.add(index, text, row, self.encoder.chat.response(text))
-      return Grades(local, *grading.finish())
-
-    return grade_sharded(grade)
+    """float32 [n]: grades, 0 or 1, of n given responses to rows; those of this process alone."""
+    grading = self.grader.begin()
+    for index, (text, row) in enumerate(zip(texts, rows, strict=True)):
+      grading.add(index, text, row, self.encoder.chat.response(text))
+    return grading.finish()[0]
 
 
-def grade_sharded(grade, group=1):
-  """Grades of all responses; `grade` returns those of this process's `hosts.local_shard`.
+def grade_sharded(grade, share, group):
+  """The grades of all responses, as in Grades from `correct` on; collective.
+
+  `grade` returns those of the responses to the prompts that this process owns.
 
   That is of groups of `group` responses.
 
@@ -156,67 +161,67 @@ def grade_sharded(grade, group=1):
   """
   if jax.process_count() == 1:
     return grade()
-
-  def message():
-    try:
-      return serialization.msgpack_serialize(dataclasses.asdict(grade()))
-    except heartbeat.StopRequested:
-      return b""
-
-  messages = hosts.allgather(message)
-  if not all(messages):
-    heartbeat.heartbeat(collective=True)  # one process was asked to stop, so all stop
-  shards = [_restore_grades(serialization.msgpack_restore(data)) for data in messages]
-  scores = [shard.scores for shard in shards]
-
-  def join(parts):
-    groups = [[part[start : start + group] for start in range(0, len(part), group)]
-              for part in parts]
-    return [item for each in hosts.join_shards(groups) for item in each]
-
-  return Grades(join([shard.texts for shard in shards]),
-                np.float32(join([shard.correct for shard in shards])),
-                np.float32(join([shard.format_ok for shard in shards])),
-                sum(shard.timed_out for shard in shards),
-                None if scores[0] is None else Scores.join(scores, join))
-
-
-def _restore_grades(values):
-  scores = values.pop("scores")
-  return Grades(**values, scores=None if scores is None else Scores(**scores))
+  parts = [from_bytes(data, (Scores,)) for data in hosts.allgather(lambda: to_bytes(grade()))]
+  correct, format_ok, timed_out, *scores = zip(*parts, strict=True)
+  # The responses come process by process.
+  place = np.argsort(np.argsort(np.repeat(share.owner, group), kind="stable"))
+  return (np.concatenate(correct)[place], np.concatenate(format_ok)[place], sum(timed_out),
+          *(Scores.join(each).take(place) for each in scores))
 
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-  """The graded samples of one iteration, on the host."""
+  """The graded samples of one iteration, on the host; those to the H prompts that it holds."""
 
   prompts: PromptBatch  # the P prompts kept
-  samples: Samples  # of numpy arrays
+  samples: Samples  # of numpy arrays, H * G rows
+  lengths: np.ndarray  # int [B]: tokens of each response
   correct: np.ndarray  # float32 [B], 0 or 1
   format_ok: np.ndarray  # float32 [B], 0 or 1
-  texts: list  # B responses
+  texts: list  # H * G responses
   batches: int  # prompt batches sampled
   metrics: dict
-  scores: Scores | None = None
+  scores: Scores | None = None  # of the B responses
 
   def batch(self, rows):
     """RolloutBatch of numpy arrays; `rows` are the samples as `training.batch.pack` packs them."""
     return RolloutBatch(
       tokens=self.samples.tokens, response_mask=self.samples.mask, entropy=self.samples.entropy,
-      correct=self.correct, format_ok=self.format_ok, vision=VisionInput(**self.prompts.vision),
+      correct=self.correct, format_ok=self.format_ok, vision=VisionInput(**self.prompts.vision()),
       rows=rows, scores=AnswerScores.of(self.scores))
+
+
+class Outline(NamedTuple):
+  """What every process knows of the groups of P prompts."""
+
+  sizes: np.ndarray  # int64 [P, 4], as in PromptBatch
+  shape: np.ndarray  # int [P, 2]: tokens and windows of its batch
+  tokens: np.ndarray  # int64 [P, G]: of each response
+  fork: np.ndarray  # int64 [P, G], as in Samples
+  complete: np.ndarray  # bool [P, G]: whether it ends with an end-of-turn token
+  correct: np.ndarray  # float32 [P, G], 0 or 1
+  format_ok: np.ndarray  # float32 [P, G], 0 or 1
+
+  @classmethod
+  def of(cls, prompts, samples, grades, end):
+    """The Outline of a PromptBatch with Samples and Grades; collective."""
+    share, held = shares.share(len(prompts.sizes)), len(prompts.held)
+    local = [samples.mask.sum(1), samples.fork, samples.ends_with(end)]
+    tokens, fork, complete = np.moveaxis(shares.gather(share, np.stack(
+      [each.reshape(held, -1) for each in local], -1).astype(np.int64)), -1, 0)
+    shape = prompts.tokens.shape[1], prompts.shape.windows
+    return cls(prompts.sizes, np.tile(shape, (len(prompts.sizes), 1)), tokens, fork,
+               complete.astype(bool), grades.correct.reshape(tokens.shape),
+               grades.format_ok.reshape(tokens.shape))
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """The G graded responses to one prompt."""
+  """The G responses to one prompt, with the processes that hold it."""
 
   prompt: PromptBatch  # of this prompt alone
   samples: Samples  # G rows
   texts: list
-  correct: np.ndarray  # float32 [G]
-  format_ok: np.ndarray  # float32 [G]
-  scores: Scores | None
 
 
 def collect(generator, params, batches, key, *, group, order, sampling, config, branching=None,
@@ -226,6 +231,7 @@ def collect(generator, params, batches, key, *, group, order, sampling, config, 
   Groups outside the filter's band are replaced by groups of further batches. If too few groups are
   left after `config.batches` batches, dropped groups fill the rollout, so that its shape is fixed.
   Groups on which a reward function failed are never taken; where others are too few, these repeat.
+  A group moves to the processes whose devices it is trained on.
 
   Args:
     generator, sampling, config: Generator, SamplingConfig, FilterConfig.
@@ -245,7 +251,9 @@ def collect(generator, params, batches, key, *, group, order, sampling, config, 
   Raises:
     GraderError: a reward function failed on every group.
   """
-  kept, dropped, totals = [], [], collections.Counter()
+  # Groups have the number at which their prompt was drawn.
+  kept, dropped, groups, totals = [], [], {}, collections.Counter()
+  outlines, scores = [], []
   while totals["batches"] < config.batches:
     with generator.phases("data"):
       prompts = next(batches)
@@ -256,14 +264,20 @@ def collect(generator, params, batches, key, *, group, order, sampling, config, 
     failed_P = np.zeros(mean_P.shape, bool) if grades.scores is None else (
       grades.scores.failed.reshape(-1, group).any(1))
     in_band_P = (config.low <= mean_P) & (mean_P <= config.high) & ~failed_P
+    outline = Outline.of(prompts, samples, grades, generator.end)
+    wanted, first = len(mean_P), totals["batches"] * len(mean_P)
     totals.update(batches=1, timed_out=grades.timed_out, in_band=in_band_P.sum(),
                   correct=float(grades.accuracy.mean()), failed=failed_P.sum(),
                   redrawn=generator.history.redrawn,
-                  tokens=int(samples.mask.sum() - samples.fork.sum()),
-                  flops=_rollout_flops(generator.model, prompts, samples))
-    _select(kept, dropped, functools.partial(_group, prompts, samples, grades, group),
-            in_band_P | (config.batches == 1) & ~failed_P, failed_P)
-    wanted = len(prompts.rows)
+                  tokens=int(outline.tokens.sum() - outline.fork.sum()),
+                  flops=_rollout_flops(generator.model, outline))
+    outlines.append(outline)
+    scores.append(grades.scores)
+    _select(kept, dropped, first, in_band_P | (config.batches == 1) & ~failed_P, failed_P)
+    groups |= {first + number: _group(prompts, samples, grades, group, index)
+               for index, number in enumerate(prompts.held)
+               if first + number in kept or first + number in dropped}
+    groups = {number: groups[number] for number in kept + dropped if number in groups}
     if len(kept) == wanted:
       break
   metrics = {"work/tokens": totals["tokens"], "work/flops": totals["flops"],
@@ -274,51 +288,61 @@ def collect(generator, params, batches, key, *, group, order, sampling, config, 
   if config.batches > 1:
     # reward/accuracy is that of the groups in the rollout, near 0.5 whatever the policy can do.
     metrics["rollout/accuracy"] = float(totals["correct"] / totals["batches"])
-  groups = kept + dropped
-  if not groups:
+  numbers = np.array(kept + dropped)
+  if not len(numbers):
     raise GraderError(f"all {totals['failed']} groups failed, the first: {grades.scores.failure}")
   if grades.scores is not None:
     metrics["rollout/failed_groups"] = totals["failed"]
-    groups = [groups[index % len(groups)] for index in range(wanted)]
-  lengths_PG = [each.prompt.length[0] + each.samples.mask.sum(1) for each in groups]
-  groups = [groups[index] for index in order(np.stack(lengths_PG))]
-  samples = jax.tree.map(lambda *parts: np.concatenate(parts), *[each.samples for each in groups])
-  metrics["rollout/truncated"] = 1 - samples.ends_with(generator.end).mean()
+    numbers = np.resize(numbers, wanted)
+  drawn = Outline(*map(np.concatenate, zip(*outlines, strict=True)))
+  lengths_PG = drawn.sizes[numbers, :1] + drawn.tokens[numbers]
+  numbers = numbers[list(order(lengths_PG))]
+  outline = Outline(*(array[numbers] for array in drawn))
+  metrics["rollout/truncated"] = 1 - outline.complete.mean()
   if branching is not None:
-    metrics["rollout/forked"] = (samples.fork > 0).mean()
+    metrics["rollout/forked"] = (outline.fork > 0).mean()
+  rows = (numbers[:, None] * group + np.arange(group)).ravel()
+  scores = None if grades.scores is None else Scores.join(scores).take(rows)
+  share, receivers = shares.share(wanted), collections.defaultdict(set)
+  for number, holders in zip(numbers.tolist(), share.holders, strict=True):
+    receivers[number].update(holders)
+  del prompts  # with images that other processes will hold
+  groups = deliver(groups, {number: share.owner[number % wanted] for number in receivers},
+                   receivers, kinds=(Group, Samples))
+  groups = [groups[numbers[place]] for place in share.held]
+  prompts = PromptBatch.join([each.prompt for each in groups], *outline.shape.max(0).tolist())
   return Rollout(
-    prompts=PromptBatch.join([each.prompt for each in groups]), samples=samples,
-    correct=np.concatenate([each.correct for each in groups]),
-    format_ok=np.concatenate([each.format_ok for each in groups]),
-    texts=[text for each in groups for text in each.texts],
-    batches=totals["batches"], metrics=metrics,
-    scores=None if grades.scores is None else Scores.join([each.scores for each in groups]))
+    prompts=dataclasses.replace(prompts, held=share.held, sizes=outline.sizes),
+    samples=jax.tree.map(lambda *parts: np.concatenate(parts), *[each.samples for each in groups]),
+    lengths=outline.tokens.ravel(), correct=outline.correct.ravel(),
+    format_ok=outline.format_ok.ravel(), texts=[text for each in groups for text in each.texts],
+    batches=totals["batches"], metrics=metrics, scores=scores)
 
 
-def _select(kept, dropped, group, useful_P, failed_P):
-  """Adds the groups of one batch to `kept` and `dropped`, which hold P groups together at most.
+def _select(kept, dropped, first, useful_P, failed_P):
+  """Adds the numbers of one batch's groups, from `first` on, to `kept` and `dropped`.
 
-  Those that failed are in neither. `group` returns a copy of the Group with a given index. Groups
-  that are not needed are not copied: the images of a batch may be gigabytes.
+  They hold P groups together at most. Those that failed are in neither.
   """
-  for index, useful in enumerate(useful_P):
+  for number, useful in enumerate(useful_P, start=first):
     if len(kept) == len(useful_P):
       break
     if useful:
-      kept.append(group(index))
-    elif not failed_P[index] and len(kept) + len(dropped) < len(useful_P):
-      dropped.append(group(index))
+      kept.append(number)
+    elif not failed_P[number - first] and len(kept) + len(dropped) < len(useful_P):
+      dropped.append(number)
   del dropped[len(useful_P) - len(kept):]
 
 
 def _group(prompts, samples, grades, size, index):
+  """A copy, so that the rest of the batch can be freed."""
   rows = slice(index * size, (index + 1) * size)
   return Group(prompts.take([index]), jax.tree.map(lambda x: x[rows].copy(), samples),
-               grades.texts[rows], grades.correct[rows], grades.format_ok[rows],
-               None if grades.scores is None else grades.scores.take(rows))
+               grades.texts[rows])
 
 
-def _rollout_flops(model, prompts, samples):
-  image = flops_lib.vision_flops(model.images, prompts.vision["image"])
-  return sum(flops_lib.rollout_flops(model, prompts=prompts.length, answers=samples.mask.sum(1),
-                                     shared=samples.fork, image=image).values())
+def _rollout_flops(model, outline):
+  return sum(flops_lib.rollout_flops(
+    model, prompts=outline.sizes[:, 0], answers=outline.tokens.ravel(),
+    shared=outline.fork.ravel(),
+    image=flops_lib.vision_flops(model.images, outline.sizes[:, 2:])).values())

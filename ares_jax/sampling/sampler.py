@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ares_jax.models import lora
+from ares_jax.models.vision import VisionInput
 from ares_jax.sampling import branching as branching_lib
 from ares_jax.sampling import slots
 from ares_jax.sampling.scheduler import History, Scheduler, plan_cache
 from ares_jax.sampling.state import empty_state
-from ares_jax.system import heartbeat, mesh
+from ares_jax.system import heartbeat, mesh, shares
 from ares_jax.system.config import optional
 
 # Response tokens that attention reads at least where it has no kernel; fewer are not worth a
@@ -104,9 +105,9 @@ def sample(model, params, prompts, drawing, engine, *, finished=None, history=No
   Args:
     model, engine: ModelConfig, EngineConfig.
     params: weights, as they are trained.
-    prompts: dict of numpy arrays: tokens int32 [P, Tp], length int32 [P], positions int32
-      [3, P, Tp], unit int32 [P, Tp], prompt_id int32 [P], vision VisionInput; the devices of
-      mesh.ROWS divide P. They are copied to the devices when they are read.
+    prompts: PromptBatch of those of the P prompts that this process's devices answer, in their
+      order, and the sizes of all P, which the devices of mesh.ROWS divide. They are copied to the
+      devices when they are read.
     drawing: Drawing.
     finished: function of (row, int32 tokens), called with completed responses, in no order, while
       the devices decode others; devices wait for one call at most. It is not called with the
@@ -122,14 +123,14 @@ def sample(model, params, prompts, drawing, engine, *, finished=None, history=No
     heartbeat.StopRequested: the run was asked to stop; checked between two chunks.
     Exceptions of `finished`.
   """
-  prompts_P, prompt_tokens = prompts["tokens"].shape
+  prompts_P, prompt_tokens = len(prompts.sizes), prompts.tokens.shape[1]
   group, tokens, devices = drawing.group, drawing.sampling.max_tokens, mesh.size(*mesh.ROWS)
   history = history or History()
   sizes = plan_cache(model, engine, prompts=prompts_P, prompt_tokens=prompt_tokens, group=group,
                      tokens=tokens, history=history)
   params = rollout_weights(model, params)
   state = empty_state(model, sizes, drawing.branches)
-  scheduler, to_fetch = Scheduler(sizes, prompts["length"], history), collections.deque()
+  scheduler, to_fetch = Scheduler(sizes, prompts.sizes[:, 0], history), collections.deque()
   rows = prompts_P * group
   ended_B, length_B = np.zeros(rows, bool), np.zeros(rows, int)
   done_S = np.full(devices * sizes.slots, -1)
@@ -172,7 +173,9 @@ def _samples(state, *, group, branches):
   parent = jnp.tile(branching_lib.parents(group, branches), len(mask) // group)
   tokens, logprob, entropy = (branching_lib.join_forks(x, state.fork, group, branches)
                               for x in (state.tokens, state.logprob, state.entropy))
-  return Samples(tokens, mask, logprob, entropy, jnp.where(state.fork > 0, parent, -1), state.fork)
+  samples = Samples(tokens, mask, logprob, entropy, jnp.where(state.fork > 0, parent, -1),
+                    state.fork)
+  return jax.tree.map(lambda x: mesh.shard(x, mesh.ROWS), samples)
 
 
 def rollout_weights(model, params):
@@ -194,13 +197,15 @@ def rollout_shardings(model, params):
 
 def _read_arrays(prompts, prompt_DR):
   """The prompts and prompt_R of `slots.read_prompts`, on the devices."""
-  devices, of_device = len(prompt_DR), len(prompts["length"]) // len(prompt_DR)
-  row = (np.arange(devices)[:, None] * of_device + np.minimum(prompt_DR, of_device - 1)).ravel()
-  positions = mesh.put(prompts["positions"][:, row], None, mesh.ROWS)
-  arrays = {name: jax.tree.map(lambda x: x[row], array) for name, array in prompts.items()
-            if name != "positions"}
-  return (mesh.put(arrays, mesh.ROWS) | {"positions": positions},
-          mesh.put(prompt_DR.ravel(), mesh.ROWS))
+  shards, total = shares.local_shards(), prompt_DR.size
+  of_device = len(prompts.length) // len(shards)
+  row = (np.arange(len(shards))[:, None] * of_device
+         + np.minimum(prompt_DR[shards], of_device - 1)).ravel()
+  arrays = {name: getattr(prompts, name)[row] for name in ("tokens", "length", "unit", "prompt_id")}
+  arrays["vision"] = VisionInput(**prompts.vision(row))
+  arrays = shares.put_rows(arrays, total, mesh.ROWS)
+  arrays["positions"] = shares.put_rows(prompts.positions[:, row], total, None, mesh.ROWS)
+  return arrays, mesh.put(prompt_DR.ravel(), mesh.ROWS)
 
 
 def _live_tokens(tokens, limit):

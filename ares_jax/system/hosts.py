@@ -3,7 +3,7 @@
 A run of several processes is one program: all processes make the same collective calls in the same
 order. So if one process alone learns something (an unreadable row, a signal, a full disk), it tells
 the others before anyone acts on it. With one process every function here returns at once.
-`local_shard` splits reading rows and grading answers; every process does all other work alike.
+shares.py says which rows of a batch a process reads, grades and packs.
 """
 
 import itertools
@@ -13,6 +13,7 @@ import threading
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ares_jax.system import heartbeat
 from ares_jax.system.private_jax import coordination_client
@@ -44,22 +45,83 @@ def _stack(array):
   return np.asarray(multihost_utils.process_allgather(array))
 
 
+def exchange_bytes(parts):
+  """The bytes that every process has for this one, in the order of processes; collective.
+
+  `parts` are this process's bytes for each process. A process receives no more than its own.
+  """
+  count = jax.process_count()
+  if count == 1:
+    return list(parts)
+  lengths = np.array([len(part) for part in parts], np.int64).view(np.uint8)
+  sizes = _stack(lengths).view(np.int64)  # [from, to]
+  largest = int(sizes.max())
+  received = [bytearray() for _ in parts]
+  chunk = max(1 << 16, _CHUNK_BYTES // count**2)
+  for start in range(0, largest, chunk):
+    capacity = 1 << max(10, (min(chunk, largest - start) - 1).bit_length())
+    local = np.zeros((count, capacity), np.uint8)
+    for row, part in zip(local, parts, strict=True):
+      some = np.frombuffer(part[start:start + chunk], np.uint8)
+      row[:len(some)] = some
+    for of, size, row in zip(received, sizes[:, jax.process_index()], _all_to_all(local),
+                             strict=True):
+      of += row[:max(0, min(chunk, int(size) - start))].tobytes()
+  return [bytes(part) for part in received]
+
+
+def _all_to_all(rows):
+  """uint8 [processes, n]: the row that each process has for this one; `rows` are those it sends."""
+  count, local = jax.process_count(), jax.local_device_count()
+  devices = np.array([[device for device in jax.devices() if device.process_index == number]
+                      for number in range(count)])
+  # Every device carries a part of each row: [from, device, to, bytes].
+  pieces = np.pad(rows, ((0, 0), (0, -rows.shape[1] % local))).reshape(count, local, -1)
+  pieces = pieces.swapaxes(0, 1)
+  mesh = Mesh(devices, ("process", "device"))
+  split = NamedSharding(mesh, PartitionSpec("process", "device"))
+  with jax.set_mesh(mesh):
+    sent = jax.make_array_from_callback((count, *pieces.shape), split,
+                                        lambda index: pieces[None, index[1]])
+    got = jax.jit(_swap, out_shardings=split)(sent)
+  parts = {part.index[1].start or 0: np.asarray(part.data)[0, 0]
+           for part in got.addressable_shards}
+  return np.concatenate([parts[number] for number in range(local)], 1)[:, :rows.shape[1]]
+
+
+def _swap(x):
+  return x.swapaxes(0, 2)
+
+
 def allgather(call):
   """The bytes that `call` returns on every process, in the order of processes; collective.
 
-  If `call` raises ValueError on one process, all raise it, with the number of that process.
+  If `call` raises ValueError on one process, all raise it, with the number of that process; so it
+  is with StopRequested.
   """
   try:
     message = b"+" + call()
-  except ValueError as error:
+  except (ValueError, heartbeat.StopRequested) as error:
     if jax.process_count() == 1:
       raise
-    message = b"-" + str(error).encode()
+    message = b"-" + str(error).encode() if isinstance(error, ValueError) else b"!"
   parts = allgather_bytes(message)
   for number, part in enumerate(parts):
     if part[:1] == b"-":
       raise ValueError(f"process {number}: {part[1:].decode()}")
+  if b"!" in parts:
+    heartbeat.heartbeat(collective=True)  # one process was asked to stop, so all stop
   return [part[1:] for part in parts]
+
+
+def agree(call):
+  """What `call` returns on this process, once all have made theirs; collective.
+
+  If it raises ValueError on one process, all raise it, with the number of that process.
+  """
+  found = []
+  allgather(lambda: found.append(call()) or b"")
+  return found[0]
 
 
 def on_process_0(call):
@@ -148,13 +210,6 @@ def barrier(name, seconds):
 def local_shard(items):
   """This process's items of a sequence: every n-th from its index on, with n processes."""
   return items[jax.process_index()::jax.process_count()]
-
-
-def join_shards(parts):
-  """The sequence whose `local_shard` on each process is in `parts`; parts may differ in length."""
-  missing = object()
-  return [item for row in itertools.zip_longest(*parts, fillvalue=missing) for item in row
-          if item is not missing]
 
 
 def _await(client, key, *, in_main_thread=True):

@@ -150,7 +150,7 @@ def put(tree, *spec):
   """
   target = sharding(*spec)
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    _check_divides(jax.tree_util.keystr(path), leaf.shape, target)
+    check_divides(jax.tree_util.keystr(path), leaf.shape, target)
   if jax.process_count() == 1:
     return jax.device_put(tree, target)
   return jax.tree.map(lambda leaf: _put_local(leaf, target), tree)
@@ -175,7 +175,8 @@ def fetch(tree):
   return jax.device_get(tree) if jax.process_count() == 1 else jax.tree.map(fetch_leaf, tree)
 
 
-def _check_divides(name, shape, target):
+def check_divides(name, shape, target):
+  """Raises ValueError where an axis of the array `name` does not divide over its devices."""
   if len(target.spec) > len(shape):
     raise ValueError(f"{name or 'array'} {shape} has fewer axes than {target.spec}")
   for axis, axes in enumerate(target.spec):

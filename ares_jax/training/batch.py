@@ -5,13 +5,19 @@ microbatches, R rows of a microbatch, C tokens of a row. Prompt p is number p //
 p % N, so that each device holds the images of its part of every minibatch.
 """
 
+import collections
+import dataclasses
+from typing import NamedTuple
+
 import flax.struct
 import jax
 import numpy as np
 
 from ares_jax.data.packing import first_fit, lay_out
+from ares_jax.data.prompts import PromptBatch
+from ares_jax.data.sharded import deliver
 from ares_jax.models.vision import VisionInput
-from ares_jax.system import mesh
+from ares_jax.system import mesh, shares
 
 
 @flax.struct.dataclass
@@ -47,9 +53,12 @@ class PackedRows:
       sampler_logprob=array(np.float32, *shape), **{name: array(np.int32, *shape) for name in (
         "tokens", "segment", "unit", "sequence", "response_index")})
 
-  def to_device(self):
-    """The rows on the current mesh, those of every microbatch split over mesh.ROWS."""
-    rows = mesh.put(self.replace(used=None), None, None, mesh.ROWS)
+  def to_device(self, microbatch, put=shares.put_rows):
+    """The rows on the current mesh, those of every microbatch split over mesh.ROWS.
+
+    R is `microbatch`; `put` is as for RolloutBatch.
+    """
+    rows = put(self.replace(used=None), microbatch, None, None, mesh.ROWS)
     return rows.replace(used=mesh.put(self.used))
 
 
@@ -111,31 +120,39 @@ class RolloutBatch:
       rows=PackedRows.abstract(count // config.minibatch, capacity, config.microbatch, longest),
       scores=AnswerScores(grade, grade) if scores else None)
 
-  def to_device(self):
-    """The batch on the current mesh, sequences and packed rows split over mesh.ROWS."""
-    return mesh.put(self.replace(rows=None), mesh.ROWS).replace(rows=self.rows.to_device())
+  def to_device(self, prompts, microbatch, put=shares.put_rows):
+    """The batch on the current mesh: prompts, sequences and packed rows split over mesh.ROWS.
+
+    P is `prompts`, R `microbatch`. Each process has the grades of all sequences, but only the
+    prompts, sequences and rows of its own devices, or all with `put=shares.put_complete`.
+    """
+    grades = mesh.put((self.correct, self.format_ok), mesh.ROWS)
+    scores = mesh.put(self.scores, mesh.ROWS)
+    parts = put((self.tokens, self.response_mask, self.entropy), len(self.correct), mesh.ROWS)
+    return RolloutBatch(*parts, *grades, put(self.vision, prompts, mesh.ROWS),
+                        self.rows.to_device(microbatch, put), scores)
 
 
-def pack(prompts, samples, *, group, merge, minibatch, microbatch, row_tokens, longest):
-  """Packs a PromptBatch and its responses, Samples in numpy, minibatch by minibatch.
+def pack(prompts, samples, lengths, *, group, minibatch, microbatch, row_tokens, longest):
+  """Packs a PromptBatch and its responses, Samples in numpy, minibatch by minibatch; collective.
 
   Args:
+    lengths: int [B], tokens of each response; those of other processes are not in `samples`.
     group, microbatch: G and R.
-    merge: patches per side of an image unit.
     minibatch: sequences of an optimizer update; divides B.
     row_tokens: values that C may have. The one with the least padding is taken; each that is ever
       taken compiles one program.
     longest: most tokens that a prompt and its response may have.
 
   Returns:
-    PackedRows of numpy arrays.
+    PackedRows of numpy arrays, of the rows of this process's devices.
     metrics: "pack/real", share of real tokens in the used microbatches; "pack/rows", used rows of
       all minibatches; "pack/row_tokens", C.
 
   Raises:
     ValueError: `longest` does not fit a row, or a sequence exceeds it. No sequence is cut or lost.
   """
-  lengths = np.repeat(prompts.length, group) + samples.mask.sum(1)
+  lengths = np.repeat(prompts.sizes[:, 0], group) + lengths
   if longest > min(row_tokens):
     raise ValueError(f"a prompt and its response have up to {longest} tokens, packed rows "
                      f"{min(row_tokens)}; raise row_tokens")
@@ -149,23 +166,66 @@ def pack(prompts, samples, *, group, merge, minibatch, microbatch, row_tokens, l
   packings = {size: _fill_rows([lengths[of] for of in members], size) for size in row_tokens}
   size = min(packings, key=lambda size: _padded_tokens(packings[size], microbatch, size))
   rows = [[of[row] for row in part] for of, part in zip(members, packings[size], strict=True)]
-  shape = minibatches, row_capacity(minibatch, microbatch, size, longest), microbatch, size
+  share = shares.share(microbatch)
+  shape = (minibatches, row_capacity(minibatch, microbatch, size, longest), len(share.held), size)
   tokens, segment, sequence, response_index = np.zeros((4, *shape), np.int32)
   packed = PackedRows(
     used=np.int32([-(-len(part) // microbatch) for part in rows]), tokens=tokens, segment=segment,
     sequence=sequence, response_index=response_index,
     positions=np.zeros((*shape[:3], 3, size), np.int32), unit=np.full(shape, -1, np.int32),
     response_mask=np.zeros(shape, bool), sampler_logprob=np.zeros(shape, np.float32))
-  units = prompts.vision["image"][0].size // merge**2
+  sequences = _Sequences.of(prompts, samples, rows, share, group)
   for number, part in enumerate(rows):
-    values = _row_values(prompts, samples, lay_out(part, lengths, size), group)
-    first_unit = values["sequence"] // (group * minibatches) * units
+    held = [index for index in range(len(part)) if index % microbatch in share.held]
+    values = _row_values(sequences, lay_out([part[index] for index in held], lengths, size), group)
+    first_unit = values["sequence"] // (group * minibatches) * prompts.shape.units
     values["unit"] += np.where(values["unit"] >= 0, first_unit, 0)
+    k, r = np.divmod(np.array(held, int), microbatch)
     for name, value in values.items():
-      array = getattr(packed, name)[number]
-      array.reshape(-1, *array.shape[2:])[: len(part)] = value
+      getattr(packed, name)[number, k, np.searchsorted(share.held, r)] = value
   return packed, {"pack/real": lengths.sum() / _padded_tokens(rows, microbatch, size),
                   "pack/rows": sum(map(len, rows)), "pack/row_tokens": size}
+
+
+class _Sequences(NamedTuple):
+  """Sequence b is row sample_B[b] of `samples`, after row prompt_P[b // G] of `prompts`."""
+
+  prompts: PromptBatch
+  samples: object  # Samples, without entropies
+  prompt_P: np.ndarray  # int [P]
+  sample_B: np.ndarray  # int [B]
+
+  @classmethod
+  def of(cls, prompts, samples, rows, row_share, group):
+    """Those of the packed `rows` of this process's devices, from the processes that hold them."""
+    count = len(prompts.sizes)
+    places = np.arange(count), np.arange(count * group)
+    if jax.process_count() == 1:
+      return cls(prompts, samples, *places)
+    # Prompt p has the key p, sequence b the key P + b.
+    receivers, values = collections.defaultdict(set), {}
+    for part in rows:
+      for index, row in enumerate(part):
+        for b in row.tolist():
+          for key in (b // group, count + b):
+            receivers[key].update(row_share.holders[index % len(row_share.holders)])
+    for index, prompt in enumerate(prompts.held.tolist()):
+      values[prompt] = dataclasses.replace(prompts.take([index]), images=[[]], rows=[{}])
+      for sample, row in enumerate(range(index * group, (index + 1) * group)):
+        values[count + prompt * group + sample] = samples.tokens[row], samples.logprob[row]
+    owner = shares.share(count).owner
+    owner = np.concatenate([owner, np.repeat(owner, group)]).tolist()
+    found = deliver(values, {key: owner[key] for key in receivers}, receivers, at_once=256)
+    if not found:  # all packed rows of this process are padding
+      return cls(prompts, samples, *places)
+    here_P, here_B = ([key for key in sorted(found) if (key < count) == is_prompt]
+                      for is_prompt in (True, False))
+    for place, here in zip(places, (here_P, np.array(here_B) - count), strict=True):
+      place[here] = np.arange(len(here))
+    tokens, logprob = (np.stack([found[key][field] for key in here_B]) for field in (0, 1))
+    return cls(PromptBatch.join([found[key] for key in here_P], prompts.tokens.shape[1],
+                                prompts.shape.windows),
+               samples.replace(tokens=tokens, logprob=logprob), *places)
 
 
 def row_capacity(minibatch, microbatch, row_tokens, longest):
@@ -175,10 +235,11 @@ def row_capacity(minibatch, microbatch, row_tokens, longest):
   return -(-rows // microbatch)
 
 
-def _row_values(prompts, samples, layout, group):
-  """Fields of PackedRows for the used rows of a minibatch; units are counted within the prompt."""
+def _row_values(sequences, layout, group):
+  """Fields of PackedRows for used rows of a minibatch; units are counted within the prompt."""
+  prompts, samples = sequences.prompts, sequences.samples
   real, b = layout.segment > 0, layout.sequence
-  p = b // group
+  p, row = sequences.prompt_P[b // group], sequences.sample_B[b]
   t = layout.index - prompts.length[p]
   response = real & (t >= 0)
   column = np.minimum(layout.index, prompts.tokens.shape[1] - 1)
@@ -186,13 +247,13 @@ def _row_values(prompts, samples, layout, group):
   # M-RoPE counts on from the largest prompt position on all three axes.
   after = prompts.positions.max((0, 2))[p] + 1 + t
   positions = np.where(response, after, prompts.positions[:, p, column])
-  tokens = np.where(response, samples.tokens[b, t], prompts.tokens[p, column])
+  tokens = np.where(response, samples.tokens[row, t], prompts.tokens[p, column])
   return {
     "segment": layout.segment, "sequence": b, "response_index": t, "response_mask": response,
     "tokens": np.where(real, tokens, 0),
     "positions": np.moveaxis(np.where(real, positions, 0), 0, 1),
     "unit": np.where(real & ~response, prompts.unit[p, column], -1),
-    "sampler_logprob": np.where(response, samples.logprob[b, t], 0)}
+    "sampler_logprob": np.where(response, samples.logprob[row, t], 0)}
 
 
 def balance_minibatches(lengths_PG, *, minibatch, microbatch, row_tokens):

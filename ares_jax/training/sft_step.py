@@ -12,7 +12,7 @@ import optax
 
 from ares_jax.models import lora, qwen25_vl
 from ares_jax.models.vision import VisionInput
-from ares_jax.system import compiling, mesh
+from ares_jax.system import compiling, mesh, shares
 from ares_jax.training import optimizer
 
 
@@ -102,10 +102,13 @@ def sft_step(model, config, state, batch, base=None):
   return SftState(state.step + 1, params, opt_state), metrics
 
 
-def to_device(batch):
-  """The arrays of a data.traces.TraceBatch on the current mesh, rows over mesh.ROWS."""
-  arrays = mesh.put({
+def to_device(batch, put=shares.put_rows):
+  """The arrays of a data.traces.TraceBatch on the current mesh, rows over mesh.ROWS.
+
+  `put` is shares.put_complete where every process has all rows.
+  """
+  arrays = put({
     "tokens": batch.tokens, "segment": batch.segment, "unit": batch.unit,
-    "loss_mask": batch.loss_mask, "vision": VisionInput(**batch.vision)}, mesh.ROWS)
-  arrays["positions"] = mesh.put(batch.positions, None, mesh.ROWS)
+    "loss_mask": batch.loss_mask, "vision": VisionInput(**batch.vision)}, batch.rows, mesh.ROWS)
+  arrays["positions"] = put(batch.positions, batch.rows, None, mesh.ROWS)
   return arrays

@@ -87,7 +87,7 @@ def loader(folder, count, rounds):
   def read(name, threads):
     source = FileSource(SourceConfig(str(folder / name), "easyr1", "", 1.0))
     batches = stream(source, batch=BATCH, seed=0, start=0, threads=threads,
-                     collate=lambda rows, _: encoder.batch(rows, np.arange(len(rows))))
+                     encode=encoder.encode)
     for _ in range(count // BATCH):
       next(batches)
 

@@ -25,9 +25,10 @@ from flax import nnx
 from tunix.generate import sampler as tunix_sampler
 from tunix.models.qwen2 import model as tunix_qwen2
 
+from ares_jax.data.images import VisionShape
+from ares_jax.data.prompts import PromptBatch
 from ares_jax.models import weights
 from ares_jax.models.config import ModelConfig, VisionConfig
-from ares_jax.models.vision import VisionInput
 from ares_jax.sampling import sampler, scheduler, slots
 from ares_jax.sampling.state import Drawing
 from ares_jax.system import mesh
@@ -67,15 +68,13 @@ class Numbers:
 def ours(tokens_PT, new, held, chunk):
   """A function of a seed that draws the samples and returns their lengths."""
   prompts, length = tokens_PT.shape
-  patches = 4
-  arrays = dict(
-    tokens=tokens_PT, length=np.full(prompts, length, np.int32),
-    positions=np.broadcast_to(np.arange(length, dtype=np.int32), (3, prompts, length)),
-    unit=np.full((prompts, length), -1, np.int32), prompt_id=np.arange(prompts, dtype=np.int32),
-    vision=VisionInput(
-      patches=np.zeros((prompts, 1, patches, MODEL.vision.patch_dim), np.uint8),
-      hw=np.zeros((prompts, 1, patches, 2), np.int32),
-      image=np.zeros((prompts, 1, patches), np.int32)))
+  batch = PromptBatch(
+    tokens_PT, np.full(prompts, length, np.int32),
+    np.broadcast_to(np.arange(length, dtype=np.int32), (3, prompts, length)),
+    np.full((prompts, length), -1, np.int32), [[]] * prompts,
+    VisionShape(1, MODEL.vision.window, MODEL.vision.patch, MODEL.vision.merge),
+    np.arange(prompts, dtype=np.int32), [{}] * prompts, np.arange(prompts),
+    np.tile([length, 0, 0, 0], (prompts, 1)))
   params = jax.jit(lambda: weights.init(weights.weight_table(MODEL), jax.random.key(0)))()
   sampling = sampler.SamplingConfig(1.0, 1.0, 0, 0, new)
   history = scheduler.History()
@@ -84,7 +83,7 @@ def ours(tokens_PT, new, held, chunk):
   def run(seed):
     drawing = Drawing(jax.random.key(seed), np.arange(VOCAB) != END, None, GROUP, sampling,
                             (END,))
-    samples = sampler.sample(MODEL, params, arrays, drawing, engine, history=history)
+    samples = sampler.sample(MODEL, params, batch, drawing, engine, history=history)
     return jax.device_get(samples).mask.sum(1)
 
   return run

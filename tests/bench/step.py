@@ -30,6 +30,7 @@ from tunix.rl import utils as tunix_utils
 from tunix.rl.grpo.grpo_learner import GRPOConfig
 from tunix.sft.peft_trainer import TrainingConfig
 
+from ares_jax.data.images import VisionShape
 from ares_jax.data.prompts import PromptBatch
 from ares_jax.models import weights
 from ares_jax.run import config as run_config
@@ -64,14 +65,13 @@ def sampled(prompts, prompt_tokens, tokens, skewed):
     lengths = np.clip(tokens * 0.15 * np.exp(0.815 * rng.normal(size=count)), 1, tokens).astype(int)
   mask = np.arange(tokens) < lengths[:, None]
   positions = np.broadcast_to(np.arange(prompt_tokens, dtype=np.int32), (3, prompts, prompt_tokens))
-  cells = prompts, 1, 4
   batch = PromptBatch(
     rng.integers(2, VOCAB, (prompts, prompt_tokens), np.int32),
     np.full(prompts, prompt_tokens, np.int32), positions,
     np.full((prompts, prompt_tokens), -1, np.int32),
-    dict(patches=np.zeros((*cells, MODEL.vision.patch_dim), np.uint8),
-         hw=np.zeros((*cells, 2), np.int32), image=np.zeros(cells, np.int32)),
-    np.arange(prompts, dtype=np.int32), [{}] * prompts)
+    [[]] * prompts, VisionShape(1, MODEL.vision.window, MODEL.vision.patch, MODEL.vision.merge),
+    np.arange(prompts, dtype=np.int32), [{}] * prompts, np.arange(prompts),
+    np.tile([prompt_tokens, 0, 0, 0], (prompts, 1)))
   value = np.where(mask, 1.0, 0).astype(np.float32)
   samples = Samples(
     np.where(mask, rng.integers(2, VOCAB, mask.shape), 0).astype(np.int32), mask, -9 * value,
@@ -97,10 +97,11 @@ def ours(prompts, samples, correct, options):
                row_tokens=config.row_tokens)
 
   def run():
-    balance_minibatches(prompts.length[:, None] + samples.mask.sum(1).reshape(-1, GROUP), **sizes)
-    rows, packing = pack(prompts, samples, group=GROUP, merge=2, longest=longest, **sizes)
-    rollout = Rollout(prompts, samples, correct, correct, [], 1, {})
-    batch = rollout.batch(rows).to_device()
+    lengths = samples.mask.sum(1)
+    balance_minibatches(prompts.length[:, None] + lengths.reshape(-1, GROUP), **sizes)
+    rows, packing = pack(prompts, samples, lengths, group=GROUP, longest=longest, **sizes)
+    rollout = Rollout(prompts, samples, lengths, correct, correct, [], 1, {})
+    batch = rollout.batch(rows).to_device(config.prompts, config.microbatch)
     state[0], metrics = aepo_step.aepo_step(MODEL, config, state[0], params, batch, words)
     return packing["pack/real"], float(metrics["update/grad_norm"])
 

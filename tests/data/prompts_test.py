@@ -26,7 +26,7 @@ def row(number, *sizes, question="What is shown?"):
 
 
 def shape(batch):
-  return batch.tokens.shape[1], batch.vision["image"].shape[1]
+  return batch.tokens.shape[1], batch.shape.windows
 
 
 def test_a_text_of_too_many_letters_is_not_split_into_tokens(monkeypatch):
@@ -52,7 +52,7 @@ def test_images_are_placed_by_their_marks():
   batch = encoder().batch([two], [0])
   run = np.flatnonzero(batch.tokens[0] == PAD)
   assert np.diff(run).tolist() == [1, run[2] - run[1]]  # the image of two units first
-  levels = batch.vision["patches"][0].reshape(-1, 4, 1176)[batch.unit[0, run], 0, 0]
+  levels = batch.vision()["patches"][0].reshape(-1, 4, 1176)[batch.unit[0, run], 0, 0]
   assert levels.tolist() == [10, 10, 5]
 
 
@@ -100,7 +100,7 @@ def test_a_thousand_images_of_any_size_compile_once_for_each_shape():
             for index in range(4)]
     batch = chosen.batch(rows, np.arange(4))
     shapes.add(shape(batch))
-    program((batch.tokens, batch.positions, batch.unit, batch.vision))
+    program((batch.tokens, batch.positions, batch.unit, batch.vision()))
   assert shapes == {(36, 4), (48, 6), (64, 9)}
   assert program._cache_size() == 3
 
@@ -108,9 +108,9 @@ def test_a_thousand_images_of_any_size_compile_once_for_each_shape():
 def test_batches_of_several_shapes_are_joined_in_the_largest():
   small, large = row(0, (28, 56)), row(1, (112, 224))
   one, two = encoder().batch([small], [5]), encoder().batch([large], [6])
-  both = PromptBatch.join([one.take([0]), two.take([0])])
+  both = PromptBatch.join([one.take([0]), two.take([0])], 60, 16)
   want = encoder().batch([small, large], [5, 6])
   for name in ("tokens", "length", "positions", "unit", "prompt_id"):
     np.testing.assert_array_equal(getattr(both, name), getattr(want, name))
-  for name, array in want.vision.items():
-    np.testing.assert_array_equal(both.vision[name], array)
+  for name, array in want.vision().items():
+    np.testing.assert_array_equal(both.vision()[name], array)

@@ -14,7 +14,7 @@ def test_a_row_and_its_prompt_come_back():
          "tolerance": 0.1 + 0.2, "cells": [["red", 5]], "right": True, "number": np.float32(0.5)}
   (back, (encoded, count)), = sharded.from_bytes(sharded.to_bytes([(row, (prompt, np.int64(9)))]))
   assert back == row and list(back) == list(row) and count == 9
-  assert isinstance(encoded, EncodedPrompt) and encoded.images[0][1] == (1, 2, 2)
+  assert isinstance(encoded, EncodedPrompt) and tuple(encoded.images[0][1]) == (1, 2, 2)
   np.testing.assert_array_equal(encoded.tokens, prompt.tokens)
   np.testing.assert_array_equal(encoded.positions, prompt.positions)
   np.testing.assert_array_equal(encoded.learnt, [False, True])

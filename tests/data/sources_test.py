@@ -3,6 +3,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
 
 import data_files as files
 import numpy as np
@@ -195,8 +196,8 @@ class Numbers(list):
 
 def take(count, source=None, *, start=0, threads=1, seed=0, size=10, batch=4, **kwargs):
   batches = stream(source or list(range(size)), batch=batch, seed=seed, start=start,
-                   threads=threads, collate=lambda rows, number: (number, tuple(rows)), **kwargs)
-  return [next(batches) for _ in range(count)]
+                   threads=threads, encode=lambda row: row, **kwargs)
+  return [(start + number, tuple(next(batches))) for number in range(count)]
 
 
 MIXED = Mixture([Numbers(7, "a"), Numbers(3, "b")], [3.0, 1.0])
@@ -241,12 +242,14 @@ def test_sources_are_mixed_by_weight_and_each_has_complete_epochs():
 
 
 @pytest.mark.parametrize("source", [None, MIXED], ids=["one", "mixed"])
-def test_shards_together_are_the_batch_of_one_process(source):
+def test_shares_together_are_the_batch_of_one_process(source):
   complete = [row for _, batch in take(2, source, batch=20) for row in batch]
-  for hosts in (2, 4):
-    shards = [[row for _, batch in take(2, source, batch=20, shard=(host, hosts)) for row in batch]
-              for host in range(hosts)]
-    assert [row for rows in zip(*shards, strict=True) for row in rows] == complete
+  for held in ([range(10), range(10, 20)], [[0, 3, 7], [1, 2, 4, 5, 6], range(8, 20)]):
+    for share in held:
+      found = [row for _, batch in take(2, source, batch=20, held=share) for row in batch]
+      assert found == [complete[start + row] for start in (0, 20) for row in share]
+      assert take(1, source, batch=20, held=share, start=1)[0][1] == tuple(found[len(share):])
+  assert take(2, source, batch=20, held=[]) == [(0, ()), (1, ())]
   if source is None:
     assert sorted(complete[:10]) == sorted(complete[10:20]) == list(range(10))
   # Saved with two hosts, resumed with one.
@@ -266,8 +269,8 @@ def test_two_processes_split_every_epoch_of_files_mixed_by_weight(tmp_path):
     mixture = open_sources([SourceConfig({text!r}, "gsm8k", "", 3.0),
                             SourceConfig({pictures!r}, "geometry3k", "", 1.0)], "rl")
     batches = stream(mixture, batch=8, seed=0, start=0, threads=2,
-                     shard=(int(sys.argv[1]), 2),
-                     collate=lambda rows, _: [row["id"].partition(" ")[0] for row in rows])
+                     held=range(int(sys.argv[1]), 8, 2),
+                     encode=lambda row: row["id"].partition(" ")[0])
     print(json.dumps([next(batches) for _ in range(4)]))
   """
   processes = [subprocess.Popen(
@@ -283,7 +286,15 @@ def test_two_processes_split_every_epoch_of_files_mixed_by_weight(tmp_path):
   assert not set(sum(found[0][:2], [])) & set(sum(found[1][:2], []))
 
 
-@pytest.mark.parametrize("shard", [(2, 2), (0, 3), (-1, 2)])
-def test_an_impossible_shard_is_refused(shard):
-  with pytest.raises(ValueError, match=re.escape(f"shard = {shard}") + ".*batch = 4"):
-    take(1, shard=shard)
+@pytest.mark.parametrize("held", [[4], [0, -1]])
+def test_rows_that_no_batch_has_are_refused(held):
+  with pytest.raises(ValueError, match=re.escape(f"held = {held}") + ".*batch = 4"):
+    take(1, held=held)
+
+
+def test_no_more_than_the_next_batch_is_read_ahead():
+  read = []
+  batches = stream(range(1000), batch=50, seed=0, start=0, threads=1, encode=read.append)
+  next(batches)
+  time.sleep(0.1)
+  assert 50 <= len(read) <= 102

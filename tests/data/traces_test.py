@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
+from tiny import trace_batch
 
 from ares_jax.data import digits, digits_teacher
 from ares_jax.data.chat import Chat
 from ares_jax.data.prompts import Encoder, PromptConfig
-from ares_jax.data.traces import encode_example, trace_batch
+from ares_jax.data.traces import encode_example
 
 TOKENIZER = digits.tokenizer()
+LIMITS = dict(row_tokens=(160,), row_windows=24)
 
 
 def encoder(max_tokens=26):
@@ -28,7 +30,7 @@ def test_every_example_is_packed_once_and_unpacks_to_itself():
   examples = rows(30)
   batch = trace_batch(encoder(), examples, row_tokens=(160,), row_windows=24, row_multiple=4)
   assert len(batch.tokens) % 4 == 0
-  expected = sorted(tuple(encode_example(encoder(), row).tokens) for row in examples)
+  expected = sorted(tuple(encode_example(encoder(), row, **LIMITS).tokens) for row in examples)
   unpacked = [tuple(tokens[segments == segment])
               for tokens, segments in zip(batch.tokens, batch.segment, strict=True)
               for segment in range(1, segments.max() + 1)]
@@ -38,7 +40,7 @@ def test_every_example_is_packed_once_and_unpacks_to_itself():
 
 def test_packed_rows_have_the_length_that_pads_least():
   examples = rows(30)
-  tokens = sum(len(encode_example(encoder(), row).tokens) for row in examples)
+  tokens = sum(len(encode_example(encoder(), row, **LIMITS).tokens) for row in examples)
   shared = dict(row_windows=24, row_multiple=4)
   sizes = (160, 100, 120, 1000, 5)  # 5 holds no example, 1000 all of them in one of four rows
   alone = {size: trace_batch(encoder(), examples, row_tokens=(size,), **shared).tokens.shape

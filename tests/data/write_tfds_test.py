@@ -27,7 +27,7 @@ def test_a_written_set_gives_the_same_rows_by_number(tmp_path):
   assert len(after) == 5 and after.location(3) == "all:3"
   for number in (4, 0, 3, 1, 2):
     assert after[number] == before[number] | {"images": [files.png(7)] * (number % 3)}
-  batch = next(stream(after, batch=5, seed=0, start=0, threads=1, collate=lambda rows, _: rows))
+  batch = next(stream(after, batch=5, seed=0, start=0, threads=1, encode=lambda row: row))
   assert sorted(row["id"] for row in batch) == [f"d.jsonl:{number}" for number in range(5)]
   with pytest.raises(ValueError, match="has the splits train and cannot be read by number"):
     open_records(folder, "test")

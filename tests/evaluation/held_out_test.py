@@ -23,8 +23,9 @@ class Fake:
 
   def __init__(self):
     self.encoder = types.SimpleNamespace(
-      encode=id,
-      batch=lambda rows, indices, _: types.SimpleNamespace(rows=rows, indices=indices))
+      encode=id, sizes=lambda encoded: np.zeros((len(encoded), 4), int),
+      batch=lambda rows, indices, _, *, held, sizes: types.SimpleNamespace(
+        rows=rows, indices=indices, held=held, sizes=sizes))
 
   def answer(self, params, prompts, key, *, group, sampling):
     lengths = [10 * (row["number"] + 1) for row in prompts.rows for _ in range(group)]

@@ -81,14 +81,14 @@ def run(workdir, phase, *, steps=STEPS, keep=1, each=lambda number: None):
 
   def begin(state):
     metrics.truncate_lines(path, "toy", int(state.step))
-    batches = stream(list(range(50)), batch=4, seed=0, collate=lambda rows, _: np.float32(rows),
+    batches = stream(list(range(50)), batch=4, seed=0, encode=lambda row: row,
                      start=int(state.batches), threads=1)
 
     def step(state):
       note("steps", int(state.step))
       each(int(state.step))
       # As with online filtering, every other step draws two batches.
-      batch = [next(batches) for _ in range(1 + int(state.step) % 2)][-1]
+      batch = np.float32([next(batches) for _ in range(1 + int(state.step) % 2)][-1])
       line = json.dumps({"stage": "toy", "step": int(state.step) + 1, "rows": batch.tolist()})
       with open(path, "a") as file:
         if phase == "rollout":

@@ -73,15 +73,16 @@ def log(name, number):
   return pathlib.Path(f"{name}-{number}.log").read_text()
 
 
-def run(workdir, processes, devices, steps, address=None, reward=""):
+def run(workdir, processes, devices, steps, address=None, *, reward="", model=1, changes=None):
   """Stage 2 to its end, from its newest checkpoint; returns its weights, see `child`.
 
   `workdir` is the run's folder here, or `address` is that of one in a bucket, whose objects are
-  files in `workdir`. `reward` is a reward function, if any.
+  files in `workdir`. `reward` is a reward function, if any; `model` is the size of the mesh's
+  "model" axis. With `changes` of the config all stages run, and are evaluated.
   """
   workdir = str(workdir)
-  started = start([str(HERE), "--child", address or workdir, str(steps), reward], workdir,
-                  processes, devices)
+  started = start([str(HERE), "--child", address or workdir, str(steps), reward,
+                   model, json.dumps(changes or {})], workdir, processes, devices)
   codes = [process.wait(timeout=1200) for process in started]
   for number, code in enumerate(codes):
     if code:
@@ -93,28 +94,29 @@ def run(workdir, processes, devices, steps, address=None, reward=""):
   return np.load(f"{workdir}/weights.npy")
 
 
-def child(workdir, steps, reward=""):
+def child(workdir, steps, reward="", model="1", changes="{}"):
   """One process of a run."""
   sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
   import jax
   import tiny
 
-  from ares_jax import aepo
+  from ares_jax import aepo, train
   from ares_jax.run import lock, setup
   from ares_jax.system import cluster, mesh
   from ares_jax.system import heartbeat as heartbeat_lib
 
+  changes = json.loads(changes)
   scored = {"reward__function": reward, "reward__accuracy": "grader"} if reward else {}
-  config = tiny.read(**SMALL | {"aepo__steps": int(steps)} | scored)
+  config = tiny.read(**SMALL | {"aepo__steps": int(steps)} | scored | changes)
   with cluster.join_cluster(config.hosts), heartbeat_lib.stop_signals(), \
-      lock.one_run(workdir) as workdir, jax.set_mesh(mesh.make_mesh(-1, 1)), \
+      lock.one_run(workdir) as workdir, jax.set_mesh(mesh.make_mesh(-1, int(model))), \
       setup.open_run(config, workdir=workdir) as parts:
     # Fresh weights are never right: let answers of odd length be.
     grader = parts.generator.grader.grader if reward else parts.generator.grader
     grader.name, grader._grade_here = "odd", lambda pair: len(pair[0]) % 2
     context = setup.StageContext(parts.generator, workdir, config.seed, threads=1)
-    params = aepo.train_aepo(parts.init_params(), parts.source("rl"), config.aepo, context,
-                             trigger_V=parts.trigger_V)
+    params = train.train(parts, workdir) if changes else aepo.train_aepo(
+      parts.init_params(), parts.source("rl"), config.aepo, context, trigger_V=parts.trigger_V)
     weights = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(mesh.fetch(params))])
     if jax.process_index() == 0:
       np.save(os.path.join(workdir, "weights.npy"), weights)
@@ -135,6 +137,69 @@ def waiting(join, heartbeat, seed="0"):
 def odd(response, truth):
   """A grader: answers of odd length are right."""
   return len(response) % 2
+
+
+def shared(model, folder):
+  """Exchanges bytes, rows and records; `model` is the size of the mesh's "model" axis."""
+  sys.path[:0] = [str(ROOT)]
+  import jax
+
+  from ares_jax.data import sharded
+  from ares_jax.data.prompts import EncodedPrompt
+  from ares_jax.run.files import dump_batch
+  from ares_jax.system import cluster, hosts, mesh, shares
+
+  with cluster.join_cluster(cluster.HostsConfig(300.0, 120.0)), \
+      jax.set_mesh(mesh.make_mesh(-1, int(model))):
+    count, local = jax.process_count(), jax.process_index()
+    hosts._CHUNK_BYTES = 1 << 18  # several rounds
+
+    def sent(here, to):
+      return np.random.default_rng(10 * here + to).bytes((here * 37 + to * 1001) * 91)
+
+    got = hosts.exchange_bytes([sent(local, to) for to in range(count)])
+    assert got == [sent(here, local) for here in range(count)]
+
+    for rows in (16, 8, 5, 1):  # 5 and 1 are filled up with the first rows again
+      share = shares.share(rows)
+      assert {process for each in share.holders for process in each} == set(range(count))
+      assert all(owner in each for owner, each in zip(share.owner, share.holders, strict=True))
+      got = shares.gather(share, np.float32([[row, -row] for row in share.held]))
+      np.testing.assert_array_equal(got, np.float32([[row, -row] for row in range(rows)]))
+      assert sharded.gather(share, [[row, "é"] for row in share.held.tolist()]) == [
+        [row, "é"] for row in range(rows)]
+
+    share, whole = shares.share(16), np.arange(48, dtype=np.float32).reshape(16, 3)
+    columns = shares.put_rows({"x": whole.T[:, share.held]}, 16, None, mesh.ROWS)["x"]
+    rows = shares.put_rows(whole[share.held], 16, mesh.ROWS)
+    np.testing.assert_array_equal(mesh.fetch(columns), whole.T)
+    np.testing.assert_array_equal(shares.fetch_rows(rows), whole[share.held])
+    complete = shares.put_complete(whole, 16, mesh.ROWS)
+    np.testing.assert_array_equal(mesh.fetch(complete), whole)
+    try:
+      shares.put_rows(whole[share.held], 17, mesh.ROWS)
+    except ValueError as error:
+      assert "does not divide over" in str(error)
+    else:
+      raise AssertionError("17 rows went on these devices")
+
+    # Every prompt moves to where the next ones were.
+    values = {row: EncodedPrompt(np.full(3, row), None, None, [(np.full((2, 4), row, np.uint8),
+                                                                (1, 2, 1))])
+              for row in share.held.tolist()}
+    to = {(row + 5) % 16: share.holders[row] for row in range(16)}
+    moved = sharded.deliver(values, dict(enumerate(share.owner)), to, at_once=3)
+    assert sorted(moved) == sorted((row + 5) % 16 for row in share.held.tolist())
+    assert all((prompt.images[0][0] == row).all() and (prompt.tokens == row).all()
+               for row, prompt in moved.items())
+
+    one = mesh.put(np.float32(7))
+    dump_batch(folder, "aepo", 3, {"rows": rows, "columns": columns, "one": one})
+    if local == 0:
+      with np.load(f"{folder}/nonfinite/aepo-3.npz") as file:
+        np.testing.assert_array_equal(file["rows"], whole)
+        np.testing.assert_array_equal(file["columns"], whole.T)
+        assert file["one"] == 7 and len(file) == 3
 
 
 def endless(response, truth):
@@ -160,8 +225,8 @@ def grading(folder):
   import jax
 
   from ares_jax.grading.pool import GradingPool
-  from ares_jax.sampling.rollout import Grades, grade_sharded
-  from ares_jax.system import cluster
+  from ares_jax.sampling.rollout import grade_sharded
+  from ares_jax.system import cluster, shares
   from ares_jax.system import heartbeat as heartbeat_lib
 
   with cluster.join_cluster(cluster.HostsConfig(300.0, 120.0)), heartbeat_lib.stop_signals():
@@ -171,11 +236,12 @@ def grading(folder):
       for index, text in enumerate(texts):
         graded.add(index, text, "")
         concurrent.futures.wait(graded._waiting.values())
-      grades = grade_sharded(lambda: Grades(texts, *graded.finish()))
-      print("graded", grades.correct.tolist(), flush=True)
+      share = shares.Share(((0,), (1,), (0,), (0,)))
+      correct, _, _ = grade_sharded(graded.finish, share, 1)
+      print("graded", correct.tolist(), flush=True)
     grader = "hosts:endless" if jax.process_index() else "hosts:odd"
     with GradingPool(1, 300.0, grader=grader) as pool:
-      grade_sharded(lambda: Grades(texts, *pool.grade([f"{folder}/worker"], [""])))
+      grade_sharded(lambda: pool.grade([f"{folder}/worker"], [""]), share, 1)
 
 
 def toy(workdir, steps, seed="0", refuse=""):
@@ -209,7 +275,7 @@ def toy_stage(workdir, steps, pause=0.0, refuse=""):
   from ares_jax.run.checkpoint import digest, reader
   from ares_jax.run.config import LoopConfig
   from ares_jax.run.loop import run_stage
-  from ares_jax.system import hosts, mesh
+  from ares_jax.system import hosts, mesh, shares
 
   @flax.struct.dataclass
   class State:
@@ -218,19 +284,19 @@ def toy_stage(workdir, steps, pause=0.0, refuse=""):
 
   def begin(state):
     batches = sharded.sharded_stream(list(range(64)), batch=4, seed=0, encode=lambda row: row + 1,
-                                     collate=lambda rows, encoded, _: (rows, np.float32(encoded)),
                                      start=int(state.step), threads=1)
 
     def step(state):
       time.sleep(pause)
-      rows, encoded = next(batches)
+      part = next(batches)
       if jax.process_index() == 0:
-        print("step", int(state.step), rows, flush=True)
+        print("step", int(state.step), part.rows, flush=True)
       if refuse == "process_0" and int(state.step) == 3:
         hosts.on_process_0(lambda: int("no number"))
       if refuse == "alone" and int(state.step) == 3 and jax.process_index() == 1:
         raise ValueError("a bad row that nobody else sees")
-      return State(state.step + 1, state.sums + mesh.put(encoded, "data")), {}, ""
+      encoded = shares.put_rows(np.float32(part.encoded), 4, mesh.ROWS)
+      return State(state.step + 1, state.sums + encoded), {}, ""
 
     return step
 
@@ -295,7 +361,7 @@ def main(folder, steps=30):
 
 if __name__ == "__main__":
   modes = {"--child": child, "--waiting": waiting, "--toy": toy, "--grading": grading,
-           "--supervised": supervised}
+           "--shared": shared, "--supervised": supervised}
   try:
     modes.get(sys.argv[1], main)(*sys.argv[2 if sys.argv[1] in modes else 1:])
   except KeyboardInterrupt as stop:

@@ -1,5 +1,6 @@
 """Several processes on this machine train like one, and end together when one is lost."""
 
+import argparse
 import importlib.util
 import json
 import os
@@ -16,9 +17,17 @@ from ares_jax.system import mesh
 pytestmark = pytest.mark.slow
 
 PATH = pathlib.Path(__file__).parent / "hosts.py"
-spec = importlib.util.spec_from_file_location("hosts_script", PATH)
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
+
+
+def load(path):
+  spec = importlib.util.spec_from_file_location(f"{path.stem}_script", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+script = load(PATH)
+host_share = load(PATH.parent.parent / "bench" / "host_share.py")
 
 
 LONG = pytest.mark.skipif("ARES_LONG" not in os.environ, reason="a minute more; set ARES_LONG=1")
@@ -42,15 +51,50 @@ def begin(tmp_path):
     process.wait()
 
 
-def test_two_processes_train_as_one_with_two_devices(tmp_path):
-  two = script.run(tmp_path / "two", 2, 1, 2)
-  assert (script.run(tmp_path / "one", 1, 2, 2) == two).all()
-  for step in (1, 2):
-    one, two = (script.samples(tmp_path / name, step) for name in ("one", "two"))
-    assert one == two and len(one) == 8
-  lines = [json.loads(line) for line in (tmp_path / "two/metrics.jsonl").read_text().splitlines()]
-  assert [line["step"] for line in lines] == [1, 2]
-  assert all(0 < line["reward/accuracy"] < 1 and line["update/grad_norm"] > 0 for line in lines)
+# Both stages, evaluated. Five problems are not divided by two devices; the filter draws a
+# second batch, and there are two minibatches, so prompts move between the processes.
+WHOLE = {"adacs__steps": 1, "curate__samples": 2, "aepo__prompts": 8,
+         "aepo__filter__batches": 2, "evaluate__batch": 5, "evaluate__samples": 1}
+
+
+def test_two_processes_hold_a_half_each_and_train_as_one_with_two_devices(tmp_path):
+  one, two = (written(tmp_path / name, processes, devices)
+              for name, processes, devices in (("one", 1, 2), ("two", 2, 1)))
+  assert one == two
+  _, metrics, texts, images = one
+  assert [line["step"] for line in metrics] == [1, 1, 2] and len(images) > 10
+  assert metrics[-1]["rollout/batches"] == 2 and metrics[-1]["update/grad_norm"] > 0
+  assert texts.keys() >= {"rollouts.jsonl", "results.json", "aepo.jsonl", "curation.jsonl"}
+  assert len(texts["rollouts.jsonl"].splitlines()) == 32
+
+
+def written(folder, processes, devices):
+  """The weights of a run, and what it has written: metrics, texts, names of images."""
+  weights = script.run(folder, processes, devices, 2, changes=WHOLE)
+  timed = ("seconds/", "device/", "speed/", "memory/")
+  metrics = [{name: value for name, value in json.loads(line).items()
+              if not name.startswith(timed)}
+             for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  texts = {path.name: re.sub('"seconds": {[^}]*}', "", path.read_text()) for path in [
+    *folder.glob("held_out/*"),
+    *(folder / name for name in ("rollouts.jsonl", "results.json", "curation.jsonl"))]}
+  return (weights.tobytes(), metrics, texts,
+          sorted(path.name for path in folder.glob("images/*")))
+
+
+def test_one_two_and_four_processes_put_the_same_batch_on_the_devices(tmp_path):
+  host_share.write_images(tmp_path, 8)
+  options = argparse.Namespace(prompts=8, devices=4)
+  found = [host_share.layout(str(tmp_path), options, count) for count in (1, 2, 4)]
+  assert len({digest for processes in found for *_, digest in processes}) == 1
+  assert [processes[0][0] * len(processes) for processes in found] == [found[0][0][0]] * 3
+
+
+@pytest.mark.parametrize("processes, devices, model", [(2, 2, 1), (4, 1, 2)])
+def test_rows_and_records_come_to_the_processes_that_hold_them(tmp_path, processes, devices, model):
+  for process in script.start([PATH, "--shared", model, tmp_path / "dump"], tmp_path / "run",
+                              processes, devices):
+    assert process.wait(timeout=300) == 0
 
 
 def test_a_reward_function_that_compares_a_group_sees_all_of_it_on_each_process(tmp_path):

@@ -29,12 +29,10 @@ def test_reading_a_prompt_and_drawing_its_answer_is_a_pass_over_both():
 
 def test_images_attend_to_themselves_and_padding_costs_nothing():
   window = MODEL.vision.window_patches
-  image = np.zeros((2, 3, window), int)
-  image[0, 0], image[0, 1] = 1, 2
-  two = flops.vision_flops(MODEL.vision, image)
+  two = flops.vision_flops(MODEL.vision, np.array([[2 * window, 2 * window**2], [0, 0]]))
   assert two == flops.tower_flops(MODEL.vision, 2 * window, 2 * window**2)
-  image[0, 1] = 1  # one image of both windows
-  assert flops.vision_flops(MODEL.vision, image) > two
+  # One image of both windows.
+  assert flops.vision_flops(MODEL.vision, np.array([[2 * window, (2 * window) ** 2]])) > two
 
 
 @pytest.mark.parametrize("variant", ["tied", *make_golden.FAMILIES])
@@ -53,16 +51,15 @@ def test_a_tower_costs_two_a_weight_of_its_matrices(variant):
 
 
 def test_a_step_of_fine_tuning_is_three_passes_over_its_examples():
-  segment = np.int32([[1, 1, 1, 2, 2, 0, 0], [1, 1, 0, 0, 0, 0, 0]])
   lengths = np.int32([3, 2, 2])
   for frozen, towers in (((), 3), (("vision",), 1)):
     config = types.SimpleNamespace(frozen=frozen)
-    found = flops.sft_flops(config, MODEL, segment, 4, 100.0, adapters=False)
+    found = flops.sft_flops(config, MODEL, lengths, 4, 100.0, adapters=False)
     np.testing.assert_allclose(found, 3 * flops.text_flops(MODEL, lengths, heads=4) + towers * 100)
   # Under adapters, with a frozen tower too, the weights' own gradients are spared.
-  adapted = flops.sft_flops(config, MODEL, segment, 4, 100.0, adapters=True)
+  adapted = flops.sft_flops(config, MODEL, lengths, 4, 100.0, adapters=True)
   spared = 2 * WEIGHTS * lengths.sum() + 2 * MODEL.vocab * EMBED * 4
   np.testing.assert_allclose(found - adapted, spared)
   # And the tower's, frozen or not.
-  whole = flops.sft_flops(types.SimpleNamespace(frozen=()), MODEL, segment, 4, 100.0, adapters=True)
+  whole = flops.sft_flops(types.SimpleNamespace(frozen=()), MODEL, lengths, 4, 100.0, adapters=True)
   assert whole == adapted

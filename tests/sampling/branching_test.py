@@ -144,13 +144,13 @@ def test_a_fork_has_its_parents_tokens_and_goes_on_by_itself(forked, plain):
 
 def test_statistics_of_forks_equal_a_full_forward_pass(run, forked):
   parts, params, prompts = run
-  packed, _ = pack(prompts, forked, group=GROUP, merge=2, minibatch=4 * GROUP, microbatch=4 * GROUP,
-                   row_tokens=(2 * (26 + TOKENS),), longest=26 + TOKENS)
+  packed, _ = pack(prompts, forked, forked.mask.sum(1), group=GROUP, minibatch=4 * GROUP,
+                   microbatch=4 * GROUP, row_tokens=(2 * (26 + TOKENS),), longest=26 + TOKENS)
   rows = jax.tree.map(lambda x: x[0, 0] if x.ndim > 1 else x, packed)
 
   @jax.jit
   def forward(params, rows):
-    features = qwen25_vl.vision_features(parts.model, params, VisionInput(**prompts.vision))
+    features = qwen25_vl.vision_features(parts.model, params, VisionInput(**prompts.vision()))
     embeds = qwen25_vl.embed(parts.model, params, rows.tokens, rows.unit,
                              features.reshape(-1, features.shape[-1]))
     hidden = qwen25_vl.hidden(parts.model, params, embeds, jnp.moveaxis(rows.positions, 1, 0),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
+from ares_jax.data.images import VisionShape
 from ares_jax.data.prompts import PromptBatch
 from ares_jax.grading.pool import GraderError
 from ares_jax.grading.scoring import Scores
@@ -17,15 +18,14 @@ from ares_jax.system.profiler import PhaseTimer
 
 
 def prompts(first, count=2):
-  vision = {"patches": np.zeros((count, 1, 4, 6), np.uint8), "hw": np.zeros((count, 1, 4, 2)),
-            "image": np.zeros((count, 1, 4), np.int32)}
   tokens = np.array([[11, 12, 13], [21, 22, 0]] * count, np.int32)[:count]
   positions = np.tile(np.where(tokens > 0, np.arange(3), 0), (3, 1, 1)).astype(np.int32)
   unit = np.where(tokens == 12, 0, -1).astype(np.int32)
   length = (tokens > 0).sum(1).astype(np.int32)
   rows = [{"id": first + index, "answer": "1"} for index in range(count)]
-  return PromptBatch(tokens, length, positions, unit, vision,
-                     first + np.arange(count, dtype=np.int32), rows)
+  sizes = np.pad(length[:, None], ((0, 0), (0, 3))).astype(np.int64)
+  return PromptBatch(tokens, length, positions, unit, [[]] * count, VisionShape(1, 28, 14, 2),
+                     first + np.arange(count, dtype=np.int32), rows, np.arange(count), sizes)
 
 
 def samples(rows):
@@ -202,7 +202,7 @@ def test_batches_of_several_shapes_are_filtered_into_one():
 
 
 def test_joined_prompts_are_those_taken():
-  both = PromptBatch.join([prompts(0).take([1]), prompts(2).take([0])])
+  both = PromptBatch.join([prompts(0).take([1]), prompts(2).take([0])], 3, 1)
   assert [row["id"] for row in both.rows] == [1, 2]
   np.testing.assert_array_equal(both.tokens, [[21, 22, 0], [11, 12, 13]])
   np.testing.assert_array_equal(both.prompt_id, [1, 2])

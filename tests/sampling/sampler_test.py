@@ -88,13 +88,13 @@ def only(run, *tokens):
 def test_recorded_statistics_equal_a_full_forward_pass(run):
   parts, params, prompts = run
   samples = sample(run, prompts)
-  rows, _ = pack(prompts, samples, group=2, merge=2, minibatch=8, microbatch=4, row_tokens=(80,),
-                 longest=38)
+  rows, _ = pack(prompts, samples, samples.mask.sum(1), group=2, minibatch=8, microbatch=4,
+                 row_tokens=(80,), longest=38)
   rows = jax.tree.map(lambda x: x[0].reshape(-1, *x.shape[3:]), rows.replace(used=None))
 
   @jax.jit
   def forward(params, rows):
-    vision = VisionInput(**prompts.vision)
+    vision = VisionInput(**prompts.vision())
     features = qwen25_vl.vision_features(parts.model, params, vision)
     embeds = qwen25_vl.embed(parts.model, params, rows.tokens, rows.unit,
                              features.reshape(-1, features.shape[-1]))
@@ -270,7 +270,7 @@ def test_a_slot_takes_the_next_row_within_a_chunk(run):
     params = sampler.rollout_weights(model, params)
     arrays = dict(tokens=prompts.tokens, length=prompts.length, positions=prompts.positions,
                   unit=prompts.unit, prompt_id=prompts.prompt_id,
-                  vision=qwen25_vl.VisionInput(**prompts.vision))
+                  vision=qwen25_vl.VisionInput(**prompts.vision()))
     sizes = scheduler.plan_cache(model, EngineConfig(1.0, 3, 4, 2), prompts=4, group=2, tokens=8,
                                  prompt_tokens=prompts.tokens.shape[1])
     state = empty_state(model, sizes, 0)

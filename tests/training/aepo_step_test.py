@@ -423,8 +423,8 @@ def test_all_samples_of_the_first_prompts_are_logged_token_by_token(prepared, tm
   entropies[1, 0] = np.nan  # a broken sampler, whose step is skipped
   rollout = dataclasses.replace(rollout, samples=dataclasses.replace(
     rollout.samples, parent=parent, fork=fork, entropy=entropies))
-  graded = responses.GradedResponses(rollout.prompts.rows, rollout.samples, rollout.texts,
-                                     rollout.correct, rollout.format_ok, group=4)
+  graded = responses.GradedResponses(rollout.prompts.rows, rollout.prompts.held, rollout.samples,
+                                     rollout.texts, rollout.correct, rollout.format_ok, group=4)
   responses.write_rollouts(str(tmp_path), 1, graded, encoder, count=2)
   lines = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
   assert [line["sample"] for line in lines] == [0, 1]

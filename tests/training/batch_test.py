@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from ares_jax.data.images import VisionShape
 from ares_jax.data.prompts import PromptBatch
 from ares_jax.sampling.sampler import Samples
 from ares_jax.training.batch import balance_minibatches, pack
@@ -11,17 +12,17 @@ from ares_jax.training.batch import balance_minibatches, pack
 def prompts(lengths, images=True):
   """Prompt p has `lengths[p]` tokens 10 p + 1, ...; its second token is an image's unit 3."""
   lengths = np.int32(lengths)
-  column = np.arange(lengths.max())
+  column, sizes = np.arange(lengths.max()), np.zeros((len(lengths), 4), np.int64)
+  sizes[:, 0] = lengths
   real = column < lengths[:, None]
   tokens = np.where(real, 10 * np.arange(len(lengths))[:, None] + 1 + column, 0).astype(np.int32)
   # The image's token has a larger height than the text behind it.
   positions = np.where(real, column + np.int32([0, 5, 0])[:, None, None] * (column == 1), 0)
-  vision = {"patches": np.zeros((len(lengths), 2, 8, 6), np.uint8),
-            "hw": np.zeros((len(lengths), 2, 8, 2), np.int32),
-            "image": np.zeros((len(lengths), 2, 8), np.int32)}
   return PromptBatch(tokens, lengths, positions.astype(np.int32),
-                     np.where(real & (column == 1) & images, 3, -1).astype(np.int32), vision,
-                     np.arange(len(lengths), dtype=np.int32), [{}] * len(lengths))
+                     np.where(real & (column == 1) & images, 3, -1).astype(np.int32),
+                     [[]] * len(lengths), VisionShape(1, window=56, patch=14, merge=2),
+                     np.arange(len(lengths), dtype=np.int32), [{}] * len(lengths),
+                     np.arange(len(lengths)), sizes)
 
 
 def samples(lengths):
@@ -36,8 +37,8 @@ def samples(lengths):
 
 
 def packed(prompt_lengths, lengths, **changes):
-  sizes = dict(group=2, merge=2, minibatch=len(lengths), microbatch=2, row_tokens=(8,), longest=6)
-  return pack(prompts(prompt_lengths), samples(lengths), **sizes | changes)
+  sizes = dict(group=2, minibatch=len(lengths), microbatch=2, row_tokens=(8,), longest=6)
+  return pack(prompts(prompt_lengths), samples(lengths), np.array(lengths), **sizes | changes)
 
 
 def test_prompt_and_response_share_a_row_with_others():
@@ -55,7 +56,7 @@ def test_prompt_and_response_share_a_row_with_others():
   np.testing.assert_array_equal(rows.positions[0, 0, 0, 1], [0, 6, 2, 7, 8, 0, 6, 7])
   np.testing.assert_array_equal(rows.positions[0, 0, 0, 0], [0, 1, 2, 7, 8, 0, 1, 7])
   np.testing.assert_allclose(rows.sampler_logprob[0, 0, 0], [0, 0, 0, -.1, -.101, 0, 0, -.4])
-  # 2 windows x 8 slots are 4 units a prompt: prompt 1's unit 3 is the minibatch's unit 7.
+  # A window of 16 slots is 4 units a prompt: prompt 1's unit 3 is the minibatch's unit 7.
   np.testing.assert_array_equal(rows.unit[0, 0, 0], [-1, 3, -1, -1, -1, -1, 7, -1])
   assert metrics == {"pack/real": 17 / 32, "pack/rows": 3, "pack/row_tokens": 8}
 
@@ -122,6 +123,6 @@ def test_a_sequence_that_does_not_fit_is_refused():
 
 def test_a_prompt_without_images_has_no_unit():
   batch = dataclasses.replace(prompts([3, 2]), unit=np.full((2, 3), -1, np.int32))
-  rows, _ = pack(batch, samples([1] * 4), group=2, merge=2, minibatch=4, microbatch=2,
+  rows, _ = pack(batch, samples([1] * 4), np.ones(4, int), group=2, minibatch=4, microbatch=2,
                  row_tokens=(8,), longest=6)
   assert (rows.unit == -1).all()

@@ -42,8 +42,8 @@ class Case:
     zeros = np.zeros(mask.shape, np.float32)
     samples = Samples(np.where(mask, drawn, 0).astype(np.int32), mask, zeros, zeros,
                       np.full(16, -1), np.zeros(16, int))
-    self.rollout = Rollout(prompts, samples, CORRECT[0], CORRECT[0], [""] * 16, 1, {})
     self.length = samples.mask.sum(1)
+    self.rollout = Rollout(prompts, samples, self.length, CORRECT[0], CORRECT[0], [""] * 16, 1, {})
     self.reference = jax.tree.map(lambda x: x + 0.05 * x.std() * rng.normal(size=x.shape).astype(
       np.float32), self.params)
     rows, width = len(samples.tokens), prompts.tokens.shape[1] + samples.tokens.shape[1]
@@ -58,7 +58,7 @@ class Case:
       unit[b, :middle] = prompts.unit[p, :middle]
       positions[:, b, :middle] = prompts.positions[:, p, :middle]
       positions[:, b, middle:end] = prompts.positions[:, p].max() + 1 + np.arange(end - middle)
-    vision = VisionInput(**{name: np.repeat(x, 4, 0) for name, x in prompts.vision.items()})
+    vision = VisionInput(**{name: np.repeat(x, 4, 0) for name, x in prompts.vision().items()})
 
     @jax.jit
     def logprob(params):

@@ -11,7 +11,6 @@ from models import golden_batch, make_golden
 from models.qwen25_vl_test import load
 
 from ares_jax.data.prompts import Encoder, PromptConfig
-from ares_jax.data.traces import trace_batch
 from ares_jax.diagnose import replay
 from ares_jax.models import qwen25_vl
 from ares_jax.models.vision import VisionInput
@@ -31,7 +30,7 @@ class Prepared:
       self.run, self.config = run, config.warmup
       self.params = run.init_params()
       warmup = run.source("warmup")
-      self.batch = trace_batch(run.generator.encoder, [warmup[i] for i in range(8)],
+      self.batch = tiny.trace_batch(run.generator.encoder, [warmup[i] for i in range(8)],
                                row_tokens=(80,), row_windows=24, row_multiple=8)
 
   def step(self, *, step=sft_step.sft_step, **changes):
@@ -81,7 +80,7 @@ def test_loss_of_packed_rows_is_torchs():
   encoder = Encoder(chat, PromptConfig("", (88,), (23,), 784, 10**6), window=56, patch=14, merge=2)
   rows = [{"id": name, "question": name, "images": pictures, "response": name}
           for name, (_, pictures) in cases.items()]
-  batch = trace_batch(encoder, rows, row_tokens=(88,), row_windows=32, row_multiple=2)
+  batch = tiny.trace_batch(encoder, rows, row_tokens=(88,), row_windows=32, row_multiple=2)
   assert len(batch.tokens) == 2 and batch.segment.max() > 1  # four examples in two rows
   nll = []
   with golden_batch.references("tied") as reference:
