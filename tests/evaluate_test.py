@@ -130,7 +130,7 @@ def test_a_benchmark_is_checked_before_weights_are_read(trained, tmp_path, monke
   (tmp_path / "test.jsonl").write_text("".join(json.dumps(record | {"id": name, "image": name}) +
                                                "\n" for name in ("good.png", "bad.png")))
   flags = types.SimpleNamespace(
-    ablation=[], config=tiny.values(**SHORT), workdir=str(workdir), model="", images="",
+    ablation=[], config=tiny.values(**SHORT), workdir=str(workdir), model="", images="", columns="",
     benchmark="mathvision", data=str(tmp_path), compare="", judge="", json=True, out="x")
   monkeypatch.setattr(evaluate, "open_run", lambda *_, **__: contextlib.nullcontext(parts))
   monkeypatch.setattr(evaluate, "newest_weights", lambda *_: pytest.fail("weights are read"))
@@ -178,7 +178,7 @@ def test_results_lie_in_the_run_or_where_it_was_said(trained, monkeypatch, capsy
   monkeypatch.setattr(evaluate, "evaluate_benchmark", lambda *_, folder, **__: folder)
   monkeypatch.setattr(evaluate.flags, "FLAGS", types.SimpleNamespace(
     ablation=[], config=tiny.values(**SHORT), workdir=str(workdir), model="", benchmark="", data="",
-    images="", compare="", judge="", json=True, out=out))
+    images="", columns="", compare="", judge="", json=True, out=out))
   evaluate.main()
   assert json.loads(capsys.readouterr().out) == (out or str(workdir / "evaluate" / "test"))
 

@@ -33,7 +33,8 @@ def write_model(folder, family, template=TEMPLATE):
   tokenizer.save_pretrained(folder)
   fields = json.loads((make_golden.folder(family) / "config.json").read_text())
   fields.get("text_config", fields).update(vocab_size=640)
-  fields.update(image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"))
+  if "image_token_id" in fields:
+    fields.update(image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"))
   (folder / "config.json").write_text(json.dumps(fields))
   model = hf.model_config(folder, compute_dtype="float32", remat="none", unroll=1)
   rng = np.random.default_rng(0)

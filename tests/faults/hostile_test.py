@@ -35,6 +35,7 @@ RUNS = {"eval", "exec", "compile", "__import__", "system", "popen", "sympify", "
 LOADS = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "requests", "urllib",
          "http", "ftplib"}
 ALLOWED = {("data/files/truths.py", "literal_eval"),  # literals alone; nothing runs
+           ("grading/functions.py", "literal_eval"),  # the same, of the config's reward.arguments
            ("system/gcs.py", "requests")}  # its exceptions, for buckets that a user names
 
 

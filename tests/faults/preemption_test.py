@@ -1,5 +1,6 @@
 import os
 import signal
+import types
 
 import jax
 import numpy as np
@@ -34,7 +35,7 @@ def test_a_rollout_stops_between_two_chunks(monkeypatch):
   with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])), heartbeat.stop_signals(), \
       pytest.raises(heartbeat.StopRequested):
     sampler.sample(
-      model, None, {"tokens": np.zeros((1, 2)), "length": np.int32([2])},
+      model, None, types.SimpleNamespace(tokens=np.zeros((1, 2)), sizes=np.int32([[2, 0]])),
       Drawing(None, None, None, 1, sampler.SamplingConfig(1.0, 1.0, 0, 0, 64), (0,)),
       sampler.EngineConfig(slots=1, read=1, chunk=4, cache_gib=1.0))
   assert len(chunks) == 3

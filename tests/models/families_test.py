@@ -102,7 +102,7 @@ def test_greedy_tokens_equal_transformers(family):
       embeds = qwen25_vl.embed(config, params, token[:, None], None, None)
       position = jnp.broadcast_to(length[:, None] + number, (3, 1, 1))
       read = paging.reads(*tables, np.int32([len(TOKENS)]), np.int32([0]), number, group=1,
-                          prompt_tokens=embeds.shape[1], live=len(want))
+                          prompt_tokens=tokens.shape[1], live=len(want))
       return qwen25_vl.decode_step(config, params, embeds, position, pages, read), token[0]
 
     return jax.lax.scan(step, (state, pages), jnp.arange(len(want)))[1]

@@ -1,4 +1,5 @@
 import json
+import types
 
 import jax
 import pytest
@@ -85,7 +86,8 @@ def test_truths_that_no_answer_meets_are_found_before_training(tmp_path):
     data__files=NO_FILES | files)
   with jax.set_mesh(mesh.make_mesh(-1, 1)), pool_lib.GradingPool(workers=1) as pool:
     config = run_config.read_config(values)
-    run = setup.Run(config, None, None, None, None, data.RunData(config, None, pool, None))
+    run = setup.Run(config, None, None, types.SimpleNamespace(grader=pool), None,
+                    data.RunData(config, None, pool, None))
     with pytest.raises(ValueError, match="1 of 2 truths of the 'rl' data cannot be met: "
                                          "rl.jsonl:1 .rl 0:1.: the truth '.*' counts as wrong"):
       setup.check_run(run)

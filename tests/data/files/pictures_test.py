@@ -29,8 +29,9 @@ def read(schema="plain", **values):
 @pytest.mark.parametrize("column, value", [
   ("imgs", ["a.png"]), ("img", "a"), ("image_path", "g/1"), ("image_paths", ["g/1"]),
   ("decoded_image", {"bytes": PNG, "path": None}), ("picture", b"x"), ("image_0", "x"),
-  ("ImageFile", "x"), ("img_url", "http://x/y"), ("figure", "plots/a.JPG"), ("file", "a.webp"),
-  ("data", PNG), ("scan", {"path": "a.jpeg", "bytes": None}), ("x", [{"bytes": PNG}]),
+  ("ImageFile", "x"), ("image_id", 5), ("figure_id", 0), ("img_url", "http://x/y"),
+  ("figure", "plots/a.JPG"), ("file", "a.webp"), ("data", PNG),
+  ("scan", {"path": "a.jpeg", "bytes": None}), ("x", [{"bytes": PNG}]),
   ("x", np.zeros((4, 4, 3), np.uint8)),
   ("x", f"data:image/png;base64,{TEXT}"), ("x", TEXT * 40)])
 def test_an_unread_column_of_images_is_a_bad_row(column, value):
@@ -52,7 +53,7 @@ def test_images_inside_of_an_object_are_named_with_its_column(value):
 
 
 @pytest.mark.parametrize("column, value", [
-  ("image_id", 5), ("image_width", "640"), ("figure_id", 0), ("has_image", True), ("imgs", []),
+  ("image_width", "640"), ("image_width", 640), ("has_image", True), ("imgs", []),
   ("image_path", ""), ("img_type", "['Diagrams']"), ("picture", None), ("caption", "a.png shows b"),
   ("year", 2020), ("steps", ["a", "b"])])
 def test_a_column_of_other_things_is_none(column, value):
@@ -102,7 +103,8 @@ def test_a_file_address_is_a_path():
   ("x" * 5000, "image", "is a text of 5000 letters, 'x+'...: no file name"),
   ("data:image/svg+xml,<svg>", "image", "in base 64 is needed"),
   ("data:image/png;base64,abc", "image", "cannot be decoded"),
-  (3, "image_missing", "an image is 3"), ({"bytes": None}, "image_missing", "an image is None")])
+  (3, "image_missing", "/f has no file 3.jpg"), (True, "image_missing", "an image is True"),
+  ({"bytes": None}, "image_missing", "an image is None")])
 def test_an_image_of_another_kind_is_a_bad_row(image, code, words):
   with pytest.raises(BadRow, match=words) as error:
     read(images=[image])
