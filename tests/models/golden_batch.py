@@ -8,6 +8,7 @@ from models import make_golden
 
 from ares_jax.data import images
 from ares_jax.data.positions import mrope_positions
+from ares_jax.data.prompts import PromptBatch
 from ares_jax.models import hf, qwen25_vl
 from ares_jax.system import mesh
 
@@ -35,6 +36,21 @@ def config(variant, **changes):
 def batch_for(config, *arguments, **sizes):
   """`batch` for the tower of a model."""
   return batch(*arguments, patch=config.vision.patch, window=config.vision.window, **sizes)
+
+
+def prompts(config, names, length):
+  """The cases `names` as the PromptBatch that the sampler reads, `length` tokens wide."""
+  tower = config.vision
+  rows = [make_golden.case(name, tower.patch * tower.merge) for name in names]
+  cut = [[images.patchify(picture, patch=tower.patch) for picture in pictures]
+         for _, pictures in rows]
+  padded = batch_for(config, names, length=length)
+  shape = images.VisionShape(WINDOWS, tower.window, tower.patch, tower.merge)
+  sizes = np.zeros((len(names), 4), int)
+  sizes[:, 0] = padded.length
+  held = np.arange(len(names))
+  return PromptBatch(padded.tokens, padded.length, padded.positions, padded.unit, cut, shape,
+                     held.astype(np.int32), [{}] * len(names), held, sizes)
 
 
 def read_hf(folder, config, dtype=jnp.float32):

@@ -46,15 +46,12 @@ def test_greedy_decoding_of_64_tokens_equals_transformers(variant):
   names = ("text", "image", "images")
   # 78 tokens are those of four images: the prompt is as long as the array allows.
   model = golden_batch.config(variant)
-  batch = golden_batch.batch_for(model, names, length=78)
+  prompts = golden_batch.prompts(model, names, length=78)
   params = golden_batch.read_hf(make_golden.folder(variant), model)
-  prompts = {name: getattr(batch, name)
-             for name in ("tokens", "length", "positions", "unit", "vision")}
   with jax.set_mesh(mesh.make_mesh(1, 1, jax.devices()[:1])):
     drawing = Drawing(jax.random.key(0), np.arange(model.vocab) != model.image_token, None, 2,
                       SamplingConfig(0.0, 1.0, 0, 0, make_golden.GREEDY), (-1,))
-    got = sampler.sample(model, params, prompts | {"prompt_id": np.arange(3)}, drawing,
-                         EngineConfig(1.0, 3, 1, 20))
+    got = sampler.sample(model, params, prompts, drawing, EngineConfig(1.0, 3, 1, 20))
   assert got.mask.all()
   with golden_batch.references(variant) as reference:
     for b, name in enumerate(names):
