@@ -80,12 +80,15 @@ def other_writings(truth):
   return [writing for writing in dict.fromkeys(writings) if writing != truth]
 
 
+_SIZED = {"(": "\\left(", ")": "\\right)"}  # \( and \) are delimiters: they stay as they are
+
+
 def _formula_writings(text):
   plain = re.sub(r"\\(?:left|right)(?![a-z])", "", text)
   writings = [text.replace("\\frac", "\\dfrac"), plain,
               re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", text)]
   if plain.count("(") == plain.count(")") and "\\right)" not in text:
-    writings.append(plain.replace("(", "\\left(").replace(")", "\\right)"))
+    writings.append(re.sub(r"(?<!\\)([()])", lambda found: _SIZED[found[1]], plain))
   for command, character in _CHARACTERS.items():
     plain = re.sub(command, character, plain)
   return [*writings, plain]
