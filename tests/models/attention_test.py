@@ -11,6 +11,7 @@ import pytest
 from jax import export
 from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec as P
+from models import described_gpu
 
 from ares_jax.models import attention as attention_lib
 from ares_jax.models.attention import attention
@@ -137,11 +138,7 @@ def kernels_for(platform, tokens, *, kv_segments=None):
 
   q, k, v, segment = packed(2, tokens, 4, 2, 64)
   program = jax.jit(jax.grad(total, (0, 1, 2)))
-  mesh = mesh_lib.make_mesh(1, 1, jax.devices()[:1])
-  # Triton's lowering asks for the GPU, which this host lacks.
-  device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
-  described = mesh.abstract_mesh.update(abstract_device=device if platform == "cuda" else None)
-  with jax.set_mesh(mesh), jax.sharding.use_abstract_mesh(described):
+  with described_gpu.one_device(platform):
     module = export.export(program, platforms=[platform], disabled_checks=[
       export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")])(q, k, v, segment)
   return set(re.findall(r"(splash_mha_[a-z]+|mha_[a-z]+)[_a-z]*\b", module.mlir_module()))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.gpu import paged_attention as gpu
-from models import paging
+from models import described_gpu, paging
 
 from ares_jax.models import paged
 
@@ -94,5 +94,6 @@ def test_the_gpu_kernel_equals_xla(monkeypatch):
 
 
 def test_the_gpu_kernel_is_lowered_for_cuda():
-  lowered = jax.jit(paged.attend).trace(*inputs()).lower(lowering_platforms=("cuda",))
+  with described_gpu.one_device("cuda"):
+    lowered = jax.jit(paged.attend).trace(*inputs()).lower(lowering_platforms=("cuda",))
   assert "triton" in lowered.as_text()
