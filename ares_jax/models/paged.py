@@ -94,9 +94,24 @@ def write_token(pages, reads, first, k_BKH, v_BKH):
   """
   tokens, total = pages.k.shape[2], pages.k.shape[1]
   page_B = jnp.take_along_axis(reads.table, (reads.length // tokens)[:, None], 1)[:, 0]
-  at = slice(None), jnp.where(reads.active, first + page_B, total), reads.length % tokens
-  return Pages(*(x_KXAH.at[at].set(jnp.moveaxis(new_BKH, 1, 0), mode="drop")
-                 for x_KXAH, new_BKH in ((pages.k, k_BKH), (pages.v, v_BKH))))
+  page_B = jnp.where(reads.active, first + page_B, total)
+  return _by_heads(_write, pages, k_BKH, v_BKH, page_B, reads.length % tokens,
+                   axes=(1, 1, None, None), out=0)
+
+
+def _write(pages, k_BKH, v_BKH, page_B, offset_B):
+  # With heads and pages as one axis: a scatter of all heads of a token would lay out the pages head
+  # by head, other than the kernel does, and XLA would copy them all in every layer.
+  heads, total, tokens, head_dim = pages.k.shape
+  at_KB = total * jnp.arange(heads)[:, None] + page_B
+  at_KB = jnp.where(page_B < total, at_KB, heads * total)
+
+  def write(x_KXAH, new_BKH):
+    x_YAH = x_KXAH.reshape(heads * total, tokens, head_dim)
+    new_KBH = jnp.moveaxis(new_BKH, 1, 0)
+    return x_YAH.at[at_KB, offset_B].set(new_KBH, mode="drop").reshape(x_KXAH.shape)
+
+  return Pages(write(pages.k, k_BKH), write(pages.v, v_BKH))
 
 
 def attend(q_BKQH, pages, reads, first):
@@ -121,21 +136,29 @@ def has_kernel(platform, head_dim, dtype, tokens):
 
 
 def _by_kernel(q_BKQH, pages, reads, first, *, kernel):
-  mesh = jax.sharding.get_abstract_mesh()
   table_BM = jnp.minimum(reads.table + first, pages.k.shape[1] - 1)
   # An idle row reads one token of some page.
   length_B = jnp.where(reads.active, reads.length + 1, 1)
-  axes = set(mesh.axis_names) - set(mesh.manual_axes)  # a kernel has to be mapped over all of them
-  if "model" not in axes:
-    return kernel(q_BKQH, pages, table_BM, length_B)
-  axis = None if q_BKQH.shape[1] % mesh.shape["model"] else "model"
-  whole, q_spec, kv_spec = PartitionSpec(), PartitionSpec(None, axis), PartitionSpec(axis)
-  return jax.shard_map(kernel, axis_names=axes, check_vma=False,
-                       in_specs=(q_spec, kv_spec, whole, whole), out_specs=q_spec)(
-                         q_BKQH, pages, table_BM, length_B)
+  return _by_heads(kernel, pages, q_BKQH, table_BM, length_B, axes=(1, None, None), out=1)
 
 
-def _tpu(q_BKQH, pages, table_BM, length_B):
+def _by_heads(f, pages, *arguments, axes, out):
+  """f(pages, *arguments) on each device's kv heads, where "model" divides them.
+
+  They are on `axes` of the arguments and on axis `out` of the result; None = on none.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  free = set(mesh.axis_names) - set(mesh.manual_axes)  # a kernel has to be mapped over all of them
+  if "model" not in free:
+    return f(pages, *arguments)
+  name = None if pages.k.shape[0] % mesh.shape["model"] else "model"
+  specs = [PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, name)
+           for axis in (0, *axes, out)]
+  return jax.shard_map(f, axis_names=free, check_vma=False, in_specs=tuple(specs[:-1]),
+                       out_specs=specs[-1])(pages, *arguments)
+
+
+def _tpu(pages, q_BKQH, table_BM, length_B):
   # Imported here because Pallas takes 0.2 s.
   from jax.experimental.pallas.ops.tpu.paged_attention import paged_attention
 
@@ -148,7 +171,7 @@ def _tpu(q_BKQH, pages, table_BM, length_B):
     for q, length, table in parts]).reshape(q_BKQH.shape)
 
 
-def _gpu(q_BKQH, pages, table_BM, length_B):
+def _gpu(pages, q_BKQH, table_BM, length_B):
   from jax.experimental.pallas.ops.gpu.paged_attention import paged_attention
 
   rows, kv_heads, queries, head_dim = q_BKQH.shape

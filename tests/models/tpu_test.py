@@ -51,7 +51,9 @@ def test_attention_of_long_rows_compiles_for_8_chips_in_a_gibibyte(config, part,
   assert all(f"splash_mha_{kernel}_segmented" in text for kernel in ("fwd", "dq", "dkv"))
 
 
-@pytest.mark.parametrize("topology, model", [("v5e:2x4", 4), ("v6e:2x4", 4), ("v5p:2x2x1", 1)])
+# 1, 2 and 4 kv heads a chip.
+@pytest.mark.parametrize("topology, model", [
+  ("v5e:2x4", 4), ("v5e:2x4", 2), ("v6e:2x4", 4), ("v5p:2x2x1", 1)])
 def test_paged_attention_of_7b_compiles_in_place(topology, model):
   rows, width, pages, tokens = 512, 320, 100, 64  # tables of 640 KiB: two calls
   mesh = compile_7b.tpu_mesh(topology, model)
@@ -68,12 +70,16 @@ def test_paged_attention_of_7b_compiles_in_place(topology, model):
   new = array(jnp.bfloat16, (rows, SIZE_7B.kv_heads, 128), None, "model")
   q = array(jnp.bfloat16, (rows, SIZE_7B.kv_heads, 7, 128), None, "model")
 
-  def layer(pages, q, new, reads):
-    pages = paged.write_token(pages, reads, 100, new, new)
-    return paged.attend(q, pages, reads, 100), pages
+  def layers(pages, q, new, reads):
+    def layer(index, carry):
+      q, pages = carry
+      pages = paged.write_token(pages, reads, index * 100, new, new)
+      return paged.attend(q, pages, reads, index * 100).astype(q.dtype), pages
+
+    return jax.lax.fori_loop(0, SIZE_7B.layers, layer, (q, pages))
 
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-    program = jax.jit(layer, donate_argnums=0).lower(
+    program = jax.jit(layers, donate_argnums=0).lower(
       paged.Pages(held, held), q, new, reads).compile()
   memory = program.memory_analysis()
   assert memory.alias_size_in_bytes == 2 * 2 * 28 * 100 * 64 * 128 * 4 // model
