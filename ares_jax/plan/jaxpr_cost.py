@@ -170,12 +170,13 @@ def _cond(params, inputs, platform):
 
 
 def _kernel(params, inputs, platform):
-  if params["name"].startswith("paged_"):
-    return 0  # lengths that only a run knows say how much it computes
   jaxpr, consts = _open(params["jaxpr"])
+  name = params["name"] or jaxpr.debug_info.func_name
+  if name.startswith("paged_"):
+    return 0  # lengths that only a run knows say how much it computes
   once, _ = _jaxpr(jaxpr, consts, [None] * len(jaxpr.invars), platform)
   share = 1.0
-  if params["name"].startswith("splash_mha"):
+  if name.startswith("splash_mha"):
     # Operand 1 is nonzero for every block of scores that the kernel computes.
     share = float(np.mean(inputs[1] != 0)) if inputs[1] is not None else 1.0
   return once * math.prod(params["grid_mapping"].grid) * share
