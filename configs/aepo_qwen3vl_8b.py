@@ -7,7 +7,7 @@ The numbers are those of configs/aepo_7b.py, which also names the data, but for 
 images: 1024 px are a token here, and a row's images lie densely. The paper trains Qwen2.5-VL.
 The folder may be of the Instruct or the Thinking models; the template of the latter opens <think>.
 Baselines: --config=configs/aepo_qwen3vl_8b.py:grpo and :dapo.
-Hardware: TPU chips. According to the plan, the update takes 11.24 of 15.75 GiB on v5e:8x8 with
+Hardware: TPU chips. According to the plan, stage 2 takes at most 13.65 of 15.75 GiB on v5e:8x8 with
 --config.mesh.model=4 --config.aepo.microbatch=16 (benchmarks.md); stage 1 was not planned.
 Hours: not measured. Expected score: not measured.
 """

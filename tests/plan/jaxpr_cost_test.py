@@ -117,6 +117,15 @@ def test_a_causal_kernel_counts_the_blocks_it_works_on(devices):
   assert backward == 9 * product + 2 * heads * tokens * size
 
 
+def test_a_paged_kernel_whose_lengths_are_unknown_counts_nothing():
+  from jax.experimental.pallas.ops.tpu.paged_attention import paged_attention
+
+  pages, lengths, tables = jnp.ones((1, 40, 64, 128), jnp.bfloat16), jnp.ones(4, int), (4, 8)
+  assert count(lambda q: paged_attention(
+    q, pages, pages, lengths, jnp.zeros(tables, int), pages_per_compute_block=8) @ jnp.ones(
+      (128, 3)), jnp.ones((4, 7, 128)), platform="tpu") == 2 * 4 * 7 * 128 * 3
+
+
 @pytest.mark.slow
 def test_a_model_in_a_scan_counts_like_one_without_and_like_xla():
   size = dataclasses.replace(
