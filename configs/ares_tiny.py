@@ -30,7 +30,8 @@ def get_config(algorithm="aepo"):
 
   c.data.files = None
   c.data.digits = dict(
-    problem=dict(rows=2, columns=2, levels=5, operators=("+",), noise=0.02, smudge=0.0),
+    problem=dict(rows=2, columns=2, levels=5, operators=("+",), noise=0.02, smudge=0.0,
+                 keys=tuple(range(10))),
     # Shares of (direct, stepwise, check) traces at level 1 and at the highest, linear in between:
     # the designed part of the problem.
     teacher=dict(slip=0.06, responses=4, first_level=(0.50, 0.05, 0.45),

@@ -39,6 +39,7 @@ class DigitsConfig:
   noise: float  # standard deviation of the pixel noise, where white is 1
   # Share of smudged cells at the highest level, falling to none at level 1; 0 draws no copy either.
   smudge: float = optional(0.0)
+  keys: tuple[int, ...] = optional(tuple(range(10)))  # of the copies' cipher
 
   def __post_init__(self):
     if not 1 <= self.rows * self.columns <= len(COLOURS):
@@ -50,6 +51,8 @@ class DigitsConfig:
       raise ValueError(f"operators = {self.operators} must be chosen from '+' and '-'")
     if not 0 <= self.smudge <= 1:
       raise ValueError(f"smudge = {self.smudge} is not a share in 0..1")
+    if not self.keys or set(self.keys) - set(range(10)):
+      raise ValueError(f"keys = {self.keys} must be digits, at least one")
 
 
 @functools.cache
@@ -100,7 +103,7 @@ class DigitsSource:
     chain_names = [names[cell] for cell in chain]
     key, smudges = None, {}
     if config.smudge:
-      key = int(rng.integers(0, 10))
+      key = config.keys[rng.integers(0, len(config.keys))]
       share = config.smudge * (level - 1) / max(config.levels - 1, 1)
       smudges = {name: int((digit + rng.integers(1, 10)) % 10)
                  for name, digit in zip(names, digits, strict=True) if rng.random() < share}

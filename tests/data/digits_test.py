@@ -148,6 +148,10 @@ def test_below_the_cells_is_a_framed_copy_in_cipher():
     assert any(np.abs(np.round(ink.mean(-1) * 16) - image).max() <= 1 for image in shown)
 
 
+def test_the_keys_of_the_cipher_can_be_chosen():
+  assert {smudged(keys=(3, 7))[index]["key"] for index in range(50)} == {3, 7}
+
+
 def test_a_smudged_cell_shows_two_digits_over_each_other():
   row = next(row for row in map(smudged().__getitem__, range(7, 100, 8)) if row["smudges"])
   colour, other = next(iter(row["smudges"].items()))
@@ -202,6 +206,7 @@ def test_drills_and_captions_of_a_problem_with_copies_have_both_passes():
 @pytest.mark.parametrize("changes, word", [
   ({"rows": 3, "columns": 3}, "colours"), ({"levels": 9}, "levels"),
   ({"operators": ("*",)}, "operators"), ({"smudge": 1.5}, "smudge"),
+  ({"keys": ()}, "keys"), ({"keys": (10,)}, "keys"),
 ])
 def test_a_config_that_cannot_be_drawn_is_refused(changes, word):
   with pytest.raises(ValueError, match=word):
