@@ -17,6 +17,9 @@ from ares_jax.system.heartbeat import heartbeat
 _CHUNK = 1024  # rows checked together; of a good one only id, truths and measures are kept
 _TAG = re.compile(r"</?(?:answer|think|thinking|solution|reasoning|result|response|output|box)\b"
                   r"[^<>]*>|</\w+>|<\|[^<>|]+\|>", re.I)
+# A table or a program wrote it for no value, or it holds no letter, digit or sign.
+_MISSING = re.compile(
+  r"(?:nan|NaN|NAN|null|NULL|<NA>|#N/A|\\(?:boxed|text|mathrm)(?![a-z])|[\s${}.?])*")
 _OPTION = re.compile(r"(?:option|choice) +\(?[a-z]\)?\.?", re.I)
 _LABEL = re.compile(r"\W*(?:\\text\{)?(?:(?:so|thus|hence|therefore|then|finally)\b[,:]? *)?"
                     r"(?:(?:the|our|my|final|correct|right) +)*"
@@ -64,6 +67,7 @@ def no_answer(truth):
   """Why no answer in a box can be this truth, a text; None where one can."""
   truth = truth.strip()
   reasons = {
+    "is how a missing value is written": _MISSING.fullmatch(truth),
     "has a tag": _TAG.search(truth),
     "has ####, which the schema gsm8k reads": "####" in truth,
     "has a box inside a text, which the schema math reads":

@@ -16,6 +16,8 @@ from ares_jax.data.validation import no_answer
   ("Option B", "in words"), ("choice (c).", "in words"), ("The answer is 3", "sentence"),
   ("the final answer: 3", "sentence"), ("Answer: 3", "sentence"), ("答案是3", "sentence"),
   ("\\text{The answer is 3}", "sentence"), ("So the correct answer is 3.", "sentence"),
+  ("nan", "missing"), ("NaN", "missing"), ("null", "missing"), ("<NA>", "missing"),
+  ("\\boxed{}", "missing"), ("$\\text{ }$", "missing"), ("...", "missing"), ("?", "missing"),
   ("Therefore, 3", "sentence"), ("It is 3.", "sentence"), ("There are 12 apples.", "sentence")])
 def test_a_text_around_a_value_is_no_answer(truth, words):
   assert words in no_answer(truth)
@@ -24,6 +26,7 @@ def test_a_text_around_a_value_is_no_answer(truth, words):
 @pytest.mark.parametrize("truth", [
   "3", " 3\n", "\\boxed{3}", "$\\boxed{3}$", "\\begin{pmatrix} 1\n2 \\end{pmatrix}",
   "a < b > c", "x<y", "<br>", "[1, 2]", "\\{1, 2\\}", "{1, 2}",
+  "Nan", "none", "None", "N/A", "NA", "undefined value", "<", ">", "+", "\\times", "{1}",
   "x = 3", "It rains", "answer 3", "so", "Sohail",
   "option", "the result", "He", "10:30", "B", "(B)", "yes", "1 < x <= 2", "f(x) = |x|", "C#",
   "A|B"])

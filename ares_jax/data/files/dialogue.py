@@ -28,7 +28,13 @@ def read_dialogue(record, messages, system=None):
   `system` is the system turn, where a column of its own holds it.
   """
   images = []
-  turns = [(_role(record, message), _content(record, message, images)) for message in messages]
+  turns = []
+  for message in messages:
+    role, content = _role(record, message), _content(record, message, found := [])
+    if found and role != "user":
+      raise record.bad("marks", f"a turn of the role {role!r} holds an image; only questions can")
+    turns.append((role, content))
+    images += found
   if system is not None:
     turns.insert(0, ("system", system))
   roles = [role for role, _ in turns]
@@ -53,10 +59,11 @@ def _role(record, message):
   if not isinstance(role, str) or role not in _ROLES:
     raise record.bad("question", f"a turn of the role {role!r} is not read; the roles are "
                      f"{', '.join(_ROLES)}")
+  read = ("role" if message.get("role") else "from", "content" if "content" in message else "value")
   for key, value in message.items():
     if key in _TOOLS and not is_empty(value):
       raise record.bad("question", f"a turn has {key!r}; calls of tools are not read")
-    if key not in ("role", "from", "content", "value", *_TOOLS) and not is_empty(value):
+    if key not in (*read, *_TOOLS) and not is_empty(value):
       record.left_out.append(f"{key!r} of messages")
   return _ROLES[role]
 

@@ -34,10 +34,12 @@ def open_file(file, values=False):
   """
   if not ("://" in str(file) or os.path.isfile(file)):  # to read a pipe would wait for ever
     raise ValueError(f"data file {file} is no regular file")
-  if file.suffix == ".parquet":
-    return _Parquet(file)
-  if file.suffix == ".arrow":
-    return RemoteArrow(file) if "://" in str(file) else _Arrow(file)
+  if file.suffix in (".parquet", ".arrow"):
+    kind = _Parquet if file.suffix == ".parquet" else RemoteArrow if "://" in str(file) else _Arrow
+    try:
+      return kind(file)
+    except (pa.ArrowInvalid, OSError) as error:  # empty, damaged, of another format
+      raise ValueError(f"{file} cannot be read as {file.suffix}: {error}") from error
   if file.suffix in TABLES:
     return _read_table(file)
   if file.suffix in (".json", ".jsonl"):
@@ -109,14 +111,20 @@ def _read_table(file):
   except (ValueError, csv.Error) as error:
     raise ValueError(f"{file} cannot be read as {file.suffix}: {error}") from error
   names, *rows = rows or [[]]
-  if len(set(names)) < len(names):
-    raise ValueError(f"{file}: two columns of its first line have the same name: {names}")
+  names = [name.strip() for name in names]
+  _check_names(file, names)
   for number, row in enumerate(rows):
     if row and len(row) != len(names):
       raise ValueError(f"{file}: record {number} has {len(row)} cells, the first line names "
                        f"{len(names)} columns; quote cells that hold a separator")
   return [{name: cell or None for name, cell in zip(names, row, strict=True)}
           for row in rows if row]
+
+
+def _check_names(file, names):
+  """ValueError where two columns have one name: a record would hold the last one alone."""
+  if len(set(names)) < len(names):
+    raise ValueError(f"{file}: two columns have the same name: {names}")
 
 
 class _Lines:
@@ -174,8 +182,9 @@ def _json_object(data):
 class _Groups:
   """Records that are read a group at a time: a row group of Parquet, a record batch of Arrow."""
 
-  def __init__(self, path, rows):
-    """`rows`: number of records in each group."""
+  def __init__(self, path, names, rows):
+    """`names`: of the columns; `rows`: number of records in each group."""
+    _check_names(path, names)
     self._path, self._ends = path, list(itertools.accumulate(rows))
     self._lock, self._file = threading.Lock(), None
 
@@ -193,8 +202,23 @@ class _Groups:
     start = self._ends[group - 1] if group else 0
     with self._lock:  # a second thread waits for the group that the first one reads
       self._file = self._file or self._open()
-      table = self._read(group)
-    return table.slice(number - start, 1).to_pylist()[0]
+      try:
+        table = self._read(group)
+      except OSError as error:  # pyarrow's words for damage name no file
+        raise OSError(f"{self._path}, group {group} of records cannot be read: {error}") from error
+    record = table.slice(number - start, 1).to_pylist()[0]
+    return {field.name: _shortest(record[field.name], field.type) for field in table.schema}
+
+
+def _shortest(value, kind):
+  """A value of an Arrow type with the digits that its floats tell: 0.1, not 0.10000000149011612."""
+  if value is None or "float" not in str(kind):  # "float" and "halffloat" have less than 64 bits
+    return value
+  if pa.types.is_floating(kind) and kind != pa.float64():
+    return float(str(kind.to_pandas_dtype()(value)))
+  if pa.types.is_struct(kind):
+    return {field.name: _shortest(value[field.name], field.type) for field in kind}
+  return [_shortest(item, kind.value_type) for item in value] if isinstance(value, list) else value
 
 
 class _Parquet(_Groups):
@@ -202,8 +226,8 @@ class _Parquet(_Groups):
   def __init__(self, path):
     with path.open("rb") as file:
       metadata = pyarrow.parquet.read_metadata(file)
-    super().__init__(path, [metadata.row_group(number).num_rows
-                            for number in range(metadata.num_row_groups)])
+    super().__init__(path, metadata.schema.to_arrow_schema().names, [
+      metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)])
 
   def _open(self):
     return pyarrow.parquet.ParquetFile(self._path.open("rb"))
@@ -218,9 +242,11 @@ class _Arrow(_Groups):
   """A file mapped into memory: the system reads the pages that are asked for."""
 
   def __init__(self, path):
-    super().__init__(path, [])
-    self._file = self._open()
-    self._ends = list(itertools.accumulate(batch.num_rows for batch in self._file))
+    self._path = path
+    batches = self._open()
+    super().__init__(path, batches[0].schema.names if batches else [],
+                     [batch.num_rows for batch in batches])
+    self._file = batches
 
   def _open(self):
     mapped = pa.memory_map(str(self._path))
@@ -260,7 +286,7 @@ class RemoteArrow(_Groups):
       except (pa.ArrowInvalid, OSError, StopIteration) as error:
         raise ValueError(f"{path} is not an Arrow stream or file of version 0.15 or later: "
                          f"{str(error) or 'it is empty'}") from error
-    super().__init__(path, rows)
+    super().__init__(path, self._schema.names, rows)
 
   def _open(self):
     return self._path.open("rb")

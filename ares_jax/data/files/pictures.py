@@ -20,6 +20,9 @@ _IMAGE_COLUMN = re.compile(
   rf"((decoded|raw|input)_)?(image|img|picture|pic){_COUNTED}|fig(ure)?_?(path|file|id)s?", re.I)
 _VIDEO_COLUMN = re.compile(rf"(video|audio){_COUNTED}", re.I)
 _VIDEO_MARK = re.compile("<(?:video|audio)>")
+# Marks of other projects: Qwen-VL's <img>, Phi's <|image_1|>, InternLM's <ImageHere>.
+_OTHER_MARK = re.compile(r"<img>|<\|image(?:_?[0-9]+)?\|>|<(?:Image|IMAGE)(?:[ _]?[0-9]+)?>"
+                         r"|<image_(?:pad|placeholder|token)>|<ImageHere>")
 _IMAGE_FILE = re.compile(r"[^\n]{1,400}\.(png|jpe?g|webp|bmp|gif|tiff?|ppm|avif|svg)", re.I)
 _VIDEO_FILE = re.compile(r"[^\n]{1,400}\.(mp4|avi|mov|mkv|webm|wav|mp3|flac|ogg)", re.I)
 _HOLDS_IMAGE = ("bytes", "path", "url")  # keys of an object that is one image
@@ -178,8 +181,18 @@ def match_marks(record, question, images):
   return IMAGE_MARK.sub("<image>", question), [images[number - 1] for number in numbers]
 
 
-def check_marks(record, text):
-  """BadRow where a text has a mark for video or sound."""
-  if found := _VIDEO_MARK.search(text):
-    raise record.bad("video", f"the question has the mark {found[0]}; video and sound are not "
-                     "supported")
+def check_marks(record, question, history, response, images):
+  """BadRow where a turn has a mark of video or sound, or of an image that would not be shown."""
+  asked = [question, *(turn["content"] for turn in history if turn["role"] == "user")]
+  others = [turn["content"] for turn in history if turn["role"] != "user"]
+  for text in asked + others:
+    if found := _VIDEO_MARK.search(text):
+      raise record.bad("video", f"the question has the mark {found[0]}; video and sound are not "
+                       "supported")
+    if found := _OTHER_MARK.search(text):
+      raise record.bad("marks", f"the question has the mark {found[0]}; write <image>, and name "
+                       "the file in a column of images")
+  if images and any(map(IMAGE_MARK.search, [*others, response or ""])) and not any(
+      map(IMAGE_MARK.search, asked)):
+    raise record.bad("marks", "an image mark stands in the system turn or in an answer; only "
+                     "questions can have images")

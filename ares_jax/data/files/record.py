@@ -59,8 +59,8 @@ class Record:
 
   def scalar(self, field, value):
     """The text of a text or a number; BadRow where the value is neither."""
-    if isinstance(value, np.generic):
-      value = value.item()
+    if isinstance(value, np.generic):  # 0.1 of 32 bits is no 0.10000000149011612
+      value = float(str(value)) if isinstance(value, np.floating) else value.item()
     if isinstance(value, decimal.Decimal) and value.is_finite():
       value = str(value)
     if isinstance(value, bool) or not isinstance(value, str | bytes | int | float) or (

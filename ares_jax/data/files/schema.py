@@ -46,8 +46,8 @@ def _read_row(record, truth):
   options = read_options(record)
   text = _filled_template(record, question, options).strip()
   images = read_images(record, images)
-  for part in (text, *(turn["content"] for turn in history)):
-    check_marks(record, part)
+  response = record.scalar("response", response) if response else None
+  check_marks(record, text, history, response, images)
   if record.schema.get("marks") != "own":  # a user's own marks mean what they mean in training
     text, images = match_marks(record, text, images)
   try:
@@ -67,7 +67,7 @@ def _read_row(record, truth):
   if history:
     row["history"] = history
   if response:
-    row["response"] = record.scalar("response", response)
+    row["response"] = response
   copied = {field: to_plain(record.first(field)) for field in _COPIED_FIELDS}
   return row | {field: value for field, value in copied.items() if value is not None} | {
     "left_out": record.left_out}

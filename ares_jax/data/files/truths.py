@@ -8,6 +8,7 @@ import re
 import numpy as np
 
 from ares_jax.data.files.record import is_list
+from ares_jax.grading.answer import same_answer
 from ares_jax.grading.response import extract_boxed
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -15,6 +16,8 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LONGEST_LIST = 2**15
 # Two texts without a comma between, as numpy prints a list; Python would read them as one.
 _NO_COMMA = re.compile(r"""(['"])\s+\1(?![\s,\]])""")
+_LABELLED = re.compile(r"\(?([A-Z])[.):]\s*(\S.*)", re.DOTALL)  # "A. one", "(A) one"
+_BETWEEN_LETTERS = re.compile(r"[\s,;/&()\[\].]|and")
 
 
 def read_options(record):
@@ -88,7 +91,11 @@ def _texts(record, options):
     options = options[0]  # MMMU has "[['A', 'B']]"
   if not is_list(options):
     raise record.bad("question", f"its options are {options!r}; a list of texts is needed")
-  return [record.scalar("option", option).strip() for option in options]
+  texts = [record.scalar("option", option).strip() for option in options]
+  own = [_LABELLED.fullmatch(text) for text in texts]
+  if all(match and match[1] == letter for match, letter in zip(own, LETTERS, strict=False)):
+    return [match[2] for match in own]  # the prompt writes the letters
+  return texts
 
 
 def accepted_truths(record, options, response):
@@ -104,16 +111,36 @@ def accepted_truths(record, options, response):
     raise record.bad("answer", f"the answer is {answer!r}; a truth is needed")
   accepted = []
   for text in answers:
-    letter = text.strip("().").upper()
-    is_letter = re.fullmatch("[A-Z]", letter) and LETTERS.index(letter) < len(options)
-    if is_letter and not (kind == "text" and text in options):
-      accepted += _letter_and_text(options, LETTERS.index(letter))
-    elif text in options:
-      for index in (index for index, option in enumerate(options) if option == text):
-        accepted += _letter_and_text(options, index)
-    else:
-      accepted.append(text)
+    named = _named_options(options, text, texts_only=kind == "text")
+    if options and not (named or _may_be_right(text, options)):
+      raise record.bad("answer", f"the answer {text!r} is none of its {len(options)} options; give "
+                       "the letter or the text of one")
+    accepted += [way for index in named for way in _letter_and_text(options, index)] or [text]
   return accepted
+
+
+def _named_options(options, text, *, texts_only):
+  """The numbers of the options that a truth names: by letter unless `texts_only`, text, or both."""
+  letter = text.strip("().").upper()
+  is_letter = re.fullmatch("[A-Z]", letter) and LETTERS.index(letter) < len(options)
+  if is_letter and not (texts_only and text in options):
+    return [LETTERS.index(letter)]
+  both = _LABELLED.fullmatch(text)
+  if both and (both[1], both[2]) in zip(LETTERS, options, strict=False):
+    return [LETTERS.index(both[1])]
+  return [index for index, option in enumerate(options) if option == text]
+
+
+def _may_be_right(text, options):
+  """Whether a truth that is no option as written is several letters, or an option's value."""
+  letters = _BETWEEN_LETTERS.sub("", text)
+  if len(letters) > 1 and set(letters) <= set(LETTERS[: len(options)]):  # "A, C", "ABD"
+    return True
+  labelled = _LABELLED.fullmatch(text)
+  if labelled and LETTERS.index(labelled[1]) < len(options):  # of "A. two" A says which
+    options, text = [options[LETTERS.index(labelled[1])]], labelled[2]
+  # Two formulas count as equal here: to compare them takes a worker with a limit of time.
+  return any(option and same_answer(option, text, symbolic=lambda *_: True) for option in options)
 
 
 def _extracted(record, kind, text):

@@ -78,11 +78,23 @@ def test_a_part_may_stand_for_the_next_image_of_the_column():
   ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "question", "one text is needed"),
   ([{"role": "user", "content": "<video>Why?"}], "video", "the mark <video>"),
   ([{"role": "user", "content": "<audio>Why?"}, ANSWER, USER], "video", "the mark <audio>"),
+  ([USER, {"role": "assistant", "content": [{"image": "a.png"}]}], "marks", "'assistant' holds an"),
+  ([{"role": "system", "content": [{"image": "a.png"}]}, USER], "marks", "'system' holds an image"),
 ])
 def test_a_turn_that_cannot_be_read_is_a_bad_row(messages, code, words):
   with pytest.raises(BadRow, match=words) as error:
     read(messages)
   assert error.value.code == code
+
+
+def test_an_image_mark_outside_of_questions_is_a_bad_row_where_it_would_move_the_image():
+  system, shown = {"role": "system", "content": "<image>"}, ANSWER | {"content": "See <image>."}
+  for messages in ([system, USER], [USER, shown], [USER, shown, USER, ANSWER]):
+    with pytest.raises(BadRow, match="an image mark stands in the system turn or in an answer"):
+      read(messages, images=["a.png"])
+    assert read(messages)["images"] == []  # without images a mark is a text
+  marked = USER | {"content": "<image>Why?"}
+  assert read([marked, shown], images=["a.png"])["images"] == ["f/a.png"]
 
 
 def test_images_in_parts_and_in_a_column_are_a_bad_row():
@@ -93,6 +105,9 @@ def test_images_in_parts_and_in_a_column_are_a_bad_row():
 def test_keys_of_messages_that_are_not_read_are_counted():
   row = read([USER | {"name": "Jo", "weight": None}, ANSWER | {"loss_weight": 0.5}], tag="x")
   assert row["left_out"] == ["'name' of messages", "'loss_weight' of messages", "column 'tag'"]
+  row = read([USER | {"from": "gpt", "value": "What?"}, ANSWER])
+  assert row["question"] == "Why?" and row["left_out"] == [
+    "'from' of messages", "'value' of messages"]
   row = read([{"role": "user", "content": [{"image": "a.png", "max_pixels": 9}]}])
   assert row["left_out"] == ["'max_pixels' of parts of messages"]
 

@@ -36,7 +36,7 @@ def test_the_keys_of_an_object_of_records_become_a_column(tmp_path):
 
 @pytest.mark.parametrize("name, separator", [("d.csv", ","), ("d.tsv", "\t")])
 def test_the_first_line_of_a_table_names_its_columns(tmp_path, name, separator):
-  lines = [["question", "answer"], ['"a, \t""b""\nc"', "03"], ["q", ""]]
+  lines = [["question", " answer"], ['"a, \t""b""\nc"', "03"], ["q", ""]]
   text = "\r\n".join(separator.join(line) for line in lines).encode("utf-8-sig")
   assert read(tmp_path, name, text) == [
     {"question": 'a, \t"b"\nc', "answer": "03"}, {"question": "q", "answer": None}]
@@ -57,7 +57,7 @@ def test_tables_count_in_a_folder_that_has_no_other_data(tmp_path):
   ("d.json", "[" * 200_000, "cannot be read as JSON: .*recursion"),
   ("d.json", "[]".encode("utf-16"), "cannot be read as JSON: .*utf-8"),
   ("d.csv", "a,b\n1,2,3\n", "record 0 has 3 cells, the first line names 2"),
-  ("d.csv", "a,a\n1,2\n", "two columns of its first line have the same name"),
+  ("d.csv", "a,a\n1,2\n", "two columns have the same name"),
   ("d.csv", b"a,b\n\xff,2\n", "cannot be read as .csv: .*utf-8"),
 ])
 def test_a_text_file_that_cannot_be_read_is_named(tmp_path, name, text, words):

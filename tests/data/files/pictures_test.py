@@ -144,3 +144,14 @@ def test_published_questions_about_images_need_them(name, schema, bad):
     except BadRow as error:
       codes.append(error.code)
   assert codes == ["marks"] * bad
+
+
+@pytest.mark.parametrize("mark", ["<img>a.png</img>", "<|image_1|>", "<|image|>", "<Image>",
+                                  "<IMAGE 2>", "<image_placeholder>", "<ImageHere>"])
+def test_a_mark_of_another_project_is_a_bad_row_with_or_without_images(mark):
+  for images in ([], ["a.png"]):
+    with pytest.raises(BadRow, match=r"the question has the mark <.*; write <image>") as error:
+      read(question=f"{mark} What is shown?", images=images)
+    assert error.value.code == "marks"
+  for text in ("<img src='a.png'>", "<|image_pad|>", "an <imager>", "<Imagine>", "image 1"):
+    assert read(question=text)["question"] == text

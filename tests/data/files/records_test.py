@@ -3,6 +3,7 @@
 import concurrent.futures
 import io
 import json
+import math
 import os
 import pickle
 import threading
@@ -12,6 +13,7 @@ from unittest import mock
 
 import data_files as files
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from etils import epath
 
@@ -240,6 +242,46 @@ def test_a_remote_file_that_is_not_arrow_is_named(tmp_path):
   write_arrow(path, pa.table({"a": pa.array(["a", "b"]).dictionary_encode()}), "new_stream", rows=2)
   with pytest.raises(ValueError, match="has dictionary columns; save it as parquet"):
     formats.RemoteArrow(path)
+
+
+def write(path, table):
+  """Writes a file of the format that its name says; returns an epath.Path."""
+  if path.suffix == ".parquet":
+    pyarrow.parquet.write_table(table, path)
+    return epath.Path(path)
+  return write_arrow(path, table, "new_stream", rows=7)
+
+
+@pytest.mark.parametrize("name", ["d.parquet", "d.arrow"])
+def test_floats_of_few_bits_are_read_with_the_digits_that_they_tell(tmp_path, name):
+  short, half = pa.float32(), pa.float16()
+  opened = open_records(write(tmp_path / name, pa.table({
+    "a": pa.array([0.1, None], short), "b": pa.array([0.1, math.inf], half),
+    "c": pa.array([[3.3, None], []], pa.list_(short)),
+    "d": pa.array([{"x": 0.7, "y": b"\xff"}, None], pa.struct([("x", short), ("y", pa.binary())])),
+    "e": [1 / 3, 2.5]})))
+  assert opened[0] == {"a": 0.1, "b": 0.1, "c": [3.3, None], "d": {"x": 0.7, "y": b"\xff"},
+                       "e": 1 / 3}
+  assert opened[1] == {"a": None, "b": math.inf, "c": [], "d": None, "e": 2.5}
+
+
+@pytest.mark.parametrize("name", ["d.parquet", "d.arrow"])
+def test_a_damaged_or_ambiguous_file_is_named(tmp_path, name):
+  twice = pa.Table.from_arrays([pa.array(["1"]), pa.array(["2"])], ["answer", "answer"])
+  path = write(tmp_path / name, twice)
+  for content in (path.read_bytes(), b"", b"a,b\n1,2\n"):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}(: two columns have the same|.* cannot be read)"):
+      open_records(path)
+
+
+def test_damage_inside_of_a_file_names_it(tmp_path):
+  path = write(tmp_path / "d.parquet", pa.table({"a": [f"{n} {'x' * 50}" for n in range(3000)]}))
+  damaged = bytearray(path.read_bytes())
+  damaged[200:400] = b"\xff" * 200
+  path.write_bytes(bytes(damaged))
+  with pytest.raises(OSError, match="d.parquet, group 0 of records cannot be read: Corrupt"):
+    open_records(path)[0]
 
 
 def write_arrow(path, table, form, *, rows):

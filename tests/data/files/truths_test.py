@@ -16,7 +16,7 @@ def read(schema="plain", **values):
 
 
 @pytest.mark.parametrize("answer, truths", [
-  (3, ["3"]), (51.0, ["51.0"]), (np.int64(3), ["3"]), (np.float32(0.1), ["0.10000000149011612"]),
+  (3, ["3"]), (51.0, ["51.0"]), (np.int64(3), ["3"]), (np.float32(0.1), ["0.1"]),
   (b"3", ["3"]), (["3", 4], ["3", "4"]), (np.array([b"3"], object), ["3"]), ("nan", ["nan"])])
 def test_a_truth_is_a_text_or_a_number(answer, truths):
   assert read(answer=answer)["answer"] == truths
@@ -58,6 +58,31 @@ def test_options_are_a_list_or_an_object_by_letter(options):
 def test_options_of_another_kind_are_a_bad_row(options, words):
   with pytest.raises(BadRow, match=words):
     read(options=options, answer="A")
+
+
+def test_options_with_letters_of_their_own_are_shown_with_one_letter():
+  for options in (["A. one", "B. two"], ["(A) one", "(B) two"], {"A": "A: one", "B": "B: two"}):
+    for answer in ("B", "two", "B. two", "(B) two"):
+      row = read(options=options, answer=answer)
+      assert row["question"] == "q\nA. one\nB. two" and row["answer"] == ["B", "two"]
+  for options in (["A)", "B)"], ["B. one", "A. two"], ["A. one", "two"]):
+    assert read(options=options, answer="A")["options"] == options
+
+
+@pytest.mark.parametrize("answer", ["C", 0, 3, "3", "three", "A. two", "A, C", ["A", "C"],
+                                    "C. three"])
+def test_a_truth_that_is_none_of_the_options_is_a_bad_row(answer):
+  with pytest.raises(BadRow, match="is none of its 2 options") as error:
+    read(options=["one", "two"], answer=answer)
+  assert error.value.code == "answer"
+
+
+@pytest.mark.parametrize("answer, options", [
+  ("A, B", ["one", "two"]), ("A and B", ["one", "two"]), ("AB", ["one", "two"]),
+  (3.0, ["2", "3"]), ("$\\frac12$", ["1/2", "1/3"]), ("\\sqrt{12}", ["2\\sqrt{3}", "2"]),
+  ("Two.", ["one", "two"])])
+def test_a_truth_may_be_several_letters_or_another_writing_of_an_option(answer, options):
+  assert read(options=options, answer=answer)["answer"] == [str(answer)]
 
 
 @pytest.mark.parametrize("text", ["[" * 2_000_000, "'" + "x" * 2_000_000 + "'", "[" * 30_000,
