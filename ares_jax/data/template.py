@@ -1,11 +1,17 @@
 """How a tokenizer's chat template writes a conversation: its turns, and where an answer ends."""
 
 import dataclasses
+import datetime
 import functools
 import re
 
 THINK = "<think>"  # opens the reasoning of an answer
 CLOSE = "</think>"
+# For templates that write the day: prompts of a run are the same whenever it resumes. The day is
+# that which Llama's templates write where they are told none; transformers takes no function.
+_DAY = datetime.datetime(2024, 7, 26)
+_TELLS_DAY = "{%- macro strftime_now(format) -%}{{ format" + "".join(
+  f" | replace('%{code}', '{_DAY:%{code}}')" for code in "aAbBdHIjmMpSyY") + " }}{%- endmacro -%}"
 # Stand for texts of a conversation. No template holds these words.
 _QUESTION, _ANSWER = "qWx7", "aWx7"
 
@@ -94,7 +100,10 @@ class Template:
     return parts if self.takes_parts else "".join(part["text"] for part in parts)
 
   def _render(self, messages, *, prompt):
-    return self.tokenizer.apply_chat_template(messages, tokenize=False,
+    template = self.tokenizer.get_chat_template()
+    if "strftime_now" in template:
+      template = _TELLS_DAY + template
+    return self.tokenizer.apply_chat_template(messages, tokenize=False, chat_template=template,
                                               add_generation_prompt=prompt)
 
 

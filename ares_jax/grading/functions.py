@@ -141,20 +141,18 @@ def prepare_call(function, answers):
   """A function without arguments that calls the user's with these answers, as its form has it."""
   user = load_function(function.target, "reward function")
   extra = dict(function.arguments)
-  if function.form == "answer":
-    answer, = answers
-    named = {key: values[0] for key, values in _columns(answers).items()}
-    return lambda: user(answer["response"], answer["truth"], **_named(user, named, 2), **extra)
-  if function.form == "verl":
-    answer, = answers
-    named = {"data_source": answer["row"].get("source"), "solution_str": answer["response"],
-             "ground_truth": _ground_truth(answer),
-             "extra_info": {key: values[0] for key, values in _columns(answers).items()}}
-    return lambda: user(**_named(user, named), **extra)
   columns = _columns(answers)
+  one = {key: values[0] for key, values in columns.items()}
   responses, truths = ([answer[key] for answer in answers] for key in ("response", "truth"))
+  texts = function.form == "trl_text"
+  if function.form == "answer":
+    return _call(user, one, extra, given={"response": responses[0], "truth": truths[0]})
   if function.form == "batch":
-    return lambda: user(responses, truths, **_named(user, columns, 2), **extra)
+    return _call(user, columns, extra, given={"responses": responses, "truths": truths})
+  if function.form == "verl":
+    return _call(user, {"data_source": answers[0]["row"].get("source"), "extra_info": one,
+                        "solution_str": responses[0], "ground_truth": _ground_truth(answers[0])},
+                 extra)
   if function.form == "easyr1":
     inputs = [{key: values[index] for key, values in columns.items()} | {
       "response": answer["response"], "response_length": len(answer["tokens"]),
@@ -162,16 +160,40 @@ def prepare_call(function, answers):
     if _takes_one(user):
       return lambda: [user(one, **extra) for one in inputs]
     return lambda: user(inputs, **extra)
-  texts = function.form == "trl_text"
-  columns = {key: values for key, values in columns.items() if key not in _NOT_COLUMNS} | {
+  return _call(user, {key: values for key, values in columns.items() if key not in _NOT_COLUMNS} | {
     "prompts": [answer["row"]["question"] if texts else _dialogue(answer["row"])
                 for answer in answers],
     "completions": responses if texts else [[{"role": "assistant", "content": response}]
                                             for response in responses],
     "completion_ids": [answer["tokens"] for answer in answers],
     "trainer_state": types.SimpleNamespace(global_step=answers[0]["step"]),
-    "log_extra": lambda *_: None, "log_metric": lambda *_: None}
-  return lambda: user(**_named(user, columns), **extra)
+    "log_extra": lambda *_: None, "log_metric": lambda *_: None}, extra)
+
+
+def _call(function, values, extra, given=types.MappingProxyType({})):
+  """A call with `given` by position, the `values` that the signature names, and `extra`.
+
+  A function that takes any keywords gets all values; one that takes keywords alone gets the `given`
+  by their names. ValueError where a parameter has no value.
+  """
+  parameters = list(inspect.signature(function).parameters.values())
+  kinds = {parameter.kind for parameter in parameters}
+  if kinds <= {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}:
+    values, given = values | given, {}
+  first, others = parameters[: len(given)], parameters[len(given):]
+  if inspect.Parameter.VAR_KEYWORD in kinds:
+    named = {name: value for name, value in values.items()
+             if name not in {parameter.name for parameter in first}}
+  else:
+    named = {parameter.name: values[parameter.name] for parameter in others
+             if parameter.name in values}
+  named |= extra
+  for parameter in others:
+    by_name = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    if by_name and parameter.default is parameter.empty and parameter.name not in named:
+      raise ValueError(f"its parameter {parameter.name!r} is no column of the data and no field of "
+                       f"a row; there are {', '.join(sorted(values))}")
+  return lambda: function(*given.values(), **named)
 
 
 def _columns(answers):
@@ -183,16 +205,6 @@ def _columns(answers):
     name: answer[name] for name in ("tokens", "entropies", "step")} for answer in answers]
   names = dict.fromkeys(name for each in found for name in each)
   return {name: [each.get(name) for each in found] for name in names}
-
-
-def _named(function, values, given=0):
-  """The `values` that the signature names, or all where it takes any; the first are given."""
-  parameters = list(inspect.signature(function).parameters.values())
-  if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
-    taken = {parameter.name for parameter in parameters[:given]}
-    return {name: value for name, value in values.items() if name not in taken}
-  return {parameter.name: values[parameter.name] for parameter in parameters[given:]
-          if parameter.name in values}
 
 
 def _ground_truth(answer):
@@ -217,10 +229,13 @@ def _dialogue(row):
 def results(function, answers, returned):
   """What `call_function` returns, of what the user's function returned."""
   if not function.takes_batch:
-    found = _components(function.name, returned)
-    if function.form == "verl" and isinstance(found, dict):  # verl takes "score" for the reward
-      found = {"overall" if key == "score" else key: value for key, value in found.items()}
-    return [found]
+    if function.form == "verl" and isinstance(returned, collections.abc.Mapping):
+      if "score" not in returned:
+        return [f"returns {_shown(returned)}, which has no 'score'"]
+      # verl takes "score" for the reward; texts among the others, such as "pred", are no numbers.
+      returned = {"overall" if key == "score" else key: value for key, value in returned.items()
+                  if key == "score" or not isinstance(value, str)}
+    return [_components(function.name, returned)]
   if not isinstance(returned, collections.abc.Iterable) or isinstance(returned, dict | str):
     return [f"returns {_shown(returned)}, no list of scores"] * len(answers)
   found = list(returned)

@@ -42,6 +42,14 @@ def test_a_template_of_parts_gets_parts(template):
   assert chat(template).template.takes_parts
 
 
+def test_a_template_that_writes_the_day_writes_the_same_one_whenever_a_run_resumes():
+  for day in ("{{ strftime_now('%d %B %Y') }}",
+              "{%- if strftime_now is defined %}{% set day = strftime_now('%d %B %Y') %}{% endif %}"
+              "{{ day }}"):
+    written = chat(day + TURNS).template.prompt([{"type": "text", "text": "What day is it?"}])
+    assert written.startswith("26 July 2024<|im_start|>user")
+
+
 @pytest.mark.parametrize("template, message", [
   ("{% for m in messages %}{{ m.role }}{% endfor %}", "write a question: it prints 'user'"),
   ("{{ 1 / 0 }}", "does not write a question: ZeroDivisionError"),

@@ -100,6 +100,30 @@ def test_verl_is_called_answer_by_answer_and_its_score_is_the_reward(grader, wor
   assert {*scores.components} == {"overall", "acc", "level"}
 
 
+def test_verls_texts_are_no_components_and_its_score_must_be_there(grader, workers):
+  _, _, _, scores = score(grader, workers, "@verl.py:with_prediction")
+  np.testing.assert_array_equal(scores.reward, [1, -1, 1, -1])
+  assert {*scores.components} == {"overall", "acc"}
+  with pytest.raises(GraderError, match="returns {'acc': 1.0}, which has no 'score'"):
+    score(grader, workers, "@verl.py:without_score")
+
+
+@pytest.mark.parametrize("function", ["@ours.py:keywords", "@ours.py:anything"])
+def test_ours_may_take_keywords_alone(grader, workers, function):
+  _, _, _, scores = score(grader, workers, function)
+  np.testing.assert_array_equal(scores.reward, [1, 0, 1, 0])
+
+
+def test_an_argument_of_the_user_goes_before_a_field(grader, workers):
+  _, _, _, scores = score(grader, workers, "@ours.py:keywords", arguments="level='9', scale=2")
+  assert not scores.reward.any()
+
+
+def test_a_parameter_without_a_value_is_named(grader, workers):
+  with pytest.raises(GraderError, match="parameter 'solutoin' is no column .*level, question"):
+    score(grader, workers, "@ours.py:lacking")
+
+
 def test_a_function_of_texts_that_gets_messages_says_what_to_write(grader, workers):
   with pytest.raises(GraderError, match="raises TypeError.*expects plain texts, write trl_text:"):
     score(grader, workers, "trl:@trl.py:task_of_texts")

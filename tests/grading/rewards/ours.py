@@ -19,6 +19,21 @@ def ranks(responses, truths, id):
   return [len(text) / longest[one] for text, one in zip(responses, id, strict=True)]
 
 
+def keywords(*, response, truth, level, scale=1.0):
+  """Takes nothing by position."""
+  return scale * same(response, truth) * (level in ("1", "2"))
+
+
+def anything(**kwargs):
+  """Takes every field and column by name."""
+  return same(kwargs["response"], kwargs["truth"]) * (kwargs["task"] in ("math", "code"))
+
+
+def lacking(response, truth, solutoin):
+  """Asks for a column that is misspelled."""
+  return 1.0
+
+
 def odd(responses, truths):
   """Fails in the way that the first response names."""
   import os
