@@ -26,8 +26,9 @@ from ares_jax.sampling.rollout import collect
 from ares_jax.sampling.sampler import stage_key
 from ares_jax.system import hosts, mesh, shares
 from ares_jax.training.aepo_step import aepo_step, init_state
-from ares_jax.training.batch import AnswerScores, RolloutBatch, balance_minibatches, pack
+from ares_jax.training.batch import AnswerScores, RolloutBatch, pack
 from ares_jax.training.gradient_terms import gradient_terms
+from ares_jax.training.minibatches import balance_minibatches, shares_prompts
 from ares_jax.training.shaping import component_metrics, shape_rewards
 
 # Share of high-window-entropy tokens below which AEPO is GRPO, above which it relaxes everything.
@@ -48,7 +49,8 @@ def train_aepo(params, source, config, context, *, trigger_V, validation=None):
   state = init_state(config, jax.tree.map(jnp.copy, params), base)
   trigger_V, key = mesh.put(trigger_V), stage_key(context.seed, "aepo")
   order = functools.partial(balance_minibatches, minibatch=config.minibatch,
-                            microbatch=config.microbatch, row_tokens=config.row_tokens)
+                            microbatch=config.microbatch, row_tokens=config.row_tokens,
+                            share_prompts=shares_prompts(config))
 
   def measure(state):
     return validation.measure(lora.join(base, state.params))
@@ -128,7 +130,8 @@ def pack_rollout(rollout, config, encoder):
   rows, metrics = pack(
     rollout.prompts, rollout.samples, rollout.lengths, group=config.group,
     minibatch=config.minibatch, microbatch=config.microbatch, row_tokens=config.row_tokens,
-    longest=encoder.config.max_tokens[-1] + config.sampling.max_tokens)
+    longest=encoder.config.max_tokens[-1] + config.sampling.max_tokens,
+    share_prompts=shares_prompts(config))
   return rollout.batch(rows).to_device(config.prompts, config.microbatch), metrics
 
 

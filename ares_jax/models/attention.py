@@ -11,6 +11,10 @@ GQA: 42 MB per layer in bfloat16 for 20480 tokens of 7B.
 cuDNN's attention is not used: it takes packed rows only with a [T, S] mask, and its function cannot
 be traced on a host without cuDNN.
 
+Answers to one prompt may share it (codes.py): splash attention asks a function of a query's index
+and a key's which of the keys with the query's id it reads, and gets a code in place of the index.
+The kernel for Triton asks none; there such rows take plain XLA.
+
 B rows, T query positions, S key positions, N query heads, K kv heads, H head size, m devices of
 "model".
 """
@@ -23,6 +27,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from ares_jax.models.codes import codes, reads, until
 from ares_jax.models.layers import MASKED
 from ares_jax.system.mesh import ROWS, size, unmapped
 
@@ -34,7 +39,8 @@ SPLASH_BLOCK, TRITON_BLOCK = 512, 128
 
 
 def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, segment_BT: jax.Array,
-              segment_BS: jax.Array, causal: bool) -> jax.Array:
+              segment_BS: jax.Array, causal: bool,
+              prompt_BT: jax.Array | None = None) -> jax.Array:
   """softmax(q k^T / sqrt(H)) v over the keys of the query's own segment.
 
   A kernel is used if `segment_BT` and `segment_BS` are the same object, a row has `KERNEL_TOKENS`
@@ -46,37 +52,43 @@ def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, segmen
     segment_BT: int32, segment of each query; 0 is padding, whose results are meaningless.
     segment_BS: int32, segment of each key.
     causal: whether to attend only to keys up to the query's index; needs T = S.
+    prompt_BT: int32, the segment of the prompt that the query's answer shares with others, whose
+      keys it reads too; the query's own segment where there is none. Answers follow their prompt
+      and begin at multiples of `codes.step_of(T)`. Needs `causal` and T = S. None: none shares.
 
   Returns:
     [B, T, N, H] in q's dtype.
   """
   mesh = jax.sharding.get_abstract_mesh()
   long = q_BTNH.shape[1] >= KERNEL_TOKENS and segment_BT is segment_BS
+  code_BT = None
+  if prompt_BT is not None:
+    code_BT, segment_BT, segment_BS = codes(segment_BT, prompt_BT), prompt_BT, prompt_BT
   if not long or (mesh.empty and jax.device_count() > 1):
-    return _dense(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BS, causal=causal)
+    return _dense(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BS, code_BT, causal=causal)
   if mesh.empty:
-    return _on_device(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal=causal)
+    return _on_device(q_BTNH, k_BSKH, v_BSKH, segment_BT, code_BT, causal=causal)
   rows_axis = unmapped(ROWS)
   if q_BTNH.shape[0] % size(*rows_axis or ()):
     rows_axis = None
   over = _split_queries if q_BTNH.shape[2] % mesh.shape["model"] else _split_heads
-  return over(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal=causal, rows_axis=rows_axis,
+  return over(q_BTNH, k_BSKH, v_BSKH, segment_BT, code_BT, causal=causal, rows_axis=rows_axis,
               parts=mesh.shape["model"])
 
 
-def _split_heads(q_BTNH, k_BSKH, v_BSKH, segment_BT, *, causal, rows_axis, parts):
+def _split_heads(q_BTNH, k_BSKH, v_BSKH, segment_BT, code_BT, *, causal, rows_axis, parts):
   heads, kv_heads = q_BTNH.shape[2], k_BSKH.shape[2]
   kv_axis = "model" if kv_heads % parts == 0 else None
 
-  def local(q_BTNH, k_BSKH, v_BSKH, segment_BT):
+  def local(q_BTNH, k_BSKH, v_BSKH, segment_BT, code_BT):
     if not kv_axis:
       used = _local_kv_heads(heads // parts, heads // kv_heads, kv_heads)
       k_BSKH, v_BSKH = (jnp.take(x, used, axis=2) for x in (k_BSKH, v_BSKH))
-    return _on_device(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal=causal)
+    return _on_device(q_BTNH, k_BSKH, v_BSKH, segment_BT, code_BT, causal=causal)
 
-  spec, kv_spec = P(rows_axis, None, "model"), P(rows_axis, None, kv_axis)
-  return jax.shard_map(local, in_specs=(spec, kv_spec, kv_spec, P(rows_axis)), out_specs=spec,
-                       check_vma=False)(q_BTNH, k_BSKH, v_BSKH, segment_BT)
+  spec, kv_spec, row = P(rows_axis, None, "model"), P(rows_axis, None, kv_axis), P(rows_axis)
+  return jax.shard_map(local, in_specs=(spec, kv_spec, kv_spec, row, row), out_specs=spec,
+                       check_vma=False)(q_BTNH, k_BSKH, v_BSKH, segment_BT, code_BT)
 
 
 def _local_kv_heads(heads: int, group: int, kv_heads: int):
@@ -87,35 +99,37 @@ def _local_kv_heads(heads: int, group: int, kv_heads: int):
   return jnp.minimum(used, kv_heads - 1)
 
 
-def _split_queries(q_BTNH, k_BSKH, v_BSKH, segment_BT, *, causal, rows_axis, parts):
+def _split_queries(q_BTNH, k_BSKH, v_BSKH, segment_BT, code_BT, *, causal, rows_axis, parts):
   tokens = q_BTNH.shape[1]
   # Two chunks per device, see `_chunks`.
-  padded = _pad(2 * parts, q_BTNH, k_BSKH, v_BSKH, segment_BT)
+  padded = _pad(2 * parts, q_BTNH, k_BSKH, v_BSKH, segment_BT, code_BT)
 
-  def local(q_BTNH, k_BSKH, v_BSKH, segment_BS):
+  def local(q_BTNH, k_BSKH, v_BSKH, segment_BS, code_BS):
     # The backward pass sums the gradients of keys and values over the devices.
     k_BSKH, v_BSKH = (lax.all_gather(x, "model", axis=1, tiled=True) for x in (k_BSKH, v_BSKH))
+    dense = jax.checkpoint(functools.partial(_dense_queries, causal=causal, tokens=tokens))
     return lax.platform_dependent(
-      q_BTNH, k_BSKH, v_BSKH, segment_BS,
-      tpu=functools.partial(_splash_queries, causal=causal),
-      cuda=functools.partial(_triton_queries, causal=causal),
-      default=jax.checkpoint(functools.partial(_dense_queries, causal=causal)))
+      q_BTNH, k_BSKH, v_BSKH, segment_BS, code_BS,
+      tpu=functools.partial(_splash_queries, causal=causal, tokens=tokens),
+      cuda=functools.partial(_triton_queries, causal=causal) if code_BT is None else dense,
+      default=dense)
 
-  spec = P(rows_axis, "model")
-  return jax.shard_map(local, in_specs=(spec, spec, spec, P(rows_axis)), out_specs=spec,
+  spec, row = P(rows_axis, "model"), P(rows_axis)
+  return jax.shard_map(local, in_specs=(spec, spec, spec, row, row), out_specs=spec,
                        check_vma=False)(*padded)[:, :tokens]
 
 
-def _splash_queries(q_BTNH, k_BSKH, v_BSKH, segment_BS, *, causal):
+def _splash_queries(q_BTNH, k_BSKH, v_BSKH, segment_BS, code_BS, *, causal, tokens):
   if not causal:
     segment_BT = _local_part(segment_BS, 1)
-    return _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BS, causal=False)
+    return _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BS, None, causal=False)
   chunks = _chunks(lax.axis_size("model"))
   numbers = jnp.asarray(chunks)[lax.axis_index("model")]
   rows = len(segment_BS)
-  segment_BT = segment_BS.reshape(rows, chunks.size, -1)[:, numbers].reshape(rows, -1)
-  out = _splash(_send_chunks(q_BTNH, chunks), k_BSKH, v_BSKH, segment_BT, segment_BS, causal=True,
-                chunks=chunks)
+  segment_BT, code_BT = jax.tree.map(
+    lambda x: x.reshape(rows, chunks.size, -1)[:, numbers].reshape(rows, -1), (segment_BS, code_BS))
+  out = _splash(_send_chunks(q_BTNH, chunks), k_BSKH, v_BSKH, segment_BT, segment_BS, code_BT,
+                causal=True, tokens=tokens, chunks=chunks)
   return _send_chunks(out, chunks, back=True)
 
 
@@ -138,7 +152,7 @@ def _send_chunks(x_BTNH, chunks, *, back=False):
   return jnp.concatenate(halves, axis=1)
 
 
-def _triton_queries(q_BTNH, k_BSKH, v_BSKH, segment_BS, *, causal):
+def _triton_queries(q_BTNH, k_BSKH, v_BSKH, segment_BS, _, *, causal):
   # This kernel needs as many queries as keys, both from the first token of the row. So devices
   # exchange some tokens of all heads for all tokens of some heads, with padding heads if "model"
   # does not divide them (28 heads over 8 devices: 4 of 32).
@@ -151,11 +165,12 @@ def _triton_queries(q_BTNH, k_BSKH, v_BSKH, segment_BS, *, causal):
   return lax.all_to_all(out, "model", 1, 2, tiled=True)[:, :, :heads]
 
 
-def _dense_queries(q_BTNH, k_BSKH, v_BSKH, segment_BS, *, causal):
+def _dense_queries(q_BTNH, k_BSKH, v_BSKH, segment_BS, code_BS, *, causal, tokens):
   index_S = jnp.arange(segment_BS.shape[1])
   allowed_BTS = _local_part(segment_BS, 1)[:, :, None] == segment_BS[:, None, :]
   if causal:
-    allowed_BTS &= _local_part(index_S, 0)[:, None] >= index_S
+    code_BT = None if code_BS is None else _local_part(code_BS, 1)
+    allowed_BTS &= until(_local_part(index_S, 0), code_BT, index_S, tokens)
   return _attend(q_BTNH, k_BSKH, v_BSKH, allowed_BTS)
 
 
@@ -165,40 +180,47 @@ def _local_part(x, axis):
   return lax.dynamic_slice_in_dim(x, lax.axis_index("model") * size, size, axis)
 
 
-def _on_device(q_BTNH, k_BSKH, v_BSKH, segment_BT, *, causal):
-  def dense(q_BTNH, k_BSKH, v_BSKH, segment_BT):
+def _on_device(q_BTNH, k_BSKH, v_BSKH, segment_BT, code_BT, *, causal):
+  def dense(q_BTNH, k_BSKH, v_BSKH, segment_BT, code_BT):
     if causal:
-      return _banded(q_BTNH, k_BSKH, v_BSKH, segment_BT)
-    return _dense(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BT, causal=False)
+      return _banded(q_BTNH, k_BSKH, v_BSKH, segment_BT, code_BT)
+    return _dense(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BT, None, causal=False)
 
-  def kernel(q_BTNH, k_BSKH, v_BSKH, segment_BT):
-    return _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BT, causal=causal)
+  def kernel(q_BTNH, k_BSKH, v_BSKH, segment_BT, code_BT):
+    return _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BT, code_BT, causal=causal,
+                   tokens=q_BTNH.shape[1])
 
-  return lax.platform_dependent(
-    q_BTNH, k_BSKH, v_BSKH, segment_BT, tpu=kernel, cuda=functools.partial(_triton, causal=causal),
-    # A conditional saves for the backward pass what any of its branches needs. This branch is
-    # recomputed, so that its [T, S] arrays do not enter the programs of other platforms.
-    default=jax.checkpoint(dense))
+  def triton(q_BTNH, k_BSKH, v_BSKH, segment_BT, _):
+    return _triton(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal=causal)
+
+  # A conditional saves for the backward pass what any of its branches needs. This branch is
+  # recomputed, so that its [T, S] arrays do not enter the programs of other platforms.
+  dense = jax.checkpoint(dense)
+  return lax.platform_dependent(q_BTNH, k_BSKH, v_BSKH, segment_BT, code_BT, tpu=kernel,
+                                cuda=triton if code_BT is None else dense, default=dense)
 
 
-def _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BS, *, causal, chunks=((0,),)):
+def _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BS, code_BT, *, causal, tokens=None,
+            chunks=((0,),)):
   """Splash attention of T queries to S keys.
 
   `chunks` [m, chunks of a device] are the numbers in the row of each device's chunks of queries;
-  ((0,),) = the queries begin where the keys do.
+  ((0,),) = the queries begin where the keys do. `tokens` of the row that `code_BT` is about.
   """
   # Imported here because small models never need Pallas, which takes 0.2 s.
   from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
   chunks = np.asarray(chunks)
   (rows, queries, heads, head_dim), (devices, count) = q_BTNH.shape, chunks.shape
-  size, tokens = queries // count, k_BSKH.shape[1]
-  block_q, block_kv = _splash_block(size), _splash_block(tokens)
+  size = queries // count
+  block_q, block_kv = _splash_block(size), _splash_block(k_BSKH.shape[1])
   # Each chunk is padded to a multiple of the block.
-  q, segment_BT = _pad(block_q, *(x.reshape(rows * count, size, *x.shape[2:])
-                                  for x in (q_BTNH * head_dim**-0.5, segment_BT)))
+  q, segment_BT, code_BT = _pad(block_q, *jax.tree.map(
+    lambda x: x.reshape(rows * count, size, *x.shape[2:]),
+    (q_BTNH * head_dim**-0.5, segment_BT, code_BT)))
   padded = q.shape[1]
-  q, segment_BT = (x.reshape(rows, count * padded, *x.shape[2:]) for x in (q, segment_BT))
+  q, segment_BT, code_BT = jax.tree.map(
+    lambda x: x.reshape(rows, count * padded, *x.shape[2:]), (q, segment_BT, code_BT))
   k, v, segment_BS = _pad(block_kv, k_BSKH, v_BSKH, segment_BS)
   if causal:
     mask = splash.CausalMask((devices * count * padded, k.shape[1]))
@@ -220,9 +242,19 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BS, *, causal, chunks=((
     # devices.
     kernel = jax.tree.map(lambda x: _local_part(x, min(x.ndim - 1, 1)), kernel)
   q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-  out = jax.vmap(kernel)(q, k, v, splash.SegmentIds(q=segment_BT, kv=segment_BS))
+  out = jax.vmap(functools.partial(_call_splash, kernel, tokens))(
+    q, k, v, splash.SegmentIds(q=segment_BT, kv=segment_BS), code_BT)
   out = jnp.swapaxes(out, 1, 2).reshape(rows * count, padded, heads, -1)[:, :size]
   return out.reshape(rows, queries, heads, -1)
+
+
+def _call_splash(kernel, tokens, q, k, v, segments, code):
+  """The kernel of a causal mask, asking in place of the mask's own function that of the codes."""
+  if code is not None:
+    infos, settings = kernel.tree_flatten()
+    kernel = kernel.tree_unflatten(settings | {"mask_function": reads(tokens)},
+                                   [info._replace(q_sequence=code) for info in infos])
+  return kernel(q, k, v, segments)
 
 
 def _splash_block(tokens):
@@ -246,10 +278,10 @@ def _pad(block, *arrays):
   def pad(x):
     return jnp.pad(x, [(0, 0), (0, -x.shape[1] % block)] + [(0, 0)] * (x.ndim - 2))
 
-  return [pad(x) for x in arrays]
+  return jax.tree.map(pad, arrays)
 
 
-def _banded(q_BTNH, k_BSKH, v_BSKH, segment_BT):
+def _banded(q_BTNH, k_BSKH, v_BSKH, segment_BT, code_BT):
   """Causal attention of each block of queries to the last 2 or 4 blocks of keys, or to all.
 
   Each block of queries uses the fewest that contain all keys of its segments. Rows of 640 tokens
@@ -263,7 +295,9 @@ def _banded(q_BTNH, k_BSKH, v_BSKH, segment_BT):
     last = min(first + size, queries)
     q, segment = q_BTNH[:, first:last], segment_BT[:, first:last, None]
     index = jnp.arange(last)
-    allowed_BTS = (segment == segment_BT[:, None, :last]) & (index[first:, None] >= index)
+    code = None if code_BT is None else code_BT[:, first:last]
+    allowed_BTS = (segment == segment_BT[:, None, :last]) & until(index[first:], code, index,
+                                                                   queries)
     seen_S = (allowed_BTS & (segment > 0)).any((0, 1))
     needed = jnp.where(seen_S, last - index, 0).max()
     counts = [*(count * size for count in (2, 4) if count * size < last), last]
@@ -275,7 +309,7 @@ def _banded(q_BTNH, k_BSKH, v_BSKH, segment_BT):
   return jnp.concatenate(blocks, axis=1)
 
 
-def _dense(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BS, *, causal):
+def _dense(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BS, code_BT, *, causal):
   queries = q_BTNH.shape[1]
   if not causal:
     allowed_BTS = segment_BT[:, :, None] == segment_BS[:, None, :]
@@ -285,8 +319,9 @@ def _dense(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BS, *, causal):
   edges = sorted({queries * quarter // 4 for quarter in range(5)})
   quarters = []
   for first, last in zip(edges[:-1], edges[1:], strict=True):
+    code = None if code_BT is None else code_BT[:, first:last]
     allowed_BTS = ((segment_BT[:, first:last, None] == segment_BS[:, None, :last])
-                   & (jnp.arange(first, last)[:, None] >= jnp.arange(last)))
+                   & until(jnp.arange(first, last), code, jnp.arange(last), queries))
     quarters.append(_attend(q_BTNH[:, first:last], k_BSKH[:, :last], v_BSKH[:, :last], allowed_BTS))
   return jnp.concatenate(quarters, axis=1)
 

@@ -25,7 +25,8 @@ from ares_jax.models.weights import Params
 from ares_jax.system.mesh import ROWS, shard
 
 
-def hidden(config: ModelConfig, params: Params, embeds_BTD, positions_3BT, segment_BT) -> jax.Array:
+def hidden(config: ModelConfig, params: Params, embeds_BTD, positions_3BT, segment_BT,
+           prompt_BT=None) -> jax.Array:
   """Hidden states of complete rows, after the final norm; logits are hidden @ unembedding^T.
 
   Args:
@@ -35,11 +36,12 @@ def hidden(config: ModelConfig, params: Params, embeds_BTD, positions_3BT, segme
     positions_3BT: int32, M-RoPE positions (time, height, width).
     segment_BT: int32, the sequence of each token in its row, 0 for padding; a token attends to
       earlier tokens of its segment.
+    prompt_BT: int32, another segment to which it attends, as in `attention`; None = no token does.
 
   Returns:
     [B, T, D] in the compute dtype; meaningless for padding.
   """
-  x, _ = _blocks(config, params, embeds_BTD, positions_3BT, segment_BT, keep_kv=False)
+  x, _ = _blocks(config, params, embeds_BTD, positions_3BT, segment_BT, prompt_BT, keep_kv=False)
   return shard(rms_norm(x, params["final_norm"], config.norm_eps), ROWS)
 
 
@@ -58,7 +60,7 @@ def prefill(config: ModelConfig, params: Params, embeds_PTD, positions_3PT,
     and the values [L, P, T, K, H], meaningless from `length` on.
   """
   real_PT = jnp.arange(embeds_PTD.shape[1]) < length_P[:, None]
-  x, (k, v) = _blocks(config, params, embeds_PTD, positions_3PT, real_PT.astype(jnp.int32),
+  x, (k, v) = _blocks(config, params, embeds_PTD, positions_3PT, real_PT.astype(jnp.int32), None,
                       keep_kv=True)
   last = jnp.take_along_axis(x, (length_P - 1)[:, None, None], axis=1)[:, 0]
   return rms_norm(last, params["final_norm"], config.norm_eps), k, v
@@ -102,7 +104,7 @@ def decode_step(config: ModelConfig, params: Params, embeds_B1D, positions_3B1, 
   return rms_norm(x[:, 0], params["final_norm"], config.norm_eps), pages
 
 
-def _blocks(config, params, embeds_BTD, positions_3BT, segment_BT, *, keep_kv):
+def _blocks(config, params, embeds_BTD, positions_3BT, segment_BT, prompt_BT, *, keep_kv):
   cos_sin = _mrope(config, positions_3BT)
   # A prefill does not split tokens: prompts are short and no activations are kept for a backward
   # pass. For 7B on 16 x 4 chips the plan says that splitting would send 6 times as much.
@@ -116,7 +118,8 @@ def _blocks(config, params, embeds_BTD, positions_3BT, segment_BT, *, keep_kv):
     weights, index = layer
     x_BTD = between(x_BTD)
     q, k, v = _qkv(config, weights, x_BTD, cos_sin)
-    mixed = attention(q, k, v, segment_BT=segment_BT, segment_BS=segment_BT, causal=True)
+    mixed = attention(q, k, v, segment_BT=segment_BT, segment_BS=segment_BT, prompt_BT=prompt_BT,
+                      causal=True)
     x_BTD = between(x_BTD + _out(weights, mixed))
     x_BTD = _mlp(config, weights, x_BTD)
     if deep:

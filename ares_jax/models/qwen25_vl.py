@@ -70,7 +70,8 @@ def embed(config: ModelConfig, params: Params, tokens_BT, unit_BT, features) -> 
 
 
 def score(config: ModelConfig, params: Params, features, *, tokens, unit, positions, segment,
-          wanted=None, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
+          prompt_segment=None, wanted=None,
+          temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
   """Log-probability of every token after its predecessors, and the entropy of the policy there.
 
   Column t is about token t; the first column of a segment is meaningless.
@@ -80,6 +81,7 @@ def score(config: ModelConfig, params: Params, features, *, tokens, unit, positi
     features: as in `embed`.
     tokens, unit, segment: int32 [B, T], as in `embed` and `hidden`.
     positions: int32 [B, 3, T].
+    prompt_segment: int32 [B, T], as in `hidden`.
     wanted: bool [B, T], as in `logprob_and_entropy`; both are 0 elsewhere. None = all tokens.
     temperature: divides the logits, > 0: that of the policy which drew the tokens.
 
@@ -87,7 +89,8 @@ def score(config: ModelConfig, params: Params, features, *, tokens, unit, positi
     float32 [B, T], nats, both; on a mesh each device computes its own tokens.
   """
   embeds_BTD = embed(config, params, tokens, unit, features)
-  hidden_BTD = hidden(config, params, embeds_BTD, jnp.moveaxis(positions, 1, 0), segment)
+  hidden_BTD = hidden(config, params, embeds_BTD, jnp.moveaxis(positions, 1, 0), segment,
+                      prompt_segment)
   both = logprob_and_entropy(
     hidden_BTD[:, :-1].reshape(-1, hidden_BTD.shape[-1]), unembedding(config, params),
     tokens[:, 1:].reshape(-1), None if wanted is None else wanted[:, 1:].reshape(-1),

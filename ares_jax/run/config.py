@@ -148,6 +148,9 @@ class AepoConfig:
   validate: tuple[int, int, int] = optional((0, 64, 1), free=True)
   # Benchmarks, "NAME:PATH", and files of your own that are validated on too.
   validate_on: tuple[str, ...] = optional((), free=True)
+  # Whether answers in one packed row share their prompt, which is then computed once for them. Sums
+  # round otherwise. On NVIDIA GPUs, whose kernel of attention cannot, every answer has its own.
+  share_prompts: bool = optional(False)
   # Passes over the rows, in place of `steps`, where above 0; a filter that draws more batches an
   # iteration passes more often.
   epochs: float = optional(0.0)

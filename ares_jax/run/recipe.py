@@ -75,7 +75,7 @@ def recipe():
   c.adacs = dict(shuffle=True, epochs=0.0, loop=loop, optimizer=dict(schedule="cosine", **_ADAM))
 
   c.aepo = dict(group=8, branches=0, frozen=("vision",), loop=loop, terms_every=0,
-                validate=(0, 64, 1), validate_on=(), epochs=0.0)
+                validate=(0, 64, 1), validate_on=(), epochs=0.0, share_prompts=False)
   c.aepo.sampling = dict(temperature=1.0, top_k=0, min_tokens=0)
   c.aepo.filter = dict(low=0.01, high=0.99, key="accuracy")
   c.aepo.entropy = dict(window=4, quantile=0.95, quantile_of="window", reduce="mean", decay=0.9,

@@ -239,8 +239,8 @@ def collect(generator, params, batches, key, *, group, order, sampling, config, 
     batches: iterator of PromptBatch of P prompts.
     key: typed PRNG key of the run.
     group: G.
-    order: function of int [P, G], the tokens of each prompt with each of its responses; returns the
-      order of the prompts (training.batch.balance_minibatches).
+    order: function of the tokens of prompts, int [P], and of responses, int [P, G]; returns the
+      order of the prompts (training.minibatches.balance_minibatches).
     branching: branching.Branching, or None if every response starts at its prompt.
     rewards: function of Samples and Grades; float32 [B], what the filter with key="reward" reads.
 
@@ -295,8 +295,7 @@ def collect(generator, params, batches, key, *, group, order, sampling, config, 
     metrics["rollout/failed_groups"] = totals["failed"]
     numbers = np.resize(numbers, wanted)
   drawn = Outline(*map(np.concatenate, zip(*outlines, strict=True)))
-  lengths_PG = drawn.sizes[numbers, :1] + drawn.tokens[numbers]
-  numbers = numbers[list(order(lengths_PG))]
+  numbers = numbers[list(order(drawn.sizes[numbers, 0], drawn.tokens[numbers]))]
   outline = Outline(*(array[numbers] for array in drawn))
   metrics["rollout/truncated"] = 1 - outline.complete.mean()
   if branching is not None:

@@ -13,11 +13,18 @@ import flax.struct
 import jax
 import numpy as np
 
-from ares_jax.data.packing import first_fit, lay_out
+from ares_jax.data.packing import lay_out
 from ares_jax.data.prompts import PromptBatch
 from ares_jax.data.sharded import deliver
 from ares_jax.models.vision import VisionInput
 from ares_jax.system import mesh, shares
+from ares_jax.training.minibatches import (
+  families_of,
+  fill_rows,
+  padded_tokens,
+  row_capacity,
+  shares_prompts,
+)
 
 
 @flax.struct.dataclass
@@ -29,7 +36,8 @@ class PackedRows:
 
   used: jax.Array  # int32 [N]: number of microbatches with tokens; they come first
   tokens: jax.Array  # int32 [N, K, R, C]
-  segment: jax.Array  # int32 [N, K, R, C]: 0 = padding, else 1 + index of the sequence in its row
+  # int32 [N, K, R, C]: 0 = padding, else 1 + index in its row of the sequence, or of its part
+  segment: jax.Array
   positions: jax.Array  # int32 [N, K, R, 3, C], M-RoPE
   unit: jax.Array  # int32 [N, K, R, C]: index of the token's unit in its minibatch, -1 for text
   sequence: jax.Array  # int32 [N, K, R, C]: b
@@ -39,9 +47,13 @@ class PackedRows:
   # float32 [N, K, R, C], of the policy before the first update. None with one minibatch, where the
   # gradient's forward pass gives the old log-probabilities.
   old_logprob: jax.Array | None = None
+  # int32 [N, K, R, C]: the segment of the shared prompt that a token reads besides its own, its own
+  # where there is none. A shared prompt is one segment, without its last token; that token and an
+  # answer are another. None = every answer has its own prompt, in one segment.
+  prompt_segment: jax.Array | None = None
 
   @classmethod
-  def abstract(cls, minibatches, microbatches, microbatch, row_tokens):
+  def abstract(cls, minibatches, microbatches, microbatch, row_tokens, *, share_prompts=False):
     """The shapes [N, K, R, C] of `to_device`, on the current mesh."""
     def array(dtype, *shape):
       return mesh.abstract(dtype, shape, None, None, mesh.ROWS)
@@ -50,7 +62,9 @@ class PackedRows:
     return cls(
       used=mesh.abstract(np.int32, (minibatches,)),
       positions=array(np.int32, *shape[:3], 3, row_tokens), response_mask=array(bool, *shape),
-      sampler_logprob=array(np.float32, *shape), **{name: array(np.int32, *shape) for name in (
+      sampler_logprob=array(np.float32, *shape),
+      prompt_segment=array(np.int32, *shape) if share_prompts else None,
+      **{name: array(np.int32, *shape) for name in (
         "tokens", "segment", "unit", "sequence", "response_index")})
 
   def to_device(self, microbatch, put=shares.put_rows):
@@ -117,7 +131,8 @@ class RolloutBatch:
     return cls(
       tokens_BT, mask_BT, entropy_BT, correct=grade, format_ok=grade,
       vision=VisionInput.abstract(model.images, config.prompts, windows),
-      rows=PackedRows.abstract(count // config.minibatch, capacity, config.microbatch, longest),
+      rows=PackedRows.abstract(count // config.minibatch, capacity, config.microbatch, longest,
+                               share_prompts=shares_prompts(config)),
       scores=AnswerScores(grade, grade) if scores else None)
 
   def to_device(self, prompts, microbatch, put=shares.put_rows):
@@ -133,7 +148,8 @@ class RolloutBatch:
                         self.rows.to_device(microbatch, put), scores)
 
 
-def pack(prompts, samples, lengths, *, group, minibatch, microbatch, row_tokens, longest):
+def pack(prompts, samples, lengths, *, group, minibatch, microbatch, row_tokens, longest,
+         share_prompts=False):
   """Packs a PromptBatch and its responses, Samples in numpy, minibatch by minibatch; collective.
 
   Args:
@@ -143,15 +159,18 @@ def pack(prompts, samples, lengths, *, group, minibatch, microbatch, row_tokens,
     row_tokens: values that C may have. The one with the least padding is taken; each that is ever
       taken compiles one program.
     longest: most tokens that a prompt and its response may have.
+    share_prompts: whether responses to one prompt that stand in one row share it.
 
   Returns:
     PackedRows of numpy arrays, of the rows of this process's devices.
     metrics: "pack/real", share of real tokens in the used microbatches; "pack/rows", used rows of
-      all minibatches; "pack/row_tokens", C.
+      all minibatches; "pack/row_tokens", C; with `share_prompts` also "pack/shared", the share of
+      the tokens of prompts and responses that need not be computed.
 
   Raises:
     ValueError: `longest` does not fit a row, or a sequence exceeds it. No sequence is cut or lost.
   """
+  families = families_of(prompts.sizes[:, 0], group, row_tokens) if share_prompts else None
   lengths = np.repeat(prompts.sizes[:, 0], group) + lengths
   if longest > min(row_tokens):
     raise ValueError(f"a prompt and its response have up to {longest} tokens, packed rows "
@@ -163,9 +182,9 @@ def pack(prompts, samples, lengths, *, group, minibatch, microbatch, row_tokens,
   minibatch_B = np.arange(len(lengths)) // group % minibatches
   members = [np.flatnonzero(minibatch_B == number) for number in range(minibatches)]
 
-  packings = {size: _fill_rows([lengths[of] for of in members], size) for size in row_tokens}
-  size = min(packings, key=lambda size: _padded_tokens(packings[size], microbatch, size))
-  rows = [[of[row] for row in part] for of, part in zip(members, packings[size], strict=True)]
+  packings = {size: fill_rows(members, lengths, size, families) for size in row_tokens}
+  size = min(packings, key=lambda size: padded_tokens(packings[size], microbatch, size))
+  rows = packings[size]
   share = shares.share(microbatch)
   shape = (minibatches, row_capacity(minibatch, microbatch, size, longest), len(share.held), size)
   tokens, segment, sequence, response_index = np.zeros((4, *shape), np.int32)
@@ -173,18 +192,24 @@ def pack(prompts, samples, lengths, *, group, minibatch, microbatch, row_tokens,
     used=np.int32([-(-len(part) // microbatch) for part in rows]), tokens=tokens, segment=segment,
     sequence=sequence, response_index=response_index,
     positions=np.zeros((*shape[:3], 3, size), np.int32), unit=np.full(shape, -1, np.int32),
-    response_mask=np.zeros(shape, bool), sampler_logprob=np.zeros(shape, np.float32))
+    response_mask=np.zeros(shape, bool), sampler_logprob=np.zeros(shape, np.float32),
+    prompt_segment=np.zeros(shape, np.int32) if share_prompts else None)
   sequences = _Sequences.of(prompts, samples, rows, share, group)
   for number, part in enumerate(rows):
     held = [index for index in range(len(part)) if index % microbatch in share.held]
-    values = _row_values(sequences, lay_out([part[index] for index in held], lengths, size), group)
+    layout = lay_out([part[index] for index in held], lengths, size, families)
+    values = _row_values(sequences, layout, group)
+    if share_prompts:
+      values["prompt_segment"] = layout.head
     first_unit = values["sequence"] // (group * minibatches) * prompts.shape.units
     values["unit"] += np.where(values["unit"] >= 0, first_unit, 0)
     k, r = np.divmod(np.array(held, int), microbatch)
     for name, value in values.items():
       getattr(packed, name)[number, k, np.searchsorted(share.held, r)] = value
-  return packed, {"pack/real": lengths.sum() / _padded_tokens(rows, microbatch, size),
-                  "pack/rows": sum(map(len, rows)), "pack/row_tokens": size}
+  shared = sum(families.shared_tokens(row) for part in rows for row in part) if families else 0
+  metrics = {"pack/real": (lengths.sum() - shared) / padded_tokens(rows, microbatch, size),
+             "pack/rows": sum(map(len, rows)), "pack/row_tokens": size}
+  return packed, metrics | ({"pack/shared": shared / lengths.sum()} if share_prompts else {})
 
 
 class _Sequences(NamedTuple):
@@ -228,13 +253,6 @@ class _Sequences(NamedTuple):
                samples.replace(tokens=tokens, logprob=logprob), *places)
 
 
-def row_capacity(minibatch, microbatch, row_tokens, longest):
-  """K: microbatches of a minibatch whose sequences all have the greatest length."""
-  # First-fit leaves no row but the last with fewer sequences than row_tokens // longest.
-  rows = -(-minibatch // (row_tokens // longest))
-  return -(-rows // microbatch)
-
-
 def _row_values(sequences, layout, group):
   """Fields of PackedRows for used rows of a minibatch; units are counted within the prompt."""
   prompts, samples = sequences.prompts, sequences.samples
@@ -254,57 +272,6 @@ def _row_values(sequences, layout, group):
     "positions": np.moveaxis(np.where(real, positions, 0), 0, 1),
     "unit": np.where(real & ~response, prompts.unit[p, column], -1),
     "sampler_logprob": np.where(response, samples.logprob[row, t], 0)}
-
-
-def balance_minibatches(lengths_PG, *, minibatch, microbatch, row_tokens):
-  """Orders prompts so that minibatch n, the prompts at n, n + N, ..., fills complete microbatches.
-
-  The unused rest of a minibatch's last microbatch is padding. So the tokens are spread over as few
-  microbatches as possible, and each minibatch gets enough tokens to fill its share. If their number
-  does not divide, some minibatches get one microbatch more, and with it the longer sequences.
-  lengths_PG: tokens of a prompt and each of its responses; the other arguments are as for `pack`.
-  """
-  tokens_P, minibatches = lengths_PG.sum(1), lengths_PG.size // minibatch
-  best, least = None, np.inf
-  for size in row_tokens:
-    capacity = microbatch * size
-    count = max(minibatches, -(-tokens_P.sum() // capacity))
-    # Rows are never quite full: mostly one to five counts are tried.
-    while count * capacity < least:
-      microbatches_N = np.diff(np.arange(minibatches + 1) * count // minibatches)
-      members = _assign_prompts(tokens_P, microbatches_N * (tokens_P.sum() / count))
-      rows = _fill_rows([lengths_PG[of].ravel() for of in members], size)
-      padded = _padded_tokens(rows, microbatch, size)
-      if padded < least:
-        best, least = members, padded
-      count += 1
-  return [prompt for prompts in zip(*best, strict=True) for prompt in prompts]
-
-
-def _assign_prompts(tokens_P, wanted_N):
-  """Equally many prompts for each minibatch, with about `wanted_N` tokens: N sorted lists.
-
-  Prompts are assigned from the longest to the shortest, each to the minibatch that still wants most
-  tokens for each prompt it has yet to get.
-  """
-  members, left_N = [[] for _ in wanted_N], wanted_N.copy()
-  open_N = np.full(len(wanted_N), len(tokens_P) // len(wanted_N))
-  for prompt in np.argsort(-tokens_P, kind="stable"):
-    number = int(np.where(open_N > 0, left_N / np.maximum(open_N, 1), -np.inf).argmax())
-    members[number].append(int(prompt))
-    left_N[number] -= tokens_P[prompt]
-    open_N[number] -= 1
-  return [sorted(of) for of in members]
-
-
-def _fill_rows(lengths, row_tokens):
-  """Rows of each minibatch: lists of lists of indices into its part of `lengths`."""
-  return [first_fit([(int(length),) for length in of], (row_tokens,)) for of in lengths]
-
-
-def _padded_tokens(rows, microbatch, row_tokens):
-  """Tokens, padding included, of the microbatches that the minibatches' `rows` take."""
-  return sum(-(-len(part) // microbatch) for part in rows) * microbatch * row_tokens
 
 
 def split_minibatches(tree, parts):

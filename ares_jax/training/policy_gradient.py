@@ -324,4 +324,5 @@ def _score(model, config, params, rows, features):
   """`score` of the policy that sampled: at the sampling temperature, as TRL and verl have it."""
   return qwen25_vl.score(model, params, features, tokens=rows.tokens, unit=rows.unit,
                          positions=rows.positions, segment=rows.segment,
-                         wanted=rows.response_mask, temperature=config.sampling.temperature)
+                         prompt_segment=rows.prompt_segment, wanted=rows.response_mask,
+                         temperature=config.sampling.temperature)

@@ -12,6 +12,7 @@ digest of the batch on the devices, which is the same in every layout.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -99,7 +100,8 @@ def iteration(prompts, folder):
   from ares_jax.run.checkpoint.digest import digest_tree
   from ares_jax.sampling.rollout import FilterConfig, collect
   from ares_jax.system import hosts
-  from ares_jax.training.batch import balance_minibatches, pack
+  from ares_jax.training.batch import pack
+  from ares_jax.training.minibatches import balance_minibatches
 
   tokenizer = digits.tokenizer()
   encoder = Encoder(Chat(tokenizer, "", tokenizer.convert_tokens_to_ids("<|image_pad|>")),
@@ -112,7 +114,7 @@ def iteration(prompts, folder):
   parts = sharded_stream(rows, batch=prompts, seed=0, start=0, encode=encoder.encode, threads=1)
   rollout = collect(
     Random(encoder), None, map(lambda part: part.prompts(encoder, np.arange(prompts)), parts), None,
-    group=GROUP, order=lambda lengths_PG: balance_minibatches(lengths_PG, **sizes), sampling=None,
+    group=GROUP, order=functools.partial(balance_minibatches, **sizes), sampling=None,
     config=FilterConfig(1, 0.01, 0.99))
   packed, _ = pack(rollout.prompts, rollout.samples, rollout.lengths, group=GROUP,
                    longest=PROMPT_TOKENS + TOKENS, **sizes)

@@ -39,7 +39,8 @@ from ares_jax.sampling.sampler import Samples
 from ares_jax.system import config as config_lib
 from ares_jax.system import mesh
 from ares_jax.training import aepo_step
-from ares_jax.training.batch import balance_minibatches, pack
+from ares_jax.training.batch import pack
+from ares_jax.training.minibatches import balance_minibatches
 from tests.bench.rollout_tunix import (
   EMBED,
   GROUP,
@@ -98,7 +99,7 @@ def ours(prompts, samples, correct, options):
 
   def run():
     lengths = samples.mask.sum(1)
-    balance_minibatches(prompts.length[:, None] + lengths.reshape(-1, GROUP), **sizes)
+    balance_minibatches(prompts.length, lengths.reshape(-1, GROUP), **sizes)
     rows, packing = pack(prompts, samples, lengths, group=GROUP, longest=longest, **sizes)
     rollout = Rollout(prompts, samples, lengths, correct, correct, [], 1, {})
     batch = rollout.batch(rows).to_device(config.prompts, config.microbatch)

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from models import described_gpu
 
 from ares_jax.models import attention as attention_lib
+from ares_jax.models import codes
 from ares_jax.models.attention import attention
 from ares_jax.system import mesh as mesh_lib
 
@@ -75,11 +76,30 @@ def packed(rows, tokens, heads, kv_heads, head_dim):
   return q, k, v, np.where(segment == 4, 0, segment).astype(np.int32)
 
 
+def shared(rows, tokens, heads, kv_heads, head_dim):
+  """`packed`, with the segments of prompts: those of three and two answers, one alone, padding.
+
+  Padding stands before answers too, for they begin at multiples of `step_of(tokens)`.
+  """
+  case = packed(rows, tokens, heads, kv_heads, head_dim)[:3]
+  segment, prompt = np.zeros((2, rows, tokens), np.int32)
+  rng, step = np.random.default_rng(tokens), codes.step_of(tokens)
+  for row in range(rows):
+    start = number = 0
+    for answers in (3, 2, 0):
+      of = number + 1
+      for length in rng.integers(2, tokens // 9, 1 + answers):
+        number, end = number + 1, start + length
+        segment[row, start:end], prompt[row, start:end] = number, of
+        start = -(-end // step) * step
+  return *case, segment, prompt
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def results(function, causal, q, k, v, segment):
+def results(function, causal, q, k, v, segment, *prompt):
   """The output on tokens that are not padding, and the gradients of a weighted sum of it."""
   def masked(q, k, v):
-    out = function(q, k, v, segment, causal=causal)
+    out = function(q, k, v, segment, *prompt, causal=causal)
     return jnp.where(segment[:, :, None, None] > 0, out, 0)
 
   out, pull = jax.vjp(masked, q, k, v)
@@ -87,11 +107,26 @@ def results(function, causal, q, k, v, segment):
 
 
 def dense(q, k, v, segment, *, causal):
-  return attention_lib._dense(q, k, v, segment, segment, causal=causal)
+  return attention_lib._dense(q, k, v, segment, segment, None, causal=causal)
 
 
 def splash(q, k, v, segment, *, causal):
-  return attention_lib._splash(q, k, v, segment, segment, causal=causal)
+  return attention_lib._splash(q, k, v, segment, segment, None, causal=causal)
+
+
+def by_definition(q, k, v, segment, prompt, *, causal):
+  index = jnp.arange(q.shape[1])
+  allowed = (segment[:, None] == segment[:, :, None]) | (segment[:, None] == prompt[:, :, None])
+  return attention_lib._attend(q, k, v, allowed & (index[:, None] >= index))
+
+
+def whole(q, k, v, segment, prompt, *, causal):
+  return attention(q, k, v, segment_BT=segment, segment_BS=segment, prompt_BT=prompt, causal=causal)
+
+
+def shared_splash(q, k, v, segment, prompt, *, causal):
+  return attention_lib._splash(q, k, v, prompt, prompt, codes.codes(segment, prompt), causal=causal,
+                               tokens=q.shape[1])
 
 
 @pytest.fixture
@@ -115,6 +150,28 @@ def test_kernels_equal_plain_attention_of_packed_rows(kernel, causal, tokens, kv
     np.testing.assert_allclose(value, want, atol=2e-5)
 
 
+# Plain attention whole and in bands, and the kernel; steps of 1, 2 and 4 tokens.
+@pytest.mark.parametrize("function, tokens", [(whole, 60), (whole, 256), (whole, 600),
+                                              (shared_splash, 256), (shared_splash, 600)])
+def test_answers_read_the_prompt_that_they_share_and_themselves(function, tokens, interpreted):
+  case = shared(2, tokens, 4, 2, 16)
+  got = results(function, True, *case)
+  for value, want in zip(got, results(by_definition, True, *case), strict=True):
+    np.testing.assert_allclose(value, want, atol=2e-5)
+
+
+@pytest.mark.parametrize("tokens", [3, 255, 256, 257, 20480, 65536, 65537, 262144])
+def test_codes_say_where_prompt_and_answer_are_in_rows_of_any_length(tokens):
+  # A prompt of one token, an answer up to the last step, and an answer there.
+  step, index = codes.step_of(tokens), np.arange(tokens)
+  begin = (tokens - 1) // step * step
+  segment = np.where(index == 0, 1, np.where(index < begin, 2, 3)).astype(np.int32)[None]
+  last = codes.codes(segment, np.ones_like(segment))[0, -1]
+  read = np.asarray(codes.reads(tokens)(last, index))
+  np.testing.assert_array_equal(read, (index < step) | (index >= begin))
+  assert step <= max(1, tokens / 128) or tokens > 65536
+
+
 @pytest.mark.slow
 def test_near_keys_are_enough_for_short_segments_and_all_are_there_for_long_ones():
   # Blocks of 32: sequences that end within 2 blocks of keys, within 4, and beyond, and no block of
@@ -125,7 +182,7 @@ def test_near_keys_are_enough_for_short_segments_and_all_are_there_for_long_ones
   q, k, v, _ = packed(2, 256, 4, 2, 8)
   for rows in (slice(0, 1), slice(1, 2), slice(0, 2)):
     case = q[rows], k[rows], v[rows], segment[rows]
-    got = results(lambda *args, causal: attention_lib._banded(*args), True, *case)
+    got = results(lambda *args, causal: attention_lib._banded(*args, None), True, *case)
     for value, want in zip(got, results(dense, True, *case), strict=True):
       np.testing.assert_allclose(value, want, atol=2e-5)
 
@@ -159,14 +216,15 @@ def test_short_rows_and_foreign_keys_need_no_kernel():
 
 
 def over_mesh(data, model, heads, kv_heads, rows=8, tokens=attention_lib.KERNEL_TOKENS,
-              causal=True):
+              causal=True, make=packed):
   """Largest difference of attention over a mesh from one device: output and three gradients."""
-  case = packed(rows, tokens, heads, kv_heads, 8)
+  case = make(rows, tokens, heads, kv_heads, 8)
 
-  def split(q, k, v, segment, *, causal):
-    return attention(q, k, v, segment_BT=segment, segment_BS=segment, causal=causal)
+  def split(q, k, v, segment, prompt=None, *, causal):
+    return attention(q, k, v, segment_BT=segment, segment_BS=segment, prompt_BT=prompt,
+                     causal=causal)
 
-  want = results(dense, causal, *case)
+  want = results(dense if make is packed else by_definition, causal, *case)
   with jax.set_mesh(mesh_lib.make_mesh(data, model, jax.devices()[:data * model])):
     got = jax.block_until_ready(results(split, causal, *mesh_lib.put(case, "data")))
   return max(float(np.abs(x - np.asarray(y)).max()) for x, y in zip(got, want, strict=True))
@@ -181,11 +239,17 @@ def test_over_2_and_4_devices_equals_one(data, model, heads, kv_heads):
   assert over_mesh(data, model, heads, kv_heads) < 1e-5
 
 
-@pytest.mark.parametrize("data, model, heads, kv_heads, tokens, causal", [
-  (2, 2, 3, 1, 256, True), (1, 4, 6, 2, 301, True), (1, 4, 3, 3, 301, False)])
+@pytest.mark.parametrize("data, model, heads, kv_heads, tokens, causal, make", [
+  (2, 2, 3, 1, 256, True, packed), (1, 4, 6, 2, 301, True, packed),
+  (1, 4, 3, 3, 301, False, packed), (1, 4, 3, 1, 301, True, shared)])
 def test_heads_that_do_not_divide_have_a_rows_tokens_split(data, model, heads, kv_heads, tokens,
-                                                           causal):
-  assert over_mesh(data, model, heads, kv_heads, 2, tokens, causal) < 1e-5
+                                                           causal, make):
+  assert over_mesh(data, model, heads, kv_heads, 2, tokens, causal, make) < 1e-5
+
+
+@pytest.mark.slow
+def test_heads_are_split_where_answers_share_prompts():
+  assert over_mesh(2, 2, 4, 2, 2, make=shared) < 1e-5
 
 
 def test_a_device_has_its_part_of_the_queries_and_gathers_keys():
@@ -199,12 +263,14 @@ def test_a_device_has_its_part_of_the_queries_and_gathers_keys():
 
 
 # Chunks of 75 queries are padded to whole blocks; 3 heads for Triton are 4 with one of padding.
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("kernel", ["tpu", "cuda"])
-def test_kernels_of_split_tokens_equal_plain_attention(kernel, causal, interpreted, monkeypatch):
+@pytest.mark.parametrize("kernel, causal, make", [
+  ("tpu", True, packed), ("tpu", False, packed), ("tpu", True, shared), ("cuda", True, packed),
+  ("cuda", False, packed)])
+def test_kernels_of_split_tokens_equal_plain_attention(kernel, causal, make, interpreted,
+                                                       monkeypatch):
   monkeypatch.setattr(attention_lib.lax, "platform_dependent",
                       lambda *arrays, default, **kernels: kernels[kernel](*arrays))
-  assert over_mesh(1, 2, 3, 1, 1, 300, causal) < 2e-5
+  assert over_mesh(1, 2, 3, 1, 1, 300, causal, make) < 2e-5
 
 
 @pytest.mark.parametrize("parts", [2, 3, 8, 16])

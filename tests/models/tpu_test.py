@@ -24,10 +24,12 @@ TOKENS, WINDOWS = 20480, 384
 SIDES = TOKENS, WINDOWS * SIZE_7B.vision.window_patches  # of the squares that must not exist
 
 
-@pytest.mark.parametrize("config, part, model", [
-  (SIZE_7B, "decoder", 1), (SIZE_7B, "decoder", 4), (SIZE_7B, "decoder", 8), (SIZE_7B, "vision", 2)
-], ids=["7b", "7b split 4", "7b split 8 by tokens", "vision split 2"])
-def test_attention_of_long_rows_compiles_for_8_chips_in_a_gibibyte(config, part, model):
+@pytest.mark.parametrize("config, part, model, shared", [
+  (SIZE_7B, "decoder", 1, False), (SIZE_7B, "decoder", 4, False), (SIZE_7B, "decoder", 8, False),
+  (SIZE_7B, "vision", 2, False), (SIZE_7B, "decoder", 1, True), (SIZE_7B, "decoder", 8, True)
+], ids=["7b", "7b split 4", "7b split 8 by tokens", "vision split 2", "7b, shared prompts",
+        "7b split 8 by tokens, shared prompts"])
+def test_attention_of_long_rows_compiles_for_8_chips_in_a_gibibyte(config, part, model, shared):
   mesh = compile_7b.tpu_mesh("v5e:2x4", model)
   size, tokens = (config, SIDES[0]) if part == "decoder" else (config.vision, SIDES[1])
   kv_heads = size.kv_heads if part == "decoder" else size.heads
@@ -38,13 +40,14 @@ def test_attention_of_long_rows_compiles_for_8_chips_in_a_gibibyte(config, part,
     sharding=NamedSharding(mesh, P("data", None, split(heads))))
   segment = jax.ShapeDtypeStruct((rows, tokens), jnp.int32, sharding=NamedSharding(mesh, P("data")))
 
-  def total(q, k, v, segment):
-    return attention(q, k, v, segment_BT=segment, segment_BS=segment,
+  def total(q, k, v, segment, prompt):
+    return attention(q, k, v, segment_BT=segment, segment_BS=segment, prompt_BT=prompt,
                      causal=part == "decoder").astype(jnp.float32).sum()
 
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
     program = jax.jit(jax.grad(total, (0, 1, 2))).lower(
-      array(size.heads), array(kv_heads), array(kv_heads), segment).compile()
+      array(size.heads), array(kv_heads), array(kv_heads), segment,
+      segment if shared else None).compile()
   # bfloat16 scores of one head would be 0.8 GiB, and a chip has 2 heads or more.
   assert program.memory_analysis().temp_size_in_bytes < 2**30
   text = program.as_text()

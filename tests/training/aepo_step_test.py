@@ -19,8 +19,7 @@ from ares_jax.run import files, responses, setup
 from ares_jax.run.checkpoint.manager import Checkpoints
 from ares_jax.sampling.rollout import Grades, collect
 from ares_jax.system import mesh
-from ares_jax.training import aepo_step, gradient_terms, policy_gradient
-from ares_jax.training import batch as batch_lib
+from ares_jax.training import aepo_step, gradient_terms, minibatches, policy_gradient
 
 
 class Prepared:
@@ -36,7 +35,7 @@ class Prepared:
                                             np.arange(config.prompts))
       self.rollout = collect(
         run.generator, self.params, iter([prompts]), jax.random.key(0), group=config.group,
-        order=lambda lengths_PG: range(len(lengths_PG)), sampling=config.sampling,
+        order=lambda prompts_P, _: range(len(prompts_P)), sampling=config.sampling,
         config=config.filter)
       right = np.float32([1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 1, 0, 1, 0])
       self.rollout = dataclasses.replace(self.rollout, correct=right)
@@ -134,11 +133,48 @@ def test_neither_packing_nor_microbatches_change_the_update(prepared, one_update
     _, packing = aepo.pack_rollout(prepared.rollout, config, prepared.run.generator.encoder)
   assert packing["pack/rows"] <= 8
   # One sequence a row, two rows a gradient.
-  monkeypatch.setattr(batch_lib, "first_fit",
+  monkeypatch.setattr(minibatches, "first_fit",
                       lambda sizes, _: [[index] for index in range(len(sizes))])
   alone = replace(config, microbatch=2, row_tokens=(38,))
   assert_same(packed, prepared.step(alone, reference=far(prepared)))
   assert packed[1]["loss/ratio_max"] >= 1
+
+
+def logprobs(prepared, config):
+  """float32 [B, T]: log-probability of every response token by weights far from the sampler's."""
+  model, params = prepared.run.model, far(prepared)
+  with jax.set_mesh(mesh_of(1)):
+    batch, packing = aepo.pack_rollout(prepared.rollout, config, prepared.run.generator.encoder)
+    images = policy_gradient.frozen_features(model, params, batch.vision, minibatches=1)
+    found = policy_gradient.old_logprobs(model, config, params,
+                                         policy_gradient.Minibatch(batch.rows, images))
+  rows, logprob_BT = jax.device_get(batch.rows), np.zeros(batch.tokens.shape, np.float32)
+  logprob_BT[rows.sequence[rows.response_mask], rows.response_index[rows.response_mask]] = (
+    np.asarray(found)[rows.response_mask])
+  return logprob_BT, rows, packing
+
+
+def test_shared_prompts_change_no_update(prepared, one_update):
+  # Rows so short that some groups are in two of them.
+  config = replace(one_update[0], share_prompts=True, row_tokens=(46,))
+  logprob_BT, rows, packing = logprobs(prepared, config)
+  np.testing.assert_allclose(logprob_BT, logprobs(prepared, one_update[0])[0], atol=1e-5)
+  assert packing["pack/shared"] > 0.2 and (rows.unit >= 0).any()
+  groups = [set((row[row > 0] // 4).tolist()) for row in rows.sequence.reshape(-1, 46)]
+  assert sum(map(len, groups)) > 4
+  assert_same(one_update[1:], prepared.step(config, reference=far(prepared)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout, changes", [
+  ((1,), dict(frozen=(), minibatch=8, loss__ratio="sequence")), ((4, 2, 2), {})],
+  ids=["trained tower, minibatches, sequences' ratios", "devices"])
+def test_shared_prompts_change_no_update_of_other_kinds(prepared, one_update, layout, changes):
+  config = replace(one_update[0], loss__old_logprob="recompute", **changes)
+  shared = replace(config, share_prompts=True, row_tokens=(46,))
+  first, second = (prepared.step(each, reference=far(prepared), layout=layout)
+                   for each in (config, shared))
+  assert_same(first, second)
 
 
 @pytest.mark.slow
@@ -391,7 +427,7 @@ def test_the_trainer_scores_the_policy_that_sampled(prepared):
     prompts = run.generator.encoder.batch(prepared.rollout.prompts.rows, np.arange(config.prompts))
     rollout = collect(
       run.generator, prepared.params, iter([prompts]), jax.random.key(0), group=config.group,
-      order=lambda lengths_PG: range(len(lengths_PG)), sampling=config.sampling,
+      order=lambda prompts_P, _: range(len(prompts_P)), sampling=config.sampling,
       config=config.filter)
     batch, _ = aepo.pack_rollout(rollout, config, run.generator.encoder)
     images = policy_gradient.frozen_features(run.model, prepared.params, batch.vision,

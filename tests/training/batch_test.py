@@ -6,7 +6,8 @@ import pytest
 from ares_jax.data.images import VisionShape
 from ares_jax.data.prompts import PromptBatch
 from ares_jax.sampling.sampler import Samples
-from ares_jax.training.batch import balance_minibatches, pack
+from ares_jax.training.batch import pack
+from ares_jax.training.minibatches import balance_minibatches
 
 
 def prompts(lengths, images=True):
@@ -61,6 +62,29 @@ def test_prompt_and_response_share_a_row_with_others():
   assert metrics == {"pack/real": 17 / 32, "pack/rows": 3, "pack/row_tokens": 8}
 
 
+def test_responses_in_one_row_share_their_prompt():
+  rows, metrics = packed([3, 2], [2, 1, 3, 1], share_prompts=True)
+  # Both groups fit a row each: the prompt without its last token, then that token and a response.
+  np.testing.assert_array_equal(rows.tokens[0, 0], [[1, 2, 3, 100, 101, 3, 200, 0],
+                                                    [11, 12, 300, 301, 302, 12, 400, 0]])
+  np.testing.assert_array_equal(rows.segment[0, 0], [[1, 1, 2, 2, 2, 3, 3, 0],
+                                                     [1, 2, 2, 2, 2, 3, 3, 0]])
+  np.testing.assert_array_equal(rows.prompt_segment[0, 0], [[1, 1, 1, 1, 1, 1, 1, 0],
+                                                            [1, 1, 1, 1, 1, 1, 1, 0]])
+  np.testing.assert_array_equal(rows.sequence[0, 0, 0], [0, 0, 0, 0, 0, 1, 1, 0])
+  np.testing.assert_array_equal(rows.response_index[0, 0, 0], [0, 0, 0, 0, 1, 0, 0, 0])
+  np.testing.assert_array_equal(rows.response_mask[0, 0, 0], [0, 0, 0, 1, 1, 0, 1, 0])
+  # Every response goes on where the prompt ends, and its first token has the prompt's last before.
+  np.testing.assert_array_equal(rows.positions[0, 0, 0, 1], [0, 6, 2, 7, 8, 2, 7, 0])
+  np.testing.assert_allclose(rows.sampler_logprob[0, 0, 0], [0, 0, 0, -.1, -.101, 0, -.2, 0])
+  # The last token of prompt 1 is its image's.
+  np.testing.assert_array_equal(rows.unit[0, 0], [[-1, 3, -1, -1, -1, -1, -1, -1],
+                                                  [-1, 7, -1, -1, -1, 7, -1, -1]])
+  assert rows.used.tolist() == [1]
+  assert metrics == {"pack/real": 14 / 16, "pack/rows": 2, "pack/row_tokens": 8,
+                     "pack/shared": 3 / 17}
+
+
 def test_every_nth_prompt_is_in_a_minibatch():
   rows, _ = packed([3, 2, 4, 2], [1] * 8, minibatch=4)
   assert [sorted(set(part[mask].tolist())) for part, mask in zip(
@@ -69,18 +93,23 @@ def test_every_nth_prompt_is_in_a_minibatch():
   assert sorted(set(rows.unit[0].ravel().tolist())) == [-1, 3, 7]
 
 
-def test_no_token_is_lost_and_the_shape_holds_the_worst_case():
+@pytest.mark.parametrize("share_prompts", [False, True])
+def test_no_token_is_lost_and_the_shape_holds_the_worst_case(share_prompts):
   for seed in range(20):
     rng = np.random.default_rng(seed)
     size, lengths = int(rng.integers(12, 30)), rng.integers(1, 9, 16)
     before = rng.integers(2, 5, 8)
-    rows, metrics = packed(before, lengths, minibatch=8, row_tokens=(size,), longest=12)
+    rows, metrics = packed(before, lengths, minibatch=8, row_tokens=(size,), longest=12,
+                           share_prompts=share_prompts)
     total = lengths.sum() + 2 * before.sum()
+    if share_prompts:
+      total = round(total * (1 - metrics["pack/shared"]))
     assert (rows.segment > 0).sum() == total
     assert sorted(rows.tokens[rows.response_mask]) == sorted(samples(lengths).tokens[
       samples(lengths).mask])
     assert metrics["pack/real"] == total / (rows.used.sum() * 2 * size)
-  full, _ = packed([4] * 8, [8] * 16, minibatch=8, row_tokens=(30,), longest=12)
+  full, _ = packed([4] * 8, [8] * 16, minibatch=8, row_tokens=(30,), longest=12,
+                   share_prompts=share_prompts)
   assert full.tokens.shape[1] == 2 and full.used.tolist() == [2, 2]  # 2 sequences a row of 30
 
 
@@ -98,7 +127,7 @@ def test_rows_of_skewed_lengths_are_nearly_full(median):
   normal = np.sqrt(0.5) * (rng.normal(size=(512, 1)) + rng.normal(size=(512, 8)))
   lengths_PG = np.clip(1024 * median * np.exp(0.815 * normal), 1, 1024).astype(int)
   before = np.clip(rng.lognormal(np.log(44), 0.6, 512), 2, 256).astype(int)
-  order = balance_minibatches(before[:, None] + lengths_PG, **sizes)
+  order = balance_minibatches(before, lengths_PG, **sizes)
   assert sorted(order) == list(range(512))
   _, metrics = packed(before[order], lengths_PG[order].ravel(), group=8, longest=1280, **sizes)
   # Equal minibatches would leave half of their second microbatch empty at a median of 0.15.
@@ -106,12 +135,15 @@ def test_rows_of_skewed_lengths_are_nearly_full(median):
 
 
 def test_minibatches_fill_complete_microbatches():
+  def split(lengths):  # of two responses of one token to each prompt
+    return np.array(lengths) - 1, np.ones((len(lengths), 2), int)
+
   sizes = dict(minibatch=4, microbatch=1, row_tokens=(12,))
   # 24 tokens: two rows are full, however the four prompts of 2 x (5, 4, 2, 1) are split.
-  assert balance_minibatches(np.repeat([[5], [4], [2], [1]], 2, 1), **sizes) == [0, 1, 3, 2]
+  assert balance_minibatches(*split([5, 4, 2, 1]), **sizes) == [0, 1, 3, 2]
   # 36 tokens are three rows: the second minibatch gets two, and the longer prompts.
-  assert balance_minibatches(np.repeat([[6], [5], [4], [3]], 2, 1), **sizes) == [2, 0, 3, 1]
-  assert balance_minibatches(np.ones((3, 2), int), **sizes | {"minibatch": 6}) == [0, 1, 2]
+  assert balance_minibatches(*split([6, 5, 4, 3]), **sizes) == [2, 0, 3, 1]
+  assert balance_minibatches(*split([1, 1, 1]), **sizes | {"minibatch": 6}) == [0, 1, 2]
 
 
 def test_a_sequence_that_does_not_fit_is_refused():
