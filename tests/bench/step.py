@@ -8,12 +8,12 @@ its own. Both have the Qwen2.5 text model of rollout_tunix.py in float32, fresh 
 sampled batch (8 responses a prompt; lengths all the greatest, or skewed as in rollout.py) and a KL
 term, and make of it one optimizer update with Adam: log-probabilities of the reference, gradient of
 the policy with its entropy as a metric. Timed from the batch in the host's memory to the new
-weights: ours packs rows, "google-tunix" pads all responses to the longest, as its GRPO learner
-does, and "google-tunix, packed" has what its `max_seq_token_per_tpu` does of them. Its
-train step and log-probabilities are called as its trainer and learner call them, without its loop
-and logs, --microbatch sequences at a time. Prints a Markdown table: medians of --repeats rounds, in
-each of which all run once, of wall time and of the process's CPU time; a real token is one of a
-prompt or a response.
+weights: ours packs rows, in which answers share prompts or, "repeated", do not; "google-tunix" pads
+all responses to the longest, as its GRPO learner does, and "google-tunix, packed" has what its
+`max_seq_token_per_tpu` does of them. Its train step and log-probabilities are called as its trainer
+and learner call them, without its loop and logs, --microbatch sequences at a time. Prints a
+Markdown table: medians of --repeats rounds, in each of which all run once, of wall time and of the
+process's CPU time; a real token is one of a prompt or a response; ours, sharing, computes fewer.
 """
 
 import argparse
@@ -80,13 +80,13 @@ def sampled(prompts, prompt_tokens, tokens, skewed):
   return batch, samples, (np.arange(count) % 2).astype(np.float32)
 
 
-def ours(prompts, samples, correct, options):
+def ours(prompts, samples, correct, options, share_prompts):
   """A function that makes one update."""
   values = config_lib.load("configs/ares_tiny.py:grpo")
   count, longest = len(samples.mask), options.prompt_tokens + options.tokens
   values.aepo.update(dict(
     prompts=count // GROUP, group=GROUP, minibatch=count, microbatch=options.rows,
-    row_tokens=tuple(longest * share // 4 for share in (8, 9, 10))))
+    row_tokens=tuple(longest * share // 4 for share in (8, 9, 10)), share_prompts=share_prompts))
   values.aepo.sampling.max_tokens = options.tokens
   values.aepo.kl.beta = (BETA,) * 3
   values.aepo.optimizer.update(dict(learning_rate=RATE, weight_decay=0.0, clip=float("inf")))
@@ -95,7 +95,7 @@ def ours(prompts, samples, correct, options):
   words = mesh.put(np.zeros(VOCAB, bool))
   state = [aepo_step.init_state(config, jax.tree.map(jnp.copy, params))]
   sizes = dict(minibatch=config.minibatch, microbatch=config.microbatch,
-               row_tokens=config.row_tokens)
+               row_tokens=config.row_tokens, share_prompts=share_prompts)
 
   def run():
     lengths = samples.mask.sum(1)
@@ -196,7 +196,8 @@ def main():
                                         {"skewed": True, "equal": False}[case])
     tunix = Tunix(prompts, samples, correct, options)
     runs = {"google-tunix": tunix.padded(), "google-tunix, packed": tunix.packed(),
-            "ours": ours(prompts, samples, correct, options)}
+            "ours, prompts repeated": ours(prompts, samples, correct, options, False),
+            "ours": ours(prompts, samples, correct, options, True)}
     times, shares = {name: [] for name in runs}, {}
     for round_ in range(options.repeats + 1):
       for name, run in runs.items():
