@@ -58,19 +58,24 @@ def rollout_flops(model, *, prompts, answers, shared, image):
 def update_flops(config, model, *, prompts, answers, image, adapters):
   """FLOPs of `aepo_step` on one batch of rollouts.
 
+  With `config.share_prompts` a prompt counts once, else once for each of its answers.
+
   Args:
     config: AepoConfig.
     model, prompts, answers, image: as in `rollout_flops`.
     adapters: bool, whether adapters are trained; the base weights then have no gradients.
   """
   # Only answers need log-probabilities, so only they need logits.
-  lengths = np.repeat(prompts, config.group) + answers
+  answers, times = np.asarray(answers, float), 1 if config.share_prompts else config.group
+  tokens = times * np.sum(prompts) + np.sum(answers)
+  pairs = (times * np.sum(np.square(prompts, dtype=float)) / 2
+           + np.sum(np.repeat(prompts, config.group) * answers + np.square(answers) / 2))
   # Policy and reference, and with several minibatches the policy before the update.
   passes = 2 + (config.loss.old_logprob == "recompute"
                 and config.prompts * config.group > config.minibatch)
   towers = 1 if adapters or "vision" in config.frozen else passes + 2
-  return float((passes + _back(adapters)) * _products(model, lengths, answers)
-               + (passes + 2) * _scores(model, lengths) + towers * image)
+  return float((passes + _back(adapters)) * _products(model, tokens, answers)
+               + (passes + 2) * _score(model) * pairs + towers * image)
 
 
 def sft_flops(config, model, lengths, learned, image, *, adapters):

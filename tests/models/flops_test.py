@@ -63,3 +63,19 @@ def test_a_step_of_fine_tuning_is_three_passes_over_its_examples():
   # And the tower's, frozen or not.
   whole = flops.sft_flops(types.SimpleNamespace(frozen=()), MODEL, lengths, 4, 100.0, adapters=True)
   assert whole == adapted
+
+
+def test_an_update_computes_a_shared_prompt_once():
+  prompts, answers = np.int32([7, 5]), np.int32([4, 9, 2, 3])
+  config = types.SimpleNamespace(
+    group=2, prompts=2, minibatch=4, frozen=("vision",), share_prompts=False,
+    loss=types.SimpleNamespace(old_logprob="recompute"))
+  found = flops.update_flops(config, MODEL, prompts=prompts, answers=answers, image=100.0,
+                             adapters=False)
+  # Three passes of the policy and one of the reference.
+  np.testing.assert_allclose(found, 100 + 4 * flops.text_flops(
+    MODEL, np.repeat(prompts, 2) + answers, heads=answers))
+  config.share_prompts = True
+  shared = flops.update_flops(config, MODEL, prompts=prompts, answers=answers, image=100.0,
+                              adapters=False)
+  np.testing.assert_allclose(found - shared, 4 * flops.text_flops(MODEL, prompts, heads=0))
