@@ -13,8 +13,8 @@ from ares_jax.models.codes import step_of
 
 def shares_prompts(config):
   """Whether answers share prompts in the update of an AepoConfig on the current mesh."""
-  devices = jax.sharding.get_mesh().devices
-  platform = devices.flat[0].platform if devices.size else jax.default_backend()
+  devices = jax.sharding.get_mesh()
+  platform = jax.default_backend() if devices.empty else devices.devices.flat[0].platform
   # The kernel of attention on NVIDIA GPUs cannot (models/attention.py).
   return config.share_prompts and platform not in ("gpu", "cuda")
 

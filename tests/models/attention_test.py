@@ -187,11 +187,12 @@ def test_near_keys_are_enough_for_short_segments_and_all_are_there_for_long_ones
       np.testing.assert_allclose(value, want, atol=2e-5)
 
 
-def kernels_for(platform, tokens, *, kv_segments=None):
+def kernels_for(platform, tokens, *, kv_segments=None, share=False):
   """Names of the kernels in the program of the gradient, lowered on this host for `platform`."""
   def total(q, k, v, segment):
     keys = segment if kv_segments is None else kv_segments
-    return attention(q, k, v, segment_BT=segment, segment_BS=keys, causal=True).sum()
+    return attention(q, k, v, segment_BT=segment, segment_BS=keys, causal=True,
+                     prompt_BT=segment if share else None).sum()
 
   q, k, v, segment = packed(2, tokens, 4, 2, 64)
   program = jax.jit(jax.grad(total, (0, 1, 2)))
@@ -208,6 +209,12 @@ def kernels_for(platform, tokens, *, kv_segments=None):
   ("cpu", set())])
 def test_the_platform_of_the_lowering_chooses_the_kernel(platform, kernels):
   assert kernels_for(platform, 384) == kernels
+
+
+def test_shared_prompts_take_the_kernel_of_a_tpu_but_not_that_for_triton():
+  assert kernels_for("tpu", 384, share=True) == {f"splash_mha_{name}" for name in (
+    "fwd", "dq", "dkv")}
+  assert kernels_for("cuda", 384, share=True) == set()
 
 
 def test_short_rows_and_foreign_keys_need_no_kernel():

@@ -1,13 +1,16 @@
 import dataclasses
+import types
 
+import jax
 import numpy as np
 import pytest
 
 from ares_jax.data.images import VisionShape
 from ares_jax.data.prompts import PromptBatch
+from ares_jax.models.codes import step_of
 from ares_jax.sampling.sampler import Samples
 from ares_jax.training.batch import pack
-from ares_jax.training.minibatches import balance_minibatches
+from ares_jax.training.minibatches import balance_minibatches, shares_prompts
 
 
 def prompts(lengths, images=True):
@@ -83,6 +86,24 @@ def test_responses_in_one_row_share_their_prompt():
   assert rows.used.tolist() == [1]
   assert metrics == {"pack/real": 14 / 16, "pack/rows": 2, "pack/row_tokens": 8,
                      "pack/shared": 3 / 17}
+
+
+def test_responses_behind_a_shared_prompt_begin_where_attention_can_tell():
+  rows, metrics = packed([12, 11], [3, 4, 5, 6], row_tokens=(300, 600), longest=20, microbatch=1,
+                         share_prompts=True)
+  segment, prompt = rows.segment[0, 0, 0], rows.prompt_segment[0, 0, 0]
+  begins = np.flatnonzero((segment != prompt) & (np.roll(segment, 1) != segment))
+  assert metrics["pack/row_tokens"] == 300 and len(begins) == 4
+  assert (begins % step_of(600) == 0).all() and step_of(600) == 4
+
+
+def test_gpus_repeat_prompts(monkeypatch):
+  config = types.SimpleNamespace(share_prompts=True)
+  assert shares_prompts(config)
+  device = types.SimpleNamespace(platform="gpu")
+  monkeypatch.setattr(jax.sharding, "get_mesh", lambda: types.SimpleNamespace(
+    empty=False, devices=np.array([device])))
+  assert not shares_prompts(config)
 
 
 def test_every_nth_prompt_is_in_a_minibatch():
