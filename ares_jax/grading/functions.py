@@ -180,19 +180,17 @@ def _call(function, values, extra, given=types.MappingProxyType({})):
   kinds = {parameter.kind for parameter in parameters}
   if kinds <= {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}:
     values, given = values | given, {}
-  first, others = parameters[: len(given)], parameters[len(given):]
-  if inspect.Parameter.VAR_KEYWORD in kinds:
-    named = {name: value for name, value in values.items()
-             if name not in {parameter.name for parameter in first}}
-  else:
-    named = {parameter.name: values[parameter.name] for parameter in others
-             if parameter.name in values}
-  named |= extra
-  for parameter in others:
-    by_name = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    if by_name and parameter.default is parameter.empty and parameter.name not in named:
-      raise ValueError(f"its parameter {parameter.name!r} is no column of the data and no field of "
-                       f"a row; there are {', '.join(sorted(values))}")
+  first, others = ({parameter.name: parameter for parameter in some}
+                   for some in (parameters[: len(given)], parameters[len(given):]))
+  takes_all = inspect.Parameter.VAR_KEYWORD in kinds
+  named = extra | {name: value for name, value in values.items() if name not in first | extra
+                   and (takes_all or name in others)}
+  lacking = [name for name, parameter in others.items()
+             if parameter.default is parameter.empty and name not in named
+             and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)]
+  if lacking:
+    raise ValueError(f"its parameter {lacking[0]!r} is no column of the data and no field of a "
+                     f"row; there are {', '.join(sorted(values))}")
   return lambda: function(*given.values(), **named)
 
 

@@ -20,13 +20,14 @@ from ares_jax.grading.response import extract_boxed, well_formed
 from ares_jax.system.heartbeat import StopRequested, heartbeat, local_stop_requested
 
 _CACHED = 100_000  # verdicts, about 20 MB
+_ENDED = concurrent.futures.TimeoutError, pebble.ProcessExpired, MemoryError
 
 
 class GraderError(ValueError):
   """The user's grader fails, or too many answers time out."""
 
 
-class GradingPool:
+class GradingPool(sandbox.Workers):
   """Grades batches of responses; a context manager.
 
   Formulas and users' graders, which may hang or run any code, are left to worker processes that
@@ -55,21 +56,7 @@ class GradingPool:
       sandbox.load_function(grader, "grader")
     self.name = grader
     self._timeout, self._timeout_share = timeout, timeout_share
-    self._pool = None
     self._verdicts = collections.OrderedDict()  # _key -> 0 or 1
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *exc):
-    self.close()
-
-  def close(self):
-    """Ends the workers."""
-    if self._pool is not None:
-      self._pool.stop()
-      self._pool.join()
-      self._pool = None
 
   def grade(self, texts, truths):
     """Grades n responses by n truths, each an `answer.Truth`, or a text or several accepted ones.
@@ -103,7 +90,7 @@ class GradingPool:
     """
     rows = iter(rows)
     while chunk := list(itertools.islice(rows, batch)):
-      _heartbeat()
+      heartbeat_or_stop()
       truths = [Truth.of(row) for row in chunk]
       firsts = [truth.texts[0] for truth in truths]
       correct, _, _ = self.grade([f"<think> </think> \\boxed{{{first}}}" for first in firsts],
@@ -158,15 +145,9 @@ class GradingPool:
     """
     error = future.exception()  # not raised: sys.exit() of a worker is not ours
     if error is not None:
-      _heartbeat()
-    if isinstance(error, concurrent.futures.process.BrokenProcessPool):
-      raise GraderError(f"the workers of grader {self.name!r} do not start: {error}") from error
-    if isinstance(error, (concurrent.futures.TimeoutError, pebble.ProcessExpired, MemoryError)):
-      if not self._is_users:
+      failure = worker_failure(error, f"grader {self.name!r}", f"limit {self._timeout} s")
+      if not self._is_users and isinstance(error, _ENDED):
         return None  # not remembered: the machine may have been busy, so the answer may try again
-      failure = f"hangs or dies ({type(error).__name__}, limit {self._timeout} s)"
-    elif error is not None:
-      failure = f"raises {sandbox.describe(error)}"
     else:
       verdict = future.result()
       failure = verdict if isinstance(verdict, str) else None
@@ -222,7 +203,7 @@ class Grading:
   def finish(self, entropies=None):
     """Waits for the workers; returns and raises as `GradingPool.grade`; entropies are not used."""
     while self._waiting:
-      _heartbeat()
+      heartbeat_or_stop()
       self._wait_for_first()
     indices = sorted(self._pairs)
     pairs = [self._pairs[index] for index in indices]
@@ -244,7 +225,17 @@ def _key(answer, truth):
   return hashlib.sha256(answer.encode("utf-8", "surrogatepass")).digest(), truth
 
 
-def _heartbeat():
+def worker_failure(error, what, limit):
+  """How an error ended a task of a worker, in words; GraderError where none of `what` starts."""
+  heartbeat_or_stop()
+  if isinstance(error, concurrent.futures.process.BrokenProcessPool):
+    raise GraderError(f"the workers of {what} do not start: {error}") from error
+  if isinstance(error, _ENDED):
+    return f"hangs or dies ({type(error).__name__}, {limit})"
+  return f"raises {sandbox.describe(error)}"
+
+
+def heartbeat_or_stop():
   """A heartbeat where this process may stop alone: the caller tells the other processes."""
   heartbeat()
   if local_stop_requested():

@@ -35,6 +35,25 @@ def make_pool(workers, *modules):
                             context=context)
 
 
+class Workers:
+  """Holds a pool of `make_pool` that a subclass starts when it is needed; a context manager."""
+
+  _pool = None
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exc):
+    self.close()
+
+  def close(self):
+    """Ends the workers."""
+    if self._pool is not None:
+      self._pool.stop()
+      self._pool.join()
+      self._pool = None
+
+
 def load_function(name, kind):
   """The user's function "package.module:function" or "FILE.py:function"; ValueError without one.
 

@@ -6,19 +6,16 @@ answer is a weighted sum of its components.
 """
 
 import concurrent.futures
-import concurrent.futures.process
 import dataclasses
 from typing import Literal
 
 import numpy as np
-import pebble
 
 from ares_jax.grading import functions, sandbox
 from ares_jax.grading.judge import JudgeConfig
-from ares_jax.grading.pool import GraderError
+from ares_jax.grading.pool import GraderError, heartbeat_or_stop, worker_failure
 from ares_jax.grading.response import well_formed
 from ares_jax.system.config import optional, suggest
-from ares_jax.system.heartbeat import StopRequested, heartbeat, local_stop_requested
 
 _GRADER = "grader"  # the value of reward.accuracy that names the grader of the section `grade`
 _BUILT_IN = ("accuracy", "format", "overlong")
@@ -108,7 +105,7 @@ class Scores:
                failed, next((part.failure for part in parts if part.failure), ""))
 
 
-class Scorer:
+class Scorer(sandbox.Workers):
   """Scores batches of answers by a ScoreConfig; a context manager, used like a GradingPool."""
 
   def __init__(self, config, grader, *, workers, timeout, max_tokens, judge=None):
@@ -128,21 +125,8 @@ class Scorer:
     self.config, self.grader, self.judge = config, grader, judge
     self.functions = functions.read_functions(config.function, config.arguments)
     self.weights, self.max_tokens = config.read_weights(), max_tokens
-    self._workers, self._timeout, self._pool = workers, timeout, None
+    self._workers, self._timeout = workers, timeout
     self.step = 0  # iterations that are finished, for functions that ask
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *exc):
-    self.close()
-
-  def close(self):
-    """Ends the workers."""
-    if self._pool is not None:
-      self._pool.stop()
-      self._pool.join()
-      self._pool = None
 
   @property
   def name(self):
@@ -191,20 +175,13 @@ class Scorer:
     error = future.exception()  # not raised: sys.exit() of a worker is not ours
     if error is None:
       return future.result()
-    heartbeat()
-    if local_stop_requested():
-      raise StopRequested
+    heartbeat_or_stop()
     if isinstance(error, GraderError):
       raise error
-    if isinstance(error, concurrent.futures.process.BrokenProcessPool):
-      raise GraderError(f"the workers of reward function {function.target!r} do not start: "
-                        f"{error}") from error
-    if isinstance(error, (concurrent.futures.TimeoutError, pebble.ProcessExpired, MemoryError)):
-      key, limit = (("reward.timeout", self.config.timeout) if function.takes_batch
-                    else ("grade.timeout", self._timeout))
-      return [f"hangs or dies ({type(error).__name__}, {key} = {limit} s) on {count} answer(s), "
-              "the first"] * count
-    return [f"raises {sandbox.describe(error)}"] * count
+    limit = (f"reward.timeout = {self.config.timeout} s" if function.takes_batch
+             else f"grade.timeout = {self._timeout} s")
+    failure = worker_failure(error, f"reward function {function.target!r}", limit)
+    return [f"{failure} on {count} answer(s), the first"] * count
 
 
 class Scoring:
@@ -291,9 +268,7 @@ class Scoring:
     for some in each:
       future = self._futures.pop((function.target, some[0]))
       while not future.done():
-        heartbeat()
-        if local_stop_requested():
-          raise StopRequested
+        heartbeat_or_stop()
         concurrent.futures.wait([future], timeout=1)
       found += self._scorer.wait(function, future, len(some))
     return found
