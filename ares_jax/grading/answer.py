@@ -180,6 +180,12 @@ class _Pair:
     """The answer with spaces between factors that are letters of the truth: "2mgh", "2m g h"."""
     return words.split_products(self.answer, self.truth)
 
+  @functools.cached_property
+  def formulas(self):
+    """((formula, unit) of the answer, the same of the truth); "2\\sqrt{3} meters" has a unit."""
+    return (_cut_unit(self.answer_factors, self.truth),
+            _cut_unit(self.truth, self.answer_factors))
+
 
 def _same(pair):
   """Whether the two texts of a pair say the same."""
@@ -295,7 +301,7 @@ def _same_collection(pair):
 def _same_words(pair):
   """None where neither side is language."""
   answer, truth = pair.answer_factors, pair.truth
-  if not (words.is_words(truth) or words.is_words(answer)):
+  if not any(words.is_words(formula) for formula, _ in pair.formulas):
     return None
   if answer != truth and all(re.fullmatch(r"(?:[A-Z][a-z]?)+", text) for text in (answer, truth)):
     return False  # CO is not Co
@@ -307,8 +313,7 @@ def _same_formula(pair):
   """Two formulas, each with a unit or without; a unit that one side omits is not compared."""
   if any(pair.collections):
     return False
-  answer, answer_unit = _cut_unit(pair.answer_factors, pair.truth)
-  truth, truth_unit = _cut_unit(pair.truth, pair.answer_factors)
+  (answer, answer_unit), (truth, truth_unit) = pair.formulas
   if answer_unit and truth_unit and answer_unit != truth_unit:
     return False
   if not (is_safe(answer) and is_safe(truth)):

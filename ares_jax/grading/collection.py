@@ -4,12 +4,14 @@ import itertools
 import re
 
 _MATRIX = re.compile(r"\\begin\{([pb]?matrix|vmatrix)\}(.*)\\end\{\1\}")
+_ARRAY = re.compile(r"[(\[] ?\\begin\{array\} ?\{[clr| ]*\}(.*)\\end\{array\} ?[)\]]")
 _RELATION = r" ?(<|>|\\le(?![a-z])|\\ge(?![a-z])) ?"
 _BOUND = r"[^<>,;=]+?"
 _UNKNOWN = r"([A-Za-z](?: ?\([a-z]\))?|\\theta|\\alpha)"  # x, f(x)
 _CHAIN = re.compile(rf"({_BOUND}){_RELATION}{_UNKNOWN}{_RELATION}({_BOUND})")
 _ONE_SIDED = re.compile(rf"{_UNKNOWN}{_RELATION}({_BOUND})")
 _ONE_SIDED_BACKWARD = re.compile(rf"({_BOUND}){_RELATION}{_UNKNOWN}")
+_BUILDER = re.compile(r"\\\{ ?([a-z]) ?(?:\||:|\\mid(?![a-z])) ?((?=.*\1)[^{}|:]+)\\\}")
 _MIRROR = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 
 
@@ -19,9 +21,9 @@ def parse_collection(text):
   The kind is "list" (bare or in braces; order does not matter), "union", "matrix R x C" (round or
   square, its cells by row), "determinant R x C", or the two brackets of a tuple or interval.
   """
-  if match := _MATRIX.fullmatch(text):
+  if match := _MATRIX.fullmatch(text) or _ARRAY.fullmatch(text):
     rows = [[cell.strip() for cell in row.split("&")]
-            for row in match[2].split("\\\\") if row.strip()]
+            for row in match[match.lastindex].split("\\\\") if row.strip()]
     name = "determinant" if match[1] == "vmatrix" else "matrix"
     columns = "/".join(str(len(row)) for row in rows)
     return f"{name} {columns}", [cell for row in rows for cell in row]
@@ -55,6 +57,8 @@ def parse_inequality(text):
   """(variable, interval as text) of "-2 < x \\le 7", "x > 2" or "x < 1 or x > 2"; else None."""
   if not any(relation in text for relation in _MIRROR):
     return None
+  if match := _BUILDER.fullmatch(text):  # \{x | x > 2\}
+    text = match[2].strip()
   parts = [_interval(part) for part in split_items(text, (" or ",))]
   if None in parts or len({name for name, _ in parts}) != 1:
     return None

@@ -15,9 +15,10 @@ _CHARACTERS |= str.maketrans({
   "Ω": "\\Omega ", "º": "°", "’": "'", "“": '"', "”": '"',
   "α": "\\alpha ", "β": "\\beta ", "γ": "\\gamma ", "δ": "\\delta ", "θ": "\\theta ",
   "λ": "\\lambda ", "μ": "\\mu ", "µ": "\\mu ", "ρ": "\\rho ", "σ": "\\sigma ", "φ": "\\phi ",
-  "ω": "\\omega ",
+  "ω": "\\omega ", "∠": "\\angle ", "△": "\\triangle ", "∥": "\\parallel ", "⊥": "\\perp ",
+  "≈": "\\approx ", "≠": "\\ne ", "∈": "\\in ", "∅": "\\emptyset ", "ℝ": "\\mathbb{R}",
 })  # fmt: skip
-_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+_SMALL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻₀₁₂₃₄₅₆₇₈₉", "0123456789+-0123456789")
 _ARGUMENT = r"(?:\{[^{}]*\}|[0-9A-Za-z])"
 _TEXT = re.compile(
   r"\\(?:text|textbf|textit|textrm|textsf|mathrm|mathbf|mathit|mathsf|mbox|operatorname)"
@@ -29,8 +30,8 @@ _CLOCK = re.compile(r"^([0-9]{1,2}:[0-9]{2}) *([APap])\.? ?[Mm]$")
 _ELLIPSIS = re.compile(r" ?(?:\.{3,}|…|\\[lcv]?dots(?![a-z])|\betc\b\.?|, ?and so on\b)")
 # Sets and values that are also written in words or other symbols.
 _WRITTEN_OUT = (
-  (re.compile(r"\\varnothing|\\\{\s*\\\}|∅|no solutions?", re.IGNORECASE), r"\emptyset"),
-  (re.compile(r"\\mathbb\s*(?:R|\{\s*R\s*\})|ℝ|all real numbers", re.IGNORECASE),
+  (re.compile(r"\\varnothing|\\\{\s*\\\}|no solutions?", re.IGNORECASE), r"\emptyset"),
+  (re.compile(r"\\mathbb\s*(?:R|\{\s*R\s*\})|all real numbers", re.IGNORECASE),
    r"(-\infty, \infty)"),
   (re.compile("infinity", re.IGNORECASE), r"\infty"),
   (re.compile("- ?infinity", re.IGNORECASE), r"-\infty"),
@@ -60,20 +61,23 @@ def normalise(text):
   text = re.sub(r"^\*\*([^*]+)\*\*$", r"\1", text)
   text = re.sub(r"\\[dtc]?(frac|binom)(?![a-zA-Z])", r"\\\1", text)
   text = re.sub(r"\\frac ?([0-9])", r"\\frac{\1}", text)  # \frac12
+  text = re.sub(r"\\sqrt ?\(([^()]+)\)", r"\\sqrt{\1}", text)  # √(3)
+  text = re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi ", text)
+  text = re.sub(r"\\([lr])brace(?![a-z])", lambda brace: {"l": r"\{", "r": r"\}"}[brace[1]], text)
   text = re.sub(r"\\(?:left|right|displaystyle|big|Big|rm|bf)(?![a-zA-Z])", "", text)
   text = re.sub(r"(?<=[0-9]),\\! *(?=[0-9]{3}(?![0-9]))", ",", text)  # MATH's 10,\!236
   text = re.sub(r"(?<=[0-9])(?:\\[,!]|\{,\}(?=[0-9]))+(?=[0-9])", _join_digits, text)
   if match := re.match(r"[+-]?[0-9]{1,3}(?: [0-9]{3})+(?! ?[0-9/])", text):  # 12 000
     text = match[0].replace(" ", "") + text[match.end() :]
   text = re.sub(r"(?<!\\)\\[,;:! ]|\\quad\b|\\qquad\b|~", " ", text)
-  text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b|\\textdegree\b", "°", text)
+  text = re.sub(r"\^\s*\{?\s*(?:\\circ|o(?![a-z]))\s*\}?|\\degree\b|\\textdegree\b", "°", text)
   text = re.sub(r"\\([%$#&])", r"\1", text)
   text = re.sub(r"\^ ?(?:\{ ?\\prime ?\}|\\prime(?![a-z]))", "'", text)
   text = re.sub(r"(?<![\\^_}\]A-Za-z])(?<!_[0-9])\{ ?([A-Za-z]+) ?\}", r" \1", text)  # 4{cm}
   text = re.sub(rf"(\^{_ARGUMENT})(_{_ARGUMENT})", r"\2\1", text)  # v^2_0
   text = re.sub(r"(?<=[)\]]) ?(or|and) ?(?=[(\[])", r" \1 ", text)
   text = re.sub(r"\\(l|g)e(?:q|qslant)\b", r"\\\1e", text)
-  text = text.replace("<=", "\\le ").replace(">=", "\\ge ")
+  text = text.replace("<=", "\\le ").replace(">=", "\\ge ").replace("+/-", "\\pm ")
   text = _CLOCK.sub(lambda match: f"{match[1]} {match[2].lower()}m", text)
   text = re.sub(r"\\lt\b", "<", re.sub(r"\\gt\b", ">", text))
   text = re.sub(r"(^|[(\[,])\s*\+\s*(?=\\infty)", r"\1", text)
@@ -88,7 +92,7 @@ def normalise(text):
 
 def with_plain_characters(text):
   """`text` with LaTeX or ASCII for the characters that stand for it: × √ ² ５."""
-  return re.sub("[⁰¹²³⁴-⁹⁺⁻]+", _lower, text.translate(_CHARACTERS))
+  return re.sub("[⁰¹²³⁴-⁹⁺⁻]+|[₀-₉]+", _lower, text.translate(_CHARACTERS))
 
 
 def tight(text):
@@ -131,9 +135,9 @@ def _said_once(text):
 
 
 def _lower(match):
-  """ "²" -> "^2", "¹²" -> "^{12}"."""
-  digits = match[0].translate(_RAISED)
-  return f"^{digits}" if len(digits) == 1 else f"^{{{digits}}}"
+  """ "²" -> "^2", "¹²" -> "^{12}", "₁" -> "_1"."""
+  sign, digits = "_" if "₀" <= match[0] else "^", match[0].translate(_SMALL)
+  return f"{sign}{digits}" if len(digits) == 1 else f"{sign}{{{digits}}}"
 
 
 def _join_digits(match):

@@ -12,17 +12,7 @@ _INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 _DECIMAL = rf"(?:{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+)"
 _PART = rf"(?:\{{ ?([+-]? ?{_DECIMAL}) ?\}}|([0-9]))"
 _FRACTION = rf"\\frac ?{_PART} ?{_PART}"
-
-# Tried in this order; each takes the longest reading of the text's beginning.
-_MIXED_LATEX = re.compile(rf"([0-9]+) ?{_FRACTION}")
-_MIXED_PLAIN = re.compile(r"([0-9]+)\s+([0-9]+) ?/ ?([0-9]+)")
-_LATEX_FRACTION = re.compile(_FRACTION)
 _EXPONENT = r"(?:\{ ?([+-]?[0-9]{1,3}) ?\}|([+-]?[0-9]{1,3}))(?![0-9^])"
-_SCIENTIFIC = re.compile(rf"(?:({_DECIMAL}) ?(?:\\times|\\cdot|\*|x) ?)?10 ?\^ ?{_EXPONENT}")
-_WITH_E = re.compile(rf"({_DECIMAL}) ?[eE]([+-]?[0-9]{{1,3}})(?![0-9A-Za-z])")
-_REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\overline ?\{([0-9]+)\}")
-_PLAIN_FRACTION = re.compile(rf"({_DECIMAL}) ?/ ?({_DECIMAL})")
-_PLAIN = re.compile(_DECIMAL)
 _SIGN = re.compile(r" ?([+-]?) ?([$€£¥]?) ?([+-]?) ?")
 
 _MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "dozen": 12}
@@ -54,10 +44,10 @@ _SPELLINGS = {word: name for name, words in {
   "mi": "mile", "g": "gram 克", "kg": "kilogram 千克 公斤", "mg": "milligram", "t": "tonne 吨",
   "lb": "pound", "oz": "ounce", "s": "second sec 秒", "ms": "millisecond", "min": "minute 分钟",
   "h": "hour hr 小时", "year": "yr 岁 年", "l": "liter litre L 升",
-  "ml": "milliliter millilitre 毫升", "°": "degree 度", "rad": "radian", "K": "kelvin",
+  "ml": "milliliter millilitre 毫升", "°": "degree deg 度", "rad": "radian", "K": "kelvin",
   "mol": "mole", "N": "newton", "J": "joule", "kj": "kilojoule", "W": "watt", "kw": "kilowatt",
   "V": "volt", "A": "ampere amp", "hz": "hertz", "pa": "pascal", "\\omega": "ohm",
-  "C": "coulomb", "%": "percent percents pct percentage", "dollar": "usd $", "€": "euro",
+  "C": "coulomb", "%": "percent percents pct percentage", "dollar": "usd $", "€": "euro eur",
   "¥": "yen", "day": "天", "dm": "分米",
 }.items() for word in words.split()}  # fmt: skip
 # Words that are not counted things: "5 thirds" is not 5, and "-ths" is refused too. Other plurals
@@ -127,37 +117,50 @@ def same_quantity(answer, truth):
 
 def _read_number(text, start):
   """(value, end) of the unsigned number at `start`, or (None, start)."""
-  if match := _MIXED_LATEX.match(text, start):
-    whole, *parts = match.groups()
-    top, bottom = _decimal(parts[0] or parts[1]), _decimal(parts[2] or parts[3])
-    # Only a proper fraction makes a mixed number: 2\frac{3}{2} could be a product.
-    return (int(whole) + top / bottom, match.end()) if 0 < top < bottom else (None, start)
-  if match := _MIXED_PLAIN.match(text, start):
-    whole, top, bottom = map(int, match.groups())
-    return (whole + Fraction(top, bottom), match.end()) if 0 < top < bottom else (None, start)
-  if match := _LATEX_FRACTION.match(text, start):
-    parts = match.groups()
-    bottom = _decimal(parts[2] or parts[3])
-    return (_decimal(parts[0] or parts[1]) / bottom, match.end()) if bottom else (None, start)
-  if match := _SCIENTIFIC.match(text, start):
-    digits, braced, bare = match.groups()
-    return _decimal(digits or "1") * Fraction(10) ** int(braced or bare), match.end()
-  if match := _WITH_E.match(text, start):
-    return _decimal(match[1]) * Fraction(10) ** int(match[2]), match.end()
-  if match := _REPEATING.match(text, start):
-    whole, once, again = match.groups()
-    nines = (10 ** len(again) - 1) * 10 ** len(once)
-    return _decimal(f"{whole}.{once}") + Fraction(int(again), nines), match.end()
-  if match := _PLAIN_FRACTION.match(text, start):
-    bottom = _decimal(match[2])
-    return (_decimal(match[1]) / bottom, match.end()) if bottom else (None, start)
-  if match := _PLAIN.match(text, start):
-    return _decimal(match[0]), match.end()
+  for pattern, value in _NUMBERS:
+    if match := pattern.match(text, start):
+      number = value(*filter(None, match.groups()))
+      return (None, start) if number is None else (number, match.end())
   return None, start
 
 
 def _decimal(text):
   return Fraction(re.sub(r"[,\s+]", "", text).rstrip(".") or "0")
+
+
+def _ratio(top, bottom):
+  return _decimal(top) / _decimal(bottom) if _decimal(bottom) else None
+
+
+def _mixed(whole, top, bottom):
+  """The value of a whole number and a proper fraction: 2\\frac{3}{2} could be a product."""
+  part = _ratio(top, bottom)
+  return _decimal(whole) + part if part and 0 < part < 1 else None
+
+
+def _scientific(*parts):
+  """The value of 3e8 or 3 \\times 10^8, of "3" and "8"; of "8" alone that of 10^8."""
+  digits, power = parts if len(parts) == 2 else ("1", *parts)
+  return _decimal(digits) * Fraction(10) ** int(power)
+
+
+def _repeating(digits, again):
+  """The value of 0.1\\overline{6}, of "0.1" and "6"."""
+  decimals = len(digits.partition(".")[2])
+  return _decimal(digits) + Fraction(int(again), (10 ** len(again) - 1) * 10**decimals)
+
+
+# Tried in this order; each takes the longest reading of the text's beginning.
+_NUMBERS = tuple((re.compile(pattern), value) for pattern, value in (
+  (rf"([0-9]+) ?{_FRACTION}", _mixed),
+  (r"([0-9]+)\s+([0-9]+) ?/ ?([0-9]+)", _mixed),
+  (_FRACTION, _ratio),
+  (rf"(?:({_DECIMAL}) ?(?:\\times|\\cdot|\*|x) ?)?10 ?\^ ?{_EXPONENT}", _scientific),
+  (rf"({_DECIMAL}) ?[eE]([+-]?[0-9]{{1,3}})(?![0-9A-Za-z])", _scientific),
+  (r"([0-9]*\.[0-9]*)\\overline ?\{([0-9]+)\}", _repeating),
+  (rf"({_DECIMAL}) ?/ ?({_DECIMAL})", _ratio),
+  (rf"({_DECIMAL})", _decimal),
+))
 
 
 def _read_unit(text):

@@ -18,8 +18,10 @@ _SYMBOL = (r"(?:(?:m ?)?\\angle ?|\\(?:Delta|triangle) ?)?"
 _NAMED = re.compile(
   rf"({_SYMBOL}|{_SYMBOL} ?\([a-z](?:, ?[a-z])*\)|\| ?{_SYMBOL} ?\||{_SYMBOL} ?: ?{_SYMBOL}"
   rf"|\\frac ?\{{{_SYMBOL}\}} ?\{{{_SYMBOL}\}}|\([a-z](?:, ?[a-z])+\)|{_WORDS})"
-  r" ?(?:=|\\in\b|\\approx(?![a-z])|≈) ?(.+)"
+  r" ?(?:=|\\in\b|\\approx(?![a-z])) ?(.+)"
 )
+# x_1 = 1, x_2 = 2: the roots of an equation.
+_ROOTS = re.compile(r"([A-Za-z])_\{?1\}? ?= ?([^=]+?) ?(?:,|;| or| and) ?\1_\{?2\}? ?= ?([^=]+)")
 _SUM = re.compile(r"([a-z](?: ?[+-] ?[a-z])+) ?= ?(.+)")  # m + n, asked for as one number
 _RATIO = re.compile(r"([0-9.]+|[0-9]*\\sqrt\{[0-9]+\}) ?(?::|to) ?([0-9.]+|[0-9]*\\sqrt\{[0-9]+\})")
 _TITLED = re.compile(rf"({_WORDS}): (.+)")
@@ -48,17 +50,16 @@ def to_common_form(answer, truth, *, is_complete):
 def _as_intervals(answer, truth):
   """Inequalities as intervals, where both are, or one is and the other an interval already."""
   said, wanted = parse_inequality(answer), parse_inequality(truth)
-  if said and wanted:
-    return (said[1], wanted[1]) if said[0] == wanted[0] else (answer, truth)
-  if said and _INTERVAL.fullmatch(truth):
-    return said[1], truth
-  if wanted and _INTERVAL.fullmatch(answer):
-    return answer, wanted[1]
-  return answer, truth
+  if said and wanted and said[0] != wanted[0]:
+    return answer, truth
+  return (said[1] if said and (wanted or _INTERVAL.fullmatch(truth)) else answer,
+          wanted[1] if wanted and (said or _INTERVAL.fullmatch(answer)) else truth)
 
 
 def _without_name(answer, truth, is_complete):
   """Drops "x =" where both sides have the same name, or only one has one and neither is a list."""
+  if is_complete and "=" not in truth and (roots := _ROOTS.fullmatch(answer)):
+    return f"{roots[2]}, {roots[3]}", truth
   said, wanted = _named(answer), _named(truth)
   named = [_NAMED.fullmatch(item) for item in split_items(truth, (",", ";", " and "))]
   values = is_complete and not wanted and len(named) > 1 and all(named)
@@ -100,7 +101,7 @@ def _named(text):
 
 def _values(match):
   """ "x = 1 or x = 2" -> "1 or 2"."""
-  return re.sub(rf"(?<![A-Za-z\\]){re.escape(match[1])} ?(?:=|\\approx|≈) ?", "", match[2])
+  return re.sub(rf"(?<![A-Za-z\\]){re.escape(match[1])} ?(?:=|\\approx) ?", "", match[2])
 
 
 def _product(text):

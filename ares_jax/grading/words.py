@@ -28,7 +28,7 @@ def spell_numbers(text):
   if match := _SPELLED.match(text):
     text = f"{_NUMBER_WORDS[match[1].lower()]}{text[match.end() :]}"
   text = re.sub(r"^([^=A-Za-z\\]+?)\s*=\s*([A-Za-z])$", r"\2 = \1", text)
-  return re.sub(r"^(?:\\approx|≈)\s*", "", text)
+  return re.sub(r"^(?:\\approx|approximately|about)\s*(?=[-$\\(0-9])", "", text)
 
 
 def is_words(text):
