@@ -67,7 +67,8 @@ def config_of(folder, family, rows=None, template=TEMPLATE, **changes):
 @pytest.mark.slow
 @pytest.mark.parametrize("family, devices, changes", [
   ("qwen3", (2, 2), {}), ("llama", (1, 1), {"model__lora__rank": 2, "adacs__steps": 0}),
-  ("qwen2", (1, 1), {"aepo__frozen": (), "adacs__steps": 0})])
+  ("qwen2", (2, 2), {"aepo__frozen": (), "adacs__steps": 0, "engine__int8_pages": True,
+                     "aepo__loss__old_logprob": "recompute"})])
 def test_a_text_model_is_trained_exported_and_answers(family, devices, changes, tmp_path):
   config = config_of(tmp_path, family, **changes)
   devices = mesh.make_mesh(*devices, jax.devices()[:devices[0] * devices[1]])
@@ -78,6 +79,10 @@ def test_a_text_model_is_trained_exported_and_answers(family, devices, changes, 
   assert {line["stage"] for line in metrics} == (
     {"warmup", "aepo"} if changes else {"warmup", "adacs", "aepo"})
   assert metrics[-1]["update/skipped"] == 0 and metrics[-1]["work/flops"] > 0
+  if "engine__int8_pages" in changes:
+    assert 1e-4 < metrics[-1]["loss/sampler_gap"] < 0.1
+  else:
+    assert metrics[-1]["loss/sampler_gap"] < 1e-4
   lines = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
   assert lines and all(line["response"].startswith("<think>\n") for line in lines)
   with jax.set_mesh(mesh.make_mesh(-1, 1)):

@@ -89,17 +89,18 @@ def decode_step(config: ModelConfig, params: Params, embeds_B1D, positions_3B1, 
 
   def block(carry, layer):
     x_B1D, pages = carry
-    weights, first = layer
+    weights, first, scales = layer
+    of_layer = reads.replace(scales=scales)
     q, k, v = _qkv(config, weights, x_B1D, cos_sin)
-    pages = paged.write_token(pages, reads, first, k[:, 0], v[:, 0])
+    pages = paged.write_token(pages, of_layer, first, k[:, 0], v[:, 0])
     q_BKQH = q.reshape(-1, *heads) * config.head_dim**-0.5
-    mixed = paged.attend(q_BKQH, pages, reads, first).astype(x_B1D.dtype).reshape(q.shape)
+    mixed = paged.attend(q_BKQH, pages, of_layer, first).astype(x_B1D.dtype).reshape(q.shape)
     x_B1D = _mlp(config, weights, x_B1D + _out(weights, mixed))
     return (x_B1D, pages), None
 
   (x, pages), _ = scan_blocks(
     block, (embeds_B1D, pages),
-    (params["blocks"], pages_of_layer * np.arange(config.layers, dtype=np.int32)),
+    (params["blocks"], pages_of_layer * np.arange(config.layers, dtype=np.int32), reads.scales),
     remat="none", unroll=config.unroll)
   return rms_norm(x[:, 0], params["final_norm"], config.norm_eps), pages
 

@@ -67,7 +67,7 @@ def rollout_table(config, model, topology, words):
   with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model, devices,
                                    slices=config.mesh.slice)):
     rows = settings.prompts // mesh.size(*mesh.ROWS) * settings.group
-    token_bytes = scheduler_lib.token_bytes(model)
+    token_bytes = scheduler_lib.token_bytes(model, int8=config.engine.int8_pages)
     policy = programs.abstract_policy(config.model.lora, model)
     weights = jax.tree.map(
       lambda x, sharding: jax.ShapeDtypeStruct(x.shape, jnp.dtype(model.compute_dtype),

@@ -289,6 +289,10 @@ class TrainConfig:
     if self.data.digits is None and self.model.path == "":
       raise ValueError("model.path is missing: a fresh model can read only the digits problem; "
                        "other data need a pretrained one")
+    if self.engine.int8_pages and self.aepo.steps and self.aepo.loss.old_logprob == "sampler":
+      raise ValueError('engine.int8_pages = True samples from another policy than the trainer\'s, '
+                       'which only aepo.loss.old_logprob = "recompute" corrects; set that, or '
+                       "engine.int8_pages = False")
     longest = self.prompt.max_tokens[-1] + self.aepo.sampling.max_tokens
     if self.aepo.steps and min(self.aepo.row_tokens) < longest:
       raise ValueError(f"aepo.row_tokens = {self.aepo.row_tokens}: a row must hold the longest "

@@ -62,6 +62,9 @@ class EngineConfig:
   slots: int = optional(0)  # rows over all devices that are decoded at once at most
   read: int = optional(0)  # prompts over all devices that are read in one call
   chunk: int = optional(0)  # tokens decoded per slot before the host looks for ended rows
+  # Keys and values as int8, half of bfloat16's bytes: other answers, of a policy that is not quite
+  # the trainer's (loss/sampler_gap).
+  int8_pages: bool = optional(False, free=False, first_read_by="adacs", curation=True)
 
   def __post_init__(self):
     if min(self.slots, self.read, self.chunk) < 0:

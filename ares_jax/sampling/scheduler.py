@@ -47,6 +47,7 @@ class CachePlan:
   slots: int  # S
   read: int  # R, prompts in one read
   chunk: int  # tokens decoded in a slot before the host looks for ended rows
+  int8: bool = False  # whether pages hold int8
 
   @property
   def prompt_pages(self):
@@ -135,18 +136,18 @@ def rows_that_fit(survival_M, free_D, going_DS):
   return np.maximum(np.floor((left_DT / held[0]).min(1)), 0).astype(int)
 
 
-def token_bytes(model):
-  """Bytes of a device for the keys and values of a token."""
+def token_bytes(model, *, int8):
+  """Bytes of a device for the keys and values of a token, in the compute dtype or in int8."""
   split = mesh.size("model") if model.kv_heads % mesh.size("model") == 0 else 1
-  width = jnp.dtype(model.compute_dtype).itemsize
+  width = 1 if int8 else jnp.dtype(model.compute_dtype).itemsize
   return 2 * model.layers * model.kv_heads * model.head_dim * width / split
 
 
 def plan_cache(model, engine, *, prompts, prompt_tokens, group, tokens, history=None):
   """CachePlan whose keys and values fit into engine.cache_gib on each device.
 
-  Counted are the pages and the prompts of one read. `prompts` counts those of all devices;
-  `prompt_tokens` is the length of each, padding included, and `tokens` T.
+  Counted are the pages and the prompts of one read, which have the compute dtype. `prompts` counts
+  those of all devices; `prompt_tokens` is the length of each, padding included, and `tokens` T.
 
   Raises:
     ValueError: one prompt and one response do not fit.
@@ -157,13 +158,14 @@ def plan_cache(model, engine, *, prompts, prompt_tokens, group, tokens, history=
   read = min(prompts, read)
   chunk = engine.chunk or min(64, max(8, tokens // 64))
   page_tokens = min(64, max(8, 2 ** round(np.log2(tokens / 16))))
-  room = engine.cache_gib * 2**30 / token_bytes(model) - read * prompt_tokens
-  sizes = CachePlan(prompts, group, prompt_tokens, tokens, page_tokens, int(room // page_tokens),
-                    0, read, chunk)
+  read_bytes = read * prompt_tokens * token_bytes(model, int8=False)
+  page_bytes = page_tokens * token_bytes(model, int8=engine.int8_pages)
+  pages = int((engine.cache_gib * 2**30 - read_bytes) // page_bytes)
+  sizes = CachePlan(prompts, group, prompt_tokens, tokens, page_tokens, pages, 0, read, chunk,
+                    engine.int8_pages)
   response = pages_lib.count(page_tokens, tokens) + 1
   if sizes.pages < sizes.prompt_pages + response:
-    needed = (sizes.prompt_pages + response) * page_tokens + read * prompt_tokens
-    needed *= token_bytes(model)
+    needed = (sizes.prompt_pages + response) * page_bytes + read_bytes
     raise ValueError(
       f"keys and values of 1 + {read} prompts x {prompt_tokens} tokens and of a response of "
       f"{tokens} need {needed / 2**30:.3g} GiB on each device, more than engine.cache_gib = "

@@ -46,10 +46,15 @@ def read_prompts(model, params, state, prompts, prompt_R):
   features = qwen25_vl.vision_features(model, params, prompts["vision"])
   embeds = qwen25_vl.embed(model, params, prompts["tokens"], prompts["unit"], features)
   hidden, k, v = qwen25_vl.prefill(model, params, embeds, prompts["positions"], prompts["length"])
+  scales = None
+  if state.prompts.scales is not None:
+    scales = paged.prompt_scales(k, v, prompts["length"])
+    k, v = (paged.to_int8(x, jnp.moveaxis(scale, 1, 0)[:, :, None])
+            for x, scale in ((k, scales.k), (v, scales.v)))
   k, v = (shard(x, None, ROWS, None, kv_axis(model)) for x in (k, v))
   # M-RoPE counts on from the largest prompt position on all three axes.
   new = dict(length=prompts["length"], hidden=hidden, prompt_id=prompts["prompt_id"],
-             position=prompts["positions"].max((0, 2)) + 1)
+             scales=scales, position=prompts["positions"].max((0, 2)) + 1)
   new = jax.tree.map(lambda x: shard(x, ROWS), new)
   cache, rows = PartitionSpec(None, ROWS), PartitionSpec(ROWS)
   return jax.shard_map(
@@ -63,8 +68,8 @@ def _write_prompts(state, k, v, new, prompt_R):
   count_R = jnp.where(prompt_R < len(prompts.read), pages.count(pool.tokens, new["length"]), 0)
   pool, table_RM = pages.take_prompts(pool, count_R, prompts.table.shape[1])
   new = new | {"table": table_RM, "read": count_R > 0}
-  written = {name: getattr(prompts, name).at[prompt_R].set(value, mode="drop")
-             for name, value in new.items()}
+  written = jax.tree.map(lambda old, value: old.at[prompt_R].set(value, mode="drop"),
+                         {name: getattr(prompts, name) for name in new}, new)
   return state.replace(
     pool=pool.replace(pages=paged.write_prompts(pool.pages, table_RM, k, v)),
     prompts=prompts.replace(**written))
@@ -321,4 +326,5 @@ def _reads(state, group, tokens, live, forks):
     table=slots.table, length=length_S, active=active_S, own=own,
     prompt_length=prompt_length_S, prompts=tables, prompts_length=lengths,
     query=jnp.where(active_S, among_S * group + slots.row % group, count * group), group=group,
-    prompt_tokens=tokens, live=live)
+    prompt_tokens=tokens, live=live,
+    scales=jax.tree.map(lambda x: jnp.moveaxis(x[prompt_S], 1, 0), prompts.scales))

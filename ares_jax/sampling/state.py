@@ -28,6 +28,7 @@ class Prompts:
   hidden: jax.Array  # [P, D]: of the last prompt token
   position: jax.Array  # int32 [P]: M-RoPE position of the first response token, all three axes
   prompt_id: jax.Array  # int32 [P]
+  scales: paged.Scales | None = None  # [P, L, K, H], if pages hold int8
 
 
 @flax.struct.dataclass
@@ -97,14 +98,18 @@ def empty_state(model, sizes, branches):
   devices = size(*ROWS)
   prompts, slots, held = (devices * count for count in (sizes.prompts, sizes.slots, sizes.pages))
   rows, tokens, empty = prompts * sizes.group, sizes.tokens, sizes.pages
+  dtype = jnp.int8 if sizes.int8 else model.compute_dtype
+  scale = jnp.zeros((prompts, model.layers, model.kv_heads, model.head_dim))
   return _lay_out(model, shard, State(
-    pool=pages.Pool(paged.empty_pages(model, held, sizes.page_tokens), jnp.zeros(held, jnp.int32)),
+    pool=pages.Pool(paged.empty_pages(model, held, sizes.page_tokens, dtype),
+                    jnp.zeros(held, jnp.int32)),
     prompts=Prompts(
       read=jnp.zeros(prompts, bool),
       table=jnp.full((prompts, sizes.prompt_pages), empty, jnp.int32),
       length=jnp.zeros(prompts, jnp.int32),
       hidden=jnp.zeros((prompts, model.embed), model.compute_dtype),
-      position=jnp.zeros(prompts, jnp.int32), prompt_id=jnp.zeros(prompts, jnp.int32)),
+      position=jnp.zeros(prompts, jnp.int32), prompt_id=jnp.zeros(prompts, jnp.int32),
+      scales=paged.Scales(scale, scale) if sizes.int8 else None),
     slots=Slots(
       row=jnp.full(slots, rows // devices, jnp.int32),
       hidden=jnp.zeros((slots, model.embed), model.compute_dtype),

@@ -66,6 +66,52 @@ def test_reading_the_pool_by_pages_equals_reading_rows_by_tokens(first):
   np.testing.assert_allclose(got[BUSY], paged._by_xla(q, pages, reads, first)[BUSY], atol=1e-5)
 
 
+def int8_inputs(dtype=jnp.float32, first=0):
+  """`inputs` with pages of int8, and scales that differ by prompt."""
+  q, pages, reads, first = inputs(dtype, first)
+  pages = jax.tree.map(lambda x: jnp.clip(jnp.round(40 * x), -127, 127).astype(jnp.int8), pages)
+  random, prompt_B = np.random.default_rng(1), np.minimum(QUERY_B // 3, 1)
+  scales = paged.Scales(*(jnp.float32(random.uniform(0.01, 0.04, (2, HEADS, SIZE)))[prompt_B]
+                          for _ in range(2)))
+  return q, pages, reads.replace(scales=scales), first
+
+
+@pytest.mark.parametrize("by_pages", [False, True])
+def test_int8_pages_hold_numbers_times_the_scales_of_a_row(by_pages):
+  q, pages, reads, first = int8_inputs(first=PAGES)
+  own = paged.own_pages(reads.table, reads.length, reads.prompt_length, reads.active, PAGES, TOKENS)
+  got = paged.attend(q, pages, reads.replace(own=own if by_pages else None), first)
+  for row in np.flatnonzero(BUSY):
+    k, v = (x * scale[row][:, None, None] for x, scale in (
+      (pages.k, reads.scales.k), (pages.v, reads.scales.v)))
+    want = paged.attend(q, paged.Pages(k, v), reads.replace(scales=None), first)
+    np.testing.assert_allclose(got[row], want[row], atol=1e-5)
+
+
+def test_scales_of_a_prompt_fit_its_keys_however_they_are_turned():
+  random = np.random.default_rng(0)
+  k, v = (random.normal(size=(1, 2, 5, 1, 4)) for _ in range(2))
+  k[0, 1, 3:] = v[0, 1, 3:] = np.nan  # beyond the second prompt's length
+  scales = paged.prompt_scales(jnp.float32(k), jnp.float32(v), np.int32([5, 3]))
+  most = paged.INT8_MOST / paged.RANGE
+  pair = np.hypot(k[0, 1, :3, 0, :2], k[0, 1, :3, 0, 2:]).max(0)
+  np.testing.assert_allclose(most * scales.k[1, 0, 0], np.tile(pair, 2), rtol=1e-6)
+  np.testing.assert_allclose(most * scales.v[1, 0, 0], abs(v[0, 1, :3, 0]).max(0), rtol=1e-6)
+  # Beyond the range they are cut; at 0 nothing is divided by 0.
+  np.testing.assert_array_equal(paged.to_int8(jnp.float32([-9, 0.26, 9, 0, 1]), jnp.float32(
+    [0.05, 0.1, 0.05, 0, 0])), [-127, 3, 127, 0, 127])
+
+
+@pytest.mark.slow
+def test_the_tpu_kernel_reads_int8_pages_like_xla():
+  q, pages, reads, first = int8_inputs(jnp.bfloat16, PAGES)
+  arguments = q * reads.scales.k[:, :, None], pages, reads, first
+  with pltpu.force_tpu_interpret_mode():
+    got = paged._by_kernel(*arguments, kernel=paged._tpu)
+  want = paged._by_xla(*arguments)
+  np.testing.assert_allclose(got[BUSY], want[BUSY], atol=0.02 * np.abs(want[BUSY]).max())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [0, PAGES])
 def test_the_tpu_kernel_equals_xla(first):

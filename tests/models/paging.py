@@ -19,8 +19,8 @@ def lay_out(config, k_LPTKH, v_LPTKH, length_P, prompt_B, tokens, *, seed=0):
   table_PM = np.full((prompts, -(-k_LPTKH.shape[2] // A)), total, np.int32)
   for prompt, length in enumerate(length_P):
     table_PM[prompt, : -(-length // A)] = [next(numbers) for _ in range(-(-length // A))]
-  pages = paged.write_prompts(paged.empty_pages(config, total, A), jnp.asarray(table_PM), k_LPTKH,
-                              v_LPTKH)
+  pages = paged.write_prompts(paged.empty_pages(config, total, A, k_LPTKH.dtype),
+                              jnp.asarray(table_PM), k_LPTKH, v_LPTKH)
   table_BM = np.full((len(prompt_B), width), total, np.int32)
   for row, prompt in enumerate(prompt_B):
     if prompt >= 0:

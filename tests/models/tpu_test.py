@@ -55,21 +55,24 @@ def test_attention_of_long_rows_compiles_for_8_chips_in_a_gibibyte(config, part,
 
 
 # 1, 2 and 4 kv heads a chip.
-@pytest.mark.parametrize("topology, model", [
-  ("v5e:2x4", 4), ("v5e:2x4", 2), ("v6e:2x4", 4), ("v5p:2x2x1", 1)])
-def test_paged_attention_of_7b_compiles_in_place(topology, model):
-  rows, width, pages, tokens = 512, 320, 100, 64  # tables of 640 KiB: two calls
+@pytest.mark.parametrize("topology, model, dtype", [
+  ("v5e:2x4", 4, "bfloat16"), ("v5e:2x4", 2, "bfloat16"), ("v5e:2x4", 2, "int8"),
+  ("v6e:2x4", 4, "bfloat16"), ("v5p:2x2x1", 1, "bfloat16"), ("v5p:2x2x1", 1, "int8")])
+def test_paged_attention_of_7b_compiles_in_place(topology, model, dtype):
+  rows, entries, pages, tokens = 512, 320, 100, 64  # tables of 640 KiB: two calls
   mesh = compile_7b.tpu_mesh(topology, model)
 
   def array(dtype, shape, *spec):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
 
-  held = array(jnp.bfloat16, (SIZE_7B.kv_heads, SIZE_7B.layers * pages, tokens, 128), "model")
+  held = array(dtype, (SIZE_7B.kv_heads, SIZE_7B.layers * pages, tokens, 128), "model")
   row = array(jnp.int32, (rows,))
+  scale = array(jnp.float32, (rows, SIZE_7B.kv_heads, 128))
   reads = paged.Reads(
-    table=array(jnp.int32, (rows, width)), length=row, active=array(bool, (rows,)), own=None,
+    table=array(jnp.int32, (rows, entries)), length=row, active=array(bool, (rows,)), own=None,
     prompt_length=row, prompts=array(jnp.int32, (16, 64)), prompts_length=array(jnp.int32, (16,)),
-    query=row, group=8, prompt_tokens=4096, live=16384)
+    query=row, group=8, prompt_tokens=4096, live=16384,
+    scales=paged.Scales(scale, scale) if dtype == "int8" else None)
   new = array(jnp.bfloat16, (rows, SIZE_7B.kv_heads, 128), None, "model")
   q = array(jnp.bfloat16, (rows, SIZE_7B.kv_heads, 7, 128), None, "model")
 
@@ -85,7 +88,8 @@ def test_paged_attention_of_7b_compiles_in_place(topology, model):
     program = jax.jit(layers, donate_argnums=0).lower(
       paged.Pages(held, held), q, new, reads).compile()
   memory = program.memory_analysis()
-  assert memory.alias_size_in_bytes == 2 * 2 * 28 * 100 * 64 * 128 * 4 // model
+  width = jnp.dtype(dtype).itemsize
+  assert memory.alias_size_in_bytes == 2 * width * 28 * 100 * 64 * 128 * 4 // model
   # Gathered pages of all rows would be 2.5 GiB a kv head.
   assert memory.temp_size_in_bytes < 2**27
 

@@ -38,6 +38,14 @@ def test_settings_that_make_a_run_pointless_are_refused_for_new_runs(changes, me
   run_config.read_config(tiny.values(**changes), new=False)  # one that has begun goes on
 
 
+def test_int8_pages_need_the_correction_between_sampler_and_trainer():
+  int8 = dict(engine__int8_pages=True, aepo__loss__old_logprob="sampler")
+  with pytest.raises(ConfigError, match="engine.int8_pages = True .* only aepo.loss.old_logprob"):
+    run_config.read_config(tiny.values(**int8))
+  run_config.read_config(tiny.values(**int8 | dict(aepo__loss__old_logprob="recompute")))
+  run_config.read_config(tiny.values(**int8, aepo__steps=0))
+
+
 @pytest.mark.parametrize("changes", [
   dict(seed=2**32 - 1), dict(aepo__entropy__window=12), dict(aepo__optimizer__warmup_steps=3),
   dict(aepo__steps=0, aepo__sampling__top_k=1, aepo__entropy__window=13),

@@ -243,13 +243,13 @@ def test_a_disk_that_refuses_a_file_keeps_the_old_one_and_nothing_besides(tmp_pa
 
 
 # Every setting of a config, by hand: the records must say the same (run/config.py, run/data.py).
-FREE = ("threads", "hosts.", "mesh.", "engine.", "grade.workers", "grade.timeout",
-        "grade.timeout_share", "stall_minutes", "wandb.", "warmup.loop.", "adacs.loop.",
-        "aepo.loop.", "aepo.terms_every", "aepo.validate",
+FREE = ("threads", "hosts.", "mesh.", "engine.cache_gib", "engine.slots", "engine.read",
+        "engine.chunk", "grade.workers", "grade.timeout", "grade.timeout_share", "stall_minutes",
+        "wandb.", "warmup.loop.", "adacs.loop.", "aepo.loop.", "aepo.terms_every", "aepo.validate",
         "aepo.validate_on", "reward.failure", "reward.timeout", "reward.judge.")
 PER_HOST = ("threads", "grade.workers", "grade.timeout", "stall_minutes")
 FIRST_IN_STAGE_1 = ("adacs.", "curate.", "aepo.sampling.max_tokens", "data.sft",
-                    "data.files.sft", "data.digits.sft")
+                    "data.files.sft", "data.digits.sft", "engine.int8_pages")
 FIRST_IN_STAGE_2 = ("aepo.", "data.rl", "data.files.rl", "data.digits.rl", "reward.weights",
                     "reward.overlong")
 DECIDE_CURATION = (
@@ -257,7 +257,7 @@ DECIDE_CURATION = (
   "warmup.steps", "tokenizer", "template", "weights", "curate.pass_rates", "curate.problems",
   "curate.samples", "aepo.sampling.max_tokens", "data.sft", "data.files.sft",
   "data.digits.sft", "reward.function", "reward.arguments", "reward.accuracy",
-  "reward.threshold")
+  "reward.threshold", "engine.int8_pages")
 DIGESTS = ("tokenizer", "template", "weights", "data.warmup", "data.sft", "data.rl",
            "data.eval", "base.final_norm", "base.blocks/q")
 

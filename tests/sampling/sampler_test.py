@@ -110,6 +110,20 @@ def test_recorded_statistics_equal_a_full_forward_pass(run):
   assert np.ptp(entropy[mask]) > 0.1
 
 
+def test_int8_pages_sample_from_nearly_the_same_policy(run):
+  exact, int8, other = (sample(run, run[2], engine=engine) for engine in (
+    ENGINE, dataclasses.replace(ENGINE, int8_pages=True),
+    EngineConfig(slots=3, read=1, chunk=7, cache_gib=1.0, int8_pages=True)))
+  # The first token is of the prompt's own hidden state, which has read no pages.
+  np.testing.assert_array_equal(int8.logprob[:, 0], exact.logprob[:, 0])
+  same = int8.mask & exact.mask & (np.cumsum(int8.tokens != exact.tokens, 1) == 0)
+  gap = np.abs(int8.logprob - exact.logprob)[same]
+  assert same.sum() > 30 and 1e-5 < gap.mean() < 0.02
+  # A prompt's scales are its own: they depend on nothing else in the batch.
+  np.testing.assert_array_equal(other.tokens, int8.tokens)
+  np.testing.assert_allclose(other.logprob, int8.logprob, atol=1e-5)
+
+
 def test_a_sample_depends_on_key_prompt_and_number_alone(run):
   prompts = run[2]
   whole = sample(run, prompts)
