@@ -314,7 +314,8 @@ def _same_formula(pair):
   if any(pair.collections):
     return False
   (answer, answer_unit), (truth, truth_unit) = pair.formulas
-  if answer_unit and truth_unit and answer_unit != truth_unit:
+  differ = answer_unit != truth_unit
+  if differ and (answer_unit and truth_unit or quantity.PERCENT in (answer_unit or truth_unit)):
     return False
   if not (is_safe(answer) and is_safe(truth)):
     return False
@@ -341,7 +342,9 @@ def _cut_unit(text, other):
     match = re.fullmatch(r"(.*(?:[})0-9]|\\pi)) ([A-Za-z](?:[/^].*)?)", text)
     match = None if match is None or variables(match[1]) else match
   unit = quantity.parse_quantity(f"1 {match[2]}") if match else None
-  return (match[1], (unit.unit, unit.size)) if unit else (text, None)
+  # "thousand" is no unit.
+  is_unit = unit and unit.unit and unit.number == 1
+  return (match[1], (unit.unit, unit.size)) if is_unit else (text, None)
 
 
 # Each rule takes a _Pair and returns True, False, or None where it does not apply.

@@ -208,7 +208,7 @@ def is_safe(text):
     return False
   if text.count("\\binom") != len(_BINOMIAL.findall(text)) or "'" in without_names:
     return False
-  if re.search(r"[0-9]{21,}|[0-9]_", text) or _UNSAFE_POWER.search(text):
+  if re.search(r"[0-9]{21,}|[0-9}] ?_", text) or _UNSAFE_POWER.search(text):
     return False
   if _UNSAFE_RANGE.search(text):
     return False

@@ -47,10 +47,10 @@ def normalise(text):
   if "\\begin" not in text:
     text = re.sub(r"\\\\(?=[A-Za-z]{2}|[^\w\s])", r"\\", text)  # \\frac: a file escapes twice
   text = _ELLIPSIS.sub(r" \\dots ", text)
-  text = _said_once(text)
+  text = _without_delimiters(_said_once(text))
   for _ in range(4):  # \boxed inside $...$ inside \text: a few layers occur
     before = text = text.rstrip(" .,;") or text
-    for left, right in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
+    for left, right in (("$$", "$$"), ("$", "$"), ("\\[", "\\]")):
       inner = text[len(left) : len(text) - len(right)]
       if len(text) > len(left + right) and text == left + inner + right and left not in inner:
         text = inner.strip()
@@ -111,6 +111,15 @@ def without_hidden(text):
   hidden = [c for c in set(text) - set("\n\t\r")
             if unicodedata.category(c) in ("Cc", "Cf", "Co", "Cs")]
   return text.translate(str.maketrans("", "", "".join(hidden))) if hidden else text
+
+
+def _without_delimiters(text):
+  """ "\\(12\\) cm" or "$12$ cm" as "12 cm"; in "$12 and $13" the signs mean a currency."""
+  text = re.sub(r"(?<!\\)\\[()]", " ", text)
+  parts = re.split(r"(?<!\\)\$", text)
+  inside, behind = parts[1::2], parts[2::2]
+  are_pairs = len(parts) % 2 and all(part and part == part.strip() for part in inside)
+  return " ".join(parts) if are_pairs and not any(part[:1].isdigit() for part in behind) else text
 
 
 def _unbox(text):

@@ -62,6 +62,7 @@ _UNIT_PART = re.compile(
   r"([kM]?\\Omega|\\mu ?[mgsLlAFC](?![A-Za-z])|° ?[CF]\b|[A-Za-z]+|[一-鿿]+|[%°$€£¥])"
   r" ?(?:\^ ?\{? ?(-?[1-9]) ?\}?)?"
 )
+PERCENT = (("percent", 1),)  # the unit of "5%"
 _BETWEEN_UNITS = re.compile(r" ?(/|per\b) ?| ?(?:\\cdot|\*|·) ?|\s+")
 _MEASURED = re.compile(  # 89 years old
   r"(?<=[a-z]) (?:old|long|tall|wide|high|deep|thick|away|apart|ago|later|left|each|in total)$")
@@ -103,12 +104,11 @@ def same_quantity(answer, truth):
   "50%" equals 0.5, and 50 where one side leaves the sign out. "0.5%" does not equal 0.5: a truth
   without a sign is read as a percentage only above 1.
   """
-  percent = (("percent", 1),)
   if answer.unit == truth.unit:
     return answer.number * answer.size == truth.number * truth.size
-  if answer.unit is None and truth.unit == percent:
+  if answer.unit is None and truth.unit == PERCENT:
     return answer.number in (truth.number, truth.number / 100)
-  if truth.unit is None and answer.unit == percent:
+  if truth.unit is None and answer.unit == PERCENT:
     omitted = answer.number == truth.number and abs(truth.number) > 1
     return omitted or answer.number / 100 == truth.number
   one_has_none = answer.unit is None or truth.unit is None
@@ -179,7 +179,7 @@ def _read_unit(text):
       position = separator.end()
       continue
     match = _UNIT_PART.match(text, position)
-    if match is None:
+    if match is None or match[2] and match[1] in "$€£¥":  # "$12$^2" is no money
       return None
     position = match.end()
     name, power = match[1].replace(" ", ""), int(match[2] or 1)

@@ -8,7 +8,8 @@ from ares_jax.grading.collection import parse_inequality, split_items
 
 # A label in words: "Surface area = 9 cm^2", "domain: [0, 1]".
 _WORDS = r"(?:[A-Za-z.]{3,}|[A-Z]\.(?:[A-Z]\.)+)(?: [A-Za-z.]+)*"
-_NO_LABEL = re.compile(r"\b(?:not|no|nor|never|except|unless|if|when|or|and)\b", re.IGNORECASE)
+_NO_LABEL = re.compile(
+  r"\b(?:not|no|nor|never|except|unless|if|when|or|and|half|twice|minus)\b", re.IGNORECASE)
 # x, x_1, I_{\max}, \theta', AB, \overline{AB}, m\angle ABC, \Delta p
 _SYMBOL = (r"(?:(?:m ?)?\\angle ?|\\(?:Delta|triangle) ?)?"
            r"(?:\\overline ?\{[A-Z]{2}\}|[A-Z]{2,4}|[A-Za-z]|(?<=angle )[0-9]"
@@ -82,8 +83,8 @@ def _without_name(answer, truth, is_complete):
 
 def _same_name(said, wanted, is_complete):
   """Whether two names are one: "area" and "Surface area", "A" and "Area", but not "x" and "y"."""
-  if said == wanted:
-    return True
+  if said == wanted or _NO_LABEL.search(said):
+    return said == wanted
   in_words = [bool(re.fullmatch(_WORDS, name)) for name in (said, wanted)]
   if all(in_words):
     short, long = sorted((said.casefold(), wanted.casefold()), key=len)

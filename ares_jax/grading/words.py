@@ -33,7 +33,7 @@ def spell_numbers(text):
 
 def is_words(text):
   """Whether `text` is language: it has letters in a row that are neither LaTeX nor a function."""
-  bare = re.sub(r"\\[A-Za-z]+", " ", text)
+  bare = re.sub(r"\\(?:begin|end)\{[a-z]+\}|\\[A-Za-z]+", " ", text)
   # Two letters beside digits or signs are a product: 4ac.
   least = 3 if re.search(r"[0-9+*/^=<>]|\\[A-Za-z]", text) else 2
   runs = re.findall(rf"[^\W\d_]{{{least},}}", bare)
