@@ -193,10 +193,8 @@ def _same(pair):
     return True
   if pair.depth > _MAX_DEPTH:
     return False
-  if pair.depth == 0:
-    verdict = _first_verdict(_RULES_FOR_COMPLETE_TEXTS, pair)
-    if verdict is not None:
-      return verdict
+  if pair.depth == 0 and (verdict := _first_verdict(_RULES_FOR_COMPLETE_TEXTS, pair)) is not None:
+    return verdict
   answer, truth = rewrite.to_common_form(pair.answer, pair.truth, is_complete=pair.depth == 0)
   if answer and tight(answer) == tight(truth):
     return True
@@ -319,11 +317,9 @@ def _same_formula(pair):
     return False
   if not (is_safe(answer) and is_safe(truth)):
     return False
-  if answer.count("=") != truth.count("=") or ("\\sum" in answer) != ("\\sum" in truth):
-    return False
-  if ("!" in answer) != ("!" in truth) and "\\binom" not in answer + truth:
-    return False
-  if _AMBIGUOUS.search(answer) or _AMBIGUOUS.search(truth):
+  if (answer.count("=") != truth.count("=") or ("\\sum" in answer) != ("\\sum" in truth)
+      or ("!" in answer) != ("!" in truth) and "\\binom" not in answer + truth
+      or _AMBIGUOUS.search(answer) or _AMBIGUOUS.search(truth)):
     return False
   # Letters alone are a name: the segment AB, not a product.
   if truth != "i" and re.fullmatch(r"[A-Za-z' ]*", truth):
@@ -342,8 +338,7 @@ def _cut_unit(text, other):
     match = re.fullmatch(r"(.*(?:[})0-9]|\\pi)) ([A-Za-z](?:[/^].*)?)", text)
     match = None if match is None or variables(match[1]) else match
   unit = quantity.parse_quantity(f"1 {match[2]}") if match else None
-  # "thousand" is no unit.
-  is_unit = unit and unit.unit and unit.number == 1
+  is_unit = unit and unit.unit and unit.number == 1  # "thousand" is none
   return (match[1], (unit.unit, unit.size)) if is_unit else (text, None)
 
 
