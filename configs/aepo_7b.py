@@ -42,7 +42,7 @@ def get_config(algorithm="aepo"):
     min_pixels=262144, max_pixels=4194304)
   c.grade.workers = 8
   # Keys and values of a device. int8_pages decodes faster, but further from the trainer's policy.
-  c.engine = dict(cache_gib=6.0, int8_pages=False)
+  c.engine.update(cache_gib=6.0)
 
   # The 256 examples of a step are some 40 rows, and microbatches are complete: rows are shortened
   # so that 94% of the tokens are real, not 89% (benchmarks.md). Each size is compiled when it first

@@ -31,7 +31,7 @@ def get_config(algorithm="aepo"):
   c.prompt = dict(suffix="", max_tokens=(108, 216), windows=(0, 0), min_pixels=784, max_pixels=784)
   c.grade.workers = 1
   # 45 KiB of keys and values a token in float32.
-  c.engine = dict(slots=64, read=16, chunk=16, cache_gib=2.0)
+  c.engine.update(slots=64, read=16, chunk=16, cache_gib=2.0)
 
   # 256 of 500 solutions, 66 tokens in the median and 353 at most; then 128 chosen responses.
   sft = dict(batch=8, row_tokens=(384, 640), row_windows=0, microbatch=1, frozen=())

@@ -43,7 +43,7 @@ def get_config(algorithm="aepo"):
                   max_pixels=112 * 112)
   c.grade.workers = 1
   # Rows decoded at once; prompts read a call; tokens a call; GiB a device.
-  c.engine = dict(slots=128, read=32, cache_gib=1.0)
+  c.engine.update(slots=128, read=32, cache_gib=1.0)
 
   sft = dict(batch=64, row_tokens=(160,), row_windows=24, microbatch=4, frozen=())
   adamw = dict(warmup_steps=30, final_fraction=0.1, weight_decay=0.01, b2=0.98)
