@@ -158,6 +158,9 @@ def tensors_of(folder: Folder) -> dict[str, Tensor]:
         if dtype is None:
           raise ValueError(f"{folder}/{file}: {stored} is {slices.get_dtype()}; only F32, BF16 and "
                            "F16 weights can be read (quantised folders cannot)")
+        if name in tensors:
+          raise ValueError(f"{folder}: {name} is in {tensors[name].file} and in {file}; remove the "
+                           "file of another download")
         tensors[name] = Tensor(file, stored, tuple(slices.get_shape()), np.dtype(dtype))
   return tensors
 

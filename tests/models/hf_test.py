@@ -172,6 +172,16 @@ def test_a_file_that_was_not_downloaded_is_named(tmp_path):
     golden_batch.read_hf(tmp_path, golden_batch.config("untied"))
 
 
+def test_a_tensor_in_two_files_is_named(tmp_path):
+  for path in UNTIED.iterdir():
+    shutil.copy(path, tmp_path)
+  first, second, *_ = sorted(tmp_path.glob("model-*.safetensors"))
+  tensors = load_file(second) | dict(list(load_file(first).items())[:1])
+  save_file(tensors, second)
+  with pytest.raises(ValueError, match=f"is in {first.name} and in {second.name}; remove"):
+    golden_batch.read_hf(tmp_path, golden_batch.config("untied"))
+
+
 @pytest.mark.parametrize("name, damage, message", [
   ("model.safetensors", lambda raw: raw[:-5], "is damaged or cut short, download it again"),
   ("model.safetensors", lambda raw: raw[:6], "is damaged or cut short"),
