@@ -9,6 +9,8 @@ import numpy as np
 
 from ares_jax.data.files.record import is_list
 from ares_jax.grading.answer import same_answer
+from ares_jax.grading.notation import normalise
+from ares_jax.grading.option import parse_option
 from ares_jax.grading.response import extract_boxed
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -121,14 +123,13 @@ def accepted_truths(record, options, response):
 
 def _named_options(options, text, *, texts_only):
   """The numbers of the options that a truth names: by letter unless `texts_only`, text, or both."""
-  letter = text.strip("().").upper()
-  is_letter = re.fullmatch("[A-Z]", letter) and LETTERS.index(letter) < len(options)
-  if is_letter and not (texts_only and text in options):
-    return [LETTERS.index(letter)]
-  both = _LABELLED.fullmatch(text)
-  if both and (both[1], both[2]) in zip(LETTERS, options, strict=False):
-    return [LETTERS.index(both[1])]
-  return [index for index, option in enumerate(options) if option == text]
+  same = [index for index, option in enumerate(options) if option == text]
+  bare = re.fullmatch("[A-Z]", text.strip("().").upper())
+  letter, rest = (bare[0], "") if bare else parse_option(normalise(text)) or ("", "")
+  index = LETTERS.find(letter.upper()) if letter else len(options)
+  if index >= len(options) or same and (texts_only or not bare):
+    return same
+  return [index] if not rest or normalise(options[index]) == rest else []
 
 
 def _may_be_right(text, options):
@@ -136,9 +137,9 @@ def _may_be_right(text, options):
   letters = _BETWEEN_LETTERS.sub("", text)
   if len(letters) > 1 and set(letters) <= set(LETTERS[: len(options)]):  # "A, C", "ABD"
     return True
-  labelled = _LABELLED.fullmatch(text)
-  if labelled and LETTERS.index(labelled[1]) < len(options):  # of "A. two" A says which
-    options, text = [options[LETTERS.index(labelled[1])]], labelled[2]
+  letter, rest = parse_option(normalise(text)) or ("", "")
+  if letter and letter in LETTERS[: len(options)]:  # of "A. two" A says which
+    options, text = [options[LETTERS.index(letter)]], rest
   # Two formulas count as equal here: to compare them takes a worker with a limit of time.
   return any(option and same_answer(option, text, symbolic=lambda *_: True) for option in options)
 

@@ -62,7 +62,8 @@ def test_options_of_another_kind_are_a_bad_row(options, words):
 
 def test_options_with_letters_of_their_own_are_shown_with_one_letter():
   for options in (["A. one", "B. two"], ["(A) one", "(B) two"], {"A": "A: one", "B": "B: two"}):
-    for answer in ("B", "two", "B. two", "(B) two"):
+    for answer in ("B", "two", "B. two", "(B) two", "$B$", "\\text{B}", "\\boxed{B}", "Option B",
+                   "B: two"):
       row = read(options=options, answer=answer)
       assert row["question"] == "q\nA. one\nB. two" and row["answer"] == ["B", "two"]
   for options in (["A)", "B)"], ["B. one", "A. two"], ["A. one", "two"]):
