@@ -5,8 +5,8 @@
 A token reads what stands before it in its own segment, and an answer its prompt too. Segment ids
 alone cannot say so, for kernels compare them for equality. So all segments of a prompt get its id,
 and a code in place of a query's index says which of their keys the query reads: 32 bits for the
-index, where its prompt ends and where its answer begins. The latter two are counted in steps of
-`step_of(T)`, at which answers therefore begin.
+index, where its prompt ends and how far behind its answer begins. The latter two are counted in
+steps of `step_of(T)`, at whose multiples answers therefore begin.
 
 B rows, T tokens of a row. A prompt here lacks its last token: each answer begins with that one,
 whose hidden state predicts the answer's first token (training/batch.py).
@@ -38,10 +38,11 @@ def codes(segment_BT, prompt_BT):
   begin_BT = lax.cummax(jnp.where(first_BT, index_T, 0), axis=1)
   is_answer_BT = segment_BT != prompt_BT
   behind_BT = jnp.where(is_answer_BT | (segment_BT == 0), 0, index_T + 1)
-  end_BT = jnp.where(is_answer_BT, lax.cummax(behind_BT, axis=1), 0)
-  # Where these are rounded, the keys let in belong to other prompts or to padding.
-  begin_BT, end_BT = begin_BT >> step, end_BT + (1 << step) - 1 >> step
-  return index_T | begin_BT << index | end_BT << index + steps
+  end_BT = lax.cummax(behind_BT, axis=1)
+  # Where the end is rounded, the keys let in are padding.
+  end_BT = end_BT + (1 << step) - 1 >> step
+  between_BT = (begin_BT >> step) - end_BT
+  return index_T | jnp.where(is_answer_BT, between_BT << index | end_BT << index + steps, 0)
 
 
 @functools.cache
@@ -53,10 +54,12 @@ def reads(tokens):
   index, steps, step = _bits(tokens)
 
   def function(code, key):
-    begin = lax.shift_right_logical(code, index) & (1 << steps) - 1
+    between = lax.shift_right_logical(code, index) & (1 << steps) - 1
     end = lax.shift_right_logical(code, index + steps)
-    key_step = lax.shift_right_logical(key, step)
-    return (key <= code & (1 << index) - 1) & ((key_step >= begin) | (key_step < end))
+    # 0 <= steps behind the prompt's end < between, in one comparison: less than 0 wraps around.
+    least = jnp.int32(-2**31)
+    hidden = lax.shift_right_logical(key, step) + least - end < between + least
+    return (key <= code & (1 << index) - 1) & ~hidden
 
   return function
 
