@@ -74,6 +74,7 @@ def _files(path, split):
     return [path / file["filename"] for file in state["_data_files"]]
   for folder in (path, path / "data"):
     found = sorted(folder.iterdir()) if folder.is_dir() else []
+    found = [file for file in found if not file.name.startswith(".")]  # backups, macOS's "._name"
     for suffixes in (SUFFIXES, TABLES):
       files = [file for file in found if file.suffix in suffixes
                and (not split or re.match(rf"{re.escape(split)}(?![A-Za-z0-9])", file.name))]

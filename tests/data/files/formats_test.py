@@ -42,6 +42,13 @@ def test_the_first_line_of_a_table_names_its_columns(tmp_path, name, separator):
     {"question": 'a, \t"b"\nc', "answer": "03"}, {"question": "q", "answer": None}]
 
 
+def test_hidden_files_of_a_folder_are_no_data(tmp_path):
+  (tmp_path / "d.jsonl").write_text(LINES)
+  (tmp_path / "._d.jsonl").write_bytes(b"\0\5\x16")
+  (tmp_path / ".d.jsonl").write_text(LINES)
+  assert len(open_records(tmp_path)) == 2
+
+
 def test_tables_count_in_a_folder_that_has_no_other_data(tmp_path):
   (tmp_path / "d.csv").write_text("a\n1\n")
   assert open_records(tmp_path)[0] == {"a": "1"}
