@@ -3,6 +3,7 @@
 import argparse
 import json
 
+import numpy as np
 import pytest
 
 from tests.bench import gpu
@@ -33,6 +34,13 @@ def test_a_part_that_crashes_or_hangs_loses_only_itself(run_part):
   assert run_part("ops", 30) == {"token_entropy, relative difference": 1e-7}
   assert run_part("kernels", 30) == {"failed": "exit code -6: no Triton here\n"}
   assert run_part("rollout", 0.5) == {"failed": "not finished after 0 s"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pages", "model", "rollout", "update"])
+def test_a_part_runs_in_small(name):
+  numbers = gpu.PARTS[name].call(gpu.SIZES["tiny"])
+  assert numbers and all(np.isfinite(number) for number in numbers.values())
 
 
 def test_results_are_written_with_rates_as_shares_of_what_the_device_reached(tmp_path):

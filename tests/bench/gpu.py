@@ -281,9 +281,9 @@ def pages(size):
   length = rng.integers(1, width * tokens - 1, rows).astype(np.int32)
   none = np.zeros(rows, np.int32)
   reads = paged.Reads(
-    table=table, length=length, active=none == 0, prompt_length=none, prompts=table[:, :1],
-    prompts_length=none, query=np.arange(rows, dtype=np.int32), group=1, prompt_tokens=tokens,
-    live=width * tokens)
+    table=table, length=length, active=none == 0, prompt_length=none, own=None,
+    prompts=table[:, :1], prompts_length=none, query=np.arange(rows, dtype=np.int32), group=1,
+    prompt_tokens=tokens, live=width * tokens)
   reads = jax.tree.map(jnp.asarray, reads)
 
   def plain(q, k, v):
@@ -308,25 +308,26 @@ def prompts_of(size, model):
   """A PromptBatch of random tokens; the second half of every prompt is an image's."""
   import numpy as np
 
+  from ares_jax.data import images
   from ares_jax.data.prompts import PromptBatch
 
-  rng, vision = np.random.default_rng(0), model.vision
+  rng, tower = np.random.default_rng(0), model.vision
   count, tokens, units = size.prompts, size.prompt_tokens, size.prompt_tokens // 2
-  side = vision.window // vision.patch
-  windows = -(-units * vision.unit // side**2)
-  cells = count, windows, side**2
+  down = max(n for n in range(1, int(units**0.5) + 1) if units % n == 0)
+  grid = 1, down * tower.merge, units // down * tower.merge
+  pictures = [[(rng.integers(0, 256, (units * tower.unit, tower.patch_dim), np.uint8), grid)]
+              for _ in range(count)]
+  cut = dict(window=tower.window, patch=tower.patch, merge=tower.merge)
+  shape = images.VisionShape(images.count_windows([grid], **cut), **cut)
   unit = np.full((count, tokens), -1, np.int32)
-  unit[:, tokens - units:] = np.arange(units)
+  unit[:, tokens - units:] = shape.pack(pictures[:1])[1][0][0]
   ids = np.where(unit < 0, rng.integers(10, model.vocab, unit.shape), model.image_token)
-  place = np.arange(windows * side**2).reshape(1, windows, -1)
-  images = dict(
-    patches=rng.integers(0, 256, (*cells, vision.patch_dim), np.uint8),
-    hw=np.broadcast_to(np.stack([place // 32, place % 32], -1), (*cells, 2)).astype(np.int32),
-    image=np.broadcast_to(place < units * vision.unit, cells).astype(np.int32))
+  numbers = np.arange(count)
   return PromptBatch(
     ids.astype(np.int32), np.full(count, tokens, np.int32),
-    np.broadcast_to(np.arange(tokens, dtype=np.int32), (3, count, tokens)).copy(), unit, images,
-    np.arange(count, dtype=np.int32), [{}] * count)
+    np.broadcast_to(np.arange(tokens, dtype=np.int32), (3, count, tokens)).copy(), unit, pictures,
+    shape, numbers.astype(np.int32), [{}] * count, numbers,
+    np.tile([tokens, shape.windows, *images.count_patches([grid])], (count, 1)))
 
 
 def on_mesh(part):
@@ -354,7 +355,7 @@ def model(size):
   full = model_of(size)
   two = dataclasses.replace(full.vision, depth=2, full_attention=(1,))
   prompts, found = prompts_of(size._replace(prompts=1), full), {}
-  vision = qwen25_vl.VisionInput(**prompts.vision)
+  vision = qwen25_vl.VisionInput(**prompts.vision())
 
   def scored(params, dtype):
     shape = dataclasses.replace(full, layers=2, vision=two, compute_dtype=dtype)
@@ -438,7 +439,7 @@ def rollout(size):
   _, reading = timed(short)
   samples, seconds = timed(aepo)
   tokens = samples.mask.sum(1)
-  image = flops.vision_flops(model.vision, prompts.vision["image"])
+  image = flops.vision_flops(model.images, prompts.sizes[:, 2:])
   work = flops.rollout_flops(model, prompts=prompts.length, answers=tokens, shared=0 * tokens,
                              image=image)
   decoding = max(seconds - reading, 1e-9)
@@ -503,11 +504,13 @@ def updated(size, answers, repeats=2):
   model, (aepo, engine) = model_of(size), config_of(size)
   prompts, params = prompts_of(size, model), weights_of(model)
   samples = answers(model, params, prompts, aepo, engine)
-  rows, packing = pack(prompts, samples, group=aepo.group, merge=model.vision.merge,
-                       minibatch=aepo.minibatch, microbatch=aepo.microbatch,
-                       row_tokens=aepo.row_tokens, longest=size.prompt_tokens + size.answer_tokens)
-  correct = (np.arange(len(samples.tokens)) % 2).astype(np.float32)
-  batch = Rollout(prompts, samples, correct, correct, [], 1, {}).batch(rows).to_device()
+  lengths = samples.mask.sum(1)
+  rows, packing = pack(prompts, samples, lengths, group=aepo.group, minibatch=aepo.minibatch,
+                       microbatch=aepo.microbatch, row_tokens=aepo.row_tokens,
+                       longest=size.prompt_tokens + size.answer_tokens)
+  correct = (np.arange(len(lengths)) % 2).astype(np.float32)
+  rollout = Rollout(prompts, samples, lengths, correct, correct, [], 1, {})
+  batch = rollout.batch(rows).to_device(aepo.prompts, aepo.microbatch)
   state = aepo_step.init_state(aepo, jax.tree.map(jnp.copy, params))
   words = mesh.put(np.zeros(model.vocab, bool))
   seconds = []
@@ -520,7 +523,7 @@ def updated(size, answers, repeats=2):
     raise ValueError("the gradient is not finite")
   work = flops.update_flops(
     aepo, model, prompts=prompts.length, answers=samples.mask.sum(1), adapters=False,
-    image=flops.vision_flops(model.vision, prompts.vision["image"]))
+    image=flops.vision_flops(model.images, prompts.sizes[:, 2:]))
   tokens = float(np.repeat(prompts.length, aepo.group).sum() + samples.mask.sum())
   least = min(seconds[1:] or seconds)
   return {"s of an update": least, "s of the first one, compiled": seconds[0],
