@@ -130,12 +130,14 @@ def _names_right_option(answer, truths, choices, same):
     return answer in right
   if written := choices.written_as(answer):
     return not written.isdisjoint(right)
-  letter, rest = option.parse_option(answer) or (None, answer)
+  letter, rest = option.parse_option(answer) or choices.with_letter(answer) or (None, answer)
   if letter is not None:
     if letter.upper() not in right:
       return False
     texts = choices.texts[letter.upper()]
     rest = normalise(rest)
+    if rest and (written := choices.written_as(rest)):  # of several orders of a list one is right
+      return letter.upper() in written
     if not rest or any(same(rest, text) for text in texts):
       return True
     if option.names_another(rest):

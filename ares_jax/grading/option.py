@@ -12,6 +12,8 @@ _OPTION = re.compile(
   r"(?=\(.\)|\[.\]|\{.\}).([A-Ja-j]).[.:]? ?(.*)|([A-Ja-j])(?:[.:)] ?(.*))?"
   r"|([A-J]) ?(\([A-Za-z]{3}.*\)|\s-\s[A-Za-z]{3}.*)"
 )
+_BEFORE = re.compile(r"([A-J]) ?(?:[,-] ?(?=.)|(?=\(.*\)$)\()(.*?)\)?")
+_BEHIND = re.compile(r"(.+?)[.,]? ?\(([A-J])\)")
 # What follows an option's letter and names another option ("A. or B.", "(A) or (B)", "[A] B", "A:
 # yes, B: yes", "A. no, C") or takes the first one back.
 _ANOTHER = re.compile(
@@ -38,6 +40,15 @@ class Choices:
     """The letters whose text is `text` but for spaces."""
     return {letter for letter, texts in self.texts.items()
             if tight(text) in [tight(each) for each in texts]}
+
+  def with_letter(self, text):
+    """(letter, text) of "B, 12", "B (12)" or "12 (B)", where the text is an option as written."""
+    for pattern, letter in ((_BEFORE, 1), (_BEHIND, 2)) if self.all_known else ():
+      match = pattern.fullmatch(text)
+      rest = match and match[3 - letter]
+      if match and match[letter] in self.texts and rest not in self.texts and self.written_as(rest):
+        return match[letter], rest
+    return None
 
   def nearest(self, text):
     """The letter of the option whose text is the nearest as written; None where two are."""

@@ -97,6 +97,26 @@ def test_another_option_of_the_row_is_never_right(options, right, wrong):
     assert graded(said, options, right), said
 
 
+@pytest.mark.parametrize("said, right", [
+  ("A, 12 cm", 0), ("A (12 cm)", 0), ("12 cm (A)", 0), ("A - 12 cm", 0), ("B, f(x) = 2", 1),
+  ("B (f(x) = 2)", 1), ("f(x) = 2 (B)", 1), ("Yes (C)", 2), ("Yes. (C)", 2), ("D (1, 2)", 3)])
+def test_a_letter_may_stand_before_or_behind_its_text(said, right):
+  options = ["12 cm", "f(x) = 2", "Yes.", "1, 2", "2, 1"]
+  assert [graded(said, options, other) for other in range(5)] == [other == right
+                                                                  for other in range(5)]
+
+
+@pytest.mark.parametrize("said", ["D. 2, 1", "E. 1, 2", "A, 14 cm", "12 cm (B)", "Yes. (A)",
+                                  "A, B", "A (B)", "A, 12 cm or 14 cm"])
+def test_a_letter_with_the_text_of_another_option_is_wrong(said):
+  options = ["12 cm", "14 cm", "Yes.", "1, 2", "2, 1"]
+  assert not any(graded(said, options, right) for right in range(5))
+
+
+def test_two_letters_are_two_options_where_texts_are_letters():
+  assert not graded("C, E", ["B", "D", "E", "A", "C"], 2)
+
+
 def test_the_letter_decides_where_its_text_is_not_typed_exactly():
   options = ["Simple cubodial", "Stratified squamous", "2\\pi", "\u200bA"]
   assert graded("A. Simple cuboidal", options, 0) and graded(r"C. \(2\pi\)", options, 2)
