@@ -52,7 +52,7 @@ class Fake:
     return samples(len(batch.rows) * group), Grades(texts, correct, correct, 1)
 
 
-def as_drawn(lengths_PG):
+def as_drawn(prompts_P, lengths_PG):
   return range(len(lengths_PG))
 
 
@@ -163,8 +163,9 @@ def test_prompts_come_in_the_order_that_their_lengths_call_for():
       mask = drawn.mask & (np.arange(8) < 4)[:, None]
       return dataclasses.replace(drawn, mask=mask), grades
 
-  def order(lengths_PG):
+  def order(prompts_P, lengths_PG):
     # Prompts have 3 and 2 tokens in turn, responses 2 and 1, those of prompts 2 and 3 none.
+    np.testing.assert_array_equal(prompts_P, [3, 2, 3, 2])
     np.testing.assert_array_equal(lengths_PG, [[5, 4], [4, 3], [3, 3], [2, 2]])
     return [3, 1, 0, 2]
 
