@@ -166,7 +166,7 @@ def test_prompts_come_in_the_order_that_their_lengths_call_for():
   def order(prompts_P, lengths_PG):
     # Prompts have 3 and 2 tokens in turn, responses 2 and 1, those of prompts 2 and 3 none.
     np.testing.assert_array_equal(prompts_P, [3, 2, 3, 2])
-    np.testing.assert_array_equal(lengths_PG, [[5, 4], [4, 3], [3, 3], [2, 2]])
+    np.testing.assert_array_equal(lengths_PG, [[2, 1], [2, 1], [0, 0], [0, 0]])
     return [3, 1, 0, 2]
 
   rollout = collect(Long([ALL, ALL, NONE, HALF]), None, iter([prompts(0, 4)]), jax.random.key(0),
