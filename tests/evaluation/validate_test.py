@@ -19,8 +19,10 @@ REWARDS = pathlib.Path(__file__).parent.parent / "grading" / "rewards"
 
 def run(workdir):
   workdir.mkdir(exist_ok=True)
+  own = workdir / "own.jsonl"
+  own.write_text(json.dumps({"question": "Compute 3 + 4", "answer": "7"}) + "\n")
   values = tiny.values(
-    warmup__steps=0, adacs__steps=0, aepo__validate=(2, 6, 2),
+    warmup__steps=0, adacs__steps=0, aepo__validate=(2, 6, 2), aepo__validate_on=(str(own),),
     # 64 rows, 4 an iteration: 0.17 epochs are 3 iterations, over which the learning rate falls.
     aepo__steps=1, aepo__epochs=0.17, aepo__optimizer__schedule="cosine", aepo__loop__save_every=2,
     aepo__loop__keep_best="rollout/batches",  # 1 in every step: the first is the best
@@ -60,7 +62,8 @@ def test_a_run_that_was_killed_validates_and_ends_like_one_that_was_not(tmp_path
   assert [line["step"] for line in found] == [0, 1, 2, 2, 3, 3]
   for line in (found[0], found[3], found[5]):
     assert {"validate/accuracy", "validate/pass_at_k", "validate/tokens", "validate/truncated",
-            "validate/tokens/hard", "validate/accuracy/level/1"} <= line.keys()
+            "validate/tokens/hard", "validate/accuracy/level/1",
+            "validate/own/accuracy"} <= line.keys()
   assert found[1]["component/short_reward"] is not None and "component/overall/easy" in found[1]
   seconds = json.loads((straight / "results.json").read_text())["aepo"]["seconds"]
   assert seconds["validation"] > 0

@@ -10,6 +10,8 @@ import sys
 
 from absl import logging as absl_logging
 
+_NOT_AWAITED = tuple(f"{what} exception was never retrieved" for what in ("Task", "Future"))
+
 
 def silence_orbax():
   """Drops errors that Orbax logs, and those of its tasks that nobody awaits any more."""
@@ -24,7 +26,7 @@ def _is_no_orbax_error(record):
 
 
 def _is_awaited(record):
-  return record.getMessage().partition("\n")[0] != "Task exception was never retrieved"
+  return not record.getMessage().startswith(_NOT_AWAITED)
 
 
 def _unraisable(event, *, default=sys.unraisablehook):
