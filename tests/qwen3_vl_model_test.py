@@ -34,8 +34,8 @@ def config_of(folder, template, **changes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("template, devices, changes", [
-  (INSTRUCT, (2, 2), {}),
-  (THINKING, (1, 1), {"model__lora__rank": 2, "aepo__frozen": ("vision",), "adacs__steps": 0})])
+  (INSTRUCT, (1, 1), {}),
+  (THINKING, (2, 2), {"model__lora__rank": 2, "aepo__frozen": ("vision",), "adacs__steps": 0})])
 def test_qwen3_vl_is_trained_exported_and_answers(template, devices, changes, tmp_path):
   config = config_of(tmp_path, template, **changes)
   devices = mesh.make_mesh(*devices, jax.devices()[:devices[0] * devices[1]])
