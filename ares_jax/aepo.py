@@ -6,6 +6,7 @@ minibatches, with an optimizer update each, and loops over each one's microbatch
 (policy_gradient.py).
 """
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -96,7 +97,8 @@ def train_aepo(params, source, config, context, *, trigger_V, validation=None):
       if rollout.scores is not None:
         metrics |= component_metrics(config.reward, rollout.scores, group=config.group)
       metrics["work/flops"] += flops.update_flops(
-        config, model, prompts=rollout.prompts.sizes[:, 0], answers=rollout.lengths,
+        dataclasses.replace(config, share_prompts=shares_prompts(config)), model,
+        prompts=rollout.prompts.sizes[:, 0], answers=rollout.lengths,
         image=flops.vision_flops(model.images, rollout.prompts.sizes[:, 2:]),
         adapters=base is not None)
       return state, metrics, _note(metrics, config)

@@ -148,8 +148,7 @@ class AepoConfig:
   validate: tuple[int, int, int] = optional((0, 64, 1), free=True)
   # Benchmarks, "NAME:PATH", and files of your own that are validated on too.
   validate_on: tuple[str, ...] = optional((), free=True)
-  # Whether answers in one packed row share their prompt, which is then computed once for them. Sums
-  # round otherwise. On NVIDIA GPUs, whose kernel of attention cannot, every answer has its own.
+  # Whether answers in one packed row share their prompt, which is computed once (not on GPUs).
   share_prompts: bool = optional(False)
   # Passes over the rows, in place of `steps`, where above 0; a filter that draws more batches an
   # iteration passes more often.
@@ -290,9 +289,8 @@ class TrainConfig:
       raise ValueError("model.path is missing: a fresh model can read only the digits problem; "
                        "other data need a pretrained one")
     if self.engine.int8_pages and self.aepo.steps and self.aepo.loss.old_logprob == "sampler":
-      raise ValueError('engine.int8_pages = True samples from another policy than the trainer\'s, '
-                       'which only aepo.loss.old_logprob = "recompute" corrects; set that, or '
-                       "engine.int8_pages = False")
+      raise ValueError("engine.int8_pages = True samples from another policy than the trainer's; "
+                       'set aepo.loss.old_logprob = "recompute", which corrects for it')
     longest = self.prompt.max_tokens[-1] + self.aepo.sampling.max_tokens
     if self.aepo.steps and min(self.aepo.row_tokens) < longest:
       raise ValueError(f"aepo.row_tokens = {self.aepo.row_tokens}: a row must hold the longest "

@@ -40,7 +40,7 @@ def test_settings_that_make_a_run_pointless_are_refused_for_new_runs(changes, me
 
 def test_int8_pages_need_the_correction_between_sampler_and_trainer():
   int8 = dict(engine__int8_pages=True, aepo__loss__old_logprob="sampler")
-  with pytest.raises(ConfigError, match="engine.int8_pages = True .* only aepo.loss.old_logprob"):
+  with pytest.raises(ConfigError, match="engine.int8_pages = True .* set aepo.loss.old_logprob"):
     run_config.read_config(tiny.values(**int8))
   run_config.read_config(tiny.values(**int8 | dict(aepo__loss__old_logprob="recompute")))
   run_config.read_config(tiny.values(**int8, aepo__steps=0))
