@@ -2,8 +2,11 @@
 
     python -m tests.bench.rollout
     python -m tests.bench.rollout --prompts=32 --held=16 --max-tokens=512
+    python -m tests.bench.rollout --prompts=16 --held=4 --max-tokens=128 --embed=1536
 
-The model of configs/ares_tiny.py with fresh weights; a response ends where the bench says. Lengths
+The model of configs/ares_tiny.py with fresh weights, or one as deep whose residual stream has
+--embed features and whose MLPs have 4 times as many: reading its weights, not computing a row,
+takes most of a step, as at 7B on a chip. A response ends where the bench says. Lengths
 are skewed, lognormal with their median at 0.15 of --max-tokens and their 99th percentile at it, cut
 there, or all of them are --max-tokens. Both ways are `sample` with the same prompts, lengths and
 `engine.cache_gib`, which holds --held answers of --max-tokens and their prompts. "reserved" decodes
@@ -40,6 +43,12 @@ def skewed(rows, most, seed=0):
   return np.int32(np.clip(np.ceil(draws * most), 1, most))
 
 
+def widen(sizes, embed):
+  """Gives `model.sizes` another width; heads keep their size."""
+  sizes.update(embed=embed, heads=embed // sizes.head_dim, mlp=4 * embed)
+  sizes.vision.out = embed
+
+
 def ending_at(length_B, end):
   """`slots._draw` whose response to prompt p, sample g has length_B[p * G + g] tokens."""
   original = slots._draw
@@ -60,11 +69,15 @@ def main():
   parser.add_argument("--prompts", type=int, default=64)
   parser.add_argument("--held", type=int, default=16)
   parser.add_argument("--max-tokens", type=int, default=256)
+  parser.add_argument("--embed", type=int, default=96)
   parser.add_argument("--chunk", type=int, default=16)
   parser.add_argument("--repeats", type=int, default=3)
   options = parser.parse_args()
   most, rows = options.max_tokens, options.prompts * GROUP
-  config = run_config.read_config(config_lib.load(str(TINY)))
+  flags = config_lib.load(str(TINY))
+  if options.embed != flags.model.sizes.embed:
+    widen(flags.model.sizes, options.embed)
+  config = run_config.read_config(flags)
   with jax.set_mesh(mesh.make_mesh(-1, 1)), setup.open_run(config) as parts:
     (end,) = parts.generator.end
     params = parts.init_params()
