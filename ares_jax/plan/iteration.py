@@ -8,7 +8,7 @@ import jax
 
 from ares_jax.plan import programs
 from ares_jax.plan.counted import LOOP, compile_for_chips, count
-from ares_jax.plan.suggestions import suggestions
+from ares_jax.plan.suggestions import larger_cache, suggestions
 from ares_jax.system import chips, mesh
 
 NAMES = ("reshard", "prefill", "decode", "aepo_step")
@@ -58,7 +58,7 @@ class Plan:
   fits: bool
   floor: float  # s an iteration, its programs one after the other
   hours: float  # of ITERATIONS iterations at that floor
-  suggestions: tuple[str, ...]  # settings to try first if it does not fit
+  suggestions: tuple[str, ...]  # settings to try: first if it does not fit, else for more speed
 
 
 def plan_iteration(config, model, topology, *, only=NAMES, note=lambda line: None):
@@ -72,18 +72,25 @@ def plan_iteration(config, model, topology, *, only=NAMES, note=lambda line: Non
                                    slices=config.mesh.slice)):
     layout = tuple(map(mesh.size, mesh.AXES))
     needed = programs.needed_flops(config, model)
-    parts = []
+    parts, rounds = [], 1
     for program in programs.aepo_programs(config, model):
       if program.name in only:
+        rounds = max(rounds, program.rounds)
         note(f"{program.name} for {topology}: tracing and compiling ...")
         parts.append(_plan_program(program, chip, len(devices), needed[program.name]))
         note(f"{program.name} for {topology}: {parts[-1].compile_seconds:.0f} s")
   floor = sum(part.calls * part.floor for part in parts)
   over = [part.name for part in parts if part.memory.over > 0]
+  left = {part.name: -part.memory.over for part in parts}
+  if over:
+    found = suggestions(over, config, model, len(devices))
+  else:
+    rollout = [left.get("prefill", 0), left.get("decode", 0)]
+    found = larger_cache(config.engine, min(rollout), chip) if rounds > 1 else ()
   return Plan(
     topology=topology, chip=chip, chips=len(devices), mesh=layout, programs=tuple(parts),
     fits=not over, floor=floor, hours=floor * ITERATIONS / 3600,
-    suggestions=suggestions(over, config, model, len(devices)))
+    suggestions=found)
 
 
 def _plan_program(program, chip, devices, model_flops):
@@ -149,7 +156,8 @@ def plan_table(plan):
   lines += ["", f"Floor of an iteration ({names}): {plan.floor:.4g} s, {plan.hours:.4g} hours per "
                 f"{ITERATIONS} iterations, at the largest sizes of the config."]
   if plan.suggestions:
-    lines += ["", "It does not fit. Try first:", *(f"- {text}" for text in plan.suggestions)]
+    lines += ["", "It fits. For more speed:" if plan.fits else "It does not fit. Try first:",
+              *(f"- {text}" for text in plan.suggestions)]
   return "\n".join(lines)
 
 

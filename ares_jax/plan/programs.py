@@ -34,6 +34,7 @@ class Program:
   # only a run knows, say how much they read.
   paged: tuple[float, float] = (0.0, 0.0)
   rare_loops: bool = False  # whether loops of unknown length hardly ever run
+  rounds: int = 1  # times that the cache is filled where all prompts and answers are the longest
 
 
 class Policy(typing.NamedTuple):
@@ -108,7 +109,8 @@ class _Rollout:
       Program("prefill", reads, self._prefill, in_rollouts),
       # decode does not get the vision tower, which rollouts still hold.
       Program("decode", rounds * -(-self.tokens // sizes.chunk), self._decode,
-              in_rollouts + device_bytes(self.weights.get("vision", {})), self._paged(), True))
+              in_rollouts + device_bytes(self.weights.get("vision", {})), self._paged(), True,
+              rounds))
 
   def _paged(self):
     """`Program.paged` of a chunk: every step reads all pages of the pool once."""

@@ -1,4 +1,6 @@
-"""Suggests settings for programs that need more memory than a device has."""
+"""Suggests settings for programs that need more memory than a device has, or much less."""
+
+GIB = 2**30
 
 
 def suggestions(names, config, model, devices):
@@ -28,6 +30,18 @@ def suggestions(names, config, model, devices):
   if names:
     found.append("a larger slice (weights, gradients and moments are split over all its chips)")
   return tuple(dict.fromkeys(found))
+
+
+def larger_cache(engine, left, chip):
+  """A flag that gives keys and values the bytes `left` of a chip; empty if they are few.
+
+  A tenth of the chip stays free, as programs of other shapes take some bytes more.
+  """
+  gib = int(engine.cache_gib + (left - chip.memory / 10) / GIB)
+  if gib < 1.5 * engine.cache_gib:
+    return ()
+  return (f"--config.engine.cache_gib={gib} (more answers at once: while they are drawn, "
+          f"{left / GIB:.1f} GiB of a chip are free)",)
 
 
 def _for_the_update(config, model, rows, wider):

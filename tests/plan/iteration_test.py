@@ -13,7 +13,7 @@ from ares_jax.models import flops
 from ares_jax.plan import __main__ as plan_command
 from ares_jax.plan import counted, iteration, programs
 from ares_jax.plan.hlo_cost import hlo_cost
-from ares_jax.plan.suggestions import suggestions
+from ares_jax.plan.suggestions import larger_cache, suggestions
 from ares_jax.run import config as run_config
 from ares_jax.run import model as model_lib
 from ares_jax.system import chips, mesh
@@ -124,6 +124,24 @@ def test_the_compilers_refusal_says_how_much_memory_a_program_needs(small, words
   assert "It does not fit. Try first:\n- --config.mesh.model=2" in text
   with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
     iteration._refused_memory(jax.errors.JaxRuntimeError("INTERNAL: no"), program, chip)
+
+
+@needs_libtpu
+def test_memory_that_rollouts_leave_is_offered_to_keys_and_values(small):
+  config, model = small
+  config = dataclasses.replace(config, engine=dataclasses.replace(config.engine, cache_gib=2**-13),
+                               aepo=dataclasses.replace(config.aepo, prompts=16, minibatch=64))
+  result = iteration.plan_iteration(config, model, "v5e:2x2", only=("prefill", "decode"))
+  # The chip's 15.75 GiB less a tenth.
+  text = iteration.plan_table(result)
+  assert "It fits. For more speed:\n- --config.engine.cache_gib=14 (" in text
+
+
+def test_a_larger_cache_is_offered_only_where_it_is_half_as_large_again():
+  chip, engine = chips.CHIPS["v5p"], tiny.read().engine
+  assert larger_cache(dataclasses.replace(engine, cache_gib=6.0), 10 * 2**30, chip) == ()
+  (flag,) = larger_cache(dataclasses.replace(engine, cache_gib=6.0), 65 * 2**30, chip)
+  assert flag.startswith("--config.engine.cache_gib=61 (") and "65.0 GiB of a chip are free" in flag
 
 
 @pytest.mark.parametrize("name, kv_heads, parts, wider", [
