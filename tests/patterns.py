@@ -30,7 +30,7 @@ class Slow(Exception):
 
 
 def of_module(name, **local):
-  """{source text: pattern} of all calls `re.f(pattern, ...)` in a module.
+  """{source text: pattern} of all calls `re.f(pattern, ...)` in a module, and of its tables.
 
   `local` gives values to names inside functions that patterns are made of; others are "x".
   """
@@ -46,7 +46,20 @@ def of_module(name, **local):
       if isinstance(value, str):
         flags = re.IGNORECASE if "IGNORECASE" in ast.unparse(node) else 0
         found[f"{name}: {ast.unparse(node.args[0])}"] = re.compile(value, flags)
-  return found
+  known = {pattern.pattern for pattern in found.values()}
+  return found | {f"{name}: {pattern.pattern}": pattern for pattern in
+                  _compiled(vars(module).values()) if pattern.pattern not in known}
+
+
+def _compiled(values):
+  """The patterns among values, and in tuples, lists and dicts among them."""
+  for value in values:
+    if isinstance(value, re.Pattern):
+      yield value
+    elif isinstance(value, tuple | list):
+      yield from _compiled(value)
+    elif isinstance(value, dict):
+      yield from _compiled(value.values())
 
 
 def attacks(pattern, length=LENGTH):
