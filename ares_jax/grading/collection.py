@@ -6,11 +6,9 @@ import re
 _MATRIX = re.compile(r"\\begin\{([pb]?matrix|vmatrix)\}(.*)\\end\{\1\}")
 _ARRAY = re.compile(r"[(\[] ?\\begin\{array\} ?\{[clr| ]*\}(.*)\\end\{array\} ?[)\]]")
 _RELATION = r" ?(<|>|\\le(?![a-z])|\\ge(?![a-z])) ?"
-_BOUND = r"[^<>,;=]+?"
+_BOUND = r"([^<>,;=]+?)"
 _UNKNOWN = r"([A-Za-z](?: ?\([a-z]\))?|\\theta|\\alpha)"  # x, f(x)
-_CHAIN = re.compile(rf"({_BOUND}){_RELATION}{_UNKNOWN}{_RELATION}({_BOUND})")
-_ONE_SIDED = re.compile(rf"{_UNKNOWN}{_RELATION}({_BOUND})")
-_ONE_SIDED_BACKWARD = re.compile(rf"({_BOUND}){_RELATION}{_UNKNOWN}")
+_CHAIN = re.compile(rf"(?:{_BOUND}{_RELATION})?{_UNKNOWN}(?:{_RELATION}{_BOUND})?")
 _BUILDER = re.compile(r"\\\{ ?([a-z]) ?(?:\||:|\\mid(?![a-z])) ?((?=.*\1)[^{}|:]+)\\\}")
 _MIRROR = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 
@@ -47,8 +45,7 @@ def _with_both_signs(items):
   """The items, with "1 \\pm a" as two items, one for each sign."""
   every = []
   for item in items:
-    both = [item.replace("\\pm", sign).replace("  ", " ").strip() for sign in "+-"]
-    both = [re.sub(r"^([+-])\s+", r"\1", text).removeprefix("+") for text in both]
+    both = [item.replace("\\pm", sign).strip() for sign in "+-"]
     every.extend(both if item.count("\\pm") == 1 else [item])
   return every
 
@@ -67,20 +64,18 @@ def parse_inequality(text):
 
 def _interval(text):
   """(variable, interval) of a chain "low < x < high"; an end that is not written is infinite."""
-  rising = ("<", "\\le")
-  if match := _CHAIN.fullmatch(text):
-    low, first, name, second, high = match.groups()
-  elif match := _ONE_SIDED_BACKWARD.fullmatch(text):
-    low, first, name = match.groups()
-    second, high = ("<", "\\infty") if first in rising else (">", "-\\infty")
-  elif match := _ONE_SIDED.fullmatch(text):
-    name, second, high = match.groups()
-    low, first = ("-\\infty", "<") if second in rising else ("\\infty", ">")
-  if match is None or (first in rising) != (second in rising):
+  match = _CHAIN.fullmatch(text)
+  if match is None:
     return None
-  if first not in rising:
-    low, first, second, high = high, _MIRROR[second], _MIRROR[first], low
-  return name, f"{'(' if first == '<' else '['}{low}, {high}{')' if second == '<' else ']'}"
+  low, first, name, second, high = match.groups()
+  rising = {relation in ("<", "\\le") for relation in (first, second) if relation}
+  if len(rising) != 1:
+    return None
+  if rising == {False}:
+    low, first, second, high = high, _MIRROR.get(second), _MIRROR.get(first), low
+  low, high = low or "-\\infty", high or "\\infty"
+  left, right = "[" if first == "\\le" else "(", "]" if second == "\\le" else ")"
+  return name, f"{left}{low}, {high}{right}"
 
 
 def split_items(text, separators):
