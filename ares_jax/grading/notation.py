@@ -26,16 +26,42 @@ _TEXT = re.compile(
 )
 # Between values: or, and, a comma.
 _CHINESE_WORD = re.compile(r" ?(?:(或者?)|(以?及|和|与)|、) ?")
-_CLOCK = re.compile(r"^([0-9]{1,2}:[0-9]{2}) *([APap])\.? ?[Mm]$")
 _ELLIPSIS = re.compile(r" ?(?:\.{3,}|…|\\[lcv]?dots(?![a-z])|\betc\b\.?|, ?and so on\b)")
-# Sets and values that are also written in words or other symbols.
-_WRITTEN_OUT = (
-  (re.compile(r"\\varnothing|\\\{\s*\\\}|no solutions?", re.IGNORECASE), r"\emptyset"),
-  (re.compile(r"\\mathbb\s*(?:R|\{\s*R\s*\})|all real numbers", re.IGNORECASE),
-   r"(-\infty, \infty)"),
-  (re.compile("infinity", re.IGNORECASE), r"\infty"),
-  (re.compile("- ?infinity", re.IGNORECASE), r"-\infty"),
-)  # fmt: skip
+_COMMAND = re.compile(r"\\([A-Za-z]+)")
+_SAME_COMMANDS = dict.fromkeys("left right displaystyle big Big rm bf".split(), "") | {
+  "dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "dbinom": r"\binom",
+  "tbinom": r"\binom", "leq": r"\le", "geq": r"\ge", "leqslant": r"\le", "geqslant": r"\ge",
+  "lt": "<", "gt": ">", "lbrace": r"\{", "rbrace": r"\}", "colon": ":", "lg": r"\log_{10}",
+  "quad": " ", "qquad": " ", "degree": "°", "textdegree": "°",
+}  # fmt: skip
+# Replaced in this order.
+_WRITINGS = tuple((re.compile(pattern), new) for pattern, new in (
+  (r"^\*\*([^*]+)\*\*$", r"\1"),
+  (r"\\frac ?([0-9])", r"\\frac{\1}"),  # \frac12
+  (r"\\sqrt ?\(([^()]+)\)", r"\\sqrt{\1}"),  # √(3)
+  (r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi "),
+  (r"(?<=[0-9])\{,\}(?=[0-9])", ","),  # 10{,}236
+  (r"(?<=[0-9]),\\! *(?=[0-9]{3}(?![0-9]))", ","),  # MATH's 10,\!236
+  (r"(?<=[0-9])(?:\\[,!])+(?=[0-9])", ""),  # 10\,236
+  (r"^[+-]?[0-9]{1,3}(?: [0-9]{3})+(?! ?[0-9/])", lambda number: number[0].replace(" ", "")),
+  (r"(?<!\\)\\[,;:! ]|~", " "),
+  (r"\^\s*\{?\s*(?:\\circ|o(?![a-z]))\s*\}?", "°"),
+  (r"\\([%$#&])", r"\1"),
+  (r"\^ ?(?:\{ ?\\prime ?\}|\\prime(?![a-z]))", "'"),
+  (r"(?<![\\^_}\]A-Za-z])(?<!_[0-9])\{ ?([A-Za-z]+) ?\}", r" \1"),  # 4{cm}
+  (rf"(\^{_ARGUMENT})(_{_ARGUMENT})", r"\2\1"),  # v^2_0
+  (r"(?<=[)\]]) ?(or|and) ?(?=[(\[])", r" \1 "),
+  (r"<=", r"\\le "), (r">=", r"\\ge "), (r"\+/-", r"\\pm "),
+  (r"^([0-9]{1,2}:[0-9]{2}) *([APap])\.? ?[Mm]$", lambda time: f"{time[1]} {time[2].lower()}m"),
+  (r"(?<=[①-⑳])[\s,;]*(?:and\s)?\s*(?=[①-⑳])", ""),
+  (r"\s+", " "), (r"^ | $", ""),
+  # Complete texts: sets and values in words or in other symbols.
+  (r"(?i)^(?:\\varnothing|\\\{ ?\\\}|no solutions?)$", r"\\emptyset"),
+  # The name stays: x in R is not y in R.
+  (r"(?i)^([a-z] ?\\in ?(?=\\))?(?:\\mathbb ?(?:R|\{ ?R ?\})|all real numbers)$",
+   r"\1(-\\infty, \\infty)"),
+  (r"(?i)^(-?) ?infinity$", r"\1\\infty"),
+))  # fmt: skip
 
 
 @functools.lru_cache(maxsize=8192)
@@ -46,48 +72,17 @@ def normalise(text):
     lambda word: " or " if word[1] else " and " if word[2] else ", ", text)
   if "\\begin" not in text:
     text = re.sub(r"\\\\(?=[A-Za-z]{2}|[^\w\s])", r"\\", text)  # \\frac: a file escapes twice
-  text = _ELLIPSIS.sub(r" \\dots ", text)
-  text = _without_delimiters(_said_once(text))
+  text = _said_once(_ELLIPSIS.sub(r" \\dots ", text))
   for _ in range(4):  # \boxed inside $...$ inside \text: a few layers occur
     before = text = text.rstrip(" .,;") or text
-    for left, right in (("$$", "$$"), ("$", "$"), ("\\[", "\\]")):
-      inner = text[len(left) : len(text) - len(right)]
-      if len(text) > len(left + right) and text == left + inner + right and left not in inner:
-        text = inner.strip()
-    text = _unbox(text)
+    text = _unbox(_without_delimiters(text).strip())
     text = _TEXT.sub(r" \1", text).strip()  # 5\text{m} is a unit, 5m a product
     if text == before:
       break
-  text = re.sub(r"^\*\*([^*]+)\*\*$", r"\1", text)
-  text = re.sub(r"\\[dtc]?(frac|binom)(?![a-zA-Z])", r"\\\1", text)
-  text = re.sub(r"\\frac ?([0-9])", r"\\frac{\1}", text)  # \frac12
-  text = re.sub(r"\\sqrt ?\(([^()]+)\)", r"\\sqrt{\1}", text)  # √(3)
-  text = re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi ", text)
-  text = re.sub(r"\\([lr])brace(?![a-z])", lambda brace: {"l": r"\{", "r": r"\}"}[brace[1]], text)
-  text = re.sub(r"\\(?:left|right|displaystyle|big|Big|rm|bf)(?![a-zA-Z])", "", text)
-  text = re.sub(r"(?<=[0-9]),\\! *(?=[0-9]{3}(?![0-9]))", ",", text)  # MATH's 10,\!236
-  text = re.sub(r"(?<=[0-9])(?:\\[,!]|\{,\}(?=[0-9]))+(?=[0-9])", _join_digits, text)
-  if match := re.match(r"[+-]?[0-9]{1,3}(?: [0-9]{3})+(?! ?[0-9/])", text):  # 12 000
-    text = match[0].replace(" ", "") + text[match.end() :]
-  text = re.sub(r"(?<!\\)\\[,;:! ]|\\quad\b|\\qquad\b|~", " ", text)
-  text = re.sub(r"\^\s*\{?\s*(?:\\circ|o(?![a-z]))\s*\}?|\\degree\b|\\textdegree\b", "°", text)
-  text = re.sub(r"\\([%$#&])", r"\1", text)
-  text = re.sub(r"\^ ?(?:\{ ?\\prime ?\}|\\prime(?![a-z]))", "'", text)
-  text = re.sub(r"(?<![\\^_}\]A-Za-z])(?<!_[0-9])\{ ?([A-Za-z]+) ?\}", r" \1", text)  # 4{cm}
-  text = re.sub(rf"(\^{_ARGUMENT})(_{_ARGUMENT})", r"\2\1", text)  # v^2_0
-  text = re.sub(r"(?<=[)\]]) ?(or|and) ?(?=[(\[])", r" \1 ", text)
-  text = re.sub(r"\\(l|g)e(?:q|qslant)\b", r"\\\1e", text)
-  text = text.replace("<=", "\\le ").replace(">=", "\\ge ").replace("+/-", "\\pm ")
-  text = _CLOCK.sub(lambda match: f"{match[1]} {match[2].lower()}m", text)
-  text = re.sub(r"\\lt\b", "<", re.sub(r"\\gt\b", ">", text))
-  text = re.sub(r"(^|[(\[,])\s*\+\s*(?=\\infty)", r"\1", text)
-  text = re.sub(r"\\lg(?![a-zA-Z])", r"\\log_{10}", re.sub(r"\\colon(?![a-zA-Z])", ":", text))
-  text = re.sub(r"(?<=[①-⑳])[\s,;]*(?:and\s)?\s*(?=[①-⑳])", "", text)
-  text = " ".join(text.split())
-  # The name stays: x in R is not y in R.
-  name, text = re.fullmatch(r"([A-Za-z] ?\\in ?(?=\\mathbb))?(.*)", text).groups()
-  written = (same for form, same in _WRITTEN_OUT if form.fullmatch(text))
-  return (name or "") + next(written, text)
+  text = _COMMAND.sub(lambda command: _SAME_COMMANDS.get(command[1], command[0]), text)
+  for pattern, new in _WRITINGS:
+    text = pattern.sub(new, text)
+  return text
 
 
 def with_plain_characters(text):
@@ -95,6 +90,7 @@ def with_plain_characters(text):
   return re.sub("[⁰¹²³⁴-⁹⁺⁻]+|[₀-₉]+", _lower, text.translate(_CHARACTERS))
 
 
+@functools.lru_cache(maxsize=8192)
 def tight(text):
   """`text` without the spaces that have no meaning: "1 1/2" is not 11/2, "1, 234" not 1,234."""
   if re.search(r"[0-9], [0-9]{3}(?![0-9])", text):
@@ -115,11 +111,13 @@ def without_hidden(text):
 
 def _without_delimiters(text):
   """ "\\(12\\) cm" or "$12$ cm" as "12 cm"; in "$12 and $13" the signs mean a currency."""
-  text = re.sub(r"(?<!\\)\\[()]", " ", text)
-  parts = re.split(r"(?<!\\)\$", text)
+  text = re.sub(r"(?<!\\)\\[()]|^\\\[|\\\]$", " ", text)
+  parts = re.split(r"(?<!\\)\$\$?", text)
   inside, behind = parts[1::2], parts[2::2]
+  is_whole = len(parts) == 3 and parts[0] == parts[2] == ""
   are_pairs = len(parts) % 2 and all(part and part == part.strip() for part in inside)
-  return " ".join(parts) if are_pairs and not any(part[:1].isdigit() for part in behind) else text
+  are_pairs = are_pairs and not any(part[:1].isdigit() for part in behind)
+  return " ".join(parts) if is_whole or are_pairs else text
 
 
 def _unbox(text):
@@ -147,7 +145,3 @@ def _lower(match):
   """ "²" -> "^2", "¹²" -> "^{12}", "₁" -> "_1"."""
   sign, digits = "_" if "₀" <= match[0] else "^", match[0].translate(_SMALL)
   return f"{sign}{digits}" if len(digits) == 1 else f"{sign}{{{digits}}}"
-
-
-def _join_digits(match):
-  return "," if "," in match[0] and "{" in match[0] else ""
