@@ -320,7 +320,7 @@ def _same_formula(pair):
   if not (is_safe(answer) and is_safe(truth)):
     return False
   if (answer.count("=") != truth.count("=") or ("\\sum" in answer) != ("\\sum" in truth)
-      or ("!" in answer) != ("!" in truth) and "\\binom" not in answer + truth
+      or "!" in answer and "!" not in truth and "\\binom" not in truth  # 6! for 720
       or _AMBIGUOUS.search(answer) or _AMBIGUOUS.search(truth)):
     return False
   # Letters alone are a name: the segment AB, not a product.

@@ -1,6 +1,5 @@
 """Brings an answer and its truth to one form: intervals, numbers, ratios, values without names."""
 
-import math
 import re
 
 from ares_jax.grading import words
@@ -37,8 +36,6 @@ def to_common_form(answer, truth, *, is_complete):
   if is_complete:
     answer, truth = _as_intervals(answer, truth)
   answer, truth = words.spell_numbers(answer), words.spell_numbers(truth)
-  if re.fullmatch(r"[0-9]{1,2}!", truth):  # in a truth alone: "6!" for 720 restates the question
-    truth = str(math.factorial(int(truth[:-1])))
   answer, truth = _without_name(answer, truth, is_complete)
   said, wanted = _RATIO.fullmatch(answer), _RATIO.fullmatch(truth)
   if said and re.fullmatch("[0-9]+", truth):  # 3:1 for 3; 1:2 may be odds, which are not 1/2
