@@ -14,7 +14,7 @@ from training.sft_step_test import between
 
 from ares_jax import aepo
 from ares_jax.diagnose import replay
-from ares_jax.models import weights
+from ares_jax.models import lora, weights
 from ares_jax.run import files, responses, setup
 from ares_jax.run.checkpoint.manager import Checkpoints
 from ares_jax.sampling.rollout import Grades, collect
@@ -174,6 +174,29 @@ def test_shared_prompts_change_no_update_of_other_kinds(prepared, one_update):
   first, second = (prepared.step(each, reference=far(prepared), layout=(4, 2, 2))
                    for each in (config, shared))
   assert_same(first, second)
+
+
+@pytest.mark.slow
+def test_shared_prompts_change_no_update_of_adapters(prepared, one_update):
+  config, model = one_update[0], prepared.run.model
+  section = lora.LoraConfig(rank=2, alpha=4.0, targets=("q", "v", "down"))
+
+  def step(config):
+    with jax.set_mesh(mesh_of(1)):
+      base = lora.Base(jax.tree.map(jnp.copy, prepared.params), scale=2.0)
+      # B is not 0, so that A has a gradient; the reference has other adapters.
+      params, reference = (
+        jax.tree.map(lambda x: scale + x, lora.init(model, section, jax.random.key(0)))
+        for scale in (0.01, 0.02))
+      batch, _ = aepo.pack_rollout(prepared.rollout, config, prepared.run.generator.encoder)
+      return aepo_step.aepo_step(model, config, aepo_step.init_state(config, params, base),
+                                 reference, batch, mesh.put(prepared.run.trigger_V), base)
+
+  first, second = step(config), step(replace(config, share_prompts=True, row_tokens=(46,)))
+  assert_same(first, second)
+  assert set(first[0].params) == {"q", "v", "down"} and first[1]["kl/mean"] > 1e-4
+  assert min(float(jnp.abs(x).max()) for x in jax.tree.leaves(
+    first[0].opt_state) if x.ndim > 1) > 0
 
 
 @pytest.mark.slow
