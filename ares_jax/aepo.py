@@ -23,7 +23,7 @@ from ares_jax.run.loop import Validation, run_stage
 from ares_jax.run.metrics import truncate_lines
 from ares_jax.run.responses import GradedResponses, write_rollouts
 from ares_jax.sampling.branching import Branching
-from ares_jax.sampling.rollout import collect
+from ares_jax.sampling.groups import collect
 from ares_jax.sampling.sampler import stage_key
 from ares_jax.system import hosts, mesh, shares
 from ares_jax.training.aepo_step import aepo_step, init_state
@@ -43,71 +43,99 @@ def train_aepo(params, source, config, context, *, trigger_V, validation=None):
   after a cold start the reference has its adapters. trigger_V, bool, marks the tokens of V_sem.
   `validation`, an evaluation.validate.Validation or None, measures the weights meanwhile.
   """
-  generator, workdir, base = context.generator, context.workdir, context.base
-  model, encoder = generator.model, generator.encoder
-  reference = params
+  stage = _Stage(source, config, context, params, mesh.put(trigger_V))
   # Every step donates the state, so the state needs weights of its own.
-  state = init_state(config, jax.tree.map(jnp.copy, params), base)
-  trigger_V, key = mesh.put(trigger_V), stage_key(context.seed, "aepo")
-  order = functools.partial(balance_minibatches, minibatch=config.minibatch,
-                            microbatch=config.microbatch, row_tokens=config.row_tokens,
-                            share_prompts=shares_prompts(config))
+  state = init_state(config, jax.tree.map(jnp.copy, params), context.base)
+  measure = validation and Validation(
+    validation.every, lambda state: validation.measure(stage.policy(state)))
+  return run_stage("aepo", state, stage.begin, steps=config.steps, workdir=context.workdir,
+                   config=config.loop, phases=context.generator.phases, validation=measure).params
 
-  def measure(state):
-    return validation.measure(lora.join(base, state.params))
 
-  def begin(state):
-    hosts.on_process_0(lambda: truncate_lines(os.path.join(workdir, "rollouts.jsonl"), "aepo",
-                                              int(state.step)))
-    first, numbers = int(state.batches), np.arange(config.prompts)
-    parts = sharded_stream(source, batch=config.prompts, seed=context.seed, start=first,
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+  """What the iterations have in common."""
+
+  source: object
+  config: object  # AepoConfig
+  context: object  # StageContext
+  reference: dict  # parameters of the reference policy
+  trigger_V: jax.Array
+
+  def policy(self, state):
+    """The weights that a state samples with."""
+    return lora.join(self.context.base, state.params)
+
+  def begin(self, state):
+    """The function of a step for `run_stage`, which goes on after the batches of `state`."""
+    context, encoder = self.context, self.context.generator.encoder
+    hosts.on_process_0(lambda: truncate_lines(os.path.join(context.workdir, "rollouts.jsonl"),
+                                              "aepo", int(state.step)))
+    first, numbers = int(state.batches), np.arange(self.config.prompts)
+    parts = sharded_stream(self.source, batch=self.config.prompts, seed=context.seed, start=first,
                            encode=encoder.encode, threads=context.threads)
     # Unlike a loop's variable, `map` does not keep the last part, with its images, alive.
-    batches = map(lambda number, part: part.prompts(encoder, number * config.prompts + numbers),
-                  itertools.count(first), parts)
+    batches = map(
+      lambda number, part: part.prompts(encoder, number * self.config.prompts + numbers),
+      itertools.count(first), parts)
+    return functools.partial(self._step, batches)
 
-    def step(state):
-      generator.grader.step = int(state.step)  # for reward functions that ask
-      # The threshold of the iterations so far; NaN, at which nothing forks, before the first.
-      branching = Branching(state.controllers.threshold, config.branches, config.entropy.window)
-      rollout = collect(generator, lora.join(base, state.params), batches, key,
-                        group=config.group, order=order, sampling=config.sampling,
-                        config=config.filter, branching=branching if config.branches else None,
-                        rewards=functools.partial(drawn_rewards, config, state.controllers,
-                                                  trigger_V))
-      responses = GradedResponses(rollout.prompts.rows, rollout.prompts.held, rollout.samples,
-                                  rollout.texts, rollout.correct, rollout.format_ok, config.group,
-                                  rollout.scores)
-      write_rollouts(workdir, int(state.step) + 1, responses, encoder,
-                     count=config.log_responses)
-      with generator.phases("packing"):
-        batch, packing = pack_rollout(rollout, config, encoder)
-      with generator.phases("update"), generator.phases("device"):
-        state = state.replace(batches=state.batches + rollout.batches)
-        arguments = model, config, state, reference, batch, trigger_V, base
-        terms = {}
-        if config.terms_every and int(state.step) % config.terms_every == 0:
-          terms = jax.device_get(gradient_terms(*arguments))
-        state, metrics = aepo_step(*arguments)
-        metrics = jax.device_get(metrics) | terms
-      if metrics["update/skipped"]:
-        dump_batch(workdir, "aepo", int(state.step),
-                   {"batch": batch, "controllers": state.controllers})
-      metrics |= rollout.metrics | packing | epochs(source, int(state.batches) * config.prompts)
-      if rollout.scores is not None:
-        metrics |= component_metrics(config.reward, rollout.scores, group=config.group)
-      metrics["work/flops"] += flops.update_flops(
-        dataclasses.replace(config, share_prompts=shares_prompts(config)), model,
-        prompts=rollout.prompts.sizes[:, 0], answers=rollout.lengths,
-        image=flops.vision_flops(model.images, rollout.prompts.sizes[:, 2:]),
-        adapters=base is not None)
-      return state, metrics, _note(metrics, config)
+  def _step(self, batches, state):
+    """Samples, grades, logs and packs groups, and updates the policy."""
+    config, phases = self.config, self.context.generator.phases
+    rollout = self._collect(batches, state)
+    responses = GradedResponses(rollout.prompts.rows, rollout.prompts.held, rollout.samples,
+                                rollout.texts, rollout.correct, rollout.format_ok, config.group,
+                                rollout.scores)
+    write_rollouts(self.context.workdir, int(state.step) + 1, responses,
+                   self.context.generator.encoder, count=config.log_responses)
+    with phases("packing"):
+      batch, packing = pack_rollout(rollout, config, self.context.generator.encoder)
+    with phases("update"), phases("device"):
+      state, metrics = self._update(state.replace(batches=state.batches + rollout.batches), batch)
+    metrics |= rollout.metrics | packing
+    metrics |= epochs(self.source, int(state.batches) * config.prompts)
+    if rollout.scores is not None:
+      metrics |= component_metrics(config.reward, rollout.scores, group=config.group)
+    metrics["work/flops"] += self._update_flops(rollout)
+    return state, metrics, _note(metrics, config)
 
-    return step
+  def _collect(self, batches, state):
+    config, generator = self.config, self.context.generator
+    generator.grader.step = int(state.step)  # for reward functions that ask
+    # The threshold of the iterations so far; NaN, at which nothing forks, before the first.
+    branching = Branching(state.controllers.threshold, config.branches, config.entropy.window)
+    order = functools.partial(
+      balance_minibatches, minibatch=config.minibatch, microbatch=config.microbatch,
+      row_tokens=config.row_tokens, share_prompts=shares_prompts(config))
+    return collect(
+      generator, self.policy(state), batches, stage_key(self.context.seed, "aepo"),
+      group=config.group, order=order, sampling=config.sampling, config=config.filter,
+      branching=branching if config.branches else None,
+      rewards=functools.partial(drawn_rewards, config, state.controllers, self.trigger_V))
 
-  return run_stage("aepo", state, begin, steps=config.steps, workdir=workdir, config=config.loop,
-                   phases=generator.phases,
-                   validation=validation and Validation(validation.every, measure)).params
+  def _update(self, state, batch):
+    """The next state, and the metrics of the update; a batch that was skipped is kept in a file."""
+    config, step = self.config, int(state.step)
+    arguments = (self.context.generator.model, config, state, self.reference, batch,
+                 self.trigger_V, self.context.base)
+    terms = {}
+    if config.terms_every and step % config.terms_every == 0:
+      terms = jax.device_get(gradient_terms(*arguments))
+    state, metrics = aepo_step(*arguments)
+    metrics = jax.device_get(metrics) | terms
+    if metrics["update/skipped"]:
+      dump_batch(self.context.workdir, "aepo", int(state.step),
+                 {"batch": batch, "controllers": state.controllers})
+    return state, metrics
+
+  def _update_flops(self, rollout):
+    config, model = self.config, self.context.generator.model
+    return flops.update_flops(
+      dataclasses.replace(config, share_prompts=shares_prompts(config)), model,
+      prompts=rollout.prompts.sizes[:, 0], answers=rollout.lengths,
+      image=flops.vision_flops(model.images, rollout.prompts.sizes[:, 2:]),
+      adapters=self.context.base is not None)
 
 
 def drawn_rewards(config, controllers, trigger_V, samples, grades):

@@ -13,7 +13,7 @@ from ares_jax.models.config import VisionConfig
 from ares_jax.run.data import DataConfig
 from ares_jax.run.files import RENAMED_SETTINGS
 from ares_jax.run.wandb import WandbConfig
-from ares_jax.sampling.rollout import FilterConfig
+from ares_jax.sampling.groups import FilterConfig
 from ares_jax.sampling.sampler import EngineConfig, SamplingConfig
 from ares_jax.system.cluster import HostsConfig
 from ares_jax.system.config import ConfigError, build, optional, setting

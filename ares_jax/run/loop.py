@@ -62,10 +62,8 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None, valida
       skipped; or the checkpoint belongs to another model or a longer run, or is damaged.
     OSError: a checkpoint or a line of the log could not be written, nor at two more tries.
   """
-  phases = phases or PhaseTimer()
   with Checkpoints(stage_folder(workdir, name), config.keep) as checkpoints:
     state = _restore(name, state, checkpoints, workdir, strict=config.strict)
-    saver = _Saver(checkpoints, workdir, hosts.on_process_0(lambda: run_marks(workdir)))
     done = int(state.step)
     if done > steps:
       raise ValueError(f"{checkpoints.directory} is at step {done}, beyond the {steps} steps of "
@@ -77,69 +75,100 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None, valida
     due = validation and validation.is_due(done, steps, best)
     if best.ends_stage or done == steps and not due:
       return state
-    skipped = 0  # updates in a row; a resumed run starts again from 0
+    saver = _Saver(checkpoints, workdir, hosts.on_process_0(lambda: run_marks(workdir)))
     with MetricWriter(workdir, name, step=done) as writer, heartbeat.stop_signals():
-      progress = Progress(steps, name, start=done)
-      phases.take()  # the time between two stages belongs to none of their steps
-
-      def save_and_raise(error):
-        if not _all_failed(error, f"{name}/{done}"):
-          raise error
-        saver.save_now(done, state)
-        kind = OSError if isinstance(error, OSError) else ValueError
-        raise kind(f"{error}; {name} is saved at step {done} of {steps}") from error
-
-      def validate():
-        """Whether the weights were validated and are the best; a stopped run validates later."""
-        if not (validation and validation.is_due(done, steps, best)):
-          return False
-        try:
-          metrics, note = validation.measure(state)
-          is_best = best.see(done, metrics)
-        except heartbeat.StopRequested:
-          return False
-        except (ValueError, OSError) as error:
-          save_and_raise(error)
-        _write(writer, name, done, metrics | phases.take())
-        progress.say(f"{name} {done}/{steps}  {', '.join(filter(None, (note, best.note())))}")
-        return is_best
-
-      step = begin(state)
-      if validate():  # of a checkpoint that was saved when a stop came before its validation
-        checkpoints.kept_step = done
-      while done < steps and not best.ends_stage:
-        profiler.profile_step(name, done)
-        try:
-          with phases("step"):
-            heartbeat.heartbeat(collective=True)
-            state, metrics, note = step(state)
-            metrics = jax.device_get(metrics)
-        except heartbeat.StopRequested:
-          break  # the step had not reached its update: `state` is that of the last finished step
-        except (ValueError, OSError) as error:
-          save_and_raise(error)
-        done += 1
-        reasons = _record(name, writer, progress, done, metrics, note, phases.take())
-        skipped = skipped + 1 if reasons else 0
-        is_best = best.see(done, metrics)
-        is_best |= validate()
-        saver.save_if_due(done, state, config.save_every, phases, is_best)
-        if skipped > config.max_skipped:
-          saver.save_now(done, state)
-          raise ValueError(
-            f"{name}: {skipped} steps in a row were skipped, for {reasons} that was not finite or "
-            f"beyond its limit; step {done} is saved with the weights from before them; look into "
-            f"a batch with --replay={workdir}/nonfinite/{name}-{done}.npz; lower "
-            "the learning rate")
-      progress.close()
-      with phases("save"):
-        saver.save_now(done, state)
-      profiler.end_profile()  # work after the stage belongs to none of its steps
+      stage = _Stage(name, steps, config, phases or PhaseTimer(), validation, best, saver, writer,
+                     Progress(steps, name, start=done), state, done)
+      stage.run(begin)
       stopped = heartbeat.stop_requested()
     if stopped:
-      raise KeyboardInterrupt(
-        f"{name} is saved at step {done} of {steps}; run the same command again to continue")
-  return state
+      raise KeyboardInterrupt(f"{name} is saved at step {stage.done} of {steps}; run the same "
+                              "command again to continue")
+  return stage.state
+
+
+@dataclasses.dataclass
+class _Stage:
+  """A stage that runs: its newest state, and who measures, logs, shows and saves it."""
+
+  name: str
+  steps: int
+  config: object  # LoopConfig
+  phases: PhaseTimer
+  validation: Validation | None
+  best: Best
+  saver: object  # _Saver
+  writer: MetricWriter
+  progress: Progress
+  state: object
+  done: int  # finished steps
+  skipped: int = 0  # updates in a row; a resumed run starts again from 0
+
+  def run(self, begin):
+    """Takes the steps that are left, until one ends the stage or a stop is asked for."""
+    self.phases.take()  # the time between two stages belongs to none of their steps
+    step = begin(self.state)
+    if self._validate():  # of a checkpoint that was saved when a stop came before its validation
+      self.saver.checkpoints.kept_step = self.done
+    while self.done < self.steps and not self.best.ends_stage:
+      profiler.profile_step(self.name, self.done)
+      try:
+        metrics, note = self._take(step)
+      except heartbeat.StopRequested:
+        break  # the step had not reached its update: `state` is that of the last finished step
+      except (ValueError, OSError) as error:
+        self._save_and_raise(error)
+      self._finish(metrics, note)
+    self.progress.close()
+    with self.phases("save"):
+      self.saver.save_now(self.done, self.state)
+    profiler.end_profile()  # work after the stage belongs to none of its steps
+
+  def _take(self, step):
+    with self.phases("step"):
+      heartbeat.heartbeat(collective=True)
+      self.state, metrics, note = step(self.state)
+      return jax.device_get(metrics), note
+
+  def _finish(self, metrics, note):
+    """Logs, validates and saves a step that was taken."""
+    self.done += 1
+    reasons = _record(self.name, self.writer, self.progress, self.done, metrics, note,
+                      self.phases.take())
+    self.skipped = self.skipped + 1 if reasons else 0
+    is_best = self.best.see(self.done, metrics)
+    is_best |= self._validate()
+    self.saver.save_if_due(self.done, self.state, self.config.save_every, self.phases, is_best)
+    if self.skipped > self.config.max_skipped:
+      self.saver.save_now(self.done, self.state)
+      raise ValueError(
+        f"{self.name}: {self.skipped} steps in a row were skipped, for {reasons} that was not "
+        f"finite or beyond its limit; step {self.done} is saved with the weights from before them; "
+        f"look into a batch with --replay={self.saver.workdir}/nonfinite/{self.name}-{self.done}"
+        ".npz; lower the learning rate")
+
+  def _validate(self):
+    """Whether the weights were validated and are the best; a stopped run validates later."""
+    if not (self.validation and self.validation.is_due(self.done, self.steps, self.best)):
+      return False
+    try:
+      metrics, note = self.validation.measure(self.state)
+      is_best = self.best.see(self.done, metrics)
+    except heartbeat.StopRequested:
+      return False
+    except (ValueError, OSError) as error:
+      self._save_and_raise(error)
+    _write(self.writer, self.name, self.done, metrics | self.phases.take())
+    self.progress.say(f"{self.name} {self.done}/{self.steps}  "
+                      f"{', '.join(filter(None, (note, self.best.note())))}")
+    return is_best
+
+  def _save_and_raise(self, error):
+    if not _all_failed(error, f"{self.name}/{self.done}"):
+      raise error
+    self.saver.save_now(self.done, self.state)
+    kind = OSError if isinstance(error, OSError) else ValueError
+    raise kind(f"{error}; {self.name} is saved at step {self.done} of {self.steps}") from error
 
 
 def _restore(name, state, checkpoints, workdir, *, strict):
@@ -194,16 +223,16 @@ class _Saver:
   """Saves a stage's state with the marks of its run, and tries again when the disk refuses."""
 
   def __init__(self, checkpoints, workdir, marks):
-    self._checkpoints, self._workdir, self._marks = checkpoints, workdir, marks
+    self.checkpoints, self.workdir, self._marks = checkpoints, workdir, marks
 
   def save_if_due(self, done, state, save_every, phases, is_best):
     """Starts a save every `save_every` steps and of the best; replaces one that failed before."""
     try:
-      self._checkpoints.check()
+      self.checkpoints.check()
       if done % save_every == 0 or is_best:
         with phases("save"):
-          upload(self._workdir)  # the log of these steps first: they are never done again
-          self._checkpoints.save(done, state, self._marks, is_best=is_best)
+          upload(self.workdir)  # the log of these steps first: they are never done again
+          self.checkpoints.save(done, state, self._marks, is_best=is_best)
     except OSError as error:
       logging.warning("%s; saving step %d instead", error, done)
       self.save_now(done, state, is_best)
@@ -211,13 +240,13 @@ class _Saver:
   def save_now(self, done, state, is_best=False):
     """Returns when step `done` is on disk; nothing is saved at step 0."""
     def save():
-      if not in_bucket(self._workdir):
+      if not in_bucket(self.workdir):
         # Orbax would recreate a deleted run folder for this checkpoint alone.
-        os.stat(os.path.join(self._workdir, "metrics.jsonl"))
-      upload(self._workdir)
-      if done and self._checkpoints.latest() != done:
-        self._checkpoints.save(done, state, self._marks, is_best=is_best)
-      self._checkpoints.wait()
+        os.stat(os.path.join(self.workdir, "metrics.jsonl"))
+      upload(self.workdir)
+      if done and self.checkpoints.latest() != done:
+        self.checkpoints.save(done, state, self._marks, is_best=is_best)
+      self.checkpoints.wait()
 
     _with_retries(save)
 

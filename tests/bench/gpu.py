@@ -496,7 +496,7 @@ def updated(size, answers, repeats=2):
   import numpy as np
 
   from ares_jax.models import flops
-  from ares_jax.sampling.rollout import Rollout
+  from ares_jax.sampling.groups import Rollout
   from ares_jax.system import mesh
   from ares_jax.training import aepo_step
   from ares_jax.training.batch import pack

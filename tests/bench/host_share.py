@@ -98,7 +98,7 @@ def iteration(prompts, folder):
   from ares_jax.data.prompts import Encoder, PromptConfig
   from ares_jax.data.sharded import sharded_stream
   from ares_jax.run.checkpoint.digest import digest_tree
-  from ares_jax.sampling.rollout import FilterConfig, collect
+  from ares_jax.sampling.groups import FilterConfig, collect
   from ares_jax.system import hosts
   from ares_jax.training.batch import pack
   from ares_jax.training.minibatches import balance_minibatches

@@ -34,7 +34,7 @@ from ares_jax.data.images import VisionShape
 from ares_jax.data.prompts import PromptBatch
 from ares_jax.models import weights
 from ares_jax.run import config as run_config
-from ares_jax.sampling.rollout import Rollout
+from ares_jax.sampling.groups import Rollout
 from ares_jax.sampling.sampler import Samples
 from ares_jax.system import config as config_lib
 from ares_jax.system import mesh

@@ -12,7 +12,8 @@ from ares_jax.grading.pool import GraderError
 from ares_jax.grading.scoring import Scores
 from ares_jax.models import flops
 from ares_jax.run import model as model_lib
-from ares_jax.sampling.rollout import FilterConfig, Grades, collect
+from ares_jax.sampling.groups import FilterConfig, collect
+from ares_jax.sampling.rollout import Grades
 from ares_jax.sampling.sampler import Samples
 from ares_jax.system.profiler import PhaseTimer
 

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -17,7 +18,8 @@ from ares_jax.diagnose import replay
 from ares_jax.models import lora, weights
 from ares_jax.run import files, responses, setup
 from ares_jax.run.checkpoint.manager import Checkpoints
-from ares_jax.sampling.rollout import Grades, collect
+from ares_jax.sampling.groups import collect
+from ares_jax.sampling.rollout import Grades
 from ares_jax.system import mesh
 from ares_jax.training import aepo_step, gradient_terms, minibatches, policy_gradient
 
@@ -185,9 +187,8 @@ def test_shared_prompts_change_no_update_of_adapters(prepared, one_update):
     with jax.set_mesh(mesh_of(1)):
       base = lora.Base(jax.tree.map(jnp.copy, prepared.params), scale=2.0)
       # B is not 0, so that A has a gradient; the reference has other adapters.
-      params, reference = (
-        jax.tree.map(lambda x: scale + x, lora.init(model, section, jax.random.key(0)))
-        for scale in (0.01, 0.02))
+      first = lora.init(model, section, jax.random.key(0))
+      params, reference = (jax.tree.map(functools.partial(jnp.add, x), first) for x in (0.01, 0.02))
       batch, _ = aepo.pack_rollout(prepared.rollout, config, prepared.run.generator.encoder)
       return aepo_step.aepo_step(model, config, aepo_step.init_state(config, params, base),
                                  reference, batch, mesh.put(prepared.run.trigger_V), base)

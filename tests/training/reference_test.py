@@ -16,7 +16,7 @@ from ares_jax import aepo
 from ares_jax.models import qwen25_vl
 from ares_jax.models.vision import VisionInput
 from ares_jax.run import setup
-from ares_jax.sampling.rollout import Rollout
+from ares_jax.sampling.groups import Rollout
 from ares_jax.sampling.sampler import Samples
 from ares_jax.system import mesh
 from ares_jax.training import aepo_step, policy_gradient
