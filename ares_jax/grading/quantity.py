@@ -58,12 +58,12 @@ _NOT_COUNTED = set((
   "times plus minus less roots powers factorials negatives inverses logs has is was its this thus "
   "does versus perhaps always lots guess unless").split())
 _COUNTED = set("people children men women fish sheep mice person feet 个 人 只 条 本 元".split())
-_UNIT_PART = re.compile(
-  r"([kM]?\\Omega|\\mu ?[mgsLlAFC](?![A-Za-z])|° ?[CF]\b|[A-Za-z]+|[一-鿿]+|[%°$€£¥])"
-  r" ?(?:\^ ?\{? ?(-?[1-9]) ?\}?)?"
-)
+# "/ cm^2", " square metres": what stands between two units, square or cubic, a name and its power.
+_UNIT = re.compile(
+  r"(?P<between> ?(?:/|per\b) ?| ?(?:\\cdot|\*|·) ?|\s+)?(?:(?P<prefix>(?i:square|sq|cubic))\s+)?"
+  r"(?P<name>[kM]?\\Omega|\\mu ?[mgsLlAFC](?![A-Za-z])|° ?[CF]\b|[A-Za-z]+|[一-鿿]+|[%°$€£¥])"
+  r"(?: ?\^ ?\{? ?(?P<power>-?[1-9]) ?\}?)?")
 PERCENT = (("percent", 1),)  # the unit of "5%"
-_BETWEEN_UNITS = re.compile(r" ?(/|per\b) ?| ?(?:\\cdot|\*|·) ?|\s+")
 _MEASURED = re.compile(  # 89 years old
   r"(?<=[a-z]) (?:old|long|tall|wide|high|deep|thick|away|apart|ago|later|left|each|in total)$")
 
@@ -170,37 +170,24 @@ def _read_unit(text):
   text = text.replace("平方", "square ").replace("立方", "cubic ")
   text = re.sub(r"\bmph\b", "mi/h", text, flags=re.IGNORECASE)
   powers, size = {}, Fraction(1)  # dimension -> power; of the unit in base units
-  sign = 1  # -1 behind "/" and "per"
-  prefix = 1  # power that "square" or "cubic" gives to the next name
-  position = 0
+  position, sign = 0, 1  # -1 behind "/" and "per"
   while position < len(text):
-    if separator := _BETWEEN_UNITS.match(text, position):
-      sign = -1 if separator[1] else sign
-      position = separator.end()
-      continue
-    match = _UNIT_PART.match(text, position)
-    if match is None or match[2] and match[1] in "$€£¥":  # "$12$^2" is no money
+    match = _UNIT.match(text, position)
+    known = match and _find_unit(match["name"].replace(" ", ""))
+    if not known or match["power"] and match["name"] in "$€£¥":  # "$12$^2" is no money
       return None
     position = match.end()
-    name, power = match[1].replace(" ", ""), int(match[2] or 1)
-    name = name if len(name) == 1 or name in _UNITS else name.lower()
-    if name in ("square", "sq", "cubic"):
-      prefix = 3 if name == "cubic" else 2
-      continue
-    known = _find_unit(name)
-    if known is None:
-      return None
-    dimension, unit_size = known
-    power *= prefix * sign
-    prefix = 1
-    powers[dimension] = powers.get(dimension, 0) + power
-    size *= unit_size ** power
-  if prefix != 1 or not powers or text.endswith(("/", "*", "per", "\\cdot")):
-    return None
+    sign = -1 if (match["between"] or "").strip() in ("/", "per") else sign
+    prefix = {"square": 2, "sq": 2, "cubic": 3}.get((match["prefix"] or "").lower(), 1)
+    power = int(match["power"] or 1) * prefix * sign
+    powers[known[0]] = powers.get(known[0], 0) + power
+    size *= known[1] ** power
   return tuple(sorted(powers.items())), size
 
 
 def _find_unit(name):
+  """(dimension, size) of a unit's name, or None; that of a counted thing is a dimension itself."""
+  name = name if len(name) == 1 or name in _UNITS else name.lower()
   for word in (name, name.removesuffix("s"), name.removesuffix("es")):
     word = _SPELLINGS.get(word, word)
     if word in _UNITS:
