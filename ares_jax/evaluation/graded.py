@@ -12,7 +12,7 @@ import numpy as np
 
 from ares_jax.data import sharded
 from ares_jax.grading import quantity, sandbox
-from ares_jax.grading.collection import split_items
+from ares_jax.grading.collection import pair_up, split_items
 from ares_jax.grading.notation import normalise
 from ares_jax.grading.pool import GraderError
 from ares_jax.grading.response import extract_boxed, shows_work, well_formed
@@ -194,12 +194,7 @@ def _parts_near(answer, truth, tolerance):
   several = tolerance if isinstance(tolerance, list) else [tolerance] * len(wanted)
   if not len(said) == len(wanted) == len(several) or None in said + wanted:
     return False
-  for right, limit in zip(wanted, several, strict=True):
-    found = [number for number, each in enumerate(said) if _near(each, right, limit)]
-    if not found:
-      return False
-    said.pop(found[0])
-  return True
+  return pair_up(zip(wanted, several, strict=True), said, lambda part, each: _near(each, *part))
 
 
 def _quantities(text):

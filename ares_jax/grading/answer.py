@@ -11,7 +11,7 @@ import functools
 import re
 
 from ares_jax.grading import option, quantity, rewrite, words
-from ares_jax.grading.collection import parse_collection
+from ares_jax.grading.collection import pair_up, parse_collection
 from ares_jax.grading.formula import is_safe, same_formula, variables
 from ares_jax.grading.notation import normalise, tight, without_hidden
 from ares_jax.grading.question import restates
@@ -88,22 +88,20 @@ def same_answer(answer, truth, symbolic=None):
     answer = answer[announced.end() :]
   truths = [normalise(without_hidden(text)) for text in texts if len(text) <= MAX_LENGTH]
   # "½" becomes 11 characters of LaTeX, and some patterns take the cube of a length.
-  if len(answer) > 2 * MAX_LENGTH:
-    return answer in truths
   truths = [text for text in truths if len(text) <= 2 * MAX_LENGTH]
+  if len(answer) > 2 * MAX_LENGTH:
+    return False
 
   def same(said, wanted):
     return _same(_Pair(said, wanted, same_formula if symbolic is None else symbolic, depth=0))
 
-  options = [without_hidden(text) for text in truth.options if len(text) <= MAX_LENGTH]
-  choices = option.choices(texts, truths, options if len(options) == len(truth.options) else ())
-  if choices is None:
-    right = any(same(answer, text) for text in truths)
-  else:
-    right = _names_right_option(answer, truths, choices, same)
+  options = [without_hidden(text)[:MAX_LENGTH] for text in truth.options]
+  choices = option.choices(texts, truths, options)
+  if not _names_right_option(answer, truths, choices, same):
+    return False
   # The question shows its options, so to name one is not to restate it.
-  is_named = choices and (option.parse_option(answer) or choices.written_as(answer))
-  return right and bool(is_named or not restates(answer, truths, truth.question))
+  is_named = choices.texts and (option.parse_option(answer) or choices.written_as(answer))
+  return bool(is_named) or not restates(answer, truths, truth.question)
 
 
 def _plain(text):
@@ -124,7 +122,7 @@ def _names_right_option(answer, truths, choices, same):
   """Whether an answer names the right one of Choices: its letter, its text, or both."""
   right = choices.right or {letter for letter, texts in choices.texts.items()
                             if any(same(text, truth) for text in texts for truth in truths)}
-  if not right:  # the truth is none of the options
+  if not right:  # there are no options, or the truth is none of them
     return any(same(answer, text) for text in truths)
   if answer in choices.texts:
     return answer in right
@@ -135,7 +133,6 @@ def _names_right_option(answer, truths, choices, same):
     if letter.upper() not in right:
       return False
     texts = choices.texts[letter.upper()]
-    rest = normalise(rest)
     if rest and (written := choices.written_as(rest)):  # of several orders of a list one is right
       return letter.upper() in written
     if not rest or any(same(rest, text) for text in texts):
@@ -287,15 +284,7 @@ def _same_collection(pair):
   verdicts = all(item.strip().casefold() in _VERDICTS for item in wanted)
   if verdicts or wanted_kind not in ("list", "union"):
     return all(map(same_item, said, wanted))
-  if len(wanted) > _MAX_ITEMS:
-    return False
-  left = list(wanted)
-  for item in said:
-    found = [index for index, truth in enumerate(left) if same_item(item, truth)]
-    if not found:
-      return False
-    left.pop(found[0])
-  return True
+  return len(wanted) <= _MAX_ITEMS and pair_up(said, wanted, same_item)
 
 
 def _same_words(pair):

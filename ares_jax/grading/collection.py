@@ -93,6 +93,17 @@ def split_items(text, separators):
   return [part for part in parts if part] if len(parts) > 1 else parts
 
 
+def pair_up(items, others, same):
+  """Whether each of `items` is the `same` as one of `others` that no item before it has taken."""
+  left = list(others)
+  for item in items:
+    found = [index for index, other in enumerate(left) if same(item, other)]
+    if not found:
+      return False
+    left.pop(found[0])
+  return True
+
+
 def closes_at_end(text, left):
   """Whether the bracket that `text` starts with is the one that ends it."""
   *inside, end = depths(text)[len(left) - 1 :]

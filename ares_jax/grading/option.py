@@ -32,7 +32,7 @@ ANNOUNCED = re.compile(
 class Choices:
   """The options of a question and which of them are right; all texts are normalised."""
 
-  texts: dict  # letter -> list of the texts that stand for it, as far as they are known
+  texts: dict  # letter -> list of the texts that stand for it, as far as known; {} without options
   right: frozenset  # of letters; empty where the truths name no option
   all_known: bool  # whether the texts of all options are known
 
@@ -59,7 +59,7 @@ class Choices:
 
 
 def choices(written, truths, options):
-  """The Choices of a row's truths and options; None where no truth is an option.
+  """The Choices of a row's truths and options.
 
   Without options the truths may tell the letter and its text: "B", "B. 12", or ["B", "12"].
 
@@ -79,7 +79,7 @@ def choices(written, truths, options):
   plain = [truth for truth, option in named.items() if option is None or option[0].islower()]
   texts = {option[0]: ([option[1]] if option[1] else []) + plain
            for truth, option in named.items() if truth not in plain}
-  return Choices(texts, frozenset(texts), all_known=False) if texts else None
+  return Choices(texts, frozenset(texts), all_known=False)
 
 
 def option_letters(text):
