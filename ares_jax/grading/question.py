@@ -53,7 +53,7 @@ def _written_alike(said, wanted):
   """Whether tokens are the same, or the same numbers with or without a unit or a name."""
   if _OPERATIONS.isdisjoint(said) or said[:1] == wanted[:1] and said[:1] != ["-"]:
     said, wanted = _numbers(said), _numbers(wanted)
-  return bool(said) and collections.Counter(said) == collections.Counter(wanted)
+  return collections.Counter(said) == collections.Counter(wanted)
 
 
 def _numbers(tokens):

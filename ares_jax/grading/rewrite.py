@@ -56,20 +56,15 @@ def _as_intervals(answer, truth):
 
 def _without_name(answer, truth, is_complete):
   """Drops "x =" where both sides have the same name, or only one has one and neither is a list."""
-  if is_complete and "=" not in truth and (roots := _ROOTS.fullmatch(answer)):
-    return f"{roots[2]}, {roots[3]}", truth
   said, wanted = _named(answer), _named(truth)
-  named = [_NAMED.fullmatch(item) for item in split_items(truth, (",", ";", " and "))]
-  values = is_complete and not wanted and len(named) > 1 and all(named)
-  if values and not re.search("=|[(]", answer):
-    return f"({answer})", f"({', '.join(match[2] for match in named)})"  # AB = 4, CD = 5
   if not said and not wanted:
-    said = _SUM.fullmatch(answer)  # not of the truth: x + y = 5 may be a line
-  if not said and not wanted:  # "Answer: answer: 5" is not 5, so both must have a title
-    said, wanted = _TITLED.fullmatch(answer), _TITLED.fullmatch(truth)
-    is_complete = False
+    if is_complete and (values := _without_names(answer, truth)):
+      return values
+    titles = _TITLED.fullmatch(answer), _TITLED.fullmatch(truth)
+    # "Answer: answer: 5" is not 5, so both must have a title. x + y = 5 may be a line as a truth.
+    said, wanted = titles if all(titles) else (_SUM.fullmatch(answer), None)
   if said and wanted:
-    same = _same_name(said[1], wanted[1], is_complete)
+    same = _same_name(said[1], wanted[1])
     return (_product(_values(said)), _product(_values(wanted))) if same else (answer, truth)
   if not is_complete or not (said or wanted):
     return answer, truth
@@ -78,7 +73,17 @@ def _without_name(answer, truth, is_complete):
   return (_values(said), truth) if said else (answer, _values(wanted))
 
 
-def _same_name(said, wanted, is_complete):
+def _without_names(answer, truth):
+  """The values of roots, "x_1 = 1, x_2 = 2", or of "AB = 4, CD = 5"; None where none are named."""
+  if "=" not in truth and (roots := _ROOTS.fullmatch(answer)):
+    return f"{roots[2]}, {roots[3]}", truth
+  named = [_NAMED.fullmatch(item) for item in split_items(truth, (",", ";", " and "))]
+  if len(named) > 1 and all(named) and not re.search("[=(]", answer):
+    return f"({answer})", f"({', '.join(match[2] for match in named)})"
+  return None
+
+
+def _same_name(said, wanted):
   """Whether two names are one: "area" and "Surface area", "A" and "Area", but not "x" and "y"."""
   if said == wanted or _NO_LABEL.search(said):
     return said == wanted
@@ -86,7 +91,7 @@ def _same_name(said, wanted, is_complete):
   if all(in_words):
     short, long = sorted((said.casefold(), wanted.casefold()), key=len)
     return short in long
-  return is_complete and any(in_words)
+  return any(in_words)
 
 
 def _named(text):

@@ -45,7 +45,7 @@ def split_products(text, formula):
   alone = set(re.findall(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])", formula))
 
   def spaced(run):
-    return " ".join(run[0]) if set(run[0]) <= alone and run[0] not in FUNCTIONS else run[0]
+    return " ".join(run[0]) if set(run[0]) <= alone else run[0]
 
   return re.sub(r"(?<![A-Za-z\\])[A-Za-z]{3,}", spaced, text)
 
