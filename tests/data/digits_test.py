@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import numpy as np
@@ -106,6 +107,19 @@ def test_captions_and_drills_become_fewer_and_traces_more():
   assert 0.2 < drilled[:100].mean() < 0.45 and drilled[-100:].mean() < 0.2
   assert not (described & drilled).any()
   assert all(row["response"].startswith("<think>") for row in rows)
+
+
+def test_the_warmup_may_begin_with_captions_of_pictures_without_copies():
+  warmup = digits_teacher.WarmupSource(
+    smudged(), dataclasses.replace(TEACHER, first_captions=0.1))
+  for row in map(warmup.__getitem__, range(50)):
+    assert row["question"] == "Describe" and row["images"][0].shape == (56, 56, 3)
+    read = re.findall(r"([a-z]+)(\d)", row["response"])
+    assert {(name, int(digit)) for name, digit in read} == set(row["cells"])
+  # Later rows are those without it.
+  for index in range(50, 70):
+    row, other = warmup[index], digits_teacher.WarmupSource(smudged(), TEACHER)[index]
+    assert row["response"] == other["response"] and row["question"] == other["question"]
 
 
 def test_a_drill_has_its_digits_in_the_question_and_their_sums_in_the_response():
