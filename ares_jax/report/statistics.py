@@ -85,7 +85,8 @@ def lengths(results):
   for stage, result in results.items():
     for kind, by_name in found.items():
       for name, part in result[kind].items():
+        stages = by_name.setdefault(name, {})  # in the order of names, also where the first has none
         if part["n"]:
-          by_name.setdefault(name, {})[stage] = {
-            key: part[key] for key in ("length", "accuracy", "n")}
-  return found
+          stages[stage] = {key: part[key] for key in ("length", "accuracy", "n")}
+  return {kind: {name: stages for name, stages in by_name.items() if stages}
+          for kind, by_name in found.items()}

@@ -77,6 +77,16 @@ def test_the_line_fits_and_empty_buckets_are_left_out(records, rows):
   assert bars[0]["entropy"] == pytest.approx(6 / 5)
 
 
+def test_lengths_keep_the_order_of_difficulty_where_the_first_stage_has_no_easy_problem():
+  def result(*counts):
+    return {"bucket": {name: {"n": n, "length": 3.0, "accuracy": 0.5} for name, n in zip(
+      ("easy", "medium", "hard"), counts, strict=True)}, "level": {}}
+
+  found = statistics.lengths({"warmup": result(0, 1, 4), "aepo": result(2, 0, 3)})["bucket"]
+  assert list(found) == ["easy", "medium", "hard"]
+  assert [list(stages) for stages in found.values()] == [["aepo"], ["warmup"], ["warmup", "aepo"]]
+
+
 def test_curves_keep_gaps_and_know_the_speed(records):
   curve = statistics.curves(records)["aepo"]
   assert curve["step"] == [1, 2, 3] and curve["values"]["hwe/count/hard"] == [1, None, 1]
