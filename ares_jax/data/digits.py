@@ -84,6 +84,7 @@ class DigitsSource:
   split: str
   seed: int
   size: int
+  smudged: float | None = None  # share of smudged cells at every level, in place of the config's
 
   def __len__(self):
     return self.size
@@ -104,7 +105,9 @@ class DigitsSource:
     key, smudges = None, {}
     if config.smudge:
       key = config.keys[rng.integers(0, len(config.keys))]
-      share = config.smudge * (level - 1) / max(config.levels - 1, 1)
+      share = self.smudged
+      if share is None:
+        share = config.smudge * (level - 1) / max(config.levels - 1, 1)
       smudges = {name: int((digit + rng.integers(1, 10)) % 10)
                  for name, digit in zip(names, digits, strict=True) if rng.random() < share}
     drawn = [_Cell(name, (digit, *([smudges[name]] if name in smudges else [])))

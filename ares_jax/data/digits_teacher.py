@@ -31,17 +31,21 @@ class TeacherConfig:
   drills: tuple[float, float]  # share of the others without a picture, digits in the question
   # Share of the warm-up, its beginning, that is captions of pictures without copies and smudges.
   first_captions: float = optional(0.0)
+  # Share of smudged cells in the rest of the warm-up, at every level; 0 = those of the problem. Few
+  # of them teach to copy the first look: without deciphering, that is mostly right.
+  warmup_smudge: float = optional(0.0)
 
   def __post_init__(self):
     for name in ("first_level", "last_level", "first_warmup", "last_warmup"):
       shares = getattr(self, name)
       if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(f"{name} = {shares}: shares of {KINDS} must be >= 0 and add up to 1")
-    shares = (self.slip, *self.captions, *self.drills, self.first_captions)
+    shares = (self.slip, *self.captions, *self.drills, self.first_captions,
+              self.warmup_smudge)
     if self.responses < 1 or not all(0 <= share <= 1 for share in shares):
       raise ValueError(f"responses = {self.responses} must be >= 1, slip = {self.slip}, captions = "
-                       f"{self.captions}, drills = {self.drills} and first_captions = "
-                       f"{self.first_captions} in 0..1")
+                       f"{self.captions}, drills = {self.drills}, first_captions = "
+                       f"{self.first_captions} and warmup_smudge = {self.warmup_smudge} in 0..1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +66,14 @@ class WarmupSource:
     return len(self.problems)
 
   def __getitem__(self, index):
-    row, rng = self.problems[index], np.random.default_rng([self.problems.seed, 2, index])
     teacher, progress = self.teacher, index / max(len(self) - 1, 1)
+    rng = np.random.default_rng([self.problems.seed, 2, index])
     if progress < teacher.first_captions:
       plain = dataclasses.replace(self.problems.config, smudge=0.0)
       row = dataclasses.replace(self.problems, config=plain)[index]
       text, response = caption(row, rng)
       return row | {"question": text, "response": response}
+    row = dataclasses.replace(self.problems, smudged=teacher.warmup_smudge or None)[index]
     if rng.random() < np.interp(progress, [0, 1], teacher.captions):
       text, response = caption(row, rng)
       return row | {"question": text, "response": response}

@@ -85,7 +85,7 @@ def lengths(results):
   for stage, result in results.items():
     for kind, by_name in found.items():
       for name, part in result[kind].items():
-        stages = by_name.setdefault(name, {})  # in the order of names, also where the first has none
+        stages = by_name.setdefault(name, {})  # keeps the order of names where a stage lacks one
         if part["n"]:
           stages[stage] = {key: part[key] for key in ("length", "accuracy", "n")}
   return {kind: {name: stages for name, stages in by_name.items() if stages}

@@ -119,7 +119,17 @@ def test_the_warmup_may_begin_with_captions_of_pictures_without_copies():
   # Later rows are those without it.
   for index in range(50, 70):
     row, other = warmup[index], digits_teacher.WarmupSource(smudged(), TEACHER)[index]
-    assert row["response"] == other["response"] and row["question"] == other["question"]
+    assert row["response"] == other["response"] and row["smudges"] == other["smudges"]
+
+
+def test_the_warmup_may_have_its_own_share_of_smudged_cells_at_every_level():
+  warmup = digits_teacher.WarmupSource(
+    smudged(), dataclasses.replace(TEACHER, warmup_smudge=0.8))
+  rows = [warmup[index] for index in range(200)]
+  for level in (1, 8):
+    share = np.mean([len(row["smudges"]) / 4 for row in rows if row["level"] == level])
+    assert 0.65 < share < 0.95
+  assert all(row["smudges"].keys() <= dict(row["cells"]).keys() for row in rows)
 
 
 def test_a_drill_has_its_digits_in_the_question_and_their_sums_in_the_response():
