@@ -5,6 +5,7 @@ or wrong. A component is a number of an answer, such as "accuracy" or "format"; 
 answer is a weighted sum of its components.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 from typing import Literal
@@ -193,7 +194,7 @@ class Scoring:
     self._grading = scorer.grader.begin() if scorer.asks_grader else None
     self._early = [function for function in scorer.functions
                    if not function.takes_batch and not function.wants_entropies]
-    self._futures = {}  # (target of the function, first index) -> future
+    self._calls = collections.defaultdict(list)  # target of the function -> [(indices, future)]
 
   def add(self, index, text, row, tokens):
     """Takes the response `text` of token ids `tokens` to a row; functions of one answer begin."""
@@ -205,7 +206,7 @@ class Scoring:
     if self._grading:
       self._grading.add(index, text, row)
     for function in self._early:
-      self._submit(function, index)
+      self._submit(function, [index])
 
   def finish(self, entropies=None):
     """Waits for all functions; `entropies`, {index: nats of its tokens}, where any wants them.
@@ -219,59 +220,60 @@ class Scoring:
     scorer, indices = self._scorer, sorted(self._answers)
     for index, nats in (entropies or {}).items():
       self._answers[index]["entropies"] = [float(x) for x in nats]
-    answers = [self._answers[index] for index in indices]
     for function in scorer.functions:
-      if function not in self._early:
+      if function not in self._early and indices:
         for some in [indices] if function.takes_batch else [[index] for index in indices]:
-          self._submit(function, *some)
-    found = [{} for _ in answers]  # components of each answer, or how a function failed
-    for function in scorer.functions:
-      for position, result in enumerate(self._results(function, indices)):
-        if isinstance(found[position], dict):
-          found[position] = found[position] | result if isinstance(result, dict) else (
-            f"{function.target!r} {result}")
-    graded = self._grading.finish() if self._grading else None
-    timed_out = graded[2] if graded else 0
-    scores = [self._score(answer, values, None if graded is None else float(graded[0][position]))
-              for position, (answer, values) in enumerate(zip(answers, found, strict=True))]
+          self._submit(function, some)
+    found = self._wait()
+    correct, _, timed_out = self._grading.finish() if self._grading else ([None] * len(found), 0, 0)
+    scores = [self._score(self._answers[index], found[index], graded)
+              for index, graded in zip(indices, correct, strict=True)]
+    result = self._join(scores)
+    if result.failure and scorer.config.failure == "stop":
+      raise GraderError(f"{result.failure}; mend the function, or set reward.failure=drop")
+    correct = (result.accuracy >= scorer.config.threshold) & ~result.failed
+    format_ok = [well_formed(self._answers[index]["response"]) for index in indices]
+    timed_out += int(result.failed.sum())
+    return np.float32(correct), np.float32(format_ok), timed_out, result
+
+  def _submit(self, function, indices):
+    answers = [self._answers[index] for index in indices]
+    self._calls[function.target].append((indices, self._scorer.submit(function, answers)))
+
+  def _wait(self):
+    """{index: components of the answer, or how a function failed}."""
+    found = {index: {} for index in self._answers}
+    for function in self._scorer.functions:
+      for indices, future in self._calls[function.target]:
+        while not future.done():
+          heartbeat_or_stop()
+          concurrent.futures.wait([future], timeout=1)
+        results = self._scorer.wait(function, future, len(indices))
+        for index, result in zip(indices, results, strict=True):
+          if isinstance(found[index], dict):
+            found[index] = found[index] | result if isinstance(result, dict) else (
+              f"{function.target!r} {result}")
+    return found
+
+  def _join(self, scores):
+    """The Scores of answers, of what `_score` returns for each."""
     names = dict.fromkeys(name for values in scores if isinstance(values, dict)
                           for name in values["components"])
-    failed = np.bool_([isinstance(values, str) for values in scores])
-    for name in scorer.weights if names else ():
+    for name in self._scorer.weights if names else ():
       if name not in names:
         raise GraderError(f"reward.weights names {name!r}, which no function returns"
                           f"{suggest(name, list(names))}")
-    failure = next((values for values in scores if isinstance(values, str)), "")
-    if failure and scorer.config.failure == "stop":
-      raise GraderError(f"{failure}; mend the function, or set reward.failure=drop")
 
-    def column(read):
-      return np.float32([np.nan if isinstance(values, str) else read(values) for values in scores])
+    def column(read, otherwise=0.0):
+      return np.float32([otherwise if isinstance(values, str) else read(values)
+                         for values in scores])
 
-    result = Scores(
-      np.nan_to_num(column(lambda values: values["accuracy"])),
-      np.nan_to_num(column(lambda values: values["reward"])),
-      {name: column(lambda values, name=name: values["components"].get(name, np.nan))
-       for name in names}, failed, failure)
-    correct = (result.accuracy >= scorer.config.threshold) & ~failed
-    format_ok = [well_formed(answer["response"]) for answer in answers]
-    return np.float32(correct), np.float32(format_ok), timed_out + int(failed.sum()), result
-
-  def _submit(self, function, *indices):
-    answers = [self._answers[index] for index in indices]
-    self._futures[function.target, indices[0]] = self._scorer.submit(function, answers)
-
-  def _results(self, function, indices):
-    """The results of a function, in the order of the answers."""
-    each = [indices] if function.takes_batch and indices else [[index] for index in indices]
-    found = []
-    for some in each:
-      future = self._futures.pop((function.target, some[0]))
-      while not future.done():
-        heartbeat_or_stop()
-        concurrent.futures.wait([future], timeout=1)
-      found += self._scorer.wait(function, future, len(some))
-    return found
+    return Scores(
+      column(lambda values: values["accuracy"]), column(lambda values: values["reward"]),
+      {name: column(lambda values, name=name: values["components"].get(name, np.nan), np.nan)
+       for name in names},
+      failed=np.bool_([isinstance(values, str) for values in scores]),
+      failure=next((values for values in scores if isinstance(values, str)), ""))
 
   def _score(self, answer, found, graded):
     """{"accuracy", "reward", "components"} of an answer, or how a function failed on it."""
@@ -283,7 +285,7 @@ class Scoring:
     if scorer.functions and not own:
       return f"reward function {config.function!r} returns None {where}"
     if graded is not None:
-      own["accuracy"] = graded
+      own["accuracy"] = float(graded)
     name = config.accuracy if config.accuracy not in ("", _GRADER) else "accuracy"
     value = own.get(name) if config.accuracy else (
       own.get(name, own.get("acc", next(iter(own.values())))))

@@ -74,6 +74,12 @@ def test_ours_may_take_a_whole_batch(grader, workers):
   np.testing.assert_array_equal(scores.accuracy, [1, 0, 1, 0])
 
 
+def test_a_process_without_prompts_has_no_scores(grader, workers):
+  correct, format_ok, timed_out, scores = score(grader, workers, "@ours.py:ranks", texts=[])
+  assert (correct.shape, format_ok.shape, timed_out, scores.reward.shape) == ((0,), (0,), 0, (0,))
+  assert scores.components == {} and scores.failure == ""
+
+
 def test_easyr1_gets_a_list_of_dicts_and_its_overall_is_the_reward(grader, workers):
   correct, _, _, scores = score(grader, workers, "@easyr1.py:compute_score",
                                 arguments="format_weight=0.5")
