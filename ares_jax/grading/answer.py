@@ -245,7 +245,7 @@ def _same_in_base(pair):
   wanted, said = _BASED.fullmatch(pair.truth), _BASED.fullmatch(pair.answer)
   if wanted is None:
     return False if said and re.fullmatch(r"[0-9]+", pair.truth) else None
-  return (said or {1: pair.answer})[1] == wanted[1] and (said is None or said[2] == wanted[2])
+  return pair.answer == wanted[1] if said is None else said.groups() == wanted.groups()
 
 
 def _same_chain(pair):
@@ -292,10 +292,9 @@ def _same_words(pair):
   answer, truth = pair.answer_factors, pair.truth
   if not any(words.is_words(formula) for formula, _ in pair.formulas):
     return None
-  if answer != truth and all(re.fullmatch(r"(?:[A-Z][a-z]?)+", text) for text in (answer, truth)):
+  if all(re.fullmatch(r"(?:[A-Z][a-z]?)+", text) for text in (answer, truth)):
     return False  # CO is not Co
-  said, wanted = words.plain_words(answer), words.plain_words(truth)
-  return said == wanted and wanted != ""
+  return words.plain_words(answer) == words.plain_words(truth)
 
 
 def _same_formula(pair):
@@ -308,7 +307,7 @@ def _same_formula(pair):
     return False
   if not (is_safe(answer) and is_safe(truth)):
     return False
-  if (answer.count("=") != truth.count("=") or ("\\sum" in answer) != ("\\sum" in truth)
+  if (answer.count("=") != truth.count("=")
       or "!" in answer and "!" not in truth and "\\binom" not in truth  # 6! for 720
       or _AMBIGUOUS.search(answer) or _AMBIGUOUS.search(truth)):
     return False
@@ -329,8 +328,8 @@ def _cut_unit(text, other):
     match = re.fullmatch(r"(.*(?:[})0-9]|\\pi)) ([A-Za-z](?:[/^].*)?)", text)
     match = None if match is None or variables(match[1]) else match
   unit = quantity.parse_quantity(f"1 {match[2]}") if match else None
-  is_unit = unit and unit.unit and unit.number == 1  # "thousand" is none
-  return (match[1], (unit.unit, unit.size)) if is_unit else (text, None)
+  # "thousand" is no unit.
+  return (match[1], (unit.unit, unit.size)) if unit and unit.number == 1 else (text, None)
 
 
 # Each rule takes a _Pair and returns True, False, or None where it does not apply.

@@ -52,8 +52,8 @@ def split_products(text, formula):
 
 def plain_words(text):
   """`text` without case, articles and outer punctuation, to compare two texts in words."""
-  # Capitals differ in units: 5 mW, 5 MW.
-  text = text if re.fullmatch(r"[+-]?[0-9.,]+ ?[A-Za-z]{2,3}", text) else text.casefold()
+  # Capitals differ in units: 5 mSv, 5 MSv.
+  text = text if re.fullmatch(r"[+-]?[0-9.,]+ ?[A-Za-z]{3}", text) else text.casefold()
   text = re.sub(r"(?<=[0-9]) ?(?:x|\\times) ?(?=[0-9])", " by ", text)  # 3x4 subplots
   text = re.sub(r"\\(?=[a-z]{2})", "", text)  # a Greek letter is written by its name too
   text = re.sub(r"[\s_]+", " ", text).strip(" .,;:!?\"'")

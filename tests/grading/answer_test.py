@@ -148,6 +148,7 @@ def test_restating_the_question_earns_nothing(question, said, truth, other):
   ("Who is taller, Anna or Ben?", "ben", "Ben"), ("Half of 3/4 of a cake", r"\frac38", "0.375"),
   ("How many subsets have 10 things?", "2^{10}", "1024"),
   ("Is (1, 2) or (3, 4) on it?", "(1,2)", "(1, 2)"),
+  ("At 20 m/s^2, how many?", r"3 \times 10^8", "300000000"),
   ("A side is 8 cm. How long is a side?", "8", "8 cm"), ("In 10 m/s, how fast?", "10 m/s", "10"),
 ])  # fmt: skip
 def test_a_question_may_name_its_answer(question, said, truth):
