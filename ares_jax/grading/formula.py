@@ -40,6 +40,7 @@ _UNSAFE_RANGE = re.compile(
   r"[0-9]{3}!|!!|[^A-Za-z0-9)]!|\([^()]*(?:[0-9]{3}|[\^!])[^()]*\)!|\)\)!"
   r"|\\sum ?_ ?\{[^{}]*[0-9]{3}|\\sum ?_ ?\{[^{}]*\} ?\^ ?\{[^{}]*[0-9]{3}"
 )
+_DIGITS = 300  # to which values are computed where they nearly cancel
 
 
 def same_formula(answer, truth):
@@ -79,11 +80,12 @@ def _compare_equations(truth, answer):
 
 
 def _compare_values(truth, answer):
-  """Whether two expressions have the same values, to 30 digits; None where that decides nothing.
+  """Whether two expressions have the same values; None where that decides nothing.
 
-  Decimals are exact: 3.14159265359 is not pi. The values are those at a point of positive numbers
-  and, where both are real there, at one of negative numbers. Infinite values are compared as
-  written: sympy's verdict on them is left to chance.
+  Decimals and fractions are exact: 3.14159265359 is not pi, 2^{100}-1 is not 2^{100}. Other values
+  are compared to 250 digits. The values are those at a point of positive numbers and, where both
+  are real there, at one of negative numbers. Infinite values are compared as written: sympy's
+  verdict on them is left to chance.
   """
   import sympy
 
@@ -100,16 +102,21 @@ def _compare_values(truth, answer):
   points = [_point(sides, start=37, step=29), _point(sides, start=-113, step=-71)]
   for number, point in enumerate(points if names else points[:1]):
     try:
-      values = [side.subs(point).evalf(30) for side in sides]
-      if any(map(_is_infinite, values)):
+      values = [side.subs(point) for side in sides]
+      computed = [value.evalf(30, maxn=_DIGITS) for value in values]
+      if any(map(_is_infinite, computed)):
         return number > 0
-      parts = [value.as_real_imag() for value in values]
-      if number and any(imaginary for _, imaginary in parts):
+      parts = [part for value in computed for part in value.as_real_imag()]
+      if number and any(parts[1::2]):  # not real
         return True
-      largest = max(abs(part) for pair in parts for part in pair)
-      if 0 < largest < 1e-60:  # digits may be lost
-        return sympy.simplify(sides[0] - sides[1]) == 0
-      if any(abs(first - second) > 1e-20 * largest for first, second in zip(*parts, strict=True)):
+      difference = values[0] - values[1]
+      largest = max(map(abs, parts))
+      if 0 < largest < sympy.Float(f"1e-{_DIGITS - 100}"):  # it may be 0
+        return sympy.simplify(difference) == 0
+      if not difference.is_Rational:
+        bound = largest * sympy.Float(f"1e-{_DIGITS - 50}")
+        difference = max(map(abs, difference.evalf(30, maxn=_DIGITS).as_real_imag())) > bound
+      if difference:
         return False
     except (TypeError, ValueError, ArithmeticError, AttributeError):  # no number
       return None
