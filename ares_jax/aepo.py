@@ -43,7 +43,7 @@ def train_aepo(params, source, config, context, *, trigger_V, validation=None):
   after a cold start the reference has its adapters. trigger_V, bool, marks the tokens of V_sem.
   `validation`, an evaluation.validate.Validation or None, measures the weights meanwhile.
   """
-  stage = _Stage(source, config, context, params, mesh.put(trigger_V))
+  stage = _Iterations(source, config, context, params, mesh.put(trigger_V))
   # Every step donates the state, so the state needs weights of its own.
   state = init_state(config, jax.tree.map(jnp.copy, params), context.base)
   measure = validation and Validation(
@@ -53,7 +53,7 @@ def train_aepo(params, source, config, context, *, trigger_V, validation=None):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Stage:
+class _Iterations:
   """What the iterations have in common."""
 
   source: object
@@ -93,6 +93,9 @@ class _Stage:
       batch, packing = pack_rollout(rollout, config, self.context.generator.encoder)
     with phases("update"), phases("device"):
       state, metrics = self._update(state.replace(batches=state.batches + rollout.batches), batch)
+    if metrics["update/skipped"]:
+      dump_batch(self.context.workdir, "aepo", int(state.step),
+                 {"batch": batch, "controllers": state.controllers})
     metrics |= rollout.metrics | packing
     metrics |= epochs(self.source, int(state.batches) * config.prompts)
     if rollout.scores is not None:
@@ -115,7 +118,7 @@ class _Stage:
       rewards=functools.partial(drawn_rewards, config, state.controllers, self.trigger_V))
 
   def _update(self, state, batch):
-    """The next state, and the metrics of the update; a batch that was skipped is kept in a file."""
+    """The next state, and the metrics of the update."""
     config, step = self.config, int(state.step)
     arguments = (self.context.generator.model, config, state, self.reference, batch,
                  self.trigger_V, self.context.base)
@@ -123,11 +126,7 @@ class _Stage:
     if config.terms_every and step % config.terms_every == 0:
       terms = jax.device_get(gradient_terms(*arguments))
     state, metrics = aepo_step(*arguments)
-    metrics = jax.device_get(metrics) | terms
-    if metrics["update/skipped"]:
-      dump_batch(self.context.workdir, "aepo", int(state.step),
-                 {"batch": batch, "controllers": state.controllers})
-    return state, metrics
+    return state, jax.device_get(metrics) | terms
 
   def _update_flops(self, rollout):
     config, model = self.config, self.context.generator.model

@@ -73,7 +73,7 @@ def handwriting(split):
 
 @dataclasses.dataclass(frozen=True)
 class DigitsSource:
-  """Random access to problems: row i depends on (config, split, seed, i) alone.
+  """Random access to problems: row i depends on (config, split, seed, i, smudged) alone.
 
   A row is a dict as in sources.py: id, source, question, answer, images (uint8 [H, W, 3]), level;
   and colours, digits and operators of the chain, and all cells. With `smudge` also the key, and

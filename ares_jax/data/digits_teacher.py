@@ -31,8 +31,8 @@ class TeacherConfig:
   drills: tuple[float, float]  # share of the others without a picture, digits in the question
   # Share of the warm-up, its beginning, that is captions of pictures without copies and smudges.
   first_captions: float = optional(0.0)
-  # Share of smudged cells in the rest of the warm-up, at every level; 0 = those of the problem. Few
-  # of them teach to copy the first look: without deciphering, that is mostly right.
+  # Share of smudged cells in the rest of the warm-up, at every level; 0 = those of the problem.
+  # With few smudged cells the model learns to copy its first look, which is then mostly right.
   warmup_smudge: float = optional(0.0)
 
   def __post_init__(self):
@@ -68,7 +68,7 @@ class WarmupSource:
   def __getitem__(self, index):
     teacher, progress = self.teacher, index / max(len(self) - 1, 1)
     rng = np.random.default_rng([self.problems.seed, 2, index])
-    if progress < teacher.first_captions:
+    if index < teacher.first_captions * len(self):
       plain = dataclasses.replace(self.problems.config, smudge=0.0)
       row = dataclasses.replace(self.problems, config=plain)[index]
       text, response = caption(row, rng)

@@ -58,7 +58,7 @@ class Plan:
   fits: bool
   floor: float  # s an iteration, its programs one after the other
   hours: float  # of ITERATIONS iterations at that floor
-  suggestions: tuple[str, ...]  # settings to try: first if it does not fit, else for more speed
+  suggestions: tuple[str, ...]  # settings with which it may fit; if it fits, may be faster
 
 
 def plan_iteration(config, model, topology, *, only=NAMES, note=lambda line: None):
@@ -86,7 +86,7 @@ def plan_iteration(config, model, topology, *, only=NAMES, note=lambda line: Non
     found = suggestions(over, config, model, len(devices))
   else:
     rollout = [left.get("prefill", 0), left.get("decode", 0)]
-    found = larger_cache(config.engine, min(rollout), chip) if rounds > 1 else ()
+    found = larger_cache(config.engine, rounds, min(rollout), chip)
   return Plan(
     topology=topology, chip=chip, chips=len(devices), mesh=layout, programs=tuple(parts),
     fits=not over, floor=floor, hours=floor * ITERATIONS / 3600,

@@ -34,7 +34,9 @@ class Program:
   # only a run knows, say how much they read.
   paged: tuple[float, float] = (0.0, 0.0)
   rare_loops: bool = False  # whether loops of unknown length hardly ever run
-  rounds: int = 1  # times that the cache is filled where all prompts and answers are the longest
+  # Times that pages run out in a rollout whose prompts and answers are all the longest: 1 if they
+  # hold all, or engine.slots has fewer rows.
+  rounds: int = 1
 
 
 class Policy(typing.NamedTuple):
@@ -104,13 +106,14 @@ class _Rollout:
     # Of the longest prompts and answers, whose pages are all taken at the end.
     at_once = sizes.slots_of(self.prompt_tokens, self.tokens)
     rounds = -(-self.rows // (at_once * self.devices))
+    by_pages = rounds if at_once < sizes.slots else 1
     return (
       Program("reshard", 1, self._reshard, held - device_bytes(resharded)),
       Program("prefill", reads, self._prefill, in_rollouts),
       # decode does not get the vision tower, which rollouts still hold.
       Program("decode", rounds * -(-self.tokens // sizes.chunk), self._decode,
               in_rollouts + device_bytes(self.weights.get("vision", {})), self._paged(), True,
-              rounds))
+              by_pages))
 
   def _paged(self):
     """`Program.paged` of a chunk: every step reads all pages of the pool once."""

@@ -1,5 +1,7 @@
 """Suggests settings for programs that need more memory than a device has, or much less."""
 
+import math
+
 GIB = 2**30
 
 
@@ -32,12 +34,14 @@ def suggestions(names, config, model, devices):
   return tuple(dict.fromkeys(found))
 
 
-def larger_cache(engine, left, chip):
-  """A flag that gives keys and values the bytes `left` of a chip; empty if they are few.
+def larger_cache(engine, rounds, left, chip):
+  """Flags that give keys and values some of the bytes `left` of a chip, () if that is not worth it.
 
-  A tenth of the chip stays free, as programs of other shapes take some bytes more.
+  `rounds` times the cache of the EngineConfig hold a whole rollout. A tenth of the chip stays free,
+  as programs of other shapes take some bytes more.
   """
-  gib = int(engine.cache_gib + (left - chip.memory / 10) / GIB)
+  gib = min(int(engine.cache_gib + (left - chip.memory / 10) / GIB),
+            math.ceil(rounds * engine.cache_gib))
   if gib < 1.5 * engine.cache_gib:
     return ()
   return (f"--config.engine.cache_gib={gib} (more answers at once: while they are drawn, "

@@ -188,26 +188,20 @@ function barChart(title, groups) {
   // The group with the most bars has their usual order.
   const names = [...new Set([...groups].sort((a, b) => b.bars.length - a.bars.length)
     .flatMap((group) => group.bars.map((bar) => bar.name)))];
-  const rows = groups.reduce((sum, group) => sum + group.bars.length + 1.2, 0);
-  const height = 22 * rows, most = Math.max(1e-9, ...groups.flatMap(
-    (group) => group.bars.map((bar) => bar.value)));
-  const svg = shape("svg", {viewBox: `0 0 400 ${height}`, role: "img", "aria-label": title});
-  let y = 0;
+  const most = Math.max(1e-9, ...groups.flatMap((group) => group.bars.map((bar) => bar.value)));
   for (const group of groups) {
-    const name = group.name.length > 48 ? `${group.name.slice(0, 47)}…` : group.name;
-    svg.append(shape("text", {x: 4, y: y + 15, class: "value"}, name));
-    y += 20;
-    for (const bar of group.bars) {
+    const svg = shape("svg", {viewBox: `0 0 400 ${22 * group.bars.length}`, role: "img",
+      "aria-label": `${title}, ${group.name}`});
+    group.bars.forEach((bar, row) => {
       const kind = names.indexOf(bar.name), width = Math.max(1, bar.value / most * 130);
-      svg.append(shape("rect", {x: 4, y: y + 3, width, height: 16, fill: COLOURS[kind % COLOURS.length],
-        "fill-opacity": 0.35, stroke: COLOURS[kind % COLOURS.length], "stroke-width": 1.5,
+      svg.append(shape("rect", {x: 4, y: 22 * row + 3, width, height: 16,
+        fill: COLOURS[kind % COLOURS.length], "fill-opacity": 0.35,
+        stroke: COLOURS[kind % COLOURS.length], "stroke-width": 1.5,
         "stroke-dasharray": DASHES[kind % DASHES.length]}),
-        shape("text", {x: 10 + width, y: y + 15, class: "value"},
+        shape("text", {x: 10 + width, y: 22 * row + 15, class: "value"},
           `${number(bar.value)}${bar.name && ` ${bar.name}`}, ${bar.note}`));
-      y += 22;
-    }
-    y += 6;
+    });
+    figure.append(element("div", {class: "bars", title: group.name}, group.name), svg);
   }
-  figure.append(svg);
   return figure;
 }

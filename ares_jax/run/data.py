@@ -30,6 +30,11 @@ class DigitsData:
   rl: int = setting(first_read_by="aepo")
   eval: int
 
+  def __post_init__(self):
+    if not self.problem.smudge and (self.teacher.first_captions or self.teacher.warmup_smudge):
+      raise ValueError("teacher.first_captions and teacher.warmup_smudge need problem.smudge > 0: "
+                       "without it no picture has copies or smudged cells")
+
 
 @dataclasses.dataclass(frozen=True)
 class FilesData:

@@ -77,8 +77,10 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None, valida
       return state
     saver = _Saver(checkpoints, workdir, hosts.on_process_0(lambda: run_marks(workdir)))
     with MetricWriter(workdir, name, step=done) as writer, heartbeat.stop_signals():
-      stage = _Stage(name, steps, config, phases or PhaseTimer(), validation, best, saver, writer,
-                     Progress(steps, name, start=done), state, done)
+      stage = _Stage(
+        name=name, steps=steps, config=config, phases=phases or PhaseTimer(),
+        validation=validation, best=best, saver=saver, writer=writer,
+        progress=Progress(steps, name, start=done), state=state, done=done)
       stage.run(begin)
       stopped = heartbeat.stop_requested()
     if stopped:

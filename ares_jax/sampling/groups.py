@@ -126,7 +126,7 @@ def collect(generator, params, batches, key, *, group, order, sampling, config, 
     GraderError: a reward function failed on every group.
   """
   drawn = _Drawn(generator.model, generator.end, config, group, branching is not None)
-  while drawn.batches < config.batches and not (drawn.batches and drawn.is_complete):
+  while drawn.batches < config.batches and not drawn.is_complete:
     with generator.phases("data"):
       prompts = next(batches)
     samples, grades = generator.answer(params, prompts, key, group=group, sampling=sampling,
@@ -159,7 +159,7 @@ class _Drawn:
   @property
   def is_complete(self):
     """Whether P groups are kept."""
-    return len(self.kept) == self.wanted
+    return 0 < self.wanted == len(self.kept)
 
   def add(self, prompts, samples, grades, value_B):
     """Adds a batch, of whose P groups the filter reads the means of value_B; collective."""
@@ -227,8 +227,8 @@ class _Drawn:
     share, receivers = shares.share(self.wanted), collections.defaultdict(set)
     for number, holders in zip(numbers.tolist(), share.holders, strict=True):
       receivers[number].update(holders)
-    groups = deliver(self.groups,
-                     {number: share.owner[number % self.wanted] for number in receivers},
+    drawn, self.groups = self.groups, {}  # those that go elsewhere are freed
+    groups = deliver(drawn, {number: share.owner[number % self.wanted] for number in receivers},
                      receivers, kinds=(Group, Samples))
     return share, [groups[numbers[place]] for place in share.held]
 

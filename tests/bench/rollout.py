@@ -45,6 +45,8 @@ def skewed(rows, most, seed=0):
 
 def widen(sizes, embed):
   """Gives `model.sizes` another width; heads keep their size."""
+  if embed % sizes.head_dim:
+    raise SystemExit(f"--embed={embed} is not a multiple of the head size, {sizes.head_dim}")
   sizes.update(embed=embed, heads=embed // sizes.head_dim, mlp=4 * embed)
   sizes.vision.out = embed
 
@@ -69,13 +71,13 @@ def main():
   parser.add_argument("--prompts", type=int, default=64)
   parser.add_argument("--held", type=int, default=16)
   parser.add_argument("--max-tokens", type=int, default=256)
-  parser.add_argument("--embed", type=int, default=96)
+  parser.add_argument("--embed", type=int, help="a multiple of the head size, 32")
   parser.add_argument("--chunk", type=int, default=16)
   parser.add_argument("--repeats", type=int, default=3)
   options = parser.parse_args()
   most, rows = options.max_tokens, options.prompts * GROUP
   flags = config_lib.load(str(TINY))
-  if options.embed != flags.model.sizes.embed:
+  if options.embed:
     widen(flags.model.sizes, options.embed)
   config = run_config.read_config(flags)
   with jax.set_mesh(mesh.make_mesh(-1, 1)), setup.open_run(config) as parts:

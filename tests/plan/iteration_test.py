@@ -127,21 +127,26 @@ def test_the_compilers_refusal_says_how_much_memory_a_program_needs(small, words
 
 
 @needs_libtpu
-def test_memory_that_rollouts_leave_is_offered_to_keys_and_values(small):
+@pytest.mark.parametrize("slots, offered", [(0, True), (4, False)])
+def test_memory_that_rollouts_leave_is_offered_to_keys_and_values(small, slots, offered):
   config, model = small
-  config = dataclasses.replace(config, engine=dataclasses.replace(config.engine, cache_gib=2**-13),
-                               aepo=dataclasses.replace(config.aepo, prompts=16, minibatch=64))
+  config = dataclasses.replace(
+    config, engine=dataclasses.replace(config.engine, cache_gib=2**-13, slots=slots),
+    aepo=dataclasses.replace(config.aepo, prompts=16, minibatch=64))
   result = iteration.plan_iteration(config, model, "v5e:2x2", only=("prefill", "decode"))
-  # The chip's 15.75 GiB less a tenth.
   text = iteration.plan_table(result)
-  assert "It fits. For more speed:\n- --config.engine.cache_gib=14 (" in text
+  assert ("It fits. For more speed:\n- --config.engine.cache_gib=1 (" in text) == offered
 
 
 def test_a_larger_cache_is_offered_only_where_it_is_half_as_large_again():
-  chip, engine = chips.CHIPS["v5p"], tiny.read().engine
-  assert larger_cache(dataclasses.replace(engine, cache_gib=6.0), 10 * 2**30, chip) == ()
-  (flag,) = larger_cache(dataclasses.replace(engine, cache_gib=6.0), 65 * 2**30, chip)
+  chip = chips.CHIPS["v5p"]  # 95.7 GiB, of which a tenth stays free
+  engine = dataclasses.replace(tiny.read().engine, cache_gib=6.0)
+  assert larger_cache(engine, 40, 10 * 2**30, chip) == ()
+  assert larger_cache(engine, 1, 65 * 2**30, chip) == ()
+  (flag,) = larger_cache(engine, 40, 65 * 2**30, chip)
   assert flag.startswith("--config.engine.cache_gib=61 (") and "65.0 GiB of a chip are free" in flag
+  (flag,) = larger_cache(engine, 3, 65 * 2**30, chip)  # holds all
+  assert flag.startswith("--config.engine.cache_gib=18 (")
 
 
 @pytest.mark.parametrize("name, kv_heads, parts, wider", [

@@ -212,3 +212,10 @@ def test_rows_in_are_rows_used_and_quarantined(tmp_path_factory, parts):
   assert sorted(used + bad) == sorted(every)
   assert all((RECORDS[every[row]][1] is None) == (row in used) for row in every)
   assert sum(count["used"] for count in lines[0]["counts"]) == len(used)
+
+
+@pytest.mark.parametrize("name", ["first_captions", "warmup_smudge"])
+def test_a_warmup_with_copies_needs_a_problem_with_copies(name):
+  with pytest.raises(ValueError, match=f"teacher.{name}.*need problem.smudge > 0"):
+    tiny.read(**{f"data__digits__teacher__{name}": 0.5})
+  tiny.read(**{f"data__digits__teacher__{name}": 0.5}, data__digits__problem__smudge=0.3)
