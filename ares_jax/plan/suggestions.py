@@ -42,7 +42,7 @@ def larger_cache(engine, rounds, left, chip):
   """
   gib = min(int(engine.cache_gib + (left - chip.memory / 10) / GIB),
             math.ceil(rounds * engine.cache_gib))
-  if gib < 1.5 * engine.cache_gib:
+  if rounds == 1 or gib < 1.5 * engine.cache_gib:
     return ()
   return (f"--config.engine.cache_gib={gib} (more answers at once: while they are drawn, "
           f"{left / GIB:.1f} GiB of a chip are free)",)
