@@ -40,7 +40,7 @@ _UNSAFE_RANGE = re.compile(
   r"[0-9]{3}!|!!|[^A-Za-z0-9)]!|\([^()]*(?:[0-9]{3}|[\^!])[^()]*\)!|\)\)!"
   r"|\\sum ?_ ?\{[^{}]*[0-9]{3}|\\sum ?_ ?\{[^{}]*\} ?\^ ?\{[^{}]*[0-9]{3}"
 )
-_DIGITS = 300  # to which values are computed where they nearly cancel
+_DIGITS = 120  # to which values are computed where they nearly cancel
 
 
 def same_formula(answer, truth):
@@ -83,7 +83,7 @@ def _compare_values(truth, answer):
   """Whether two expressions have the same values; None where that decides nothing.
 
   Decimals and fractions are exact: 3.14159265359 is not pi, 2^{100}-1 is not 2^{100}. Other values
-  are compared to 250 digits. The values are those at a point of positive numbers and, where both
+  are compared to 70 digits. The values are those at a point of positive numbers and, where both
   are real there, at one of negative numbers. Infinite values are compared as written: sympy's
   verdict on them is left to chance.
   """
@@ -111,11 +111,11 @@ def _compare_values(truth, answer):
         return True
       difference = values[0] - values[1]
       largest = max(map(abs, parts))
-      if 0 < largest < sympy.Float(f"1e-{_DIGITS - 100}"):  # it may be 0
+      if 0 < largest < 1e-60:  # it may be 0
         return sympy.simplify(difference) == 0
       if not difference.is_Rational:
-        bound = largest * sympy.Float(f"1e-{_DIGITS - 50}")
-        difference = max(map(abs, difference.evalf(30, maxn=_DIGITS).as_real_imag())) > bound
+        parts = difference.evalf(30, maxn=_DIGITS).as_real_imag()
+        difference = max(map(abs, parts)) > 1e-70 * largest
       if difference:
         return False
     except (TypeError, ValueError, ArithmeticError, AttributeError):  # no number
