@@ -7,7 +7,8 @@ both, runs the arms and shows what came out. The warm-up learns GSM8K's solution
 among solutions in words and bare calculations, AEPO asks SVAMP's problems.
 Baselines: --config=configs/aepo_smollm2.py:grpo and :dapo.
 Hardware: 2 CPU cores, 8 GiB.
-Hours: not measured. Expected score: not measured.
+Hours: 1.1 for 40 iterations of AEPO, the rest not measured.
+Expected score: 11.3% of SVAMP's held-out problems after 40 iterations (drawn answers, one seed).
 """
 
 from ares_jax.run.recipe import choose_preset, recipe

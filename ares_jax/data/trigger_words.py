@@ -23,6 +23,16 @@ def are_triggers(texts):
   return [text.strip().lower() in words for text in texts]
 
 
+def triggers_in(texts):
+  """list of bool: the trigger words among a response's tokens, without those that name a tag.
+
+  Where <think> is no token of its own, a model writes it as "<", "think", ">".
+  """
+  before, after = ["", *texts][:-1], [*texts, ""][1:]
+  return [is_trigger and not (left.rstrip("/").endswith("<") and right.startswith(">"))
+          for is_trigger, left, right in zip(are_triggers(texts), before, after, strict=True)]
+
+
 def trigger_table(tokenizer, vocab):
   """bool [vocab]: tokens that are trigger words; `vocab` is at least the fast tokenizer's size."""
   texts = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])

@@ -10,7 +10,7 @@ import json
 import numpy as np
 
 from ares_jax import ops
-from ares_jax.data.trigger_words import are_triggers
+from ares_jax.data.trigger_words import triggers_in
 from ares_jax.system import figures
 from ares_jax.system.figures import Curve
 from ares_jax.system.tables import format_number, text_table
@@ -194,7 +194,7 @@ def _arrays(lines, labelled):
     length = len(line["tokens"])
     entropy_BT[row, :length], mask_BT[row, :length] = line["entropy"], True
     if labelled is None:
-      trigger_BT[row, :length] = are_triggers(line["tokens"])
+      trigger_BT[row, :length] = triggers_in(line["tokens"])
       continue
     indices = labelled[_key(line)]
     if indices and not 0 <= min(indices) <= max(indices) < length:

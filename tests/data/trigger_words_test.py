@@ -1,7 +1,7 @@
 import numpy as np
 
 from ares_jax.data import digits
-from ares_jax.data.trigger_words import trigger_table, trigger_words
+from ares_jax.data.trigger_words import trigger_table, trigger_words, triggers_in
 
 
 def test_table_marks_trigger_words_whatever_their_space_and_case():
@@ -27,3 +27,9 @@ def test_digits_tokenizer_has_one_trigger_word():
   tokenizer = digits.tokenizer()
   table = trigger_table(tokenizer, 64)
   assert tokenizer.convert_tokens_to_ids(" wait") in np.flatnonzero(table)
+
+
+def test_the_name_of_a_tag_is_no_trigger_of_a_response():
+  texts = ["<", "think", ">", " I", " think", ">", "2", "\n</", "think", ">\n", "think"]
+  assert np.flatnonzero(triggers_in(texts)).tolist() == [4, 10]
+  assert triggers_in([]) == []
