@@ -133,6 +133,7 @@ def _names_right_option(answer, truths, choices, same):
     if letter.upper() not in right:
       return False
     texts = choices.texts[letter.upper()]
+    rest = normalise(rest)  # what stands behind a letter was not read as a value of its own
     if rest and (written := choices.written_as(rest)):  # of several orders of a list one is right
       return letter.upper() in written
     if not rest or any(same(rest, text) for text in texts):

@@ -113,6 +113,19 @@ def test_a_letter_with_the_text_of_another_option_is_wrong(said):
   assert not any(graded(said, options, right) for right in range(5))
 
 
+@pytest.mark.parametrize("said, truths", [
+  ("B. 12 000", ("B", "12 000")), ("B. **12**", ("B", "12")),
+  ("B. no solution", ("B", r"\emptyset")), (r"B. \mathbb{R}", ("B", "all real numbers"))])
+def test_a_text_behind_a_letter_may_be_written_as_values_are(said, truths):
+  assert answer.same_answer(said, truths)
+
+
+@pytest.mark.parametrize("text", ["no solution", "infinity", "3:30 PM"])
+def test_an_option_in_words_may_stand_behind_its_letter(text):
+  options = ["1", "2", text, "4"]
+  assert graded(f"C. {text}", options, 2) and not graded(f"D. {text}", options, 3)
+
+
 def test_two_letters_are_two_options_where_texts_are_letters():
   assert not graded("C, E", ["B", "D", "E", "A", "C"], 2)
 
