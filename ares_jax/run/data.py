@@ -31,9 +31,9 @@ class DigitsData:
   eval: int
 
   def __post_init__(self):
-    if not self.problem.smudge and (self.teacher.first_captions or self.teacher.warmup_smudge):
-      raise ValueError("teacher.first_captions and teacher.warmup_smudge need problem.smudge > 0: "
-                       "without it no picture has copies or smudged cells")
+    if self.teacher.warmup_smudge and not self.problem.smudge:
+      raise ValueError("teacher.warmup_smudge needs problem.smudge > 0: without it no picture has "
+                       "smudged cells and copies")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -109,15 +109,17 @@ def test_captions_and_drills_become_fewer_and_traces_more():
   assert all(row["response"].startswith("<think>") for row in rows)
 
 
-def test_the_warmup_may_begin_with_captions_of_pictures_without_copies():
+def test_the_warmup_may_begin_with_captions_and_drills_without_copies():
   warmup = digits_teacher.WarmupSource(
-    smudged(), dataclasses.replace(TEACHER, first_captions=0.1))
+    smudged(), dataclasses.replace(TEACHER, first_drills=0.1, first_captions=0.1))
   for row in map(warmup.__getitem__, range(50)):
     assert row["question"] == "Describe" and row["images"][0].shape == (56, 56, 3)
     read = re.findall(r"([a-z]+)(\d)", row["response"])
     assert {(name, int(digit)) for name, digit in read} == set(row["cells"])
-  # Later rows are those without it.
-  for index in range(50, 70):
+  for row in map(warmup.__getitem__, range(50, 100)):
+    assert not row["images"] and "check" not in row["question"] and row["response"].count("=") >= 7
+  # Later rows are those without them.
+  for index in range(100, 120):
     row, other = warmup[index], digits_teacher.WarmupSource(smudged(), TEACHER)[index]
     assert row["response"] == other["response"] and row["smudges"] == other["smudges"]
 

@@ -214,8 +214,8 @@ def test_rows_in_are_rows_used_and_quarantined(tmp_path_factory, parts):
   assert sum(count["used"] for count in lines[0]["counts"]) == len(used)
 
 
-@pytest.mark.parametrize("name", ["first_captions", "warmup_smudge"])
-def test_a_warmup_with_copies_needs_a_problem_with_copies(name):
-  with pytest.raises(ValueError, match=f"teacher.{name}.*need problem.smudge > 0"):
-    tiny.read(**{f"data__digits__teacher__{name}": 0.5})
-  tiny.read(**{f"data__digits__teacher__{name}": 0.5}, data__digits__problem__smudge=0.3)
+def test_smudged_cells_in_the_warmup_need_a_problem_that_has_some():
+  changes = {"data__digits__teacher__warmup_smudge": 0.5}
+  with pytest.raises(ValueError, match="teacher.warmup_smudge needs problem.smudge > 0"):
+    tiny.read(**changes)
+  tiny.read(**changes, data__digits__problem__smudge=0.3)
