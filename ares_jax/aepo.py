@@ -119,11 +119,11 @@ class _Iterations:
 
   def _update(self, state, batch):
     """The next state, and the metrics of the update."""
-    config, step = self.config, int(state.step)
+    config = self.config
     arguments = (self.context.generator.model, config, state, self.reference, batch,
                  self.trigger_V, self.context.base)
     terms = {}
-    if config.terms_every and step % config.terms_every == 0:
+    if config.terms_every and int(state.step) % config.terms_every == 0:
       terms = jax.device_get(gradient_terms(*arguments))
     state, metrics = aepo_step(*arguments)
     return state, jax.device_get(metrics) | terms

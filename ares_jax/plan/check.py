@@ -14,9 +14,9 @@ import time
 
 import jax
 
-from ares_jax.plan.iteration import GIB, NAMES
+from ares_jax.plan.iteration import NAMES
 from ares_jax.plan.programs import aepo_programs, sft_program
-from ares_jax.plan.suggestions import suggestions
+from ares_jax.plan.suggestions import GIB, suggestions
 from ares_jax.run.checkpoint.reader import newest_step
 from ares_jax.run.identity import STAGES, stage_folder
 from ares_jax.system import compiling, hosts

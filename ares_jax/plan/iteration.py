@@ -8,11 +8,11 @@ import jax
 
 from ares_jax.plan import programs
 from ares_jax.plan.counted import LOOP, compile_for_chips, count
-from ares_jax.plan.suggestions import larger_cache, suggestions
+from ares_jax.plan.suggestions import GIB, larger_cache, suggestions
 from ares_jax.system import chips, mesh
 
 NAMES = ("reshard", "prefill", "decode", "aepo_step")
-GIB, ITERATIONS = 2**30, 1000
+ITERATIONS = 1000
 
 
 @dataclasses.dataclass(frozen=True)

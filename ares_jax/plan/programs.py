@@ -34,8 +34,8 @@ class Program:
   # only a run knows, say how much they read.
   paged: tuple[float, float] = (0.0, 0.0)
   rare_loops: bool = False  # whether loops of unknown length hardly ever run
-  # Times that pages run out in a rollout whose prompts and answers are all the longest: 1 if they
-  # hold all, or engine.slots has fewer rows.
+  # Times that the pages are filled in a rollout whose prompts and answers are all the longest; 1
+  # also where engine.slots has fewer rows than they hold.
   rounds: int = 1
 
 

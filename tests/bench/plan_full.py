@@ -17,7 +17,7 @@ import time
 import jax
 
 from ares_jax.plan import iteration
-from ares_jax.plan.iteration import GIB
+from ares_jax.plan.suggestions import GIB
 from ares_jax.run import config as run_config
 from ares_jax.run.model import model_config
 from ares_jax.system import config as config_lib
