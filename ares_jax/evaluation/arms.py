@@ -60,8 +60,8 @@ def arm_label(config, stage):
   if stage == "adacs":
     return f"{start} cold start"
   kind, dynamic = aepo["reward"]["kind"], aepo["kl"]["dynamic"]
-  if kind == "release":
-    return f"{start} + release reward"
+  if kind in ("release", "continuous"):
+    return f"{start} + {kind} reward"
   if kind == "aepo" and dynamic:
     return f"{start} + AEPO" + (" (ARES)" if start == "AdaCS" else "")
   # Both filter groups of equal answers in the paper's recipe; DAPO has no KL term (recipe.py).

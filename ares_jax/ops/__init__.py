@@ -10,7 +10,12 @@ Five functions have the name of their module, `difficulty`, `entropy_reward`, `t
 """
 
 from ares_jax.ops.difficulty import difficulty
-from ares_jax.ops.entropy_reward import entropy_reward, release_reward, track_alpha
+from ares_jax.ops.entropy_reward import (
+  continuous_reward,
+  entropy_reward,
+  release_reward,
+  track_alpha,
+)
 from ares_jax.ops.grpo import (
   average_loss,
   group_advantage,
@@ -25,9 +30,9 @@ from ares_jax.ops.token_kl import kl_weight, token_kl
 from ares_jax.ops.window_entropy import entropy_threshold, hwe_cover, hwe_flags, window_entropy
 
 __all__ = [
-  "average_loss", "bucket_stats", "control_kl", "difficulty", "entropy_reward",
-  "entropy_threshold", "group_advantage", "hwe_cover", "hwe_flags", "hwe_multiplier",
-  "importance_weight", "kl_weight", "logprob_and_entropy", "policy_loss", "release_reward",
-  "token_bonus", "token_entropy", "token_kl", "track_alpha", "track_kl_coefficient",
-  "track_target", "window_entropy",
+  "average_loss", "bucket_stats", "continuous_reward", "control_kl", "difficulty",
+  "entropy_reward", "entropy_threshold", "group_advantage", "hwe_cover", "hwe_flags",
+  "hwe_multiplier", "importance_weight", "kl_weight", "logprob_and_entropy", "policy_loss",
+  "release_reward", "token_bonus", "token_entropy", "token_kl", "track_alpha",
+  "track_kl_coefficient", "track_target", "window_entropy",
 ]

@@ -1,4 +1,4 @@
-"""Hierarchical entropy reward: the paper's (section 3.2.2) and its public release's.
+"""Entropy rewards: the paper's (section 3.2.2), its public release's, and one without buckets.
 
 B rows; `_B` of a bucket quantity is `quantity_3[bucket_B]`. Buckets: 0 easy, 1 medium, 2 hard.
 Delta is count - target: the excess of high-window-entropy tokens N_HE over N_target.
@@ -48,20 +48,56 @@ def entropy_reward(correct_B, count_B, bucket_B, target_B, multiplier_B, *, cap=
   [-0.3 -0.5  1. ]
   """
   _check_rows(correct_B, count_B, bucket_B, target_B, multiplier_B)
+  excess_B = _excess(count_B, target_B)
+  deviation_B = jnp.select([bucket_B == 0, bucket_B == 1, bucket_B == 2],
+                           [jnp.maximum(excess_B, 0), jnp.abs(excess_B), jnp.maximum(-excess_B, 0)],
+                           0.0)
+  return _penalised(correct_B, multiplier_B * deviation_B, bucket_B <= 1, cap, penalize)
+
+
+@op(static=("cap", "penalize"))
+def continuous_reward(correct_B, count_B, rate_B, target_B, multiplier_B, *, cap=0.5,
+                      penalize="wrong"):
+  """`entropy_reward` without buckets: g(Delta) = max(0, (2p - 1) Delta), p the prompt's pass rate.
+
+  At p = 1 it is g_easy, at p = 0 g_hard; a prompt solved half of the time is not shaped. The paper
+  leaves a continuous difficulty open; the formula is ours.
+
+  Args:
+    correct_B, count_B, cap: as for `entropy_reward`.
+    rate_B: p, in [0, 1], equal within a group; 0.5 for padding.
+    target_B, multiplier_B: N_target and lambda of all rows; a target of nan is no penalty.
+    penalize: "wrong": wrong answers only; "all": correct ones to prompts with p > 0.5 too.
+
+  Returns:
+    reward_B: float32.
+
+  Raises:
+    ValueError: not all [B], cap < 0, an unknown `penalize`.
+
+  >>> import numpy as np
+  >>> correct_B, count_B = np.float32([0, 0, 1]), np.float32([7, 1, 9])
+  >>> rate_B, target_B = np.float32([0.75, 0, 0.75]), np.float32([4, 4, 4])
+  >>> print(continuous_reward(correct_B, count_B, rate_B, target_B, np.full(3, 0.1)).round(3))
+  [-0.15 -0.3   1.  ]
+  """
+  _check_shapes(correct_B, count_B, rate_B, target_B, multiplier_B)
+  slope_B = 2 * rate_B.astype(jnp.float32) - 1
+  deviation_B = jnp.maximum(slope_B * _excess(count_B, target_B), 0)
+  return _penalised(correct_B, multiplier_B * deviation_B, slope_B > 0, cap, penalize)
+
+
+def _penalised(correct_B, penalty_B, easier_B, cap, penalize):
+  """The reward: accuracy less a penalty for wrong answers and, with "all", for `easier_B`."""
   if not cap >= 0:
     raise ValueError(f"cap = {cap} must be >= 0; math.inf for no cap")
   if penalize not in ("wrong", "all"):
     raise ValueError(f'penalize = {penalize!r} must be "wrong" or "all"')
   correct_B = correct_B.astype(jnp.float32)
-  excess_B = _excess(count_B, target_B)
-  deviation_B = jnp.select([bucket_B == 0, bucket_B == 1, bucket_B == 2],
-                           [jnp.maximum(excess_B, 0), jnp.abs(excess_B), jnp.maximum(-excess_B, 0)],
-                           0.0)
-  penalty_B = jnp.minimum(multiplier_B.astype(jnp.float32) * deviation_B, cap)
   penalised_B = correct_B == 0
   if penalize == "all":
-    penalised_B |= bucket_B <= 1
-  return correct_B - jnp.where(penalised_B, penalty_B, 0)
+    penalised_B |= easier_B
+  return correct_B - jnp.where(penalised_B, jnp.minimum(penalty_B, cap), 0)
 
 
 @op
@@ -164,8 +200,12 @@ def _excess(count_B, target_B):
 
 
 def _check_rows(correct_B, count_B, bucket_B, target_B, strength_B):
-  shapes = [x.shape for x in (correct_B, count_B, bucket_B, target_B, strength_B)]
-  if len(set(shapes)) > 1 or len(shapes[0]) != 1:
-    raise ValueError(f"shapes {shapes} must all be the same [B]; index bucket values by bucket_B")
+  _check_shapes(correct_B, count_B, bucket_B, target_B, strength_B)
   if not jnp.issubdtype(bucket_B.dtype, jnp.integer):
     raise ValueError(f"bucket_B has dtype {bucket_B.dtype}; pass int32 from `difficulty`")
+
+
+def _check_shapes(*arrays):
+  shapes = [x.shape for x in arrays]
+  if len(set(shapes)) > 1 or len(shapes[0]) != 1:
+    raise ValueError(f"shapes {shapes} must all be the same [B]; index bucket values by bucket_B")

@@ -131,6 +131,10 @@ def _reward_terms(line, bucket, count, metrics, config):
   if reward.kind == "aepo":
     total_B = ops.entropy_reward(correct_B, count_B, bucket_B, target_B, np.float32([multiplier]),
                                  cap=reward.cap, penalize=reward.penalize)
+  elif reward.kind == "continuous":
+    total_B = ops.continuous_reward(correct_B, count_B, np.float32([line["pass_rate"]]), target_B,
+                                    np.float32([multiplier]), cap=reward.cap,
+                                    penalize=reward.penalize)
   elif reward.kind == "release":
     alpha = before[f"reward/alpha/{name}"] if before else 0.5
     total_B, _ = ops.release_reward(correct_B, count_B, bucket_B, target_B, np.float32([alpha]))

@@ -43,7 +43,9 @@ class EntropyConfig:
 class RewardConfig:
   """How much to explore: difficulty buckets and the hierarchical reward (section 3.2.2)."""
 
-  kind: Literal["accuracy", "aepo", "release"]
+  # continuous: AEPO's with the pass rate in the place of buckets; its target is that of all
+  # answers, its multiplier that of the medium bucket's rule.
+  kind: Literal["accuracy", "aepo", "release", "continuous"]
   easy: float  # pass rate from which a prompt is easy
   medium: float
   rule: Literal["signed", "literal"]
@@ -125,7 +127,8 @@ def shape_rewards(entropy, reward, controllers, batch, trigger_V, *, group):
   bucket_B = ops.difficulty(batch.accuracy, group=group, easy=reward.easy, medium=reward.medium)
   buckets = _compare_with_targets(reward, controllers, count_B, bucket_B)
 
-  reward_B = _rewards(reward, controllers, batch.correct, count_B, bucket_B, buckets)
+  rate_B = jnp.repeat(batch.accuracy.reshape(-1, group).mean(1), group)
+  reward_B = _rewards(reward, controllers, batch.correct, count_B, bucket_B, rate_B, buckets)
   if batch.scores is not None:
     reward_B = batch.reward + (reward_B - batch.correct)
   if reward.placebo:
@@ -177,7 +180,13 @@ def _flags(entropy, threshold, batch, trigger_V):
 
 
 def _compare_with_targets(reward, controllers, count_B, bucket_B):
-  """_Buckets: mean HWE counts, their targets, and the multipliers that follow."""
+  """_Buckets: mean HWE counts, their targets, and the multipliers that follow.
+
+  For the continuous reward each has the values of all answers.
+  """
+  pooled = reward.kind == "continuous"
+  if pooled:
+    bucket_B = jnp.ones_like(bucket_B)
   mean_3, var_3, size_3 = ops.bucket_stats(count_B, bucket_B)
   ema_3 = controllers.hwe_target
   if reward.target == "all":
@@ -191,15 +200,19 @@ def _compare_with_targets(reward, controllers, count_B, bucket_B):
   multiplier_3 = ops.track_target(controllers.multiplier, multiplier_3, size_3, decay=0.0)
   # A bucket seen for the first time has no target yet: its mean is the target, without deviation.
   target_3 = jnp.where(jnp.isnan(target_3), mean_3, target_3)
-  return _Buckets(mean_3, size_3, target_3, multiplier_3)
+  buckets = _Buckets(mean_3, size_3, target_3, multiplier_3)
+  return jax.tree.map(lambda values_3: jnp.full(3, values_3[1]), buckets) if pooled else buckets
 
 
-def _rewards(reward, controllers, correct_B, count_B, bucket_B, buckets):
+def _rewards(reward, controllers, correct_B, count_B, bucket_B, rate_B, buckets):
   """float32 [B]: rewards of the config's kind."""
-  target_B = buckets.target[bucket_B]
+  target_B, multiplier_B = buckets.target[bucket_B], buckets.multiplier[bucket_B]
   if reward.kind == "aepo":
-    return ops.entropy_reward(correct_B, count_B, bucket_B, target_B, buckets.multiplier[bucket_B],
+    return ops.entropy_reward(correct_B, count_B, bucket_B, target_B, multiplier_B,
                               cap=reward.cap, penalize=reward.penalize)
+  if reward.kind == "continuous":
+    return ops.continuous_reward(correct_B, count_B, rate_B, target_B, multiplier_B,
+                                 cap=reward.cap, penalize=reward.penalize)
   if reward.kind == "release":
     alpha_B = controllers.alpha[bucket_B]
     return ops.release_reward(correct_B, count_B, bucket_B, target_B, alpha_B)[0]

@@ -2,10 +2,12 @@
 
     python -m tests.bench.claims a --seeds=0,1,2,3,4,5,6,7,8,9 --jobs=2
     python -m tests.bench.claims a --table
+    python -m tests.bench.claims a --transfer --table
 
 Every arm of a seed starts from the same warm-up and cold start (WORKDIR/start/SEED; those of b,
 whose problem differs, are in WORKDIR/second_look/SEED). Each run is on one core. A run that was
 stopped goes on where it was; finished ones are not repeated. --table prints what is finished.
+--transfer evaluates the finished runs on problems that they were not trained on.
 """
 
 import argparse
@@ -60,6 +62,26 @@ def parts():
                            "penalize all, first tau": ALL | {"aepo.entropy.decay": 1.0}}
 
 
+def group_sizes():
+  """GRPO and penalties by bucket at equal numbers of answers, and difficulty without buckets."""
+  arms = {}
+  for group in (2, 4, 8, 16):
+    size = {"aepo.group": group, "aepo.prompts": 256 // group}
+    arms |= {f"GRPO, G {group}": GRPO | size, f"buckets, G {group}": ALL | size}
+  return arms | {"continuous, G 8": ALL | {"aepo.reward.kind": "continuous"}}
+
+
+def group_baseline(arm):
+  kind, _, size = arm.partition(",")
+  return {"GRPO": "GRPO, G 8", "buckets": f"GRPO,{size}", "continuous": f"buckets,{size}"}[kind]
+
+
+# {name: (settings, levels that count)}: problems that the runs of a were not trained on.
+TRANSFER = {
+  "levels 6 to 8": ({"data.digits.problem.levels": 8, "prompt.max_tokens": (38,)}, "678"),
+  "noise 0.1": ({"data.digits.problem.noise": 0.1}, "12345"),
+  "+ and -": ({"data.digits.problem.operators": ("+", "-")}, "2345")}
+
 # Longer chains with smudged cells, whose copies a second pass reads (docs/digits.md). All kinds of
 # traces are frequent at all levels, so that stage 2 can choose between them.
 SECOND_LOOK = {
@@ -95,7 +117,8 @@ EXPERIMENTS = {
     "penalize all, first tau": ALL | {"aepo.entropy.decay": 1.0}, "release": RELEASE}),
     lambda arm: "GRPO"),
   "b": Experiment(parts(), lambda arm: "GRPO", SECOND_LOOK, "second_look"),
-  "c": Experiment(kl_arms(), lambda arm: arm.partition(",")[0] + ", fixed")}
+  "c": Experiment(kl_arms(), lambda arm: arm.partition(",")[0] + ", fixed"),
+  "d": Experiment(group_sizes(), group_baseline)}
 
 
 def main():
@@ -108,6 +131,7 @@ def main():
   parser.add_argument("--arms", help="names, with ';' between them; default all")
   parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on a core")
   parser.add_argument("--table", action="store_true", help="print what is finished; run nothing")
+  parser.add_argument("--transfer", action="store_true", help="evaluate what is finished elsewhere")
   options = parser.parse_args()
   experiment = EXPERIMENTS[options.experiment]
   chosen = options.arms.split(";") if options.arms else list(experiment.arms)
@@ -116,7 +140,14 @@ def main():
     parser.error(f"no arm {', '.join(sorted(unknown))}; there are {'; '.join(experiment.arms)}")
   seeds = [int(seed) for seed in options.seeds.split(",")]
   if options.table:
-    print(tables(options, experiment.baseline, chosen, seeds))
+    table = transfer_table if options.transfer else tables
+    print(table(options, experiment.baseline, chosen, seeds))
+    return
+  if options.transfer:
+    for arm, by_seed in finished_runs(options, chosen, seeds).items():
+      for seed, folder in by_seed.items():
+        for problem in TRANSFER:
+          evaluate_elsewhere(options.config, folder, problem, seed, experiment.arms[arm] | WATCH)
     return
 
   cores = queue.SimpleQueue()
@@ -160,25 +191,46 @@ def train(config, workdir, seed, settings, core, start=None):
       shutil.copytree(start / name, workdir / name)
     for name in ("curation.json", "results.json"):
       shutil.copy(start / name, workdir / name)
-  command = [sys.executable, "-m", "ares_jax.train", f"--config={config}",
-             f"--workdir={workdir}", f"--config.seed={seed}",
-             *[f"--config.{name}={value}" for name, value in settings.items()]]
   print(f"{workdir} on core {core}", file=sys.stderr, flush=True)
   workdir.parent.mkdir(parents=True, exist_ok=True)
-  with open(f"{workdir}.log", "ab") as log:
-    subprocess.run(command, check=True, stdout=log, stderr=log,
-                   preexec_fn=lambda: os.sched_setaffinity(0, {core}))
+  run_command("train", config, workdir, seed, settings,
+              preexec_fn=lambda: os.sched_setaffinity(0, {core}))
   shutil.copy(workdir / "results.json", done)
+
+
+def evaluate_elsewhere(config, workdir, problem, seed, settings):
+  """Evaluates a finished run on a problem of TRANSFER, into WORKDIR/transfer/PROBLEM."""
+  folder = transfer_folder(workdir, problem)
+  if not (folder / "results.json").exists():
+    print(folder, file=sys.stderr, flush=True)
+    run_command("evaluate", config, workdir, seed, settings | TRANSFER[problem][0],
+                f"--out={folder}")
+
+
+def transfer_folder(workdir, problem):
+  return workdir / "transfer" / folder_name(problem)
+
+
+def run_command(name, config, workdir, seed, settings, *words, **options):
+  command = [sys.executable, "-m", f"ares_jax.{name}", f"--config={config}",
+             f"--workdir={workdir}", f"--config.seed={seed}", *words,
+             *[f"--config.{key}={value}" for key, value in settings.items()]]
+  with open(f"{workdir}.log", "ab") as log:
+    subprocess.run(command, check=True, stdout=log, stderr=log, **options)
+
+
+def finished_runs(options, arms, seeds):
+  """{arm: {seed: folder}} of the runs that are finished."""
+  return {arm: {seed: folder for seed in seeds
+                if ((folder := options.workdir / options.experiment / str(seed)
+                     / folder_name(arm)) / "done.json").exists()} for arm in arms}
 
 
 def tables(options, baseline, arms, seeds):
   """Two Markdown tables of the finished seeds: in all, and by level."""
-  finished = {}
-  for arm in dict.fromkeys((*map(baseline, arms), *arms)):
-    folders = {seed: options.workdir / options.experiment / str(seed) / folder_name(arm)
-               for seed in seeds}
-    finished[arm] = {seed: _result(folder) for seed, folder in folders.items()
-                     if (folder / "done.json").exists()}
+  arms = dict.fromkeys((*map(baseline, arms), *arms))
+  finished = {arm: {seed: _result(folder) for seed, folder in by_seed.items()}
+              for arm, by_seed in finished_runs(options, arms, seeds).items()}
   levels = sorted({level for by_seed in finished.values() for one in by_seed.values()
                    for level in one["level"]}, key=float)
   overall = {
@@ -193,16 +245,45 @@ def tables(options, baseline, arms, seeds):
     "tokens": lambda level, one: one["level"][level]["length"],
     "direct": lambda level, one: 100 * one["level"][level]["modes"].get("direct", 0),
     "check": lambda level, one: 100 * one["level"][level]["modes"].get("check", 0)}.items()}
-  text = []
-  for columns in (overall, by_level):
-    rows = [[arm, len(by_seed), *(_cell(value, by_seed, finished[baseline(arm)])
-                                  for value in columns.values())]
-            for arm, by_seed in finished.items()]
-    text += [*markdown_table(["arm", "seeds", *columns], rows), ""]
-  return "\n".join(text) + (
-    "Means over seeds; in brackets the difference to the experiment's baseline, paired by seed, "
-    "with its 95% t-interval.\n\"shaped\" is the mean change of the advantages by the entropy "
-    "term, over their mean size without it.")
+  return "\n".join([
+    *_paired_table(finished, baseline, overall), "", *_paired_table(finished, baseline, by_level),
+    "", PAIRED, "\"shaped\" is the mean change of the advantages by the entropy term, over their "
+    "mean size without it."])
+
+
+def transfer_table(options, baseline, arms, seeds):
+  """A Markdown table of the finished evaluations on the problems of TRANSFER."""
+  arms = dict.fromkeys((*map(baseline, arms), *arms))
+  finished = {arm: {seed: _levels_elsewhere(folder) for seed, folder in by_seed.items()
+                    if all((transfer_folder(folder, problem) / "results.json").exists()
+                           for problem in TRANSFER)}
+              for arm, by_seed in finished_runs(options, arms, seeds).items()}
+
+  def mean(problem, key, scale, one):
+    return scale * np.mean([one[problem][level][key] for level in TRANSFER[problem][1]])
+
+  columns = {f"{problem}: {name}": functools.partial(mean, problem, key, scale)
+             for problem in TRANSFER for name, key, scale in (
+               ("right", "accuracy", 100), ("tokens", "length_mean", 1))}
+  return "\n".join([*_paired_table(finished, baseline, columns), "", PAIRED])
+
+
+def _levels_elsewhere(folder):
+  """{problem: {level: scores}} of a run's evaluations on the problems of TRANSFER."""
+  return {problem: json.loads((transfer_folder(folder, problem) / "results.json").read_text())[
+    "by_level"] for problem in TRANSFER}
+
+
+PAIRED = ("Means over seeds; in brackets the difference to the experiment's baseline, paired by "
+          "seed, with its 95% t-interval.")
+
+
+def _paired_table(finished, baseline, columns):
+  """Lines of a table: `finished` is {arm: {seed: result}}, `columns` {name: value of a result}."""
+  rows = [[arm, len(by_seed), *(_cell(value, by_seed, finished[baseline(arm)])
+                                for value in columns.values())]
+          for arm, by_seed in finished.items()]
+  return markdown_table(["arm", "seeds", *columns], rows)
 
 
 def _result(folder):

@@ -1,6 +1,6 @@
 """Whether a second look pays in the digits problem, and on hard problems alone, before stage 2.
 
-    python -m tests.bench.second_look --workdir=runs/claims/start/b/0 [--stage=adacs]
+    python -m tests.bench.second_look --workdir=runs/claims/second_look/0 [--stage=adacs]
 
 A finished cold start on a problem with `smudge` (docs/digits.md) answers held-out problems. Its own
 first pass over the cells is sampled once; from there it is made to answer ("stepwise") or to look

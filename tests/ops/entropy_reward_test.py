@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ares_jax import entropy_reward, release_reward, track_alpha
+from ares_jax import continuous_reward, entropy_reward, release_reward, track_alpha
 
 EASY, MEDIUM, HARD = 0, 1, 2
 few = settings(max_examples=25, deadline=None)
@@ -52,6 +52,26 @@ def test_penalize_all_reaches_correct_easy_and_medium_answers(correct, count, bu
   # -1 is no bucket, although it is below 1: it must not be penalised either.
   reward_B = entropy_reward(*rows(correct, count, bucket, 10, 0.1), penalize="all")
   np.testing.assert_allclose(reward_B, [expected], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "correct,count,rate,penalize,expected",
+  [  # target 10, lambda 0.1
+    (0, 13, 1.0, "wrong", -0.3),  # as easy
+    (0, 7, 1.0, "wrong", 0.0),
+    (0, 7, 0.0, "wrong", -0.3),  # as hard
+    (0, 13, 0.0, "wrong", 0.0),
+    (0, 13, 0.75, "wrong", -0.15),
+    (0, 99, 0.5, "wrong", 0.0),
+    (0, 30, 0.75, "wrong", -0.5),  # capped
+    (1, 13, 0.75, "wrong", 1.0),
+    (1, 13, 0.75, "all", 0.85),
+    (1, 7, 0.25, "all", 1.0),  # a hard prompt's right answer
+  ],
+)
+def test_continuous_reward_by_hand(correct, count, rate, penalize, expected):
+  numbers = (np.float32([number]) for number in (correct, count, rate, 10, 0.1))
+  np.testing.assert_allclose(continuous_reward(*numbers, penalize=penalize), [expected], atol=1e-6)
 
 
 def test_without_cap_the_penalty_is_the_papers():
@@ -172,6 +192,7 @@ def test_sharded_over_4_devices_equals_unsharded_and_bfloat16_equals_float32(mes
     (lambda: entropy_reward(*rows(0, 1, 0, 1, 1), cap=-1.0), "cap = -1.0 must be >= 0"),
     (lambda: entropy_reward(*rows(0, 1, 0, 1, 1), penalize="no"), "penalize = 'no' must be"),
     (lambda: entropy_reward(*rows(0, 1, 0, 1, 1)[:4], np.ones(3)), r"\(3,\)\] must all be"),
+    (lambda: continuous_reward(*[np.ones(2)] * 4, np.ones(3)), r"\(3,\)\] must all be"),
     (lambda: release_reward(*[np.ones(2)] * 5), "bucket_B has dtype float32; pass int32"),
     (lambda: track_alpha(*[np.ones(3)] * 3, np.ones(2)), r"target_3 has shape \(2,\)"),
     (lambda: track_alpha(*[np.ones(3)] * 4, rate=0.0), "rate = 0.0 must be > 0"),

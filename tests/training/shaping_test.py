@@ -133,6 +133,17 @@ def test_reward_kinds():
   assert metrics["reward/alpha/hard"] == after.alpha[2]
 
 
+def test_the_continuous_reward_has_one_target_and_the_pass_rate_of_each_prompt():
+  # Counts 0, 2, 2, 0: mean 1, variance 1; the target 2 of all answers is missed by 1: lambda = 1.
+  # Group 0, all wrong: its answers fall short by 2 and 0. Group 1, half right, is not shaped.
+  controllers = FRESH.replace(threshold=jnp.float32(1.75), hwe_target=jnp.float32([9, 2, 9]))
+  shaping, after, metrics = shaped(CORRECT, ROWS, controllers, kind="continuous", cap=9.0)
+  np.testing.assert_allclose(shaping.reward, [-2, 0, 1, 0], rtol=1e-5)
+  np.testing.assert_array_equal(shaping.bucket, [2, 2, 1, 1])
+  np.testing.assert_allclose(after.hwe_target, [5, 1.5, 5])  # each moves to the mean of all
+  assert metrics["hwe/target/hard"] == 2 and metrics["hwe/count/easy"] != metrics["hwe/count/hard"]
+
+
 def test_quantile_of_tokens_is_another_threshold():
   entropy = dataclasses.replace(ENTROPY, quantile_of="token", quantile=1.0)
   _, after, _ = shaped(CORRECT, ROWS, entropy_config=entropy)
