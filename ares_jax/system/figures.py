@@ -44,7 +44,7 @@ def new_figure(*titles, x_label="", y_labels=(), width=6.4, height=4.0):
     panel.tick_params(colors=GREY, labelsize=8)
     panel.set_axisbelow(True)
     panel.grid(axis="y", color=FAINT)
-      # Curves, points and intervals take the next style each.
+    # Curves, points and intervals take the next style each.
     panel.set_prop_cycle(color=COLOURS * 4, linestyle=DASHES * 7, marker=MARKERS * 4)
   panels[-1].set_xlabel(plain(x_label), color=GREY)
   return figure, panels

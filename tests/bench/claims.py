@@ -7,15 +7,14 @@
 Every arm of a seed starts from the same warm-up and cold start (WORKDIR/start/SEED; those of b,
 whose problem differs, are in WORKDIR/second_look/SEED). Each run is on one core. A run that was
 stopped goes on where it was; finished ones are not repeated. --table prints what is finished.
---transfer evaluates the finished runs on problems that they were not trained on.
+With it, --picture=FILE.png draws the levels. --transfer evaluates the finished runs on problems
+that they were not trained on.
 """
 
 import argparse
 import concurrent.futures
 import dataclasses
-import functools
 import itertools
-import json
 import os
 import pathlib
 import queue
@@ -23,11 +22,9 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
-from scipy import stats
-
 from ares_jax.run.recipe import PRESETS
-from ares_jax.system.tables import markdown_table
+from ares_jax.system.figures import save_png
+from tests.bench.claims_tables import level_figure, result_tables, transfer_table
 
 GRPO = PRESETS["grpo"]
 ALL = {"aepo.reward.penalize": "all", "aepo.loss.equal_groups": "normalize"}
@@ -132,6 +129,7 @@ def main():
   parser.add_argument("--arms", help="names, with ';' between them; default all")
   parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on a core")
   parser.add_argument("--table", action="store_true", help="print what is finished; run nothing")
+  parser.add_argument("--picture", help="with --table: a PNG of the differences by level")
   parser.add_argument("--transfer", action="store_true", help="evaluate what is finished elsewhere")
   options = parser.parse_args()
   experiment = EXPERIMENTS[options.experiment]
@@ -141,8 +139,15 @@ def main():
     parser.error(f"no arm {', '.join(sorted(unknown))}; there are {'; '.join(experiment.arms)}")
   seeds = [int(seed) for seed in options.seeds.split(",")]
   if options.table:
-    table = transfer_table if options.transfer else tables
-    print(table(options, experiment.baseline, chosen, seeds))
+    shown = dict.fromkeys((*map(experiment.baseline, chosen), *chosen))
+    runs = finished_runs(options, shown, seeds)
+    if options.transfer:
+      print(transfer_table(runs, experiment.baseline, {
+        problem: (folder_name(problem), levels) for problem, (_, levels) in TRANSFER.items()}))
+    else:
+      print(result_tables(runs, experiment.baseline))
+    if options.picture:
+      save_png(level_figure(runs, experiment.baseline), options.picture)
     return
   if options.transfer:
     for arm, by_seed in finished_runs(options, chosen, seeds).items():
@@ -212,15 +217,11 @@ def train(config, workdir, seed, settings, core, start=None):
 
 def evaluate_elsewhere(config, workdir, problem, seed, settings):
   """Evaluates a finished run on a problem of TRANSFER, into WORKDIR/transfer/PROBLEM."""
-  folder = transfer_folder(workdir, problem)
+  folder = workdir / "transfer" / folder_name(problem)
   if not (folder / "results.json").exists():
     print(folder, file=sys.stderr, flush=True)
     run_command("evaluate", config, workdir, seed, settings | TRANSFER[problem][0],
                 f"--out={folder}")
-
-
-def transfer_folder(workdir, problem):
-  return workdir / "transfer" / folder_name(problem)
 
 
 def run_command(name, config, workdir, seed, settings, *words, **options):
@@ -233,99 +234,10 @@ def run_command(name, config, workdir, seed, settings, *words, **options):
 
 def finished_runs(options, arms, seeds):
   """{arm: {seed: folder}} of the runs that are finished."""
-  return {arm: {seed: folder for seed in seeds
-                if ((folder := options.workdir / options.experiment / str(seed)
-                     / folder_name(arm)) / "done.json").exists()} for arm in arms}
-
-
-def tables(options, baseline, arms, seeds):
-  """Two Markdown tables of the finished seeds: in all, and by level."""
-  arms = dict.fromkeys((*map(baseline, arms), *arms))
-  finished = {arm: {seed: _result(folder) for seed, folder in by_seed.items()}
-              for arm, by_seed in finished_runs(options, arms, seeds).items()}
-  levels = sorted({level for by_seed in finished.values() for one in by_seed.values()
-                   for level in one["level"]}, key=float)
-  overall = {
-    "temperature 1": lambda one: 100 * one["sampled"]["accuracy"],
-    "greedy": lambda one: 100 * one["greedy"]["accuracy"],
-    "pass@8": lambda one: 100 * one["sampled"]["pass_at_k"],
-    "tokens": lambda one: one["sampled"]["length"],
-    "shaped, %": lambda one: 100 * one["shaped"],
-    "last fifth": lambda one: 100 * one["last_fifth"]}
-  by_level = {f"{name}, {level}": functools.partial(value, level) for level in levels
-              for name, value in {
-    "right": lambda level, one: 100 * one["level"][level]["accuracy"],
-    "tokens": lambda level, one: one["level"][level]["length"],
-    "direct": lambda level, one: 100 * one["level"][level]["modes"].get("direct", 0),
-    "check": lambda level, one: 100 * one["level"][level]["modes"].get("check", 0)}.items()}
-  return "\n".join([
-    *_paired_table(finished, baseline, overall), "", *_paired_table(finished, baseline, by_level),
-    "", PAIRED, "\"shaped\" is the mean change of the advantages by the entropy term, over their "
-    "mean size without it, \"last fifth\" the accuracy on training problems in the last fifth of "
-    "the iterations less that in the fifth before, in points."])
-
-
-def transfer_table(options, baseline, arms, seeds):
-  """A Markdown table of the finished evaluations on the problems of TRANSFER."""
-  arms = dict.fromkeys((*map(baseline, arms), *arms))
-  finished = {arm: {seed: _levels_elsewhere(folder) for seed, folder in by_seed.items()
-                    if all((transfer_folder(folder, problem) / "results.json").exists()
-                           for problem in TRANSFER)}
-              for arm, by_seed in finished_runs(options, arms, seeds).items()}
-
-  def mean(problem, key, scale, one):
-    return scale * np.mean([one[problem][level][key] for level in TRANSFER[problem][1]])
-
-  columns = {f"{problem}: {name}": functools.partial(mean, problem, key, scale)
-             for problem in TRANSFER for name, key, scale in (
-               ("right", "accuracy", 100), ("tokens", "length_mean", 1))}
-  return "\n".join([*_paired_table(finished, baseline, columns), "", PAIRED])
-
-
-def _levels_elsewhere(folder):
-  """{problem: {level: scores}} of a run's evaluations on the problems of TRANSFER."""
-  return {problem: json.loads((transfer_folder(folder, problem) / "results.json").read_text())[
-    "by_level"] for problem in TRANSFER}
-
-
-PAIRED = ("Means over seeds; in brackets the difference to the experiment's baseline, paired by "
-          "seed, with its 95% t-interval.")
-
-
-def _paired_table(finished, baseline, columns):
-  """Lines of a table: `finished` is {arm: {seed: result}}, `columns` {name: value of a result}."""
-  rows = [[arm, len(by_seed), *(_cell(value, by_seed, finished[baseline(arm)])
-                                for value in columns.values())]
-          for arm, by_seed in finished.items()]
-  return markdown_table(["arm", "seeds", *columns], rows)
-
-
-def _result(folder):
-  """The evaluation after AEPO, and two numbers of its iterations.
-
-  "shaped" is the mean of `reward/shaped_size`, "last_fifth" the accuracy on training problems in
-  the last fifth of the iterations less that in the fifth before.
-  """
-  lines = [line for line in map(json.loads, (folder / "metrics.jsonl").open())
-           if "reward/shaped_size" in line]
-  accuracies = [line["reward/accuracy"] for line in lines]
-  fifth = len(lines) // 5
-  return json.loads((folder / "done.json").read_text())["aepo"] | {
-    "shaped": np.mean([line["reward/shaped_size"] for line in lines
-                       if line["reward/shaped_size"] is not None]),
-    "last_fifth": np.mean(accuracies[-fifth:]) - np.mean(accuracies[-2 * fifth:-fifth])}
-
-
-def _cell(value, by_seed, reference):
-  if not by_seed:
-    return "-"
-  text = f"{np.mean([value(one) for one in by_seed.values()]):.1f}"
-  differences = [value(one) - value(reference[seed]) for seed, one in by_seed.items()
-                 if seed in reference]
-  if len(differences) > 1 and by_seed is not reference:
-    half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
-    text += f" ({np.mean(differences):+.1f} ± {half:.1f})"
-  return text
+  found = {arm: {seed: options.workdir / options.experiment / str(seed) / folder_name(arm)
+                 for seed in seeds} for arm in arms}
+  return {arm: {seed: folder for seed, folder in by_seed.items() if (folder / "done.json").exists()}
+          for arm, by_seed in found.items()}
 
 
 if __name__ == "__main__":
