@@ -68,19 +68,31 @@ need() {
   [[ -n ${!1:-} ]] || die "--$1 is missing; --help shows how"
 }
 
-# `flag --name=value NAME...`: sets the variable `name` if it is one of NAME..., else fails.
-flag() {
+# `parse "NAME..." COMMAND [FLAGS] [-- FLAGS OF TRAIN]`: sets `command`, `given`, all that follows it,
+# `words`, what follows --, DRY, and the variable of each --NAME=VALUE.
+# shellcheck disable=SC2034
+parse() {
   # The underscores keep these apart from the caller's variables.
-  local _word=$1 _name _known
-  shift
-  [[ $_word == --*=* ]] || die "unknown flag $_word; --help shows the flags, all as --name=value"
-  _name=${_word%%=*}
-  _name=${_name#--}
-  for _known in "$@"; do
-    if [[ $_known == "$_name" ]]; then
-      printf -v "$_name" '%s' "${_word#*=}"
-      return
-    fi
+  local _known=" $1 " _name
+  command=${2:---help} words=()
+  [[ $command != --help && $command != -h ]] || help "$0"
+  shift 2
+  given=("$@")
+  while (($#)); do
+    case $1 in
+      --help | -h) help "$0" ;;
+      --dry-run) DRY=1 ;;
+      --)
+        words=("${@:2}")
+        return
+        ;;
+      --*=*)
+        _name=${1%%=*}
+        [[ $_known == *" ${_name#--} "* ]] || die "unknown flag $_name; --help shows the flags"
+        printf -v "${_name#--}" '%s' "${1#*=}"
+        ;;
+      *) die "unknown flag $1; --help shows the flags, all as --name=value" ;;
+    esac
+    shift
   done
-  die "unknown flag ${_word%%=*}; --help shows the flags"
 }

@@ -44,23 +44,7 @@ source "$here/common.sh"
 
 name=ares image='' claim='' workdir='' accelerator='' topology='' chips='' gpus='' restarts=20 hosts=1 slices=1
 cluster='' type=''
-words=()
-command=${1:---help}
-[[ $command != --help && $command != -h ]] || help "$0"
-shift
-while (($#)); do
-  case $1 in
-    --help | -h) help "$0" ;;
-    --dry-run) DRY=1 ;;
-    --)
-      shift
-      words=("$@")
-      break
-      ;;
-    *) flag "$1" name image claim workdir accelerator topology chips gpus restarts hosts slices cluster type ;;
-  esac
-  shift
-done
+parse 'name image claim workdir accelerator topology chips gpus restarts hosts slices cluster type' "$@"
 [[ $slices =~ ^[1-9][0-9]*$ ]] || die "--slices=$slices must be a number >= 1"
 [[ $slices == 1 || -z $gpus ]] || die "--slices=$slices: only TPUs have slices; for GPUs use --hosts"
 [[ $restarts =~ ^[0-9]+$ ]] || die "--restarts=$restarts must be a number"
@@ -83,23 +67,6 @@ need_train_flags() {
 yaml() {
   local text=${1//\\/\\\\}
   printf '"%s"' "${text//\"/\\\"}"
-}
-
-resources() {
-  if [[ -n $gpus ]]; then
-    printf 'nvidia.com/gpu: %s' "$gpus"
-  else
-    printf 'google.com/tpu: %s' "$chips"
-  fi
-}
-
-selector() {
-  if [[ -n $gpus ]]; then
-    printf 'cloud.google.com/gke-accelerator: %s' "$accelerator"
-  else
-    printf 'cloud.google.com/gke-tpu-accelerator: %s\n' "$accelerator"
-    printf '                cloud.google.com/gke-tpu-topology: %s' "$topology"
-  fi
 }
 
 # Puts each of several slices into a node pool of its own, whose chips have direct links.
@@ -127,7 +94,21 @@ EOF
 }
 
 jobset() {
-  local arguments='' word
+  local arguments='' word mount='' volume='' resources="google.com/tpu: $chips"
+  local selector="cloud.google.com/gke-tpu-accelerator: $accelerator
+                cloud.google.com/gke-tpu-topology: $topology"
+  if [[ -n $gpus ]]; then
+    resources="nvidia.com/gpu: $gpus" selector="cloud.google.com/gke-accelerator: $accelerator"
+  fi
+  if [[ -n $claim ]]; then
+    mount='
+                    - name: runs
+                      mountPath: /runs'
+    volume="
+                - name: runs
+                  persistentVolumeClaim:
+                    claimName: $claim"
+  fi
   for word in "${words[@]}"; do
     arguments+="${arguments:+, }$(yaml "$word")"
   done
@@ -160,34 +141,21 @@ spec:
               restartPolicy: Never
               terminationGracePeriodSeconds: 120
               nodeSelector:
-                $(selector)
+                $selector
               containers:
                 - name: train
                   image: $image
                   args: [$arguments]$(peers)
                   resources:
                     limits:
-                      $(resources)
+                      $resources
                   volumeMounts:
                     - name: configs
-                      mountPath: /app/configs$([[ -z $claim ]] || claim_mount)
+                      mountPath: /app/configs$mount
               volumes:
                 - name: configs
                   configMap:
-                    name: $name-configs$([[ -z $claim ]] || claim_volume)
-EOF
-}
-
-claim_mount() {
-  printf '\n                    - name: runs\n                      mountPath: /runs'
-}
-
-claim_volume() {
-  cat <<EOF
-
-                - name: runs
-                  persistentVolumeClaim:
-                    claimName: $claim
+                    name: $name-configs$volume
 EOF
 }
 

@@ -24,23 +24,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/common.sh"
 
 gpus='' partition='' time=24:00:00 job=ares log='' python=python3 nodes=1
-words=()
-command=${1:---help}
-[[ $command != --help && $command != -h ]] || help "$0"
-shift
-while (($#)); do
-  case $1 in
-    --help | -h) help "$0" ;;
-    --dry-run) DRY=1 ;;
-    --)
-      shift
-      words=("$@")
-      break
-      ;;
-    *) flag "$1" gpus partition time job log python nodes ;;
-  esac
-  shift
-done
+parse 'gpus partition time job log python nodes' "$@"
 [[ $nodes =~ ^[1-9][0-9]*$ ]] || die "--nodes=$nodes must be a number >= 1"
 [[ -z $gpus || $gpus =~ ^[1-9][0-9]*$ ]] || die "--gpus=$gpus must be a number >= 1"
 

@@ -44,24 +44,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/common.sh"
 
 name='' zone='' type='' project='' version='' workdir='' spot='' share='' setup='' restarts=10
-words=()
-command=${1:---help}
-[[ $command != --help && $command != -h ]] || help "$0"
-shift
-given=("$@")
-while (($#)); do
-  case $1 in
-    --help | -h) help "$0" ;;
-    --dry-run) DRY=1 ;;
-    --)
-      shift
-      words=("$@")
-      break
-      ;;
-    *) flag "$1" name zone type project version workdir spot share setup restarts ;;
-  esac
-  shift
-done
+parse 'name zone type project version workdir spot share setup restarts' "$@"
 need name
 need zone
 [[ $restarts =~ ^[0-9]+$ ]] || die "--restarts=$restarts must be a number"
@@ -80,10 +63,6 @@ storage() {
 }
 
 runtime() {
-  if [[ -n $version ]]; then
-    echo "$version"
-    return
-  fi
   case $type in
     v5litepod-*) echo v2-alpha-tpuv5-lite ;;
     v6e-*) echo v2-alpha-tpuv6e ;;
@@ -97,11 +76,7 @@ create() {
   local more=()
   [[ -z $spot ]] || more+=(--spot)
   call gcloud compute tpus queued-resources create "$name" "--node-id=$name" "${where[@]}" \
-    "--accelerator-type=$type" "--runtime-version=$(runtime)" "${more[@]}"
-}
-
-state() {
-  gcloud compute tpus queued-resources describe "$name" "${where[@]}" '--format=value(state.state)'
+    "--accelerator-type=$type" "--runtime-version=${version:-$(runtime)}" "${more[@]}"
 }
 
 status() {
@@ -115,7 +90,7 @@ wait_for() {
   fi
   local now
   while true; do
-    now=$(state)
+    now=$(status)
     echo "$name: $now"
     case $now in
       ACTIVE) return ;;
@@ -144,8 +119,9 @@ own_config() {
   done
 }
 
-on_workers() {
-  call gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all "--command=$1"
+# `on WORKER COMMAND`: does COMMAND on a worker, or on all.
+on() {
+  call gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" "--worker=$1" "--command=$2"
 }
 
 install() {
@@ -158,12 +134,12 @@ install() {
   call gcloud compute tpus tpu-vm scp "$archive" "$name:ares_jax.tar.gz" "${where[@]}" --worker=all
   rm -f "$archive"
   # The TPU images have Python 3.10; uv installs 3.12.
-  on_workers 'set -e; mkdir -p ares_jax; tar -xzf ares_jax.tar.gz -C ares_jax; cd ares_jax
+  on all 'set -e; mkdir -p ares_jax; tar -xzf ares_jax.tar.gz -C ares_jax; cd ares_jax
 echo '"$(git -C "$root" describe --always --dirty --abbrev=12 --exclude='*')"' > COMMIT
 python3 -m pip install --quiet --user uv
 test -d ~/venv || ~/.local/bin/uv venv --python 3.12 ~/venv
 ~/.local/bin/uv pip install --quiet --python ~/venv/bin/python -r requirements.txt "jax[tpu]"'
-  [[ -z $setup ]] || on_workers "cd ~/ares_jax && PATH=~/venv/bin:\$PATH && $setup"
+  [[ -z $setup ]] || on all "cd ~/ares_jax && PATH=~/venv/bin:\$PATH && $setup"
 }
 
 run() {
@@ -177,13 +153,9 @@ run() {
   train="cd ~/ares_jax && rm -f ~/train.code
 $cluster\"\$HOME/venv/bin/python\" -m ares_jax.train --restarts=$restarts --workdir=$folder $(quoted "${words[@]}")
 echo \$? > ~/train.code"
-  on_workers "cd && echo $(quoted "$train") > train.sh
+  on all "cd && echo $(quoted "$train") > train.sh
 echo '@reboot [ -e ~/train.code ] || bash ~/train.sh >> ~/train.log 2>&1' | crontab -
 (nohup bash train.sh >> train.log 2>&1 < /dev/null &)"
-}
-
-tail_log() {
-  call gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=0 '--command=tail -n 100 -F train.log'
 }
 
 # Checks for up, resume and watch, which start on new machines.
@@ -197,11 +169,6 @@ delete() {
   call gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
 }
 
-# Prints the exit code of the run; nothing while it runs, or if worker 0 does not answer.
-exit_code() {
-  gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=0 '--command=cat train.code' 2>/dev/null || true
-}
-
 # Does resume on a new TPU, at most --restarts times in all.
 again() {
   ((restarts > 0)) || die "$name: --restarts are used up"
@@ -212,9 +179,10 @@ again() {
 watch() {
   local now code stopped=0
   while true; do
-    now=$(state || echo UNKNOWN)
+    now=$(status || echo UNKNOWN)
+    # The exit code of the run; empty while it runs, or if worker 0 does not answer.
     code=''
-    [[ $now != ACTIVE ]] || code=$(exit_code)
+    [[ $now != ACTIVE ]] || code=$(on 0 'cat train.code' 2>/dev/null || true)
     echo "$(date '+%F %T') $name: $now${code:+, the run ended with exit code $code}"
     case $now$code in
       ACTIVE0) return ;;
@@ -240,7 +208,7 @@ up() {
 case $command in
   create | install | run | status | delete) "$command" ;;
   wait) wait_for ;;
-  tail) tail_log ;;
+  tail) on 0 'tail -n 100 -F train.log' ;;
   up)
     own_disk
     up
@@ -253,7 +221,7 @@ case $command in
   resume)
     own_disk
     [[ -n $workdir ]] || echo "no --workdir: the run starts from step 0" >&2
-    if ((DRY)) || [[ -n $(state 2>/dev/null) ]]; then
+    if ((DRY)) || [[ -n $(status 2>/dev/null) ]]; then
       delete
     fi
     up

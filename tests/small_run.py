@@ -5,7 +5,7 @@ import json
 import numpy as np
 import tiny
 
-from ares_jax.run.responses import save_image
+from ares_jax.run import responses
 
 HOSTILE = "</script><script>window.broken = 1</script><!--<img src=x onerror='window.broken = 1'>"
 # tokens and their entropies in nats
@@ -41,7 +41,9 @@ def write(folder, **changes):
   (folder / "config.json").write_text(config.to_json_best_effort())
   picture = np.zeros((56, 56, 3), np.uint8)
   picture[:28] = 255
-  image = [save_image(str(folder), picture)]
+  name, jpeg = responses._jpeg(picture, turn=True)
+  responses._write_images(folder, [("", {name: jpeg})])
+  image = [name]
   rollouts = [line(step, sample, float(sample < right), right / 8, problem=f"p{step}", image=image)
               for step, right in ((1, 6), (2, 3), (3, 0)) for sample in range(4)]
   held_out = {stage: [line(step, sample, float(sample), 0.5, stage, "test", image)

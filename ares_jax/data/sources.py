@@ -34,7 +34,7 @@ import numpy as np
 
 from ares_jax.data.bad_row import BadRow
 from ares_jax.data.files.formats import SUFFIXES, TABLES
-from ares_jax.data.files.record import has_column, plain_columns
+from ares_jax.data.files.record import plain_columns
 from ares_jax.data.files.records import open_records
 from ares_jax.data.files.schema import read_row, read_schemas, with_columns
 from ares_jax.system.config import optional, suggest
@@ -154,7 +154,7 @@ def check_columns(records, columns, path):
     except BadRow:
       continue
     known |= record.keys()
-    missing = [name for name in missing if not has_column(record, name)]
+    missing = [name for name in missing if record.keys().isdisjoint((name, name.partition(".")[0]))]
   if missing:
     raise ValueError(f"{path} has no column {missing[0]!r}, which columns names"
                      f"{suggest(missing[0], sorted(known))}")
@@ -260,24 +260,15 @@ def stream(source, *, batch, seed, encode, start, threads, shuffle=True, held=No
     return itertools.repeat([])
   options = grain.ReadOptions(num_threads=threads,
                               prefetch_buffer_size=max(2 * threads, len(held)))
-  iterator = iter(grain.MapDataset.source(_Held(rows, batch, held)).map(encode).to_iter_dataset(
-    options, allow_nones=True))
+
+  def read(index):
+    number, place = divmod(index, len(held))
+    return encode(rows[number * batch + held[place]])
+
+  reads = grain.MapDataset.range(len(rows) // batch * len(held)).map(read)
+  iterator = iter(reads.to_iter_dataset(options, allow_nones=True))
   iterator.set_state({"next_index": start * len(held)})
   return ([next(iterator) for _ in held] for _ in itertools.count())
-
-
-class _Held:
-  """The rows of batches with the numbers in `held`, one after the other."""
-
-  def __init__(self, rows, batch, held):
-    self._rows, self._batch, self._held = rows, batch, held
-
-  def __len__(self):
-    return len(self._rows) // self._batch * len(self._held)
-
-  def __getitem__(self, index):
-    number, place = divmod(index, len(self._held))
-    return self._rows[number * self._batch + self._held[place]]
 
 
 def epochs(source, rows):

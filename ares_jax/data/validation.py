@@ -8,7 +8,6 @@ import re
 import numpy as np
 
 from ares_jax.data.bad_row import BadRow, printable
-from ares_jax.data.curation.pass_rates import candidate_responses, column_passes
 from ares_jax.data.prompts import check_letters
 from ares_jax.data.sources import Mixture, Subset
 from ares_jax.data.traces import add_response, check_size
@@ -27,28 +26,6 @@ _LABEL = re.compile(r"\W*(?:\\text\{)?(?:(?:so|thus|hence|therefore|then|finally
 _CONCLUSION = re.compile(r"(?:so|thus|hence|therefore|finally)\b[^\\\d]*\d", re.I)
 _STATEMENT = re.compile(r"(?:it|there|they|he|she|we|this|that)\b[^\\\d]*"
                         r"\b(?:is|are|was|were|has|have|had|equals?)\b[^\\\d]*\d", re.I)
-
-
-def check_rl_row(encoder, row):
-  """The EncodedPrompt of `row`; BadRow where it cannot be encoded."""
-  return encoder.encode(row)
-
-
-def check_curation_row(encoder, row, *, samples, row_tokens, row_windows):
-  """The EncodedPrompt of `row`; BadRow where AdaCS cannot choose among its responses.
-
-  `samples` answers of the probe give its pass rate; None where it needs none.
-  """
-  if samples is not None:
-    column_passes(row, samples)
-  return check_responses(encoder, row, candidate_responses(row), row_tokens=row_tokens,
-                         row_windows=row_windows)
-
-
-def check_sft_row(encoder, row, *, row_tokens, row_windows):
-  """The EncodedPrompt of `row`; BadRow where it cannot be trained on."""
-  return check_responses(encoder, row, [row.get("response")], row_tokens=row_tokens,
-                         row_windows=row_windows)
 
 
 def check_responses(encoder, row, responses, *, row_tokens, row_windows):
@@ -88,20 +65,17 @@ def bad_truths(rows, grader):
   `rows` are dicts with "answer", and `grader` a GradingPool; a user's grader decides alone what a
   truth looks like, and is called once a row.
   """
-  by_number, checked = {}, []
-  users = ":" in grader.name
-  for number, row in enumerate(rows):
+  users, others = ":" in grader.name, []
+  for row in rows:
     truths = [row["answer"]] if isinstance(row["answer"], str) else row["answer"]
     reasons = [None if users else no_answer(truth) for truth in truths]
     if all(reasons):
       yield row, f"the truth '{printable(truths[0])}' {reasons[0]}; give the value alone"
     else:
-      by_number[number] = row
-      checked.append({"id": number, "answer": row["answer"]})
-  for number, truths in grader.bad_truths(checked):
-    truth = truths if isinstance(truths, str) else truths[0]
-    yield by_number[number], (f"the truth '{printable(truth)}' counts as wrong when a model "
-                              "writes it")
+      others.append(row)
+  for row in grader.bad_truths(others):
+    truth = row["answer"] if isinstance(row["answer"], str) else row["answer"][0]
+    yield row, f"the truth '{printable(truth)}' counts as wrong when a model writes it"
 
 
 @dataclasses.dataclass

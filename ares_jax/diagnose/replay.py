@@ -19,12 +19,13 @@ import numpy as np
 from etils import epath
 
 from ares_jax.models.vision import VisionInput
+from ares_jax.run.checkpoint.digest import flatten
 from ares_jax.run.checkpoint.manager import abstract_like
 from ares_jax.run.checkpoint.reader import newest_step, read_part
 from ares_jax.run.files import current_names
 from ares_jax.run.identity import STAGES, stage_folder
 from ares_jax.run.loop import NONFINITE
-from ares_jax.system import hosts, mesh, shares
+from ares_jax.system import hosts, mesh
 from ares_jax.system.gcs import bucket_errors
 from ares_jax.training import aepo_step, sft_step
 from ares_jax.training.batch import AnswerScores, PackedRows, RolloutBatch
@@ -69,8 +70,8 @@ def replay(parts, workdir, path):
                                      mesh.put(parts.trigger_V), base)
   else:
     rows = types.SimpleNamespace(**batch, vision=_under(batch, "vision"), rows=len(batch["tokens"]))
-    _, metrics = sft_step.sft_step(parts.generator.model, config, state,
-                                   sft_step.to_device(rows, shares.put_complete), base)
+    _, metrics = sft_step.sft_step(parts.generator.model, config, state, sft_step.to_device(rows),
+                                   base)
   metrics = jax.device_get(metrics)
   terms |= {name: int(metrics[NONFINITE + name]) for name in TERMS
             if metrics.get(NONFINITE + name, 0)}
@@ -119,8 +120,7 @@ def _under(arrays, name):
 
 def _not_finite(name, tree):
   """{"name/path": number of values that are not finite}, without leaves that have none."""
-  counts = {jax.tree_util.keystr(path, simple=True, separator="/"): int((~jnp.isfinite(x)).sum())
-            for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  counts = {path: int((~jnp.isfinite(x)).sum()) for path, x in flatten(tree).items()
             if jnp.issubdtype(x.dtype, jnp.inexact)}
   return {f"{name}/{path}": count for path, count in counts.items() if count}
 
@@ -131,5 +131,5 @@ def _rollout(batch):
   batch = RolloutBatch(vision=VisionInput(**_under(batch, "vision")),
                        rows=PackedRows(**_under(batch, "rows")),
                        scores=AnswerScores(**scores) if scores else None, **arrays)
-  return batch.to_device(len(batch.vision.image), batch.rows.tokens.shape[2], shares.put_complete)
+  return batch.to_device(len(batch.vision.image), batch.rows.tokens.shape[2])
 

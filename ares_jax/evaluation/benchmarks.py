@@ -9,7 +9,6 @@ A row is that of data/sources.py with these fields:
              or a list of them, one for each part of the truth
 """
 
-import concurrent.futures
 import dataclasses
 import os
 import re
@@ -20,6 +19,7 @@ from ares_jax.data.bad_row import BadRow
 from ares_jax.data.files.records import open_records
 from ares_jax.data.files.schema import read_row, read_schemas, with_columns
 from ares_jax.data.sources import ColumnsConfig, check_columns
+from ares_jax.data.validation import examine
 from ares_jax.evaluation.published import (
   accepted_truths,
   list_in,
@@ -240,24 +240,15 @@ def check_prompts(benchmark, encoder, threads):
   Raises:
     ValueError: a prompt is longer than the largest shape of `encoder`, or most rows cannot be used.
   """
-  def examine(row):
-    try:
-      encoder.encode(row)
-    except BadRow as error:
-      return error
-
-  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-    errors = []
-    for error in pool.map(examine, benchmark.rows):
-      heartbeat()
-      errors.append(error)
-  bad = [error for error in errors if error]
+  found = list(examine(benchmark.rows, numbers=range(len(benchmark.rows)), check=encoder.encode,
+                       grader=None, threads=threads))
+  bad = [seen.bad for seen in found if seen.bad]
   long = [error for error in bad if error.code == "length"]
-  if long or len(bad) > len(errors) / 2:
-    raise ValueError(f"{len(long or bad)} of {len(errors)} prompts of {benchmark.name!r} cannot be "
+  if long or len(bad) > len(found) / 2:
+    raise ValueError(f"{len(long or bad)} of {len(found)} prompts of {benchmark.name!r} cannot be "
                      f"asked; the first: {(long or bad)[0]}")
-  rows = [row for row, error in zip(benchmark.rows, errors, strict=True) if not error]
-  broken = {row["group"] for row, error in zip(benchmark.rows, errors, strict=True) if error}
+  rows = [row for row, seen in zip(benchmark.rows, found, strict=True) if not seen.bad]
+  broken = {row["group"] for row, seen in zip(benchmark.rows, found, strict=True) if seen.bad}
   return _without_groups(
     dataclasses.replace(benchmark, rows=rows, skipped=benchmark.skipped + tuple(map(str, bad))),
     broken - {None})

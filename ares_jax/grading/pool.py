@@ -83,7 +83,7 @@ class GradingPool(sandbox.Workers):
     return Grading(self)
 
   def bad_truths(self, rows, batch=1024):
-    """Yields (id, truth) of every row whose truth is not graded as right when it stands in a box.
+    """Yields every row whose truth is not graded as right when it stands in a box.
 
     A user's grader is called too, so that one that fails is found early, but it may expect another
     form than a box, so no row is yielded for it. `batch` of the `rows` are graded together.
@@ -92,12 +92,10 @@ class GradingPool(sandbox.Workers):
     while chunk := list(itertools.islice(rows, batch)):
       heartbeat_or_stop()
       truths = [Truth.of(row) for row in chunk]
-      firsts = [truth.texts[0] for truth in truths]
-      correct, _, _ = self.grade([f"<think> </think> \\boxed{{{first}}}" for first in firsts],
-                                 truths)
+      boxes = [f"<think> </think> \\boxed{{{truth.texts[0]}}}" for truth in truths]
+      correct, _, _ = self.grade(boxes, truths)
       if not self._is_users:
-        yield from ((row["id"], row["answer"])
-                    for row, right in zip(chunk, correct, strict=True) if right < 1)
+        yield from itertools.compress(chunk, correct < 1)
 
   # The methods below are for Grading. A pair is (boxed answer or complete response, Truth).
 

@@ -119,8 +119,7 @@ def _blocks(config, params, embeds_BTD, positions_3BT, segment_BT, prompt_BT, *,
     weights, index = layer
     x_BTD = between(x_BTD)
     q, k, v = _qkv(config, weights, x_BTD, cos_sin)
-    mixed = attention(q, k, v, segment_BT=segment_BT, segment_BS=segment_BT, prompt_BT=prompt_BT,
-                      causal=True)
+    mixed = attention(q, k, v, segment_BT=segment_BT, prompt_BT=prompt_BT, causal=True)
     x_BTD = between(x_BTD + _out(weights, mixed))
     x_BTD = _mlp(config, weights, x_BTD)
     if deep:

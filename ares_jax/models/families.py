@@ -29,7 +29,7 @@ class Tower:
   patch_bias: bool  # whether the embedding of patches has a bias
   mean: tuple[float, float, float]  # of the channels of images, in units of full intensity
   std: tuple[float, float, float]
-  names: dict[str, str]  # our path of a tensor -> its name, where `hf_files.RULES` has another
+  names: dict[str, str]  # our path of a weight -> its module, where `hf_files.RULES` has another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +77,7 @@ FAMILIES = {
     tower=Tower(  # its hidden_size is the decoder's
       Fields(_TOWER | dict(embed_dim=1280, mlp_ratio=4), _RGB | dict(hidden_act=("quick_gelu",))),
       layer_norm=True, activation="quick_gelu", patch_bias=False, names={
-        "vision/blocks/up": _BLOCK + "mlp.fc1.weight",
-        "vision/blocks/up_bias": _BLOCK + "mlp.fc1.bias",
-        "vision/blocks/down": _BLOCK + "mlp.fc2.weight",
-        "vision/blocks/down_bias": _BLOCK + "mlp.fc2.bias"}, **_CLIP),
+        "vision/blocks/up": _BLOCK + "mlp.fc1", "vision/blocks/down": _BLOCK + "mlp.fc2"}, **_CLIP),
     qkv_bias=True, qk_norm=False, free_head_dim=False, sections=(16, 24, 24)),
   "qwen3_vl": Family(
     text=Fields(_DECODER | dict(num_key_value_heads=32, rms_norm_eps=1e-6, rope_theta=5e5,
@@ -91,16 +88,11 @@ FAMILIES = {
                            num_position_embeddings=2304, deepstack_visual_indexes=(8, 16, 24)),
              _RGB | dict(hidden_act=("gelu_pytorch_tanh",))),
       layer_norm=True, activation="gelu_tanh", patch_bias=True, names={
-        "vision/blocks/up": _BLOCK + "mlp.linear_fc1.weight",
-        "vision/blocks/up_bias": _BLOCK + "mlp.linear_fc1.bias",
-        "vision/blocks/down": _BLOCK + "mlp.linear_fc2.weight",
-        "vision/blocks/down_bias": _BLOCK + "mlp.linear_fc2.bias",
-        "vision/merger/norm": "visual.merger.norm.weight",
-        "vision/merger/norm_bias": "visual.merger.norm.bias",
-        "vision/merger/up": "visual.merger.linear_fc1.weight",
-        "vision/merger/up_bias": "visual.merger.linear_fc1.bias",
-        "vision/merger/down": "visual.merger.linear_fc2.weight",
-        "vision/merger/down_bias": "visual.merger.linear_fc2.bias"},
+        "vision/blocks/up": _BLOCK + "mlp.linear_fc1",
+        "vision/blocks/down": _BLOCK + "mlp.linear_fc2",
+        "vision/merger/norm": "visual.merger.norm",
+        "vision/merger/up": "visual.merger.linear_fc1",
+        "vision/merger/down": "visual.merger.linear_fc2"},
       mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
     qkv_bias=False, qk_norm=True, free_head_dim=True, sections=(24, 20, 20), interleaved=True),
   "qwen2": Family(  # Qwen2.5 too

@@ -17,7 +17,6 @@ import uuid
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -126,8 +125,7 @@ def to_hf(params: Params, config: ModelConfig, folder: Folder, base: Folder, *,
   """Writes a folder that transformers and vLLM load.
 
   Names, files, config, tokenizer, preprocessor and licence are copied from `base`, the folder that
-  the model came from. `folder` must not exist yet; it appears complete or not at all. Every process
-  must call this; process 0 writes.
+  the model came from. `folder` must not exist yet; it appears complete or not at all.
 
   Args:
     params, config: weights and sizes.
@@ -190,14 +188,11 @@ def _write(params, config, folder: pathlib.Path, tensors: dict[str, Tensor], wri
       arrays = {}
       for name in names:
         path, layer = sources[name]
-        ours = fetch_tensor(flat[path], layer)
-        if partial:
-          theirs = hf_files.to_theirs(ours, path).reshape(tensors[name].shape)
-          arrays[tensors[name].stored] = np.ascontiguousarray(_cast(theirs, tensors[name]))
-      if partial:
-        save_file(arrays, partial / file, metadata={"format": "pt"})
-    if partial:
-      write_others(partial)
+        ours = np.asarray(flat[path] if layer is None else flat[path][layer])
+        theirs = hf_files.to_theirs(ours, path).reshape(tensors[name].shape)
+        arrays[tensors[name].stored] = np.ascontiguousarray(_cast(theirs, tensors[name]))
+      save_file(arrays, partial / file, metadata={"format": "pt"})
+    write_others(partial)
 
 
 def _cast(array: np.ndarray, tensor: Tensor) -> np.ndarray:
@@ -215,7 +210,7 @@ def _cast(array: np.ndarray, tensor: Tensor) -> np.ndarray:
 
 @contextlib.contextmanager
 def atomic_folder(folder: Folder):
-  """Yields a temporary folder on process 0, None on others; it is renamed to `folder` at the end.
+  """Yields a temporary folder that is renamed to `folder` at the end.
 
   Its files get the mode of a new file (0644 at the usual umask), whatever wrote them.
 
@@ -225,9 +220,6 @@ def atomic_folder(folder: Folder):
   folder = pathlib.Path(folder)
   if folder.exists():
     raise ValueError(f"{folder} exists; export to a new folder")
-  if jax.process_index():
-    yield None
-    return
   # Not by tempfile: its folders are private.
   partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
   partial.mkdir(parents=True)
@@ -238,11 +230,3 @@ def atomic_folder(folder: Folder):
     partial.rename(folder)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
-
-
-def fetch_tensor(array: jax.Array, layer: int | None) -> np.ndarray:
-  """One tensor, or one block of a stacked tensor, complete on every host."""
-  array = array if layer is None else array[layer]
-  if isinstance(array, jax.Array) and not array.is_fully_addressable:
-    return multihost_utils.process_allgather(array, tiled=True)
-  return np.asarray(array)

@@ -1,11 +1,11 @@
 """Converts between the sizes of a model and a Hugging Face config.json.
 
 Every field is used, known to be irrelevant, or refused by name; an absent one has transformers'
-value. Two forms are read: the flat one of
-transformers 4, which the published folders have, and the one of transformers 5, which nests
-`text_config`.
+value. Two forms are read: the flat one of transformers 4, which the published folders have, and the
+one of transformers 5, which nests `text_config`.
 """
 
+import functools
 import math
 import os
 import pathlib
@@ -154,42 +154,28 @@ def _vision(given: dict, kind: str) -> VisionConfig:
   rope = vision["rope_parameters"]
   if rope is not None and rope != {"rope_type": "axial", "rope_theta": 10_000}:
     raise ValueError(f"vision_config.rope_parameters {rope}: only axial, 10000 is implemented")
-  sizes = {ours: _integer(vision, theirs, "vision_config.") for ours, theirs in (
-    ("depth", "depth"), ("heads", "num_heads"), ("patch", "patch_size"),
-    ("temporal_patch", "temporal_patch_size"), ("merge", "spatial_merge_size"))}
-  return VisionConfig(family=kind, **sizes, **_TOWERS[kind](vision))
-
-
-def _qwen25_tower(vision: dict) -> dict:
-  # Indexes of blocks that are not there select nothing: shortened towers keep those of the base.
-  full = _integers(vision, "fullatt_block_indexes", "vision_config.")
-  return dict(hidden=_integer(vision, "hidden_size", "vision_config."),
-              mlp=_integer(vision, "intermediate_size", "vision_config."),
-              out=_integer(vision, "out_hidden_size", "vision_config."),
-              window=_integer(vision, "window_size", "vision_config."),
-              full_attention=tuple(x for x in full if 0 <= x < vision["depth"]))
-
-
-def _qwen2_tower(vision: dict) -> dict:
-  hidden = _integer(vision, "embed_dim", "vision_config.")
-  return dict(hidden=hidden, mlp=hidden * _integer(vision, "mlp_ratio", "vision_config."),
-              out=_integer(vision, "hidden_size", "vision_config."), window=0, full_attention=())
-
-
-def _qwen3_tower(vision: dict) -> dict:
-  number = _integer(vision, "num_position_embeddings", "vision_config.")
-  side = math.isqrt(max(number, 0))
-  if side < 1 or side**2 != number:
-    raise ValueError(f"vision_config.num_position_embeddings is {number}; it must be a square "
+  number = functools.partial(_integer, vision, prefix="vision_config.")
+  sizes = dict(family=kind, depth=number("depth"), heads=number("num_heads"),
+               patch=number("patch_size"), temporal_patch=number("temporal_patch_size"),
+               merge=number("spatial_merge_size"), window=0, full_attention=())
+  if kind == "qwen2_vl":
+    hidden = number("embed_dim")
+    return VisionConfig(**sizes, hidden=hidden, mlp=hidden * number("mlp_ratio"),
+                        out=number("hidden_size"))
+  sizes |= dict(hidden=number("hidden_size"), mlp=number("intermediate_size"),
+                out=number("out_hidden_size"))
+  if kind == "qwen2_5_vl":
+    # Indexes of blocks that are not there select nothing: shortened towers keep those of the base.
+    full = tuple(x for x in _integers(vision, "fullatt_block_indexes", "vision_config.")
+                 if 0 <= x < sizes["depth"])
+    return VisionConfig(**sizes | dict(window=number("window_size"), full_attention=full))
+  positions = number("num_position_embeddings")
+  side = math.isqrt(max(positions, 0))
+  if side < 1 or side**2 != positions:
+    raise ValueError(f"vision_config.num_position_embeddings is {positions}; it must be a square "
                      "number")
-  return dict(hidden=_integer(vision, "hidden_size", "vision_config."),
-              mlp=_integer(vision, "intermediate_size", "vision_config."),
-              out=_integer(vision, "out_hidden_size", "vision_config."),
-              window=0, full_attention=(), positions=side,
-              deepstack=_integers(vision, "deepstack_visual_indexes", "vision_config."))
-
-
-_TOWERS = {"qwen2_5_vl": _qwen25_tower, "qwen2_vl": _qwen2_tower, "qwen3_vl": _qwen3_tower}
+  return VisionConfig(**sizes, positions=side, deepstack=_integers(
+    vision, "deepstack_visual_indexes", "vision_config."))
 
 
 def _rope(text: dict, head_dim: int, family: Family) -> tuple[float, tuple[int, int, int]]:

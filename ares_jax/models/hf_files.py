@@ -50,57 +50,47 @@ class Rule:
   inputs: int
 
 
+def _with_biases(modules: dict[str, tuple[str, int]]) -> dict[str, Rule]:
+  """The rules of weights, {path: (module, `Rule.inputs`)}, and of biases in the same modules."""
+  return {path: Rule(f"{module}.weight", inputs) for path, (module, inputs) in modules.items()} | {
+    f"{path}_bias": Rule(f"{module}.bias", 0) for path, (module, _) in modules.items()}
+
+
 _TEXT, _TOWER = "model.layers.{layer}.", "visual.blocks.{layer}."
 _MERGERS = "visual.deepstack_merger_list.{layer}."
-# Some families have other names, `families.Tower.names`, with the same order of values.
-RULES = {
-  "embed": Rule("model.embed_tokens.weight", 0),
-  "unembed": Rule("lm_head.weight", 0),
-  "final_norm": Rule("model.norm.weight", 0),
-  "blocks/attention_norm": Rule(_TEXT + "input_layernorm.weight", 0),
-  "blocks/q": Rule(_TEXT + "self_attn.q_proj.weight", 1),
-  "blocks/q_bias": Rule(_TEXT + "self_attn.q_proj.bias", 0),
-  "blocks/k": Rule(_TEXT + "self_attn.k_proj.weight", 1),
-  "blocks/k_bias": Rule(_TEXT + "self_attn.k_proj.bias", 0),
-  "blocks/v": Rule(_TEXT + "self_attn.v_proj.weight", 1),
-  "blocks/v_bias": Rule(_TEXT + "self_attn.v_proj.bias", 0),
-  "blocks/q_norm": Rule(_TEXT + "self_attn.q_norm.weight", 0),
-  "blocks/k_norm": Rule(_TEXT + "self_attn.k_norm.weight", 0),
-  "blocks/o": Rule(_TEXT + "self_attn.o_proj.weight", 2),
-  "blocks/mlp_norm": Rule(_TEXT + "post_attention_layernorm.weight", 0),
-  "blocks/gate": Rule(_TEXT + "mlp.gate_proj.weight", 1),
-  "blocks/up": Rule(_TEXT + "mlp.up_proj.weight", 1),
-  "blocks/down": Rule(_TEXT + "mlp.down_proj.weight", 1),
-  "vision/patch": Rule("visual.patch_embed.proj.weight", 1),
-  "vision/patch_bias": Rule("visual.patch_embed.proj.bias", 0),
-  "vision/positions": Rule("visual.pos_embed.weight", 0),
-  "vision/blocks/attention_norm": Rule(_TOWER + "norm1.weight", 0),
-  "vision/blocks/attention_norm_bias": Rule(_TOWER + "norm1.bias", 0),
-  "vision/blocks/qkv": Rule(_TOWER + "attn.qkv.weight", 1),
-  "vision/blocks/qkv_bias": Rule(_TOWER + "attn.qkv.bias", 0),
-  "vision/blocks/o": Rule(_TOWER + "attn.proj.weight", 2),
-  "vision/blocks/o_bias": Rule(_TOWER + "attn.proj.bias", 0),
-  "vision/blocks/mlp_norm": Rule(_TOWER + "norm2.weight", 0),
-  "vision/blocks/mlp_norm_bias": Rule(_TOWER + "norm2.bias", 0),
-  "vision/blocks/gate": Rule(_TOWER + "mlp.gate_proj.weight", 1),
-  "vision/blocks/gate_bias": Rule(_TOWER + "mlp.gate_proj.bias", 0),
-  "vision/blocks/up": Rule(_TOWER + "mlp.up_proj.weight", 1),
-  "vision/blocks/up_bias": Rule(_TOWER + "mlp.up_proj.bias", 0),
-  "vision/blocks/down": Rule(_TOWER + "mlp.down_proj.weight", 1),
-  "vision/blocks/down_bias": Rule(_TOWER + "mlp.down_proj.bias", 0),
-  "vision/merger/norm": Rule("visual.merger.ln_q.weight", 0),
-  "vision/merger/norm_bias": Rule("visual.merger.ln_q.bias", 0),
-  "vision/merger/up": Rule("visual.merger.mlp.0.weight", 1),
-  "vision/merger/up_bias": Rule("visual.merger.mlp.0.bias", 0),
-  "vision/merger/down": Rule("visual.merger.mlp.2.weight", 1),
-  "vision/merger/down_bias": Rule("visual.merger.mlp.2.bias", 0),
-  "vision/deepstack/norm": Rule(_MERGERS + "norm.weight", 0),
-  "vision/deepstack/norm_bias": Rule(_MERGERS + "norm.bias", 0),
-  "vision/deepstack/up": Rule(_MERGERS + "linear_fc1.weight", 1),
-  "vision/deepstack/up_bias": Rule(_MERGERS + "linear_fc1.bias", 0),
-  "vision/deepstack/down": Rule(_MERGERS + "linear_fc2.weight", 1),
-  "vision/deepstack/down_bias": Rule(_MERGERS + "linear_fc2.bias", 0),
-}
+# A bias stands beside the weight, in the same module. Some families have other modules,
+# `families.Tower.names`, with the same order of values.
+RULES = _with_biases({
+  "embed": ("model.embed_tokens", 0),
+  "unembed": ("lm_head", 0),
+  "final_norm": ("model.norm", 0),
+  "blocks/attention_norm": (_TEXT + "input_layernorm", 0),
+  "blocks/q": (_TEXT + "self_attn.q_proj", 1),
+  "blocks/k": (_TEXT + "self_attn.k_proj", 1),
+  "blocks/v": (_TEXT + "self_attn.v_proj", 1),
+  "blocks/q_norm": (_TEXT + "self_attn.q_norm", 0),
+  "blocks/k_norm": (_TEXT + "self_attn.k_norm", 0),
+  "blocks/o": (_TEXT + "self_attn.o_proj", 2),
+  "blocks/mlp_norm": (_TEXT + "post_attention_layernorm", 0),
+  "blocks/gate": (_TEXT + "mlp.gate_proj", 1),
+  "blocks/up": (_TEXT + "mlp.up_proj", 1),
+  "blocks/down": (_TEXT + "mlp.down_proj", 1),
+  "vision/patch": ("visual.patch_embed.proj", 1),
+  "vision/positions": ("visual.pos_embed", 0),
+  "vision/blocks/attention_norm": (_TOWER + "norm1", 0),
+  "vision/blocks/qkv": (_TOWER + "attn.qkv", 1),
+  "vision/blocks/o": (_TOWER + "attn.proj", 2),
+  "vision/blocks/mlp_norm": (_TOWER + "norm2", 0),
+  "vision/blocks/gate": (_TOWER + "mlp.gate_proj", 1),
+  "vision/blocks/up": (_TOWER + "mlp.up_proj", 1),
+  "vision/blocks/down": (_TOWER + "mlp.down_proj", 1),
+  "vision/merger/norm": ("visual.merger.ln_q", 0),
+  "vision/merger/up": ("visual.merger.mlp.0", 1),
+  "vision/merger/down": ("visual.merger.mlp.2", 1),
+  "vision/deepstack/norm": (_MERGERS + "norm", 0),
+  "vision/deepstack/up": (_MERGERS + "linear_fc1", 1),
+  "vision/deepstack/down": (_MERGERS + "linear_fc2", 1),
+})
 # Qwen3-VL, transformers in memory, and some tools nest decoder and tower one level deeper.
 _NESTED = (("model.language_model.", "model."), ("model.visual.", "visual."))
 HEAD = RULES["unembed"].name
@@ -110,7 +100,8 @@ def sources_of(config: ModelConfig) -> dict[str, tuple[str, int | None]]:
   """Hugging Face name -> our path and block, for every tensor of a model with these sizes."""
   sources, others = {}, config.vision.tower.names if config.vision else {}
   for path, weight in by_name(weight_table(config)).items():
-    name = others.get(path, RULES[path].name)
+    module, _, kind = RULES[path].name.rpartition(".")
+    name = f"{others.get(path.removesuffix('_bias'), module)}.{kind}"
     if "{layer}" in name:
       for layer in range(weight.shape[0]):
         sources[name.format(layer=layer)] = path, layer

@@ -41,7 +41,7 @@ def rotary(angle: jax.Array) -> tuple[jax.Array, jax.Array]:
 def rotate(x: jax.Array, rotary_cos_sin: tuple[jax.Array, jax.Array]) -> jax.Array:
   """Rotates feature i of the first half with feature i of the second half of each head of x.
 
-  x is [..., heads, H]; `rotary` gives the angles, [..., 1, H/2] each.
+  x is [..., heads, H]; `rotary` gives the cosines and sines, [..., 1, H/2] each.
   """
   cos, sin = rotary_cos_sin
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

@@ -3,7 +3,6 @@
 Importing this module needs neither peft nor torch.
 """
 
-import json
 import re
 
 import numpy as np
@@ -23,8 +22,7 @@ def to_peft(adapters: Params, config: ModelConfig, lora: LoraConfig, folder: hf_
   """Writes adapter_config.json and adapter_model.safetensors, float32.
 
   peft computes x W^T + (alpha / r) x A^T B^T with A [r, inputs] and B [outputs, r]: our
-  matrices, transposed. The folder appears complete or not at all. Every process must call this;
-  process 0 writes.
+  matrices, transposed. The folder appears complete or not at all.
 
   Args:
     adapters: {target: {"a", "b"}}, as in lora.adapter_table.
@@ -41,7 +39,7 @@ def to_peft(adapters: Params, config: ModelConfig, lora: LoraConfig, folder: hf_
     rule = hf_files.RULES[f"blocks/{target}"].name.replace("model.", decoder, 1)
     modules.append(rule.removesuffix(".weight").partition("{layer}.")[2])
     for layer in range(config.layers):
-      a, b = (hf.fetch_tensor(pair[part], layer) for part in ("a", "b"))
+      a, b = (np.asarray(pair[part][layer]) for part in ("a", "b"))
       name = _WRAPPED + rule.format(layer=layer).removesuffix("weight")
       tensors[f"{name}lora_A.weight"] = _matrix(a.reshape(-1, lora.rank))
       tensors[f"{name}lora_B.weight"] = _matrix(b.reshape(lora.rank, -1))
@@ -51,10 +49,8 @@ def to_peft(adapters: Params, config: ModelConfig, lora: LoraConfig, folder: hf_
             "lora_alpha": lora.alpha, "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
             "target_modules": rf".*{re.escape(decoder)}layers\.\d+\.({either})"}
   with hf.atomic_folder(folder) as partial:
-    if partial:
-      save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
-      (partial / "adapter_config.json").write_text(json.dumps(fields, indent=2) + "\n",
-                                                   encoding="utf-8")
+    save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+    hf_files.write_object(partial / "adapter_config.json", fields)
 
 
 def _matrix(ours):

@@ -91,7 +91,7 @@ def _block(size: VisionConfig, vision: VisionInput):
     shape = (rows * windows, slots) if per_window else (rows, windows * slots)
     segment = vision.image.reshape(shape)
     q, k, v = (y.reshape(*shape, *y.shape[3:]) for y in (q, k, v))
-    out = attention(q, k, v, segment_BT=segment, segment_BS=segment, causal=False)
+    out = attention(q, k, v, segment_BT=segment, causal=False)
     return out.reshape(rows, windows, slots, *out.shape[2:])
 
   full_attention = functools.partial(attend, per_window=False)

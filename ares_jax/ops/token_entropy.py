@@ -237,13 +237,8 @@ def _forward(plan, hidden_ND, unembed_VD, token_N, wanted_N):
     return (chosen_N - log_total_N, log_total_N - weighted_N / total_N), kept
   statistics = functools.partial(xla.statistics, temperature=plan.temperature,
                                  token_chunk=plan.token_chunk, vocab_chunk=plan.vocab_chunk)
-  if _kernel_suits(plan, hidden_ND, unembed_VD):
-    local = lax.platform_dependent(
-      hidden_ND, unembed_VD, token_N, wanted_N, tpu=functools.partial(_tpu_statistics, plan),
-      default=statistics)
-  else:
-    local = statistics(hidden_ND, unembed_VD, token_N, wanted_N)
-  max_N, total_N, weighted_N, chosen_N = local
+  max_N, total_N, weighted_N, chosen_N = _compute(
+    plan, _tpu_statistics, statistics, hidden_ND, unembed_VD, token_N, wanted_N)
   if plan.vocab_axis:
     local_N, max_N = max_N, _all_max(plan, max_N)
     weighted_N, total_N = xla.rise(weighted_N, total_N, max_N - local_N)
@@ -264,21 +259,22 @@ def _backward(plan, hidden_ND, unembed_VD, token_N, wanted_N, entropy_N, kept, s
     hidden_gradient_ND = _all_sum(plan, hidden_gradient_ND).astype(hidden_ND.dtype)
     unembed_gradient_VD = xla.dot(slope_NV, hidden_ND, "nv,nd->vd")
   else:
-    arguments = hidden_ND, unembed_VD, token_N, wanted_N, kept, entropy_N, *slopes
     gradients = functools.partial(
       xla.gradients, temperature=plan.temperature, token_chunk=plan.token_chunk,
       vocab_chunk=plan.vocab_chunk, vocab_axis=plan.vocab_axis,
       unembed_dtype=_partial_dtype(plan, unembed_VD))
-    if _kernel_suits(plan, hidden_ND, unembed_VD):
-      hidden_gradient_ND, unembed_gradient_VD = lax.platform_dependent(
-        *arguments, tpu=functools.partial(_tpu_gradients, plan), default=gradients)
-    else:
-      hidden_gradient_ND, unembed_gradient_VD = gradients(*arguments)
+    hidden_gradient_ND, unembed_gradient_VD = _compute(
+      plan, _tpu_gradients, gradients, hidden_ND, unembed_VD, token_N, wanted_N, kept, entropy_N,
+      *slopes)
   return hidden_gradient_ND, _all_rows(plan, unembed_gradient_VD, scattered)
 
 
-def _kernel_suits(plan, hidden_ND, unembed_VD):
-  return plan.kernel and _tpu().suits(hidden_ND, unembed_VD)
+def _compute(plan, kernel, default, hidden_ND, unembed_VD, *others):
+  """`kernel` of the arrays on a TPU, if it takes them, else `default`."""
+  arrays = hidden_ND, unembed_VD, *others
+  if not plan.kernel or not _tpu().suits(hidden_ND, unembed_VD):
+    return default(*arrays)
+  return lax.platform_dependent(*arrays, tpu=functools.partial(kernel, plan), default=default)
 
 
 def _tpu():
@@ -288,13 +284,11 @@ def _tpu():
   return token_entropy_tpu
 
 
-def _tpu_statistics(plan, hidden_ND, unembed_VD, token_N, wanted_N):
-  del wanted_N
+def _tpu_statistics(plan, hidden_ND, unembed_VD, token_N, _):
   return _tpu().statistics(hidden_ND, unembed_VD, token_N, temperature=plan.temperature)
 
 
-def _tpu_gradients(plan, hidden_ND, unembed_VD, token_N, wanted_N, *known_N):
-  del wanted_N
+def _tpu_gradients(plan, hidden_ND, unembed_VD, token_N, _, *known_N):
   hidden_gradient_ND, unembed_gradient_VD = _tpu().gradients(
     hidden_ND, unembed_VD, token_N, *known_N, temperature=plan.temperature,
     hidden_dtype=jnp.dtype(jnp.float32 if plan.vocab_axis else hidden_ND.dtype),

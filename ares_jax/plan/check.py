@@ -103,8 +103,9 @@ def suggest_on_oom(config, model):
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
+    names = (*(stage for stage in STAGES if getattr(config, stage).steps), *NAMES)
     raise ValueError(f"out of device memory: {one_line(error)[:200]}; the newest checkpoint is "
-                     f"complete; {_try_first(NAMES, config, model)}") from error
+                     f"complete; {_try_first(names, config, model)}") from error
 
 
 def _try_first(names, config, model):

@@ -68,7 +68,8 @@ def hlo_cost(text):
 
 class _Walk:
   def __init__(self, computations):
-    self.computations, self.totals, self.unbounded = computations, {}, {}
+    self.computations, self.unbounded = computations, {}
+    self.total = functools.cache(self._total)
     items = [(where, item) for where, table in computations.items() for item in table.values()]
     # Names of computations that are the body of a fusion.
     self.fused = {called for _, item in items if item.opcode == "fusion"
@@ -98,13 +99,8 @@ class _Walk:
       return False
     return channel(item) in self.spread and (channel(item), where) not in self.starts
 
-  def total(self, name):
-    """Counter of {kind: bytes sent, _MEMORY: bytes} of one run of a computation, cached."""
-    if name not in self.totals:
-      self.totals[name] = self._total(name)
-    return self.totals[name]
-
   def _total(self, name):
+    """Counter of {kind: bytes sent, _MEMORY: bytes} of one run of a computation."""
     total = collections.Counter()
     for item in self.computations[name].values():
       if item.opcode == "while":

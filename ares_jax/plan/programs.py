@@ -55,11 +55,8 @@ def aepo_programs(config, model, end=(0,)):
   `end` are token ids that end an answer; they hardly change the cost. Raises ValueError if sizes do
   not divide over the mesh, or keys and values do not fit engine.cache_gib.
   """
-  settings, devices = config.aepo, mesh.size(*mesh.ROWS)
-  for key, count in (("prompts", settings.prompts), ("microbatch", settings.microbatch)):
-    if count % devices:
-      raise ValueError(f"config.aepo.{key} = {count} does not divide over {devices} devices of the "
-                       "\"slice\" and \"data\" axes; change it or config.mesh")
+  settings = config.aepo
+  check_divides(settings, "prompts", "microbatch")
   policy = abstract_policy(config.model.lora, model)
   state = aepo_step.abstract_state(settings, policy.params, policy.base)
   rollout = _Rollout(config, model, policy, end)
@@ -73,6 +70,16 @@ def aepo_programs(config, model, end=(0,)):
 
   held = device_bytes((state, policy.params, policy.base))
   return (*rollout.programs(held), Program("aepo_step", 1, update, 0.0))
+
+
+def check_divides(settings, *names):
+  """Raises ValueError if sizes of an AepoConfig do not divide over the devices of mesh.ROWS."""
+  devices = mesh.size(*mesh.ROWS)
+  for name in names:
+    if getattr(settings, name) % devices:
+      raise ValueError(f"config.aepo.{name} = {getattr(settings, name)} does not divide over "
+                       f"{devices} devices of the \"slice\" and \"data\" axes; change it or "
+                       "config.mesh")
 
 
 class _Rollout:

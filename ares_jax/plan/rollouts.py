@@ -48,11 +48,15 @@ def lengths(words, rows, most, seed=0):
     return np.full(rows, most)
   if kind != "lognormal":
     with open(words) as lines:
-      return np.clip(random.choice([int(line) for line in lines], rows), 1, most)
-  if not 0 < float(median) < 1:
+      return np.clip(random.choice([int(line) for line in lines if line.strip()], rows), 1, most)
+  try:
+    share = float(median)
+  except ValueError:
+    share = 0.0
+  if not 0 < share < 1:
     raise ValueError(f"--lengths={words}: the median is a share of max_tokens, 0 < median < 1")
-  deviation = np.log(1 / float(median)) / 2.3263
-  drawn = float(median) * np.exp(deviation * random.normal(size=rows)) * most
+  deviation = np.log(1 / share) / 2.3263
+  drawn = share * np.exp(deviation * random.normal(size=rows)) * most
   return np.clip(np.ceil(drawn), 1, most).astype(int)
 
 
@@ -66,6 +70,7 @@ def rollout_table(config, model, topology, words):
   settings, (chip, devices) = config.aepo, chips.describe_slice(topology)
   with jax.set_mesh(mesh.make_mesh(config.mesh.data, config.mesh.model, devices,
                                    slices=config.mesh.slice)):
+    programs.check_divides(settings, "prompts")
     rows = settings.prompts // mesh.size(*mesh.ROWS) * settings.group
     token_bytes = scheduler_lib.token_bytes(model, int8=config.engine.int8_pages)
     policy = programs.abstract_policy(config.model.lora, model)

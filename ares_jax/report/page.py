@@ -51,7 +51,7 @@ def script_json(value):
 def page_data(records, others, notes=()):
   """The data of the page, as a dict for JSON."""
   notes = list(notes)
-  rows, scale = _annotated(records, notes), 1.0
+  rows, scale = annotated_responses(records, notes), 1.0
   if rows:
     # Entropy at the tint's full strength, which 2% of the tokens exceed.
     values = np.concatenate([row.entropy[np.isfinite(row.entropy)] for row in rows])
@@ -72,7 +72,7 @@ def page_data(records, others, notes=()):
     "difficulty": statistics.entropy_by_bucket(rows)}
 
 
-def _annotated(records, notes):
+def annotated_responses(records, notes):
   """The annotated responses of the page; what cannot be shown is noted."""
   held_out, metrics = records.held_out, records.metrics["aepo"]
   try:
@@ -126,29 +126,25 @@ def page_problems(workdir, rows, notes):
 
   The index of an image that cannot be read is null; it is noted.
   """
-  indices, images, found, missing = {}, [], {}, []
+  lines = {}
   for row in rows:
-    line = row.line
-    if line["id"] in found:
-      continue
-    for path in line["images"]:
-      if path in indices:
-        continue
-      try:
-        with open(os.path.join(workdir, path), "rb") as file:
-          jpeg = base64.b64encode(file.read()).decode("ascii")
-      except OSError:
-        indices[path] = None
-        missing.append(path)
-        continue
+    lines.setdefault(row.line["id"], row.line)
+  indices, images, missing = {}, [], []
+  for path in dict.fromkeys(path for line in lines.values() for path in line["images"]):
+    try:
+      with open(os.path.join(workdir, path), "rb") as file:
+        jpeg = base64.b64encode(file.read()).decode("ascii")
+    except OSError:
+      missing.append(path)
+    else:
       indices[path] = len(images)
       images.append(f"data:image/jpeg;base64,{jpeg}")
-    found[line["id"]] = {"question": line["question"], "answer": line["answer"],
-                         "images": [indices[path] for path in line["images"]]}
   if missing:
     notes.append(f"{len(missing)} images that cannot be read, for example {missing[0]}; copy them "
                  "from where the run was made")
-  return found, images
+  return {name: {"question": line["question"], "answer": line["answer"],
+                 "images": [indices.get(path) for path in line["images"]]}
+          for name, line in lines.items()}, images
 
 
 def page_response(row):

@@ -8,8 +8,7 @@ from PIL import Image
 
 from ares_jax.ops.difficulty import BUCKETS
 from ares_jax.report import statistics
-from ares_jax.report.annotate import annotate
-from ares_jax.report.page import LIMIT, panels, short_names, thin_lines
+from ares_jax.report.page import annotated_responses, panels, short_names
 from ares_jax.system import figures
 from ares_jax.system.figures import Curve
 
@@ -54,10 +53,9 @@ def _curve_figures(runs):
 
 def _rollout_figures(records):
   """Length against N_HE, and entropy and N_HE by difficulty, of the logged rollouts."""
-  if not records.rollouts:
+  annotated = [row for row in annotated_responses(records, []) if not row.held_out]
+  if not annotated:
     return {}
-  annotated = annotate(thin_lines(records.rollouts, LIMIT), records.metrics["aepo"],
-                       records.aepo_config())
   found = {}
   fit = statistics.length_against_count(annotated)
   if fit:
@@ -74,8 +72,8 @@ def _rollout_figures(records):
   for key, title, unit in (("entropy", "Entropy by difficulty", "nats, mean over tokens"),
                            ("count", "N_HE by difficulty", "flagged tokens of a response")):
     found[f"aepo {title}"] = figures.bar_figure(f"aepo: {title}", [
-      (part["bucket"], [(part[key], f"{part[key]:.3g}, n = {part['n']}")]) for part in parts],
-      x_label=unit)
+      (part["bucket"], [(part[key], f"{part[key]:.3g}, n = {part['n']}")])
+      for part in parts if part[key] is not None], x_label=unit)
   return found
 
 

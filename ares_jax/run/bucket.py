@@ -18,6 +18,7 @@ import time
 from absl import logging
 
 from ares_jax.run.identity import STAGES
+from ares_jax.system import heartbeat
 from ares_jax.system.gcs import bucket_errors, file_system, in_bucket
 
 _NOT_COPIED = {*STAGES, "lock", "tensorboard", "profile", "wandb"}  # a run does not read these
@@ -50,26 +51,21 @@ def open_folder(workdir, confirm=lambda: None):
     yield workdir
     return
   address, copy = absolute(workdir), tempfile.mkdtemp(prefix="ares_jax-")
-  folder = BucketFolder(address, copy, confirm)
-  over = threading.Event()
-  uploads = threading.Thread(target=_upload_often, args=(folder, over), daemon=True, name="bucket")
-  failed = True
+  folder, failed = BucketFolder(address, copy, confirm), True
   try:
     folder.fetch()
   except BaseException:
     shutil.rmtree(copy, ignore_errors=True)
     raise
   try:
-    uploads.start()
-    yield folder
-    failed = False
+    with heartbeat.meanwhile(_upload_often, folder, name="bucket"):
+      yield folder
+      failed = False
   except ValueError as error:
     if copy not in str(error):
       raise
     raise type(error)(str(error).replace(copy, address)) from error
   finally:
-    over.set()
-    uploads.join()
     try:
       folder.upload()
       shutil.rmtree(copy, ignore_errors=True)
@@ -170,7 +166,7 @@ def fetch(workdir, part):
     workdir.fetch(part)
 
 
-def _upload_often(folder, over):
+def _upload_often(over, folder):
   """Uploads in the background, until `over` is set."""
   pause, told = _EVERY, False
   while not over.wait(pause):

@@ -10,6 +10,7 @@ from typing import Literal
 
 from ares_jax.data import digits, digits_teacher, validation
 from ares_jax.data.bad_row import printable
+from ares_jax.data.curation.pass_rates import candidate_responses, column_passes
 from ares_jax.data.sources import SourceConfig, open_sources
 from ares_jax.run.files import RENAMED_DATA, write_text
 from ares_jax.system import hosts
@@ -175,17 +176,20 @@ class RunData:
                              grader=None if kind in _LEARNT else self._grader)
 
   def _check(self, kind):
-    """Function of a row that raises BadRow where the stage cannot use it."""
-    config = self._config
+    """Function of a row: its EncodedPrompt, or BadRow where the stage cannot use it."""
     if kind not in ("warmup", "sft"):
-      return functools.partial(validation.check_rl_row, self._encoder)
-    section = getattr(config, STAGE_OF[kind])
-    limits = dict(row_tokens=section.row_tokens, row_windows=section.row_windows)
-    if kind == "warmup":
-      return functools.partial(validation.check_sft_row, self._encoder, **limits)
-    samples = config.curate.samples if config.curate.pass_rates == "column" else None
-    return functools.partial(validation.check_curation_row, self._encoder, samples=samples,
-                             **limits)
+      return self._encoder.encode
+    section, curate = getattr(self._config, STAGE_OF[kind]), self._config.curate
+
+    def check(row):
+      if kind == "sft" and curate.pass_rates == "column":
+        column_passes(row, curate.samples)
+      responses = candidate_responses(row) if kind == "sft" else [row.get("response")]
+      return validation.check_responses(self._encoder, row, responses,
+                                        row_tokens=section.row_tokens,
+                                        row_windows=section.row_windows)
+
+    return check
 
   def _fingerprint(self, kind, mixture):
     """16 hex digits of all that decides which rows are bad, except the images."""

@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from ares_jax.run.checkpoint.digest import flatten
 from ares_jax.system import shares
 from ares_jax.system.gcs import bucket_errors
 
@@ -115,9 +116,7 @@ def dump_batch(workdir, stage, step, batch):
   Only the newest three files are kept. A batch that cannot be written is dropped with a warning.
   """
   # Process 0 holds one array at a time, the others none.
-  arrays = ((jax.tree_util.keystr(path, simple=True, separator="/"),
-             shares.fetch_on_process_0(leaf))
-            for path, leaf in jax.tree_util.tree_leaves_with_path(batch))
+  arrays = ((name, shares.fetch_on_process_0(leaf)) for name, leaf in flatten(batch).items())
   if jax.process_index():
     collections.deque(arrays, maxlen=0)
     return

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
+from flax import traverse_util
 
 from ares_jax.run.checkpoint import digest
 from ares_jax.run.checkpoint.reader import newest_step
@@ -87,12 +88,8 @@ def latest_stage(workdir):
   raise ValueError(f"{workdir} has no checkpoint of {', '.join(STAGES)} yet; train there first")
 
 
-def flatten(values, prefix=""):
-  """{"aepo.loss.clip_low": 0.2, ...} of nested dicts."""
-  found = {}
-  for key, value in values.items():
-    found |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-  return found
+# {"aepo.loss.clip_low": 0.2, ...} of nested dicts.
+flatten = functools.partial(traverse_util.flatten_dict, sep=".")
 
 
 def check_records(workdir, records, allow=()):

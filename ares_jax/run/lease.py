@@ -37,14 +37,10 @@ def lease(workdir):
   """
   held = _Lease(workdir)
   held.take()
-  over = threading.Event()
-  renewing = threading.Thread(target=held.renew, args=(over,), daemon=True, name="lease")
-  renewing.start()
   try:
-    yield held.confirm
+    with heartbeat.meanwhile(held.renew, name="lease"):
+      yield held.confirm
   finally:
-    over.set()
-    renewing.join()
     held.release()
 
 

@@ -5,14 +5,13 @@ import fcntl
 import json
 import os
 import socket
-import threading
 import time
 
 from absl import logging
 from etils import epath
 
 from ares_jax.run import bucket, lease
-from ares_jax.system import hosts
+from ares_jax.system import heartbeat, hosts
 from ares_jax.system.gcs import in_bucket
 
 _RENEW = 20.0  # seconds between two updates of the lock file's time
@@ -49,14 +48,10 @@ def lock(workdir):
     json.dump(lease.record(), file)
     file.flush()
     os.fsync(file.fileno())  # other hosts of the run read it at once
-    over = threading.Event()
-    renewing = threading.Thread(target=_renew, args=(over, path), daemon=True, name="lock")
-    renewing.start()
     try:
-      yield
+      with heartbeat.meanwhile(_renew, path, name="lock"):
+        yield
     finally:
-      over.set()
-      renewing.join()
       file.truncate(0)
 
 

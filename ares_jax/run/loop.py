@@ -75,11 +75,11 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None, valida
     due = validation and validation.is_due(done, steps, best)
     if best.ends_stage or done == steps and not due:
       return state
-    saver = _Saver(checkpoints, workdir, hosts.on_process_0(lambda: run_marks(workdir)))
+    marks = hosts.on_process_0(lambda: run_marks(workdir))
     with MetricWriter(workdir, name, step=done) as writer, heartbeat.stop_signals():
       stage = _Stage(
-        name=name, steps=steps, config=config, phases=phases or PhaseTimer(),
-        validation=validation, best=best, saver=saver, writer=writer,
+        name=name, steps=steps, workdir=workdir, config=config, phases=phases or PhaseTimer(),
+        validation=validation, best=best, checkpoints=checkpoints, marks=marks, writer=writer,
         progress=Progress(steps, name, start=done), state=state, done=done)
       stage.run(begin)
       stopped = heartbeat.stop_requested()
@@ -91,15 +91,17 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None, valida
 
 @dataclasses.dataclass
 class _Stage:
-  """A stage that runs: its newest state, and who measures, logs, shows and saves it."""
+  """A stage that runs: its newest state, which it measures, logs, shows and saves."""
 
   name: str
   steps: int
+  workdir: str | os.PathLike
   config: object  # LoopConfig
   phases: PhaseTimer
   validation: Validation | None
   best: Best
-  saver: object  # _Saver
+  checkpoints: Checkpoints
+  marks: dict  # of the run; every checkpoint has them
   writer: MetricWriter
   progress: Progress
   state: object
@@ -111,7 +113,7 @@ class _Stage:
     self.phases.take()  # the time between two stages belongs to none of their steps
     step = begin(self.state)
     if self._validate():  # of a checkpoint that was saved when a stop came before its validation
-      self.saver.checkpoints.kept_step = self.done
+      self.checkpoints.kept_step = self.done
     while self.done < self.steps and not self.best.ends_stage:
       profiler.profile_step(self.name, self.done)
       try:
@@ -123,7 +125,7 @@ class _Stage:
       self._finish(metrics, note)
     self.progress.close()
     with self.phases("save"):
-      self.saver.save_now(self.done, self.state)
+      self._save_now()
     profiler.end_profile()  # work after the stage belongs to none of its steps
 
   def _take(self, step):
@@ -133,21 +135,27 @@ class _Stage:
       return jax.device_get(metrics), note
 
   def _finish(self, metrics, note):
-    """Logs, validates and saves a step that was taken."""
+    """Logs, shows, validates and saves a step that was taken."""
     self.done += 1
-    reasons = _record(self.name, self.writer, self.progress, self.done, metrics, note,
-                      self.phases.take())
+    reasons, seconds = ", ".join(_skip_reasons(metrics)), self.phases.take()
+    if reasons:
+      logging.warning("%s step %d: no update: not finite, or beyond its limit: %s", self.name,
+                      self.done, reasons)
+    speed = speed_metrics(metrics, seconds["seconds/step"])
+    self._write({key: x for key, x in metrics.items() if x or not key.startswith(NONFINITE)}
+                | seconds | speed)
+    self.progress.update(self.done, ", ".join(filter(None, (note, speed_note(speed)))))
     self.skipped = self.skipped + 1 if reasons else 0
     is_best = self.best.see(self.done, metrics)
     is_best |= self._validate()
-    self.saver.save_if_due(self.done, self.state, self.config.save_every, self.phases, is_best)
+    self._save_if_due(is_best)
     if self.skipped > self.config.max_skipped:
-      self.saver.save_now(self.done, self.state)
+      self._save_now()
       raise ValueError(
         f"{self.name}: {self.skipped} steps in a row were skipped, for {reasons} that was not "
         f"finite or beyond its limit; step {self.done} is saved with the weights from before them; "
-        f"look into a batch with --replay={self.saver.workdir}/nonfinite/{self.name}-{self.done}"
-        ".npz; lower the learning rate")
+        f"look into a batch with --replay={self.workdir}/nonfinite/{self.name}-{self.done}.npz; "
+        "lower the learning rate")
 
   def _validate(self):
     """Whether the weights were validated and are the best; a stopped run validates later."""
@@ -160,15 +168,49 @@ class _Stage:
       return False
     except (ValueError, OSError) as error:
       self._save_and_raise(error)
-    _write(self.writer, self.name, self.done, metrics | self.phases.take())
+    self._write(metrics | self.phases.take())
     self.progress.say(f"{self.name} {self.done}/{self.steps}  "
                       f"{', '.join(filter(None, (note, self.best.note())))}")
     return is_best
 
+  def _write(self, metrics):
+    """Writes a line of metrics.jsonl."""
+    try:
+      _with_retries(lambda: self.writer.write_scalars(self.done, metrics))
+    except OSError as error:
+      # Not saved: a checkpoint of this step would leave its line missing from the log for good.
+      raise OSError(f"step {self.done} of {self.name} cannot be logged: {error}; the run goes on "
+                    "from its newest checkpoint when the folder can be written") from error
+
+  def _save_if_due(self, is_best):
+    """Starts a save every `save_every` steps and of the best; replaces one that failed before."""
+    try:
+      self.checkpoints.check()
+      if self.done % self.config.save_every == 0 or is_best:
+        with self.phases("save"):
+          upload(self.workdir)  # the log of these steps first: they are never done again
+          self.checkpoints.save(self.done, self.state, self.marks, is_best=is_best)
+    except OSError as error:
+      logging.warning("%s; saving step %d instead", error, self.done)
+      self._save_now(is_best)
+
+  def _save_now(self, is_best=False):
+    """Returns when the finished steps are on disk; nothing is saved at step 0."""
+    def save():
+      if not in_bucket(self.workdir):
+        # Orbax would recreate a deleted run folder for this checkpoint alone.
+        os.stat(os.path.join(self.workdir, "metrics.jsonl"))
+      upload(self.workdir)
+      if self.done and self.checkpoints.latest() != self.done:
+        self.checkpoints.save(self.done, self.state, self.marks, is_best=is_best)
+      self.checkpoints.wait()
+
+    _with_retries(save)
+
   def _save_and_raise(self, error):
     if not _all_failed(error, f"{self.name}/{self.done}"):
       raise error
-    self.saver.save_now(self.done, self.state)
+    self._save_now()
     kind = OSError if isinstance(error, OSError) else ValueError
     raise kind(f"{error}; {self.name} is saved at step {self.done} of {self.steps}") from error
 
@@ -190,67 +232,12 @@ def _all_failed(error, name):
   return not on_one_process and hosts.barrier(name, _BARRIER_SECONDS)
 
 
-def _record(name, writer, progress, done, metrics, note, seconds):
-  """Logs a finished step and shows it; returns why it skipped its update, "" if it did not."""
-  reasons = ", ".join(_skip_reasons(metrics))
-  if reasons:
-    logging.warning("%s step %d: no update: not finite, or beyond its limit: %s", name, done,
-                    reasons)
-  speed = speed_metrics(metrics, seconds["seconds/step"])
-  metrics = {key: x for key, x in metrics.items() if x or not key.startswith(NONFINITE)}
-  _write(writer, name, done, metrics | seconds | speed)
-  progress.update(done, ", ".join(filter(None, (note, speed_note(speed)))))
-  return reasons
-
-
-def _write(writer, name, done, metrics):
-  """Writes a line of metrics.jsonl."""
-  try:
-    _with_retries(lambda: writer.write_scalars(done, metrics))
-  except OSError as error:
-    # The step is not saved: a checkpoint of it would leave its line missing from the log for good.
-    raise OSError(f"step {done} of {name} cannot be logged: {error}; the run goes on from "
-                  "its newest checkpoint when the folder can be written") from error
-
-
 def _skip_reasons(metrics):
   """Names of the values for which a step skipped its update; [] if it did not skip it."""
   if not any(metrics.get(key) for key in _SKIPPED):
     return []
   return [key.removeprefix(NONFINITE) for key, count in metrics.items()
           if key.startswith(NONFINITE) and count] or ["gradient"]
-
-
-class _Saver:
-  """Saves a stage's state with the marks of its run, and tries again when the disk refuses."""
-
-  def __init__(self, checkpoints, workdir, marks):
-    self.checkpoints, self.workdir, self._marks = checkpoints, workdir, marks
-
-  def save_if_due(self, done, state, save_every, phases, is_best):
-    """Starts a save every `save_every` steps and of the best; replaces one that failed before."""
-    try:
-      self.checkpoints.check()
-      if done % save_every == 0 or is_best:
-        with phases("save"):
-          upload(self.workdir)  # the log of these steps first: they are never done again
-          self.checkpoints.save(done, state, self._marks, is_best=is_best)
-    except OSError as error:
-      logging.warning("%s; saving step %d instead", error, done)
-      self.save_now(done, state, is_best)
-
-  def save_now(self, done, state, is_best=False):
-    """Returns when step `done` is on disk; nothing is saved at step 0."""
-    def save():
-      if not in_bucket(self.workdir):
-        # Orbax would recreate a deleted run folder for this checkpoint alone.
-        os.stat(os.path.join(self.workdir, "metrics.jsonl"))
-      upload(self.workdir)
-      if done and self.checkpoints.latest() != done:
-        self.checkpoints.save(done, state, self._marks, is_best=is_best)
-      self.checkpoints.wait()
-
-    _with_retries(save)
 
 
 def _with_retries(write):

@@ -129,18 +129,12 @@ def _shown(row):
                       row["question"]])
 
 
-def save_image(workdir, image, turn=True):
-  """Writes an image once, under the digest of its pixels; returns its path inside `workdir`.
-
-  `turn` is whether its EXIF orientation is followed, as it is where the model is shown it.
-  """
-  name, data = _jpeg(image, turn)
-  _write_images(workdir, [("", {name: data})])
-  return name
-
-
 def _jpeg(image, turn):
-  """(path inside the workdir, bytes of the JPEG) of an image."""
+  """(path inside the workdir, bytes of the JPEG) of an image.
+
+  The path is the digest of its pixels. `turn`: whether its EXIF orientation is followed, as it is
+  where the model is shown it.
+  """
   pixels = load_image(image, min_pixels=28 * 28, max_pixels=MAX_PIXELS, turn=turn)
   data = io.BytesIO()
   # At 56 x 56 pixels, colour subsampling smears the colour of a cell into the next one.

@@ -121,17 +121,25 @@ def watchdog(path, minutes, keep=lambda: None):
 
   `keep` is called then, for at most a minute: it brings `path` to where it outlives the machine.
   """
-  over = threading.Event()
   _process.last_heartbeat = time.monotonic()
-  arguments = over, path, 60 * minutes, keep
-  watcher = threading.Thread(target=_watch, args=arguments, daemon=True, name="watchdog")
-  watcher.start()
+  try:
+    with meanwhile(_watch, path, 60 * minutes, keep, name="watchdog"):
+      yield
+  finally:
+    _disarm()
+
+
+@contextlib.contextmanager
+def meanwhile(call, *arguments, name):
+  """Runs `call(over, *arguments)` in a thread, and at the end sets the Event `over` and waits."""
+  over = threading.Event()
+  thread = threading.Thread(target=call, args=(over, *arguments), daemon=True, name=name)
+  thread.start()
   try:
     yield
   finally:
     over.set()
-    watcher.join()
-    _disarm()
+    thread.join()
 
 
 @contextlib.contextmanager

@@ -74,32 +74,21 @@ def gather(share, values):
 
 
 def put_rows(tree, rows, *spec):
-  """`mesh.put` of leaves of which each process has the rows of its own devices alone.
+  """`mesh.put` of leaves of which each process has the rows of its own devices alone, or all rows.
 
   `rows` is their number over all processes; `spec` has mesh.ROWS on their axis.
   """
   if jax.process_count() == 1:
     return mesh.put(tree, *spec)
-  axis, shards, target = spec.index(mesh.ROWS), local_shards().tolist(), mesh.sharding(*spec)
-  each = rows // mesh.size(*mesh.ROWS)
+  axis, target = spec.index(mesh.ROWS), mesh.sharding(*spec)
 
   def put_leaf(path, leaf):
     shape = (*leaf.shape[:axis], rows, *leaf.shape[axis + 1:])
     mesh.check_divides(jax.tree_util.keystr(path), shape, target)
     array = np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
-
-    def part(index):
-      start = each * shards.index((index[axis].start or 0) // each)
-      return array[(*index[:axis], slice(start, start + each), *index[axis + 1:])]
-
-    return jax.make_array_from_callback(shape, target, part)
+    return jax.make_array_from_process_local_data(target, array, shape)
 
   return jax.tree_util.tree_map_with_path(put_leaf, tree)
-
-
-def put_complete(tree, rows, *spec):
-  """`put_rows` where every process has all rows."""
-  return mesh.put(tree, *spec)
 
 
 def fetch_rows(tree):

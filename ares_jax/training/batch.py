@@ -67,12 +67,9 @@ class PackedRows:
       **{name: array(np.int32, *shape) for name in (
         "tokens", "segment", "unit", "sequence", "response_index")})
 
-  def to_device(self, microbatch, put=shares.put_rows):
-    """The rows on the current mesh, those of every microbatch split over mesh.ROWS.
-
-    R is `microbatch`; `put` is as for RolloutBatch.
-    """
-    rows = put(self.replace(used=None), microbatch, None, None, mesh.ROWS)
+  def to_device(self, microbatch):
+    """The rows on the current mesh, R = `microbatch` of every microbatch split over mesh.ROWS."""
+    rows = shares.put_rows(self.replace(used=None), microbatch, None, None, mesh.ROWS)
     return rows.replace(used=mesh.put(self.used))
 
 
@@ -135,17 +132,18 @@ class RolloutBatch:
                                share_prompts=shares_prompts(config)),
       scores=AnswerScores(grade, grade) if scores else None)
 
-  def to_device(self, prompts, microbatch, put=shares.put_rows):
+  def to_device(self, prompts, microbatch):
     """The batch on the current mesh: prompts, sequences and packed rows split over mesh.ROWS.
 
     P is `prompts`, R `microbatch`. Each process has the grades of all sequences, but only the
-    prompts, sequences and rows of its own devices, or all with `put=shares.put_complete`.
+    prompts, sequences and rows of its own devices, or all of them.
     """
     grades = mesh.put((self.correct, self.format_ok), mesh.ROWS)
     scores = mesh.put(self.scores, mesh.ROWS)
-    parts = put((self.tokens, self.response_mask, self.entropy), len(self.correct), mesh.ROWS)
-    return RolloutBatch(*parts, *grades, put(self.vision, prompts, mesh.ROWS),
-                        self.rows.to_device(microbatch, put), scores)
+    parts = shares.put_rows((self.tokens, self.response_mask, self.entropy), len(self.correct),
+                            mesh.ROWS)
+    return RolloutBatch(*parts, *grades, shares.put_rows(self.vision, prompts, mesh.ROWS),
+                        self.rows.to_device(microbatch), scores)
 
 
 def pack(prompts, samples, lengths, *, group, minibatch, microbatch, row_tokens, longest,

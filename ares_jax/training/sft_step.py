@@ -102,13 +102,10 @@ def sft_step(model, config, state, batch, base=None):
   return SftState(state.step + 1, params, opt_state), metrics
 
 
-def to_device(batch, put=shares.put_rows):
-  """The arrays of a data.traces.TraceBatch on the current mesh, rows over mesh.ROWS.
-
-  `put` is shares.put_complete where every process has all rows.
-  """
-  arrays = put({
+def to_device(batch):
+  """The arrays of a data.traces.TraceBatch on the current mesh, rows over mesh.ROWS."""
+  arrays = shares.put_rows({
     "tokens": batch.tokens, "segment": batch.segment, "unit": batch.unit,
     "loss_mask": batch.loss_mask, "vision": VisionInput(**batch.vision)}, batch.rows, mesh.ROWS)
-  arrays["positions"] = put(batch.positions, batch.rows, None, mesh.ROWS)
+  arrays["positions"] = shares.put_rows(batch.positions, batch.rows, None, mesh.ROWS)
   return arrays

@@ -213,7 +213,7 @@ def kernels(size):
 
   def ours(q, k, v, *, causal):
     segment = segments(len(q))
-    return attention(q, k, v, segment_BT=segment, segment_BS=segment, causal=causal)
+    return attention(q, k, v, segment_BT=segment, causal=causal)
 
   def plain(q, k, v, *, causal):
     return plain_attention(q, k, v, segments(len(q)), causal=causal)

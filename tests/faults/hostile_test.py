@@ -1,7 +1,6 @@
 """Hostile rows, images and answers are used or reported, and execute nothing."""
 
 import ast
-import functools
 import json
 import os
 import pathlib
@@ -107,9 +106,8 @@ def test_every_row_is_used_or_reported_and_its_neighbours_are_used(tmp_path_fact
   source = FileSource(SourceConfig(str(folder / "d.jsonl"), "plain", "", 1.0))
   assert len(source) == 2 * BATCH + 1
   grader = types.SimpleNamespace(name="layered", bad_truths=lambda rows: [])
-  check = functools.partial(validation.check_rl_row, ENCODER)
-  found = validation.find_bad_rows(source, numbers=range(len(source)), check=check, grader=grader,
-                                   threads=1)
+  found = validation.find_bad_rows(source, numbers=range(len(source)), check=ENCODER.encode,
+                                   grader=grader, threads=1)
   bad = {row["number"] for row in found}
   assert len(bad) == len(found) and all(number % 2 for number in bad)
   for row in found:

@@ -174,7 +174,7 @@ def shared(model, folder):
     rows = shares.put_rows(whole[share.held], 16, mesh.ROWS)
     np.testing.assert_array_equal(mesh.fetch(columns), whole.T)
     np.testing.assert_array_equal(shares.fetch_rows(rows), whole[share.held])
-    complete = shares.put_complete(whole, 16, mesh.ROWS)
+    complete = shares.put_rows(whole, 16, mesh.ROWS)
     np.testing.assert_array_equal(mesh.fetch(complete), whole)
     try:
       shares.put_rows(whole[share.held], 17, mesh.ROWS)

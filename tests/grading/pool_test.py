@@ -339,7 +339,7 @@ def test_truths_that_no_answer_equals_are_found(pool):
   rows = [{"id": "good", "answer": "8"}, {"id": "formula", "answer": r"2\sqrt{3}"},
           {"id": "list", "answer": ["A", "12 cm"]}, {"id": "open", "answer": r"\frac{1}{2"},
           {"id": "lost brace", "answer": r"\boxed{8"}, {"id": "shut", "answer": "8}"}]
-  assert [name for name, _ in pool.bad_truths(iter(rows), batch=4)] == ["open", "shut"]
+  assert [row["id"] for row in pool.bad_truths(iter(rows), batch=4)] == ["open", "shut"]
 
 
 PIECES = [

@@ -40,7 +40,7 @@ def test_attention_equals_one_query_at_a_time(causal, length, heads, kv_heads):
   q = RNG.normal(size=(2, length, heads, 4)).astype(np.float32)
   k, v = RNG.normal(size=(2, 2, length, kv_heads, 4)).astype(np.float32)
   segment = np.sort(RNG.integers(1, 3, (2, length))).astype(np.int32)
-  got = attention(q, k, v, segment_BT=segment, segment_BS=segment, causal=causal)
+  got = attention(q, k, v, segment_BT=segment, causal=causal)
   np.testing.assert_allclose(got, naive(q, k, v, segment, causal), atol=1e-5)
 
 
@@ -49,19 +49,18 @@ def test_a_changed_value_reaches_later_tokens_of_its_own_segment_only():
   segment = np.int32([[1, 1, 1, 2, 2, 2, 2, 0, 0]])
   changed = v.copy()
   changed[0, 4] += 1
-  first, second = (np.asarray(attention(
-    q, k, x, segment_BT=segment, segment_BS=segment, causal=True)) for x in (v, changed))
+  first, second = (np.asarray(attention(q, k, x, segment_BT=segment, causal=True))
+                   for x in (v, changed))
   np.testing.assert_array_equal(np.any(first != second, axis=(0, 2, 3)),
                                 [0, 0, 0, 0, 1, 1, 1, 0, 0])
 
 
 def test_padding_yields_finite_gradients():
   q, k, v = RNG.normal(size=(3, 1, 6, 2, 4)).astype(np.float32)
-  segment = np.int32([[1, 1, 0, 0, 0, 0]])
-  keys = np.int32([[1, 1, 2, 2, 2, 2]])  # the padding queries see no key at all
+  allowed = np.tril(np.ones((1, 6, 6), bool)) & (np.arange(6) < 2)[:, None]  # the rest see no key
 
   def total(q, k, v):
-    return attention(q, k, v, segment_BT=segment, segment_BS=keys, causal=True).sum()
+    return attention_lib._attend(q, k, v, allowed).sum()
 
   assert all(np.isfinite(g).all() for g in jax.jit(jax.grad(total, (0, 1, 2)))(q, k, v))
 
@@ -107,7 +106,7 @@ def results(function, causal, q, k, v, segment, *prompt):
 
 
 def dense(q, k, v, segment, *, causal):
-  return attention_lib._dense(q, k, v, segment, segment, None, causal=causal)
+  return attention_lib._dense(q, k, v, segment, None, causal=causal)
 
 
 def splash(q, k, v, segment, *, causal):
@@ -121,7 +120,7 @@ def by_definition(q, k, v, segment, prompt, *, causal):
 
 
 def whole(q, k, v, segment, prompt, *, causal):
-  return attention(q, k, v, segment_BT=segment, segment_BS=segment, prompt_BT=prompt, causal=causal)
+  return attention(q, k, v, segment_BT=segment, prompt_BT=prompt, causal=causal)
 
 
 def shared_splash(q, k, v, segment, prompt, *, causal):
@@ -187,11 +186,10 @@ def test_near_keys_are_enough_for_short_segments_and_all_are_there_for_long_ones
       np.testing.assert_allclose(value, want, atol=2e-5)
 
 
-def kernels_for(platform, tokens, *, kv_segments=None, share=False):
+def kernels_for(platform, tokens, *, share=False):
   """Names of the kernels in the program of the gradient, lowered on this host for `platform`."""
   def total(q, k, v, segment):
-    keys = segment if kv_segments is None else kv_segments
-    return attention(q, k, v, segment_BT=segment, segment_BS=keys, causal=True,
+    return attention(q, k, v, segment_BT=segment, causal=True,
                      prompt_BT=segment if share else None).sum()
 
   q, k, v, segment = packed(2, tokens, 4, 2, 64)
@@ -217,9 +215,8 @@ def test_shared_prompts_take_the_kernel_of_a_tpu_but_not_that_for_triton():
   assert kernels_for("cuda", 384, share=True) == set()
 
 
-def test_short_rows_and_foreign_keys_need_no_kernel():
+def test_short_rows_need_no_kernel():
   assert kernels_for("tpu", attention_lib.KERNEL_TOKENS - 1) == set()
-  assert kernels_for("tpu", 384, kv_segments=np.ones((2, 384), np.int32)) == set()
 
 
 def over_mesh(data, model, heads, kv_heads, rows=8, tokens=attention_lib.KERNEL_TOKENS,
@@ -228,7 +225,7 @@ def over_mesh(data, model, heads, kv_heads, rows=8, tokens=attention_lib.KERNEL_
   case = make(rows, tokens, heads, kv_heads, 8)
 
   def split(q, k, v, segment, prompt=None, *, causal):
-    return attention(q, k, v, segment_BT=segment, segment_BS=segment, prompt_BT=prompt,
+    return attention(q, k, v, segment_BT=segment, prompt_BT=prompt,
                      causal=causal)
 
   want = results(dense if make is packed else by_definition, causal, *case)
@@ -261,7 +258,7 @@ def test_heads_are_split_where_answers_share_prompts():
 
 def test_a_device_has_its_part_of_the_queries_and_gathers_keys():
   def split(q, k, v, segment):
-    return attention(q, k, v, segment_BT=segment, segment_BS=segment, causal=True)
+    return attention(q, k, v, segment_BT=segment, causal=True)
 
   with jax.set_mesh(mesh_lib.make_mesh(2, 2)):
     program = str(jax.make_jaxpr(split)(*packed(2, 256, 3, 1, 8)))

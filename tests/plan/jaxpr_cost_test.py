@@ -106,7 +106,7 @@ def test_a_causal_kernel_counts_the_blocks_it_works_on(devices):
   segment = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
 
   def total(q, k, v, segment):
-    return attention(q, k, v, segment_BT=segment, segment_BS=segment, causal=True).sum()
+    return attention(q, k, v, segment_BT=segment, causal=True).sum()
 
   with jax.set_mesh(mesh.make_mesh(1, devices, jax.devices()[:devices])):
     forward = count(total, x, x, x, segment, platform="tpu")

@@ -10,7 +10,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ares_jax.data import digits, validation
+from ares_jax.data import digits
 from ares_jax.data.bad_row import CODES, BadRow
 from ares_jax.data.chat import Chat
 from ares_jax.data.prompts import Encoder, PromptConfig
@@ -81,9 +81,9 @@ def test_a_second_start_reads_the_list_and_looks_at_listed_rows_alone(tmp_path, 
   config = write(tmp_path, ["good", "long", "text"])
   assert len(data(tmp_path, config, grader=grader).source("rl")) == 2
   looked_at = []
-  check = validation.check_rl_row
-  monkeypatch.setattr(validation, "check_rl_row", lambda encoder, row: (
-    looked_at.append(row["id"]), check(encoder, row)))
+  encode = Encoder.encode
+  monkeypatch.setattr(Encoder, "encode", lambda encoder, row: (
+    looked_at.append(row["id"]), encode(encoder, row)))
   assert len(data(tmp_path, config, grader=grader).source("rl")) == 2
   assert looked_at == ["d.jsonl:1 (rl 0:1)"]
 

@@ -6,6 +6,7 @@ Names of sources are escaped.
 import html as markup
 
 from ares_jax.system import figures
+from ares_jax.system.tables import text_table
 
 _STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 44rem;
   padding: 0 1rem; color: #1f2933; background: #fff } h2 { margin-top: 2.5rem }
@@ -18,8 +19,8 @@ _HEAD = ("pass rate", "problems", "chosen", "tokens before", "tokens after", "ta
 
 def curation_text(report):
   """The report as tables for a terminal."""
-  tables = _table(_rows(report)) + _table(_sources(report))
-  return "\n".join([_summary(report), *tables, *report["notes"]])
+  tables = (text_table(head, rows) for head, *rows in (_rows(report), _sources(report)))
+  return "\n".join([_summary(report), *(f"\n{table}" for table in tables), *report["notes"]])
 
 
 def curation_html(report):
@@ -79,16 +80,6 @@ def _sources(report):
     ends = ("", "") if target is None else (f"{target[0]:.0f}", f"{target[-1]:.0f}")
     rows.append((name, str(sum(counts["problems"])), str(sum(counts["chosen"])), *ends))
   return rows
-
-
-def _table(rows):
-  """Lines with the cells of `rows` in columns, after an empty line."""
-  first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
-  lines = [""]
-  for name, *cells in rows:
-    cells = [cell.rjust(width) for cell, width in zip(cells, others, strict=True)]
-    lines.append("  ".join([name.ljust(first), *cells]))
-  return lines
 
 
 def _section(report, name):

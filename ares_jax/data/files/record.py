@@ -126,11 +126,6 @@ def value_at(record, column):
   return record
 
 
-def has_column(record, column):
-  """Whether a record has a column, be it empty; of "a.b" it is asked for a."""
-  return column in record or column.partition(".")[0] in record
-
-
 def is_list(value):
   """Whether a value is a list, as JSON, Parquet and TFDS give them."""
   return isinstance(value, list | tuple) or isinstance(value, np.ndarray) and value.ndim > 0
