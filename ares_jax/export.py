@@ -60,10 +60,9 @@ def main():
 def export(workdir, out, stage=None, *, adapter=False, dtype=None, best=False):
   """Writes the weights of one stage of a run to the new folder `out`, on the current mesh.
 
-  `stage` None is the last one that has a checkpoint; `best` is the step that its loop.keep_best
-  kept, not the newest. With `adapter` the adapters are written alone,
-  not merged. `dtype` is "float32" or "bfloat16", None for that of the model's folder; adapters are
-  float32.
+  `stage` None is the last one that has a checkpoint. With `best` it is the step that the stage's
+  loop.keep_best kept, not the newest. With `adapter` the adapters are written alone, not merged.
+  `dtype` is "float32" or "bfloat16", None for that of the model's folder; adapters are float32.
 
   Returns:
     dict: folder, stage, step, parameters (the number written).

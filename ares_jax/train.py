@@ -47,6 +47,7 @@ from ares_jax.run.setup import StageContext, open_run
 from ares_jax.system import heartbeat, hosts, mesh, profiler
 from ares_jax.system.cluster import join_cluster
 from ares_jax.system.command import require_config, run
+from ares_jax.system.gcs import bucket_errors
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, see configs/.")
 _STRICT = flags.DEFINE_bool("strict", False, "Refuse a damaged checkpoint; use no older one.")
@@ -73,9 +74,11 @@ def main():
   if _STRICT.value:
     for stage in STAGES:
       values[stage].loop.strict = True
-  config = read_config(values, new=not (epath.Path(_address()) / "config.json").exists())
+  with bucket_errors(_address()):
+    has_begun = (epath.Path(_address()) / "config.json").exists()
+  config = read_config(values, new=not has_begun)
   shard = adacs.parse_shard(_CURATE.value, config)
-  address, traced = _address(shard), _traced_steps(config)
+  address = _address(shard)
   with join_cluster(config.hosts), heartbeat.stop_signals(), one_run(address) as workdir, \
       heartbeat.watchdog(os.path.join(workdir, hosts.local_name("stacks.txt")),
                          config.stall_minutes, functools.partial(bucket.upload, workdir)):
@@ -89,6 +92,7 @@ def main():
     devices = mesh.make_mesh(config.mesh.data, config.mesh.model, slices=config.mesh.slice)
     with jax.set_mesh(devices), open_run(config, workdir=workdir, check=not shard) as parts:
       config = parts.config  # with the steps that its epochs make
+      traced = _traced_steps(config)
       if _CHECK.value:
         checked = check.check_programs(config, parts.model, parts.generator.end)
         _print(check.memory_table(checked))

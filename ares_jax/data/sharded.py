@@ -34,7 +34,6 @@ class Part:
     return encoder.batch(self.rows, np.asarray(prompt_id)[held], self.encoded, held=held,
                          sizes=sizes)
 
-
   def traces(self, encoder, *, row_tokens, row_windows, row_multiple):
     """TraceBatch of rows that were encoded by traces.encode_example; collective.
 

@@ -1,1 +1,1 @@
-"""The paper's own checks: `python -m ares_jax.diagnose hwe|kl|passk|ablation --workdir=DIR`."""
+"""The paper's own checks: `python -m ares_jax.diagnose hwe|kl|terms|passk|ablation`."""

@@ -70,8 +70,8 @@ def _may_differ(key):
 def shaping_arm(config, workdir):
   """UNIFORM or BY_DIFFICULTY, from the flat config of a run."""
   if config["aepo.reward.kind"] != "aepo":
-    raise ValueError(f"{workdir} shapes no rewards: config.aepo.reward.kind is "
-                     f"{config['aepo.reward.kind']!r}")
+    raise ValueError(f"{workdir} shapes no rewards by buckets: config.aepo.reward.kind is "
+                     f"{config['aepo.reward.kind']!r}, not 'aepo'")
   borders = config["aepo.reward.easy"], config["aepo.reward.medium"]
   return UNIFORM if borders == (1.0, 0.0) else BY_DIFFICULTY
 

@@ -10,7 +10,7 @@ import json
 import numpy as np
 
 from ares_jax import ops
-from ares_jax.data.trigger_words import triggers_in
+from ares_jax.data.trigger_words import are_triggers, triggers_in
 from ares_jax.system import figures
 from ares_jax.system.figures import Curve
 from ares_jax.system.tables import format_number, text_table
@@ -173,7 +173,9 @@ def _found(lines, entropy_BT, mask_BT, metrics, config):
   # An iteration without metrics has not ended; an infinite threshold flags nothing.
   threshold_B = np.float32([metrics.get(line["step"], {"hwe/threshold": np.inf})["hwe/threshold"]
                             for line in lines])
-  trigger_BT = _arrays(lines, None)[2]
+  trigger_BT = np.zeros_like(mask_BT)
+  for row, line in enumerate(lines):
+    trigger_BT[row, :len(line["tokens"])] = are_triggers(line["tokens"])  # as in training
   flags = np.argwhere(np.asarray(ops.hwe_flags(
     entropy_BT, mask_BT, threshold_B, window=config.window, detector=config.detector,
     semantic_BT=trigger_BT)))

@@ -40,18 +40,23 @@ class Validation:
     self._generator = dataclasses.replace(parts.generator, phases=PhaseTimer())
     self._settings = EvaluationSettings(samples, config.evaluate.sampling(
       config.aepo.sampling.max_tokens, greedy=samples == 1))
-    self._sources = {"": parts.source("eval")} | dict(
-      open_problems(parts, text) for text in config.aepo.validate_on)
+    self._sources = {"": parts.source("eval")}
+    for text in config.aepo.validate_on:
+      name, rows = open_problems(parts, text)
+      if name in self._sources:
+        raise ValueError(f"aepo.validate_on: {text!r} would be logged as {name!r}, which another "
+                         "one is; rename a file")
+      self._sources[name] = rows
     require_rows(self._sources[""], self._problems)
     self._began, self._spent = time.monotonic(), 0.0
 
   def measure(self, params):
     """(metrics, note for the progress bar) of weights.
 
-    The metrics are validate/NAME of the held-out data and validate/BENCHMARK/NAME of the others;
-    NAME/easy and NAME/level/LEVEL are those of a part, where a problem has several answers its
-    difficulty is that for these weights. speed/validation is the share of this process's time that
-    validations have taken.
+    The metrics are validate/NAME of the held-out data and validate/BENCHMARK/NAME of the others.
+    NAME/easy and NAME/level/LEVEL are those of a part of the problems. Where a problem has several
+    answers, these weights' own answers make it easy, medium or hard. speed/validation is the share
+    of this process's time that validations have taken.
     """
     began, metrics = time.monotonic(), {}
     with self._phases("validation"):

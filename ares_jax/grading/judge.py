@@ -6,6 +6,7 @@ decoded. Every result is a line of a file, and what was answered there is not as
 
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import inspect
@@ -39,7 +40,7 @@ class JudgeConfig:
       raise ValueError(f"retries = {self.retries} and budget = {self.budget} must be >= 0")
 
 
-class Judge:
+class Judge(contextlib.AbstractContextManager):
   """Calls the judges of one process; a context manager."""
 
   def __init__(self, config, path=None, others=()):
@@ -59,9 +60,6 @@ class Judge:
           self._results[line["key"]] = line["results"]
     self._lock = threading.Lock()
     self._loop = self._places = None
-
-  def __enter__(self):
-    return self
 
   def __exit__(self, *exc):
     if self._loop is not None:

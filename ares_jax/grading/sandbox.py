@@ -35,13 +35,10 @@ def make_pool(workers, *modules):
                             context=context)
 
 
-class Workers:
+class Workers(contextlib.AbstractContextManager):
   """Holds a pool of `make_pool` that a subclass starts when it is needed; a context manager."""
 
   _pool = None
-
-  def __enter__(self):
-    return self
 
   def __exit__(self, *exc):
     self.close()

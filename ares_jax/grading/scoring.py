@@ -96,6 +96,7 @@ class Scores:
   def join(cls, parts):
     """The Scores of several lists of answers."""
     names = dict.fromkeys(name for part in parts for name in part.components)
+
     def of(part, name):
       return part.components.get(name, np.full(len(part.reward), np.nan, np.float32))
 

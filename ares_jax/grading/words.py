@@ -23,6 +23,8 @@ _SPELLED = re.compile(
 _SHORT = re.compile(
   r"(?<=[\w)}] )(?:by|of|to|in|is|at|on|as|if|no)(?= [\w(\\$])|(?<=[0-9])(?:by|of|to)(?=[0-9])"
 )
+
+
 def spell_numbers(text):
   """ "seventy-two dollars" -> "72 dollars", "4 = n" -> "n = 4"; drops a leading "\\approx"."""
   if match := _SPELLED.match(text):

@@ -24,7 +24,7 @@ from ares_jax.inspect_data import page, summary
 from ares_jax.run.config import read_config
 from ares_jax.run.files import RENAMED_SETTINGS, write_text
 from ares_jax.run.setup import open_run
-from ares_jax.system.command import require_config, run
+from ares_jax.system.command import UsageError, require_config, run
 
 STAGES = ("warmup", "sft", "rl", "eval")
 _EXAMPLES = 10  # rows shown of each stage
@@ -32,6 +32,9 @@ _EXAMPLES = 10  # rows shown of each stage
 
 def main():
   options = flags.FLAGS
+  for name in options.stages:
+    if name not in STAGES:
+      raise UsageError(f"--stages={name} is none of {', '.join(STAGES)}")
   config = read_config(require_config(options.config))
   os.makedirs(options.out, exist_ok=True)
   with open_run(config, workdir=os.path.abspath(options.out), check=False) as parts:

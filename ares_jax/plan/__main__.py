@@ -46,6 +46,8 @@ def main():
     raise UsageError("pass --topology=KIND:SIZES, such as v5e:8x8, or 2xv5e:8x8 for two slices")
   if not options.only or set(options.only) - set(NAMES):
     raise UsageError(f"--only={','.join(options.only)}: choose from {', '.join(NAMES)}")
+  if options.json and options.lengths:
+    raise UsageError("--lengths prints a table alone; leave out --json")
   # The chips are only described: jax must not look for them, and it cannot read programs compiled
   # for them back from a cache.
   jax.config.update("jax_platforms", "cpu")

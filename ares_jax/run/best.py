@@ -6,6 +6,7 @@ Both follow from metrics.jsonl alone, so a run that resumes decides as one that 
 import math
 import os
 
+from ares_jax.run.bucket import open_folder
 from ares_jax.run.checkpoint.reader import all_steps
 from ares_jax.run.identity import stage_folder
 from ares_jax.run.records import Lines
@@ -77,7 +78,8 @@ def best_step(workdir, stage, config):
   if not config.keep_best:
     raise ValueError(f"{workdir} kept no best checkpoint: {stage}.loop.keep_best was not set; "
                      "leave out --best for the newest one")
-  best = Best(config, lines_of(config, workdir, stage)).step
+  with open_folder(workdir) as folder:
+    best = Best(config, lines_of(config, folder, stage)).step
   saved = all_steps(stage_folder(workdir, stage))
   if best not in saved:
     raise ValueError(f"{workdir} has no checkpoint of {stage} at step {best}, the best by "

@@ -327,9 +327,9 @@ def _pointless_settings(config):
   """Yields "KEY = VALUE ...: why; remedy" of settings that are valid, but train nothing useful."""
   aepo, evaluate = config.aepo, config.evaluate
   for stage in ("warmup", "adacs", "aepo"):
-    steps = getattr(config, stage).steps
-    warmup = getattr(config, stage).optimizer.warmup_steps
-    if 0 < steps < warmup:
+    section = getattr(config, stage)
+    steps, warmup = section.steps, section.optimizer.warmup_steps
+    if 0 < steps < warmup and not section.epochs:  # the steps of epochs follow from the data
       yield (f"{stage}.optimizer.warmup_steps = {warmup} is more than {stage}.steps = {steps}: the "
              "learning rate never reaches its peak; lower it or raise the steps")
   if aepo.steps:

@@ -39,7 +39,7 @@ class Validation:
   measure: Callable  # function of the state; returns metrics and a note for the progress bar
 
   def is_due(self, done, steps, best):
-    """Whether the weights after `done` steps are to be measured, and were not by Best."""
+    """Whether to measure the weights after `done` steps; not again where `best` has seen it."""
     return best.validated != done and (done % self.every == 0 or done == steps)
 
 

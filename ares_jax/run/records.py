@@ -110,7 +110,8 @@ def read_run(workdir, notes=None):
     stage, step = line["stage"], line["step"]
     if step == 0:
       first[stage] = line
-    else:
+    # The line of a step comes first: a validation alone is what damage has left of it.
+    elif step in metrics[stage] or not any(name.startswith("validate/") for name in line):
       metrics[stage][step] = metrics[stage].get(step, {}) | line
   rollouts = Lines(os.path.join(workdir, "rollouts.jsonl"), ("stage", "step"))
   # A run writes the responses of an iteration before its metrics.

@@ -84,8 +84,8 @@ def open_run(config, *, workdir=None, check=True):
     run = Run(config, opened.config, opened.tokens.tokenizer, generator,
               trigger_table(opened.tokens.tokenizer, opened.config.vocab),
               RunData(config, generator.encoder, grader, workdir))
-    run = _with_steps(run)
     if check:
+      run = _with_steps(run)  # of a command that trains nothing the training data may be missing
       check_run(run)
     yield run
 

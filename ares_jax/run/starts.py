@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -39,7 +40,7 @@ def commit(root=_ROOT):
 
   A copy without git has it in a file COMMIT.
   """
-  if (root / ".git").exists():
+  if (root / ".git").exists() and shutil.which("git"):
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12",
                "--exclude=*"]
     done = subprocess.run(command, capture_output=True, text=True)

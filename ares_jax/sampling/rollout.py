@@ -123,9 +123,7 @@ class Generator:
 def grade_sharded(grade, share, group):
   """The grades of all responses, as in Grades from `correct` on; collective.
 
-  `grade` returns those of the responses to the prompts that this process owns.
-
-  That is of groups of `group` responses.
+  `grade` returns those of the groups, of `group` responses each, that this process owns.
 
   Raises:
     ValueError, heartbeat.StopRequested: on all processes, if `grade` raises it on one.

@@ -109,7 +109,7 @@ class History:
 def _lognormal(pages):
   """float64 [M]: shares of lognormal lengths by full pages, those beyond T in the last."""
   deviation = np.log(1 / MEDIAN) / 2.3263
-  # Quantiles of many equal shares; their normal quantiles by the error function's inverse.
+  # The same draws every time, so that every process and every run plans alike.
   draws = np.random.default_rng(0).normal(size=4096)
   lengths = MEDIAN * np.exp(deviation * draws) * pages
   return np.bincount(np.minimum(lengths.astype(int), pages - 1), minlength=pages) / len(draws)

@@ -67,7 +67,9 @@ def supervise(command, restarts, pause=_PAUSE):
       code = child.wait()
       if stops or not _is_lost(code):
         return _exit_code(code)
-      reason = (f"the process was ended by {signal.Signals(-code).name}" if code < 0 else
+      # Real-time signals have no names.
+      name = {each: each.name for each in signal.Signals}.get(-code, f"signal {-code}")
+      reason = (f"the process was ended by {name}" if code < 0 else
                 "a host or a device was lost, or the run hung")
       if number > restarts:
         _say(f"{reason}; --restarts={restarts} are used up: the same command continues the run")

@@ -211,8 +211,8 @@ class Divisors:
   """Divisors of the means over a minibatch's tokens."""
 
   # Mean of the minibatches' response tokens, not the tokens of this one. Minibatches are made by
-  # length (batch.balance_minibatches), and one may hold twice the tokens of another: divided by
-  # its number, a token of a short answer would weigh twice as much as one of a long answer.
+  # length (minibatches.balance_minibatches), and one may hold twice the tokens of another: divided
+  # by its number, a token of a short answer would weigh twice as much as one of a long answer.
   tokens: jax.Array
   loss: jax.Array  # `tokens`, or sequences, or sequences times the longest answer: config.average
   minibatch_tokens: jax.Array  # response tokens of this minibatch

@@ -28,8 +28,8 @@ class EntropyConfig:
   decay: float  # EMA of past batches; 1 keeps the threshold of the first
   detector: Literal["window", "semantic", "trigger"]
   cover: Literal["window", "token"]  # which tokens of a flagged window get the relaxed KL
-  # nats: the metrics hwe/watched count windows of this mean too, a measure of behaviour that does
-  # not move with the threshold; 0 = not
+  # nats: the metrics hwe/watched count the flags at this threshold too, a measure of behaviour that
+  # does not move with tau; 0 = they are left out
   watch: float = optional(0.0)
 
   def __post_init__(self):
@@ -226,10 +226,8 @@ def _dealt(value_B, class_B, key):
 
 
 def _metrics(batch, windows, count_B, buckets, shaping):
-  tokens_B = batch.response_mask.sum(1)
+  tokens_B, bucket_B = batch.response_mask.sum(1), shaping.bucket
   tokens = jnp.maximum(tokens_B.sum(), 1)
-  member_3B = shaping.bucket == jnp.arange(3)[:, None]
-  tokens_3 = (member_3B * tokens_B).sum(1)
   metrics = {
     "reward/accuracy": batch.accuracy.mean(), "reward/format_ok": batch.format_ok.mean(),
     "reward/mean": shaping.reward.mean(), "reward/std": shaping.reward.std(),
@@ -238,10 +236,10 @@ def _metrics(batch, windows, count_B, buckets, shaping):
     "response/entropy": (batch.entropy * batch.response_mask).sum() / tokens,
     "hwe/threshold": windows.threshold, "hwe/batch_threshold": windows.batch_threshold,
     "hwe/share": windows.flag.sum() / tokens, "hwe/cover": shaping.cover.sum() / tokens}
-  metrics |= by_bucket("bucket/share", member_3B.mean(1))
-  metrics |= by_bucket("bucket/tokens", tokens_3 / buckets.size)
-  metrics |= _bucket_means("hwe/count", count_B, shaping.bucket)
-  metrics |= by_bucket("hwe/share", (member_3B * count_B).sum(1) / tokens_3)
+  metrics |= by_bucket("bucket/share", (bucket_B == jnp.arange(3)[:, None]).mean(1))
+  metrics |= _bucket_means("bucket/tokens", tokens_B, bucket_B)
+  metrics |= _bucket_means("hwe/count", count_B, bucket_B)
+  metrics |= _bucket_means("hwe/share", count_B, bucket_B, over_B=tokens_B)
   metrics |= by_bucket("hwe/target", buckets.target)
   return metrics | by_bucket("hwe/multiplier", buckets.multiplier)
 

@@ -70,6 +70,10 @@ def test_the_listed_tokens_are_those_that_the_run_flagged(records, tmp_path):
   assert found(records) == {" wait": 12, HOSTILE: 12, " so": 12}
   semantic = read_run(write(tmp_path / "run", aepo__entropy__detector="semantic"))
   assert found(semantic) == {" wait": 12}
+  # A detector of triggers flags the word in <think> too, as in training.
+  tag = dataclasses.replace(semantic, rollouts=[
+    one | {"tokens": ["<", "think", ">", "x", "x"]} for one in semantic.rollouts])
+  assert found(tag) == {"think": 12}
 
 
 def test_a_response_with_an_entropy_that_was_not_finite_is_left_out(records):

@@ -1,5 +1,6 @@
 """Validation while training, with a reward function, in the smallest run; the best is exported."""
 
+import dataclasses
 import json
 import pathlib
 import types
@@ -71,6 +72,19 @@ def test_a_run_that_was_killed_validates_and_ends_like_one_that_was_not(tmp_path
     for best, step in ((True, 1), (False, 3)):
       result = export.export(str(cut), str(tmp_path / f"step {step}"), best=best)
       assert result["step"] == step
+
+
+def test_two_files_of_one_name_are_refused(monkeypatch):
+  config = tiny.read(aepo__validate=(2, 6, 2), aepo__validate_on=("a/own.jsonl", "b/own.jsonl"))
+  parts = types.SimpleNamespace(source=lambda kind: [{}] * 6, config=config, generator=Generator())
+  monkeypatch.setattr(validate, "open_problems", lambda parts, path: ("own", [{}]))
+  with pytest.raises(ValueError, match="'b/own.jsonl' would be logged as 'own', which another one"):
+    validate.Validation(parts)
+
+
+@dataclasses.dataclass
+class Generator:
+  phases: object = None
 
 
 def test_a_file_of_ones_own_is_opened_under_its_name(tmp_path):

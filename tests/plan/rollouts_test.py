@@ -38,7 +38,8 @@ def test_lengths_are_those_that_words_describe(tmp_path):
   assert abs(np.median(drawn) - 150) < 5 and drawn.max() == 1000
   assert 0.985 < (drawn < 1000).mean() < 0.995
   np.testing.assert_array_equal(lengths("equal", 2, 7), [7, 7])
-  (tmp_path / "lengths").write_text("5\n9\n")
+  (tmp_path / "lengths").write_text("5\n9\n\n")
   assert set(lengths(str(tmp_path / "lengths"), 50, 7)) == {5, 7}
-  with pytest.raises(ValueError, match="lognormal:2: the median is a share"):
-    lengths("lognormal:2", 1, 1)
+  for median in ("2", "", "x"):
+    with pytest.raises(ValueError, match=f"lognormal:{median}: the median is a share"):
+      lengths(f"lognormal:{median}", 1, 1)

@@ -253,6 +253,21 @@ def test_pictures_are_written_as_files_and_for_tensorboard(tmp_path):
   assert b"report/aepo_entropy" in events.read_bytes()
 
 
+def test_pictures_are_drawn_of_what_can_be_read(tmp_path):
+  workdir = write(tmp_path)
+  for name in ("rollouts.jsonl", "config.json"):
+    whole = (tmp_path / name).read_text()
+    (tmp_path / name).write_text("[]\n")
+    notes = []
+    names = pictures.write_pictures(read_run(workdir, notes), [], str(tmp_path / "report"))
+    assert notes and "aepo_entropy.png" in map(os.path.basename, names)
+    (tmp_path / name).write_text(whole)
+  lines = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
+  (tmp_path / "rollouts.jsonl").write_text("".join(
+    json.dumps(line | {"entropy": [None] * len(line["entropy"])}) + "\n" for line in lines))
+  assert pictures.write_pictures(read_run(workdir), [], str(tmp_path / "report"))
+
+
 def test_a_page_that_is_cut_short_is_seen_as_incomplete(tmp_path):
   workdir = write(tmp_path)
   with open(tmp_path / "rollouts.jsonl", "a") as file:

@@ -6,7 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from ares_jax.run import bucket, files, records
+from ares_jax.run import best, bucket, files, records
+from ares_jax.run.config import LoopConfig
 from ares_jax.system.gcs import file_system
 
 
@@ -56,6 +57,15 @@ def test_files_are_fetched_but_not_checkpoints(gcs):
     bucket.fetch(folder, "curation")
     assert open(os.path.join(folder, "curation/00001-of-00002/curation.jsonl")).read() == "3\n"
   assert not os.path.exists(folder)
+
+
+def test_the_best_step_of_a_run_in_a_bucket_is_known(gcs):
+  lines = [{"stage": "aepo", "step": step, "validate/accuracy": value}
+           for step, value in ((2, 0.5), (4, 0.4))]
+  put(gcs, {"metrics.jsonl": "".join(json.dumps(line) + "\n" for line in lines)})
+  config = LoopConfig(2, 1, False, 2, keep_best="validate/accuracy")
+  with pytest.raises(ValueError, match="has no checkpoint of aepo at step 2, "):
+    best.best_step(gcs, "aepo", config)
 
 
 def test_only_what_changed_is_uploaded(gcs):

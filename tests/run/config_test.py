@@ -50,6 +50,7 @@ def test_int8_pages_need_the_correction_between_sampler_and_trainer():
   dict(seed=2**32 - 1), dict(aepo__entropy__window=12), dict(aepo__optimizer__warmup_steps=3),
   dict(aepo__steps=0, aepo__sampling__top_k=1, aepo__entropy__window=13),
   dict(adacs__steps=0, adacs__optimizer__warmup_steps=30),
+  dict(adacs__steps=1, adacs__epochs=2.0, adacs__optimizer__warmup_steps=5),
   dict(aepo__filter__low=0.3, aepo__filter__high=0.4),  # one batch: nothing is dropped
   dict(evaluate__temperature=0.0, evaluate__samples=1)])
 def test_limits_and_settings_of_stages_that_are_left_out_are_accepted(changes):

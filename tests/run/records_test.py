@@ -35,6 +35,13 @@ def test_what_is_damaged_is_an_error_or_a_note(tmp_path, name, text, message):
   assert len(notes) == 1 and message in notes[0]
 
 
+def test_a_validation_whose_step_was_lost_is_no_step(tmp_path):
+  workdir = write(tmp_path / "run")
+  with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+    file.write('{"stage": "aepo", "step": 9, "validate/accuracy": 0.5}\n')
+  assert [*read_run(workdir).metrics["aepo"]] == [1, 2, 3]
+
+
 def test_a_validation_belongs_to_its_step_and_may_come_before_the_first(tmp_path):
   workdir = write(tmp_path / "run")
   lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

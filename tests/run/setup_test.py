@@ -99,3 +99,15 @@ def test_configs_of_the_repository_are_complete(name):
   values = tiny.config_lib.load(str(tiny.ROOT / "configs" / f"{name}.py"))
   with pytest.raises(ConfigError, match=r"config.model.path 'Qwen2.5-VL-\dB-Instruct' is no"):
     run_config.read_config(values)
+
+
+def test_a_command_that_trains_nothing_needs_no_training_data(monkeypatch):
+  def missing(self, kind):
+    raise ValueError(f"no data {kind}")
+
+  monkeypatch.setattr(data.RunData, "source", missing)
+  config = tiny.read(aepo__steps=1, aepo__epochs=0.5)
+  with setup.open_run(config, check=False) as run:
+    assert run.config == config
+  with pytest.raises(ValueError, match="no data"), setup.open_run(config):
+    pass

@@ -14,7 +14,7 @@ def test_every_start_is_a_line(tmp_path):
   assert first["jax"] == jax.__version__ and first["cpu"] == starts.cpu_type()
 
 
-def test_the_commit_is_that_of_git_or_of_a_file(tmp_path):
+def test_the_commit_is_that_of_git_or_of_a_file(tmp_path, monkeypatch):
   assert starts.commit(tmp_path) == ""
   (tmp_path / "COMMIT").write_text("abc123\n")
   assert starts.commit(tmp_path) == "abc123"
@@ -25,6 +25,8 @@ def test_the_commit_is_that_of_git_or_of_a_file(tmp_path):
   assert len(clean) == 12
   (tmp_path / "COMMIT").write_text("changed")
   assert starts.commit(tmp_path) == f"{clean}-dirty"
+  monkeypatch.setenv("PATH", "")  # a machine without git
+  assert starts.commit(tmp_path) == "changed"
 
 
 def test_the_type_of_a_cpu_has_its_name_and_avx512(tmp_path):

@@ -141,6 +141,7 @@ def test_the_continuous_reward_has_one_target_and_the_pass_rate_of_each_prompt()
   np.testing.assert_allclose(shaping.reward, [-2, 0, 1, 0], rtol=1e-5)
   np.testing.assert_array_equal(shaping.bucket, [2, 2, 1, 1])
   np.testing.assert_allclose(after.hwe_target, [5, 1.5, 5])  # each moves to the mean of all
+  assert metrics["bucket/tokens/hard"] == 4
   assert metrics["hwe/target/hard"] == 2 and metrics["hwe/count/easy"] != metrics["hwe/count/hard"]
 
 

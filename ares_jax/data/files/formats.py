@@ -18,7 +18,7 @@ import pyarrow.parquet
 
 from ares_jax.data.files import group_cache
 
-# The first ones are those of a folder; tables count there only where it has none of these.
+# A folder's files have a suffix of SUFFIXES; tables count only where it has none of these.
 SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow", ".array_record", ".arrayrecord")
 TABLES = (".csv", ".tsv")
 KEY = "_key"  # column for the key of a record in a JSON object of records

@@ -17,7 +17,7 @@ from ares_jax.data.files.truths import LETTERS, accepted_truths, read_options, r
 
 _COPIED_FIELDS = ("responses", "pass_rate")
 _LABELS = ("level", "step")
-_LONGEST_GROUP = 1000  # letters; groups that differ only beyond would be one
+_LONGEST_GROUP = 1000  # letters; groups that differ only beyond it would be one
 
 
 def read_row(schema, values, *, location, name, folder, truth=True):

@@ -80,8 +80,6 @@ class Checkpoints:
     JSON; OSError if the save before this one failed.
     """
     self.wait()
-    if is_best:
-      self.kept_step = step
     newest = self.latest()
     if newest is not None and step <= newest:
       raise ValueError(f"step {step} is not after the newest checkpoint {newest} in "
@@ -108,9 +106,9 @@ class Checkpoints:
         raise ValueError(str(failure)) from error
       self._manager = self._open()
       raise failure from error
-    self._saving = self._worker.submit(self._finish_save, step, record["leaves"])
+    self._saving = self._worker.submit(self._finish_save, step, record["leaves"], is_best)
 
-  def _finish_save(self, step, leaves):
+  def _finish_save(self, step, leaves, is_best):
     """Waits for a save, reads it back and deletes the checkpoints that are older than `keep`."""
     error, text = None, ""
     try:
@@ -131,6 +129,8 @@ class Checkpoints:
       hosts.gather_errors(f"{self.directory}/{self._ended}/removed", "")
       self._manager = self._open()
       raise self._failure(step, next(filter(None, errors))) from error
+    if is_best:
+      self.kept_step = step
     for old in set(self.steps()[:-self._keep]) - {self.kept_step}:
       try:
         self._manager.delete(old)

@@ -178,15 +178,16 @@ def test_reads_one_part_and_leaves_the_folder_alone(tmp_path):
     reader.read_part(str(tmp_path), "params", wrong)
 
 
-def test_a_failed_save_is_noticed_and_the_older_checkpoint_stays(tmp_path):
+@pytest.mark.parametrize("best", [False, True])
+def test_a_failed_save_is_noticed_and_the_older_checkpoint_stays(tmp_path, best):
   state = {"a": jnp.float32(np.random.default_rng(0).normal(size=(200, 200)))}
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   with manager.Checkpoints(str(tmp_path), keep=1) as saved:
-    saved.save(1, state, {})
+    saved.save(1, state, {}, is_best=best)
     saved.wait()
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # like a full disk
     try:
-      saved.save(2, state, {})
+      saved.save(2, state, {}, is_best=best)
       while not saved._saving.done():
         time.sleep(0.01)
       with pytest.raises(OSError, match="saving checkpoint 2 in .* failed, step 1 is intact: "):
@@ -196,7 +197,8 @@ def test_a_failed_save_is_noticed_and_the_older_checkpoint_stays(tmp_path):
     assert saved.steps() == [1]
     saved.save(3, state, {})
     saved.wait()
-    assert os.listdir(tmp_path) == ["3"]
+    # A better one that is not on disk does not take the place of the best.
+    assert saved.steps() == ([1, 3] if best else [3])
 
 
 def test_an_older_step_stays_until_the_newer_one_was_read_back(tmp_path, monkeypatch):
