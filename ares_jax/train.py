@@ -79,6 +79,8 @@ def main():
   config = read_config(values, new=not has_begun)
   shard = adacs.parse_shard(_CURATE.value, config)
   address = _address(shard)
+  if not any(getattr(config, stage).epochs for stage in STAGES):
+    _traced_steps(config)  # a wrong --profile is an error before anything is opened
   with join_cluster(config.hosts), heartbeat.stop_signals(), one_run(address) as workdir, \
       heartbeat.watchdog(os.path.join(workdir, hosts.local_name("stacks.txt")),
                          config.stall_minutes, functools.partial(bucket.upload, workdir)):
@@ -110,7 +112,7 @@ def main():
           return
         profile = profiler.profile_steps(os.path.join(workdir, "profile"), *traced) if traced \
           else contextlib.nullcontext()
-        with check.suggest_on_oom(config, parts.model), profile, \
+        with check.suggest_on_oom(config, parts.model, workdir), profile, \
             wandb.wandb(config.wandb, workdir, values.to_dict()):
           check.compile_longest_first(config, parts.model, parts.generator.end, workdir)
           train(parts, workdir, until="curation" if _CURATE.value else "end",

@@ -68,8 +68,8 @@ need() {
   [[ -n ${!1:-} ]] || die "--$1 is missing; --help shows how"
 }
 
-# `parse "NAME..." COMMAND [FLAGS] [-- FLAGS OF TRAIN]`: sets `command`, `given`, all that follows it,
-# `words`, what follows --, DRY, and the variable of each --NAME=VALUE.
+# `parse "NAME..." COMMAND [FLAGS] [-- FLAGS OF TRAIN]` sets `command`, `given` to the words after it,
+# `words` to those after --, DRY, and the variable of each --NAME=VALUE.
 # shellcheck disable=SC2034
 parse() {
   # The underscores keep these apart from the caller's variables.

@@ -30,7 +30,7 @@ class Validation:
     """Opens the problems that `config.aepo.validate` and `validate_on` name, of a setup.Run.
 
     Raises:
-      ValueError: there are too few problems, or a benchmark cannot be read.
+      ValueError: there are too few problems, or a benchmark cannot be read, or two have one name.
     """
     config = parts.config
     self.every, self._problems, samples = config.aepo.validate
@@ -44,8 +44,8 @@ class Validation:
     for text in config.aepo.validate_on:
       name, rows = open_problems(parts, text)
       if name in self._sources:
-        raise ValueError(f"aepo.validate_on: {text!r} would be logged as {name!r}, which another "
-                         "one is; rename a file")
+        raise ValueError(f"aepo.validate_on: {text!r} and another entry would both be logged as "
+                         f"{name!r}; rename a file or leave one out")
       self._sources[name] = rows
     require_rows(self._sources[""], self._problems)
     self._began, self._spent = time.monotonic(), 0.0

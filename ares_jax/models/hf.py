@@ -125,7 +125,8 @@ def to_hf(params: Params, config: ModelConfig, folder: Folder, base: Folder, *,
   """Writes a folder that transformers and vLLM load.
 
   Names, files, config, tokenizer, preprocessor and licence are copied from `base`, the folder that
-  the model came from. `folder` must not exist yet; it appears complete or not at all.
+  the model came from. `folder` must not exist yet; it appears complete or not at all. Of a single
+  process.
 
   Args:
     params, config: weights and sizes.

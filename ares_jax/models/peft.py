@@ -22,7 +22,7 @@ def to_peft(adapters: Params, config: ModelConfig, lora: LoraConfig, folder: hf_
   """Writes adapter_config.json and adapter_model.safetensors, float32.
 
   peft computes x W^T + (alpha / r) x A^T B^T with A [r, inputs] and B [outputs, r]: our
-  matrices, transposed. The folder appears complete or not at all.
+  matrices, transposed. The folder appears complete or not at all. Of a single process.
 
   Args:
     adapters: {target: {"a", "b"}}, as in lora.adapter_table.

@@ -96,14 +96,20 @@ def compile_longest_first(config, model, end, workdir):
 
 
 @contextlib.contextmanager
-def suggest_on_oom(config, model):
-  """Turns a device's "out of memory" into a ValueError of one line with suggestions."""
+def suggest_on_oom(config, model, workdir):
+  """Turns a device's "out of memory" into a ValueError of one line with suggestions.
+
+  They are for the first stage of the run in `workdir` that is not at its end.
+  """
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    names = (*(stage for stage in STAGES if getattr(config, stage).steps), *NAMES)
+    ends = {stage: getattr(config, stage).steps for stage in STAGES}
+    stage = next((stage for stage, steps in ends.items()
+                  if steps and newest_step(stage_folder(workdir, stage)) != steps), "aepo")
+    names = NAMES if stage == "aepo" else (stage,)
     raise ValueError(f"out of device memory: {one_line(error)[:200]}; the newest checkpoint is "
                      f"complete; {_try_first(names, config, model)}") from error
 

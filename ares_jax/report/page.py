@@ -72,9 +72,9 @@ def page_data(records, others, notes=()):
     "difficulty": statistics.entropy_by_bucket(rows)}
 
 
-def annotated_responses(records, notes):
+def annotated_responses(records, notes, held_out=True):
   """The annotated responses of the page; what cannot be shown is noted."""
-  held_out, metrics = records.held_out, records.metrics["aepo"]
+  held_out, metrics = records.held_out if held_out else [], records.metrics["aepo"]
   try:
     chosen = thin_lines(records.rollouts, LIMIT)
     unknown = sorted({line["step"] for line in chosen} - metrics.keys())

@@ -53,7 +53,7 @@ def _curve_figures(runs):
 
 def _rollout_figures(records):
   """Length against N_HE, and entropy and N_HE by difficulty, of the logged rollouts."""
-  annotated = [row for row in annotated_responses(records, []) if not row.held_out]
+  annotated = annotated_responses(records, [], held_out=False)
   if not annotated:
     return {}
   found = {}

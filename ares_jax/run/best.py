@@ -5,12 +5,15 @@ Both follow from metrics.jsonl alone, so a run that resumes decides as one that 
 
 import math
 import os
+import tempfile
 
-from ares_jax.run.bucket import open_folder
+from etils import epath
+
 from ares_jax.run.checkpoint.reader import all_steps
 from ares_jax.run.identity import stage_folder
 from ares_jax.run.records import Lines
 from ares_jax.system.config import suggest
+from ares_jax.system.gcs import bucket_errors
 
 VALIDATION = "validate/"  # begins the names of the metrics of a validation
 
@@ -78,9 +81,12 @@ def best_step(workdir, stage, config):
   if not config.keep_best:
     raise ValueError(f"{workdir} kept no best checkpoint: {stage}.loop.keep_best was not set; "
                      "leave out --best for the newest one")
-  with open_folder(workdir) as folder:
-    best = Best(config, lines_of(config, folder, stage)).step
   saved = all_steps(stage_folder(workdir, stage))
+  with tempfile.TemporaryDirectory() as copy, bucket_errors(workdir):
+    (epath.Path(workdir) / "metrics.jsonl").copy(epath.Path(copy) / "metrics.jsonl")
+    lines = lines_of(config, copy, stage)
+  # A better one may be missing, if its save failed. Step 0 has no checkpoint.
+  best = Best(config, [line for line in lines if line["step"] in {0, *saved}]).step
   if best not in saved:
     raise ValueError(f"{workdir} has no checkpoint of {stage} at step {best}, the best by "
                      f"{config.keep_best}; there are {saved}")

@@ -71,7 +71,8 @@ def run_stage(name, state, begin, *, steps, workdir, config, phases=None, valida
     lines = [] if not (validation or config.keep_best) else (
       hosts.on_process_0(lambda: lines_of(config, workdir, name, done)))
     best = Best(config, lines)
-    checkpoints.kept_step = best.step
+    saved = checkpoints.steps()  # without the best one if its save failed
+    checkpoints.kept_step = Best(config, [line for line in lines if line["step"] in saved]).step
     due = validation and validation.is_due(done, steps, best)
     if best.ends_stage or done == steps and not due:
       return state

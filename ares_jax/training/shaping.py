@@ -43,8 +43,8 @@ class EntropyConfig:
 class RewardConfig:
   """How much to explore: difficulty buckets and the hierarchical reward (section 3.2.2)."""
 
-  # continuous: AEPO's with the pass rate in the place of buckets; its target is that of all
-  # answers, its multiplier that of the medium bucket's rule.
+  # continuous: AEPO's with the pass rate in the place of buckets. Its target is that of all
+  # answers, times the medium target_scale; its multiplier follows the medium bucket's rule.
   kind: Literal["accuracy", "aepo", "release", "continuous"]
   easy: float  # pass rate from which a prompt is easy
   medium: float

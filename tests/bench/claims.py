@@ -7,8 +7,8 @@
 Every arm of a seed starts from the same warm-up and cold start (WORKDIR/start/SEED; those of b,
 whose problem differs, are in WORKDIR/second_look/SEED). Each run is on one core. A run that was
 stopped goes on where it was; finished ones are not repeated. --table prints what is finished.
-With it, --picture=FILE.png draws the levels. --transfer evaluates the finished runs on problems
-that they were not trained on.
+With it, --picture=FILE.png draws the levels. --transfer evaluates the finished runs, one after the
+other on all cores, on problems that they were not trained on.
 """
 
 import argparse
@@ -76,7 +76,8 @@ def group_baseline(arm):
 
 # {name: (settings, levels that count)}: problems that the runs of a were not trained on.
 TRANSFER = {
-  "levels 6 to 8": ({"data.digits.problem.levels": 8, "prompt.max_tokens": (38,)}, "678"),
+  "levels 6 to 8": ({"data.digits.problem.levels": 8, "prompt.max_tokens": (38,),
+                     "aepo.sampling.max_tokens": 120}, "678"),  # a check has 82 tokens
   "noise 0.1": ({"data.digits.problem.noise": 0.1}, "12345"),
   "+ and -": ({"data.digits.problem.operators": ("+", "-")}, "2345")}
 
@@ -177,7 +178,7 @@ def main():
 
   with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
     # A seed's arms run before the next seed's, so that what is finished can be compared. Starts are
-    # one seed ahead, so that no arm waits for its own.
+    # one seed ahead, so that later arms do not wait for theirs.
     begun[seeds[0]] = pool.submit(run, seeds[0])
     arms = []
     for seed, following in itertools.zip_longest(seeds, seeds[1:]):

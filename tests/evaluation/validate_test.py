@@ -78,7 +78,7 @@ def test_two_files_of_one_name_are_refused(monkeypatch):
   config = tiny.read(aepo__validate=(2, 6, 2), aepo__validate_on=("a/own.jsonl", "b/own.jsonl"))
   parts = types.SimpleNamespace(source=lambda kind: [{}] * 6, config=config, generator=Generator())
   monkeypatch.setattr(validate, "open_problems", lambda parts, path: ("own", [{}]))
-  with pytest.raises(ValueError, match="'b/own.jsonl' would be logged as 'own', which another one"):
+  with pytest.raises(ValueError, match="'b/own.jsonl' and another entry would both"):
     validate.Validation(parts)
 
 

@@ -74,11 +74,15 @@ def test_the_longest_shapes_are_compiled_first_if_some_are_shorter(small, tmp_pa
   assert calls == [end]  # the run's own, which are part of the compiled program
 
 
-def test_out_of_memory_becomes_one_line_with_suggestions(small):
-  with pytest.raises(ValueError, match="^out of device memory: RESOURCE_EXHAUSTED.* try first: "
-                     ".*warmup.microbatch"):
-    with check.suggest_on_oom(*small):
+def test_out_of_memory_becomes_one_line_with_suggestions(small, tmp_path, monkeypatch):
+  ends = {"warmup": small[0].warmup.steps, "adacs": small[0].adacs.steps}
+  for finished, advice in (([], "--config.warmup.microbatch"), (["warmup"], "--config.adacs.micro"),
+                           (["warmup", "adacs"], "--config.engine.cache_gib")):
+    done = {str(tmp_path / stage): ends[stage] for stage in finished}
+    monkeypatch.setattr(check, "newest_step", lambda folder, done=done: done.get(str(folder)))
+    with pytest.raises(ValueError, match=f"^out of device memory: RESOURCE_EXHAUSTED.* try first: "
+                       f"{advice}"), check.suggest_on_oom(*small, str(tmp_path)):
       jnp.zeros(2**47).block_until_ready()
   with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-    with check.suggest_on_oom(*small):
+    with check.suggest_on_oom(*small, str(tmp_path)):
       raise jax.errors.JaxRuntimeError("INTERNAL: a bug")

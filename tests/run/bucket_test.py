@@ -61,10 +61,10 @@ def test_files_are_fetched_but_not_checkpoints(gcs):
 
 def test_the_best_step_of_a_run_in_a_bucket_is_known(gcs):
   lines = [{"stage": "aepo", "step": step, "validate/accuracy": value}
-           for step, value in ((2, 0.5), (4, 0.4))]
+           for step, value in ((0, 0.5), (4, 0.4))]
   put(gcs, {"metrics.jsonl": "".join(json.dumps(line) + "\n" for line in lines)})
   config = LoopConfig(2, 1, False, 2, keep_best="validate/accuracy")
-  with pytest.raises(ValueError, match="has no checkpoint of aepo at step 2, "):
+  with pytest.raises(ValueError, match="has no checkpoint of aepo at step 0, "):
     best.best_step(gcs, "aepo", config)
 
 

@@ -86,6 +86,10 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path):
   assert reader.all_steps(folder) == [2, 6]
   config = LoopConfig(3, 1, False, 2, keep_best="validate/accuracy")
   assert best.best_step(str(tmp_path), "aepo", config) == 2
+  # A better one whose save failed does not count.
+  with open(tmp_path / "metrics.jsonl", "a") as file:
+    file.write(json.dumps({"stage": "aepo", "step": 7, "validate/accuracy": 0.9}) + "\n")
+  assert best.best_step(str(tmp_path), "aepo", config) == 2
   less = dataclasses.replace(config, keep_best="-validate/accuracy")
   with pytest.raises(ValueError, match=r"no checkpoint of aepo at step 0, .*there are \[2, 6\]"):
     best.best_step(str(tmp_path), "aepo", less)
