@@ -60,8 +60,8 @@ def continuous_reward(correct_B, count_B, rate_B, target_B, multiplier_B, *, cap
                       penalize="wrong"):
   """`entropy_reward` without buckets: g(Delta) = max(0, (2p - 1) Delta), p the prompt's pass rate.
 
-  At p = 1 it is g_easy, at p = 0 g_hard; a prompt solved half of the time is not shaped. The paper
-  leaves a continuous difficulty open; the formula is ours.
+  At p = 1 it is g_easy, at p = 0 g_hard; a prompt solved half of the time is not shaped. The
+  formula is ours, not the paper's.
 
   Args:
     correct_B, count_B, cap: as for `entropy_reward`.

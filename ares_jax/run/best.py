@@ -83,7 +83,9 @@ def best_step(workdir, stage, config):
                      "leave out --best for the newest one")
   saved = all_steps(stage_folder(workdir, stage))
   with tempfile.TemporaryDirectory() as copy, bucket_errors(workdir):
-    (epath.Path(workdir) / "metrics.jsonl").copy(epath.Path(copy) / "metrics.jsonl")
+    log = epath.Path(workdir) / "metrics.jsonl"
+    if log.exists():
+      log.copy(epath.Path(copy) / log.name)
     lines = lines_of(config, copy, stage)
   # A better one may be missing, if its save failed. Step 0 has no checkpoint.
   best = Best(config, [line for line in lines if line["step"] in {0, *saved}]).step

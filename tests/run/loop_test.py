@@ -93,6 +93,9 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path):
   less = dataclasses.replace(config, keep_best="-validate/accuracy")
   with pytest.raises(ValueError, match=r"no checkpoint of aepo at step 0, .*there are \[2, 6\]"):
     best.best_step(str(tmp_path), "aepo", less)
+  (tmp_path / "metrics.jsonl").unlink()
+  with pytest.raises(ValueError, match="no checkpoint of aepo at step None"):
+    best.best_step(str(tmp_path), "aepo", config)
   with pytest.raises(ValueError, match="keep_best was not set"):
     best.best_step(str(tmp_path), "aepo", dataclasses.replace(config, keep_best=""))
 
