@@ -48,13 +48,13 @@ def get_config(algorithm="aepo"):
   c.engine.update(slots=128, read=32, cache_gib=1.0)
 
   sft = dict(batch=64, row_tokens=(160,), row_windows=24, microbatch=4, frozen=())
-  adamw = dict(warmup_steps=30, final_fraction=0.1, weight_decay=0.01, b2=0.98)
+  adamw = dict(final_fraction=0.1, weight_decay=0.01, b2=0.98)
   c.warmup.update(steps=1200, shuffle=False, **sft)
-  c.warmup.optimizer.update(learning_rate=3e-3, **adamw)
+  c.warmup.optimizer.update(learning_rate=3e-3, warmup_steps=150, **adamw)
   c.warmup.loop.update(save_every=200, keep=1)
   c.curate.update(problems=640, count=512, batch=64)
   c.adacs.update(steps=60, **sft)
-  c.adacs.optimizer.update(learning_rate=5e-4, **adamw)
+  c.adacs.optimizer.update(learning_rate=5e-4, warmup_steps=30, **adamw)
   c.adacs.loop.update(save_every=200, keep=1)
 
   c.aepo.update(steps=120, prompts=32, minibatch=256, microbatch=8, row_tokens=(164,),

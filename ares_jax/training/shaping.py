@@ -62,7 +62,7 @@ class RewardConfig:
   # The bonus is paid in all buckets, as printed; or it is charged in the easy bucket, paid in the
   # hard one, and 0 in between.
   bonus_sign: Literal["plus", "bucket"] = optional("plus")
-  # A control for experiments: the entropy terms of a batch are dealt at random among its right
+  # A control for experiments: the entropy terms of a group are dealt at random among its right
   # answers, and among its wrong ones.
   placebo: bool = optional(False)
 
@@ -133,7 +133,8 @@ def shape_rewards(entropy, reward, controllers, batch, trigger_V, *, group):
     reward_B = batch.reward + (reward_B - batch.correct)
   if reward.placebo:
     key = jax.random.key(batch.tokens.sum())  # another one every batch; a repeated run has the same
-    reward_B = batch.reward + _dealt(reward_B - batch.reward, batch.correct, key)
+    group_B = jnp.arange(len(reward_B)) // group
+    reward_B = batch.reward + _dealt(reward_B - batch.reward, 2 * group_B + batch.correct, key)
   bonus_BT = jnp.zeros_like(batch.entropy)
   if reward.token_bonus:
     sign_3 = jnp.float32([-1, 0, 1]) if reward.bonus_sign == "bucket" else jnp.ones(3)

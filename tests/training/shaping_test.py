@@ -34,9 +34,10 @@ def batch(correct, entropy):
     correct=np.float32(correct), format_ok=np.ones(rows, np.float32), vision=None, rows=None)
 
 
-def shaped(correct, entropy, controllers=FRESH, entropy_config=ENTROPY, words=(False,), **reward):
+def shaped(correct, entropy, controllers=FRESH, entropy_config=ENTROPY, words=(False,), group=2,
+           **reward):
   return shape_rewards(entropy_config, dataclasses.replace(REWARD, **reward), controllers,
-                       batch(correct, entropy), np.bool_(words), group=2)
+                       batch(correct, entropy), np.bool_(words), group=group)
 
 
 # Group 0 is all wrong (hard), group 1 half right (medium). Window means (w = 2) a row:
@@ -225,18 +226,19 @@ def test_the_token_bonus_may_have_the_sign_of_its_bucket():
   np.testing.assert_array_equal(signed[4:], plus[4:])
 
 
-def test_a_placebo_deals_the_same_penalties_among_answers_equally_right():
+def test_a_placebo_deals_the_penalties_of_a_group_among_its_answers_equally_right():
   rng = np.random.default_rng(0)
   correct, rows = [1, 0, 0, 1, 0, 0, 1, 0] * 4, rng.uniform(0, 4, (32, 6))
   controllers = FRESH.replace(hwe_target=jnp.float32([1, 1, 4]))
-  options = dict(penalize="all", cap=9.0)
+  options = dict(penalize="all", cap=9.0, group=8)
   plain, dealt, again = (
     np.asarray(shaped(correct, rows, controllers, placebo=placebo, **options)[0].reward)
     for placebo in (False, True, True))
   assert (plain != dealt).sum() > 8
-  for right in (0, 1):
-    of = np.float32(correct) == right
-    np.testing.assert_array_equal(np.sort(plain[of]), np.sort(dealt[of]))
+  for group in range(4):
+    for right in (0, 1):
+      of = (np.arange(32) // 8 == group) & (np.float32(correct) == right)
+      np.testing.assert_array_equal(np.sort(plain[of]), np.sort(dealt[of]))
   np.testing.assert_array_equal(dealt, again)
 
 
