@@ -34,7 +34,7 @@ def get_config(algorithm="aepo"):
         dict(path="Big-Math", schema="bigmath", split="train", weight=0.2)),
     eval=(dict(path="ARES-hard-validation", schema="ares_hard_validation", split="", weight=1.0),))
 
-  c.prompt = dict(
+  c.prompt.update(
     suffix=" First think, inside <think> and </think>. Then give the final answer in \\boxed{}.",
     # Shapes of a prompt batch: 784 px are a token and 12544 px a window, partial ones at the edges.
     # An image of 4194304 px alone has 5329 tokens: rows beyond the last shape are an error.

@@ -29,7 +29,7 @@ def get_config(algorithm="aepo"):
 
   # The warm-up teaches the form of an answer, so that the prompt need not say it. Shapes for SVAMP
   # (at most 106 tokens) and GSM8K (207); texts alone, so pixels are not used.
-  c.prompt = dict(suffix="", max_tokens=(108, 216), windows=(0, 0), min_pixels=784, max_pixels=784)
+  c.prompt.update(suffix="", max_tokens=(108, 216), windows=(0, 0), min_pixels=784, max_pixels=784)
   c.grade.workers = 1
   # 45 KiB of keys and values a token in float32.
   c.engine.update(slots=64, read=16, chunk=16, cache_gib=2.0)

@@ -41,7 +41,7 @@ def get_config(algorithm="aepo"):
                  first_captions=0.0, first_drills=0.0, warmup_smudge=0.0),
     sft=640, rl=100_000, eval=256)
 
-  c.prompt = dict(suffix="", max_tokens=(26,), windows=(4,), min_pixels=28 * 28,
+  c.prompt.update(suffix="", max_tokens=(26,), windows=(4,), min_pixels=28 * 28,
                   max_pixels=112 * 112)
   c.grade.workers = 1
   # Rows decoded at once; prompts read a call; tokens a call; GiB a device.

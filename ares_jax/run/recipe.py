@@ -74,7 +74,8 @@ def recipe():
   c.curate = dict(selection="adacs", pass_rates="probe", samples=8)
   c.adacs = dict(shuffle=True, epochs=0.0, loop=loop, optimizer=dict(schedule="cosine", **_ADAM))
 
-  c.engine = dict(int8_pages=False)
+  c.prompt = dict(turn_images=True)
+  c.engine = dict(slots=0, read=0, chunk=0, int8_pages=False)  # 0 = follows from the sizes
   c.aepo = dict(group=8, branches=0, frozen=("vision",), loop=loop, terms_every=0,
                 validate=(0, 64, 1), validate_on=(), epochs=0.0, share_prompts=False)
   c.aepo.sampling = dict(temperature=1.0, top_k=0, min_tokens=0)

@@ -58,6 +58,13 @@ def test_other_baselines_change_the_loss_and_the_kl_alone(algorithm, parts):
   assert others == {"aepo.reward.kind"}
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_setting_can_be_given_on_the_command_line(name):
+  missing = config_lib.setting_defaults(run_config.TrainConfig).keys() - config(name).keys()
+  elsewhere = ("model.sizes.", "data.digits.")  # of a model or a problem that the config lacks
+  assert [key for key in sorted(missing) if not key.startswith(elsewhere)] == []
+
+
 @pytest.mark.parametrize("algorithm", list(recipe.PRESETS))
 def test_every_algorithm_is_a_config_of_a_run(algorithm):
   values = config_lib.load(str(tiny.ROOT / "configs" / f"ares_tiny.py:{algorithm}"))
