@@ -4,7 +4,7 @@
     python -m ares_jax.evaluate --config=configs/aepo_7b.py --model=HF_FOLDER --workdir=DIR \\
       --benchmark=mathvista --data=testmini.parquet [--compare=OTHER/results.json]
     python -m ares_jax.evaluate ... --benchmark=mathvista --data=... --compare=paper:ARES-7B
-    python -m ares_jax.evaluate ... --benchmark=charxiv --data=... --judge=my_judge:verdicts
+    python -m ares_jax.evaluate ... --benchmark=charxiv --data=... --judge=my_judge.py:verdicts
     python -m ares_jax.evaluate --ablation=runs/table4/0/*,runs/table4/1/* --figure=figure.html
 
 Without --benchmark, the problems are the config's own held-out data. --benchmark is a name in
@@ -170,7 +170,8 @@ def define_flags():
   flags.DEFINE_string("model", "", "Hugging Face folder; default the newest checkpoint.")
   flags.DEFINE_string("out", "", "Folder of the results; default WORKDIR/evaluate/BENCHMARK.")
   flags.DEFINE_string("compare", "", "results.json of an earlier evaluation, or paper:MODEL.")
-  flags.DEFINE_string("judge", "", "package.module:function with the last word on answers.")
+  flags.DEFINE_string("judge", "", "FILE.py:function or package.module:function with the last word "
+                      "on answers.")
   flags.DEFINE_list("ablation", [], "Folders of finished runs, or patterns of them.")
   flags.DEFINE_string("figure", "", "HTML file of --ablation's accuracy and tokens by difficulty.")
   flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")

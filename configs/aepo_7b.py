@@ -7,9 +7,9 @@ Data: name your files in `c.data.files` below. Stage 1 chooses among the respons
 pass rate; --config.adacs.steps=0 starts a cold-started model at stage 2, and --config.aepo.steps=0
 stops after stage 1.
 Baselines: --config=configs/aepo_7b.py:grpo and :dapo (ares_jax/run/recipe.py).
-Hardware: TPU chips. According to the plan, 8 chips with 6 GiB for keys and values decode 40 answers
-at a time and hold 32 of the 512 prompts of 4096 tokens. On v5e:8x8 the programs of an iteration fit
-with --config.mesh.model=4 --config.aepo.microbatch=16 (benchmarks.md); stage 1 needs
+Hardware: TPU chips. According to the plan, 8 chips with 6 GiB for keys and values decode 48 of
+the longest answers at a time. On v5e:8x8 the programs of an iteration fit with
+--config.mesh.model=4 --config.aepo.microbatch=16 (benchmarks.md); stage 1 needs
 --config.adacs.microbatch=16 there too.
 Hours: not measured. Expected score: not measured.
 """

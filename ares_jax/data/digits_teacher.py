@@ -58,9 +58,9 @@ class WarmupSource:
   Captions, which name four digits each, and drills, which hold four sums each, become fewer and
   traces more. In this order reading was learnt in about 150 steps of 64 rows; with a quarter of
   captions throughout, one run had not learnt it after 1,200 steps of 32. Without drills some seeds
-  did not learn sums. Long chains and their copies leave captions few of the tokens: there
-  reading and then sums are learnt first, from `first_captions` and `first_drills`. In the other
-  order reading was not learnt in 200 steps.
+  did not learn sums, and in the mixture alone one of ten did not. So reading and then sums are
+  learnt first, from `first_captions` and `first_drills`: alone, drills were learnt within 240
+  steps of 64 rows. In the other order reading was not learnt in 200 steps.
   """
 
   problems: DigitsSource

@@ -163,6 +163,11 @@ def hwe_cover(flag_BT, mask_BT, *, window):
   return mask_BT & _slide(flag_BT, False, lax.bitwise_or, (window - 1, 0), window)
 
 
+def hwe_starts(flag_BT, *, detector):
+  """bool [B, T]: where the windows of `flag_BT` start: at the flag, behind it with "trigger"."""
+  return jnp.pad(flag_BT[:, :-1], ((0, 0), (1, 0))) if detector == "trigger" else flag_BT
+
+
 def _slide(value_BT, start, combine, padding, window):
   return lax.reduce_window(value_BT, np.array(start, value_BT.dtype), combine, (1, window), (1, 1),
                            ((0, 0), padding))

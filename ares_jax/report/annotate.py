@@ -12,6 +12,7 @@ import numpy as np
 from ares_jax import ops
 from ares_jax.data.trigger_words import are_triggers
 from ares_jax.ops.difficulty import BUCKETS, bucket_of
+from ares_jax.ops.window_entropy import hwe_starts
 
 _BATCH = 64  # responses in one call of an op
 
@@ -93,7 +94,7 @@ def _annotate(batch, steps, metrics, config, held_out):
   mean_BT, complete_BT = ops.window_entropy(entropy_BT, mask_BT, window=window)
   flag_BT = ops.hwe_flags(entropy_BT, mask_BT, threshold_B, window=window,
                           detector=config.entropy.detector, semantic_BT=trigger_BT)
-  cover_BT = ops.hwe_cover(flag_BT, mask_BT,
+  cover_BT = ops.hwe_cover(hwe_starts(flag_BT, detector=config.entropy.detector), mask_BT,
                            window=window if config.entropy.cover == "window" else 1)
   mean_BT = np.where(complete_BT, mean_BT, np.nan)
   flag_BT, cover_BT = np.asarray(flag_BT), np.asarray(cover_BT)

@@ -14,6 +14,7 @@ import numpy as np
 
 from ares_jax import ops
 from ares_jax.ops.difficulty import BUCKETS, bucket_of
+from ares_jax.ops.window_entropy import hwe_starts
 from ares_jax.system.config import optional
 
 
@@ -169,9 +170,8 @@ def _flag_windows(entropy, threshold, batch, trigger_V):
   batch_threshold, _ = ops.entropy_threshold(values_BT, valid_BT, quantile=entropy.quantile,
                                              reduce=entropy.reduce)
   threshold = ops.track_target(threshold, batch_threshold, valid_BT.sum(), decay=entropy.decay)
-  flag_BT = start_BT = _flags(entropy, threshold, batch, trigger_V)
-  if entropy.detector == "trigger":  # it flags the word before the window
-    start_BT = jnp.pad(flag_BT[:, :-1], ((0, 0), (1, 0)))
+  flag_BT = _flags(entropy, threshold, batch, trigger_V)
+  start_BT = hwe_starts(flag_BT, detector=entropy.detector)
   return _Windows(mean_BT, flag_BT, start_BT, batch_threshold, threshold)
 
 

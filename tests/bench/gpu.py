@@ -1,4 +1,4 @@
-"""One large GPU in a quarter of an hour: are ops and kernels right there, and how fast is training?
+"""One large GPU in ten minutes: are ops and kernels right there, and how fast is training?
 
     python tests/bench/gpu.py --out=FOLDER
     python tests/bench/gpu.py --out=FOLDER --size=tiny      the same on a CPU, for testing this file

@@ -28,6 +28,15 @@ def test_windows_flags_and_triggers_are_the_ones_of_the_method(rows):
   assert rows[0].count == 3 and rows[0].threshold == 1.5
 
 
+def test_the_window_behind_a_trigger_word_is_the_one_whose_kl_is_weak(records):
+  config = records.aepo_config()
+  config = dataclasses.replace(
+    config, entropy=dataclasses.replace(config.entropy, detector="trigger"))
+  row = annotate(records.rollouts, records.metrics["aepo"], config)[0]
+  np.testing.assert_array_equal(np.flatnonzero(row.flag), [1])  # wait
+  np.testing.assert_array_equal(np.flatnonzero(row.cover), [2, 3])
+
+
 def test_the_reward_is_of_that_step_s_target_and_multiplier(rows):
   terms = {(row.line["step"], row.line["correct"]): row for row in rows}
   # Only step 2 of these has right and wrong answers: 3 HWE tokens, medium target 2, lambda 0.25.
