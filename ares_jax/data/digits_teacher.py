@@ -178,8 +178,15 @@ def drill(row, config, slip, rng):
   """(question, response) of a chain of full length without a picture: "Compute red5 + blue4".
 
   With a key, half of the drills are in cipher and the response is a second pass.
+
+  All digits of a drill are below a limit that is drawn for it. One of two digits between 0 and 9
+  says nothing about their sum modulo 10, so nothing is learnt until both are used: of six runs with
+  such digits, one had not learnt sums after 300 steps. Small digits say something each.
   """
-  chain = [row["cells"][cell] for cell in rng.integers(0, len(row["cells"]), config.levels)]
+  cells = row["cells"]
+  known = rng.integers(0, rng.integers(2, 11), len(cells))
+  chain = [(cells[cell][0], int(known[cell]))
+           for cell in rng.integers(0, len(cells), config.levels)]
   colours, digits = zip(*chain, strict=True)
   operators = ["+"] + [str(op) for op in rng.choice(list(config.operators), config.levels - 1)]
   in_cipher = row.get("key") is not None and rng.random() < 0.5

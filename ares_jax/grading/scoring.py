@@ -145,13 +145,16 @@ class Scorer(sandbox.Workers):
     if self.asks_grader:
       yield from self.grader.bad_truths(rows, batch)
 
-  def try_out(self, rows):
-    """Scores a made-up answer to each row, so that a function that fails is found early."""
+  def try_out(self, rows, *, entropies=True):
+    """Scores a made-up answer to each row, so that a function that fails is found early.
+
+    `entropies`: whether the answers have some, as those of the model do; a teacher's have none.
+    """
     scoring = self.begin()
     for index, row in enumerate(rows):
       truth = row["answer"] if isinstance(row["answer"], str) else row["answer"][0]
       scoring.add(index, f"<think> </think> \\boxed{{{truth}}}", row, [0, 0])
-    scoring.finish({index: [0.0, 0.0] for index in range(len(rows))})
+    scoring.finish({index: [0.0, 0.0] for index in range(len(rows))} if entropies else None)
 
   def begin(self):
     """A new Scoring, for answers that arrive one by one."""

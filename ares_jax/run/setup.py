@@ -161,7 +161,8 @@ def _check_data(run, stages):
     if isinstance(run.generator.grader, Scorer):
       source = run.source(kind)
       rows = [source[index] for index in range(min(_TRIED, len(source)))]
-      hosts.on_process_0(functools.partial(run.generator.grader.try_out, rows))
+      hosts.on_process_0(functools.partial(run.generator.grader.try_out, rows,
+                                           entropies=kind != "sft"))
 
 
 def _check_frozen_parts(run, stages):

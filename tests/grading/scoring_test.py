@@ -67,6 +67,16 @@ def test_ours_may_name_the_row_the_columns_and_the_entropies(grader, workers):
                                              0.25 - 0.05 - 1], rtol=1e-6)
 
 
+def test_a_function_that_needs_entropies_is_refused_where_a_teacher_s_answers_have_none(
+    grader, workers):
+  scorer = Scorer(ScoreConfig(named("@ours.py:parts"), accuracy="accuracy"), grader, workers=1,
+                  timeout=2.0, max_tokens=10)
+  scorer._pool = workers
+  scorer.try_out(ROWS)
+  with pytest.raises(GraderError, match="'NoneType' object is not iterable"):
+    scorer.try_out(ROWS, entropies=False)
+
+
 def test_ours_may_take_a_whole_batch(grader, workers):
   _, _, _, scores = score(grader, workers, "@ours.py:ranks", accuracy="grader")
   np.testing.assert_allclose(scores.reward, [1, 9 / 28, 1, 6 / 28], rtol=1e-6)

@@ -3,7 +3,7 @@
     PYTHONPATH=tests python tests/models/make_text_golden.py
 
 A random model of some 35k parameters of each, every parameter drawn anew, in bfloat16, and what
-transformers computes with it in float32. Tests read the files without torch; text_oracle_test.py
+transformers computes with it in float32. Tests read the files without torch; oracle_test.py
 recomputes them where torch is installed.
 """
 
