@@ -140,10 +140,19 @@ def test_a_drill_has_its_digits_in_the_question_and_their_sums_in_the_response()
     text, response = digits_teacher.drill(row, rows.config, 0.0, rng)
     terms = re.findall(r"([+-]|Compute) ([a-z]+)(\d)", text)
     assert len(terms) == 5  # the longest chain
-    assert {(name, int(digit)) for _, name, digit in terms} <= set(row["cells"])
+    known = {name: digit for _, name, digit in terms}
+    assert known.keys() <= dict(row["cells"]).keys()
+    assert all(known[name] == digit for _, name, digit in terms)
     total = sum(-int(digit) if sign == "-" else int(digit) for sign, _, digit in terms) % 10
     assert response.endswith(f"\\boxed{{{total}}}") and response.count("=") == 4
     assert text.endswith(", modulo 10")
+
+
+def test_a_third_of_the_drills_have_digits_below_4_and_some_have_all():
+  rows, rng = source(), np.random.default_rng(0)
+  largest = [max(re.findall(r"[a-z](\d)", digits_teacher.drill(row, rows.config, 0.0, rng)[0]))
+             for row in (rows[index] for index in range(300))]
+  assert 0.3 < np.mean([digit < "4" for digit in largest]) < 0.55 and "9" in largest
 
 
 def smudged(**changes):
