@@ -164,14 +164,18 @@ def _reading(colour, digit, key):
 
 
 def caption(row, rng):
-  """(question, response) that names every cell in random order, and then the copies if any."""
+  """(question, response) that reads every cell in the order asked, and then the copies if any.
+
+  The order is random: "Describe red + blue". It teaches to copy colours from the question too.
+  """
   cells = [row["cells"][cell] for cell in rng.permutation(len(row["cells"]))]
   seen, key = _first_look(row, rng), row.get("key")
+  asked = "Describe" + " +".join(f" {name}" for name, _ in cells)
   text = "".join(_reading(name, seen.get(name, digit), None) for name, digit in cells)
   if key is None:
-    return "Describe", f"<think>{text} </think>"
+    return asked, f"<think>{text} </think>"
   text += " wait check" + "".join(_reading(name, digit, key) for name, digit in cells)
-  return f"Describe check{key}", f"<think>{text} </think>"
+  return f"{asked} check{key}", f"<think>{text} </think>"
 
 
 def drill(row, config, slip, rng):
