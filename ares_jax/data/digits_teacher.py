@@ -164,13 +164,20 @@ def _reading(colour, digit, key):
 
 
 def caption(row, rng):
-  """(question, response) that reads every cell in the order asked, and then the copies if any.
+  """(question, response) that reads cells, one of three kinds at random.
 
-  The order is random: "Describe red + blue". It teaches to copy colours from the question too.
+  "Describe" names all cells in any order, then the copies if any. "Describe red + blue" does so in
+  the order asked, which teaches to copy colours from the question. "Compute red" is a problem of
+  one cell and its direct answer, which teaches to read without naming. Each was learnt in some runs
+  only where traces alone taught it.
   """
   cells = [row["cells"][cell] for cell in rng.permutation(len(row["cells"]))]
   seen, key = _first_look(row, rng), row.get("key")
-  asked = "Describe" + " +".join(f" {name}" for name, _ in cells)
+  kind = rng.integers(3)
+  if kind == 0:
+    name, digit = cells[0]
+    return question([name], ["+"], key), f"<think> </think> \\boxed{{{seen.get(name, digit)}}}"
+  asked = "Describe" + (" +".join(f" {name}" for name, _ in cells) if kind == 1 else "")
   text = "".join(_reading(name, seen.get(name, digit), None) for name, digit in cells)
   if key is None:
     return asked, f"<think>{text} </think>"
