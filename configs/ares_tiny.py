@@ -38,7 +38,8 @@ def get_config(algorithm="aepo"):
     teacher=dict(slip=0.06, responses=4, first_level=(0.50, 0.05, 0.45),
                  last_level=(0.36, 0.54, 0.10), first_warmup=(0.85, 0.12, 0.03),
                  last_warmup=(0.75, 0.22, 0.03), captions=(0.9, 0.0), drills=(0.8, 0.0),
-                 first_captions=0.125, first_drills=0.2, warmup_smudge=0.0),
+                 first_captions=0.125, first_drills=0.2, varied=True,
+                 warmup_smudge=0.0),
     sft=640, rl=100_000, eval=256)
 
   c.prompt.update(suffix="", max_tokens=(26,), windows=(4,), min_pixels=28 * 28,

@@ -27,12 +27,13 @@ class TeacherConfig:
   last_level: tuple[float, float, float]  # at the highest level; levels between are interpolated
   first_warmup: tuple[float, float, float]  # the same in the warm-up
   last_warmup: tuple[float, float, float]
-  captions: tuple[float, float]  # share of warm-up rows that name the cells; at the start, the end
+  captions: tuple[float, float]  # share of warm-up rows that read cells; at the start, the end
   drills: tuple[float, float]  # share of the others without a picture, digits in the question
   # Shares of the warm-up at its beginning: first captions alone, then drills alone, both of the
   # problem without copies and smudges.
   first_captions: float = optional(0.0)
   first_drills: float = optional(0.0)
+  varied: bool = optional(False)  # captions of three kinds, drills with small digits too
   # Share of smudged cells in the rest of the warm-up, at every level; 0 = those of the problem.
   # With few smudged cells the model learns to copy its first look, which is then mostly right.
   warmup_smudge: float = optional(0.0)
@@ -55,12 +56,12 @@ class TeacherConfig:
 class WarmupSource:
   """Rows that teach an untrained model to read and to add; their order matters.
 
-  Captions, which name four digits each, and drills, which hold four sums each, become fewer and
-  traces more. In this order reading was learnt in about 150 steps of 64 rows; with a quarter of
-  captions throughout, one run had not learnt it after 1,200 steps of 32. Without drills some seeds
-  did not learn sums, and in the mixture alone one of ten did not. So reading and then sums are
-  learnt first, from `first_captions` and `first_drills`: alone, drills were learnt within 240
-  steps of 64 rows. In the other order reading was not learnt in 200 steps.
+  Captions, most of which name four digits each, and drills, which hold four sums each, become
+  fewer and traces more. In this order reading was learnt in about 150 steps of 64 rows; with a
+  quarter of captions throughout, one run had not learnt it after 1,200 steps of 32. Without drills
+  some seeds did not learn sums, and in the mixture alone one of ten did not. So reading and then
+  sums are learnt first, from `first_captions` and `first_drills`. In the other order reading was
+  not learnt in 200 steps.
   """
 
   problems: DigitsSource
@@ -88,11 +89,12 @@ class WarmupSource:
     return row | {"response": trace(row, kind, slip=teacher.slip, rng=rng)}
 
   def _caption(self, row, rng):
-    text, response = caption(row, rng)
+    text, response = caption(row, rng, varied=self.teacher.varied)
     return row | {"question": text, "response": response}
 
   def _drill(self, problems, row, rng):
-    text, response = drill(row, problems.config, self.teacher.slip, rng)
+    text, response = drill(row, problems.config, self.teacher.slip, rng,
+                           varied=self.teacher.varied)
     return row | {"question": text, "images": [], "response": response}
 
 
@@ -163,17 +165,16 @@ def _reading(colour, digit, key):
   return f" {colour}{digit}" if key is None else f" {colour}{encipher(digit, key)} ={digit}"
 
 
-def caption(row, rng):
-  """(question, response) that reads cells, one of three kinds at random.
+def caption(row, rng, *, varied):
+  """(question, response) that reads cells: "Describe" names all in any order, then their copies.
 
-  "Describe" names all cells in any order, then the copies if any. "Describe red + blue" does so in
-  the order asked, which teaches to copy colours from the question. "Compute red" is a problem of
-  one cell and its direct answer, which teaches to read without naming. Each was learnt in some runs
-  only where traces alone taught it.
+  If `varied`, a third does so in the order asked, "Describe red + blue", which teaches to copy
+  colours from the question. Another third is a problem of one cell and its direct answer, which
+  teaches to read without naming. Where traces alone taught these two, some runs did not learn them.
   """
   cells = [row["cells"][cell] for cell in rng.permutation(len(row["cells"]))]
   seen, key = _first_look(row, rng), row.get("key")
-  kind = rng.integers(3)
+  kind = rng.integers(3) if varied else 2
   if kind == 0:
     name, digit = cells[0]
     return question([name], ["+"], key), f"<think> </think> \\boxed{{{seen.get(name, digit)}}}"
@@ -185,19 +186,21 @@ def caption(row, rng):
   return f"{asked} check{key}", f"<think>{text} </think>"
 
 
-def drill(row, config, slip, rng):
+def drill(row, config, slip, rng, *, varied):
   """(question, response) of a chain of full length without a picture: "Compute red5 + blue4".
 
   With a key, half of the drills are in cipher and the response is a second pass.
 
-  All digits of a drill are below a limit that is drawn for it. One of two digits between 0 and 9
-  says nothing about their sum modulo 10, so nothing is learnt until both are used: of six runs with
-  such digits, one had not learnt sums after 300 steps. Small digits say something each.
+  If `varied`, the digits are not those of the cells, but all below a limit that is drawn for the
+  drill. One of two digits between 0 and 9 says nothing about their sum modulo 10, so nothing is
+  learnt until both are used: two runs had not learnt sums after 300 steps of drills alone. Small
+  digits say something each.
   """
   cells = row["cells"]
-  known = rng.integers(0, rng.integers(2, 11), len(cells))
-  chain = [(cells[cell][0], int(known[cell]))
-           for cell in rng.integers(0, len(cells), config.levels)]
+  if varied:
+    drawn = rng.integers(0, rng.integers(2, 11), len(cells))
+    cells = [(name, int(digit)) for (name, _), digit in zip(cells, drawn, strict=True)]
+  chain = [cells[cell] for cell in rng.integers(0, len(cells), config.levels)]
   colours, digits = zip(*chain, strict=True)
   operators = ["+"] + [str(op) for op in rng.choice(list(config.operators), config.levels - 1)]
   in_cipher = row.get("key") is not None and rng.random() < 0.5
