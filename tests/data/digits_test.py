@@ -118,7 +118,7 @@ def test_the_warmup_may_begin_with_captions_and_drills_without_copies():
     assert re.fullmatch(r"Describe.*|Compute [a-z]+, modulo 10", row["question"])
   for row in map(warmup.__getitem__, range(50, 100)):
     assert not row["images"] and "check" not in row["question"] and row["response"].count("=") >= 7
-  assert len({warmup[index]["question"] for index in range(50)}) > 30  # varied: not "Describe"
+  assert len({warmup[index]["question"] for index in range(50)}) > 20  # varied: not "Describe"
   # Later rows are those without them.
   other_teacher = dataclasses.replace(TEACHER, varied=True)
   for index in range(100, 120):

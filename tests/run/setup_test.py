@@ -117,6 +117,6 @@ def test_a_command_that_trains_nothing_needs_no_training_data(monkeypatch):
 def test_reward_functions_are_tried_without_entropies_on_a_teacher_s_answers(monkeypatch):
   tried = []
   monkeypatch.setattr(setup.Scorer, "try_out", lambda _, rows, entropies: tried.append(entropies))
-  with jax.set_mesh(mesh.make_mesh(1, 1)), setup.open_run(
+  with jax.set_mesh(mesh.make_mesh(1, 1, devices=jax.devices()[:1])), setup.open_run(
       tiny.read(reward__weights="accuracy=1, format=0.1")):
     assert tried == [True, True, False]  # eval, rl, sft
