@@ -7,8 +7,7 @@ A tiny model of the true Qwen2.5-VL architecture (0.55 M parameters) first learn
 7B model. No data are needed: docs/digits.md describes the problem.
 Baselines: --config=configs/ares_tiny.py:grpo and :dapo (ares_jax/run/recipe.py).
 Hardware: 2 CPU cores, 2 GiB.
-Hours: 0.11 to 0.21 (6.6 and 12.4 minutes) with an empty compilation cache, on two types of CPU
-(README.md).
+Hours: 0.11 (6.4 minutes) with an empty compilation cache on two idle cores of an AMD EPYC.
 Expected score: 88 to 96% right at temperature 1 over ten seeds on one type of CPU. In nine of them
 the last fifth of the iterations changes nothing, the tenth still gains (benchmarks.md).
 """
