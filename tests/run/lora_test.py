@@ -73,7 +73,7 @@ def test_adapters_move_and_the_base_keeps_its_bits(trained):
 def test_the_reference_is_where_stage_2_started_not_the_base(trained):
   assert any((np.asarray(pair["b"]) != 0).any() for pair in trained.cold.values())
   first, second = steps(trained.workdir)
-  assert first["kl/mean"] == 0 and second["kl/mean"] > 0
+  assert first["kl/mean"] < 1e-12 < second["kl/mean"]  # two programs may round differently
   assert first["loss/sampler_gap"] < 0.02  # bfloat16; the rollouts' policy has the same adapters
 
 
