@@ -46,6 +46,7 @@ def bucket_of(right_P, *, samples, easy, medium):
 
   Of accuracies between 0 and 1, right_P is their sum.
   """
-  # Count answers, do not divide: 3 of 8 must reach 0.375 however a division rounds.
-  easy_count, medium_count = easy * samples - 1e-6, medium * samples - 1e-6
+  # Count answers, do not divide: 3 of 8 must reach 0.375 however a division rounds. Accuracies
+  # between 0 and 1 round too: 16 tenths in float32 whose sum is 12 add up to 11.999999.
+  easy_count, medium_count = (easy - 1e-5) * samples, (medium - 1e-5) * samples
   return (right_P < easy_count).astype("int32") + (right_P < medium_count)

@@ -35,6 +35,8 @@ def test_thresholds_that_floats_cannot_hold_are_reached():
   # 0.56 * 25 = 14.000000000000002 in float64, and 1/3 is no float: who reaches them counts.
   assert difficulty(answers(14, 25), group=25, easy=0.56)[0] == 0
   assert difficulty(answers(1, 3), group=3, medium=1 / 3)[0] == 1
+  tenths_B = np.float32([4, 7, 5, 10, 4, 7, 10, 6, 7, 10, 7, 10, 9, 8, 9, 7]) / 10  # 12 in all
+  assert difficulty(tenths_B, group=16)[0] == 0
 
 
 @pytest.mark.parametrize("module", [np, jnp])
