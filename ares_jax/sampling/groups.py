@@ -171,7 +171,8 @@ class _Drawn:
     self.wanted, first = len(mean_P), self.batches * len(mean_P)
     self.batches += 1
     self.totals.update(timed_out=grades.timed_out, in_band=in_band_P.sum(),
-                       correct=float(grades.accuracy.mean()), failed=failed_P.sum(),
+                       correct=float(grades.accuracy[~np.repeat(failed_P, self.group)].sum()),
+                       failed=failed_P.sum(),
                        tokens=int(outline.tokens.sum() - outline.fork.sum()),
                        flops=_rollout_flops(self.model, outline))
     self.outlines.append(outline)
@@ -241,7 +242,8 @@ class _Drawn:
                "rollout/filled": (self.wanted - len(self.kept)) / self.wanted}
     if self.config.batches > 1:
       # reward/accuracy is that of the groups in the rollout, near 0.5 whatever the policy can do.
-      metrics["rollout/accuracy"] = float(totals["correct"] / batches)
+      graded = (batches * self.wanted - totals["failed"]) * self.group
+      metrics["rollout/accuracy"] = float(totals["correct"] / max(graded, 1))
     return metrics
 
 

@@ -147,6 +147,8 @@ def test_a_group_on_which_a_reward_function_failed_is_dropped_and_counted():
   np.testing.assert_array_equal(rollout.scores.reward, [2, 0, 2, 0])
   rollout = take({0}, FilterConfig(2, 0.01, 0.99))
   assert [row["id"] for row in rollout.prompts.rows] == [1, 3]
+  # Of the groups on which none failed.
+  assert rollout.metrics["rollout/accuracy"] == pytest.approx((0.5 + 0 + 0.5) / 3)
   with pytest.raises(GraderError, match="all 2 groups failed, the first: f raises"):
     take({0, 1}, FilterConfig(1, 0.01, 0.99))
 
