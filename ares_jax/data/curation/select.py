@@ -136,7 +136,7 @@ def length_targets(candidates, *, samples):
     for end in (0, samples):
       nearest = populated[np.argmin(np.abs(populated - end))]  # the lower of two that are as near
       if nearest != end:
-        notes.append(f"{source}: no problems at pass rate {end}/{samples}, "
+        notes.append(f"{source}: no right responses at pass rate {end}/{samples}, "
                      f"length taken from {nearest}/{samples}")
       ends.append(float(np.median(tokens[passes == nearest])))
     rate = np.arange(samples + 1) / samples

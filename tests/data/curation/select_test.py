@@ -32,7 +32,7 @@ def test_target_is_linear_between_the_medians_of_the_ends():
 def test_a_missing_end_takes_the_nearest_bracket_and_says_so():
   targets, notes = length_targets(candidates({2: [50], 8: [10]}), samples=8)
   assert targets["a"][0] == 50 and targets["a"][8] == 10
-  assert notes == ["a: no problems at pass rate 0/8, length taken from 2/8"]
+  assert notes == ["a: no right responses at pass rate 0/8, length taken from 2/8"]
 
 
 def test_keeps_lengths_closest_to_the_target_evenly_over_brackets():
