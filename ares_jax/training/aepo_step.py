@@ -112,7 +112,7 @@ def aepo_step(model, config, state, reference, batch, trigger_V, base=None):
                              controllers, state.controllers)
 
   metrics |= by_bucket("kl/outside", kl_3) | by_bucket("kl/kappa", controllers.kappa)
-  metrics |= _over_minibatches(sums, updates)
+  metrics |= _over_minibatches(sums, updates, batch.rows.response_mask.sum((1, 2, 3)))
   metrics |= {f"nonfinite/{name}": count for name, count in nonfinite.items()}
   return state.replace(step=state.step + 1, params=params, opt_state=opt_state,
                        controllers=controllers), metrics
@@ -155,9 +155,12 @@ def update_minibatches(model, config, policy, batch, base):
   return minibatches.replace(rows=batch.rows.replace(old_logprob=old_logprob))
 
 
-def _over_minibatches(sums, updates):
+def _over_minibatches(sums, updates, tokens_N):
   """Metrics of the iteration, from [N] values: counts add up, the rest is averaged."""
   metrics = {name: values.mean() for name, values in sums.metrics.items()}
+  # A minibatch's gap is the mean over its own tokens, of which some minibatches have more.
+  gap_N = sums.metrics["loss/sampler_gap"]
+  metrics["loss/sampler_gap"] = (gap_N * (tokens_N / tokens_N.sum())).sum()
   metrics |= {f"nonfinite/{name}": counts.sum() for name, counts in sums.nonfinite.items()}
   return metrics | {"loss/ratio_max": sums.ratio_max.max(),
                     "update/grad_norm": updates["grad_norm"].mean(),

@@ -92,7 +92,9 @@ class Signal:
 class Sums:
   """Sums over the microbatches of a minibatch."""
 
-  metrics: dict  # parts of means; averaged over the minibatches, they are means over the batch
+  # Parts of means: averaged over the minibatches, they are means over the batch. loss/sampler_gap
+  # is the mean over the minibatch's own tokens.
+  metrics: dict
   nonfinite: dict  # {value: int32 [], response tokens where it is not finite}
   kl_sum_3: jax.Array  # float32 [3]: KL of tokens outside HWE windows, nats
   kl_tokens_3: jax.Array  # [3]: number of these tokens

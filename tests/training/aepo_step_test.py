@@ -247,6 +247,16 @@ def test_averages_divide_by_tokens_sequences_or_the_longest_answer():
     np.testing.assert_allclose(found.loss, divisor)
 
 
+def test_the_gap_to_the_sampler_is_a_mean_over_tokens():
+  sums = types.SimpleNamespace(metrics={"loss/sampler_gap": np.float32([0.1, 0.4]),
+                                        "loss/kl": np.float32([1, 3])},
+                               nonfinite={}, ratio_max=np.ones(2))
+  updates = {"grad_norm": np.ones(2), "skipped": np.zeros(2)}
+  metrics = aepo_step._over_minibatches(sums, updates, np.int32([300, 100]))
+  np.testing.assert_allclose(metrics["loss/sampler_gap"], (300 * 0.1 + 100 * 0.4) / 400, rtol=1e-6)
+  assert metrics["loss/kl"] == 2  # these two are parts of the batch's mean already
+
+
 # Devices, slices and the "model" axis.
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", [(2, 1, 1), (4, 1, 1), (4, 2, 1), (4, 2, 2)])
