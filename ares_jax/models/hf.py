@@ -25,7 +25,7 @@ from ares_jax.models import hf_files
 from ares_jax.models.config import ModelConfig
 from ares_jax.models.hf_config import config_fields, model_config
 from ares_jax.models.hf_files import RULES, Folder, Rule, Tensor, sources_of
-from ares_jax.models.serving import Serving, is_kept, set_dtype
+from ares_jax.models.serving import TEMPLATES, Serving, is_kept, set_dtype
 from ares_jax.models.weights import Params, name_of, shardings, weight_table
 
 __all__ = ["from_hf", "model_config", "to_hf", "to_new_hf"]
@@ -146,8 +146,10 @@ def to_hf(params: Params, config: ModelConfig, folder: Folder, base: Folder, *,
                for name, tensor in tensors.items()}
 
   def write_others(partial):
-    for path in filter(is_kept, base.iterdir()):
-      shutil.copyfile(path, partial / path.name)
+    for path in filter(is_kept, [*base.iterdir(), *(base / TEMPLATES).glob("*")]):
+      copy = partial / path.relative_to(base)
+      copy.parent.mkdir(exist_ok=True)
+      shutil.copyfile(path, copy)
     if dtype:
       set_dtype(partial, dtype)
     if serving:
@@ -226,8 +228,8 @@ def atomic_folder(folder: Folder):
   partial.mkdir(parents=True)
   try:
     yield partial
-    for path in partial.iterdir():  # safetensors writes files of mode 0600
-      path.chmod(partial.stat().st_mode & 0o666)
+    for path in filter(pathlib.Path.is_file, partial.iterdir()):
+      path.chmod(partial.stat().st_mode & 0o666)  # safetensors writes files of mode 0600
     partial.rename(folder)
   finally:
     shutil.rmtree(partial, ignore_errors=True)

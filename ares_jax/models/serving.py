@@ -8,6 +8,7 @@ from ares_jax.models import hf_processor
 from ares_jax.models.config import VisionConfig
 from ares_jax.models.hf_files import read_object, write_object
 
+TEMPLATES = "additional_chat_templates"  # transformers' folder for all but the first
 _GENERATION = "generation_config.json"
 _SETTINGS = (".json", ".txt", ".jinja", ".model")
 _LICENCE = re.compile(r"licen[cs]e|notice|copying|use_policy", re.IGNORECASE)

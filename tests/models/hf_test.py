@@ -73,6 +73,16 @@ def test_a_weight_that_its_dtype_cannot_hold_is_an_error(tmp_path, value, messag
     assert np.float32(written).max() == 70144  # the nearest bfloat16
 
 
+def test_additional_chat_templates_are_kept(tmp_path):
+  base, config = tmp_path / "base", golden_batch.config("tied")
+  shutil.copytree(TIED, base)
+  (base / "additional_chat_templates").mkdir()
+  (base / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+  hf.to_hf(golden_batch.read_hf(base, config), config, tmp_path / "out", base)
+  copy = tmp_path / "out" / "additional_chat_templates" / "tool_use.jinja"
+  assert copy.read_text() == "{{ tools }}" and copy.parent.stat().st_mode & 0o100
+
+
 def test_a_linear_layer_of_hugging_face_is_the_transpose_of_ours():
   params = golden_batch.read_hf(TIED, golden_batch.config("tied"))
   theirs = read(TIED)
