@@ -49,6 +49,9 @@ def model_config(folder: str | os.PathLike, *, compute_dtype: str, remat: str,
     ValueError: names the field that is missing, unknown, or has a value not implemented here.
   """
   path = pathlib.Path(folder) / "config.json"
+  for adapter in sorted(path.parent.glob("adapter_model.*")):  # transformers adds it to the weights
+    raise ValueError(f"{folder} holds an adapter, {adapter.name}, which is not read; merge it into "
+                     "the weights with peft's merge_and_unload, or remove it")
   if not path.is_file():
     raise ValueError(f"{path} does not exist; pass a folder in Hugging Face form")
   outer = read_object(path)

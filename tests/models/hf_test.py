@@ -192,6 +192,16 @@ def test_a_tensor_in_two_files_is_named(tmp_path):
     golden_batch.read_hf(tmp_path, golden_batch.config("untied"))
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
+@pytest.mark.parametrize("files", [[TIED / "config.json"], []])
+def test_an_adapter_is_not_left_out_in_silence(tmp_path, files, name):
+  for path in files:
+    shutil.copy(path, tmp_path)
+  (tmp_path / name).write_bytes(b"")
+  with pytest.raises(ValueError, match=f"holds an adapter, {name}, which is not read; merge it"):
+    hf.model_config(tmp_path, compute_dtype="float32", remat="none", unroll=1)
+
+
 @pytest.mark.parametrize("name, damage, message", [
   ("model.safetensors", lambda raw: raw[:-5], "is damaged or cut short, download it again"),
   ("model.safetensors", lambda raw: raw[:6], "is damaged or cut short"),
