@@ -17,7 +17,7 @@ from ares_jax.models.config import ModelConfig
 from ares_jax.models.weights import Params, name_of, weight_table
 
 Folder = str | os.PathLike
-INDEX = "model.safetensors.index.json"
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def read_object(path: Folder) -> dict:
@@ -132,7 +132,10 @@ class Tensor:
 def tensors_of(folder: Folder) -> dict[str, Tensor]:
   """All tensors of a folder by their flat name, from the headers of its files."""
   folder = pathlib.Path(folder)
-  files = _files(folder / INDEX) if (folder / INDEX).exists() else ["model.safetensors"]
+  files = _files(folder / INDEX) if (folder / INDEX).exists() else [SINGLE]
+  if SINGLE not in files and (folder / SINGLE).exists():
+    raise ValueError(f"{folder} holds {SINGLE}, which transformers reads, and {INDEX} of other "
+                     "weights; remove the one that is not the model's")
   tensors = {}
   for file in files:
     if not (folder / file).is_file():
@@ -174,7 +177,7 @@ def _opened(path: pathlib.Path):
 
 def tensors_for(config: ModelConfig, dtype: str) -> dict[str, Tensor]:
   """The tensors of a new folder, in one file."""
-  return {name: Tensor("model.safetensors", name, shape, jnp.dtype(dtype))
+  return {name: Tensor(SINGLE, name, shape, jnp.dtype(dtype))
           for name, shape in shapes_of(config).items() if name != HEAD or not config.tied}
 
 

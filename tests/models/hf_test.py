@@ -192,6 +192,20 @@ def test_a_tensor_in_two_files_is_named(tmp_path):
     golden_batch.read_hf(tmp_path, golden_batch.config("untied"))
 
 
+@pytest.mark.parametrize("left", [(), ("model-*.safetensors",)])
+def test_one_file_beside_an_index_of_others_is_ambiguous(tmp_path, left):
+  for path in (*UNTIED.iterdir(), TIED / "model.safetensors"):
+    shutil.copy(path, tmp_path)
+  for path in [path for pattern in left for path in tmp_path.glob(pattern)]:
+    path.unlink()  # as transformers does where it saves one file over several
+  with pytest.raises(ValueError, match="holds model.safetensors, which transformers reads, and mo"):
+    golden_batch.read_hf(tmp_path, golden_batch.config("untied"))
+  (tmp_path / hf_files.INDEX).write_text('{"weight_map": {"a": "model.safetensors"}}')
+  config = golden_batch.config("tied")
+  jax.tree.map(np.testing.assert_array_equal, golden_batch.read_hf(tmp_path, config),
+               golden_batch.read_hf(TIED, config))
+
+
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
 @pytest.mark.parametrize("files", [[TIED / "config.json"], []])
 def test_an_adapter_is_not_left_out_in_silence(tmp_path, files, name):
