@@ -162,9 +162,10 @@ def tensors_of(folder: Folder) -> dict[str, Tensor]:
 def _files(index: pathlib.Path) -> list[str]:
   """The files of weights that an index names."""
   files = read_object(index).get("weight_map")
-  if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-    raise ValueError(f"{index}: weight_map does not name the file of each tensor; download it "
-                     "again")
+  if not isinstance(files, dict) or not all(
+      isinstance(file, str) and file == pathlib.Path(file).name for file in files.values()):
+    raise ValueError(f"{index}: weight_map does not name the file of each tensor, in this folder; "
+                     "download it again")
   return sorted(set(files.values()))
 
 

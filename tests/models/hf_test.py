@@ -227,6 +227,8 @@ def test_an_adapter_is_not_left_out_in_silence(tmp_path, files, name):
   ("config.json", lambda raw: b"null", "config.json holds null"),
   (hf_files.INDEX, lambda raw: b"{}", "weight_map does not name the file of each tensor"),
   (hf_files.INDEX, lambda raw: b'{"weight_map": {"a": 1}}', "weight_map does not name"),
+  (hf_files.INDEX, lambda raw: b'{"weight_map": {"a": "b/c.safetensors"}}', "each tensor, in this"),
+  (hf_files.INDEX, lambda raw: b'{"weight_map": {"a": "../c.safetensors"}}', "tensor, in this"),
   (hf_files.INDEX, lambda raw: b'{"weight_map"', "index.json is damaged"),
 ])
 def test_a_damaged_file_is_one_error_that_names_it(tmp_path, name, damage, message):
