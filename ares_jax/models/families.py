@@ -50,8 +50,8 @@ _DECODER = dict(
   vocab_size=REQUIRED, hidden_size=REQUIRED, intermediate_size=REQUIRED,
   num_hidden_layers=REQUIRED, num_attention_heads=REQUIRED, head_dim=None, rope_theta=1e4,
   rope_scaling=None, rope_parameters=None, tie_word_embeddings=False)
-_SILU = dict(hidden_act=("silu",), attention_dropout=(0.0, None))
-_NO_WINDOW = dict(use_sliding_window=(False, None))
+_SILU = dict(hidden_act=("silu",), attention_dropout=(0.0, None), quantization_config=(None,))
+_NO_WINDOW = dict(use_sliding_window=(False, None), use_mrope=(False, None))
 _QWEN2_VL = Fields(
   _DECODER | dict(num_key_value_heads=8, rms_norm_eps=1e-5, rope_theta=1e6, layer_types=None,
                   image_token_id=151655),

@@ -277,7 +277,7 @@ def test_both_forms_of_config_give_the_same_sizes(tmp_path):
   (dict(rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2]},
         rope_scaling={"type": "linear", "factor": 2.0}), "rotary .*linear"),
   (dict(head_dim=16), "head_dim is 16; only hidden_size / num_attention_heads = 8"),
-  (dict(quantization_config={"bits": 4}), "quantization_config = .* is unknown"),
+  (dict(quantization_config={"bits": 4}), "quantization_config is .*; only None is impl"),
   (dict(num_hidden_layers="3"), "num_hidden_layers is '3'; it must be one integer"),
   (dict(rope_theta=[1e6]), "rope_theta is .*; it must be one number"),
   (dict(rope_scaling={"type": "mrope", "mrope_section": [1, 1, 1, 1]}),
@@ -320,7 +320,8 @@ def test_a_missing_size_is_named(tmp_path, name):
 @pytest.mark.parametrize("change", [
   dict(head_dim=8), dict(head_dim=None), dict(unsloth_fixed=True, unsloth_version="2025.1"),
   dict(auto_map={"AutoModel": "x.Y"}), dict(_attn_implementation_internal="sdpa"),
-  dict(use_sliding_window=None), dict(something_new=None), dict(text_config=None),
+  dict(use_sliding_window=None), dict(use_mrope=False), dict(something_new=None),
+  dict(text_config=None),
   dict(output_attentions=False, id2label={"0": "LABEL_0"}, temperature=1.0),
   dict(layer_types=["full_attention"] * 3)])
 def test_what_changes_nothing_is_accepted(tmp_path, change):
