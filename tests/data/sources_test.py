@@ -88,6 +88,15 @@ def test_a_source_names_its_columns(tmp_path):
   assert source[1]["source"] == "d"
 
 
+def test_a_gap_between_the_columns_of_options_is_a_bad_row(tmp_path):
+  (tmp_path / "d.csv").write_text("question,A,B,C,answer\nq,up,down,,B\nq,,,,5\nq,up,,left,C\n")
+  source = FileSource(config(str(tmp_path / "d.csv"), columns=dict(options=("A", "B", "C"))))
+  assert source[0]["options"] == ["up", "down"] and source[0]["answer"] == ["B", "down"]
+  assert source[1]["options"] == [] and source[1]["answer"] == ["5"]
+  with pytest.raises(BadRow, match="the option is None"):
+    source[2]
+
+
 def test_a_row_names_the_group_of_its_variants(tmp_path):
   path = files.jsonl(tmp_path / "d.jsonl", [{"question": "q", "answer": "3", "group": "bags"}])
   row = FileSource(config(path))[0]

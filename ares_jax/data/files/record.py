@@ -40,7 +40,11 @@ class Record:
     """The value of a column, or the values of a list of columns as one."""
     if isinstance(column, str):
       return value_at(self.values, column)
-    found = [value for name in column if (value := value_at(self.values, name)) is not None]
+    found = [value_at(self.values, name) for name in column]
+    while found and found[-1] is None:
+      found.pop()
+    # A gap between options stays, and is refused: without it those behind it had other letters.
+    found = [value for value in found if value is not None or field == "options"]
     if field in _COLLECTED:
       return [item for value in found for item in (value if is_list(value) else [value])] or None
     texts = [self.scalar(field, value).strip() for value in found]
