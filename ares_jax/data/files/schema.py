@@ -7,16 +7,24 @@ evaluation/benchmarks.json; their `about` explains the keys. data/sources.py des
 import functools
 import importlib.resources
 import json
+import re
 
 from ares_jax.data.bad_row import BadRow
 from ares_jax.data.files.dialogue import read_dialogue
 from ares_jax.data.files.formats import KEY
 from ares_jax.data.files.pictures import check_marks, match_marks, read_images
 from ares_jax.data.files.record import Record, is_list, to_plain, to_text
-from ares_jax.data.files.truths import LETTERS, accepted_truths, read_options, read_tolerance
+from ares_jax.data.files.truths import (
+  LETTERS,
+  accepted_truths,
+  list_in,
+  read_options,
+  read_tolerance,
+)
 
 _COPIED_FIELDS = ("responses", "pass_rate")
 _LABELS = ("level", "step")
+_MESSAGES = re.compile(r"""\s*\[\{['"](?:role|from|content|value)['"]:""")
 _LONGEST_GROUP = 1000  # letters; groups that differ only beyond it would be one
 
 
@@ -84,7 +92,7 @@ def _question(record):
   else:
     question = schema["prompt"]
   if isinstance(question, str) and question.lstrip().startswith("[{"):
-    question = _messages_in(question)
+    question = _messages_in(record, question)
   if is_list(question):
     dialogue = read_dialogue(record, question, system)
     question, history, images = dialogue.question, dialogue.history, dialogue.images
@@ -103,12 +111,21 @@ def _question(record):
   return question, response, history, images
 
 
-def _messages_in(text):
-  """The list of messages that a text holds as JSON, as some tables have it; or the text itself."""
+def _messages_in(record, text):
+  """The messages that a text holds as JSON or as Python prints them, or the text itself.
+
+  BadRow where it begins as messages do and cannot be read, as numpy prints two of them.
+  """
   try:
     messages = json.loads(text)
   except (ValueError, RecursionError):
-    return text
+    if not _MESSAGES.match(text):
+      return text
+    try:
+      messages = list_in(text)
+    except ValueError as error:
+      raise record.bad("question", f"its messages {text!r} {error}; give a list of objects, or "
+                       "JSON") from error
   return messages if all(isinstance(message, dict) and ("role" in message or "from" in message)
                          for message in messages) else text
 

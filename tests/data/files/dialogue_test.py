@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from public import public
 
@@ -30,7 +31,11 @@ def test_a_dialogue_keeps_its_turns():
 
 
 def test_messages_may_be_json_in_a_text():
-  assert read(json.dumps([USER, ANSWER])) == read([USER, ANSWER])
+  for text in (json.dumps([USER, ANSWER]), str([USER, ANSWER]), f" {[USER, ANSWER]}"):
+    assert read(text) == read([USER, ANSWER])
+  for text in (str(np.array([USER, ANSWER])), str([USER, ANSWER])[:-1]):
+    with pytest.raises(BadRow, match="its messages .* are no list: SyntaxError"):
+      read(text)
   assert read('[{"a": 1}]', schema="ares_coldstart")["question"] == '[{"a": 1}]'
 
 
