@@ -27,8 +27,10 @@ _IMAGE_FILE = re.compile(r"[^\n]{1,400}\.(png|jpe?g|webp|bmp|gif|tiff?|ppm|avif|
 _VIDEO_FILE = re.compile(r"[^\n]{1,400}\.(mp4|avi|mov|mkv|webm|wav|mp3|flac|ogg)", re.I)
 _HOLDS_IMAGE = ("bytes", "path", "url")  # keys of an object that is one image
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
-# The beginning of PNG, JPEG, GIF and WebP files in base 64.
-_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
+# The beginning of PNG, JPEG, GIF, WebP, BMP, TIFF, PPM and AVIF files in base 64. A text that goes
+# on like this names no file: it would have 60 letters without a dot.
+_BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk[0-3]|SUkqA|TU0AK|UD[UY][Kg]"
+                     r"|AAAA.GZ0eXBhdm)[A-Za-z0-9+/]{60}")
 _ENDS = (".jpg", ".png", ".jpeg", ".webp")  # of the file of a numbered image
 _LONGEST_NAME = 1024  # letters of a file name
 
@@ -88,7 +90,7 @@ def _looks_like_images(name, value):
     return named and not isinstance(value, bool)
   if isinstance(value, str):
     return named or value.startswith("data:image/") or _names_file(value, _IMAGE_FILE) or (
-      value.startswith(_BASE64) and len(value) > _LONGEST_NAME)
+      bool(_BASE64.match(value)))
   if isinstance(value, bytes):
     return named or value.startswith(_MAGIC)
   if isinstance(value, dict):
@@ -118,7 +120,7 @@ def _image(record, value):
     return _numbered(record, value)
   if not isinstance(value, str):
     raise record.bad("image_missing", f"an image is {value!r}; bytes or a file name are needed")
-  if value.startswith("data:") or value.startswith(_BASE64) and len(value) > _LONGEST_NAME:
+  if value.startswith("data:") or _BASE64.match(value):
     return _decoded(record, value)
   return _path(record, value)
 

@@ -1,15 +1,18 @@
 """An image that a record has is shown, or the row is bad; nothing is dropped unseen."""
 
 import base64
+import io
 
 import data_files as files
 import numpy as np
 import pytest
+from PIL import Image
 from public import public
 
 from ares_jax.data.bad_row import BadRow
 from ares_jax.data.files.records import open_records
 from ares_jax.data.files.schema import read_row, read_schemas
+from ares_jax.data.images import FORMATS
 
 PNG = files.png()
 TEXT = base64.b64encode(PNG).decode()
@@ -87,9 +90,16 @@ def test_a_row_of_a_set_of_images_needs_one(schema):
   assert error.value.code == "image_missing"
 
 
-def test_base_64_without_a_head_is_told_by_its_length():
-  png = files.png(size=(64, 64)) + b"x" * 2000
-  assert read(image=base64.b64encode(png).decode())["images"] == [png]
+@pytest.mark.parametrize("form", FORMATS)
+def test_base_64_without_a_head_is_told_by_how_it_begins(form):
+  file = io.BytesIO()
+  Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 9, 3), np.uint8)).save(file, form)
+  for text in (base64.b64encode(file.getvalue()), base64.encodebytes(file.getvalue())):
+    for image in (text.decode(), {"bytes": text.decode()}):
+      assert read(image=image)["images"] == [file.getvalue()]
+    with pytest.raises(BadRow, match="the column 'x' looks like images"):
+      read(x=text.decode())
+  assert read(image=TEXT[:60] + ".png")["images"] == [f"/f/{TEXT[:60]}.png"]
 
 
 def test_a_file_address_is_a_path():
