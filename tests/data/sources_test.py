@@ -161,7 +161,7 @@ def test_images_are_in_the_record_or_in_files(tmp_path):
   ("plain", {"question": "q", "answer": "1", "images": ["../x.png"]}, "image", "outside"),
   ("plain", {"question": "q", "answer": "1", "images": ["/etc/passwd"]}, "image", "outside"),
   ("plain", {"question": "q", "answer": "1", "images": [{"bytes": None, "path": None}]},
-   "image_missing", "an image is None"),
+   "image_missing", "an image is {'bytes': None, 'path': None}"),
   ("plain", {"question": "q", "answer": "1", "options": "[1, "}, "question", "SyntaxError"),
   ("virl39k", {"question": "q", "answer": "\\boxed{3", "image": ["a.png"]}, "answer",
    "with matching braces"),

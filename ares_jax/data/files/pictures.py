@@ -111,7 +111,7 @@ def _names_file(value, pattern):
 def _image(record, value):
   """Pixels, encoded bytes, or the path of a file inside the folder."""
   if isinstance(value, dict):
-    value = next((value[key] for key in _HOLDS_IMAGE if value.get(key)), None)
+    value = next((value[key] for key in (*_HOLDS_IMAGE, "image") if value.get(key)), value)
     if isinstance(value, str) and value.startswith("base64,"):
       return base64.b64decode(value[7:])
   if isinstance(value, bytes | np.ndarray):
@@ -158,7 +158,8 @@ def _path(record, name):
   # Compares names, not resolved links: folders of the hub are made of links to other folders.
   path = os.path.normpath(os.path.join(folder, name.removeprefix(f"{scheme}://") if mark else name))
   if os.path.relpath(path, folder or ".").split(os.sep)[0] == os.pardir:
-    raise record.bad("image", f"image {name!r} is outside the folder {folder}")
+    raise record.bad("image", f"image {name!r} is outside the folder {folder}; name a folder "
+                     "that holds it: images=FOLDER")
   return f"{scheme}{mark}{path}"
 
 

@@ -78,7 +78,7 @@ def test_video_and_sound_are_refused(column, value):
 
 @pytest.mark.parametrize("image", [
   f"data:image/png;base64,{TEXT}", {"bytes": f"base64,{TEXT}"}, {"bytes": PNG, "path": "x.png"},
-  {"url": f"data:image/png;base64,{TEXT}"}])
+  {"url": f"data:image/png;base64,{TEXT}"}, {"image": PNG}])
 def test_an_image_may_be_in_the_record(image):
   assert read(images=[image])["images"] == [PNG]
 
@@ -109,12 +109,12 @@ def test_a_file_address_is_a_path():
 @pytest.mark.parametrize("image, code, words", [
   ("http://host/a.png", "image_missing", "'http://host/a.png' is an address, which is not fetched"),
   ("gs://bucket/a.png", "image_missing", "is an address"),
-  ("file:///etc/passwd", "image", "is outside the folder /f"),
+  ("file:///etc/passwd", "image", "is outside the folder /f; name .* images=FOLDER"),
   ("x" * 5000, "image", "is a text of 5000 letters, 'x+'...: no file name"),
   ("data:image/svg+xml,<svg>", "image", "in base 64 is needed"),
   ("data:image/png;base64,abc", "image", "cannot be decoded"),
   (3, "image_missing", "/f has no file 3.jpg"), (True, "image_missing", "an image is True"),
-  ({"bytes": None}, "image_missing", "an image is None")])
+  ({"bytes": None, "src": "a"}, "image_missing", "an image is {'bytes': None, 'src': 'a'}; bytes")])
 def test_an_image_of_another_kind_is_a_bad_row(image, code, words):
   with pytest.raises(BadRow, match=words) as error:
     read(images=[image])
