@@ -35,7 +35,7 @@ def read_dialogue(record, messages, system=None):
       raise record.bad("marks", f"a turn of the role {role!r} holds an image; only questions can")
     turns.append((role, content))
     images += found
-  if system is not None:
+  if system:
     turns.insert(0, ("system", system))
   roles = [role for role, _ in turns]
   dialogue = roles[1:] if roles[:1] == ["system"] else roles

@@ -27,6 +27,8 @@ def test_a_dialogue_keeps_its_turns():
                             {"role": "assistant", "content": "Hello"}]
   assert read([USER, ANSWER], system="Be brief.")["history"] == [
     {"role": "system", "content": "Be brief."}]
+  own = {"role": "system", "content": "Be kind."}
+  assert read([own, USER, ANSWER], system="")["history"] == [own]
   assert "history" not in read([USER, ANSWER]) and "response" not in read([USER])
 
 
