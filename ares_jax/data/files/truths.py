@@ -152,8 +152,9 @@ def _extracted(record, kind, text):
     boxed = extract_boxed(text)
     if boxed is None:
       raise record.bad("answer", f"the answer {text[-80:]!r} has no \\boxed{{...}} with matching "
-                       "braces; add one, or name a column of truths with columns=dict(answer=...). "
-                       "Only data.files.warmup learns answers without a truth")
+                       "braces; add one, or read a column of truths by the schema plain with "
+                       "columns=dict(question=..., answer=...). Only data.files.warmup learns "
+                       "answers without a truth")
     return boxed
   return text
 

@@ -8,7 +8,7 @@ from public import public
 
 from ares_jax.data.bad_row import BadRow
 from ares_jax.data.files.records import open_records
-from ares_jax.data.files.schema import read_row, read_schemas
+from ares_jax.data.files.schema import read_row, read_schemas, with_columns
 
 USER, ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
 
@@ -42,8 +42,11 @@ def test_messages_may_be_json_in_a_text():
 
 
 def test_an_answer_without_a_box_is_no_truth():
-  with pytest.raises(BadRow, match="has no .boxed.*Only data.files.warmup learns answers"):
+  with pytest.raises(BadRow, match="has no .boxed.* by the schema plain .*Only data.files.warmup"):
     read([USER, ANSWER], truth=True)
+  plain = with_columns(read_schemas()["plain"], {"question": ["messages"], "answer": ["truth"]})
+  row = read_row(plain, {"messages": [USER, ANSWER], "truth": 3}, location="", name="", folder="f")
+  assert (row["question"], row["answer"], row["response"]) == ("Why?", ["3"], "Because.")
   assert read([USER, {"role": "assistant", "content": "\\boxed{3}"}], truth=True)["answer"] == ["3"]
 
 
