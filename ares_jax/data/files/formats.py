@@ -216,6 +216,8 @@ def _shortest(value, kind):
     return value
   if pa.types.is_floating(kind) and kind != pa.float64():
     return float(str(kind.to_pandas_dtype()(value)))
+  if pa.types.is_map(kind):
+    return [(_shortest(key, kind.key_type), _shortest(item, kind.item_type)) for key, item in value]
   if pa.types.is_struct(kind):
     return {field.name: _shortest(value[field.name], field.type) for field in kind}
   return [_shortest(item, kind.value_type) for item in value] if isinstance(value, list) else value

@@ -259,10 +259,11 @@ def test_floats_of_few_bits_are_read_with_the_digits_that_they_tell(tmp_path, na
     "a": pa.array([0.1, None], short), "b": pa.array([0.1, math.inf], half),
     "c": pa.array([[3.3, None], []], pa.list_(short)),
     "d": pa.array([{"x": 0.7, "y": b"\xff"}, None], pa.struct([("x", short), ("y", pa.binary())])),
-    "e": [1 / 3, 2.5]})))
+    "e": [1 / 3, 2.5], "f": pa.array([{"x": 0.1}, None], pa.map_(pa.string(), short))})))
   assert opened[0] == {"a": 0.1, "b": 0.1, "c": [3.3, None], "d": {"x": 0.7, "y": b"\xff"},
-                       "e": 1 / 3}
-  assert opened[1] == {"a": None, "b": math.inf, "c": [], "d": None, "e": 2.5}
+                       "e": 1 / 3, "f": [("x", 0.1)]}
+  assert opened[1] == {"a": None, "b": math.inf, "c": [], "d": None, "e": 2.5,
+                       "f": None}
 
 
 @pytest.mark.parametrize("name", ["d.parquet", "d.arrow"])
