@@ -74,7 +74,9 @@ def _files(path, split):
     return [path / file["filename"] for file in state["_data_files"]]
   for folder in (path, path / "data"):
     found = sorted(folder.iterdir()) if folder.is_dir() else []
-    found = [file for file in found if not file.name.startswith(".")]  # backups, macOS's "._name"
+    # Backups, macOS's "._name", and what Hugging Face writes about data.
+    found = [file for file in found if not file.name.startswith(".")
+             and file.name not in ("dataset_info.json", "dataset_infos.json")]
     for suffixes in (SUFFIXES, TABLES):
       files = [file for file in found if file.suffix in suffixes
                and (not split or re.match(rf"{re.escape(split)}(?![A-Za-z0-9])", file.name))]

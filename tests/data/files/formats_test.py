@@ -49,6 +49,14 @@ def test_hidden_files_of_a_folder_are_no_data(tmp_path):
   assert len(open_records(tmp_path)) == 2
 
 
+@pytest.mark.parametrize("name", ["dataset_info.json", "dataset_infos.json"])
+def test_what_hugging_face_writes_about_data_is_no_data(tmp_path, name):
+  (tmp_path / name).write_text('{"default": {"description": ""}}')
+  (tmp_path / "data").mkdir()
+  (tmp_path / "data" / "d.jsonl").write_text(LINES)
+  assert len(open_records(tmp_path)) == 2
+
+
 def test_tables_count_in_a_folder_that_has_no_other_data(tmp_path):
   (tmp_path / "d.csv").write_text("a\n1\n")
   assert open_records(tmp_path)[0] == {"a": "1"}
