@@ -284,7 +284,7 @@ def _open(source) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-  if image.mode.startswith("I;16"):
+  if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
   if image.mode in ("I", "F"):
     raise ValueError(f"its grey levels, {image.mode!r}, have no range; save it with 8 or 16 bits")

@@ -105,7 +105,7 @@ def test_transparent_pixels_become_white():
   np.testing.assert_array_equal(images.load_image(clear_red, **LIMITS), 255)
 
 
-@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "PPM"])
 def test_16_bits_are_scaled_to_8(form):
   grey = make_golden.picture(61, 90, 2)[..., 0]
   deep = Image.fromarray(grey.astype(np.uint16) * 256 + 200)
