@@ -91,6 +91,7 @@ def _question(record):
     question = record.first("question")
   else:
     question = schema["prompt"]
+  question = to_text(question) if isinstance(question, bytes) else question  # as TFDS gives it
   if isinstance(question, str) and question.lstrip().startswith("[{"):
     question = _messages_in(record, question)
   if is_list(question):
@@ -102,7 +103,7 @@ def _question(record):
   if question is None:
     raise record.bad("question", f"has none of the columns {schema['columns']['question']} for "
                      f"the question of {record.name!r}; it has {sorted(record.values)}")
-  if not isinstance(question, str | bytes):
+  if not isinstance(question, str):
     raise record.bad("question", f"the question is {question!r} ({type(question).__name__}); a "
                      "text is needed")
   question = to_text(question)

@@ -33,7 +33,8 @@ def test_a_dialogue_keeps_its_turns():
 
 
 def test_messages_may_be_json_in_a_text():
-  for text in (json.dumps([USER, ANSWER]), str([USER, ANSWER]), f" {[USER, ANSWER]}"):
+  for text in (json.dumps([USER, ANSWER]), str([USER, ANSWER]), f" {[USER, ANSWER]}",
+               json.dumps([USER, ANSWER]).encode()):
     assert read(text) == read([USER, ANSWER])
   for text in (str(np.array([USER, ANSWER])), str([USER, ANSWER])[:-1]):
     with pytest.raises(BadRow, match="its messages .* are no list: SyntaxError"):
