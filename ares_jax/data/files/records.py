@@ -52,6 +52,7 @@ def _open(path, split, values=False):
     if not path.is_dir():
       if path.suffix not in SUFFIXES + TABLES:
         raise ValueError(f"data file {path} is not one of {', '.join(SUFFIXES + TABLES)}")
+      _check_split(path, split, path.name)
       return Records([path], path.parent, values)
     if (path / "features.json").exists():
       return TfdsRecords(path, split)
@@ -71,6 +72,7 @@ def _files(path, split):
     state = json.loads((path / "state.json").read_text())
     if state.get("_indices_files"):
       raise ValueError(f"{path} is a view of other rows; save it after flatten_indices()")
+    _check_split(path, split, str(state.get("_split")))
     return [path / file["filename"] for file in state["_data_files"]]
   for folder in (path, path / "data"):
     found = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -78,12 +80,22 @@ def _files(path, split):
     found = [file for file in found if not file.name.startswith(".")
              and file.name not in ("dataset_info.json", "dataset_infos.json")]
     for suffixes in (SUFFIXES, TABLES):
-      files = [file for file in found if file.suffix in suffixes
-               and (not split or re.match(rf"{re.escape(split)}(?![A-Za-z0-9])", file.name))]
+      files = [file for file in found if file.suffix in suffixes and _is_of(split, file.name)]
       if files:
         return files
   raise ValueError(f"{path} is neither a {', '.join(SUFFIXES)} file nor a folder of them"
                    + (f" with names that begin with {split!r}" if split else ""))
+
+
+def _is_of(split, name):
+  return re.match(rf"{re.escape(split)}(?![A-Za-z0-9])", name) if split else True
+
+
+def _check_split(path, split, name):
+  """ValueError where all rows would be read as those of a split that `name` is not of."""
+  if not _is_of(split, name):
+    raise ValueError(f"{path} is one whole, of which split = {split!r} chooses no rows; leave it "
+                     "empty, or write these rows to a file of their own")
 
 
 class Records:

@@ -120,6 +120,10 @@ def test_a_split_is_a_folder_or_the_beginning_of_names(tmp_path):
   assert len(open_records(saved, "train")) == 7
   with pytest.raises(ValueError, match="has the splits train; split is 'test'"):
     open_records(saved, "test")
+  assert len(open_records(tmp_path / "train-0.parquet", "train")) == 1
+  for whole in (tmp_path / "test-0.parquet", saved / "train"):
+    with pytest.raises(ValueError, match="is one whole, of which split = 'train' chooses no rows"):
+      open_records(whole, "train")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
