@@ -127,7 +127,7 @@ def _check_config(argv, renamed):
   for key in keys:
     node, where = config, "config"
     for part in key:
-      part = part.split("[")[0]
+      part, _, index = part.partition("[")
       fields = list(node.keys()) if hasattr(node, "keys") else []
       new = renamed.get(f"{where}.{part}".removeprefix("config."))
       if part not in fields and new:
@@ -135,7 +135,13 @@ def _check_config(argv, renamed):
       if part not in fields:
         near = config_lib.suggest(part, fields) if fields else ""
         raise config_lib.ConfigError(f"{where}.{part} is not in {path}{near}")
-      node, where = node[part], f"{where}.{part}"
+      known = node[part]
+      # A tuple has no places that can be set, and config_flags would end in an IndexError.
+      places = range(len(known)) if isinstance(known, list) else ()
+      if index and index not in {f"{place}]" for place in places}:
+        raise config_lib.ConfigError(f"{where}.{part}[{index} cannot be set alone: {where}.{part} "
+                                     f"is {known!r}; set all of it, --{where}.{part}=VALUE")
+      node, where = known, f"{where}.{part}"
 
 
 def _config_words(argv):

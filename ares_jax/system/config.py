@@ -88,6 +88,8 @@ def load(path):
   if not path:
     raise ConfigError("no config given; pass --config=FILE, for example configs/ares_tiny.py")
   file, *argument = path.split(":", 1)
+  if os.path.isdir(file):
+    raise ConfigError(f"config file {file!r} is a folder; give a Python file (.py) in it")
   if not os.path.isfile(file):
     raise ConfigError(f"config file {file!r} does not exist{_suggest_file(file)}")
   if not file.endswith(".py"):
@@ -101,7 +103,7 @@ def load(path):
     config = module.get_config(*argument)
   except ConfigError:
     raise
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     # Any exception of a user's file is a mistake in that file; its line says more than our stack.
     raise ConfigError(f"config file {file!r}{_line_in(error, file)}: {type(error).__name__}: "
                       f"{one_line(error)}") from error

@@ -42,7 +42,7 @@ CONFIG = """
 import ml_collections
 def get_config():
   return ml_collections.ConfigDict(
-      dict(steps=3, rate=0.1, on=True, sizes=(1, 2), aepo=dict(group=8)))
+      dict(steps=3, rate=0.1, on=True, sizes=(1, 2), names=["a"], aepo=dict(group=8)))
 """
 
 
@@ -75,10 +75,11 @@ def call(folder, *words, traceback=False):
 def test_flags_override_the_config(folder):
   code, out, err = call(
     folder, "--config=c.py", "--config.steps=5", "--config.aepo.group=4", "--config.sizes=(3,4)",
-    "--noconfig.on", "--config.rate", "1",
+    "--noconfig.on", "--config.rate", "1", "--config.names[0]=b",
   )  # fmt: skip
   assert (code, err) == (0, "")
-  assert out == "{'aepo': {'group': 4}, 'on': False, 'rate': 1.0, 'sizes': (3, 4), 'steps': 5}\n"
+  assert out == ("{'aepo': {'group': 4}, 'names': ['b'], 'on': False, 'rate': 1.0, "
+                 "'sizes': (3, 4), 'steps': 5}\n")
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,11 @@ def test_flags_override_the_config(folder):
     (["--config=c.py", "--config.steps=True"], 1, "wrong type: flag --config.steps=True"),
     (["--config=c.py", "--config.steps=1.5"], 1, "wrong type: flag --config.steps=1.5"),
     (["--config=c.py", "--config.aepo=3"], 1, "wrong type: flag --config.aepo=3"),
+    (["--config=c.py", "--config.sizes[0]=3"], 1,
+     "config.sizes[0] cannot be set alone: config.sizes is (1, 2); set all of it, --config.sizes="),
+    (["--config=c.py", "--config.names[1]=b"], 1, "config.names[1] cannot be set alone"),
+    (["--config=c.py", "--config.steps[0]=3"], 1, "config.steps[0] cannot be set alone"),
+    (["--config=."], 1, "config file '.' is a folder; give a Python file (.py) in it"),
     (["--config=d.py"], 1, "config file 'd.py' does not exist; did you mean 'c.py'?"),
     (["--config="], 1, "no config given; pass --config=FILE"),
     (["--config=c.py", "--kind=value"], 1, "rows 3 do not divide"),

@@ -150,6 +150,7 @@ def test_load_returns_the_locked_config_of_the_file(tmp_path):
     ("def get_config(\n", "line 1: SyntaxError: "),
     ("x = 1\nimport no_such_module_here\n", "line 2: ModuleNotFoundError: "),
     ("def get_config():\n  x = 1\n  return nothing\n", "line 3: NameError: "),
+    ("import sys\nsys.exit(0)\n", "line 2: SystemExit: 0"),
     ("x = 1\n", "does not define get_config()"),
     ("def get_config():\n  pass\n", "returns NoneType; return an ml_collections.ConfigDict"),
   ],
