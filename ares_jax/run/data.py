@@ -139,8 +139,12 @@ class RunData:
     path, shown = os.path.join(self._workdir, "bad_rows.jsonl"), f"{self._workdir}/bad_rows.jsonl"
     lines = []
     if os.path.exists(path):
-      with open(path, encoding="utf-8") as file:
-        lines = [json.loads(line) for line in file]
+      with open(path, "rb") as file:
+        try:
+          lines = [json.loads(line) for line in file]
+        except ValueError as error:
+          raise ValueError(f"{shown} is damaged ({error}); remove it: the same command looks at "
+                           "all rows again") from error
     for line in lines:
       line["data"] = RENAMED_DATA.get(line["data"], line["data"])
     listed = [line for line in lines if line["data"] == kind]

@@ -98,6 +98,15 @@ def test_the_list_of_an_older_run_is_read_under_the_names_of_today(tmp_path, gra
   assert path.read_text() == older and "looking at all rows" not in capsys.readouterr().err
 
 
+def test_a_damaged_list_is_named_with_the_remedy(tmp_path, grader):
+  config = write(tmp_path, ["good", "long"])
+  data(tmp_path, config, grader=grader).source("rl")
+  with open(tmp_path / "run" / "bad_rows.jsonl", "ab") as file:
+    file.write(b"\0\0\xff\n")
+  with pytest.raises(ValueError, match="run/bad_rows.jsonl is damaged .*; remove it: the same"):
+    data(tmp_path, config, grader=grader).source("rl")
+
+
 @pytest.mark.parametrize("kinds, how, used", [
   (["good", "long", "text", "text"], "longer", 3),
   (["long", "long", "text"], "of as many rows", 1),

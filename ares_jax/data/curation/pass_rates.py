@@ -109,7 +109,13 @@ def finished_shards(workdir, problems, check):
 
 
 def read_problems(files):
-  """Yields the problems of all files."""
+  """Yields the problems of all files; ValueError, with the remedy, where a line is damaged."""
   for path in files:
-    with open(path, encoding="utf-8") as file:
-      yield from map(json.loads, file)
+    with open(path, "rb") as file:
+      for number, line in enumerate(file, start=1):
+        try:
+          yield json.loads(line)
+        except ValueError as error:
+          # A problem is found by the number of its line, so later lines have to go too.
+          raise ValueError(f"{path} line {number} is not JSON ({error}); remove it and all lines "
+                           "behind it: the same command measures them again") from error

@@ -9,6 +9,7 @@ from ares_jax.data.curation.pass_rates import (
   column_passes,
   drop_torn_line,
   finished_shards,
+  read_problems,
   shard_folder,
   shard_numbers,
 )
@@ -51,6 +52,14 @@ def test_shards_of_other_machines_are_counted_and_not_changed(tmp_path):
   assert path.read_bytes() == written[1]
   # By its own machine.
   assert drop_torn_line(path) == 1 and path.read_bytes() == b'{"problem": 1}\n'
+
+
+@pytest.mark.parametrize("line", [b"\0\0\0", b'{"problem": 1', b"\xff"])
+def test_a_damaged_line_is_named_with_the_remedy(tmp_path, line):
+  path = tmp_path / FILE
+  path.write_bytes(b'{"problem": 0}\n' + line + b'\n{"problem": 2}\n')
+  with pytest.raises(ValueError, match=f"{FILE} line 2 is not JSON .* remove it and all lines beh"):
+    list(read_problems([path]))
 
 
 def test_shards_are_contiguous_and_cover_all_problems():
