@@ -11,7 +11,7 @@ from ares_jax.evaluation.graded import EvaluationSettings, answer_batch, prompt_
 from ares_jax.evaluation.scores import percent, split_problems, summarize
 from ares_jax.ops.difficulty import BUCKETS
 from ares_jax.run.files import write_json
-from ares_jax.run.records import Lines, read_results
+from ares_jax.run.records import STEP, Lines, read_results
 from ares_jax.run.responses import write_held_out
 from ares_jax.system import hosts
 from ares_jax.system.tables import text_table
@@ -55,7 +55,7 @@ class StageResults:
 def stage_seconds(workdir, stage):
   """{phase: seconds} of the stage's steps, over all processes that worked on it."""
   spent = collections.Counter()
-  for line in Lines(os.path.join(workdir, "metrics.jsonl"), ("stage",)):
+  for line in Lines(os.path.join(workdir, "metrics.jsonl"), STEP):
     if line["stage"] == stage:
       spent.update({name.removeprefix("seconds/"): value for name, value in line.items()
                     if name.startswith("seconds/")})

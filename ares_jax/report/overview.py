@@ -8,13 +8,13 @@ from ares_jax.run.identity import STAGES, flatten
 from ares_jax.run.starts import read_starts
 
 
-def overview(records):
+def overview(records, notes):
   """{"results": rows of texts, the first the head, "facts": [[name, text]], "settings": [...]}.
 
   "settings" is the complete config as [[key, text]]; "results" has no rows before a stage has been
-  evaluated.
+  evaluated. A damaged starts.jsonl is noted in the list `notes`.
   """
-  return {"results": _result_rows(records.results), "facts": _facts(records),
+  return {"results": _result_rows(records.results), "facts": _facts(records, notes),
           "settings": [[key, str(value)] for key, value in sorted(flatten(records.config).items())]}
 
 
@@ -32,8 +32,13 @@ def _result_rows(results):
   return found and [["stage", "greedy", "sampled", "pass@k", "tokens", "problems x k"], *found]
 
 
-def _facts(records):
-  config, starts = records.config, read_starts(records.workdir)
+def _facts(records, notes):
+  config = records.config
+  try:
+    starts = read_starts(records.workdir)
+  except ValueError as error:
+    notes.append(str(error))
+    starts = []
   steps = ", ".join(f"{stage} {max(records.metrics[stage], default=0)} of {config[stage]['steps']}"
                     for stage in STAGES if config.get(stage, {}).get("steps"))
   written = time.localtime(os.path.getmtime(os.path.join(records.workdir, "metrics.jsonl")))

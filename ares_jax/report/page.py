@@ -62,7 +62,7 @@ def page_data(records, others, notes=()):
     "runs": [{"name": name, "stages": statistics.curves(run),
               "results": statistics.lengths(run.results)}
              for name, run in zip(short_names(runs), runs, strict=True)],
-    "overview": overview(records), "notes": notes,
+    "overview": overview(records, notes), "notes": notes,
     "panels": panels(), "buckets": BUCKETS, "scale": scale,
     "window": records.config.get("aepo", {}).get("entropy", {}).get("window", 0),
     "problems": problems, "images": images,

@@ -11,7 +11,7 @@ from etils import epath
 
 from ares_jax.run.checkpoint.reader import all_steps
 from ares_jax.run.identity import stage_folder
-from ares_jax.run.records import Lines
+from ares_jax.run.records import STEP, Lines
 from ares_jax.system.config import suggest
 from ares_jax.system.gcs import bucket_errors
 
@@ -72,7 +72,7 @@ def lines_of(config, workdir, stage, last=math.inf):
   metric = config.keep_best.lstrip("-")
   return [{name: value for name, value in line.items()
            if name in ("step", metric) or name.startswith(VALIDATION)}
-          for line in Lines(os.path.join(workdir, "metrics.jsonl"), ("stage", "step"))
+          for line in Lines(os.path.join(workdir, "metrics.jsonl"), STEP)
           if line["stage"] == stage and line["step"] <= last]
 
 

@@ -15,6 +15,11 @@ from ares_jax.run.files import current_names, read_json
 from ares_jax.run.identity import STAGES
 from ares_jax.system.config import build
 
+STEP = {"stage": str, "step": int}  # keys of every line that a step writes
+_RESPONSE = STEP | {
+  "id": str, "sample": int, "question": str, "answer": object, "images": list, "correct": object,
+  "format_ok": object, "pass_rate": float | int, "tokens": list, "entropy": list}
+
 
 class Lines(collections.abc.Sequence):
   """The lines of a JSONL file, each parsed when it is indexed.
@@ -23,12 +28,13 @@ class Lines(collections.abc.Sequence):
   stays open, because a run that resumes replaces it by a shorter one.
   """
 
-  def __init__(self, path, keys=()):
+  def __init__(self, path, types=None):
     """Finds the lines that are complete now; a missing file is treated as empty.
 
-    A line that lacks one of the `keys` is refused like one that is not JSON.
+    A line that lacks one of the keys of `types`, or has a value of another type there, is refused
+    like one that is not JSON.
     """
-    self._path, self._keys, self._starts = path, keys, [0]
+    self._path, self._types, self._starts = path, types or {}, [0]
     if os.path.exists(path):
       self._file = os.open(path, os.O_RDONLY)
       weakref.finalize(self, os.close, self._file)
@@ -47,11 +53,12 @@ class Lines(collections.abc.Sequence):
     where = f"{self._path} line {number + 1}"
     try:
       found = current_names(json.loads(line))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
       raise ValueError(f"{where} is not JSON ({error}); repair or move it") from error
-    missing = [key for key in self._keys if not isinstance(found, dict) or key not in found]
+    missing = [key for key, kind in self._types.items() if not isinstance(found, dict)
+               or key not in found or not isinstance(found[key], kind)]
     if missing:
-      raise ValueError(f"{where} is no object with {' and '.join(self._keys)}; remove the line")
+      raise ValueError(f"{where} is no object with {' and '.join(missing)}; remove the line")
     return found
 
   def drop_last(self):
@@ -99,21 +106,21 @@ def read_run(workdir, notes=None):
   for path in (os.path.join(workdir, name) for name in ("config.json", "metrics.jsonl")):
     if not os.path.isfile(path):
       raise ValueError(f"{path} does not exist; --workdir is the folder of a run of ares_jax.train")
-  def lines(name):
-    found = Lines(os.path.join(workdir, name), ("stage", "step"))
+  def lines(name, types=_RESPONSE):
+    found = Lines(os.path.join(workdir, name), types)
     read = (usable(functools.partial(found.__getitem__, number), None)
             for number in range(len(found)))
     return (line for line in read if line and line["stage"] in STAGES)
 
   metrics, first = {stage: {} for stage in STAGES}, {}
-  for line in lines("metrics.jsonl"):
+  for line in lines("metrics.jsonl", STEP):
     stage, step = line["stage"], line["step"]
     if step == 0:
       first[stage] = line
     # The line of a step comes first: a validation alone is what damage has left of it.
     elif step in metrics[stage] or not any(name.startswith("validate/") for name in line):
       metrics[stage][step] = metrics[stage].get(step, {}) | line
-  rollouts = Lines(os.path.join(workdir, "rollouts.jsonl"), ("stage", "step"))
+  rollouts = Lines(os.path.join(workdir, "rollouts.jsonl"), _RESPONSE)
   # A run writes the responses of an iteration before its metrics.
   last = max(metrics["aepo"], default=0)
   while rollouts and usable(lambda: rollouts[-1]["step"], last + 1) > last:

@@ -14,9 +14,11 @@ import time
 
 import jax
 
+from ares_jax.data.curation.pass_rates import drop_torn_line
 from ares_jax.run.records import Lines
 
 _FILE = "starts.jsonl"
+_TYPES = {"time": str, "command": list, "jax": str, "device": str, "devices": int, "cpu": str}
 _ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -26,13 +28,18 @@ def note_start(workdir):
           "version": sys.modules["ares_jax"].__version__, "commit": commit(),
           "jax": jax.__version__, "device": jax.devices()[0].device_kind,
           "devices": jax.device_count(), "processes": jax.process_count(), "cpu": cpu_type()}
-  with open(os.path.join(workdir, _FILE), "a", encoding="utf-8") as file:
+  path = os.path.join(workdir, _FILE)
+  drop_torn_line(path)  # of a start that was killed, or whose disk was full
+  with open(path, "a", encoding="utf-8") as file:
     file.write(json.dumps(line) + "\n")
 
 
 def read_starts(workdir):
-  """The lines of starts.jsonl, oldest first; [] for a run of a version that wrote none."""
-  return list(Lines(os.path.join(workdir, _FILE)))
+  """The lines of starts.jsonl, oldest first; [] for a run of a version that wrote none.
+
+  ValueError where a line is damaged.
+  """
+  return list(Lines(os.path.join(workdir, _FILE), _TYPES))
 
 
 def commit(root=_ROOT):

@@ -94,7 +94,9 @@ def test_an_advantage_is_that_of_training_and_needs_the_whole_group(tmp_path):
   (lambda run: (run / "config.json").write_text("{"), "config.json is damaged"),
   (lambda run: (run / "results.json").write_text("{"), "results.json is damaged"),
   (lambda run: (run / "metrics.jsonl").write_text('{"foo": 1}\n'), "metrics.jsonl line 1 is no"),
-  (lambda run: (run / "rollouts.jsonl").write_text("3\n"), "rollouts.jsonl line 1 is no object")])
+  (lambda run: (run / "rollouts.jsonl").write_text("3\n"), "rollouts.jsonl line 1 is no object"),
+  (lambda run: (run / "starts.jsonl").write_text('{"time"{"time"\n'), "starts.jsonl line 1 is not"),
+  (lambda run: (run / "starts.jsonl").write_text('{"time": "now"}\n'), "line 1 is no object")])
 def test_a_damaged_run_has_a_page_that_says_what_is_left_out(tmp_path, damage, note):
   workdir = write(tmp_path / "run")
   damage(tmp_path / "run")

@@ -24,7 +24,12 @@ def test_a_cut_file_is_named_with_the_remedy(tmp_path, name, text):
   ("metrics.jsonl", '{"foo": 1}\n', "metrics.jsonl line 1 is no object with stage and step"),
   ("metrics.jsonl", "3\n", "metrics.jsonl line 1 is no object"),
   ("metrics.jsonl", "{\n", "metrics.jsonl line 1 is not JSON"),
-  ("held_out/aepo.jsonl", "{}\n", "held_out/aepo.jsonl line 1 is no object with stage and step")])
+  ("metrics.jsonl", "[" * 100_000 + "\n", "metrics.jsonl line 1 is not JSON"),
+  ("metrics.jsonl", '{"stage": "aepo", "step": "1"}\n', "line 1 is no object with step;"),
+  ("rollouts.jsonl", '{"stage": "aepo", "step": null}\n', "line 1 is no object with step and"),
+  ("rollouts.jsonl", '{"stage": "aepo", "step": 1}\n', "line 1 is no object with id and"),
+  ("held_out/aepo.jsonl", "{}\n", "held_out/aepo.jsonl line 1 is no object with stage and step"),
+  ("held_out/aepo.jsonl", '{"stage": "aepo", "step": 1, "id": "p"}\n', "no object with sample")])
 def test_what_is_damaged_is_an_error_or_a_note(tmp_path, name, text, message):
   workdir = write(tmp_path / "run")
   (tmp_path / "run" / name).write_text(text)

@@ -9,6 +9,8 @@ def test_every_start_is_a_line(tmp_path):
   assert starts.read_starts(tmp_path) == []
   for _ in range(2):
     starts.note_start(tmp_path)
+    with open(tmp_path / "starts.jsonl", "a") as file:
+      file.write('{"time": "20')  # what a kill or a full disk leaves of a line
   first, second = starts.read_starts(tmp_path)
   assert first == second | {"time": first["time"]}
   assert first["jax"] == jax.__version__ and first["cpu"] == starts.cpu_type()
