@@ -6,6 +6,7 @@ host or device was lost or the run hung (EX_TEMPFAIL: the same command may go on
 
 import os
 import re
+import signal
 import sys
 import traceback
 
@@ -18,6 +19,9 @@ from ares_jax.system import config as config_lib
 _LOST = re.compile(
   r"\b(ABORTED|CANCELLED|DATA_LOSS|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): ")
 
+# What a signal does in Python, unless someone asked for something else.
+_USUAL = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
 
 class UsageError(config_lib.ConfigError):
   """The command line itself is wrong: an unknown flag, a missing --config, a stray word."""
@@ -27,7 +31,8 @@ def begin(name, *, needs_config=False):
   """Prints the first line of the command `python -m ares_jax.NAME`.
 
   A command calls it before its other imports, which take seconds. With `needs_config` a --config
-  that is missing, or names no config file, ends the command here.
+  that is missing, or names no config file, ends the command here. Until `run`, Ctrl-C and SIGTERM
+  end it at once.
   """
   if _asks_for_help(sys.argv):
     return
@@ -36,6 +41,9 @@ def begin(name, *, needs_config=False):
   if needs_config:
     _call_or_exit(lambda: config_lib.load(require_config(_config_words(sys.argv)[0])))
   print(f"ares_jax.{name}: loading ...", file=sys.stderr, flush=True)
+  for number, usual in _USUAL.items():
+    if signal.getsignal(number) is usual:
+      signal.signal(number, _stop_loading)
 
 
 def run(main, *, positional=(), argv=None, renamed=None):
@@ -48,6 +56,9 @@ def run(main, *, positional=(), argv=None, renamed=None):
   line, starting with the name of the program; None is `sys.argv`. `renamed` are {old name: new
   name} of settings, for the message about --config.OLD.
   """
+  for number, usual in _USUAL.items():
+    if signal.getsignal(number) is _stop_loading:
+      signal.signal(number, usual)
   argv = list(sys.argv if argv is None else argv)
   if _asks_for_help(argv):
     doc = sys.modules["__main__"].__doc__
@@ -70,6 +81,12 @@ def exit_code(error):
   if isinstance(error, UsageError):
     return 2
   return os.EX_TEMPFAIL if _LOST.search(str(error)) else 1
+
+
+def _stop_loading(number, frame):
+  # Not a KeyboardInterrupt: an import may catch it and go on, or turn it into an ImportError.
+  os.write(2, b"stopped: run the same command again to continue\n")
+  os._exit(130)
 
 
 def _call_or_exit(call):

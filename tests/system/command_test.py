@@ -153,6 +153,22 @@ def test_ctrl_c_gives_one_line_and_exit_code_130(folder):
   assert err == "stopped: run the same command again to continue\n"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_it_loads_gives_one_line_and_exit_code_130(number):
+  # An import that catches the interrupt of a signal, as jaxlib's do.
+  code = ("from ares_jax.system import command; command.begin('train')\nimport time\n"
+          "try:\n  time.sleep(60)\nexcept BaseException: print('went on')")
+  process = subprocess.Popen(
+    [sys.executable, "-c", code], text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+  assert process.stderr.readline() == "ares_jax.train: loading ...\n"
+  time.sleep(0.1)
+  process.send_signal(number)
+  assert process.communicate(timeout=20) == (
+    "", "stopped: run the same command again to continue\n")
+  assert process.returncode == 130
+
+
 def without_jax(name, *words):
   """The stderr of `python -m ares_jax.NAME` where neither jax nor numpy can be imported."""
   code = (f"import sys; sys.modules['jax'] = sys.modules['numpy'] = None; import runpy; "
