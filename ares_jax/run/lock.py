@@ -28,11 +28,15 @@ def lock(workdir):
   time in the future says nothing, so such a lock is watched for a while for an update.
 
   Raises:
-    ValueError: another run holds the lock.
+    ValueError: another run holds the lock, or `workdir` cannot be a folder.
   """
-  os.makedirs(workdir, exist_ok=True)
+  try:
+    os.makedirs(workdir, exist_ok=True)
+  except (FileExistsError, NotADirectoryError) as error:
+    raise ValueError(f"--workdir={workdir} is a file, or in a file; name a folder") from error
   path = os.path.join(workdir, "lock")
-  with open(path, "a+", encoding="utf-8") as file:
+  # A damaged lock is that of an unknown process: only the system's lock counts then.
+  with open(path, "a+", encoding="utf-8", errors="replace") as file:
     file.seek(0)
     host, holder = lease.holder(file.read())
     try:

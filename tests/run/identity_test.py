@@ -43,6 +43,23 @@ def test_one_run_a_folder(tmp_path):
   assert (tmp_path / "lock").read_text() == ""
 
 
+def test_a_damaged_lock_is_that_of_no_known_process(tmp_path):
+  (tmp_path / "lock").write_bytes(b"\0\xff")
+  with lock.lock(str(tmp_path)):
+    with pytest.raises(ValueError, match="in use by process"):
+      with lock.lock(str(tmp_path)):
+        pass
+
+
+@pytest.mark.parametrize("inside", ["", "x"])
+def test_a_file_is_no_workdir(tmp_path, inside):
+  (tmp_path / "notes").write_text("mine")
+  with pytest.raises(ValueError, match="notes.* is a file, or in a file; name a folder"):
+    with lock.lock(str(tmp_path / "notes" / inside)):
+      pass
+  assert (tmp_path / "notes").read_text() == "mine"
+
+
 def test_other_hosts_can_read_a_lock_at_once(tmp_path, monkeypatch):
   written = []
   monkeypatch.setattr(os, "fsync", lambda number: written.append(os.fstat(number).st_size))
