@@ -12,7 +12,7 @@ import re
 
 from ares_jax.grading import option, quantity, rewrite, words
 from ares_jax.grading.collection import pair_up, parse_collection
-from ares_jax.grading.formula import is_safe, same_formula, variables
+from ares_jax.grading.formula import is_safe, is_solved, same_formula, variables
 from ares_jax.grading.notation import normalise, tight, without_hidden
 from ares_jax.grading.question import restates
 
@@ -314,6 +314,8 @@ def _same_formula(pair):
     return False
   # Letters alone are a name: the segment AB, not a product.
   if truth != "i" and re.fullmatch(r"[A-Za-z' ]*", truth):
+    return False
+  if is_solved(truth) and not is_solved(answer):  # 2x = 4 is a step on the way to x = 2
     return False
   # An answer must not bring variables of its own (5 + 0x). To math-verify X is x.
   return variables(answer) == variables(truth) and pair.symbolic(answer, truth)

@@ -294,6 +294,7 @@ def test_an_answer_cut_at_the_last_brace_counts_where_it_is_said_twice(said, sam
   ("0.5x=y", "x=2y", True), ("0.501x=y", "x=2y", False),
   (r"F_n=\sum_{k=1}^{n} F_{n-k} G_k", r"F_n=\sum_{k=1}^{n} G_k F_{n-k}", True),
   (r"\Phi(x, y)=\frac{x}{2y}+\frac{1}{2y}", r"\Phi(x,y)=\frac{x+1}{2y}", True),
+  ("\\sqrt{2}=x", "x=\\sqrt{2}", True), ("f(3)=5", "5=f(3)", True), ("5=AB", "AB=5", True),
   ("f(x)=2x", "f(x)=2x+0", True), ("f(x)=2x", "f(x)=x", False), ("f(y)=2x", "f(x)=2y", False),
 ])  # fmt: skip
 def test_equations_are_equal_where_one_is_a_multiple_of_the_other(said, truth, same):
