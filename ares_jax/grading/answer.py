@@ -14,7 +14,7 @@ from ares_jax.grading import option, quantity, rewrite, words
 from ares_jax.grading.collection import pair_up, parse_collection
 from ares_jax.grading.formula import is_safe, is_solved, same_formula, variables
 from ares_jax.grading.notation import normalise, tight, without_hidden
-from ares_jax.grading.question import restates
+from ares_jax.grading.question import restates, unit_differs
 
 MAX_LENGTH = 256  # characters of an answer; a longer one is right only as the truth is written
 _MAX_DEPTH = 2  # collections inside collections
@@ -101,7 +101,8 @@ def same_answer(answer, truth, symbolic=None):
     return False
   # The question shows its options, so to name one is not to restate it.
   is_named = choices.texts and (option.parse_option(answer) or choices.written_as(answer))
-  return bool(is_named) or not restates(answer, truths, truth.question)
+  return bool(is_named) or not (restates(answer, truths, truth.question)
+                                or unit_differs(answer, truths, truth.question))
 
 
 def _plain(text):

@@ -4,6 +4,7 @@ import collections
 import re
 
 from ares_jax.grading.notation import with_plain_characters
+from ares_jax.grading.quantity import parse_quantity
 
 _TOKEN = re.compile(r"\\?[A-Za-z]+|[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|[^\s${}()\[\]\\]")
 _NO_MEANING = {"cdot", "times", "*", "left", "right", "displaystyle", "text", "mathrm", "quad"}
@@ -18,6 +19,10 @@ _SPOKEN = {
   "factorial": "!",
 }  # fmt: skip
 _SCIENTIFIC = re.compile(r"[+-]?[0-9.]+ ?(?:\\times|\\cdot|\*|x) ?10 ?\^.*")
+# "in cm", "how many square meters"
+_UNIT_ASKED = re.compile(
+  r"\b(?:in|[Hh]ow many|number of) (?:more |total )?((?:(?:square|cubic) )?[A-Za-z]+"
+  r"(?: ?\^ ?[23]| ?/ ?[A-Za-z]+| per [a-z]+)*)")
 _LONGEST = 20_000  # characters of a question that are read
 
 
@@ -47,6 +52,21 @@ def restates(answer, truths, question):
   parts, count = sorted(said), len(said)
   return any(asked[start] in said and sorted(asked[start : start + count]) == parts
              for start in range(len(asked) - count + 1))
+
+
+def unit_differs(answer, truths, question):
+  """Whether an answer has a unit of another size than the question asks for: 5 m, asked "in cm".
+
+  Only a truth without a unit leaves that to the question.
+  """
+  said = parse_quantity(answer.rpartition("=")[2].strip())
+  numbers = [parse_quantity(truth) for truth in truths]
+  if not said or not said.unit or any(number and number.unit for number in numbers):
+    return False
+  text = re.sub(r"\\(?:text|mathrm|rm)|[${}~\\]", "", with_plain_characters(question[:_LONGEST]))
+  units = [parse_quantity(f"1 {name}") for name in _UNIT_ASKED.findall(text)]
+  sizes = {unit.size for unit in units if unit and unit.unit == said.unit}
+  return bool(sizes) and said.size not in sizes
 
 
 def _written_alike(said, wanted):

@@ -163,6 +163,9 @@ def test_restating_the_question_earns_nothing(question, said, truth, other):
   ("Is (1, 2) or (3, 4) on it?", "(1,2)", "(1, 2)"),
   ("At 20 m/s^2, how many?", r"3 \times 10^8", "300000000"),
   ("A side is 8 cm. How long is a side?", "8", "8 cm"), ("In 10 m/s, how fast?", "10 m/s", "10"),
+  ("The sides are in cm. What is the area?", "9 cm^2", "9"), ("How many cm?", "5 centimeters", "5"),
+  ("At 36 km/h, how long do 10 m take?", "1 s", "1"), ("In m, how many mm?", "5 mm", "5"),
+  ("What is the speed in km/h?", "60 km/h", "60"), ("How many feet?", "5 cm", "5 cm"),
 ])  # fmt: skip
 def test_a_question_may_name_its_answer(question, said, truth):
   assert answer.same_answer(said, answer.Truth(truth, question=question))
