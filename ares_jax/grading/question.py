@@ -1,6 +1,7 @@
 """Finds out whether an answer restates its question: "2^{10}" where 2^{10} is asked for."""
 
 import collections
+import itertools
 import re
 
 from ares_jax.grading.notation import with_plain_characters
@@ -8,17 +9,19 @@ from ares_jax.grading.quantity import parse_quantity
 
 _TOKEN = re.compile(r"\\?[A-Za-z]+|[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|[^\s${}()\[\]\\]")
 _NO_MEANING = {"cdot", "times", "*", "left", "right", "displaystyle", "text", "mathrm", "quad"}
-_NAMES = {"frac": "/", "dfrac": "/", "tfrac": "/", "div": "/", "÷": "/", "leq": "le", "geq": "ge"}
+_NAMES = {"frac": "/", "dfrac": "/", "tfrac": "/", "div": "/", "÷": "/", "leq": "le", "geq": "ge",
+          "ln": "log"}
 _OPERATIONS = set(
-  "/ ^ ! + - % : sqrt log ln sin cos tan cot sec csc exp binom arcsin arccos arctan sum prod int "
+  "/ ^ ! + - % : sqrt log sin cos tan cot sec csc exp binom arcsin arccos arctan sum prod int "
   "le ge < >".split())
+_FUNCTIONS = {name for name in _OPERATIONS if len(name) > 2}
 # Words by which a question asks for an operation.
 _SPOKEN = {
   "root": "sqrt", "power": "^", "squared": "^", "cubed": "^", "divided": "/", "quotient": "/",
   "fraction": "/", "logarithm": "log", "sine": "sin", "cosine": "cos", "tangent": "tan",
-  "factorial": "!",
+  "factorial": "!", "half": "/", "average": "/", "mean": "/",
 }  # fmt: skip
-_SCIENTIFIC = re.compile(r"[+-]?[0-9.]+ ?(?:\\times|\\cdot|\*|x) ?10 ?\^.*")
+_SCIENTIFIC = re.compile(r"[+-]?(?:[0-9.]+ ?(?:\\times|\\cdot|\*|x) ?)?10 ?\^.*")
 # "in cm", "how many square meters"
 _UNIT_ASKED = re.compile(
   r"\b(?:in|[Hh]ow many|number of) (?:more |total )?((?:(?:square|cubic) )?[A-Za-z]+"
@@ -29,8 +32,8 @@ _LONGEST = 20_000  # characters of a question that are read
 def restates(answer, truths, question):
   """Whether a right answer restates the question and is no truth as written.
 
-  It does where it stands in the question, in any order of its parts, or where the truth is a whole
-  number and the answer leaves to be computed what the question asks for: 32^2 for 2^{10}. Words
+  It does where it stands in the question, in any order of its parts, or where it leaves to be
+  computed what the question asks for: 32^2 for 2^{10}, sin(pi/3) for the sine of 60 degrees. Words
   alone never restate: a question may name its answer.
 
   Args:
@@ -44,9 +47,19 @@ def restates(answer, truths, question):
     return False
   asked = _tokens(question[:_LONGEST])
   operations = _OPERATIONS & set(said)
-  if is_whole and operations and not _SCIENTIFIC.fullmatch(answer):
-    if operations <= set(asked) | {_SPOKEN.get(token) for token in asked}:
+  requested = set(asked) | {_SPOKEN.get(token) for token in asked}
+  requested |= {"^", "sqrt"} if {"^", "sqrt"} & requested else set()  # 9^{1/2} is a root
+  if operations and not _SCIENTIFIC.fullmatch(answer.rpartition("=")[2].strip()):
+    if is_whole and operations <= requested:
       return True
+    right = set().union(*wanted)
+    undone = operations & _FUNCTIONS - right
+    if undone & requested and not right & _FUNCTIONS:
+      return True
+    if not any(token.isalpha() for token in right - _OPERATIONS - {"pi"}):  # truths of numbers
+      powers = any(sign == "^" and base[0].isdigit() for base, sign in itertools.pairwise(said))
+      if (undone or powers and "^" not in right) and requested & {"^", *_FUNCTIONS}:
+        return True
   if not any(token in _OPERATIONS or token[0].isdigit() for token in said):
     return False
   parts, count = sorted(said), len(said)

@@ -164,6 +164,9 @@ def test_restating_the_question_earns_nothing(question, said, truth, other):
   ("At 20 m/s^2, how many?", r"3 \times 10^8", "300000000"),
   ("A side is 8 cm. How long is a side?", "8", "8 cm"), ("In 10 m/s, how fast?", "10 m/s", "10"),
   ("The sides are in cm. What is the area?", "9 cm^2", "9"), ("How many cm?", "5 centimeters", "5"),
+  ("Compute $0.02^2$", r"4 \times 10^{-4}", "0.0004"), ("8 cm^2 of 80 cm^2?", "10^{-1}", "0.1"),
+  (r"Derive $y = -\cos^2 x$", r"2\cos x\sin x", r"\sin 2x"), ("In cm^2?", "0.5 cm^2", r"\frac12"),
+  (r"Is $x^2 = \sqrt{x}$?", r"x^{\frac12}", r"\sqrt{x}"),
   ("At 36 km/h, how long do 10 m take?", "1 s", "1"), ("In m, how many mm?", "5 mm", "5"),
   ("What is the speed in km/h?", "60 km/h", "60"), ("How many feet?", "5 cm", "5 cm"),
 ])  # fmt: skip
