@@ -4,6 +4,7 @@ import collections
 import itertools
 import re
 
+from ares_jax.grading.collection import depths
 from ares_jax.grading.notation import with_plain_characters
 from ares_jax.grading.quantity import parse_quantity
 
@@ -26,6 +27,7 @@ _SCIENTIFIC = re.compile(r"[+-]?(?:[0-9.]+ ?(?:\\times|\\cdot|\*|x) ?)?10 ?\^.*"
 _UNIT_ASKED = re.compile(
   r"\b(?:in|[Hh]ow many|number of) (?:more |total )?((?:(?:square|cubic) )?[A-Za-z]+"
   r"(?: ?\^ ?[23]| ?/ ?[A-Za-z]+| per [a-z]+)*)")
+_FORM_ASKED = re.compile(r"\b(?:factor|expand)(?:i[sz]e|ed)?\b|因式分解|展开", re.IGNORECASE)
 _LONGEST = 20_000  # characters of a question that are read
 
 
@@ -33,8 +35,8 @@ def restates(answer, truths, question):
   """Whether a right answer restates the question and is no truth as written.
 
   It does where it stands in the question, in any order of its parts, or where it leaves to be
-  computed what the question asks for: 32^2 for 2^{10}, sin(pi/3) for the sine of 60 degrees. Words
-  alone never restate: a question may name its answer.
+  computed what the question asks for: 32^2 for 2^{10}, sin(pi/3) for the sine of 60 degrees,
+  x(x-5)+6 for factors. Words alone never restate: a question may name its answer.
 
   Args:
     answer, truths: normalised texts; the answer says the same as one of the truths.
@@ -45,7 +47,10 @@ def restates(answer, truths, question):
   said = _tokens(answer.rpartition("=")[2] if is_whole else answer)  # 9 + 9 = 18 says 18
   if not question or any(_written_alike(said, each) for each in wanted):
     return False
-  asked = _tokens(question[:_LONGEST])
+  question = question[:_LONGEST]
+  if _FORM_ASKED.search(question) and _terms(answer) not in map(_terms, truths):
+    return True
+  asked = _tokens(question)
   operations = _OPERATIONS & set(said)
   requested = set(asked) | {_SPOKEN.get(token) for token in asked}
   requested |= {"^", "sqrt"} if {"^", "sqrt"} & requested else set()  # 9^{1/2} is a root
@@ -87,6 +92,13 @@ def _written_alike(said, wanted):
   if _OPERATIONS.isdisjoint(said) or said[:1] == wanted[:1] and said[:1] != ["-"]:
     said, wanted = _numbers(said), _numbers(wanted)
   return collections.Counter(said) == collections.Counter(wanted)
+
+
+def _terms(text):
+  """How many signs stand between the terms of a formula: 1 in (a-b)c - d."""
+  value = text.rpartition("=")[2].strip()
+  signs = zip(value[1:], depths(value)[1:], strict=True)
+  return sum(sign in "+-" and depth == 0 for sign, depth in signs)
 
 
 def _numbers(tokens):

@@ -167,6 +167,7 @@ def test_restating_the_question_earns_nothing(question, said, truth, other):
   ("Compute $0.02^2$", r"4 \times 10^{-4}", "0.0004"), ("8 cm^2 of 80 cm^2?", "10^{-1}", "0.1"),
   (r"Derive $y = -\cos^2 x$", r"2\cos x\sin x", r"\sin 2x"), ("In cm^2?", "0.5 cm^2", r"\frac12"),
   (r"Is $x^2 = \sqrt{x}$?", r"x^{\frac12}", r"\sqrt{x}"),
+  ("Factor $9y^2-30y+25$", "(5-3y)(5-3y)", "(3y-5)^2"), ("Expand it", "-6x+5+x^2", "x^2-6x+5"),
   ("At 36 km/h, how long do 10 m take?", "1 s", "1"), ("In m, how many mm?", "5 mm", "5"),
   ("What is the speed in km/h?", "60 km/h", "60"), ("How many feet?", "5 cm", "5 cm"),
 ])  # fmt: skip
