@@ -17,6 +17,7 @@ _CHARACTERS |= str.maketrans({
   "λ": "\\lambda ", "μ": "\\mu ", "µ": "\\mu ", "ρ": "\\rho ", "σ": "\\sigma ", "φ": "\\phi ",
   "ω": "\\omega ", "∠": "\\angle ", "△": "\\triangle ", "∥": "\\parallel ", "⊥": "\\perp ",
   "≈": "\\approx ", "≠": "\\ne ", "∈": "\\in ", "∅": "\\emptyset ", "ℝ": "\\mathbb{R}",
+  "℃": "°C", "。": ".",
 })  # fmt: skip
 _SMALL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻₀₁₂₃₄₅₆₇₈₉", "0123456789+-0123456789")
 _ARGUMENT = r"(?:\{[^{}]*\}|[0-9A-Za-z])"
@@ -37,7 +38,7 @@ _SAME_COMMANDS = dict.fromkeys("left right displaystyle big Big rm bf".split(), 
 # Replaced in this order.
 _WRITINGS = tuple((re.compile(pattern), new) for pattern, new in (
   (r"^\*\*([^*]+)\*\*$", r"\1"),
-  (r"\\frac ?([0-9])", r"\\frac{\1}"),  # \frac12
+  (r"\\frac ?([0-9]|\\pi)", r"\\frac{\1}"),  # \frac12
   (r"\\sqrt ?\(([^()]+)\)", r"\\sqrt{\1}"),  # √(3)
   (r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi "),
   (r"(?<=[0-9])\{,\}(?=[0-9])", ","),  # 10{,}236
@@ -74,7 +75,7 @@ def normalise(text):
     text = re.sub(r"\\\\(?=[A-Za-z]{2}|[^\w\s])", r"\\", text)  # \\frac: a file escapes twice
   text = _said_once(_ELLIPSIS.sub(r" \\dots ", text))
   for _ in range(4):  # \boxed inside $...$ inside \text: a few layers occur
-    before = text = text.rstrip(" .,;") or text
+    before = text = text.rstrip(" .,;\\") or text
     text = _unbox(_without_delimiters(text).strip())
     text = _TEXT.sub(r" \1", text).strip()  # 5\text{m} is a unit, 5m a product
     if text == before:

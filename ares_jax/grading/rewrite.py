@@ -14,11 +14,11 @@ _SYMBOL = (r"(?:(?:m ?)?\\angle ?|\\(?:Delta|triangle) ?)?"
            r"(?:\\overline ?\{[A-Z]{2}\}|[A-Z]{2,4}|[A-Za-z]|(?<=angle )[0-9]"
            r"|\\(?!no?t|ne|frac|sqrt|pm|mp|log|ln|sin|cos|tan)[A-Za-z]+)"
            r"(?: ?_ ?(?:\{[^{}]*\}|\\?\w+))?'*")
-# The same, f(x, y), |AB|, V_1:V_2, \frac{AB}{CD}, (x, y), labels.
+# The same, f(x, y), f(2), P(A), |AB|, V_1:V_2, \frac{AB}{CD}, (x, y), labels.
 _NAMED = re.compile(
-  rf"({_SYMBOL}|{_SYMBOL} ?\([a-z](?:, ?[a-z])*\)|\| ?{_SYMBOL} ?\||{_SYMBOL} ?: ?{_SYMBOL}"
-  rf"|\\frac ?\{{{_SYMBOL}\}} ?\{{{_SYMBOL}\}}|\([a-z](?:, ?[a-z])+\)|{_WORDS})"
-  r" ?(?:=|\\in\b|\\approx(?![a-z])) ?(.+)"
+  rf"({_SYMBOL}(?: ?\((?:[A-Za-z]|-?[0-9]+)(?:, ?[a-z])*\))?|\| ?{_SYMBOL} ?\|"
+  rf"|{_SYMBOL} ?: ?{_SYMBOL}|\\frac ?\{{{_SYMBOL}\}} ?\{{{_SYMBOL}\}}|\([a-z](?:, ?[a-z])+\)"
+  rf"|{_WORDS}) ?(?:=|\\in\b|\\approx(?![a-z])) ?(.+)"
 )
 # x_1 = 1, x_2 = 2: the roots of an equation.
 _ROOTS = re.compile(r"([A-Za-z])_\{?1\}? ?= ?([^=]+?) ?(?:,|;| or| and) ?\1_\{?2\}? ?= ?([^=]+)")

@@ -63,7 +63,8 @@ def test_a_truth_that_is_not_a_text_is_an_error(truth):
   ("Center = (20,10)", "(20, 10)", True), ("Center = (20,10)", "(10, 20)", False),
   ("Domain: [-4,0), Range: (-3,1]", "domain: [-4, 0) and range: (-3, 1]", True),
   ("domain: (-3,1], range: [-4,0)", "domain: [-4, 0) and range: (-3, 1]", False),
-  ("AB:CD = 1:2", "1:2", True),
+  ("AB:CD = 1:2", "1:2", True), ("f(2)=5", "5", True), ("P(A) = 0.5", "1/2", True),
+  ("f(-1) = 3", "4", False),
 ])  # fmt: skip
 def test_a_label_in_words_is_no_part_of_the_value(said, truth, same):
   assert answer.same_answer(said, truth, symbolic=refuse) is same
@@ -257,7 +258,8 @@ def test_no_wrong_answer_of_a_known_kind_is_accepted():
   ("B", ["选B", "故选B", "答案是B", "答案:B"]),
   (r"\left(\frac{1}{2}, 3\right)", [r"\\left( \\frac{1}{2}, 3 \\right)"]),
   ("(1,2) or (3,4)", ["(1,2)or(3,4)", "(3,4), (1,2)"]), ("v_0^2/2", ["\\frac{v^2_0}{2}"]),
-  ("50%", ["50 pct", "50 percentage"]), (r"\frac{NO}{BO}=\sqrt{6}", [r"\sqrt6"]),
+  ("12", ["12\\,", "12\\ ", "12。", r"12\\"]), (r"\frac{\pi}{2}+x", [r"x+\frac\pi2"]),
+  ("20°C", ["20℃"]), ("50%", ["50 pct", "50 percentage"]), (r"\frac{NO}{BO}=\sqrt{6}", [r"\sqrt6"]),
   ("AB=4,CD=5", ["4, 5", "AB = 4, CD = 5"]), (r"x = -5,\ p = \frac{14}{3}", [r"-5, \frac{14}{3}"]),
 ])  # fmt: skip
 def test_right_answers_in_other_words_are_accepted(truth, right):
@@ -302,6 +304,7 @@ def test_an_answer_cut_at_the_last_brace_counts_where_it_is_said_twice(said, sam
   (r"F_n=\sum_{k=1}^{n} F_{n-k} G_k", r"F_n=\sum_{k=1}^{n} G_k F_{n-k}", True),
   (r"\Phi(x, y)=\frac{x}{2y}+\frac{1}{2y}", r"\Phi(x,y)=\frac{x+1}{2y}", True),
   ("\\sqrt{2}=x", "x=\\sqrt{2}", True), ("f(3)=5", "5=f(3)", True), ("5=AB", "AB=5", True),
+  ("f(2)=5", "f(3)=5", False), ("P(A)=0.5", "P(B)=0.5", False),
   ("f(x)=2x", "f(x)=2x+0", True), ("f(x)=2x", "f(x)=x", False), ("f(y)=2x", "f(x)=2y", False),
 ])  # fmt: skip
 def test_equations_are_equal_where_one_is_a_multiple_of_the_other(said, truth, same):
