@@ -112,6 +112,8 @@ def aepo_step(model, config, state, reference, batch, trigger_V, base=None):
                              controllers, state.controllers)
 
   metrics |= by_bucket("kl/outside", kl_3) | by_bucket("kl/kappa", controllers.kappa)
+  if config.reward.kind == "release":
+    metrics |= by_bucket("reward/alpha", controllers.alpha)
   metrics |= _over_minibatches(sums, updates, batch.rows.response_mask.sum((1, 2, 3)))
   metrics |= {f"nonfinite/{name}": count for name, count in nonfinite.items()}
   return state.replace(step=state.step + 1, params=params, opt_state=opt_state,

@@ -155,7 +155,6 @@ def shape_rewards(entropy, reward, controllers, batch, trigger_V, *, group):
   if reward.kind == "release":
     controllers = controllers.replace(alpha=ops.track_alpha(
       controllers.alpha, buckets.mean, buckets.size, buckets.target, rate=reward.alpha_rate))
-    metrics |= by_bucket("reward/alpha", controllers.alpha)
   return shaping, controllers, metrics
 
 

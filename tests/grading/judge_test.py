@@ -99,8 +99,8 @@ def test_a_judge_that_goes_on_failing_stops_the_run_or_drops_the_answer(tmp_path
   service.before["a"] = ["maybe"] * 9
   asked = [("a", "seven"), ("b", "seven")]
   with pytest.raises(GraderError, match="says 'yes and no', neither YES nor NO on 'seven'"):
-    score(tmp_path, asked, retries=1)
-  scores = score(tmp_path, asked, retries=1, failure="drop")
+    score(tmp_path, asked, retries=1, timeout=5.0)
+  scores = score(tmp_path, asked, retries=1, timeout=5.0, failure="drop")
   np.testing.assert_array_equal(scores.failed, [True, False])
   assert service.log.count("a") == 4 and service.log.count("b") == 1  # a failure is not kept
   service.before["c"] = ["slow"] * 9

@@ -379,10 +379,15 @@ def broken(prepared, name):
 
 @pytest.mark.parametrize("name", ["reward", "sampler_gap", "sampler_logprob", "sampler_entropy",
                                   "reference"])
-def test_a_term_that_is_not_finite_is_named_and_changes_nothing(prepared, name):
+def test_a_term_that_is_not_finite_is_named_and_changes_nothing(prepared, name, monkeypatch):
   if name == "reference":
-    state, metrics = prepared.step(reference=prepared.params | {
+    config = replace(prepared.config.aepo, reward__kind="release")
+    first = aepo_step._first_controllers(config).replace(hwe_target=np.full(3, 9, np.float32))
+    monkeypatch.setattr(aepo_step, "_first_controllers", lambda config: first)
+    state, metrics = prepared.step(config, reference=prepared.params | {
       "final_norm": prepared.params["final_norm"] * np.nan})
+    alpha = [metrics[f"reward/alpha/{bucket}"] for bucket in ("easy", "medium", "hard")]
+    np.testing.assert_array_equal(alpha, state.controllers.alpha)  # not that of a lost update
   else:
     state, metrics = prepared.step(**broken(prepared, name))
   nonfinite_counts = {key: int(metrics[key]) for key in metrics if key.startswith("nonfinite/") and
