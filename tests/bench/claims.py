@@ -87,7 +87,7 @@ SECOND_LOOK = {
   "data.digits.problem.levels": 8, "data.digits.problem.smudge": 0.3,
   "data.digits.problem.keys": (3, 7), "warmup.steps": 4000,
   "data.digits.teacher.captions": (0.8, 0.0), "data.digits.teacher.drills": (0.8, 0.3),
-  "data.digits.teacher.first_captions": 0.05, "data.digits.teacher.first_drills": 0.075,
+  "data.digits.teacher.first_captions": 0.05, "data.digits.teacher.first_drills": 0.125,
   "data.digits.teacher.warmup_smudge": 0.8,
   "data.digits.teacher.first_level": (0.4, 0.3, 0.3),
   "data.digits.teacher.last_level": (0.2, 0.4, 0.4),
