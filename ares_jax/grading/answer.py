@@ -14,7 +14,7 @@ from ares_jax.grading import option, quantity, rewrite, words
 from ares_jax.grading.collection import pair_up, parse_collection
 from ares_jax.grading.formula import is_safe, is_solved, same_formula, variables
 from ares_jax.grading.notation import normalise, tight, without_hidden
-from ares_jax.grading.question import restates, unit_differs
+from ares_jax.grading.question import restates
 
 MAX_LENGTH = 256  # characters of an answer; a longer one is right only as the truth is written
 _MAX_DEPTH = 2  # collections inside collections
@@ -101,8 +101,7 @@ def same_answer(answer, truth, symbolic=None):
     return False
   # The question shows its options, so to name one is not to restate it.
   is_named = choices.texts and (option.parse_option(answer) or choices.written_as(answer))
-  return bool(is_named) or not (restates(answer, truths, truth.question)
-                                or unit_differs(answer, truths, truth.question))
+  return bool(is_named) or not restates(answer, truths, truth.question)
 
 
 def _plain(text):
@@ -316,7 +315,8 @@ def _same_formula(pair):
   # Letters alone are a name: the segment AB, not a product.
   if truth != "i" and re.fullmatch(r"[A-Za-z' ]*", truth):
     return False
-  if is_solved(truth) and not is_solved(answer):  # 2x = 4 is a step on the way to x = 2
+  # 2x = 4 is a step on the way to x = 2. x - 2 = 0 may be a line.
+  if is_solved(truth) and not is_solved(re.sub(r" ?[+-] ?[0-9.]+ ?= ?0$", "=0", answer)):
     return False
   # An answer must not bring variables of its own (5 + 0x). To math-verify X is x.
   return variables(answer) == variables(truth) and pair.symbolic(answer, truth)

@@ -20,7 +20,7 @@ _NAME = re.compile(
   r"(\\[A-Za-z]+|" + "|".join(sorted(FUNCTIONS, key=len, reverse=True)) + r"|[A-Za-z])"
   r"(?: ?_ ?(?:\{([^{}]*)\}|([A-Za-z0-9]|\\[A-Za-z]+)))?('*)"
 )
-_ALONE = re.compile(rf"-?(?:{_NAME.pattern}(?: ?\([^()]*\))?|[A-Z]{{2,3}})")
+_ALONE = re.compile(rf"-?(?:{_NAME.pattern}(?: ?\([^()]*\))?|\|?[A-Z]{{2,3}}\|?)")
 _BRACKET = re.compile(r" ?(?:\^ ?(?:\{[^{}]*\}|[0-9]) ?)?\(")  # f(x), f^2(x)
 # A name that may be an argument, as in \frac ab or \sqrt\alpha, needs braces.
 _ARGUMENT = re.compile(r"(?<=[A-Za-z}]) ?(\\variable\{(?:[^{}]|\{[^{}]*\})*\})")
@@ -225,7 +225,7 @@ def is_safe(text):
 
 
 def is_solved(text):
-  """Whether one side of a relation is a name and no other has any: x = 2, -f(3) < 2, AB = 5."""
+  """Whether one side of a relation is a name and no other has any: x = 2, -f(3) < 2, |AB| = 5."""
   sides = re.split(r" ?(?:[=<>]|\\[gln]eq?(?![a-z])) ?", text)
   named = [side for side in sides if variables(side)]
   return len(sides) > 1 and len(named) == 1 and bool(_ALONE.fullmatch(named[0]))

@@ -139,14 +139,14 @@ class RunData:
     path, shown = os.path.join(self._workdir, "bad_rows.jsonl"), f"{self._workdir}/bad_rows.jsonl"
     lines = []
     if os.path.exists(path):
-      with open(path, "rb") as file:
-        try:
+      try:
+        with open(path, "rb") as file:
           lines = [json.loads(line) for line in file]
-        except ValueError as error:
-          raise ValueError(f"{shown} is damaged ({error}); remove it: the same command looks at "
-                           "all rows again") from error
-    for line in lines:
-      line["data"] = RENAMED_DATA.get(line["data"], line["data"])
+        for line in lines:
+          line["data"] = RENAMED_DATA.get(line["data"], line["data"])
+      except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{shown} is damaged ({error}); remove it: the same command looks at all "
+                         "rows again") from error
     listed = [line for line in lines if line["data"] == kind]
     bad = [[line for line in listed[1:] if line["part"] == part]
            for part in range(len(mixture.parts))]

@@ -98,11 +98,12 @@ def test_the_list_of_an_older_run_is_read_under_the_names_of_today(tmp_path, gra
   assert path.read_text() == older and "looking at all rows" not in capsys.readouterr().err
 
 
-def test_a_damaged_list_is_named_with_the_remedy(tmp_path, grader):
+@pytest.mark.parametrize("line", [b"\0\0\xff\n", b"3\n", b"{}\n"])
+def test_a_damaged_list_is_named_with_the_remedy(tmp_path, grader, line):
   config = write(tmp_path, ["good", "long"])
   data(tmp_path, config, grader=grader).source("rl")
   with open(tmp_path / "run" / "bad_rows.jsonl", "ab") as file:
-    file.write(b"\0\0\xff\n")
+    file.write(line)
   with pytest.raises(ValueError, match="run/bad_rows.jsonl is damaged .*; remove it: the same"):
     data(tmp_path, config, grader=grader).source("rl")
 

@@ -28,9 +28,9 @@ _VIDEO_FILE = re.compile(r"[^\n]{1,400}\.(mp4|avi|mov|mkv|webm|wav|mp3|flac|ogg)
 _HOLDS_IMAGE = ("bytes", "path", "url")  # keys of an object that is one image
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 # The beginning of PNG, JPEG, GIF, WebP, BMP, TIFF, PPM and AVIF files in base 64. A text that goes
-# on like this names no file: it would have 60 letters without a dot.
+# on like this names no file: it would have 40 letters without a dot.
 _BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk[0-3]|SUkqA|TU0AK|UD[UY][Kg]"
-                     r"|AAAA.GZ0eXBhdm)[A-Za-z0-9+/]{60}")
+                     r"|AAAA.GZ0eXBhdm)[A-Za-z0-9+/]{40}")
 _ENDS = (".jpg", ".png", ".jpeg", ".webp")  # of the file of a numbered image
 _LONGEST_NAME = 1024  # letters of a file name
 

@@ -72,7 +72,7 @@ def _files(path, split):
     state = json.loads((path / "state.json").read_text())
     if state.get("_indices_files"):
       raise ValueError(f"{path} is a view of other rows; save it after flatten_indices()")
-    _check_split(path, split, str(state.get("_split")))
+    _check_split(path, split, state.get("_split") or split)
     return [path / file["filename"] for file in state["_data_files"]]
   for folder in (path, path / "data"):
     found = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -80,20 +80,17 @@ def _files(path, split):
     found = [file for file in found if not file.name.startswith(".")
              and file.name not in ("dataset_info.json", "dataset_infos.json")]
     for suffixes in (SUFFIXES, TABLES):
-      files = [file for file in found if file.suffix in suffixes and _is_of(split, file.name)]
+      files = [file for file in found if file.suffix in suffixes
+               and (not split or re.match(rf"{re.escape(split)}(?![A-Za-z0-9])", file.name))]
       if files:
         return files
   raise ValueError(f"{path} is neither a {', '.join(SUFFIXES)} file nor a folder of them"
                    + (f" with names that begin with {split!r}" if split else ""))
 
 
-def _is_of(split, name):
-  return re.match(rf"{re.escape(split)}(?![A-Za-z0-9])", name) if split else True
-
-
 def _check_split(path, split, name):
   """ValueError where all rows would be read as those of a split that `name` is not of."""
-  if not _is_of(split, name):
+  if split and not re.search(rf"(?<![A-Za-z0-9]){re.escape(split)}(?![A-Za-z0-9])", name):
     raise ValueError(f"{path} is one whole, of which split = {split!r} chooses no rows; leave it "
                      "empty, or write these rows to a file of their own")
 

@@ -120,7 +120,7 @@ def _messages_in(record, text):
   try:
     messages = json.loads(text)
   except (ValueError, RecursionError):
-    if not _MESSAGES.match(text):
+    if not (_MESSAGES.match(text) and text.rstrip().endswith("]")):
       return text
     try:
       messages = list_in(text)

@@ -36,9 +36,8 @@ def test_messages_may_be_json_in_a_text():
   for text in (json.dumps([USER, ANSWER]), str([USER, ANSWER]), f" {[USER, ANSWER]}",
                json.dumps([USER, ANSWER]).encode()):
     assert read(text) == read([USER, ANSWER])
-  for text in (str(np.array([USER, ANSWER])), str([USER, ANSWER])[:-1]):
-    with pytest.raises(BadRow, match="its messages .* are no list: SyntaxError"):
-      read(text)
+  with pytest.raises(BadRow, match="its messages .* are no list: SyntaxError"):
+    read(str(np.array([USER, ANSWER])))
   assert read('[{"a": 1}]', schema="ares_coldstart")["question"] == '[{"a": 1}]'
 
 
@@ -48,6 +47,9 @@ def test_an_answer_without_a_box_is_no_truth():
   plain = with_columns(read_schemas()["plain"], {"question": ["messages"], "answer": ["truth"]})
   row = read_row(plain, {"messages": [USER, ANSWER], "truth": 3}, location="", name="", folder="f")
   assert (row["question"], row["answer"], row["response"]) == ("Why?", ["3"], "Because.")
+  text = f"{[USER]} What does this print?"
+  row = read_row(plain, {"messages": text, "truth": 3}, location="", name="", folder="f")
+  assert row["question"] == text
   assert read([USER, {"role": "assistant", "content": "\\boxed{3}"}], truth=True)["answer"] == ["3"]
 
 

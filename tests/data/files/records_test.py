@@ -120,7 +120,12 @@ def test_a_split_is_a_folder_or_the_beginning_of_names(tmp_path):
   assert len(open_records(saved, "train")) == 7
   with pytest.raises(ValueError, match="has the splits train; split is 'test'"):
     open_records(saved, "test")
-  assert len(open_records(tmp_path / "train-0.parquet", "train")) == 1
+  files.parquet(tmp_path / "geo_train.parquet", [{"name": "one"}])
+  for name in ("train-0", "geo_train"):
+    assert len(open_records(tmp_path / f"{name}.parquet", "train")) == 1
+  assert len(open_records(saved / "train", "train")) == 7  # its state names no split
+  state = saved / "train" / "state.json"
+  state.write_text(json.dumps(json.loads(state.read_text()) | {"_split": "test"}))
   for whole in (tmp_path / "test-0.parquet", saved / "train"):
     with pytest.raises(ValueError, match="is one whole, of which split = 'train' chooses no rows"):
       open_records(whole, "train")
