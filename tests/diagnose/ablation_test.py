@@ -68,7 +68,8 @@ def test_runs_of_a_seed_share_their_cold_start_and_their_kind_of_machine(tmp_pat
   with pytest.raises(ValueError, match="seed 0, but not one cold start: after adacs they were"):
     ablation.measure_ablation([ours, apart])
   for folder, cpu in (("d", "new"), ("u", "old")):
-    line = json.dumps({"cpu": cpu, "device": "cpu"}) + "\n"
+    line = json.dumps({"time": "now", "command": [], "jax": "0.10.2", "device": "cpu", "devices": 1,
+                       "cpu": cpu}) + "\n"
     (tmp_path / folder / "starts.jsonl").write_text(2 * line)
   with pytest.raises(ValueError, match="ran on different machines.*: old, cpu and new, cpu; run"):
     ablation.measure_ablation([ours, uniform])

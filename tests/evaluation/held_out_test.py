@@ -107,8 +107,9 @@ def test_the_first_sampled_batch_is_shown():
 
 
 def test_a_stage_is_evaluated_once_and_its_seconds_are_added_up(tmp_path, monkeypatch):
-  lines = [{"stage": "adacs", "seconds/step": 1.5}, {"stage": "aepo", "seconds/step": 9.0},
-           {"stage": "adacs", "seconds/step": 2.0, "loss": 1.0}]
+  lines = [{"stage": "adacs", "step": 1, "seconds/step": 1.5},
+           {"stage": "aepo", "step": 1, "seconds/step": 9.0},
+           {"stage": "adacs", "step": 2, "seconds/step": 2.0, "loss": 1.0}]
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
   evaluated = []
   monkeypatch.setattr(held_out, "evaluate_stage",
