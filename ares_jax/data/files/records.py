@@ -91,8 +91,8 @@ def _files(path, split):
 def _check_split(path, split, name):
   """ValueError where all rows would be read as those of a split that `name` is not of."""
   if split and not re.search(rf"(?<![A-Za-z0-9]){re.escape(split)}(?![A-Za-z0-9])", name):
-    raise ValueError(f"{path} is one whole, of which split = {split!r} chooses no rows; leave it "
-                     "empty, or write these rows to a file of their own")
+    raise ValueError(f"{path} is not divided into splits, and its name has no {split!r}; leave "
+                     "split empty to read all of it, or name a file of that split")
 
 
 class Records:

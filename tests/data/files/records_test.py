@@ -127,7 +127,7 @@ def test_a_split_is_a_folder_or_the_beginning_of_names(tmp_path):
   state = saved / "train" / "state.json"
   state.write_text(json.dumps(json.loads(state.read_text()) | {"_split": "test"}))
   for whole in (tmp_path / "test-0.parquet", saved / "train"):
-    with pytest.raises(ValueError, match="is one whole, of which split = 'train' chooses no rows"):
+    with pytest.raises(ValueError, match="is not divided into splits, and its name has no 'train'"):
       open_records(whole, "train")
 
 
